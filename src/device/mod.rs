@@ -1,0 +1,100 @@
+//! Devices: where bytes are kept.
+//!
+//! Floor 2. A device is an array of bytes that can be read, written and flushed; what stands
+//! above it (ring, pool, RAID) never sees a path or a descriptor. Implementations: [`file`] for
+//! files and block devices, [`latch`] which makes the first error final, [`sim`] which loses,
+//! tears and fails on demand. All pass one conformance suite.
+//!
+//! Calls block. They are made from threads that may block: committing thread, drainer, appliers,
+//! readers; never from an actor's handler.
+
+pub mod buffer;
+pub mod conformance;
+pub mod file;
+pub mod latch;
+pub mod sim;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use crate::units::numbers::ByteCount;
+
+/// What went wrong with a device. Cloneable, so that a latch can repeat it to everybody.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DeviceError {
+    /// The caller asked for bytes that the device does not have.
+    #[error("{device}: {length} bytes at {offset} lie past the end at {size}")]
+    OutOfRange { device: Arc<str>, offset: u64, length: u64, size: u64 },
+    /// The device or the kernel refused.
+    #[error("{device}: {operation} of {length} bytes at {offset}: {error}")]
+    Io {
+        device: Arc<str>,
+        operation: &'static str,
+        offset: u64,
+        length: u64,
+        error: Arc<io::Error>,
+    },
+    /// An earlier error latched the device: it takes no writes until an operator acts.
+    #[error("refused since the first error: {first}")]
+    Latched { first: Arc<DeviceError> },
+}
+
+/// How a device makes a write durable, shown in status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Each durable write carries O_DIRECT and O_DSYNC.
+    DirectDsync,
+    /// Each durable write is followed by fdatasync.
+    Fdatasync,
+    /// A simulated device.
+    Simulated,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DirectDsync => "O_DIRECT|O_DSYNC",
+            Self::Fdatasync => "fdatasync",
+            Self::Simulated => "simulated",
+        })
+    }
+}
+
+/// An array of bytes on some medium.
+///
+/// Offsets and lengths may have any alignment; an implementation that needs aligned ones uses a
+/// bounce buffer. Callers on a hot path keep to [`Device::alignment`] and to buffers of
+/// [`buffer::AlignedBuffer`] and get none.
+///
+/// After an error of `write_at` the content of that range is undefined; after an error of
+/// `flush` or `write_durable_at` everything written since the last successful flush is.
+pub trait Device: Send + Sync + fmt::Debug {
+    /// Name for messages: usually the path.
+    fn name(&self) -> Arc<str>;
+    /// Size in bytes; constant while open.
+    fn size(&self) -> ByteCount;
+    /// Offsets, lengths and buffers of this alignment go through without a bounce buffer.
+    fn alignment(&self) -> ByteCount;
+    /// How a durable write is made durable.
+    fn durability(&self) -> Durability;
+    /// Fills `buffer` from `offset`.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError>;
+    /// Writes `bytes` at `offset`; durable after the next successful [`Device::flush`].
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError>;
+    /// Writes `bytes` at `offset`; durable when it returns `Ok`. Says nothing about earlier
+    /// `write_at` calls.
+    fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError>;
+    /// Makes every write that returned before this call durable.
+    fn flush(&self) -> Result<(), DeviceError>;
+}
+
+/// Checks that `offset..offset + length` lies inside a device of `size` bytes.
+pub fn check_range(device: &dyn Device, offset: u64, length: usize) -> Result<(), DeviceError> {
+    let length = crate::units::convert::to_u64(length);
+    let size = device.size().0;
+    match offset.checked_add(length) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(DeviceError::OutOfRange { device: device.name(), offset, length, size }),
+    }
+}

@@ -1,0 +1,13 @@
+//! mirrorhub: a central hub that keeps a live, proven, readable mirror of the block volumes of
+//! many filers.
+//!
+//! The modules stand on floors (`docs/architecture.md`): a module imports strictly lower floors,
+//! never a sibling; `tests/floors.rs` checks it. From the ground: [`units`], [`limits`] and
+//! [`metric`], [`device`], [`record`] and [`wire`], [`nvlog`] and [`nbd`], [`pool`] and
+//! [`sourcelog`], [`volume`], [`session`], [`filer`], [`hub`], [`observe`] and [`control`],
+//! [`config`], [`cli`].
+
+pub mod device;
+pub mod limits;
+pub mod record;
+pub mod units;

@@ -1,0 +1,113 @@
+//! Every bound of the program in one place, tied together by `const` assertions.
+//!
+//! Floor 1. A queue, buffer, frame or table is bounded by a name from here (invariant 8). Where
+//! two bounds depend on each other, an assertion below says so: it fails the build, not the run.
+
+use crate::units::BLOCK_BYTES_U64;
+
+/// One KiB.
+pub const KIB: u64 = 1 << 10;
+/// One MiB.
+pub const MIB: u64 = 1 << 20;
+/// One GiB.
+pub const GIB: u64 = 1 << 30;
+
+// ---- entries and transfers (section 3, R16) ----
+
+/// Data bytes in one entry: a longer request is cut at block boundaries.
+pub const ENTRY_DATA_BYTES_MAX: u64 = 256 * KIB;
+/// Bytes of one transfer: header, entry table and data.
+pub const TRANSFER_BYTES_MAX: u64 = MIB;
+/// Entries in one transfer.
+pub const TRANSFER_ENTRIES_MAX: u64 = 4096;
+
+// ---- records, rings and logs (section 7) ----
+
+/// Records are padded to this: the smallest sector that O_DIRECT knows.
+pub const RECORD_ALIGN_BYTES: u64 = 512;
+/// Bytes of one record with envelope and padding.
+pub const RECORD_BYTES_MAX: u64 = TRANSFER_BYTES_MAX + 4 * KIB;
+/// Bytes one group commit writes at most.
+pub const COMMIT_BYTES_MAX: u64 = 4 * MIB;
+/// Smallest data area of a ring.
+pub const RING_BYTES_MIN: u64 = 8 * MIB;
+/// Largest data area of a ring.
+pub const RING_BYTES_MAX: u64 = 1 << 42;
+/// A source log grows ahead of need in steps of this.
+pub const SOURCE_LOG_STEP_BYTES: u64 = 8 * MIB;
+/// Source log files open at once on a hub.
+pub const SOURCE_LOG_FILES_OPEN_MAX: usize = 1024;
+
+// ---- wire (section 8) ----
+
+/// Bytes of a frame's MessagePack header.
+pub const FRAME_HEADER_BYTES_MAX: u64 = 256 * KIB;
+/// Bytes of a frame's payload.
+pub const FRAME_PAYLOAD_BYTES_MAX: u64 = TRANSFER_BYTES_MAX;
+/// Bytes of a frame of CP data.
+pub const CP_FRAME_BYTES_MAX: u64 = 256 * KIB;
+/// CP data bytes that may stand unsent before a transfer.
+pub const CP_BYTES_BEFORE_TRANSFER_MAX: u64 = 128 * KIB;
+/// Frames in a connection's send queue.
+pub const SEND_QUEUE_FRAMES: usize = 64;
+/// Seconds a new connection may take to say who it is.
+pub const HANDSHAKE_SECONDS_MAX: u64 = 10;
+/// Connections that have not yet said who they are.
+pub const HANDSHAKES_MAX: usize = 64;
+/// Bytes of transfers one source may have under way to the hub at least (the `log` credit floor).
+pub const LOG_CREDIT_BYTES_MIN: u64 = 4 * TRANSFER_BYTES_MAX;
+/// Bytes of CP data one source may have under way (the `cp` credit).
+pub const CP_CREDIT_BYTES: u64 = 2 * MIB;
+
+// ---- volumes and pool (sections 6, 11) ----
+
+/// Children of a tree node.
+pub const NODE_CHILDREN: usize = 128;
+/// Levels of a tree: 128^9 blocks are more bytes than 64 bits count.
+pub const TREE_HEIGHT_MAX: u8 = 8;
+/// Largest volume: 128^6 blocks of 4 KiB are 16 PiB.
+pub const VOLUME_BYTES_MAX: u64 = (1 << 42) * BLOCK_BYTES_U64;
+/// Volumes of one source.
+pub const VOLUMES_PER_SOURCE_MAX: usize = 256;
+/// Sources of one hub.
+pub const SOURCES_MAX: usize = 16_384;
+/// Smallest reserve of a pool.
+pub const POOL_RESERVE_BYTES_MIN: u64 = 64 * MIB;
+/// Smallest device of a pool.
+pub const POOL_DEVICE_BYTES_MIN: u64 = 256 * MIB;
+/// Pinned images at once.
+pub const PINS_MAX: usize = 65_536;
+
+// ---- NBD (section 13, crates.md 3) ----
+
+/// Bytes of one NBD request, as the protocol text recommends.
+pub const NBD_REQUEST_BYTES_MAX: u64 = 32 * MIB;
+/// Bytes of one NBD option.
+pub const NBD_OPTION_BYTES_MAX: u64 = 16 * KIB;
+/// Options in one handshake.
+pub const NBD_OPTIONS_MAX: usize = 256;
+/// Requests of one NBD connection under way at once.
+pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 128;
+/// Request bytes of one NBD connection held in memory at once.
+pub const NBD_BYTES_IN_FLIGHT_MAX: u64 = 64 * MIB;
+/// NBD connections of one process.
+pub const NBD_CONNECTIONS_MAX: usize = 1024;
+
+// ---- actors ----
+
+/// Messages in a source actor's mailbox.
+pub const ACTOR_MAILBOX_MESSAGES: usize = 64;
+/// Bytes of a request or answer on the admin socket.
+pub const ADMIN_MESSAGE_BYTES_MAX: u64 = 4 * MIB;
+
+const _: () = {
+    assert!(ENTRY_DATA_BYTES_MAX.is_multiple_of(BLOCK_BYTES_U64));
+    assert!(ENTRY_DATA_BYTES_MAX * 2 <= TRANSFER_BYTES_MAX, "a transfer holds two full entries");
+    assert!(TRANSFER_ENTRIES_MAX * 32 + ENTRY_DATA_BYTES_MAX <= TRANSFER_BYTES_MAX);
+    assert!(RECORD_BYTES_MAX.is_multiple_of(RECORD_ALIGN_BYTES));
+    assert!(RECORD_BYTES_MAX <= COMMIT_BYTES_MAX);
+    assert!(COMMIT_BYTES_MAX < RING_BYTES_MIN, "a group commit never laps its own ring");
+    assert!(CP_FRAME_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
+    assert!(CP_FRAME_BYTES_MAX <= CP_CREDIT_BYTES);
+    assert!(NBD_REQUEST_BYTES_MAX <= NBD_BYTES_IN_FLIGHT_MAX);
+};

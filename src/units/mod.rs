@@ -1,0 +1,15 @@
+//! The units of the program: names, ids, numbers and hashes as types of their own.
+//!
+//! Floor 0: imports nothing of the crate. Everything that crosses a module border wears one of
+//! these types, so that a volume block cannot be taken for a pool block, nor a name for an id.
+
+pub mod convert;
+pub mod hash;
+pub mod ids;
+pub mod names;
+pub mod numbers;
+
+/// Bytes in one block of a volume and in one node of its tree.
+pub const BLOCK_BYTES: usize = 4096;
+/// The same, as the type that offsets have.
+pub const BLOCK_BYTES_U64: u64 = 4096;
