@@ -11,3 +11,4 @@ pub mod device;
 pub mod limits;
 pub mod record;
 pub mod units;
+pub mod wire;
