@@ -9,6 +9,8 @@
 
 pub mod device;
 pub mod limits;
+pub mod link;
 pub mod record;
+pub mod session;
 pub mod units;
 pub mod wire;
