@@ -121,8 +121,10 @@ pub enum Action {
     SendLog { from: Place },
     /// The source is welcome: it is in session now.
     Joined,
-    /// Answer to a verify question.
+    /// The source asks to read every block of that CP.
     Scan { cp: CpNumber, token: u64 },
+    /// The source's answer to a checkpoint question.
+    CheckpointAt { token: u64, cp: CpNumber },
     /// The source's answer to our question.
     Scanned(crate::wire::message::Scanned),
     /// Refuse with this reason and close.
@@ -409,6 +411,9 @@ impl Mirror {
                 actions.push(Action::Scan { cp: scan.cp, token: scan.token });
             }
             (State::Joined, Message::Scanned(scanned)) => actions.push(Action::Scanned(scanned)),
+            (State::Joined, Message::CheckpointAt(at)) => {
+                actions.push(Action::CheckpointAt { token: at.token, cp: at.cp });
+            }
             (State::Joined | State::Refilling, Message::Ping(ping)) => {
                 actions.push(Action::Send(Message::Pong(Pong { token: ping.token })));
             }

@@ -94,8 +94,8 @@ pub enum Action {
     Serve,
     /// The CP is published on the hub: release its partition.
     Done { cp: CpNumber },
-    /// Somebody at the hub asks for a checkpoint.
-    Checkpoint,
+    /// Somebody at the hub asks for a checkpoint; answered with `CheckpointAt`.
+    Checkpoint { token: u64 },
     /// The hub asks to read every block of that CP.
     Scan { cp: CpNumber, token: u64 },
     /// The answer to our own Scan.
@@ -275,7 +275,9 @@ impl Primary {
             (State::Streaming, Message::Ack(ack)) => self.ack(ack, actions),
             (State::Streaming, Message::CpDone(done)) => self.done(done.cp, actions),
             (State::Streaming, Message::CpRejected(no)) => self.rejected(&no, actions),
-            (State::Streaming, Message::WantCheckpoint(_)) => actions.push(Action::Checkpoint),
+            (State::Streaming, Message::WantCheckpoint(want)) => {
+                actions.push(Action::Checkpoint { token: want.token });
+            }
             (State::Streaming, Message::Scan(scan)) => {
                 actions.push(Action::Scan { cp: scan.cp, token: scan.token });
             }
