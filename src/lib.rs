@@ -10,6 +10,7 @@
 pub mod device;
 pub mod limits;
 pub mod link;
+pub mod nbd;
 pub mod record;
 pub mod session;
 pub mod units;
