@@ -9,5 +9,6 @@
 
 pub mod device;
 pub mod limits;
+pub mod nvlog;
 pub mod record;
 pub mod units;
