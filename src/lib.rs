@@ -7,7 +7,11 @@
 //! [`sourcelog`], [`volume`], [`session`], [`filer`], [`hub`], [`observe`] and [`control`],
 //! [`config`], [`cli`].
 
+pub mod control;
 pub mod device;
 pub mod limits;
+pub mod metric;
+pub mod observe;
 pub mod record;
+pub mod status;
 pub mod units;
