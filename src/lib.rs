@@ -7,12 +7,16 @@
 //! [`sourcelog`], [`volume`], [`session`], [`filer`], [`hub`], [`observe`] and [`control`],
 //! [`config`], [`cli`].
 
+pub mod control;
 pub mod device;
 pub mod limits;
 pub mod link;
+pub mod metric;
 pub mod nbd;
 pub mod nvlog;
+pub mod observe;
 pub mod record;
 pub mod session;
+pub mod status;
 pub mod units;
 pub mod wire;

@@ -1,3 +1,3 @@
-//! Integration suite placeholder.
-#[test]
-fn placeholder() {}
+//! The one integration binary: each concern is a module of its own.
+
+mod floors;

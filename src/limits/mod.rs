@@ -115,8 +115,40 @@ pub const NBD_DRAIN_SECONDS_MAX: u64 = 30;
 
 /// Messages in a source actor's mailbox.
 pub const ACTOR_MAILBOX_MESSAGES: usize = 64;
+
+// ---- configuration (section 13); the bounds of single keys ----
+
+/// Bytes of one configuration file.
+pub const CONFIG_FILE_BYTES_MAX: u64 = MIB;
+/// Smallest guaranteed share of the hub's ring.
+pub const NVRAM_SHARE_BYTES_MIN: u64 = LOG_CREDIT_BYTES_MIN;
+/// Milliseconds between two CPs of a source.
+pub const CHECKPOINT_INTERVAL_MS: (u64, u64) = (100, 24 * 60 * 60 * 1000);
+/// Milliseconds without the hub after which it counts as lost.
+pub const HUB_TIMEOUT_MS: (u64, u64) = (100, 60 * 60 * 1000);
+/// Milliseconds that a pin lasts at most.
+pub const IMAGE_PIN_MS: (u64, u64) = (60 * 1000, 30 * 24 * 60 * 60 * 1000);
+/// Bytes of the path of a unix socket: `sun_path` of unix(7) without its final zero.
+pub const UNIX_PATH_BYTES_MAX: usize = 107;
+
+// ---- admin socket and HTTP ----
+
 /// Bytes of a request or answer on the admin socket.
 pub const ADMIN_MESSAGE_BYTES_MAX: u64 = 4 * MIB;
+/// Connections of the admin socket at once.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Seconds an admin connection may take to send its request, or to take an answer line.
+pub const ADMIN_IO_SECONDS_MAX: u64 = 10;
+/// Milliseconds between two progress lines of an admin answer.
+pub const ADMIN_PROGRESS_MS: u64 = 100;
+/// HTTP connections of one process.
+pub const HTTP_CONNECTIONS_MAX: usize = 64;
+/// Seconds an HTTP connection may stand without a byte in either direction.
+pub const HTTP_IDLE_SECONDS_MAX: u64 = 30;
+/// Seconds that HTTP requests under way get when the process stops.
+pub const HTTP_STOP_SECONDS_MAX: u64 = 5;
+/// Seconds between two runs of the metric recorder's upkeep.
+pub const METRIC_UPKEEP_SECONDS: u64 = 5;
 
 const _: () = {
     assert!(ENTRY_DATA_BYTES_MAX.is_multiple_of(BLOCK_BYTES_U64));
@@ -131,4 +163,7 @@ const _: () = {
     assert!(NBD_BYTES_IN_FLIGHT_MAX <= NBD_BYTES_IN_FLIGHT_TOTAL);
     assert!(NBD_OPTION_BYTES_MAX <= NBD_OPTION_SKIP_BYTES_MAX);
     assert!(NBD_EXTENTS_MAX <= 1 << 20, "the protocol's own bound");
+    assert!(NVRAM_SHARE_BYTES_MIN >= LOG_CREDIT_BYTES_MIN, "credit stands on ring share (R10)");
+    assert!(NVRAM_SHARE_BYTES_MIN >= 2 * RECORD_BYTES_MAX, "a share holds two transfers (R16)");
+    assert!(RING_BYTES_MIN / 2 >= 2 * RECORD_BYTES_MAX, "a partition holds two transfers (R16)");
 };
