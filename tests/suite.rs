@@ -1,3 +1,3 @@
-//! The one integration binary: each concern is a module of its own.
+//! The integration suite: one binary, real processes, real foreign clients. See `tests/run`.
 
 mod floors;

@@ -17,6 +17,7 @@
 //! make us hold is counted against bounds in [`limits`](crate::limits).
 
 mod budget;
+pub mod client;
 pub mod counters;
 mod end;
 mod execute;

@@ -175,6 +175,7 @@ pub struct Mirror {
     cp_credit: u64,
     cp_taken: u64,
     faulted: Option<String>,
+    last_refusal: Option<String>,
 }
 
 impl Mirror {
@@ -192,7 +193,13 @@ impl Mirror {
             cp_credit,
             cp_taken: 0,
             faulted: None,
+            last_refusal: None,
         }
+    }
+
+    /// Why the last CP was refused, until one is published.
+    pub fn last_refusal(&self) -> Option<&str> {
+        self.last_refusal.as_deref()
     }
 
     /// What is durably known, for status.
@@ -501,6 +508,12 @@ impl Mirror {
         let joined = matches!(self.state, State::Joined);
         let reject = |differs, reason: String, no_space| {
             Action::Send(Message::CpRejected(CpRejected { cp, differs, reason, no_space }))
+        };
+        self.last_refusal = match &outcome {
+            Outcome::Published(_) => None,
+            Outcome::Rejected { reason, .. } => Some(reason.clone()),
+            Outcome::NoSpace => Some("the hub's pool is full".to_owned()),
+            Outcome::Aborted => self.last_refusal.take(),
         };
         match outcome {
             Outcome::Published(roots) => {
