@@ -75,6 +75,8 @@ pub const SOURCES_MAX: usize = 16_384;
 pub const POOL_RESERVE_BYTES_MIN: u64 = 64 * MIB;
 /// Smallest device of a pool.
 pub const POOL_DEVICE_BYTES_MIN: u64 = 256 * MIB;
+/// Largest device of a pool.
+pub const POOL_DEVICE_BYTES_MAX: u64 = VOLUME_BYTES_MAX;
 /// Pinned images at once.
 pub const PINS_MAX: usize = 65_536;
 
