@@ -30,3 +30,6 @@ mod outgoing;
 pub mod protocol;
 pub mod serve;
 mod transmission;
+
+#[cfg(test)]
+mod tests;
