@@ -10,4 +10,5 @@
 pub mod device;
 pub mod limits;
 pub mod record;
+pub mod sourcelog;
 pub mod units;
