@@ -396,8 +396,12 @@ impl LogFile for SimFile {
             s.step(Some(Op::Write), &self.path)?;
             let short = s.step(Some(Op::ShortWrite), &self.path);
             let written = if short.is_ok() { bytes.len() } else { bytes.len() / 2 };
-            let cache = &mut s.inodes[self.inode].cache;
+            let inode = &mut s.inodes[self.inode];
             let end = to_usize(offset) + written;
+            // What is written again is dirty again, whatever it holds.
+            let touched = (end - written) / SECTOR..end.div_ceil(SECTOR);
+            inode.lost.retain(|number, _| !touched.contains(number));
+            let cache = &mut inode.cache;
             if cache.len() < end {
                 cache.resize(end, 0);
             }
@@ -418,7 +422,9 @@ impl LogFile for SimFile {
     fn truncate(&self, length: u64) -> io::Result<()> {
         self.files.with(|s| {
             s.step(Some(Op::Truncate), &self.path)?;
-            s.inodes[self.inode].cache.resize(to_usize(length), 0);
+            let inode = &mut s.inodes[self.inode];
+            inode.cache.resize(to_usize(length), 0);
+            inode.lost.retain(|number, _| *number < to_usize(length) / SECTOR);
             Ok(())
         })
     }

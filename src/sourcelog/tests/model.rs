@@ -7,7 +7,11 @@
 
 use proptest::prelude::*;
 
+use super::super::sim::Op;
 use super::*;
+
+const FAILING: &[Op] =
+    &[Op::Write, Op::ShortWrite, Op::Allocate, Op::Create, Op::Writeback, Op::SyncDir];
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -19,6 +23,7 @@ enum Step {
     PowerCut { seed: u64 },
     Kill,
     Read { source: usize },
+    Fault { source: usize, op: Op },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -32,7 +37,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (source.clone(), 0usize..4).prop_map(|(source, back)| Step::Cut { source, back }),
         2 => any::<u64>().prop_map(|seed| Step::PowerCut { seed }),
         1 => Just(Step::Kill),
-        1 => source.prop_map(|source| Step::Read { source }),
+        1 => source.clone().prop_map(|source| Step::Read { source }),
+        1 => (source, prop::sample::select(FAILING)).prop_map(|(source, op)| Step::Fault { source, op }),
     ];
     prop::collection::vec(step, 1..60)
 }
@@ -116,6 +122,7 @@ impl Bench {
             }
             Step::Kill => self.restart(self.files.copy()),
             Step::Read { source } => self.read(*source),
+            Step::Fault { source, op } => self.fault(*source, *op),
         }
     }
 
@@ -149,6 +156,38 @@ impl Bench {
         // The source comes back with another tail, in a new generation.
         model.line.place = at;
         model.line.generation += 1;
+    }
+
+    /// An append and a sync while `op` fails for one source. If that faulted it, what was not
+    /// synced is given up and written again from the ring.
+    fn fault(&mut self, source: usize, op: Op) {
+        let model = &mut self.models[source];
+        let transfer = model.line.write(model.cp, 4096, 3000);
+        self.files.fail(op, &model.id.to_string(), 28);
+        let appended = self.store.append(model.id, EPOCH, &transfer).is_ok();
+        model.history.push(transfer);
+        let all: Vec<SourceId> = self.models.iter().map(|model| model.id).collect();
+        for (n, (id, result)) in self.store.sync(&all).into_iter().enumerate() {
+            let faulted = self.store.fault(id).is_some();
+            assert_eq!(result.is_err(), faulted);
+            assert!(!faulted || n == source, "a fault of {source} hit {n}");
+            if let Ok(place) = result {
+                let model = &mut self.models[n];
+                model.synced = model.synced.max(model.index(&place));
+            }
+        }
+        self.files.heal();
+        let model = &self.models[source];
+        if self.store.fault(model.id).is_none() {
+            assert!(appended, "a failed append is a fault");
+            return;
+        }
+        let left = self.store.clear_fault(model.id).unwrap().unwrap_or_default();
+        let left = model.index(&left).max(model.applied_count());
+        assert!(left >= model.synced);
+        for transfer in &model.history[left..] {
+            append(&self.store, model.id, transfer);
+        }
     }
 
     fn restart(&mut self, files: SimFiles) {
@@ -195,7 +234,7 @@ impl Bench {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 200,
+        cases: 1000,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
