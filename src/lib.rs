@@ -18,6 +18,7 @@ pub mod nvlog;
 pub mod observe;
 pub mod record;
 pub mod session;
+pub mod sourcelog;
 pub mod status;
 pub mod units;
 pub mod wire;
