@@ -387,6 +387,7 @@ impl Primary {
     fn join(&mut self, actions: &mut Vec<Action>) {
         self.state = State::Streaming;
         actions.push(Action::HubDurable(self.acked_place()));
+        actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
         if !self.serving {
             self.serving = true;
             actions.push(Action::Serve);
