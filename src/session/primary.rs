@@ -114,6 +114,8 @@ enum State {
     Greeting,
     Refilling,
     Streaming,
+    /// The peer broke the protocol; waits for [`Event::Disconnected`] and takes nothing more.
+    Closing,
     Halted,
 }
 
@@ -194,15 +196,18 @@ impl Primary {
     /// Takes one event; returns what is to be done, in order.
     pub fn step(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
-        if self.state == State::Halted && !matches!(event, Event::Formed(_)) {
-            return actions;
-        }
         match event {
             Event::Connected => self.connected(&mut actions),
             Event::Disconnected => self.disconnected(),
-            Event::Received(message) => self.received(message, &mut actions),
+            Event::Received(message) => {
+                if self.in_session() {
+                    self.received(message, &mut actions);
+                }
+            }
             Event::Refilled { held, previous, hash_before } => {
-                self.refilled(held, previous, hash_before, &mut actions);
+                if self.in_session() {
+                    self.refilled(held, previous, hash_before, &mut actions);
+                }
             }
             Event::Formed(held) => {
                 assert!(
@@ -227,7 +232,30 @@ impl Primary {
         actions
     }
 
+    /// Whether frames of the peer count: not behind a Close or Halt, nor without a connection.
+    fn in_session(&self) -> bool {
+        match self.state {
+            State::Greeting | State::Refilling | State::Streaming => true,
+            State::Away | State::Closing | State::Halted => false,
+        }
+    }
+
+    /// Ends the connection; the shell connects again later.
+    fn close(&mut self, reason: impl Into<String>, actions: &mut Vec<Action>) {
+        self.state = State::Closing;
+        actions.push(Action::Close { reason: reason.into() });
+    }
+
+    /// Ends the connection for good.
+    fn halt(&mut self, refused: Refused, actions: &mut Vec<Action>) {
+        self.state = State::Halted;
+        actions.push(Action::Halt(refused));
+    }
+
     fn connected(&mut self, actions: &mut Vec<Action>) {
+        if self.state == State::Halted {
+            return;
+        }
         assert!(self.state == State::Away, "one connection at a time");
         self.state = State::Greeting;
         actions.push(Action::Send(Message::Hello(Hello {
@@ -249,7 +277,9 @@ impl Primary {
     }
 
     fn disconnected(&mut self) {
-        self.state = State::Away;
+        if self.state != State::Halted {
+            self.state = State::Away;
+        }
         self.sent = self.acked;
         self.in_flight_bytes = 0;
         if let Some(pending) = &mut self.pending {
@@ -269,7 +299,7 @@ impl Primary {
                     self.sent = self.acked;
                     self.join(actions);
                 } else {
-                    actions.push(close("refill ended at another place than it delivered"));
+                    self.close("refill ended at another place than it delivered", actions);
                 }
             }
             (State::Streaming, Message::Ack(ack)) => self.ack(ack, actions),
@@ -288,27 +318,23 @@ impl Primary {
                 actions.push(Action::Send(Message::Pong(Pong { token: ping.token })));
             }
             (_, Message::Pong(_)) => {}
-            (_, Message::Going(going)) => actions.push(Action::Close { reason: going.reason }),
+            (_, Message::Going(going)) => self.close(going.reason, actions),
             (state, other) => {
-                let reason = format!("{} is out of place in state {state:?}", other.name());
-                actions.push(Action::Close { reason });
+                self.close(format!("{} is out of place in state {state:?}", other.name()), actions);
             }
         }
     }
 
     /// Compares the two histories and decides how they join (R1, R7).
     fn welcomed(&mut self, welcome: &Welcome, actions: &mut Vec<Action>) {
-        let halt = |code, reason: String, next_step: &str| {
-            Action::Halt(Refused { code, reason, next_step: next_step.to_owned() })
-        };
         if welcome.applied_cp > self.own_cp {
-            self.state = State::Halted;
             let reason = format!(
                 "the hub has published CP {}, this source has committed only CP {}: its state was \
                  rolled back",
                 welcome.applied_cp, self.own_cp
             );
-            actions.push(halt(RefusedCode::Diverged, reason, "restore the newer state directory"));
+            let next = "restore the newer state directory";
+            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
             return;
         }
         self.cp_max = self.cp_max.max(welcome.cp_max);
@@ -326,7 +352,6 @@ impl Primary {
             self.settle(welcome.applied_cp, actions);
             self.join(actions);
         } else {
-            self.state = State::Halted;
             let (code, what) = if hub_last.sequence < self.held_after.sequence {
                 (RefusedCode::Gap, "ends before the oldest transfer held here")
             } else {
@@ -336,21 +361,18 @@ impl Primary {
                 "the hub's log of this source, ending with transfer {} (sequence {}), {what}",
                 hub_last.transfer, hub_last.sequence
             );
-            actions.push(halt(code, reason, "a resync is needed; see docs/operations.md"));
+            self.halt(refused(code, reason, "a resync is needed; see docs/operations.md"), actions);
         }
     }
 
     fn refill(&mut self, hub_last: Place, actions: &mut Vec<Action>) {
         if self.serving {
-            self.state = State::Halted;
-            actions.push(Action::Halt(Refused {
-                code: RefusedCode::Diverged,
-                reason: format!(
-                    "the hub holds transfer {} that this running source never sent",
-                    hub_last.transfer
-                ),
-                next_step: "look for a second source with this state directory".to_owned(),
-            }));
+            let reason = format!(
+                "the hub holds transfer {} that this running source never sent",
+                hub_last.transfer
+            );
+            let next = "look for a second source with this state directory";
+            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
             return;
         }
         self.state = State::Refilling;
@@ -367,7 +389,7 @@ impl Primary {
         let last = self.last();
         let joins = previous == last.transfer && hash_before == last.hash;
         if self.state != State::Refilling || !joins || held.place.sequence <= last.sequence {
-            actions.push(close("a refilled transfer does not follow the last one"));
+            self.close("a refilled transfer does not follow the last one", actions);
             return;
         }
         self.held.push_back(held);
@@ -397,7 +419,7 @@ impl Primary {
     fn refused(&mut self, refused: Refused, actions: &mut Vec<Action>) {
         match refused.code {
             RefusedCode::Busy | RefusedCode::Faulted | RefusedCode::UnknownSource => {
-                actions.push(Action::Close { reason: refused.reason });
+                self.close(refused.reason, actions);
             }
             RefusedCode::Version
             | RefusedCode::OtherSource
@@ -407,8 +429,7 @@ impl Primary {
             | RefusedCode::Gap
             | RefusedCode::Volume
             | RefusedCode::Protocol => {
-                self.state = State::Halted;
-                actions.push(Action::Halt(refused));
+                self.halt(refused, actions);
             }
         }
     }
@@ -418,7 +439,7 @@ impl Primary {
         actions.push(Action::DataWindow { taken: ack.cp_taken, limit: self.cp_credit });
         let upto = self.held.partition_point(|held| held.place.transfer <= ack.id);
         if upto > self.sent {
-            actions.push(close("an acknowledgement of a transfer that was not sent"));
+            self.close("an acknowledgement of a transfer that was not sent", actions);
             return;
         }
         if upto > self.acked {
@@ -431,12 +452,12 @@ impl Primary {
 
     fn done(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
         let Some(pending) = self.pending.take_if(|pending| pending.cp == cp) else {
-            actions.push(close("CpDone of a CP that is not under way"));
+            self.close("CpDone of a CP that is not under way", actions);
             return;
         };
         let released = self.find(pending.place);
         let Some(released) = released.filter(|&released| released <= self.acked) else {
-            actions.push(close("CpDone of a CP whose transfers were not acknowledged"));
+            self.close("CpDone of a CP whose transfers were not acknowledged", actions);
             self.pending = Some(pending);
             return;
         };
@@ -450,19 +471,16 @@ impl Primary {
     /// The first refusal is answered by sending every block, the next one is the end (R19).
     fn rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
         let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == no.cp) else {
-            actions.push(close("CpRejected of a CP that is not under way"));
+            self.close("CpRejected of a CP that is not under way", actions);
             return;
         };
         let (cp, reason, no_space) = (no.cp, no.reason.clone(), no.no_space);
         if no_space {
             pending.data = Data::Parked;
         } else if pending.refusals >= 2 {
-            self.state = State::Halted;
-            actions.push(Action::Halt(Refused {
-                code: RefusedCode::Diverged,
-                reason: format!("CP {cp} was refused {} times: {reason}", pending.refusals + 1),
-                next_step: "compare both ends with `mirrorhub verify`".to_owned(),
-            }));
+            let reason = format!("CP {cp} was refused {} times: {reason}", pending.refusals + 1);
+            let next = "compare both ends with `mirrorhub verify`";
+            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
             return;
         } else {
             pending.refusals += 1;
@@ -565,7 +583,7 @@ impl Primary {
         assert!(self.sent <= self.held.len(), "sent before formed");
         let in_flight: u64 = match self.state {
             State::Streaming => self.held.range(self.acked..self.sent).map(|held| held.bytes).sum(),
-            State::Away | State::Greeting | State::Refilling | State::Halted => 0,
+            State::Away | State::Greeting | State::Refilling | State::Closing | State::Halted => 0,
         };
         debug_assert!(
             self.state != State::Streaming || in_flight == self.in_flight_bytes,
@@ -584,6 +602,6 @@ impl Primary {
     }
 }
 
-fn close(reason: &str) -> Action {
-    Action::Close { reason: reason.to_owned() }
+fn refused(code: RefusedCode, reason: String, next_step: &str) -> Refused {
+    Refused { code, reason, next_step: next_step.to_owned() }
 }
