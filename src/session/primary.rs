@@ -112,7 +112,11 @@ pub enum Action {
 enum State {
     Away,
     Greeting,
-    Refilling,
+    /// Until `target`, where the hub's log ended at Welcome; `applied` is its CP.
+    Refilling {
+        target: Place,
+        applied: CpNumber,
+    },
     Streaming,
     /// The peer broke the protocol; waits for [`Event::Disconnected`] and takes nothing more.
     Closing,
@@ -235,7 +239,7 @@ impl Primary {
     /// Whether frames of the peer count: not behind a Close or Halt, nor without a connection.
     fn in_session(&self) -> bool {
         match self.state {
-            State::Greeting | State::Refilling | State::Streaming => true,
+            State::Greeting | State::Refilling { .. } | State::Streaming => true,
             State::Away | State::Closing | State::Halted => false,
         }
     }
@@ -290,16 +294,17 @@ impl Primary {
     fn received(&mut self, message: Message, actions: &mut Vec<Action>) {
         match (self.state, message) {
             (State::Greeting, Message::Welcome(welcome)) => self.welcomed(&welcome, actions),
-            (State::Greeting | State::Refilling | State::Streaming, Message::Refused(refused)) => {
+            (_, Message::Refused(refused)) => {
                 self.refused(refused, actions);
             }
-            (State::Refilling, Message::RefillEnd(end)) => {
-                if Place::from(end.last) == self.last() {
+            (State::Refilling { target, applied }, Message::RefillEnd(end)) => {
+                if Place::from(end.last) == target && self.last() == target {
                     self.acked = self.held.len();
                     self.sent = self.acked;
+                    self.settle(applied, actions);
                     self.join(actions);
                 } else {
-                    self.close("refill ended at another place than it delivered", actions);
+                    self.close("refill ended before the hub's last transfer", actions);
                 }
             }
             (State::Streaming, Message::Ack(ack)) => self.ack(ack, actions),
@@ -314,7 +319,7 @@ impl Primary {
             (State::Streaming, Message::Scanned(scanned)) => {
                 actions.push(Action::Scanned(scanned));
             }
-            (State::Streaming | State::Refilling, Message::Ping(ping)) => {
+            (State::Streaming | State::Refilling { .. }, Message::Ping(ping)) => {
                 actions.push(Action::Send(Message::Pong(Pong { token: ping.token })));
             }
             (_, Message::Pong(_)) => {}
@@ -345,7 +350,7 @@ impl Primary {
         self.identity.epoch = welcome.epoch;
         let hub_last = Place::from(welcome.last);
         if hub_last.sequence > self.last().sequence {
-            self.refill(hub_last, actions);
+            self.refill(hub_last, welcome.applied_cp, actions);
         } else if let Some(position) = self.find(hub_last) {
             self.acked = position;
             self.sent = position;
@@ -365,7 +370,7 @@ impl Primary {
         }
     }
 
-    fn refill(&mut self, hub_last: Place, actions: &mut Vec<Action>) {
+    fn refill(&mut self, hub_last: Place, applied: CpNumber, actions: &mut Vec<Action>) {
         if self.serving {
             let reason = format!(
                 "the hub holds transfer {} that this running source never sent",
@@ -375,7 +380,7 @@ impl Primary {
             self.halt(refused(RefusedCode::Diverged, reason, next), actions);
             return;
         }
-        self.state = State::Refilling;
+        self.state = State::Refilling { target: hub_last, applied };
         actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
     }
 
@@ -388,7 +393,12 @@ impl Primary {
     ) {
         let last = self.last();
         let joins = previous == last.transfer && hash_before == last.hash;
-        if self.state != State::Refilling || !joins || held.place.sequence <= last.sequence {
+        let rises = held.place.sequence > last.sequence && held.place.transfer > last.transfer;
+        let State::Refilling { target, .. } = self.state else {
+            self.close("a refilled transfer that was not asked for", actions);
+            return;
+        };
+        if !joins || !rises || held.place.sequence > target.sequence {
             self.close("a refilled transfer does not follow the last one", actions);
             return;
         }
@@ -583,7 +593,11 @@ impl Primary {
         assert!(self.sent <= self.held.len(), "sent before formed");
         let in_flight: u64 = match self.state {
             State::Streaming => self.held.range(self.acked..self.sent).map(|held| held.bytes).sum(),
-            State::Away | State::Greeting | State::Refilling | State::Closing | State::Halted => 0,
+            State::Away
+            | State::Greeting
+            | State::Refilling { .. }
+            | State::Closing
+            | State::Halted => 0,
         };
         debug_assert!(
             self.state != State::Streaming || in_flight == self.in_flight_bytes,
