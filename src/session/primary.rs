@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 
+use super::CP_NUMBER_MAX;
 use crate::record::marks::Place;
 use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId};
@@ -332,31 +333,92 @@ impl Primary {
 
     /// Compares the two histories and decides how they join (R1, R7).
     fn welcomed(&mut self, welcome: &Welcome, actions: &mut Vec<Action>) {
+        if let Err(refused) = self.accepts(welcome) {
+            self.halt(refused, actions);
+            return;
+        }
+        self.cp_max = self.cp_max.max(welcome.cp_max);
+        self.log_credit = welcome.log_credit;
+        self.cp_credit = welcome.cp_credit;
+        self.identity.hub = Some(welcome.hub);
+        self.identity.epoch = welcome.epoch;
+        actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
+        let hub_last = Place::from(welcome.last);
+        match self.find(hub_last) {
+            Some(position) => {
+                self.acked = position;
+                self.sent = position;
+                self.settle(welcome.applied_cp, actions);
+                self.join(actions);
+            }
+            None => {
+                let applied = welcome.applied_cp;
+                self.state = State::Refilling { target: hub_last, applied };
+                actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
+            }
+        }
+    }
+
+    /// Whether this hub is ours, and its image and log lie on this source's line (R1, R5, R12).
+    fn accepts(&self, welcome: &Welcome) -> Result<(), Refused> {
+        let known = &self.identity;
+        if !(PROTOCOL_VERSION_MIN..=PROTOCOL_VERSION).contains(&welcome.version) {
+            let reason = format!("the hub answers with protocol version {}", welcome.version);
+            return Err(refused(RefusedCode::Version, reason, "upgrade the hub first"));
+        }
+        if let Some(hub) = known.hub.filter(|&hub| hub != welcome.hub) {
+            let reason = format!("this source belongs to hub {hub}, not to hub {}", welcome.hub);
+            return Err(refused(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
+        }
+        if known.epoch.number > 0 && known.epoch != welcome.epoch {
+            let reason = format!(
+                "the hub is in epoch {} ({:016x}), this source in epoch {} ({:016x}): somebody \
+                 else has become primary, or the hub was rolled back",
+                welcome.epoch.number, welcome.epoch.id, known.epoch.number, known.epoch.id
+            );
+            return Err(refused(
+                RefusedCode::Diverged,
+                reason,
+                "see `mirrorhub status` on the hub",
+            ));
+        }
+        if welcome.cp_max > CP_NUMBER_MAX {
+            let reason = format!("the hub says that CP {} was used", welcome.cp_max);
+            return Err(refused(
+                RefusedCode::Protocol,
+                reason,
+                "see `mirrorhub status` on the hub",
+            ));
+        }
         if welcome.applied_cp > self.own_cp {
             let reason = format!(
                 "the hub has published CP {}, this source has committed only CP {}: its state was \
                  rolled back",
                 welcome.applied_cp, self.own_cp
             );
-            let next = "restore the newer state directory";
-            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
-            return;
+            return Err(refused(
+                RefusedCode::Diverged,
+                reason,
+                "restore the newer state directory",
+            ));
         }
-        self.cp_max = self.cp_max.max(welcome.cp_max);
-        self.log_credit = welcome.log_credit;
-        self.cp_credit = welcome.cp_credit;
-        actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
-        self.identity.hub = Some(welcome.hub);
-        self.identity.epoch = welcome.epoch;
-        let hub_last = Place::from(welcome.last);
+        self.joins(welcome)
+    }
+
+    /// Compares the two histories.
+    fn joins(&self, welcome: &Welcome) -> Result<(), Refused> {
+        let (hub_last, applied) = (Place::from(welcome.last), Place::from(welcome.applied));
+        let resync = "a resync is needed; see docs/operations.md";
         if hub_last.sequence > self.last().sequence {
-            self.refill(hub_last, welcome.applied_cp, actions);
-        } else if let Some(position) = self.find(hub_last) {
-            self.acked = position;
-            self.sent = position;
-            self.settle(welcome.applied_cp, actions);
-            self.join(actions);
-        } else {
+            if self.serving {
+                let reason = format!(
+                    "the hub holds transfer {} that this running source never sent",
+                    hub_last.transfer
+                );
+                let next = "look for a second source with this state directory";
+                return Err(refused(RefusedCode::Diverged, reason, next));
+            }
+        } else if self.find(hub_last).is_none() {
             let (code, what) = if hub_last.sequence < self.held_after.sequence {
                 (RefusedCode::Gap, "ends before the oldest transfer held here")
             } else {
@@ -366,22 +428,26 @@ impl Primary {
                 "the hub's log of this source, ending with transfer {} (sequence {}), {what}",
                 hub_last.transfer, hub_last.sequence
             );
-            self.halt(refused(code, reason, "a resync is needed; see docs/operations.md"), actions);
+            return Err(refused(code, reason, resync));
         }
-    }
-
-    fn refill(&mut self, hub_last: Place, applied: CpNumber, actions: &mut Vec<Action>) {
-        if self.serving {
+        // What was released here was published there. A source that lost its NVRAM holds nothing,
+        // but has its own CP still to send.
+        let refillable = self.pending.as_ref().is_some_and(|cp| cp.place == self.held_after);
+        let behind = applied.sequence < self.held_after.sequence;
+        let elsewhere = self
+            .pending
+            .as_ref()
+            .is_some_and(|pending| pending.cp == welcome.applied_cp && pending.place != applied);
+        if behind && !refillable || !behind && self.find(applied).is_none() || elsewhere {
+            let code = if behind { RefusedCode::Gap } else { RefusedCode::Diverged };
             let reason = format!(
-                "the hub holds transfer {} that this running source never sent",
-                hub_last.transfer
+                "the hub's image, CP {} at sequence {}, is not this source's past: the hub was \
+                 rolled back, or the histories went different ways",
+                welcome.applied_cp, applied.sequence
             );
-            let next = "look for a second source with this state directory";
-            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
-            return;
+            return Err(refused(code, reason, resync));
         }
-        self.state = State::Refilling { target: hub_last, applied };
-        actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
+        Ok(())
     }
 
     fn refilled(
