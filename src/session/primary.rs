@@ -83,7 +83,9 @@ pub enum Action {
     SendTransfer(TransferId),
     /// Start to send the data of the frozen CP; `inline` asks for every block as data.
     SendData { cp: CpNumber, inline: bool },
-    /// The hub took that many bytes of CP data on this connection; more may follow up to `limit`.
+    /// The hub took that many bytes of CP data on this connection; at most `limit` may be under way.
+    /// `taken` never falls within a connection, but only the shell knows what was sent: a hub may
+    /// claim more, so subtract with care.
     DataWindow { taken: u64, limit: u64 },
     /// Everything up to this place is durable on the hub.
     HubDurable(Place),
@@ -157,6 +159,7 @@ pub struct Primary {
     in_flight_bytes: u64,
     log_credit: u64,
     cp_credit: u64,
+    cp_taken: u64,
     own_cp: CpNumber,
     cp_max: CpNumber,
     pending: Option<PendingCp>,
@@ -182,6 +185,7 @@ impl Primary {
             in_flight_bytes: 0,
             log_credit: 0,
             cp_credit: 0,
+            cp_taken: 0,
             own_cp,
             cp_max: own_cp,
             pending: None,
@@ -484,6 +488,7 @@ impl Primary {
 
     fn join(&mut self, actions: &mut Vec<Action>) {
         self.state = State::Streaming;
+        self.cp_taken = 0;
         actions.push(Action::HubDurable(self.acked_place()));
         actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
         if !self.serving {
@@ -511,13 +516,19 @@ impl Primary {
     }
 
     fn ack(&mut self, ack: Ack, actions: &mut Vec<Action>) {
-        self.log_credit = ack.log_credit;
-        actions.push(Action::DataWindow { taken: ack.cp_taken, limit: self.cp_credit });
         let upto = self.held.partition_point(|held| held.place.transfer <= ack.id);
-        if upto > self.sent {
+        let named = upto.checked_sub(1).map(|at| self.held[at].place.transfer);
+        if upto > self.sent || upto > self.acked && named != Some(ack.id) {
             self.close("an acknowledgement of a transfer that was not sent", actions);
             return;
         }
+        if ack.cp_taken < self.cp_taken {
+            self.close("an acknowledgement that takes CP data back", actions);
+            return;
+        }
+        self.log_credit = ack.log_credit;
+        self.cp_taken = ack.cp_taken;
+        actions.push(Action::DataWindow { taken: ack.cp_taken, limit: self.cp_credit });
         if upto > self.acked {
             let bytes: u64 = self.held.range(self.acked..upto).map(|held| held.bytes).sum();
             self.in_flight_bytes -= bytes;
