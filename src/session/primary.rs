@@ -313,8 +313,20 @@ impl Primary {
                 }
             }
             (State::Streaming, Message::Ack(ack)) => self.ack(ack, actions),
-            (State::Streaming, Message::CpDone(done)) => self.done(done.cp, actions),
-            (State::Streaming, Message::CpRejected(no)) => self.rejected(&no, actions),
+            (State::Streaming, Message::CpDone(done)) => {
+                if self.is_announced(done.cp) {
+                    self.done(done.cp, actions);
+                } else {
+                    self.close("CpDone of a CP that is not under way", actions);
+                }
+            }
+            (State::Streaming, Message::CpRejected(no)) => {
+                if self.is_announced(no.cp) {
+                    self.rejected(&no, actions);
+                } else {
+                    self.close("CpRejected of a CP that is not under way", actions);
+                }
+            }
             (State::Streaming, Message::WantCheckpoint(want)) => {
                 actions.push(Action::Checkpoint { token: want.token });
             }
@@ -537,14 +549,26 @@ impl Primary {
         }
     }
 
+    /// Whether PartitionFull of `cp` was sent on this connection and is not answered.
+    fn is_announced(&self, cp: CpNumber) -> bool {
+        self.pending.as_ref().is_some_and(|pending| {
+            let announced = match pending.data {
+                Data::Waiting | Data::Parked => false,
+                Data::Sending | Data::Sent(_) | Data::Ended => true,
+            };
+            pending.cp == cp && announced
+        })
+    }
+
+    /// Invariant 4: released behind CpDone and the own commit, whatever the hub says.
     fn done(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
         let Some(pending) = self.pending.take_if(|pending| pending.cp == cp) else {
             self.close("CpDone of a CP that is not under way", actions);
             return;
         };
-        let released = self.find(pending.place);
-        let Some(released) = released.filter(|&released| released <= self.acked) else {
-            self.close("CpDone of a CP whose transfers were not acknowledged", actions);
+        let released = self.find(pending.place).filter(|&released| released <= self.acked);
+        let Some(released) = released.filter(|_| cp <= self.own_cp) else {
+            self.close("CpDone of a CP that is not committed or not acknowledged", actions);
             self.pending = Some(pending);
             return;
         };
