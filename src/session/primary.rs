@@ -336,7 +336,7 @@ impl Primary {
             (State::Streaming, Message::Scanned(scanned)) => {
                 actions.push(Action::Scanned(scanned));
             }
-            (State::Streaming | State::Refilling { .. }, Message::Ping(ping)) => {
+            (_, Message::Ping(ping)) => {
                 actions.push(Action::Send(Message::Pong(Pong { token: ping.token })));
             }
             (_, Message::Pong(_)) => {}
@@ -511,7 +511,10 @@ impl Primary {
 
     fn refused(&mut self, refused: Refused, actions: &mut Vec<Action>) {
         match refused.code {
-            RefusedCode::Busy | RefusedCode::Faulted | RefusedCode::UnknownSource => {
+            RefusedCode::Busy
+            | RefusedCode::Faulted
+            | RefusedCode::UnknownSource
+            | RefusedCode::Protocol => {
                 self.close(refused.reason, actions);
             }
             RefusedCode::Version
@@ -520,8 +523,7 @@ impl Primary {
             | RefusedCode::Generation
             | RefusedCode::Diverged
             | RefusedCode::Gap
-            | RefusedCode::Volume
-            | RefusedCode::Protocol => {
+            | RefusedCode::Volume => {
                 self.halt(refused, actions);
             }
         }
@@ -579,7 +581,7 @@ impl Primary {
         actions.push(Action::Done { cp });
     }
 
-    /// The first refusal is answered by sending every block, the next one is the end (R19).
+    /// R19: refused once it is sent again, refused twice it is sent all inline, then it is the end.
     fn rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
         let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == no.cp) else {
             self.close("CpRejected of a CP that is not under way", actions);
@@ -595,7 +597,7 @@ impl Primary {
             return;
         } else {
             pending.refusals += 1;
-            pending.inline = true;
+            pending.inline = pending.refusals >= 2;
             pending.data = Data::Waiting;
         }
         actions.push(Action::Rejected { cp, reason, no_space });
