@@ -64,6 +64,8 @@ pub enum Event {
     Refilled { held: Held, previous: TransferId, hash_before: crate::units::hash::StreamHash },
     /// The committing thread formed a transfer.
     Formed(Held),
+    /// Transfers up to this one are durable in the own NVRAM.
+    OwnDurable(TransferId),
     /// The freeze of a CP is durable in the own NVRAM.
     Frozen { cp: CpNumber, place: Place },
     /// The own commit of the frozen CP is durable.
@@ -160,26 +162,33 @@ pub struct Primary {
     log_credit: u64,
     cp_credit: u64,
     cp_taken: u64,
+    /// Last transfer known durable in the own NVRAM (R1).
+    own_durable: TransferId,
     own_cp: CpNumber,
     cp_max: CpNumber,
     pending: Option<PendingCp>,
 }
 
 impl Primary {
-    /// A machine for a source that holds `held` behind `held_after` and whose last own CP is
-    /// `own_cp`. A CP that was frozen before the restart follows as [`Event::Frozen`].
+    /// A machine for a source that holds `held` behind `held_after`, all of it durable, and whose
+    /// last own CP is `own_cp`. A CP that was frozen before the restart follows as
+    /// [`Event::Frozen`] before the first [`Event::Connected`], and if its commit is durable as
+    /// [`Event::Committed`] with its roots.
     pub fn new(
         identity: Identity,
         held_after: Place,
         held: impl IntoIterator<Item = Held>,
         own_cp: CpNumber,
     ) -> Self {
+        let held: VecDeque<Held> = held.into_iter().collect();
+        let own_durable = held.back().map_or(held_after, |held| held.place).transfer;
         Self {
             identity,
             state: State::Away,
             serving: false,
             held_after,
-            held: held.into_iter().collect(),
+            held,
+            own_durable,
             sent: 0,
             acked: 0,
             in_flight_bytes: 0,
@@ -219,12 +228,15 @@ impl Primary {
                 }
             }
             Event::Formed(held) => {
+                let last = self.last();
+                let rises = held.place.sequence > last.sequence;
                 assert!(
-                    held.place.sequence > self.last().sequence,
+                    rises && held.place.transfer > last.transfer,
                     "transfers are formed in order"
                 );
                 self.held.push_back(held);
             }
+            Event::OwnDurable(id) => self.own_durable = self.own_durable.max(id),
             Event::Frozen { cp, place } => self.frozen(cp, place),
             Event::Committed { cp, roots } => self.committed(cp, roots),
             Event::DataSent { cp, bytes } => self.data_sent(cp, bytes),
@@ -278,7 +290,7 @@ impl Primary {
             volumes: self.identity.volumes.clone(),
             held_after: self.held_after.into(),
             last: self.last().into(),
-            own_durable: self.last().transfer,
+            own_durable: self.own_durable,
             own_cp: self.own_cp,
             cp_max: self.cp_max,
             serving: self.serving,
