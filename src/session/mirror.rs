@@ -136,9 +136,14 @@ pub enum Action {
 #[derive(Debug)]
 enum State {
     Away,
-    Joining { version: u16, recorded: bool },
+    Joining {
+        version: u16,
+        recorded: bool,
+    },
     Refilling,
     Joined,
+    /// The peer broke the protocol; its frames are passed over until it is gone.
+    Closing,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,9 +231,21 @@ impl Mirror {
                     *recorded = true;
                 }
             }
-            Event::Transfer(arrived) => self.transfer(&arrived, &mut actions),
-            Event::Received(message) => self.received(message, &mut actions),
-            Event::Updates { cp, bytes } => self.updates(cp, bytes, &mut actions),
+            Event::Transfer(arrived) => {
+                if self.in_session() {
+                    self.transfer(&arrived, &mut actions);
+                }
+            }
+            Event::Received(message) => {
+                if self.in_session() {
+                    self.received(message, &mut actions);
+                }
+            }
+            Event::Updates { cp, bytes } => {
+                if self.in_session() {
+                    self.updates(cp, bytes, &mut actions);
+                }
+            }
             Event::UpdatesTaken(bytes) => self.updates_taken(bytes, &mut actions),
             Event::Durable(place) => self.durable(place, &mut actions),
             Event::Drained(place) => {
@@ -250,6 +267,20 @@ impl Mirror {
         self.pump(&mut actions);
         self.check();
         actions
+    }
+
+    /// Whether frames of the peer count: not behind a Close or Refuse, nor without a connection.
+    fn in_session(&self) -> bool {
+        match self.state {
+            State::Joining { .. } | State::Refilling | State::Joined => true,
+            State::Away | State::Closing => false,
+        }
+    }
+
+    /// Ends the connection; the source connects again.
+    fn close(&mut self, reason: impl Into<String>, actions: &mut Vec<Action>) {
+        self.state = State::Closing;
+        actions.push(Action::Close { reason: reason.into() });
     }
 
     fn hello(&mut self, hello: &Hello, actions: &mut Vec<Action>) {
@@ -372,7 +403,7 @@ impl Mirror {
 
     fn transfer(&mut self, arrived: &Arrived, actions: &mut Vec<Action>) {
         if !matches!(self.state, State::Joined) {
-            actions.push(close("Transfer before Welcome".to_owned()));
+            self.close("Transfer before Welcome", actions);
             return;
         }
         let Arrived { header, place } = arrived;
@@ -385,14 +416,15 @@ impl Mirror {
             && header.hash_before == self.received.hash
             && header.first_sequence == self.received.sequence.next();
         if !follows || header.cp <= self.known.applied_cp {
-            actions.push(close(format!(
+            let reason = format!(
                 "transfer {} (behind {}, CP {}) does not follow {} (applied CP {})",
                 header.id,
                 header.previous,
                 header.cp,
                 self.received.transfer,
                 self.known.applied_cp
-            )));
+            );
+            self.close(reason, actions);
             return;
         }
         self.received = *place;
@@ -418,8 +450,8 @@ impl Mirror {
                 actions.push(Action::Send(Message::Pong(Pong { token: ping.token })));
             }
             (_, Message::Pong(_)) => {}
-            (_, Message::Going(going)) => actions.push(close(going.reason)),
-            (_, other) => actions.push(close(format!("{} is out of place", other.name()))),
+            (_, Message::Going(going)) => self.close(going.reason, actions),
+            (_, other) => self.close(format!("{} is out of place", other.name()), actions),
         }
     }
 
@@ -428,11 +460,12 @@ impl Mirror {
         if full.cp <= self.known.applied_cp {
             actions.push(Action::Send(Message::CpDone(CpDone { cp: full.cp })));
         } else if self.apply.is_some() {
-            actions.push(close(format!("CP {} while another is under way", full.cp)));
+            self.close(format!("CP {} while another is under way", full.cp), actions);
         } else if last.sequence > self.received.sequence
             || last.sequence <= self.known.applied.sequence
         {
-            actions.push(close(format!("CP {} ends at {}, out of place", full.cp, last.transfer)));
+            let reason = format!("CP {} ends at {}, out of place", full.cp, last.transfer);
+            self.close(reason, actions);
         } else {
             let state = ApplyState::Waiting;
             self.apply = Some(Apply { cp: full.cp, last, state, update_bytes: 0, end: None });
@@ -452,7 +485,7 @@ impl Mirror {
             }
             // Left over from a CP that was refused or was published already: taken and dropped.
             _ if joined => self.cp_taken += bytes,
-            _ => actions.push(close("Updates before Welcome".to_owned())),
+            _ => self.close("Updates before Welcome", actions),
         }
     }
 
@@ -467,13 +500,14 @@ impl Mirror {
         match &mut self.apply {
             Some(apply) if apply.cp == end.cp && apply.end.is_none() => {
                 if apply.update_bytes != end.update_bytes || Place::from(end.place) != apply.last {
-                    actions.push(close(format!("CpEnd of CP {} does not fit its data", end.cp)));
+                    let reason = format!("CpEnd of CP {} does not fit its data", end.cp);
+                    self.close(reason, actions);
                 } else if apply.state != ApplyState::Aborting {
                     apply.end = Some(end);
                 }
             }
             _ if end.cp <= self.known.applied_cp => {}
-            _ => actions.push(close(format!("CpEnd of CP {}, not under way", end.cp))),
+            _ => self.close(format!("CpEnd of CP {}, not under way", end.cp), actions),
         }
     }
 
@@ -615,8 +649,4 @@ impl Mirror {
 
 fn refuse(code: RefusedCode, reason: String, next_step: &str) -> Refused {
     Refused { code, reason, next_step: next_step.to_owned() }
-}
-
-fn close(reason: String) -> Action {
-    Action::Close { reason }
 }
