@@ -80,13 +80,14 @@ pub enum Event {
     Received(Message),
     /// A frame of Updates came, of that many payload bytes.
     Updates { cp: CpNumber, bytes: u64 },
-    /// The applier is done with that many bytes of Updates.
+    /// The applier is done with that many bytes of Updates. What it has not taken when its apply
+    /// ends counts as taken then.
     UpdatesTaken(u64),
     /// Everything up to this place is durable in the ring.
     Durable(Place),
     /// Everything up to this place lies in the source log.
     Drained(Place),
-    /// The apply ended.
+    /// The apply ended: once for each [`Action::Apply`].
     Applied { cp: CpNumber, outcome: Outcome },
     /// Bytes of transfers that may be under way from now on.
     Credit(u64),
@@ -109,7 +110,9 @@ pub enum Action {
     Stage,
     /// Begin to apply a CP; updates follow.
     Apply { cp: CpNumber, last: Place },
-    /// Hand the Updates frame of this event to the applier.
+    /// Hand the Updates frame of this event to the applier. Frames fed before [`Action::Apply`]
+    /// wait with the shell, at most the `cp` credit of them; they are dropped when the connection
+    /// goes or a newer Hello is accepted.
     Feed,
     /// All updates of the CP were handed over: compare with these roots, publish.
     Finish(CpEnd),
@@ -178,7 +181,11 @@ pub struct Mirror {
     apply: Option<Apply>,
     log_credit: u64,
     cp_credit: u64,
+    /// Bytes of Updates that came on this connection, and how many of them are taken.
+    cp_came: u64,
     cp_taken: u64,
+    /// The CP whose apply ended last without being published.
+    given_up: Option<CpNumber>,
     faulted: Option<String>,
 }
 
@@ -195,7 +202,9 @@ impl Mirror {
             apply: None,
             log_credit,
             cp_credit,
+            cp_came: 0,
             cp_taken: 0,
+            given_up: None,
             faulted: None,
         }
     }
@@ -387,7 +396,7 @@ impl Mirror {
 
     fn disconnected(&mut self, actions: &mut Vec<Action>) {
         self.state = State::Away;
-        self.cp_taken = 0;
+        (self.cp_came, self.cp_taken) = (0, 0);
         if let Some(apply) = &mut self.apply {
             match apply.state {
                 ApplyState::Waiting => self.apply = None,
@@ -473,25 +482,32 @@ impl Mirror {
     }
 
     fn updates(&mut self, cp: CpNumber, bytes: u64, actions: &mut Vec<Action>) {
-        let joined = matches!(self.state, State::Joined);
+        if !matches!(self.state, State::Joined) {
+            self.close("Updates before Welcome", actions);
+            return;
+        }
+        let under_way = self.cp_came - self.cp_taken;
+        if bytes > self.cp_credit.saturating_sub(under_way) {
+            let credit = self.cp_credit;
+            let reason = format!("{bytes} bytes of CP data over {under_way}, credit is {credit}");
+            self.close(reason, actions);
+            return;
+        }
+        self.cp_came += bytes;
         match &mut self.apply {
-            Some(apply) if joined && apply.cp == cp && apply.end.is_none() => {
+            Some(apply) if apply.cp == cp && apply.end.is_none() => {
                 apply.update_bytes += bytes;
-                if apply.state == ApplyState::Aborting {
-                    self.cp_taken += bytes;
-                } else {
-                    actions.push(Action::Feed);
-                }
+                actions.push(Action::Feed);
             }
             // Left over from a CP that was refused or was published already: taken and dropped.
-            _ if joined => self.cp_taken += bytes,
-            _ => self.close("Updates before Welcome", actions),
+            _ => self.updates_taken(bytes, actions),
         }
     }
 
     fn updates_taken(&mut self, bytes: u64, actions: &mut Vec<Action>) {
         if matches!(self.state, State::Joined) {
-            self.cp_taken += bytes;
+            // What is said late, of an older connection or an ended apply, is counted already.
+            self.cp_taken = self.cp_taken.saturating_add(bytes).min(self.cp_came);
             self.acknowledge(actions);
         }
     }
@@ -502,11 +518,12 @@ impl Mirror {
                 if apply.update_bytes != end.update_bytes || Place::from(end.place) != apply.last {
                     let reason = format!("CpEnd of CP {} does not fit its data", end.cp);
                     self.close(reason, actions);
-                } else if apply.state != ApplyState::Aborting {
+                } else {
                     apply.end = Some(end);
                 }
             }
-            _ if end.cp <= self.known.applied_cp => {}
+            // Left over, like Updates.
+            None if end.cp <= self.known.applied_cp || self.given_up == Some(end.cp) => {}
             _ => self.close(format!("CpEnd of CP {}, not under way", end.cp), actions),
         }
     }
@@ -532,7 +549,13 @@ impl Mirror {
         let Some(apply) = self.apply.take_if(|apply| apply.cp == cp) else {
             panic!("an apply of CP {cp} ended that was not under way");
         };
+        assert!(apply.state != ApplyState::Waiting, "an apply ended that was not begun");
         let joined = matches!(self.state, State::Joined);
+        if self.cp_taken < self.cp_came {
+            // What the applier left is dropped with the apply.
+            self.updates_taken(self.cp_came, actions);
+        }
+        self.given_up = (!matches!(outcome, Outcome::Published(_))).then_some(cp);
         let reject = |differs, reason: String, no_space| {
             Action::Send(Message::CpRejected(CpRejected { cp, differs, reason, no_space }))
         };
