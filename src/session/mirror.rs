@@ -8,6 +8,8 @@
 //! Ack names a durable transfer; Welcome leaves only when everything received is durable, the
 //! source's generation is recorded and no CP is being applied (R7).
 
+use super::CP_NUMBER_MAX;
+use crate::limits::{VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::record::marks::Place;
 use crate::record::transfer::TransferHeader;
 use crate::units::hash::Root;
@@ -68,11 +70,13 @@ pub enum Outcome {
 /// What the shell tells the machine.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// First frame of a new connection.
+    /// First frame of a new connection. Refused, it changes nothing: an older connection stays, and
+    /// [`Action::Refuse`] is for the new one. Accepted, the older one has ended without
+    /// [`Event::Disconnected`], and nothing of it may be told any more.
     Hello(Hello),
     /// The connection is gone.
     Disconnected,
-    /// The generation and volumes of [`Action::Record`] are durable; volumes as they now are.
+    /// What the newest [`Action::Record`] asked for is durable.
     Recorded,
     /// A transfer came and its checksums are right.
     Transfer(Arrived),
@@ -130,7 +134,7 @@ pub enum Action {
     CheckpointAt { token: u64, cp: CpNumber },
     /// The source's answer to our question.
     Scanned(crate::wire::message::Scanned),
-    /// Refuse with this reason and close.
+    /// Refuse with this reason and close. In answer to Hello: that new connection, no other.
     Refuse(Refused),
     /// Close the connection: the peer broke the protocol.
     Close { reason: String },
@@ -293,12 +297,12 @@ impl Mirror {
     }
 
     fn hello(&mut self, hello: &Hello, actions: &mut Vec<Action>) {
-        // A newer Hello ends the older session: the shell has closed its connection.
-        self.disconnected(actions);
         if let Err(refused) = self.accepts(hello) {
             actions.push(Action::Refuse(refused));
             return;
         }
+        // A newer accepted Hello ends the older session (R7): its apply and its frames with it.
+        self.disconnected(actions);
         if self.known.epoch.number == 0 {
             // Hub and source have never met: the first epoch is the generation's own random id.
             self.known.epoch = Epoch { number: 1, id: hello.generation.id };
@@ -317,8 +321,9 @@ impl Mirror {
         });
     }
 
-    /// Who is who is decided by ids and generations, never by names (invariant 12).
-    fn accepts(&self, hello: &Hello) -> Result<(), Refused> {
+    /// Who is who is decided by ids, epochs and generations, never by names (invariant 12). A shell
+    /// asks before it ends an older connection for this one: a clone must not cut the original.
+    pub fn accepts(&self, hello: &Hello) -> Result<(), Refused> {
         let known = &self.known;
         if hello.version < PROTOCOL_VERSION_MIN || hello.version_min > PROTOCOL_VERSION {
             let reason = format!(
@@ -340,6 +345,19 @@ impl Mirror {
             let reason = format!("the source belongs to hub {hub}, this is hub {}", known.hub);
             return Err(refuse(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
         }
+        if hello.epoch.number > 0 && hello.epoch != known.epoch {
+            let reason = format!(
+                "the source is in epoch {} ({:016x}), the hub in epoch {} ({:016x})",
+                hello.epoch.number, hello.epoch.id, known.epoch.number, known.epoch.id
+            );
+            let next = "see `mirrorhub status` on the hub";
+            return Err(refuse(RefusedCode::Diverged, reason, next));
+        }
+        let used = hello.cp_max.max(hello.own_cp);
+        if used > CP_NUMBER_MAX {
+            let reason = format!("the source says that CP {used} was used");
+            return Err(refuse(RefusedCode::Protocol, reason, "both ends must run mirrorhub"));
+        }
         let (old, new) = (known.generation, hello.generation);
         if new.number < old.number || (new.number == old.number && new.id != old.id) {
             let reason = format!(
@@ -359,14 +377,24 @@ impl Mirror {
 
     fn accepts_volumes(&self, offers: &[VolumeOffer]) -> Result<(), Refused> {
         let next = "make source.toml and the source's file on the hub agree";
+        if offers.len() > VOLUMES_PER_SOURCE_MAX {
+            let reason =
+                format!("{} volumes, a source has at most {VOLUMES_PER_SOURCE_MAX}", offers.len());
+            return Err(refuse(RefusedCode::Volume, reason, next));
+        }
         for (index, offer) in offers.iter().enumerate() {
             let name = &offer.name;
-            let twice = |other: &VolumeOffer| other.name == *name || other.number == offer.number;
-            if offers[..index].iter().any(twice) || !offer.size.is_whole_blocks() {
+            let twice = |other: &VolumeOffer| {
+                other.name == *name || other.number == offer.number || other.id == offer.id
+            };
+            let size = offer.size.is_whole_blocks() && offer.size.0 <= VOLUME_BYTES_MAX;
+            if offers[..index].iter().any(twice) || !size {
                 let reason = format!("volume {name} is announced twice or with a bad size");
                 return Err(refuse(RefusedCode::Volume, reason, next));
             }
-            let same = |old: &&VolumeOffer| old.number == offer.number || old.name == *name;
+            let same = |old: &&VolumeOffer| {
+                old.number == offer.number || old.name == *name || old.id == offer.id
+            };
             if let Some(old) = self.known.volumes.iter().find(same)
                 && old != offer
             {
