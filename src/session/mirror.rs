@@ -95,7 +95,8 @@ pub enum Event {
     Applied { cp: CpNumber, outcome: Outcome },
     /// Bytes of transfers that may be under way from now on.
     Credit(u64),
-    /// The log behind WantLog was sent up to this place, or does not hold its start.
+    /// The log behind WantLog was sent up to this place, or its start is not on the line that is
+    /// held. A log that could not be read is neither: it is [`Event::Faulted`].
     LogSent(Option<Place>),
     /// The source's log failed.
     Faulted(String),
@@ -483,7 +484,7 @@ impl Mirror {
             (State::Joined, Message::CheckpointAt(at)) => {
                 actions.push(Action::CheckpointAt { token: at.token, cp: at.cp });
             }
-            (State::Joined | State::Refilling, Message::Ping(ping)) => {
+            (_, Message::Ping(ping)) => {
                 actions.push(Action::Send(Message::Pong(Pong { token: ping.token })));
             }
             (_, Message::Pong(_)) => {}
@@ -614,11 +615,17 @@ impl Mirror {
             return;
         }
         if let Some(last) = sent {
+            if last != self.durable {
+                self.close(format!("the log was sent up to {} only", last.transfer), actions);
+                return;
+            }
             self.state = State::Joined;
             let end = crate::wire::message::RefillEnd { last: last.into() };
             actions.push(Action::Send(Message::RefillEnd(end)));
+            // A credit that changed meanwhile was not told.
+            self.acknowledge(actions);
         } else {
-            self.state = State::Away;
+            self.state = State::Closing;
             let reason = "the source's last transfer is not on the line the hub holds".to_owned();
             let next = "the two histories went different ways; see docs/operations.md";
             actions.push(Action::Refuse(refuse(RefusedCode::Diverged, reason, next)));
