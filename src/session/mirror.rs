@@ -41,7 +41,8 @@ pub struct Known {
     pub applied: Place,
     /// Its roots.
     pub roots: Vec<VolumeRoot>,
-    /// Highest CP number or birth used here.
+    /// Highest CP number or birth used here; at least one less than the CP number that the last
+    /// transfer in the log carries, also after a restart (R6).
     pub cp_max: CpNumber,
 }
 
@@ -445,6 +446,11 @@ impl Mirror {
             return;
         }
         let Arrived { header, place } = arrived;
+        if place.transfer == self.received.transfer && *place != self.received {
+            let reason = format!("transfer {} came with two contents", header.id);
+            self.close(reason, actions);
+            return;
+        }
         if place.transfer <= self.received.transfer {
             // A repeat: acknowledged once the first copy is durable, which Ack says anyway (R7).
             self.acknowledge(actions);
@@ -453,19 +459,22 @@ impl Mirror {
         let follows = header.previous == self.received.transfer
             && header.hash_before == self.received.hash
             && header.first_sequence == self.received.sequence.next();
-        if !follows || header.cp <= self.known.applied_cp {
+        // Its CP's end was told before it came, so it belongs to a later one; a label that says
+        // otherwise would have it dropped with that CP's log.
+        let ended = self.apply.as_ref().map_or(self.known.applied_cp, |apply| apply.cp);
+        let ours = header.id.generation <= self.known.generation.number;
+        if !follows || header.cp <= ended || header.cp > CP_NUMBER_MAX || !ours {
             let reason = format!(
-                "transfer {} (behind {}, CP {}) does not follow {} (applied CP {})",
-                header.id,
-                header.previous,
-                header.cp,
-                self.received.transfer,
-                self.known.applied_cp
+                "transfer {} (behind {}, CP {}) does not follow {} (CP {} has ended)",
+                header.id, header.previous, header.cp, self.received.transfer, ended
             );
             self.close(reason, actions);
             return;
         }
         self.received = *place;
+        // A label of n says that the source has cut every CP below n, also if it has lost its
+        // record of that: no number is used twice (R6).
+        self.known.cp_max = self.known.cp_max.max(CpNumber(header.cp.0 - 1));
         actions.push(Action::Stage);
     }
 
@@ -501,10 +510,12 @@ impl Mirror {
             self.close(format!("CP {} while another is under way", full.cp), actions);
         } else if last.sequence > self.received.sequence
             || last.sequence <= self.known.applied.sequence
+            || full.cp > CP_NUMBER_MAX
         {
             let reason = format!("CP {} ends at {}, out of place", full.cp, last.transfer);
             self.close(reason, actions);
         } else {
+            self.known.cp_max = self.known.cp_max.max(full.cp);
             let state = ApplyState::Waiting;
             self.apply = Some(Apply { cp: full.cp, last, state, update_bytes: 0, end: None });
         }
