@@ -149,7 +149,7 @@ enum Data {
 }
 
 /// The primary's machine.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Primary {
     identity: Identity,
     state: State,
@@ -728,6 +728,28 @@ impl Primary {
     /// Last sequence number the hub has durably.
     pub fn hub_sequence(&self) -> SequenceNumber {
         self.acked_place().sequence
+    }
+
+    /// Equal for machines that behave alike, for the searches of the tests.
+    #[cfg(test)]
+    pub(super) fn fingerprint<H: std::hash::Hasher>(&self, to: &mut H) {
+        use std::hash::Hash;
+        let Self { state, serving, held_after, held, sent, acked, .. } = self;
+        let target = match state {
+            State::Refilling { target, .. } => Some(target.hash),
+            State::Away | State::Greeting | State::Streaming | State::Closing | State::Halted => {
+                None
+            }
+        };
+        (std::mem::discriminant(state), target, serving).hash(to);
+        (held_after.hash, held.len(), held.back().map(|held| held.place.hash), sent, acked)
+            .hash(to);
+        (self.log_credit, self.cp_credit, self.cp_taken, self.own_cp, self.cp_max).hash(to);
+        if let Some(pending) = &self.pending {
+            let PendingCp { cp, roots, data, inline, refusals, .. } = pending;
+            let sent = if let Data::Sent(bytes) = data { Some(bytes) } else { None };
+            (cp, roots.is_some(), std::mem::discriminant(data), sent, inline, refusals).hash(to);
+        }
     }
 }
 
