@@ -486,11 +486,13 @@ impl Mirror {
                 self.state = State::Refilling;
                 actions.push(Action::SendLog { from: want.from.into() });
             }
-            (State::Joined, Message::Scan(scan)) => {
+            (State::Joined | State::Refilling, Message::Scan(scan)) => {
                 actions.push(Action::Scan { cp: scan.cp, token: scan.token });
             }
-            (State::Joined, Message::Scanned(scanned)) => actions.push(Action::Scanned(scanned)),
-            (State::Joined, Message::CheckpointAt(at)) => {
+            (State::Joined | State::Refilling, Message::Scanned(scanned)) => {
+                actions.push(Action::Scanned(scanned))
+            }
+            (State::Joined | State::Refilling, Message::CheckpointAt(at)) => {
                 actions.push(Action::CheckpointAt { token: at.token, cp: at.cp });
             }
             (_, Message::Ping(ping)) => {

@@ -325,6 +325,8 @@ impl Primary {
                 }
             }
             (State::Streaming, Message::Ack(ack)) => self.ack(ack, actions),
+            // The hub knows of a refill only when WantLog has come.
+            (State::Refilling { .. }, Message::Ack(ack)) => self.log_credit = ack.log_credit,
             (State::Streaming, Message::CpDone(done)) => {
                 if self.is_announced(done.cp) {
                     self.done(done.cp, actions);
@@ -339,13 +341,13 @@ impl Primary {
                     self.close("CpRejected of a CP that is not under way", actions);
                 }
             }
-            (State::Streaming, Message::WantCheckpoint(want)) => {
+            (State::Streaming | State::Refilling { .. }, Message::WantCheckpoint(want)) => {
                 actions.push(Action::Checkpoint { token: want.token });
             }
-            (State::Streaming, Message::Scan(scan)) => {
+            (State::Streaming | State::Refilling { .. }, Message::Scan(scan)) => {
                 actions.push(Action::Scan { cp: scan.cp, token: scan.token });
             }
-            (State::Streaming, Message::Scanned(scanned)) => {
+            (State::Streaming | State::Refilling { .. }, Message::Scanned(scanned)) => {
                 actions.push(Action::Scanned(scanned));
             }
             (_, Message::Ping(ping)) => {
