@@ -8,4 +8,5 @@
 
 mod laws;
 mod search;
+mod walk;
 mod world;
