@@ -9,5 +9,7 @@
 
 pub mod device;
 pub mod limits;
+pub mod pool;
 pub mod record;
 pub mod units;
+pub mod volume;
