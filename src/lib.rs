@@ -8,6 +8,7 @@
 //! [`config`], [`cli`].
 
 pub mod device;
+pub mod filer;
 pub mod limits;
 pub mod link;
 pub mod record;
