@@ -11,6 +11,7 @@ pub mod device;
 pub mod filer;
 pub mod limits;
 pub mod link;
+pub mod nbd;
 pub mod record;
 pub mod session;
 pub mod units;

@@ -90,8 +90,26 @@ pub const NBD_OPTIONS_MAX: usize = 256;
 pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 128;
 /// Request bytes of one NBD connection held in memory at once.
 pub const NBD_BYTES_IN_FLIGHT_MAX: u64 = 64 * MIB;
+/// Request bytes of all NBD connections of a process held in memory at once.
+pub const NBD_BYTES_IN_FLIGHT_TOTAL: u64 = 512 * MIB;
+/// Replies under way hold back reading of further requests from this many bytes on.
+pub const NBD_EAGER_WRITE_BYTES: u64 = 256 * KIB;
 /// NBD connections of one process.
 pub const NBD_CONNECTIONS_MAX: usize = 1024;
+/// Bytes of a string of the NBD protocol: a name, a description, an error text.
+pub const NBD_STRING_BYTES_MAX: usize = 4096;
+/// Payload of an NBD option that is too long to be taken and short enough to be skipped.
+pub const NBD_OPTION_SKIP_BYTES_MAX: u64 = MIB;
+/// Payload of a refused NBD write that is still read and thrown away; beyond, we hang up.
+pub const NBD_WRITE_SKIP_BYTES_MAX: u64 = 2 * NBD_REQUEST_BYTES_MAX;
+/// Extents in one answer to a block status request.
+pub const NBD_EXTENTS_MAX: usize = 65_536;
+/// Seconds in the middle of a request or a reply without one byte moving.
+pub const NBD_STALL_SECONDS_MAX: u64 = 60;
+/// Seconds a client is given to take the last replies when we hang up.
+pub const NBD_LINGER_SECONDS_MAX: u64 = 1;
+/// Seconds a stop waits for requests under way before it cuts their connections.
+pub const NBD_DRAIN_SECONDS_MAX: u64 = 30;
 
 // ---- actors ----
 
@@ -110,4 +128,7 @@ const _: () = {
     assert!(CP_FRAME_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(CP_FRAME_BYTES_MAX <= CP_CREDIT_BYTES);
     assert!(NBD_REQUEST_BYTES_MAX <= NBD_BYTES_IN_FLIGHT_MAX);
+    assert!(NBD_BYTES_IN_FLIGHT_MAX <= NBD_BYTES_IN_FLIGHT_TOTAL);
+    assert!(NBD_OPTION_BYTES_MAX <= NBD_OPTION_SKIP_BYTES_MAX);
+    assert!(NBD_EXTENTS_MAX <= 1 << 20, "the protocol's own bound");
 };
