@@ -12,6 +12,7 @@ pub mod filer;
 pub mod limits;
 pub mod link;
 pub mod nbd;
+pub mod nvlog;
 pub mod record;
 pub mod session;
 pub mod units;
