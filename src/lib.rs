@@ -10,6 +10,7 @@
 pub mod config;
 pub mod control;
 pub mod device;
+pub mod filer;
 pub mod limits;
 pub mod link;
 pub mod metric;
