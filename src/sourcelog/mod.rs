@@ -30,6 +30,7 @@
 //! Failures: full disk or broken medium: that source is faulted. Damage: [`LogError::Corrupt`]
 //! with file and offset, from recovery or from a [`LogReader`]; nothing is skipped silently.
 
+mod directory;
 mod error;
 pub mod files;
 pub mod format;
@@ -37,6 +38,7 @@ mod log;
 mod open;
 mod reader;
 mod recover;
+mod removal;
 mod scan;
 #[cfg(test)]
 mod sim;

@@ -52,6 +52,8 @@ struct Open {
     synced: u64,
     /// A write may be on its way or broken off: dirty whatever the stamps say.
     writing: u32,
+    /// An fdatasync is on its way.
+    syncing: bool,
 }
 
 impl Open {
@@ -169,21 +171,35 @@ impl OpenFiles {
     /// its source, and a faulted source is not synced again: the kernel would report success for
     /// pages it has given up (invariant 7).
     pub(super) fn sync_one(&self, name: &Arc<LogName>) -> Result<(), LogError> {
-        name.fault.check_io()?;
-        let (handle, stamp) = {
-            let mut table = self.lock();
-            let stamp = table.stamp;
-            if !table.current(name.identity.log).is_some_and(Open::is_dirty) {
-                return Ok(());
+        let log = name.identity.log;
+        let mut table = self.lock();
+        let (handle, stamp) = loop {
+            name.fault.check_io()?;
+            match table.current(log) {
+                Some(open) if open.is_dirty() && open.syncing => {
+                    // A descriptor reports an error once: the other sync may get it and this one
+                    // a success. So wait until it has latched what it got.
+                    table = self.released.wait(table).unwrap_or_else(PoisonError::into_inner);
+                }
+                Some(open) if open.is_dirty() => {
+                    let stamp = table.stamp;
+                    let Some(handle) = self.hold(&mut table, log, false) else { return Ok(()) };
+                    break (handle, stamp);
+                }
+                Some(_) | None => return Ok(()),
             }
-            (self.hold(&mut table, name.identity.log, false), stamp)
         };
-        let Some(handle) = handle else { return Ok(()) };
-        name.fault.latching(handle.sync_data().map_err(io_error(&name.text, "fdatasync")))?;
-        if let Some(open) = self.lock().open.get_mut(&handle.hold.number) {
+        table.set_syncing(handle.hold.number, true);
+        drop(table);
+        let result = handle.sync_data().map_err(io_error(&name.text, "fdatasync"));
+        let result = name.fault.latching(result);
+        let mut table = self.lock();
+        table.set_syncing(handle.hold.number, false);
+        if let (Ok(()), Some(open)) = (&result, table.open.get_mut(&handle.hold.number)) {
             open.synced = open.synced.max(stamp.min(open.written));
         }
-        Ok(())
+        drop(table);
+        result
     }
 
     /// Closes the file without syncing it: it was dropped, or what it holds is given up.
@@ -247,6 +263,7 @@ impl OpenFiles {
             written: 0,
             synced: 0,
             writing: u32::from(for_write),
+            syncing: false,
         };
         let handle = self.handle(&open.file, number, for_write);
         table.open.insert(number, open);
@@ -309,6 +326,12 @@ impl OpenFiles {
 impl Table {
     fn current(&self, log: RingId) -> Option<&Open> {
         self.open.get(self.current.get(&log)?)
+    }
+
+    fn set_syncing(&mut self, number: u64, syncing: bool) {
+        if let Some(open) = self.open.get_mut(&number) {
+            open.syncing = syncing;
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! what of the difference reached the medium; in data also rubbish may be there instead. A failed
 //! sync drops the dirty sectors as a kernel does: later syncs succeed without writing them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -66,6 +66,8 @@ struct State {
     inodes: Vec<Inode>,
     names: BTreeMap<PathBuf, usize>,
     medium_names: BTreeMap<PathBuf, usize>,
+    dirs: BTreeSet<PathBuf>,
+    medium_dirs: BTreeSet<PathBuf>,
     rules: Vec<(Op, String, i32)>,
     open: usize,
     open_peak: usize,
@@ -141,6 +143,9 @@ impl SimFiles {
             s.inodes.push(Inode { cache, medium, ..Inode::default() });
             s.names.insert(path.to_owned(), s.inodes.len() - 1);
             s.medium_names.insert(path.to_owned(), s.inodes.len() - 1);
+            let dir = path.parent().unwrap().to_owned();
+            s.dirs.insert(dir.clone());
+            s.medium_dirs.insert(dir);
         });
     }
 
@@ -155,6 +160,8 @@ impl SimFiles {
             copy.with(|to| {
                 to.names = from.names.clone();
                 to.medium_names = from.medium_names.clone();
+                to.dirs = from.dirs.clone();
+                to.medium_dirs = from.medium_dirs.clone();
                 to.inodes = from.inodes.iter().map(Inode::copy).collect();
             });
         });
@@ -168,6 +175,7 @@ impl SimFiles {
             for inode in &mut s.inodes {
                 inode.power_cut(chance, rubbish);
             }
+            s.lose_dirs(chance);
             let mut paths: Vec<PathBuf> = s.names.keys().cloned().collect();
             paths.extend(s.medium_names.keys().cloned());
             paths.sort();
@@ -201,6 +209,17 @@ impl State {
             Some((_, _, errno)) => Err(io::Error::from_raw_os_error(*errno)),
             None => Ok(()),
         }
+    }
+
+    /// A directory whose own name was not durable takes all names in it with it.
+    fn lose_dirs(&mut self, chance: &mut Chance) {
+        let medium = self.medium_dirs.clone();
+        self.dirs.retain(|dir| medium.contains(dir) || chance.below(2) == 0);
+        self.medium_dirs = self.dirs.clone();
+        let dirs = self.dirs.clone();
+        let there = |path: &PathBuf| path.parent().is_some_and(|dir| dirs.contains(dir));
+        self.names.retain(|path, _| there(path));
+        self.medium_names.retain(|path, _| there(path));
     }
 
     /// Writes an inode back, or gives its dirty sectors up.
@@ -292,8 +311,10 @@ fn put_sector(content: &mut Vec<u8>, number: usize, bytes: &[u8]) {
 
 impl Files for SimFiles {
     fn create_dir(&self, path: &Path) -> io::Result<bool> {
-        self.with(|s| s.step(None, path))?;
-        Ok(true)
+        self.with(|s| {
+            s.step(None, path)?;
+            Ok(s.dirs.insert(path.to_owned()))
+        })
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
@@ -354,6 +375,8 @@ impl Files for SimFiles {
             let inside = s.names.iter().filter(|(name, _)| name.parent() == Some(path));
             let inside: Vec<_> = inside.map(|(name, inode)| (name.clone(), *inode)).collect();
             s.medium_names.extend(inside);
+            let dirs = s.dirs.iter().filter(|dir| dir.parent() == Some(path)).cloned();
+            s.medium_dirs.extend(dirs.collect::<Vec<_>>());
             Ok(())
         })
     }
@@ -367,6 +390,7 @@ impl Files for SimFiles {
             }
             if !s.no_sync {
                 s.medium_names = s.names.clone();
+                s.medium_dirs = s.dirs.clone();
             }
             // Told once, and told again by each file's own fdatasync.
             let failed = s.inodes.iter().any(|inode| inode.error);

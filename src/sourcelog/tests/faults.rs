@@ -166,6 +166,25 @@ fn a_failed_sync_at_closing_faults_the_owner() {
     assert!(sync(&store, a).is_err());
 }
 
+/// What a failed fdatasync gave up is not synced once more, not even to close its file.
+#[test]
+fn a_failed_fdatasync_is_not_tried_again() {
+    let (a, b) = (source(1), source(2));
+    let files = SimFiles::default();
+    let store = store_with(&files, LogOptions { files_open_max: 1, ..options() });
+    for source in [a, b] {
+        store.recover(source, CpNumber(0)).unwrap();
+    }
+    append(&store, a, &Line::new(1).small(1));
+    files.fail(Op::Writeback, &a.to_string(), EIO);
+    assert!(sync(&store, a).is_err());
+    files.heal();
+    let syncs = files.syncs();
+    append(&store, b, &Line::new(2).small(1));
+    assert!(sync(&store, a).is_err());
+    assert_eq!(files.syncs(), syncs);
+}
+
 #[test]
 fn without_fallocate_files_grow_as_they_are_written() {
     let files = SimFiles::default();
@@ -238,7 +257,37 @@ fn dead_at_any_call_what_was_synced_is_there() {
     }
 }
 
-/// The negative control of the one above and of the model: without syncs it must be seen.
+/// The same for what a killed process left in the page cache: its data is made durable before its
+/// header says so.
+#[test]
+fn dead_at_any_call_after_a_kill() {
+    let a = source(1);
+    let mut line = Line::new(1);
+    let transfers: Vec<Transfer> = [1, 1, 2].iter().map(|cp| line.write(*cp, 0, 3000)).collect();
+    let killed = SimFiles::default();
+    let store = store_of(&killed, &[a]);
+    transfers.iter().for_each(|transfer| append(&store, a, transfer));
+    let mut calls = 0;
+    for call in 1.. {
+        let files = killed.copy();
+        files.die_at(call);
+        let store = reopen(&files);
+        if store.recover(a, CpNumber(0)).is_ok() {
+            calls += 1;
+            if sync(&store, a).is_ok() {
+                break;
+            }
+        }
+        for seed in 0..20 {
+            let store = reopen(&files.power_cut(&mut Chance(seed * 1000 + call), true));
+            let found = store.recover(a, CpNumber(0)).unwrap();
+            assert!(found.damage().is_none(), "call {call} seed {seed}: {:?}", found.damage());
+        }
+    }
+    assert!(calls > 8, "the sync makes calls");
+}
+
+/// The negative control of those above and of the model: without syncs it must be seen.
 #[test]
 fn without_syncs_a_power_cut_loses_what_was_promised() {
     let a = source(1);

@@ -258,6 +258,50 @@ fn logs_behind_a_gap_are_torn_if_unsynced_and_damage_if_synced() {
     }
 }
 
+/// A file that is not there at all: damage if anything newer was synced, else the newer ones are
+/// torn, and the ring has them all. An applied one is not missed.
+#[test]
+fn a_missing_file_is_noticed() {
+    let (a, mut line) = (source(1), Line::new(1));
+    let transfers: Vec<_> = [1, 2, 4].iter().map(|cp| line.small(*cp)).collect();
+    for (missing, synced, applied) in
+        [(1, false, 0), (2, false, 0), (2, false, 1), (1, true, 0), (2, true, 0), (2, true, 1)]
+    {
+        let files = SimFiles::default();
+        let store = store_of(&files, &[a]);
+        transfers.iter().for_each(|transfer| append(&store, a, transfer));
+        if synced {
+            sync(&store, a).unwrap();
+        }
+        super::super::files::Files::remove(&files, &log_path(a, missing)).unwrap();
+        let store = reopen(&files);
+        let found = store.recover(a, CpNumber(applied)).unwrap();
+        let text = format!("{missing} {synced} {applied}: {found:?}");
+        assert_eq!(found.damage().is_some(), synced, "{text}");
+        let left = usize::try_from(missing - 1 - applied).unwrap();
+        if synced {
+            let error = found.damage().unwrap().to_string();
+            assert!(error.contains(&format!("CP {missing}, which is missing")), "{error}");
+            assert_eq!(
+                found.last,
+                Some(if left == 1 { place(&transfers[0]) } else { Place::default() })
+            );
+            store.reset(a, None).unwrap();
+        } else {
+            assert_eq!(found.logs.len(), left, "{text}");
+            assert_eq!(files.paths().len(), left, "{text}");
+        }
+        assert_eq!(store.fault(a), None);
+        assert!(store.last(a).is_none() || left == 1);
+    }
+    let files = SimFiles::default();
+    let store = store_of(&files, &[a]);
+    transfers.iter().for_each(|transfer| append(&store, a, transfer));
+    super::super::files::Files::remove(&files, &log_path(a, 1)).unwrap();
+    let found = reopen(&files).recover(a, CpNumber(1)).unwrap();
+    assert_eq!((found.last, found.logs.len()), (Some(line.place), 2));
+}
+
 /// After a mere kill what is found may be in the page cache only: it is synced again before it
 /// counts.
 #[test]
