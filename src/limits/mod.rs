@@ -71,12 +71,33 @@ pub const VOLUME_BYTES_MAX: u64 = (1 << 42) * BLOCK_BYTES_U64;
 pub const VOLUMES_PER_SOURCE_MAX: usize = 256;
 /// Sources of one hub.
 pub const SOURCES_MAX: usize = 16_384;
-/// Smallest reserve of a pool.
-pub const POOL_RESERVE_BYTES_MIN: u64 = 64 * MIB;
+/// Smallest reserve of a pool. Unit tests shrink it, so that pools get full.
+pub const POOL_RESERVE_BYTES_MIN: u64 = if cfg!(test) { MIB } else { 64 * MIB };
 /// Smallest device of a pool.
-pub const POOL_DEVICE_BYTES_MIN: u64 = 256 * MIB;
-/// Largest device of a pool.
-pub const POOL_DEVICE_BYTES_MAX: u64 = VOLUME_BYTES_MAX;
+pub const POOL_DEVICE_BYTES_MIN: u64 = if cfg!(test) { 16 * MIB } else { 256 * MIB };
+/// Largest device of a pool: 2^40 blocks.
+pub const POOL_DEVICE_BYTES_MAX: u64 = (1 << 40) * BLOCK_BYTES_U64;
+/// Smallest catalog region of a pool.
+pub const POOL_CATALOG_BYTES_MIN: u64 = if cfg!(test) { 8 * MIB } else { 16 * MIB };
+/// One part of the data in so many is added to the catalog region, for history and rows.
+pub const POOL_CATALOG_SHARE: u64 = 128;
+/// What that part is at most.
+pub const POOL_CATALOG_SHARE_BYTES_MAX: u64 = 4 * GIB;
+/// The catalog region is so many times what may be stored in it: copy-on-write, growth by
+/// doubling and half-filled pages never meet its end.
+pub const POOL_CATALOG_SPARE: u64 = 8;
+/// Rows of sources and volumes together: they are held in memory as well.
+pub const POOL_CATALOG_ROW_BYTES_MAX: u64 = 64 * MIB;
+/// Bytes that a source's row keeps for the modules above.
+pub const SOURCE_EXTENSION_BYTES_MAX: usize = 1024;
+/// CPs whose number, sequence, stream hash and roots a source's catalog keeps (R5).
+pub const HISTORY_ROWS_MAX: u64 = 65_536;
+/// Blocks a write set takes at once, so that CPs built side by side are each written in sequence.
+pub const POOL_LEASE_BLOCKS: u64 = 256;
+/// Bytes of one device write or read of the pool.
+pub const POOL_IO_BYTES_MAX: u64 = MIB;
+/// Catalog changes that gather while a commit runs; more callers wait.
+pub const POOL_GROUP_CHANGES_MAX: usize = 1024;
 /// Pinned images at once.
 pub const PINS_MAX: usize = 65_536;
 
@@ -161,6 +182,9 @@ const _: () = {
     assert!(COMMIT_BYTES_MAX < RING_BYTES_MIN, "a group commit never laps its own ring");
     assert!(CP_FRAME_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(CP_FRAME_BYTES_MAX <= CP_CREDIT_BYTES);
+    assert!(POOL_CATALOG_BYTES_MIN * 2 <= POOL_DEVICE_BYTES_MIN);
+    assert!(POOL_RESERVE_BYTES_MIN * 4 <= POOL_DEVICE_BYTES_MIN);
+    assert!(POOL_IO_BYTES_MAX == POOL_LEASE_BLOCKS * BLOCK_BYTES_U64, "a lease is one write");
     assert!(NBD_REQUEST_BYTES_MAX <= NBD_BYTES_IN_FLIGHT_MAX);
     assert!(NBD_BYTES_IN_FLIGHT_MAX <= NBD_BYTES_IN_FLIGHT_TOTAL);
     assert!(NBD_OPTION_BYTES_MAX <= NBD_OPTION_SKIP_BYTES_MAX);

@@ -1,0 +1,325 @@
+//! The label: what says that a device is a pool, whose, and how it is divided.
+//!
+//! Two copies of 4096 bytes stand at the front of the device. They are written once, when all
+//! else of a new pool is durable, and never change: a pool exists when its label does. One good
+//! copy is enough, and the other is written again from it.
+//!
+//! | at | bytes | field |
+//! | --- | --- | --- |
+//! | 0 | 8 | magic `MIRRPOOL` |
+//! | 8 | 4 | format version, 1 |
+//! | 12 | 4 | CRC-32C of all 4096 bytes with this field zero |
+//! | 16 | 16 | pool id |
+//! | 32 | 16 | owner: id of the source or hub |
+//! | 48 | 4 | block size, 4096 |
+//! | 52 | 4 | children of a node, 128 |
+//! | 56 | 8 | blocks of the device in use by the pool |
+//! | 64 | 8 | first block of the catalog |
+//! | 72 | 8 | blocks of the catalog |
+//! | 80 | 8 | first block of data; data ends where the pool ends |
+//! | 88 | 4008 | reserved, zero |
+//!
+//! Anything else than that is refused by name: no pool, another version, damaged.
+
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::limits::{
+    NODE_CHILDREN, POOL_CATALOG_BYTES_MIN, POOL_CATALOG_SHARE, POOL_CATALOG_SHARE_BYTES_MAX,
+    POOL_CATALOG_SPARE, POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN,
+};
+use crate::units::hash::crc32c;
+use crate::units::ids::PoolId;
+use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
+
+use super::error::PoolError;
+
+/// First bytes of a label.
+pub const LABEL_MAGIC: [u8; 8] = *b"MIRRPOOL";
+/// The one format this program writes and reads.
+pub const LABEL_VERSION: u32 = 1;
+/// Copies of the label, in the first blocks of the device.
+pub const LABEL_COPIES: u64 = 2;
+
+const FIELDS_BYTES: usize = 88;
+const CRC_AT: usize = 12;
+const BLOCK_BYTES_FIELD: u32 = 4096;
+const NODE_CHILDREN_FIELD: u32 = 128;
+
+const _: () = {
+    assert!(FIELDS_BYTES == 8 + 4 + 4 + 16 + 16 + 4 + 4 + 8 + 8 + 8 + 8);
+    assert!(BLOCK_BYTES == 4096 && NODE_CHILDREN == 128);
+    assert!(FIELDS_BYTES < BLOCK_BYTES);
+};
+
+/// How a device is divided, in blocks from its front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Blocks of the whole pool.
+    pub total: u64,
+    /// First block of the catalog.
+    pub catalog_start: u64,
+    /// Blocks of the catalog.
+    pub catalog_blocks: u64,
+    /// First block of data.
+    pub data_start: u64,
+}
+
+impl Layout {
+    /// Divides a device of `size` bytes: labels, a catalog with room for the free map, rows and
+    /// history (see `limits`), data.
+    pub fn for_device(device: &dyn Device) -> Result<Self, PoolError> {
+        let size = device.size().0;
+        if size < POOL_DEVICE_BYTES_MIN {
+            let wanted = POOL_DEVICE_BYTES_MIN;
+            return Err(PoolError::TooSmall { device: device.name(), wanted, met: size });
+        }
+        let total = size.min(POOL_DEVICE_BYTES_MAX) / BLOCK_BYTES_U64;
+        let free_map = total / 8;
+        let share = (size / POOL_CATALOG_SHARE).min(POOL_CATALOG_SHARE_BYTES_MAX);
+        let catalog = POOL_CATALOG_BYTES_MIN + free_map * POOL_CATALOG_SPARE + share;
+        let catalog_blocks = catalog.div_ceil(BLOCK_BYTES_U64);
+        let catalog_start = LABEL_COPIES;
+        let data_start = catalog_start + catalog_blocks;
+        Ok(Self { total, catalog_start, catalog_blocks, data_start })
+    }
+
+    /// Blocks of data.
+    pub const fn data_blocks(&self) -> u64 {
+        self.total - self.data_start
+    }
+
+    /// Bytes of the catalog region.
+    pub const fn catalog_bytes(&self) -> u64 {
+        self.catalog_blocks * BLOCK_BYTES_U64
+    }
+
+    fn is_sound(&self) -> bool {
+        self.total <= POOL_DEVICE_BYTES_MAX / BLOCK_BYTES_U64
+            && self.catalog_start == LABEL_COPIES
+            && self.catalog_start.checked_add(self.catalog_blocks) == Some(self.data_start)
+            && self.data_start < self.total
+    }
+}
+
+/// What a label says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Label {
+    /// Names the pool for ever.
+    pub pool: PoolId,
+    /// Id of the source or hub it belongs to.
+    pub owner: [u8; 16],
+    /// How the device is divided.
+    pub layout: Layout,
+}
+
+impl Label {
+    /// The 4096 bytes.
+    pub fn encode(&self) -> [u8; BLOCK_BYTES] {
+        let mut bytes = [0; BLOCK_BYTES];
+        bytes[0..8].copy_from_slice(&LABEL_MAGIC);
+        bytes[8..12].copy_from_slice(&LABEL_VERSION.to_le_bytes());
+        bytes[16..32].copy_from_slice(&self.pool.0);
+        bytes[32..48].copy_from_slice(&self.owner);
+        bytes[48..52].copy_from_slice(&BLOCK_BYTES_FIELD.to_le_bytes());
+        bytes[52..56].copy_from_slice(&NODE_CHILDREN_FIELD.to_le_bytes());
+        let Layout { total, catalog_start, catalog_blocks, data_start } = self.layout;
+        for (at, value) in
+            [(56, total), (64, catalog_start), (72, catalog_blocks), (80, data_start)]
+        {
+            bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        let crc = crc32c(&bytes);
+        bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads and checks one copy.
+    pub fn decode(device: &Arc<str>, bytes: &[u8; BLOCK_BYTES]) -> Result<Self, PoolError> {
+        let number = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(word)
+        };
+        let half = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let device = Arc::clone(device);
+        if bytes[0..8] != LABEL_MAGIC {
+            let met = number(0).to_le_bytes();
+            return Err(PoolError::NotAPool { device, wanted: LABEL_MAGIC, met });
+        }
+        if half(8) != LABEL_VERSION {
+            return Err(PoolError::LabelVersion { device, met: half(8), known: LABEL_VERSION });
+        }
+        let corrupt = |what: String| PoolError::LabelCorrupt { device, what };
+        let mut bare = *bytes;
+        bare[CRC_AT..CRC_AT + 4].fill(0);
+        let (wanted, met) = (half(CRC_AT), crc32c(&bare));
+        if wanted != met {
+            return Err(corrupt(format!("wanted checksum {wanted:08x}, met {met:08x}")));
+        }
+        if bytes[FIELDS_BYTES..].iter().any(|&byte| byte != 0) {
+            return Err(corrupt("reserved bytes are not zero".into()));
+        }
+        if (half(48), half(52)) != (BLOCK_BYTES_FIELD, NODE_CHILDREN_FIELD) {
+            return Err(corrupt(format!("blocks of {} bytes, nodes of {}", half(48), half(52))));
+        }
+        let [total, catalog_start, catalog_blocks, data_start] = [56, 64, 72, 80].map(number);
+        let layout = Layout { total, catalog_start, catalog_blocks, data_start };
+        if !layout.is_sound() {
+            return Err(corrupt(format!("impossible layout {layout:?}")));
+        }
+        let mut label = Self { pool: PoolId::ZERO, owner: [0; 16], layout };
+        label.pool.0.copy_from_slice(&bytes[16..32]);
+        label.owner.copy_from_slice(&bytes[32..48]);
+        Ok(label)
+    }
+}
+
+fn read_copy(device: &dyn Device, copy: u64) -> Result<[u8; BLOCK_BYTES], PoolError> {
+    let mut bytes = [0; BLOCK_BYTES];
+    device.read_at(copy * BLOCK_BYTES_U64, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Refuses a device that carries a label, be it damaged or of another version.
+pub fn refuse_existing(device: &dyn Device) -> Result<(), PoolError> {
+    for copy in 0..LABEL_COPIES {
+        if read_copy(device, copy)?[0..8] == LABEL_MAGIC {
+            return Err(PoolError::AlreadyAPool { device: device.name() });
+        }
+    }
+    Ok(())
+}
+
+/// Writes all copies, durably.
+pub fn write_all(device: &dyn Device, label: &Label) -> Result<(), PoolError> {
+    (0..LABEL_COPIES).try_for_each(|copy| write_copy(device, label, copy))
+}
+
+fn write_copy(device: &dyn Device, label: &Label, copy: u64) -> Result<(), PoolError> {
+    Ok(device.write_durable_at(copy * BLOCK_BYTES_U64, &label.encode())?)
+}
+
+/// Reads the label. One damaged copy is written again from the good one; which copy that was is
+/// returned for the log. If no copy is good, the more telling error wins.
+pub fn read(device: &dyn Device) -> Result<(Label, Option<u64>), PoolError> {
+    let name = device.name();
+    let first = Label::decode(&name, &read_copy(device, 0)?);
+    let second = Label::decode(&name, &read_copy(device, 1)?);
+    let (label, repaired) = match (first, second) {
+        (Ok(first), Ok(second)) if first == second => (first, None),
+        (Ok(_), Ok(_)) => {
+            let what = "its copies contradict each other".into();
+            return Err(PoolError::LabelCorrupt { device: name, what });
+        }
+        // A copy of another version beside a good one is no damage: someone wrote it.
+        (Ok(_), Err(error @ PoolError::LabelVersion { .. }))
+        | (Err(error @ PoolError::LabelVersion { .. }), Ok(_)) => return Err(error),
+        (Ok(first), Err(_)) => (first, Some(1)),
+        (Err(_), Ok(second)) => (second, Some(0)),
+        (Err(PoolError::NotAPool { .. }), Err(second)) => return Err(second),
+        (Err(first), Err(_)) => return Err(first),
+    };
+    let (wanted, met) = (label.layout.total * BLOCK_BYTES_U64, device.size().0);
+    if met < wanted {
+        return Err(PoolError::Shrunk { device: name, wanted, met });
+    }
+    if let Some(copy) = repaired {
+        write_copy(device, &label, copy)?;
+    }
+    Ok((label, repaired))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::testing::MemoryDevice;
+
+    fn label() -> Label {
+        let layout = Layout { total: 0x1000, catalog_start: 2, catalog_blocks: 8, data_start: 10 };
+        Label { pool: PoolId([1; 16]), owner: [2; 16], layout }
+    }
+
+    fn sealed(mut bytes: [u8; BLOCK_BYTES]) -> [u8; BLOCK_BYTES] {
+        bytes[CRC_AT..CRC_AT + 4].fill(0);
+        let crc = crc32c(&bytes);
+        bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = label().encode();
+        let mut expected = b"MIRRPOOL".to_vec();
+        expected.extend([1, 0, 0, 0]);
+        expected.extend(GOLDEN_CRC.to_le_bytes());
+        expected.extend([1; 16]);
+        expected.extend([2; 16]);
+        expected.extend([0, 16, 0, 0, 128, 0, 0, 0]);
+        expected.extend([0, 0x10, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([8, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[..FIELDS_BYTES], expected);
+        assert!(bytes[FIELDS_BYTES..].iter().all(|&byte| byte == 0));
+        assert_eq!(Label::decode(&"d".into(), &bytes).unwrap(), label());
+    }
+    const GOLDEN_CRC: u32 = 0xf755_5c89;
+
+    #[test]
+    fn each_wrong_field_is_refused_by_name() {
+        let device: Arc<str> = "disk0".into();
+        let good = label().encode();
+        let with = |at: usize, value: u8| {
+            let mut bytes = good;
+            bytes[at] = value;
+            bytes
+        };
+        let refused = |bytes| Label::decode(&device, &bytes).unwrap_err();
+        assert!(matches!(refused(with(0, b'X')), PoolError::NotAPool { .. }));
+        let met = refused(with(8, 9));
+        assert!(matches!(met, PoolError::LabelVersion { met: 9, known: 1, .. }), "{met}");
+        assert!(refused(with(40, 9)).to_string().contains("wanted checksum"));
+        assert!(refused(sealed(with(4095, 1))).to_string().contains("reserved"));
+        assert!(refused(sealed(with(49, 32))).to_string().contains("blocks of 8192"));
+        assert!(refused(sealed(with(80, 11))).to_string().contains("impossible layout"));
+    }
+
+    #[test]
+    fn a_damaged_copy_is_written_again_from_the_good_one() {
+        for copy in 0..LABEL_COPIES {
+            let device = MemoryDevice::new(POOL_DEVICE_BYTES_MIN);
+            let label = Label { layout: Layout::for_device(&device).unwrap(), ..label() };
+            write_all(&device, &label).unwrap();
+            device.flip(copy * BLOCK_BYTES_U64 + 20, 1);
+            assert_eq!(read(&device).unwrap(), (label, Some(copy)));
+            assert_eq!(read(&device).unwrap(), (label, None));
+        }
+    }
+
+    #[test]
+    fn two_damaged_copies_and_two_good_ones_that_differ_are_refused() {
+        let device = MemoryDevice::new(POOL_DEVICE_BYTES_MIN);
+        assert!(matches!(read(&device), Err(PoolError::NotAPool { .. })));
+        let layout = Layout::for_device(&device).unwrap();
+        let label = Label { layout, ..label() };
+        write_all(&device, &label).unwrap();
+        write_copy(&device, &Label { owner: [9; 16], ..label }, 1).unwrap();
+        assert!(read(&device).unwrap_err().to_string().contains("contradict"));
+        device.flip(20, 1);
+        device.flip(BLOCK_BYTES_U64 + 20, 1);
+        assert!(matches!(read(&device), Err(PoolError::LabelCorrupt { .. })));
+        assert!(matches!(refuse_existing(&device), Err(PoolError::AlreadyAPool { .. })));
+    }
+
+    #[test]
+    fn a_device_smaller_than_its_pool_is_refused() {
+        let device = MemoryDevice::new(POOL_DEVICE_BYTES_MIN);
+        let mut layout = Layout::for_device(&device).unwrap();
+        layout.total += 1;
+        write_all(&device, &Label { layout, ..label() }).unwrap();
+        assert!(matches!(read(&device), Err(PoolError::Shrunk { .. })));
+        let small = MemoryDevice::new(POOL_DEVICE_BYTES_MIN - 1);
+        assert!(matches!(Layout::for_device(&small), Err(PoolError::TooSmall { .. })));
+    }
+}

@@ -1,0 +1,315 @@
+//! The catalog's rows in memory, and what one commit changes of them.
+//!
+//! Readers are answered from the [`Mirror`], which holds exactly what is durable: a commit's
+//! [`Staged`] rows are merged when the transaction is. So a pool whose device fails goes on
+//! answering, and nobody sees a root that a crash could take back (R9).
+//!
+//! Pure memory. Refusals name the row; nothing is staged by a refused change.
+
+use std::collections::BTreeMap;
+
+use crate::limits::{SOURCES_MAX, VOLUMES_PER_SOURCE_MAX};
+use crate::units::convert::to_u64;
+use crate::units::ids::SourceId;
+use crate::units::numbers::VolumeNumber;
+
+use super::error::PoolError;
+use super::pointer::VolumeKey;
+use super::rows::{HistoryRow, SourceRow, VolumeRow, check_extension, stored};
+
+/// The durable rows.
+#[derive(Debug, Default)]
+pub(super) struct Mirror {
+    sources: BTreeMap<SourceId, SourceRow>,
+    volumes: BTreeMap<VolumeKey, VolumeRow>,
+    history: BTreeMap<SourceId, u64>,
+    row_bytes: u64,
+}
+
+fn keys_of(source: SourceId) -> std::ops::RangeInclusive<VolumeKey> {
+    let key = |volume| VolumeKey { source, volume: VolumeNumber(volume) };
+    key(0)..=key(u32::MAX)
+}
+
+impl Mirror {
+    pub(super) fn load_source(&mut self, row: SourceRow) {
+        self.row_bytes += stored(&row.encode());
+        self.sources.insert(row.id, row);
+    }
+
+    pub(super) fn load_volume(&mut self, row: VolumeRow) {
+        self.row_bytes += stored(&row.encode());
+        self.volumes.insert(row.key, row);
+    }
+
+    pub(super) fn load_history(&mut self, source: SourceId) {
+        *self.history.entry(source).or_default() += 1;
+    }
+
+    pub(super) fn source(&self, id: SourceId) -> Option<&SourceRow> {
+        self.sources.get(&id)
+    }
+
+    pub(super) fn sources(&self) -> impl Iterator<Item = &SourceRow> {
+        self.sources.values()
+    }
+
+    pub(super) fn volume(&self, key: VolumeKey) -> Option<&VolumeRow> {
+        self.volumes.get(&key)
+    }
+
+    pub(super) fn volumes(&self, source: SourceId) -> impl Iterator<Item = &VolumeRow> {
+        self.volumes.range(keys_of(source)).map(|(_, row)| row)
+    }
+
+    pub(super) fn all_volumes(&self) -> impl Iterator<Item = &VolumeRow> {
+        self.volumes.values()
+    }
+
+    /// The commit of `staged` is durable.
+    pub(super) fn merge(&mut self, staged: Staged) {
+        for (id, row) in staged.sources {
+            let old = match row {
+                Some(row) => {
+                    self.row_bytes += stored(&row.encode());
+                    self.sources.insert(id, row)
+                }
+                None => {
+                    self.history.remove(&id);
+                    self.sources.remove(&id)
+                }
+            };
+            self.row_bytes -= old.map_or(0, |old| stored(&old.encode()));
+        }
+        for (key, row) in staged.volumes {
+            let old = match row {
+                Some(row) => {
+                    self.row_bytes += stored(&row.encode());
+                    self.volumes.insert(key, row)
+                }
+                None => self.volumes.remove(&key),
+            };
+            self.row_bytes -= old.map_or(0, |old| stored(&old.encode()));
+        }
+        for (source, _) in staged.history {
+            *self.history.entry(source).or_default() += 1;
+        }
+        for (source, cut) in staged.history_cut {
+            let count = self.history.entry(source).or_default();
+            *count = count.saturating_sub(cut);
+        }
+    }
+}
+
+/// The rows that one commit changes; `None` removes one.
+#[derive(Debug, Default)]
+pub(super) struct Staged {
+    pub(super) sources: BTreeMap<SourceId, Option<SourceRow>>,
+    pub(super) volumes: BTreeMap<VolumeKey, Option<VolumeRow>>,
+    pub(super) history: Vec<(SourceId, HistoryRow)>,
+    pub(super) history_cut: BTreeMap<SourceId, u64>,
+    /// What the new rows add, about; rows that shrink or go count at the merge.
+    added_bytes: u64,
+}
+
+impl Staged {
+    /// Whether nothing was changed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sources.is_empty() && self.volumes.is_empty() && self.history.is_empty()
+    }
+
+    /// A source as it will be.
+    pub(super) fn source<'a>(
+        &'a self,
+        mirror: &'a Mirror,
+        source_id: SourceId,
+    ) -> Result<&'a SourceRow, PoolError> {
+        let row = match self.sources.get(&source_id) {
+            Some(row) => row.as_ref(),
+            None => mirror.source(source_id),
+        };
+        row.ok_or(PoolError::UnknownSource { source_id })
+    }
+
+    /// A volume as it will be.
+    pub(super) fn volume<'a>(
+        &'a self,
+        mirror: &'a Mirror,
+        key: VolumeKey,
+    ) -> Result<&'a VolumeRow, PoolError> {
+        let row = match self.volumes.get(&key) {
+            Some(row) => row.as_ref(),
+            None => mirror.volume(key),
+        };
+        row.ok_or(PoolError::UnknownVolume { key })
+    }
+
+    /// The volumes of a source as they will be, by number.
+    pub(super) fn volumes(
+        &self,
+        mirror: &Mirror,
+        source: SourceId,
+    ) -> BTreeMap<VolumeKey, VolumeRow> {
+        let mut rows: BTreeMap<_, _> =
+            mirror.volumes(source).map(|row| (row.key, row.clone())).collect();
+        for (key, row) in self.volumes.range(keys_of(source)) {
+            match row {
+                Some(row) => rows.insert(*key, row.clone()),
+                None => rows.remove(key),
+            };
+        }
+        rows
+    }
+
+    /// Refuses a row that is longer than the one it replaces if all rows would be too long.
+    fn refuse_growth(
+        &mut self,
+        mirror: &Mirror,
+        old_bytes: u64,
+        new_bytes: u64,
+        max_bytes: u64,
+    ) -> Result<(), PoolError> {
+        let wanted_bytes = new_bytes.saturating_sub(old_bytes);
+        if wanted_bytes == 0 {
+            return Ok(());
+        }
+        let rows_bytes = mirror.row_bytes + self.added_bytes;
+        if rows_bytes + wanted_bytes > max_bytes {
+            return Err(PoolError::CatalogFull { rows_bytes, wanted_bytes, max_bytes });
+        }
+        self.added_bytes += wanted_bytes;
+        Ok(())
+    }
+
+    /// Adds a source or replaces its row. What `publish` writes must be as it is: a row read
+    /// before a CP was published would take the CP back.
+    pub(super) fn put_source(
+        &mut self,
+        mirror: &Mirror,
+        row: SourceRow,
+        max_bytes: u64,
+    ) -> Result<(), PoolError> {
+        check_extension(&row)?;
+        let refused = |why| {
+            Err(PoolError::RowRefused { what: format!("source {} ({})", row.id, row.name), why })
+        };
+        let count = mirror.sources.len() + self.sources.len();
+        let mut old_bytes = 0;
+        match self.source(mirror, row.id) {
+            Ok(old) => {
+                old_bytes = stored(&old.encode());
+                let owned = |row: &SourceRow| (row.applied, row.sequence, row.stream_hash);
+                if owned(old) != owned(&row) {
+                    return refused("only publish moves its CP, sequence and stream hash");
+                }
+                if row.epoch.number < old.epoch.number {
+                    return refused("an epoch is only raised");
+                }
+                if row.highest_cp < old.highest_cp {
+                    return refused("the highest CP number is only raised");
+                }
+                if row.generation.number < old.generation.number {
+                    return refused("a generation is only raised");
+                }
+            }
+            Err(_) if count >= SOURCES_MAX => {
+                let (met, max) = (to_u64(count) + 1, to_u64(SOURCES_MAX));
+                return Err(PoolError::Limit { what: "sources", met, max });
+            }
+            // A source may begin beyond CP 0: its history is known from the other end.
+            Err(_) => {}
+        }
+        if mirror.sources.values().any(|other| other.name == row.name && other.id != row.id) {
+            return refused("another source has that name");
+        }
+        self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;
+        self.sources.insert(row.id, Some(row));
+        Ok(())
+    }
+
+    /// Adds a volume, empty, or renames one.
+    pub(super) fn put_volume(
+        &mut self,
+        mirror: &Mirror,
+        row: VolumeRow,
+        max_bytes: u64,
+    ) -> Result<(), PoolError> {
+        self.source(mirror, row.key.source)?;
+        let what = || format!("volume {} ({}) of {}", row.key.volume, row.name, row.key.source);
+        let refused = |why| Err(PoolError::RowRefused { what: what(), why });
+        let size = row.tree.size;
+        let max = crate::limits::VOLUME_BYTES_MAX;
+        if size.0 == 0 || !size.is_whole_blocks() || size.0 > max {
+            return refused("its size is no multiple of 4096, zero, or too large");
+        }
+        let old_bytes = self.volume(mirror, row.key).map_or(0, |old| stored(&old.encode()));
+        match self.volume(mirror, row.key) {
+            Ok(old) if old.id != row.id => return refused("the number is another volume's"),
+            Ok(old) if old.tree != row.tree => return refused("only publish moves its tree"),
+            Ok(_) => {}
+            Err(_) if !row.tree.top.is_hole() => return refused("a new volume is empty"),
+            Err(_) => {
+                let met = to_u64(self.volumes(mirror, row.key.source).len()) + 1;
+                let max = to_u64(VOLUMES_PER_SOURCE_MAX);
+                if met > max {
+                    return Err(PoolError::Limit { what: "volumes of a source", met, max });
+                }
+            }
+        }
+        let others = self.volumes(mirror, row.key.source);
+        if others.values().any(|other| other.name == row.name && other.key != row.key) {
+            return refused("another volume of the source has that name");
+        }
+        self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;
+        self.volumes.insert(row.key, Some(row));
+        Ok(())
+    }
+
+    /// Removes a volume that holds nothing.
+    pub(super) fn remove_volume(
+        &mut self,
+        mirror: &Mirror,
+        key: VolumeKey,
+    ) -> Result<(), PoolError> {
+        if !self.volume(mirror, key)?.tree.top.is_hole() {
+            let what = format!("volume {} of {}", key.volume, key.source);
+            return Err(PoolError::RowRefused { what, why: "it still holds blocks" });
+        }
+        self.volumes.insert(key, None);
+        Ok(())
+    }
+
+    /// Removes a source that has no volumes, and its history.
+    pub(super) fn remove_source(
+        &mut self,
+        mirror: &Mirror,
+        source: SourceId,
+    ) -> Result<(), PoolError> {
+        self.source(mirror, source)?;
+        if !self.volumes(mirror, source).is_empty() {
+            let what = format!("source {source}");
+            return Err(PoolError::RowRefused { what, why: "it still has volumes" });
+        }
+        self.sources.insert(source, None);
+        Ok(())
+    }
+
+    /// Adds a CP to the history, which keeps the `rows_max` newest.
+    pub(super) fn add_history(
+        &mut self,
+        mirror: &Mirror,
+        source: SourceId,
+        row: HistoryRow,
+        rows_max: u64,
+    ) {
+        /// More are cut by the next commits, so that one commit stays small.
+        const CUT_MAX: u64 = 64;
+        self.history.push((source, row));
+        let added = self.history.iter().filter(|(id, _)| *id == source).count();
+        let count = mirror.history.get(&source).copied().unwrap_or(0) + to_u64(added);
+        let cut = count.saturating_sub(rows_max).min(CUT_MAX);
+        if cut > 0 {
+            self.history_cut.insert(source, cut);
+        }
+    }
+}

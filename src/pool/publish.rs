@@ -1,0 +1,393 @@
+//! Publishing: how CPs and rows become durable and visible, many in one commit.
+//!
+//! Whoever changes the catalog queues the change. The first one to find nobody at work takes
+//! all that is queued and commits it; while it works, the next gather. One commit is:
+//!
+//! 1. `flush`: every block that the new roots reach is on the medium
+//! 2. one transaction: rows, history, changed pages of the free map
+//! 3. memory: the rows are visible, freed blocks are free or stand in a pin's deadlist
+//!
+//! A crash before the end of 2 leaves the old roots and a free map that fits them; after it, the
+//! new ones. A change that is refused (old epoch, full catalog, moved base) is left out and does
+//! not hold up the others. A failed flush or transaction latches the pool and fails them all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use crate::limits::POOL_GROUP_CHANGES_MAX;
+use crate::units::hash::{Root, StreamHash};
+use crate::units::ids::SourceId;
+use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
+
+use super::error::PoolError;
+use super::mirror::{Mirror, Staged};
+use super::pointer::{TreeRoot, VolumeKey};
+use super::rows::{HistoryRow, SourceRow, VolumeRow, check_extension, history_rows};
+use super::space::SpaceMap;
+use super::write_set::{Settled, WriteSet};
+use super::{Pool, State};
+
+/// Everything that one source's CP publishes.
+#[derive(Debug)]
+pub struct Publish {
+    /// The blocks it is made of.
+    pub write_set: WriteSet,
+    /// Whose CP.
+    pub source: SourceId,
+    /// Its number: above the source's applied one.
+    pub cp: CpNumber,
+    /// The last entry it holds.
+    pub sequence: SequenceNumber,
+    /// Stream hash there.
+    pub stream_hash: StreamHash,
+    /// The epoch it belongs to: the catalog's, or it is refused (R2).
+    pub epoch: Epoch,
+    /// The generation to record, if it has changed.
+    pub generation: Option<Generation>,
+    /// The extension to record, if it has changed.
+    pub extension: Option<Vec<u8>>,
+    /// The new trees of the volumes that changed.
+    pub volumes: Vec<(VolumeNumber, TreeRoot)>,
+}
+
+/// A CP is durable and visible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// Its number.
+    pub cp: CpNumber,
+    /// The roots of all volumes of the source, by number.
+    pub roots: Vec<(VolumeNumber, Root)>,
+    /// Which commit of the pool it was in; CPs of one commit have the same.
+    pub transaction: u64,
+}
+
+/// Changes a row inside the commit.
+pub(super) type RowChange = Box<dyn FnOnce(&mut SourceRow) + Send>;
+
+/// One change of the catalog.
+pub(super) enum Change {
+    Publish(Box<Publish>),
+    PutSource(Box<SourceRow>),
+    UpdateSource(SourceId, RowChange),
+    RemoveSource(SourceId),
+    PutVolume(Box<VolumeRow>),
+    RemoveVolume(VolumeKey),
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Publish(_) => "Publish",
+            Self::PutSource(_) => "PutSource",
+            Self::UpdateSource(..) => "UpdateSource",
+            Self::RemoveSource(_) => "RemoveSource",
+            Self::PutVolume(_) => "PutVolume",
+            Self::RemoveVolume(_) => "RemoveVolume",
+        })
+    }
+}
+
+/// What became of a change.
+#[derive(Debug, Clone)]
+pub(super) enum Done {
+    Published(Published),
+    Row,
+}
+
+type Outcome = Result<Done, PoolError>;
+type Slot = Arc<Mutex<Option<Outcome>>>;
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<(Change, Slot)>,
+    running: bool,
+}
+
+/// Where changes gather.
+#[derive(Debug, Default)]
+pub(super) struct Committer {
+    queue: Mutex<Queue>,
+    turn: Condvar,
+    /// Held through a commit: whoever has it sees no half of one.
+    committing: Mutex<()>,
+}
+
+/// Answers everybody of a batch if the thread that commits it panics.
+struct Batch<'a> {
+    committer: &'a Committer,
+    slots: Vec<Slot>,
+    outcomes: Option<Vec<Outcome>>,
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let outcomes = self.outcomes.take();
+        let outcomes = outcomes.unwrap_or_else(|| vec![Err(PoolError::Poisoned); self.slots.len()]);
+        for (slot, outcome) in self.slots.iter().zip(outcomes) {
+            if let Ok(mut slot) = slot.lock() {
+                *slot = Some(outcome);
+            }
+        }
+        if let Ok(mut queue) = self.committer.queue.lock() {
+            queue.running = false;
+        }
+        self.committer.turn.notify_all();
+    }
+}
+
+impl Committer {
+    fn queue(&self) -> Result<MutexGuard<'_, Queue>, PoolError> {
+        self.queue.lock().map_err(|_| PoolError::Poisoned)
+    }
+
+    /// Waits for the end of a commit under way and keeps the next from beginning.
+    pub(super) fn between_commits(&self) -> Result<MutexGuard<'_, ()>, PoolError> {
+        self.committing.lock().map_err(|_| PoolError::Poisoned)
+    }
+
+    /// Changes that gather now.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.lock().map_or(0, |queue| queue.waiting.len())
+    }
+
+    /// Commits a change, alone or with others, and returns what became of it.
+    pub(super) fn submit(&self, pool: &Pool, change: Change) -> Outcome {
+        let slot = Slot::default();
+        let mut queue = self.queue()?;
+        while queue.waiting.len() >= POOL_GROUP_CHANGES_MAX {
+            queue = self.turn.wait(queue).map_err(|_| PoolError::Poisoned)?;
+        }
+        queue.waiting.push((change, Arc::clone(&slot)));
+        loop {
+            if let Some(outcome) = slot.lock().map_err(|_| PoolError::Poisoned)?.take() {
+                return outcome;
+            }
+            if queue.running {
+                queue = self.turn.wait(queue).map_err(|_| PoolError::Poisoned)?;
+                continue;
+            }
+            queue.running = true;
+            let (changes, slots) = std::mem::take(&mut queue.waiting).into_iter().unzip();
+            drop(queue);
+            let mut batch = Batch { committer: self, slots, outcomes: None };
+            batch.outcomes = Some(self.commit(pool, changes));
+            drop(batch);
+            queue = self.queue()?;
+        }
+    }
+
+    fn commit(&self, pool: &Pool, changes: Vec<Change>) -> Vec<Outcome> {
+        let count = changes.len();
+        let committed = self.between_commits().and_then(|_alone| {
+            pool.check_latch()?;
+            pool.commit(changes).map_err(|error| pool.latch(error))
+        });
+        committed.unwrap_or_else(|error| vec![Err(error); count])
+    }
+}
+
+/// A batch as it is being made.
+#[derive(Default)]
+struct Making {
+    staged: Staged,
+    dirty: BTreeSet<u64>,
+    settled: Vec<Settled>,
+    /// Dropped without the state's lock.
+    refused: Vec<WriteSet>,
+    outcomes: Vec<Outcome>,
+}
+
+impl Pool {
+    /// Makes a CP durable and visible: blocks first, then all its roots in one transaction.
+    /// Blocks the caller; concurrent calls share one device flush and one transaction.
+    pub fn publish(&self, mut publish: Publish) -> Result<Published, PoolError> {
+        self.check_latch()?;
+        publish.write_set.flush_buffer()?;
+        match self.committer().submit(self, Change::Publish(Box::new(publish)))? {
+            Done::Published(published) => Ok(published),
+            Done::Row => Err(PoolError::Inconsistent { what: "a CP was taken for a row".into() }),
+        }
+    }
+
+    /// Commits a batch. An error here concerns all of it.
+    fn commit(&self, changes: Vec<Change>) -> Result<Vec<Outcome>, PoolError> {
+        let has_blocks = |change: &Change| match change {
+            Change::Publish(publish) => publish.write_set.has_written(),
+            Change::PutSource(_)
+            | Change::UpdateSource(..)
+            | Change::RemoveSource(_)
+            | Change::PutVolume(_)
+            | Change::RemoveVolume(_) => false,
+        };
+        if changes.iter().any(has_blocks) {
+            self.device().flush()?;
+        }
+        let transaction = self.transactions() + 1;
+        let mut making = Making::default();
+        let pages = {
+            let mut state = self.lock()?;
+            for change in changes {
+                let outcome = self.stage(&mut state, &mut making, change, transaction);
+                making.outcomes.push(outcome);
+            }
+            let (published, _) = state.space.maps();
+            making.dirty.iter().map(|&page| (page, published.page_bits(page))).collect::<Vec<_>>()
+        };
+        let Making { staged, settled, refused, outcomes, .. } = making;
+        drop(refused);
+        if staged.is_empty() {
+            return Ok(outcomes);
+        }
+        self.store().commit(&staged, &pages)?;
+        self.count_transaction().store(transaction, Ordering::Release);
+        let mut state = self.lock()?;
+        state.mirror.merge(staged);
+        let rests: Vec<_> = settled
+            .into_iter()
+            .map(|settled| {
+                let (account, rest) = settled.into_parts();
+                state.space.finish(self.cache(), account);
+                rest
+            })
+            .collect();
+        drop(state);
+        drop(rests);
+        Ok(outcomes)
+    }
+
+    /// Enters one change into the batch, or refuses it and leaves the batch as it was.
+    fn stage(
+        &self,
+        state: &mut State,
+        making: &mut Making,
+        change: Change,
+        transaction: u64,
+    ) -> Outcome {
+        let State { mirror, space } = state;
+        let (staged, max) = (&mut making.staged, self.row_bytes_max());
+        match change {
+            Change::PutSource(row) => staged.put_source(mirror, *row, max)?,
+            Change::UpdateSource(id, change) => {
+                let mut row = staged.source(mirror, id)?.clone();
+                change(&mut row);
+                staged.put_source(mirror, row, max)?;
+            }
+            Change::RemoveSource(id) => staged.remove_source(mirror, id)?,
+            Change::PutVolume(row) => staged.put_volume(mirror, *row, max)?,
+            Change::RemoveVolume(key) => staged.remove_volume(mirror, key)?,
+            Change::Publish(publish) => {
+                let rows = CpRows::of(&publish, staged, mirror, space, &mut making.dirty);
+                let Publish { write_set, source, cp, .. } = *publish;
+                let rows = match rows {
+                    Ok(rows) => rows,
+                    Err(error) => {
+                        making.refused.push(write_set);
+                        return Err(error);
+                    }
+                };
+                making.settled.push(write_set.settle(space, self.cache()));
+                let kept = self.history_rows(rows.history.roots.len());
+                let roots = rows.history.roots.clone();
+                rows.enter(&mut making.staged, mirror, source, kept);
+                return Ok(Done::Published(Published { cp, roots, transaction }));
+            }
+        }
+        Ok(Done::Row)
+    }
+
+    fn history_rows(&self, volumes: usize) -> u64 {
+        let budget = self.catalog_part_bytes();
+        crate::units::convert::to_u64(history_rows(budget, volumes, self.options().history_rows))
+    }
+}
+
+/// The rows of one CP, checked.
+struct CpRows {
+    source: SourceRow,
+    volumes: Vec<VolumeRow>,
+    history: HistoryRow,
+}
+
+impl CpRows {
+    /// Checks a CP against the rows as they will be, and enters its blocks into the free map.
+    fn of(
+        publish: &Publish,
+        staged: &Staged,
+        mirror: &Mirror,
+        space: &mut SpaceMap,
+        dirty: &mut BTreeSet<u64>,
+    ) -> Result<Self, PoolError> {
+        let mut source = staged.source(mirror, publish.source)?.clone();
+        let (named, recorded) = (publish.epoch, source.epoch);
+        if named != recorded {
+            return Err(PoolError::Epoch { named, recorded });
+        }
+        let (cp, applied) = (publish.cp, source.applied);
+        if cp <= applied {
+            return Err(PoolError::CpNotNewer { cp, applied });
+        }
+        let mut all = staged.volumes(mirror, publish.source);
+        let volumes = changed_volumes(publish, &all)?;
+        all.extend(volumes.iter().map(|row| (row.key, row.clone())));
+        let roots = all.values().map(|row| (row.key.volume, row.tree.root())).collect();
+        source.applied = cp;
+        source.sequence = publish.sequence;
+        source.stream_hash = publish.stream_hash;
+        source.highest_cp = source.highest_cp.max(cp);
+        source.generation = publish.generation.unwrap_or(source.generation);
+        if let Some(extension) = &publish.extension {
+            source.extension.clone_from(extension);
+        }
+        check_extension(&source)?;
+        let Publish { sequence, stream_hash, .. } = *publish;
+        let history = HistoryRow { cp, sequence, stream_hash, roots };
+        space.stage(publish.write_set.account(), dirty)?;
+        Ok(Self { source, volumes, history })
+    }
+
+    fn enter(self, staged: &mut Staged, mirror: &Mirror, source: SourceId, kept: u64) {
+        staged.sources.insert(source, Some(self.source));
+        staged.volumes.extend(self.volumes.into_iter().map(|row| (row.key, Some(row))));
+        staged.add_history(mirror, source, self.history, kept);
+    }
+}
+
+/// The rows of the volumes that a CP changes: each built on what is published now, and every
+/// volume that lost blocks among them.
+fn changed_volumes(
+    publish: &Publish,
+    all: &BTreeMap<VolumeKey, VolumeRow>,
+) -> Result<Vec<VolumeRow>, PoolError> {
+    let inconsistent = |what: String| Err(PoolError::Inconsistent { what });
+    let mut rows = BTreeMap::new();
+    for &(volume, tree) in &publish.volumes {
+        let key = VolumeKey { source: publish.source, volume };
+        let old = all.get(&key).ok_or(PoolError::UnknownVolume { key })?;
+        if old.tree.size != tree.size {
+            return inconsistent(format!(
+                "volume {volume} has {} bytes, its new tree {}",
+                old.tree.size, tree.size
+            ));
+        }
+        match publish.write_set.bases().get(&key) {
+            Some(base) if *base != old.tree => return Err(PoolError::BaseMoved { volume }),
+            Some(_) => {}
+            None if tree == old.tree => {}
+            None => return inconsistent(format!("volume {volume} has a tree without a base")),
+        }
+        if tree.top.birth > publish.cp {
+            return inconsistent(format!("volume {volume} was born after its own CP"));
+        }
+        if rows.insert(key, VolumeRow { tree, ..old.clone() }).is_some() {
+            return inconsistent(format!("volume {volume} is published twice"));
+        }
+    }
+    let touched = publish.write_set.bases().keys().chain(publish.write_set.account().freed.keys());
+    if let Some(key) = touched.into_iter().find(|key| !rows.contains_key(key)) {
+        let VolumeKey { source, volume } = key;
+        return inconsistent(format!("volume {volume} of {source} was changed and not published"));
+    }
+    Ok(rows.into_values().collect())
+}

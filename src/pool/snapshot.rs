@@ -1,0 +1,58 @@
+//! One moment of a pool's accounts, for `check`.
+//!
+//! Taken between two commits: what the maps say and what the roots reach belong together. Every
+//! tree in it is pinned as long as the snapshot lives, so it can be walked while CPs go on.
+
+use std::sync::Arc;
+
+use crate::units::numbers::CpNumber;
+
+use super::bitmap::Bitmap;
+use super::error::PoolError;
+use super::pointer::{TreeRoot, VolumeKey};
+use super::space::Space;
+use super::{Pin, Pool};
+
+/// One moment of a pool's accounts.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// PBN of the block with index 0.
+    pub first: u64,
+    /// The stored free map: blocks that published roots reach.
+    pub published: Bitmap,
+    /// All blocks that are not free.
+    pub busy: Bitmap,
+    /// The counts.
+    pub space: Space,
+    /// Every published tree.
+    pub published_trees: Vec<(VolumeKey, CpNumber, TreeRoot)>,
+    /// Every pinned tree, the published ones among them; readers' own pins count once more.
+    pub pins: Vec<Pin>,
+}
+
+impl Pool {
+    /// Takes a snapshot. A latched pool has none: its last commit is in doubt.
+    pub fn snapshot(self: &Arc<Self>) -> Result<Snapshot, PoolError> {
+        let between = self.committer().between_commits()?;
+        self.check_latch()?;
+        let mut pins = Vec::new();
+        let mut state = self.lock()?;
+        let space = state.space.report();
+        let (published, busy) = state.space.maps();
+        let (published, busy) = (published.clone(), busy.clone());
+        let mut pinned = Vec::new();
+        state.space.pins.for_each(|key, cp, tree| pinned.push((key, cp, tree)));
+        let mut published_trees = Vec::new();
+        for row in state.mirror.all_volumes() {
+            let applied = state.mirror.source(row.key.source).map(|source| source.applied);
+            published_trees.push((row.key, applied.unwrap_or_default(), row.tree));
+        }
+        for &(key, cp, tree) in pinned.iter().chain(&published_trees) {
+            pins.push(self.pin_tree(&mut state, key, cp, tree)?);
+        }
+        drop(state);
+        drop(between);
+        let first = self.label().layout.data_start;
+        Ok(Snapshot { first, published, busy, space, published_trees, pins })
+    }
+}

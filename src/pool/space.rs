@@ -1,0 +1,383 @@
+//! Which blocks may be written: the free map in memory.
+//!
+//! Two bitmaps over the data blocks. **Published**: what published roots reach; this one is
+//! stored, page by page, in the same transaction as the roots. **Busy**: what may not be given
+//! out: published blocks, those of CPs under way, those freed by a commit that is not durable
+//! yet, and those that only pinned CPs have. A block is given out only if its busy bit is clear,
+//! so nothing that a published or pinned root reaches is ever overwritten (invariant 2), and a
+//! freed block comes back only after the commit that freed it is durable.
+//!
+//! Pure memory, under the pool's state lock. Broken accounts of a caller are refused before
+//! anything changes; our own panic.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::limits::POOL_RESERVE_BYTES_MIN;
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::numbers::{BlockCount, Pbn};
+
+use super::bitmap::{Bitmap, Extent};
+use super::blockset::{BlockSet, FreedBlocks};
+use super::cache::BlockCache;
+use super::error::PoolError;
+use super::label::Layout;
+use super::pins::Pins;
+use super::pointer::VolumeKey;
+
+/// Extents looked at before the longest of them is taken.
+const EXTENTS_LOOKED_AT: usize = 128;
+/// An extent of that many blocks is long enough to be written in one go.
+const EXTENT_BLOCKS_GOOD: u64 = 64;
+
+/// How full a pool is, in blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Blocks of data there are.
+    pub total: BlockCount,
+    /// Blocks that may be given out, reserve and reservations among them.
+    pub free: BlockCount,
+    /// Blocks that published roots reach.
+    pub used: BlockCount,
+    /// Blocks that only pinned CPs have.
+    pub pinned: BlockCount,
+    /// Blocks of CPs under way.
+    pub in_flight: BlockCount,
+    /// Free blocks promised to reservations.
+    pub held: BlockCount,
+    /// Free blocks kept back, so that a CP or a drop always fits.
+    pub reserve: BlockCount,
+}
+
+/// From which part of the free space blocks are taken.
+#[derive(Debug)]
+pub(super) enum Draw<'a> {
+    /// Neither reserve nor reservations.
+    Ordinary,
+    /// The reserve as well.
+    Reserve,
+    /// A reservation of so many blocks; when it is used up, the reserve.
+    Held(&'a mut u64),
+}
+
+/// What one CP takes and gives, as a write set collects it.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    /// Blocks taken and written.
+    pub(super) allocated: BlockSet,
+    /// Blocks of `allocated` that the same CP has dropped again.
+    pub(super) dropped: BlockSet,
+    /// Published blocks that the CP no longer needs.
+    pub(super) freed: BTreeMap<VolumeKey, FreedBlocks>,
+}
+
+/// The free map.
+#[derive(Debug)]
+pub(super) struct SpaceMap {
+    first: u64,
+    published: Bitmap,
+    busy: Bitmap,
+    cursor: u64,
+    held: u64,
+    reserve: u64,
+    in_flight: u64,
+    pub(super) pins: Pins,
+    /// Gives out freed blocks at once: the negative control of the write trace test.
+    #[cfg(test)]
+    pub(super) broken: bool,
+}
+
+impl SpaceMap {
+    /// The free map of a pool whose stored one is `published`.
+    pub(super) fn new(layout: &Layout, published: Bitmap) -> Self {
+        assert_eq!(published.blocks(), layout.data_blocks());
+        let least = POOL_RESERVE_BYTES_MIN / BLOCK_BYTES_U64;
+        Self {
+            first: layout.data_start,
+            busy: published.clone(),
+            reserve: (layout.data_blocks() / 20).max(least),
+            published,
+            cursor: 0,
+            held: 0,
+            in_flight: 0,
+            pins: Pins::default(),
+            #[cfg(test)]
+            broken: false,
+        }
+    }
+
+    /// How full it is.
+    pub(super) fn report(&self) -> Space {
+        let (used, pinned) = (self.published.count(), self.pins.dead_blocks());
+        Space {
+            total: BlockCount(self.busy.blocks()),
+            free: BlockCount(self.free()),
+            used: BlockCount(used),
+            pinned: BlockCount(pinned),
+            in_flight: BlockCount(self.in_flight),
+            held: BlockCount(self.held),
+            reserve: BlockCount(self.reserve),
+        }
+    }
+
+    /// The stored map and the map of what is busy, for `check`.
+    pub(super) fn maps(&self) -> (&Bitmap, &Bitmap) {
+        (&self.published, &self.busy)
+    }
+
+    fn free(&self) -> u64 {
+        self.busy.blocks() - self.busy.count()
+    }
+
+    fn index(&self, pbn: Pbn) -> Option<u64> {
+        pbn.0.checked_sub(self.first).filter(|&index| index < self.busy.blocks())
+    }
+
+    /// Promises blocks to somebody.
+    pub(super) fn hold(&mut self, wanted: u64) -> Result<(), PoolError> {
+        if self.drawable(&Draw::Ordinary) < wanted {
+            return Err(self.full(wanted));
+        }
+        self.held += wanted;
+        Ok(())
+    }
+
+    /// Takes a promise back.
+    pub(super) fn unhold(&mut self, blocks: u64) {
+        assert!(blocks <= self.held, "{blocks} blocks given back, {} held", self.held);
+        self.held -= blocks;
+    }
+
+    pub(super) fn full(&self, wanted: u64) -> PoolError {
+        PoolError::Full { wanted, free: self.free(), reserve: self.reserve }
+    }
+
+    fn drawable(&self, draw: &Draw<'_>) -> u64 {
+        let unpromised = self.free().saturating_sub(self.held);
+        match draw {
+            Draw::Ordinary => unpromised.saturating_sub(self.reserve),
+            Draw::Held(blocks) if **blocks > 0 => **blocks,
+            Draw::Held(_) | Draw::Reserve => unpromised,
+        }
+    }
+
+    /// Gives out up to `wanted` blocks side by side, or `None` if there are none to be drawn.
+    /// Next fit: writes go on where the last ones ended, in the longest run nearby.
+    pub(super) fn take(&mut self, wanted: u64, mut draw: Draw<'_>) -> Option<(Pbn, u64)> {
+        let wanted = wanted.min(self.drawable(&draw));
+        if wanted == 0 {
+            return None;
+        }
+        let Extent { start, count } = self.find(wanted)?;
+        for index in start..start + count {
+            assert!(self.busy.insert(index), "a busy block was given out");
+        }
+        if let Draw::Held(blocks) = &mut draw
+            && **blocks > 0
+        {
+            **blocks -= count;
+            self.unhold(count);
+        }
+        self.cursor = start + count;
+        self.in_flight += count;
+        Some((Pbn(self.first + start), count))
+    }
+
+    fn find(&self, wanted: u64) -> Option<Extent> {
+        let good = wanted.min(EXTENT_BLOCKS_GOOD);
+        let mut best: Option<Extent> = None;
+        let (mut at, mut wrapped) = (self.cursor, false);
+        for _ in 0..EXTENTS_LOOKED_AT {
+            match self.busy.clear_extent(at, wanted) {
+                Some(extent) if extent.count >= good => return Some(extent),
+                Some(extent) => {
+                    if best.is_none_or(|best| best.count < extent.count) {
+                        best = Some(extent);
+                    }
+                    at = extent.start + extent.count;
+                }
+                None if wrapped => break,
+                None => (at, wrapped) = (0, true),
+            }
+        }
+        best
+    }
+
+    /// Takes a block back that never was in a published root.
+    pub(super) fn give_back(&mut self, cache: &BlockCache, pbn: Pbn) {
+        self.in_flight -= 1;
+        self.release(cache, pbn);
+    }
+
+    fn release(&mut self, cache: &BlockCache, pbn: Pbn) {
+        let index = self.index(pbn);
+        let was = index.is_some_and(|index| self.busy.remove(index));
+        assert!(was, "block {pbn} given back, but it was not busy");
+        cache.forget(pbn);
+    }
+
+    /// Enters a CP into the published map, in memory; the caller stores the pages it adds to
+    /// `dirty`. Refused, and nothing changed, if it frees what is not published.
+    pub(super) fn stage(
+        &mut self,
+        account: &Account,
+        dirty: &mut BTreeSet<u64>,
+    ) -> Result<(), PoolError> {
+        let (mut wrong, mut seen) = (None, BlockSet::default());
+        for freed in account.freed.values() {
+            freed.for_each(|pbn| {
+                let published = self.index(pbn).is_some_and(|index| self.published.get(index));
+                if !published || !seen.insert(pbn) {
+                    wrong = Some(pbn);
+                }
+            });
+        }
+        if let Some(pbn) = wrong {
+            let what = format!("block {pbn} was freed, but no published root has it, or it twice");
+            return Err(PoolError::Inconsistent { what });
+        }
+        for freed in account.freed.values() {
+            freed.for_each(|pbn| {
+                let index = self.index(pbn).unwrap_or(u64::MAX);
+                self.published.remove(index);
+                dirty.insert(Bitmap::page_of(index));
+            });
+        }
+        self.in_flight -= account.allocated.len() - account.dropped.len();
+        account.allocated.for_each(|pbn| {
+            if !account.dropped.contains(pbn) {
+                let index = self.index(pbn).unwrap_or(u64::MAX);
+                assert!(self.busy.get(index), "block {pbn} is published but was never given out");
+                assert!(self.published.insert(index), "block {pbn} is published twice");
+                dirty.insert(Bitmap::page_of(index));
+            }
+        });
+        Ok(())
+    }
+
+    /// The commit of a staged CP is durable: what it freed is free, unless a pinned CP has it.
+    pub(super) fn finish(&mut self, cache: &BlockCache, account: Account) {
+        account.dropped.for_each(|pbn| self.give_back(cache, pbn));
+        for (key, freed) in account.freed {
+            let free = self.pins.keep(key, freed);
+            self.release_all(cache, &free);
+        }
+    }
+
+    /// Takes blocks back that no root has any more.
+    pub(super) fn release_all(&mut self, cache: &BlockCache, free: &FreedBlocks) {
+        free.for_each(|pbn| self.release(cache, pbn));
+    }
+
+    /// Marks a free block published and `used` not. Returns the former.
+    #[cfg(test)]
+    pub(super) fn break_map(&mut self, used: Pbn) -> Pbn {
+        let lost = self.busy.clear_extent(0, 1).unwrap().start;
+        self.published.insert(lost);
+        self.published.remove(self.index(used).unwrap());
+        Pbn(self.first + lost)
+    }
+
+    /// Makes a freed block free at once, as a broken allocator would.
+    #[cfg(test)]
+    pub(super) fn break_free(&mut self, pbn: Pbn) {
+        if self.broken
+            && let Some(index) = self.index(pbn)
+        {
+            self.busy.remove(index);
+            self.cursor = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::ids::SourceId;
+    use crate::units::numbers::{CpNumber, VolumeNumber};
+
+    const KEY: VolumeKey = VolumeKey { source: SourceId([1; 16]), volume: VolumeNumber(1) };
+
+    fn map(blocks: u64) -> SpaceMap {
+        let layout =
+            Layout { total: blocks + 10, catalog_start: 2, catalog_blocks: 8, data_start: 10 };
+        let mut map = SpaceMap::new(&layout, Bitmap::new(blocks));
+        map.reserve = 10;
+        map
+    }
+
+    fn cache() -> BlockCache {
+        BlockCache::new(1 << 20)
+    }
+
+    fn allocate(map: &mut SpaceMap, wanted: u64) -> Account {
+        let mut account = Account::default();
+        let (start, count) = map.take(wanted, Draw::Ordinary).unwrap();
+        (start.0..start.0 + count).for_each(|pbn| {
+            account.allocated.insert(Pbn(pbn));
+        });
+        account
+    }
+
+    #[test]
+    fn ordinary_draws_stop_at_the_reserve_and_others_do_not() {
+        let mut map = map(100);
+        assert_eq!(map.take(1000, Draw::Ordinary), Some((Pbn(10), 90)));
+        assert_eq!(map.take(1, Draw::Ordinary), None);
+        assert!(map.hold(1).is_err());
+        assert_eq!(map.take(4, Draw::Reserve), Some((Pbn(100), 4)));
+        assert_eq!(map.report().free, BlockCount(6));
+    }
+
+    #[test]
+    fn held_blocks_are_kept_from_others() {
+        let mut map = map(100);
+        map.hold(60).unwrap();
+        assert_eq!(map.take(1000, Draw::Ordinary).unwrap().1, 30);
+        assert_eq!(map.take(1000, Draw::Reserve).unwrap().1, 10);
+        let mut held = 60;
+        assert_eq!(map.take(40, Draw::Held(&mut held)).unwrap().1, 40);
+        assert_eq!((held, map.report().held), (20, BlockCount(20)));
+        assert_eq!(map.take(40, Draw::Held(&mut held)).unwrap().1, 20);
+        assert_eq!(map.take(40, Draw::Held(&mut held)), None);
+    }
+
+    #[test]
+    fn a_freed_block_is_busy_until_the_commit_is_durable() {
+        let (mut map, cache, mut dirty) = (map(100), cache(), BTreeSet::new());
+        let first = allocate(&mut map, 5);
+        map.stage(&first, &mut dirty).unwrap();
+        map.finish(&cache, first);
+        assert_eq!((map.report().used, map.report().in_flight), (BlockCount(5), BlockCount(0)));
+
+        let mut second = Account::default();
+        second.freed.entry(KEY).or_default().insert(Pbn(12), CpNumber(1));
+        map.stage(&second, &mut dirty).unwrap();
+        assert_eq!(dirty, BTreeSet::from([0]));
+        assert_eq!((map.report().used, map.report().free), (BlockCount(4), BlockCount(95)));
+        map.finish(&cache, second);
+        assert_eq!(map.report().free, BlockCount(96));
+    }
+
+    #[test]
+    fn freeing_what_is_not_published_is_refused_and_changes_nothing() {
+        let (mut map, mut dirty) = (map(100), BTreeSet::new());
+        let mut account = allocate(&mut map, 5);
+        account.freed.entry(KEY).or_default().insert(Pbn(50), CpNumber(1));
+        let met = map.stage(&account, &mut dirty).unwrap_err();
+        assert!(met.to_string().contains("block 50 was freed"), "{met}");
+        assert_eq!((map.report().used, dirty.len()), (BlockCount(0), 0));
+    }
+
+    #[test]
+    fn the_longest_run_nearby_is_taken_and_the_search_wraps() {
+        let mut map = map(400);
+        (0..400).filter(|at| at % 10 == 0 && !(150..250).contains(at)).for_each(|at| {
+            map.busy.insert(at);
+        });
+        map.cursor = 300;
+        assert_eq!(map.take(80, Draw::Ordinary), Some((Pbn(151), 80)));
+        map.cursor = 399;
+        let (start, count) = map.take(64, Draw::Ordinary).unwrap();
+        assert_eq!(count, 29, "no long run is left, the longest is taken: {start}");
+    }
+}

@@ -1,0 +1,310 @@
+//! The catalog on the device: a `redb` database in the pool's catalog region.
+//!
+//! Tables: `meta` (whose catalog), `sources`, `volumes`, `history`, `free_map` (one row a page of
+//! the published bitmap). Everything is read once, at open; from then on `redb` only stores what
+//! one commit changes, in one durable transaction, and answers questions about history. The
+//! caller has flushed all blocks that the new rows reach.
+//!
+//! A failed commit may have stored anything between nothing and all: the pool latches.
+
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use redb::{
+    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+    WriteTransaction,
+};
+
+use crate::device::Device;
+use crate::units::convert::to_usize;
+use crate::units::ids::SourceId;
+use crate::units::numbers::CpNumber;
+
+use super::bitmap::{Bitmap, PAGE_BITS_BYTES};
+use super::error::PoolError;
+use super::label::Label;
+use super::mirror::{Mirror, Staged};
+use super::pointer::{keyed, unkeyed};
+use super::region::CatalogRegion;
+use super::rows::{HistoryRow, SourceRow, VolumeRow, corrupt, seal, unseal};
+
+const FREE_MAP_NAME: &str = "free_map";
+const META_NAME: &str = "meta";
+const OWNER_KEY: &str = "pool";
+/// Bytes of a stored page: header of a row and bits. With its key it fills one page of `redb`.
+const FREE_PAGE_BYTES: usize = 8 + PAGE_BITS_BYTES;
+
+const _: () = assert!(FREE_PAGE_BYTES + 8 + 16 <= 4096);
+
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new(META_NAME);
+const SOURCES: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new(SourceRow::TABLE);
+const VOLUMES: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(VolumeRow::TABLE);
+const HISTORY: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(HistoryRow::TABLE);
+const FREE_MAP: TableDefinition<u64, &[u8; FREE_PAGE_BYTES]> = TableDefinition::new(FREE_MAP_NAME);
+
+/// One page of the published bitmap, as it shall be stored.
+pub(super) type FreePage = (u64, [u8; PAGE_BITS_BYTES]);
+
+/// The database.
+pub(super) struct Store {
+    database: Database,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+/// An error of `redb` while it did `operation`.
+fn failed<E: fmt::Display>(operation: &'static str) -> impl FnOnce(E) -> PoolError {
+    move |error| PoolError::Catalog { operation, what: error.to_string() }
+}
+
+fn owner_bytes(label: &Label) -> Vec<u8> {
+    let mut bytes = label.pool.0.to_vec();
+    bytes.extend(label.owner);
+    bytes.extend(label.layout.total.to_le_bytes());
+    seal(META_NAME, OWNER_KEY.as_bytes(), &bytes)
+}
+
+fn free_page((page, bits): &FreePage) -> [u8; FREE_PAGE_BYTES] {
+    let sealed = seal(FREE_MAP_NAME, &page.to_le_bytes(), bits);
+    let mut bytes = [0; FREE_PAGE_BYTES];
+    bytes.copy_from_slice(&sealed);
+    bytes
+}
+
+/// First and last key of one source.
+fn of_source(source: SourceId) -> [[u8; 20]; 2] {
+    [keyed(&source.0, 0), keyed(&source.0, u32::MAX)]
+}
+
+impl Store {
+    /// An empty catalog of a new pool; durable when this returns.
+    pub(super) fn create(
+        device: Arc<dyn Device>,
+        label: &Label,
+        cache_bytes: u64,
+    ) -> Result<Self, PoolError> {
+        let region = CatalogRegion::create(device, &label.layout)?;
+        let store = Self::start(region, cache_bytes)?;
+        let transaction = store.begin()?;
+        {
+            let mut meta = transaction.open_table(META).map_err(failed("create meta"))?;
+            meta.insert(OWNER_KEY, &*owner_bytes(label)).map_err(failed("write meta"))?;
+            transaction.open_table(SOURCES).map_err(failed("create sources"))?;
+            transaction.open_table(VOLUMES).map_err(failed("create volumes"))?;
+            transaction.open_table(HISTORY).map_err(failed("create history"))?;
+            let mut pages = transaction.open_table(FREE_MAP).map_err(failed("create free map"))?;
+            for page in 0..Bitmap::new(label.layout.data_blocks()).pages() {
+                let bytes = free_page(&(page, [0; PAGE_BITS_BYTES]));
+                pages.insert(page, &bytes).map_err(failed("write free map"))?;
+            }
+        }
+        transaction.commit().map_err(failed("commit"))?;
+        Ok(store)
+    }
+
+    /// The catalog of an existing pool with its rows and free map, every page of it verified.
+    ///
+    /// `redb` panics over some kinds of damage. Here that is caught and is an error like any
+    /// other: nothing has been built on the catalog yet.
+    pub(super) fn open(
+        device: Arc<dyn Device>,
+        label: &Label,
+        cache_bytes: u64,
+    ) -> Result<(Self, Mirror, Bitmap), PoolError> {
+        let open = || {
+            let store = Self::open_verified(device, label, cache_bytes)?;
+            let mirror = store.load_rows()?;
+            let published = store.load_free_map(label.layout.data_blocks())?;
+            Ok((store, mirror, published))
+        };
+        std::panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
+            let what = "the database stopped over damage in its pages".to_string();
+            Err(corrupt("catalog", &[], what))
+        })
+    }
+
+    fn open_verified(
+        device: Arc<dyn Device>,
+        label: &Label,
+        cache_bytes: u64,
+    ) -> Result<Self, PoolError> {
+        let region = CatalogRegion::open(device, &label.layout)?;
+        let mut store = Self::start(region, cache_bytes)?;
+        // After a crash redb repairs when it opens; after a clean stop it believes its pages
+        // unread. Verify them here, or a rotten one would be met in the middle of a commit.
+        store.database.check_integrity().map_err(failed("verify"))?;
+        store.check_owner(label)?;
+        Ok(store)
+    }
+
+    fn start(region: CatalogRegion, cache_bytes: u64) -> Result<Self, PoolError> {
+        let mut builder = Database::builder();
+        builder.set_cache_size(to_usize(cache_bytes));
+        let database = builder.create_with_backend(region).map_err(failed("open"))?;
+        Ok(Self { database })
+    }
+
+    fn check_owner(&self, label: &Label) -> Result<(), PoolError> {
+        let reader = self.database.begin_read().map_err(failed("read"))?;
+        let meta = reader.open_table(META).map_err(failed("open meta"))?;
+        let met = meta.get(OWNER_KEY).map_err(failed("read meta"))?;
+        if met.is_none_or(|met| met.value() != owner_bytes(label)) {
+            let what = "it belongs to another pool than the label".to_string();
+            return Err(corrupt(META_NAME, OWNER_KEY.as_bytes(), what));
+        }
+        Ok(())
+    }
+
+    fn begin(&self) -> Result<WriteTransaction, PoolError> {
+        self.database.begin_write().map_err(failed("begin"))
+    }
+
+    /// All rows of sources and volumes, and how long each history is.
+    fn load_rows(&self) -> Result<Mirror, PoolError> {
+        let reader = self.database.begin_read().map_err(failed("read"))?;
+        let mut mirror = Mirror::default();
+        let sources = reader.open_table(SOURCES).map_err(failed("open sources"))?;
+        for row in sources.iter().map_err(failed("read sources"))? {
+            let (key, value) = row.map_err(failed("read sources"))?;
+            mirror.load_source(SourceRow::decode(&key.value(), value.value())?);
+        }
+        let volumes = reader.open_table(VOLUMES).map_err(failed("open volumes"))?;
+        for row in volumes.iter().map_err(failed("read volumes"))? {
+            let (key, value) = row.map_err(failed("read volumes"))?;
+            let row = VolumeRow::decode(&key.value(), value.value())?;
+            if mirror.source(row.key.source).is_none() {
+                return Err(corrupt(
+                    VolumeRow::TABLE,
+                    &key.value(),
+                    "its source is missing".into(),
+                ));
+            }
+            mirror.load_volume(row);
+        }
+        let history = reader.open_table(HISTORY).map_err(failed("open history"))?;
+        for row in history.iter().map_err(failed("read history"))? {
+            let (key, _) = row.map_err(failed("read history"))?;
+            mirror.load_history(SourceId(unkeyed(&key.value()).0));
+        }
+        Ok(mirror)
+    }
+
+    /// The published bitmap. Every page must be there.
+    fn load_free_map(&self, blocks: u64) -> Result<Bitmap, PoolError> {
+        let reader = self.database.begin_read().map_err(failed("read"))?;
+        let pages = reader.open_table(FREE_MAP).map_err(failed("open free map"))?;
+        let mut bitmap = Bitmap::new(blocks);
+        let wanted = bitmap.pages();
+        let met = pages.len().map_err(failed("read free map"))?;
+        let wrong = |page: u64, what| corrupt(FREE_MAP_NAME, &page.to_be_bytes(), what);
+        if met != wanted {
+            return Err(wrong(met, format!("{met} pages, wanted {wanted}")));
+        }
+        for row in pages.iter().map_err(failed("read free map"))? {
+            let (key, value) = row.map_err(failed("read free map"))?;
+            let page = key.value();
+            let bits = unseal(FREE_MAP_NAME, &page.to_le_bytes(), value.value())?;
+            let loaded = bits.first_chunk().is_some_and(|bits| bitmap.load_page(page, bits));
+            if !loaded {
+                return Err(wrong(page, "it marks blocks past the end".into()));
+            }
+        }
+        Ok(bitmap)
+    }
+
+    /// Stores all that one commit changes, in one durable transaction.
+    pub(super) fn commit(&self, staged: &Staged, pages: &[FreePage]) -> Result<(), PoolError> {
+        let transaction = self.begin()?;
+        {
+            let mut table = transaction.open_table(SOURCES).map_err(failed("open sources"))?;
+            for (id, row) in &staged.sources {
+                match row {
+                    Some(row) => table.insert(&id.0, &*row.encode()),
+                    None => table.remove(&id.0),
+                }
+                .map_err(failed("write sources"))?;
+            }
+        }
+        {
+            let mut table = transaction.open_table(VOLUMES).map_err(failed("open volumes"))?;
+            for (key, row) in &staged.volumes {
+                match row {
+                    Some(row) => table.insert(&key.encode(), &*row.encode()),
+                    None => table.remove(&key.encode()),
+                }
+                .map_err(failed("write volumes"))?;
+            }
+        }
+        {
+            let mut table = transaction.open_table(FREE_MAP).map_err(failed("open free map"))?;
+            for page in pages {
+                table.insert(page.0, &free_page(page)).map_err(failed("write free map"))?;
+            }
+        }
+        Self::commit_history(&transaction, staged)?;
+        transaction.commit().map_err(failed("commit"))
+    }
+
+    fn commit_history(transaction: &WriteTransaction, staged: &Staged) -> Result<(), PoolError> {
+        let mut table = transaction.open_table(HISTORY).map_err(failed("open history"))?;
+        for (source, row) in &staged.history {
+            let key = HistoryRow::key(*source, row.cp);
+            table.insert(&key, &*row.encode(*source)).map_err(failed("write history"))?;
+        }
+        for (source, count) in &staged.history_cut {
+            let mut oldest = Vec::new();
+            let [first, last] = of_source(*source);
+            let rows = table.range(first..=last).map_err(failed("read history"))?;
+            for row in rows.take(to_usize(*count)) {
+                oldest.push(row.map_err(failed("read history"))?.0.value());
+            }
+            for key in &oldest {
+                table.remove(key).map_err(failed("cut history"))?;
+            }
+        }
+        for (source, row) in &staged.sources {
+            if row.is_none() {
+                let [first, last] = of_source(*source);
+                let gone = table.retain_in(first..=last, |_, _| false);
+                gone.map_err(failed("drop history"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One published CP of a source, if it is still kept.
+    pub(super) fn history(
+        &self,
+        source: SourceId,
+        cp: CpNumber,
+    ) -> Result<Option<HistoryRow>, PoolError> {
+        let reader = self.database.begin_read().map_err(failed("read"))?;
+        let table = reader.open_table(HISTORY).map_err(failed("open history"))?;
+        let key = HistoryRow::key(source, cp);
+        let row = table.get(&key).map_err(failed("read history"))?;
+        row.map(|row| HistoryRow::decode(&key, row.value())).transpose()
+    }
+
+    /// The newest published CPs of a source, newest first, at most so many.
+    pub(super) fn newest_history(
+        &self,
+        source: SourceId,
+        at_most: usize,
+    ) -> Result<Vec<HistoryRow>, PoolError> {
+        let reader = self.database.begin_read().map_err(failed("read"))?;
+        let table = reader.open_table(HISTORY).map_err(failed("open history"))?;
+        let [first, last] = of_source(source);
+        let rows = table.range(first..=last).map_err(failed("read history"))?;
+        let mut newest = Vec::new();
+        for row in rows.rev().take(at_most) {
+            let (key, value) = row.map_err(failed("read history"))?;
+            newest.push(HistoryRow::decode(&key.value(), value.value())?);
+        }
+        Ok(newest)
+    }
+}

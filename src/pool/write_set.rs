@@ -1,0 +1,271 @@
+//! The blocks of one CP that is not published yet.
+//!
+//! A write set takes free blocks in runs, writes them through one buffer of 1 MiB, and notes
+//! which published blocks the CP no longer needs. Nothing of it is visible or durable before
+//! `Pool::publish` takes it; dropping it gives everything back. Builders of different CPs work
+//! side by side, each in its own runs, so each is written in sequence.
+//!
+//! A failed device write latches the pool. A full pool is a refusal: the CP is dropped and may
+//! be built again when there is room.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::limits::{POOL_IO_BYTES_MAX, POOL_LEASE_BLOCKS};
+use crate::units::convert::{to_u64, to_usize};
+use crate::units::numbers::{BlockCount, CpNumber, Pbn};
+use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
+
+use super::Pool;
+use super::cache::BlockCache;
+use super::error::PoolError;
+use super::pointer::{TreeRoot, VolumeKey};
+use super::space::{Account, Draw, SpaceMap};
+
+/// A number of free blocks that are promised to the holder. Dropping it takes the promise back.
+#[derive(Debug)]
+pub struct Reservation {
+    pool: Arc<Pool>,
+    blocks: u64,
+}
+
+impl Reservation {
+    pub(super) fn new(pool: Arc<Pool>, blocks: u64) -> Self {
+        Self { pool, blocks }
+    }
+
+    /// Blocks still promised.
+    pub fn blocks(&self) -> BlockCount {
+        BlockCount(self.blocks)
+    }
+
+    /// Takes another one's promise over.
+    pub fn merge(&mut self, mut other: Self) {
+        self.blocks += std::mem::take(&mut other.blocks);
+    }
+
+    /// Takes part of the promise out; less if there is less.
+    #[must_use]
+    pub fn split(&mut self, blocks: BlockCount) -> Self {
+        let blocks = blocks.0.min(self.blocks);
+        self.blocks -= blocks;
+        Self { pool: Arc::clone(&self.pool), blocks }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.blocks > 0 {
+            self.pool.unhold(self.blocks);
+        }
+    }
+}
+
+/// Which part of the free space a CP may use (R18).
+#[derive(Debug)]
+pub enum Budget {
+    /// Neither the reserve nor what is promised to others.
+    Ordinary,
+    /// The reserve as well: CPs that free more than they take, and drops.
+    Reserve,
+    /// What was promised when the writes were ordered; the reserve when that is used up.
+    Held(Reservation),
+}
+
+/// Blocks side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The first.
+    pub start: Pbn,
+    /// How many.
+    pub count: u64,
+}
+
+/// The blocks of one CP under way.
+#[derive(Debug)]
+pub struct WriteSet {
+    pool: Arc<Pool>,
+    budget: Budget,
+    account: Account,
+    /// Taken from the free map, not given to anybody yet.
+    lease: Run,
+    /// Bytes not written yet, for the blocks from `buffer_start` on.
+    buffer: Vec<u8>,
+    buffer_start: Pbn,
+    written: bool,
+    bases: BTreeMap<VolumeKey, TreeRoot>,
+}
+
+impl WriteSet {
+    pub(super) fn new(pool: Arc<Pool>, budget: Budget) -> Self {
+        Self {
+            pool,
+            budget,
+            account: Account::default(),
+            lease: Run { start: Pbn(0), count: 0 },
+            buffer: Vec::new(),
+            buffer_start: Pbn(0),
+            written: false,
+            bases: BTreeMap::new(),
+        }
+    }
+
+    /// The pool it writes to.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Blocks taken and not dropped again.
+    pub fn blocks(&self) -> BlockCount {
+        BlockCount(self.account.allocated.len() - self.account.dropped.len())
+    }
+
+    /// Published blocks that this CP frees.
+    pub fn freed_blocks(&self) -> BlockCount {
+        BlockCount(self.account.freed.values().map(super::blockset::FreedBlocks::len).sum())
+    }
+
+    /// Takes one block and queues its bytes. It can be read after [`WriteSet::flush_buffer`].
+    pub fn append(&mut self, block: &[u8; BLOCK_BYTES]) -> Result<Pbn, PoolError> {
+        if self.lease.count == 0 {
+            self.lease = self.take_lease(POOL_LEASE_BLOCKS)?;
+        }
+        let pbn = self.lease.start;
+        self.queue(pbn, block)?;
+        self.lease = Run { start: Pbn(pbn.0 + 1), count: self.lease.count - 1 };
+        assert!(self.account.allocated.insert(pbn), "block {pbn} was given out twice");
+        Ok(pbn)
+    }
+
+    /// Takes and queues whole blocks, `bytes.len()` being a multiple of 4096. Returns where they
+    /// are, in order, in as few runs as free space allows.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<Vec<Run>, PoolError> {
+        let (blocks, rest) = bytes.as_chunks::<BLOCK_BYTES>();
+        if !rest.is_empty() {
+            let what = format!("{} bytes to write are no whole blocks", bytes.len());
+            return Err(PoolError::Inconsistent { what });
+        }
+        let mut runs: Vec<Run> = Vec::new();
+        for block in blocks {
+            let pbn = self.append(block)?;
+            match runs.last_mut() {
+                Some(run) if run.start.0 + run.count == pbn.0 => run.count += 1,
+                _ => runs.push(Run { start: pbn, count: 1 }),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Notes that this CP no longer needs a block of that volume, written in CP `birth`.
+    pub fn free(&mut self, key: VolumeKey, pbn: Pbn, birth: CpNumber) -> Result<(), PoolError> {
+        #[cfg(test)]
+        self.pool.lock()?.space.break_free(pbn);
+        let new = if self.account.allocated.contains(pbn) {
+            self.account.dropped.insert(pbn)
+        } else {
+            self.account.freed.entry(key).or_default().insert(pbn, birth)
+        };
+        if new {
+            return Ok(());
+        }
+        Err(PoolError::Inconsistent { what: format!("block {pbn} was freed twice") })
+    }
+
+    /// Notes which published tree the new one of that volume is built on. `Pool::publish`
+    /// refuses the CP if another one was published meanwhile. The first note holds: what a
+    /// second pass of the same CP is built on was never published.
+    pub fn note_base(&mut self, key: VolumeKey, base: TreeRoot) {
+        self.bases.entry(key).or_insert(base);
+    }
+
+    /// Writes what is queued to the device, so that it can be read. Not durable by this.
+    pub fn flush_buffer(&mut self) -> Result<(), PoolError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        self.pool.check_latch()?;
+        let written = self.pool.write_blocks(self.buffer_start, &self.buffer);
+        self.buffer.clear();
+        self.written = true;
+        written
+    }
+
+    fn queue(&mut self, pbn: Pbn, block: &[u8; BLOCK_BYTES]) -> Result<(), PoolError> {
+        let queued = to_u64(self.buffer.len()) / BLOCK_BYTES_U64;
+        let follows = pbn.0 == self.buffer_start.0 + queued;
+        if !follows || to_u64(self.buffer.len()) >= POOL_IO_BYTES_MAX {
+            self.flush_buffer()?;
+        }
+        if self.buffer.is_empty() {
+            self.buffer.reserve(to_usize(POOL_IO_BYTES_MAX));
+            self.buffer_start = pbn;
+        }
+        self.buffer.extend_from_slice(block);
+        Ok(())
+    }
+
+    fn take_lease(&mut self, wanted: u64) -> Result<Run, PoolError> {
+        self.pool.check_latch()?;
+        let draw = match &mut self.budget {
+            Budget::Ordinary => Draw::Ordinary,
+            Budget::Reserve => Draw::Reserve,
+            Budget::Held(reservation) => Draw::Held(&mut reservation.blocks),
+        };
+        let (start, count) = self.pool.take(wanted, draw)?;
+        Ok(Run { start, count })
+    }
+
+    /// Whether the device must be flushed before this CP is committed.
+    pub(super) fn has_written(&self) -> bool {
+        assert!(self.buffer.is_empty(), "a CP is committed with bytes still queued");
+        self.written
+    }
+
+    pub(super) fn bases(&self) -> &BTreeMap<VolumeKey, TreeRoot> {
+        &self.bases
+    }
+
+    pub(super) fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// The CP is staged: its blocks are the pool's now; what was leased and not used goes back.
+    pub(super) fn settle(mut self, space: &mut SpaceMap, cache: &BlockCache) -> Settled {
+        self.return_lease(space, cache);
+        let account = std::mem::take(&mut self.account);
+        // What is left of it, a reservation perhaps, must be dropped without the state's lock.
+        Settled { account, rest: self }
+    }
+
+    fn return_lease(&mut self, space: &mut SpaceMap, cache: &BlockCache) {
+        let Run { start, count } =
+            std::mem::replace(&mut self.lease, Run { start: Pbn(0), count: 0 });
+        (start.0..start.0 + count).for_each(|pbn| space.give_back(cache, Pbn(pbn)));
+    }
+}
+
+/// A write set whose account was taken.
+pub(super) struct Settled {
+    account: Account,
+    rest: WriteSet,
+}
+
+impl Settled {
+    /// The account, and what must be dropped without the state's lock.
+    pub(super) fn into_parts(self) -> (Account, WriteSet) {
+        (self.account, self.rest)
+    }
+}
+
+impl Drop for WriteSet {
+    fn drop(&mut self) {
+        if self.lease.count == 0 && self.account.allocated.is_empty() {
+            return;
+        }
+        let pool = Arc::clone(&self.pool);
+        // If the state is poisoned, the pool refuses all writes: there is nobody to give to.
+        let Ok(mut state) = pool.lock() else { return };
+        self.return_lease(&mut state.space, pool.cache());
+        self.account.allocated.for_each(|pbn| state.space.give_back(pool.cache(), pbn));
+    }
+}

@@ -1,0 +1,327 @@
+//! Walks everything reachable and proves that nothing is lost, shared or damaged.
+//!
+//! Every tree that is published or pinned is walked, every node verified by checksum and content
+//! hash, on demand all data too. Then the accounts are compared, block by block:
+//!
+//! ```text
+//! reachable from published roots      = the stored free map's used blocks
+//! reachable from pins and not those   = the deadlists' blocks
+//! both, and the blocks of CPs under way = all that is not free
+//! ```
+//!
+//! No block may be reached twice from published roots. Trees are pinned while they are walked,
+//! so CPs go on being published; what they change does not concern the accounts taken at the
+//! start. Findings are counted all and listed up to a bound.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::limits::POOL_LEASE_BLOCKS;
+use crate::pool::Pool;
+use crate::pool::bitmap::Bitmap;
+use crate::pool::error::PoolError;
+use crate::pool::pointer::{Pointer, TreeRoot, VolumeKey};
+use crate::pool::snapshot::Snapshot;
+use crate::units::BLOCK_BYTES;
+use crate::units::convert::to_u64;
+use crate::units::numbers::{CpNumber, Pbn, Vbn};
+
+use super::error::VolumeError;
+use super::root::leaf_hash;
+use super::walk::Walk;
+
+/// Findings listed; the rest is only counted.
+const FINDINGS_MAX: usize = 64;
+
+/// What is wrong.
+#[derive(Debug, Clone)]
+pub enum Finding {
+    /// A block or node does not hold what its pointer says.
+    Damaged { key: VolumeKey, cp: CpNumber, error: VolumeError },
+    /// Two published pointers lead to one block.
+    ReachedTwice { key: VolumeKey, vbn: Vbn, pbn: Pbn },
+    /// A tree reaches a block that the free map calls free.
+    ReachableButFree { pbn: Pbn },
+    /// The stored free map calls a block used that no published tree reaches.
+    Lost { pbn: Pbn },
+    /// So many blocks are neither free nor reachable nor of a CP under way, or more than there are.
+    Accounts { busy: u64, reachable: u64, in_flight: u64 },
+    /// So many blocks are in deadlists, so many are reached only by pins.
+    Deadlists { dead: u64, only_pinned: u64 },
+    /// A pointer is younger than its CP.
+    TooYoung { key: VolumeKey, vbn: Vbn, birth: CpNumber, cp: CpNumber },
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Damaged { key, cp, error } => {
+                write!(f, "volume {} of {} at CP {cp}: {error}", key.volume, key.source)
+            }
+            Self::ReachedTwice { key, vbn, pbn } => {
+                let VolumeKey { source, volume } = key;
+                write!(f, "block {vbn} of volume {volume} of {source}: {pbn} has another owner")
+            }
+            Self::ReachableButFree { pbn } => write!(f, "{pbn} is in use but counted free"),
+            Self::Lost { pbn } => write!(f, "{pbn} is counted used but not in use"),
+            Self::Accounts { busy, reachable, in_flight } => {
+                write!(f, "{busy} blocks busy, {reachable} reachable and {in_flight} in flight")
+            }
+            Self::Deadlists { dead, only_pinned } => {
+                write!(f, "{dead} blocks in deadlists, {only_pinned} reached only by pins")
+            }
+            Self::TooYoung { key, vbn, birth, cp } => {
+                let VolumeKey { source, volume } = key;
+                write!(f, "block {vbn} of volume {volume} of {source}: birth {birth} after CP {cp}")
+            }
+        }
+    }
+}
+
+/// What was walked and what was found.
+#[derive(Debug, Clone, Default)]
+pub struct CheckReport {
+    /// Published trees.
+    pub volumes: u64,
+    /// Pinned trees beside those.
+    pub pinned: u64,
+    /// Nodes verified.
+    pub nodes: u64,
+    /// Data blocks seen; verified if that was asked for.
+    pub data_blocks: u64,
+    /// Blocks that published trees reach.
+    pub reachable: u64,
+    /// Blocks that only pinned trees reach.
+    pub only_pinned: u64,
+    /// Blocks of CPs under way.
+    pub in_flight: u64,
+    /// Free blocks.
+    pub free: u64,
+    /// All blocks.
+    pub total: u64,
+    /// The first findings.
+    pub findings: Vec<Finding>,
+    /// How many there are in all.
+    pub findings_count: u64,
+}
+
+impl CheckReport {
+    /// Whether all is well.
+    pub fn is_clean(&self) -> bool {
+        self.findings_count == 0
+    }
+
+    fn add(&mut self, finding: Finding) {
+        self.findings_count += 1;
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(finding);
+        }
+    }
+}
+
+/// How much is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// All nodes.
+    Nodes,
+    /// All data as well, each block against its full hash.
+    Data,
+}
+
+/// Checks a pool. An error means that the check itself could not be made.
+pub fn check(pool: &Arc<Pool>, depth: Depth) -> Result<CheckReport, VolumeError> {
+    let snapshot = pool.snapshot()?;
+    let mut checker = Checker::new(pool, &snapshot, depth);
+    for (key, cp, tree) in &snapshot.published_trees {
+        checker.report.volumes += 1;
+        checker.walk(*key, *cp, tree, Kind::Published)?;
+    }
+    for pin in &snapshot.pins {
+        let tree = pin.tree();
+        if !snapshot.published_trees.contains(&(pin.key(), pin.cp(), tree)) {
+            checker.report.pinned += 1;
+            checker.walk(pin.key(), pin.cp(), &tree, Kind::Pinned)?;
+        }
+    }
+    snapshot.pins.iter().try_for_each(|pin| pin.check())?;
+    Ok(checker.finish())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Published,
+    Pinned,
+}
+
+struct Checker<'a> {
+    pool: &'a Pool,
+    snapshot: &'a Snapshot,
+    depth: Depth,
+    published: Bitmap,
+    pinned: Bitmap,
+    batch: Vec<Pointer>,
+    report: CheckReport,
+}
+
+impl<'a> Checker<'a> {
+    fn new(pool: &'a Pool, snapshot: &'a Snapshot, depth: Depth) -> Self {
+        let blocks = snapshot.busy.blocks();
+        let report = CheckReport {
+            in_flight: snapshot.space.in_flight.0,
+            free: snapshot.space.free.0,
+            total: blocks,
+            ..CheckReport::default()
+        };
+        Self {
+            pool,
+            snapshot,
+            depth,
+            published: Bitmap::new(blocks),
+            pinned: Bitmap::new(blocks),
+            batch: Vec::new(),
+            report,
+        }
+    }
+
+    fn walk(
+        &mut self,
+        key: VolumeKey,
+        cp: CpNumber,
+        tree: &TreeRoot,
+        kind: Kind,
+    ) -> Result<(), VolumeError> {
+        for item in Walk::new(self.pool, tree)?.with_nodes() {
+            let item = match item {
+                Ok(item) => item,
+                Err(error) => {
+                    self.report.add(Finding::Damaged { key, cp, error });
+                    continue;
+                }
+            };
+            let birth = item.pointer.birth;
+            if birth > cp {
+                self.report.add(Finding::TooYoung { key, vbn: item.vbn, birth, cp });
+            }
+            if item.pointer.is_hole() {
+                continue;
+            }
+            if item.level > 0 {
+                self.report.nodes += 1;
+            } else {
+                self.report.data_blocks += 1;
+                self.data(key, cp, item.pointer);
+            }
+            self.reach(key, item.vbn, item.pointer.pbn, kind);
+        }
+        self.verify_batch(key, cp);
+        Ok(())
+    }
+
+    fn reach(&mut self, key: VolumeKey, vbn: Vbn, pbn: Pbn, kind: Kind) {
+        let index = pbn.0.checked_sub(self.snapshot.first).filter(|&at| at < self.report.total);
+        let Some(index) = index else {
+            // The node itself could not have been read; for data, reading it says so.
+            let error = VolumeError::Pool(PoolError::OutOfPool { pbn });
+            self.report.add(Finding::Damaged { key, cp: CpNumber(0), error });
+            return;
+        };
+        match kind {
+            Kind::Published => {
+                if !self.published.insert(index) {
+                    self.report.add(Finding::ReachedTwice { key, vbn, pbn });
+                }
+            }
+            Kind::Pinned => {
+                self.pinned.insert(index);
+            }
+        }
+    }
+
+    /// Gathers data blocks side by side and verifies them in one read.
+    fn data(&mut self, key: VolumeKey, cp: CpNumber, pointer: Pointer) {
+        if self.depth == Depth::Nodes {
+            return;
+        }
+        let follows = self.batch.last().is_some_and(|last| last.pbn.0 + 1 == pointer.pbn.0);
+        if !follows || to_u64(self.batch.len()) >= POOL_LEASE_BLOCKS {
+            self.verify_batch(key, cp);
+        }
+        self.batch.push(pointer);
+    }
+
+    fn verify_batch(&mut self, key: VolumeKey, cp: CpNumber) {
+        let batch = std::mem::take(&mut self.batch);
+        let Some(first) = batch.first() else { return };
+        let crcs: Vec<u32> = batch.iter().map(|pointer| pointer.crc).collect();
+        let mut bytes = vec![0; batch.len() * BLOCK_BYTES];
+        if self.pool.read_run(first.pbn, &crcs, &mut bytes).is_err() {
+            // Something in it is bad: find out what, block by block.
+            batch.iter().for_each(|pointer| self.verify_one(key, cp, pointer));
+            return;
+        }
+        let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
+        for (pointer, block) in batch.iter().zip(blocks) {
+            self.compare_hash(key, cp, pointer, block);
+        }
+    }
+
+    fn verify_one(&mut self, key: VolumeKey, cp: CpNumber, pointer: &Pointer) {
+        let mut block = [0; BLOCK_BYTES];
+        match self.pool.read_block(pointer.pbn, pointer.crc, &mut block) {
+            Ok(()) => self.compare_hash(key, cp, pointer, &block),
+            Err(error) => self.report.add(Finding::Damaged { key, cp, error: error.into() }),
+        }
+    }
+
+    fn compare_hash(
+        &mut self,
+        key: VolumeKey,
+        cp: CpNumber,
+        pointer: &Pointer,
+        block: &[u8; BLOCK_BYTES],
+    ) {
+        let (pbn, wanted, met) = (pointer.pbn, pointer.hash, leaf_hash(block));
+        if wanted != met {
+            let error = PoolError::CorruptContent { pbn, wanted, met }.into();
+            self.report.add(Finding::Damaged { key, cp, error });
+        }
+    }
+
+    /// Compares the accounts.
+    fn finish(mut self) -> CheckReport {
+        let Snapshot { first, published, busy, space, .. } = self.snapshot;
+        let (mut lost, mut taken) = (Vec::new(), Vec::new());
+        // A damaged node hides what is below it: its blocks are not lost, they are unseen.
+        let whole = self.report.findings_count == 0;
+        published.for_each(|index| {
+            if whole && !self.published.get(index) && lost.len() < FINDINGS_MAX {
+                lost.push(Finding::Lost { pbn: Pbn(first + index) });
+            }
+        });
+        self.published.for_each(|index| {
+            if !published.get(index) && taken.len() < FINDINGS_MAX {
+                taken.push(Finding::ReachableButFree { pbn: Pbn(first + index) });
+            }
+        });
+        let mut only_pinned = 0;
+        self.pinned.for_each(|index| {
+            only_pinned += u64::from(!self.published.get(index));
+            if !busy.get(index) && taken.len() < FINDINGS_MAX {
+                taken.push(Finding::ReachableButFree { pbn: Pbn(first + index) });
+            }
+        });
+        lost.into_iter().chain(taken).for_each(|finding| self.report.add(finding));
+        self.report.reachable = self.published.count();
+        self.report.only_pinned = only_pinned;
+        let reachable = self.report.reachable + only_pinned;
+        let (busy, in_flight) = (busy.count(), self.report.in_flight);
+        if whole && busy != reachable + in_flight {
+            self.report.add(Finding::Accounts { busy, reachable, in_flight });
+        }
+        let dead = space.pinned.0;
+        if whole && dead != only_pinned {
+            self.report.add(Finding::Deadlists { dead, only_pinned });
+        }
+        self.report
+    }
+}

@@ -1,0 +1,260 @@
+//! Faults: failing calls, lost sectors, flipped bits, foreign labels.
+
+use std::sync::Arc;
+
+use crate::limits::POOL_DEVICE_BYTES_MIN;
+use crate::pool::error::PoolError;
+use crate::pool::label::{LABEL_VERSION, Layout};
+use crate::pool::testing::{Chance, MemoryDevice};
+use crate::pool::{Pool, PoolOptions};
+use crate::units::hash::Root;
+use crate::units::numbers::CpNumber;
+use crate::volume::check::{Depth, Finding, check};
+use crate::volume::error::VolumeError;
+use crate::volume::testing::{
+    KEY, Put, SOURCE, assert_clean, content, cp, data, options, pool_with, slow_root, tree,
+};
+
+/// A short scenario. Returns the root after each CP that was published.
+fn scenario(pool: &Arc<Pool>) -> (Vec<Root>, Option<VolumeError>) {
+    let cps = [
+        vec![data(1, 1), data(2, 2), data(700, 3)],
+        vec![data(1, 4), Put::Holes(2, 1)],
+        vec![Put::Holes(600, 300), data(950, 5)],
+    ];
+    let mut roots = Vec::new();
+    for (number, puts) in (1..).zip(&cps) {
+        match cp(pool, number, puts) {
+            Ok(published) => roots.push(published.roots[0].1),
+            Err(error) => return (roots, Some(error)),
+        }
+    }
+    (roots, None)
+}
+
+fn last_cp(pool: &Pool) -> u32 {
+    pool.catalog().source(SOURCE).unwrap().unwrap().applied.0
+}
+
+/// Goal: whichever write or flush fails, what was published stays, and nothing is published
+/// after the failure. Method: for all n, the n-th call and all later ones fail; then the power is
+/// cut with several choices of lost sectors and the pool is opened again.
+#[test]
+fn the_nth_write_or_flush_fails_for_all_n() {
+    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let before = device.calls();
+    let (roots, none) = scenario(&pool);
+    assert!(none.is_none());
+    let calls = device.calls() - before;
+    assert!(calls > 15, "{calls} calls");
+    let empty = crate::pool::pointer::TreeRoot::empty(tree(&pool).size).root();
+    for n in 0..calls {
+        let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+        device.fail_from(n);
+        let (done, error) = scenario(&pool);
+        let error = error.expect("a call failed");
+        assert!(matches!(error, VolumeError::Pool(ref error) if error.latches()), "{n}: {error}");
+        // Latched: the first error is repeated to everybody, reads go on.
+        let first = pool.first_error().expect("the pool is latched");
+        let met = cp(&pool, 9, &[data(5, 5)]).unwrap_err();
+        let VolumeError::Pool(PoolError::Latched { first: met }) = met else { panic!("{met}") };
+        assert!(Arc::ptr_eq(&first, &met));
+        assert!(matches!(pool.catalog().remove_volume(KEY), Err(PoolError::Latched { .. })));
+        assert_eq!(slow_root(&content(&pool, &tree(&pool))), tree(&pool).root());
+        let known = done.last().copied().unwrap_or(empty);
+        assert_eq!(tree(&pool).root(), known, "call {n}: nothing unpublished is visible");
+        for seed in 0..4 {
+            let pool = Pool::open(device.crashed(seed), options()).unwrap();
+            let applied = usize::try_from(last_cp(&pool)).unwrap();
+            // The commit in doubt may have happened; nothing else.
+            let possible = done.len()..=done.len() + 1;
+            assert!(possible.contains(&applied), "call {n}: CP {applied} of {possible:?}");
+            let wanted = if applied == 0 { empty } else { roots[applied - 1] };
+            assert_eq!(tree(&pool).root(), wanted, "call {n} seed {seed}");
+            assert_eq!(slow_root(&content(&pool, &tree(&pool))), wanted);
+            assert_clean(&pool);
+            cp(&pool, 9, &[data(5, 5)]).unwrap();
+        }
+    }
+}
+
+/// A power cut at any write of a new pool leaves no pool or an empty one.
+#[test]
+fn creation_is_all_or_nothing() {
+    let device = Arc::new(MemoryDevice::new(POOL_DEVICE_BYTES_MIN));
+    drop(Pool::create(device.clone(), SOURCE.0, options()).unwrap());
+    let calls = device.calls();
+    let (mut none, mut some) = (0, 0);
+    for n in 0..calls {
+        let device = Arc::new(MemoryDevice::new(POOL_DEVICE_BYTES_MIN));
+        device.fail_from(n);
+        let created = Pool::create(device.clone(), SOURCE.0, options());
+        for seed in 0..2 {
+            match Pool::open(device.crashed(seed), options()) {
+                Ok(pool) => {
+                    some += 1;
+                    assert_clean(&pool);
+                }
+                Err(PoolError::NotAPool { .. }) => {
+                    assert!(created.is_err(), "call {n}");
+                    none += 1;
+                }
+                Err(other) => panic!("call {n}: {other}"),
+            }
+        }
+    }
+    assert!(none > 0 && some > 0, "{none} {some}");
+}
+
+#[test]
+fn a_foreign_device_is_refused_by_name() {
+    let device = Arc::new(MemoryDevice::new(POOL_DEVICE_BYTES_MIN));
+    let met = Pool::open(device.clone(), options()).unwrap_err();
+    assert!(matches!(met, PoolError::NotAPool { .. }), "{met}");
+    let pool = Pool::create(device.clone(), SOURCE.0, options()).unwrap();
+    let id = pool.id();
+    drop(pool);
+    let met = Pool::create(device.clone(), SOURCE.0, options()).unwrap_err();
+    assert!(matches!(met, PoolError::AlreadyAPool { .. }), "{met}");
+    let other = PoolOptions { owner: Some([1; 16]), ..options() };
+    let met = Pool::open(device.clone(), other).unwrap_err();
+    assert!(matches!(met, PoolError::WrongOwner { .. }), "{met}");
+    assert!(met.to_string().contains(&id.to_string()), "{met}");
+    let own = PoolOptions { owner: Some(SOURCE.0), ..options() };
+    drop(Pool::open(device.clone(), own).unwrap());
+    device.flip(8, 3);
+    let met = Pool::open(device.clone(), options()).unwrap_err();
+    assert!(met.to_string().contains(&format!("this program knows {LABEL_VERSION}")), "{met}");
+}
+
+/// The label of one pool before the catalog of another: a device put together wrongly.
+#[test]
+fn a_catalog_of_another_pool_is_refused() {
+    use crate::device::Device;
+    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 100);
+    let other = Arc::new(MemoryDevice::new(POOL_DEVICE_BYTES_MIN));
+    drop(Pool::create(other.clone(), SOURCE.0, options()).unwrap());
+    drop(pool);
+    let mut label = vec![0; 8192];
+    other.read_at(0, &mut label).unwrap();
+    device.write_durable_at(0, &label).unwrap();
+    let met = Pool::open(device, options()).unwrap_err();
+    assert!(met.to_string().contains("another pool than the label"), "{met}");
+}
+
+/// Goal: no flipped bit is served. Method: flips bits in every block that a tree reaches; reading
+/// all of it must be an error that names the block, and `check` must find just that.
+#[test]
+fn flipped_bits_in_data_and_nodes_are_met_with_their_place() {
+    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 20_000);
+    cp(&pool, 1, &[data(1, 1), data(130, 2), data(19_000, 3)]).unwrap();
+    let wanted = tree(&pool);
+    let blocks = crate::volume::testing::reachable_blocks(&pool);
+    assert_eq!(blocks.len(), 3 + 3 + 2 + 1);
+    drop(pool);
+    let mut chance = Chance::new(1);
+    for &block in &blocks {
+        let (at, bit) = (block * 4096 + chance.below(4096), chance.below(8));
+        device.flip(at, 1 << bit);
+        let pool = Pool::open(device.clone(), options()).unwrap();
+        let mut met = Vec::new();
+        for offset in [4096, 130 * 4096, 19_000 * 4096] {
+            let read = crate::volume::reader::read(&pool, &wanted, offset, 4096);
+            met.extend(read.err());
+        }
+        assert!(!met.is_empty(), "block {block}");
+        for error in met {
+            let VolumeError::Pool(PoolError::Corrupt { pbn, .. }) = error else {
+                panic!("{error}")
+            };
+            assert_eq!(pbn.0, block);
+        }
+        let report = check(&pool, Depth::Data).unwrap();
+        assert_eq!(report.findings_count, 1, "{:?}", report.findings);
+        let Finding::Damaged { error: VolumeError::Pool(PoolError::Corrupt { pbn, .. }), .. } =
+            &report.findings[0]
+        else {
+            panic!("{:?}", report.findings)
+        };
+        assert_eq!(pbn.0, block);
+        device.flip(at, 1 << bit);
+    }
+    assert_clean(&Pool::open(device, options()).unwrap());
+}
+
+/// Flipped bits anywhere in the catalog: the pool opens as it was or says what is wrong; it never
+/// panics and never comes up with other rows.
+#[test]
+fn flipped_bits_in_the_catalog_are_met_or_harmless() {
+    use crate::device::Device;
+    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let _ = scenario(&pool);
+    let rows = (pool.catalog().sources().unwrap(), tree(&pool));
+    drop(pool);
+    let layout = Layout::for_device(&*device).unwrap();
+    let start = layout.catalog_start * 4096;
+    let used: Vec<u64> = (start..start + layout.catalog_bytes())
+        .step_by(4096)
+        .filter(|&at| {
+            let mut block = [0; 4096];
+            device.read_at(at, &mut block).unwrap();
+            block != [0; 4096]
+        })
+        .collect();
+    let (mut chance, mut refused) = (Chance::new(2), 0);
+    for round in 0..300u64 {
+        let block =
+            used[usize::try_from(chance.below(u64::try_from(used.len()).unwrap())).unwrap()];
+        // Rows stand at the front of their pages: aim there every other time.
+        let span = if round % 2 == 0 { 200 } else { 4096 };
+        let copy = device.crashed(0);
+        copy.flip(block + chance.below(span), 1 << chance.below(8));
+        match Pool::open(copy, options()) {
+            Ok(pool) => {
+                let met = (pool.catalog().sources().unwrap(), tree(&pool));
+                assert_eq!(met, rows, "round {round}");
+                assert_clean(&pool);
+            }
+            Err(PoolError::Catalog { .. } | PoolError::CatalogCorrupt { .. }) => refused += 1,
+            Err(other) => panic!("round {round}: {other}"),
+        }
+    }
+    assert!(refused > 20, "{refused}");
+}
+
+/// `check` finds what it is there for: each broken account by name.
+#[test]
+fn check_finds_lost_shared_and_freed_blocks() {
+    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    cp(&pool, 1, &[data(1, 1), data(2, 2)]).unwrap();
+    assert_clean(&pool);
+    let report = |pool: &Arc<Pool>| check(pool, Depth::Nodes).unwrap().findings;
+    let (lost, used) = pool.break_accounts(tree(&pool).top.pbn);
+    let findings = report(&pool);
+    assert!(
+        findings.iter().any(|f| matches!(f, Finding::Lost { pbn } if *pbn == lost)),
+        "{findings:?}"
+    );
+    assert!(
+        findings.iter().any(|f| matches!(f, Finding::ReachableButFree { pbn } if *pbn == used)),
+        "{findings:?}"
+    );
+    // One tree under two volumes: every block has two owners.
+    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    cp(&pool, 1, &[data(1, 1)]).unwrap();
+    let twin =
+        crate::pool::pointer::VolumeKey { volume: crate::units::numbers::VolumeNumber(2), ..KEY };
+    pool.break_twin(KEY, twin);
+    let findings = report(&pool);
+    assert_eq!(
+        findings.iter().filter(|f| matches!(f, Finding::ReachedTwice { .. })).count(),
+        3,
+        "{findings:?}"
+    );
+    // A tree older than its births.
+    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    cp(&pool, 4, &[data(1, 1)]).unwrap();
+    pool.break_cp(SOURCE, CpNumber(3));
+    let findings = report(&pool);
+    assert!(findings.iter().any(|f| matches!(f, Finding::TooYoung { .. })), "{findings:?}");
+}

@@ -1,0 +1,7 @@
+//! Tests of pool and volume tree together, on a device in memory.
+
+mod births;
+mod faults;
+mod model;
+mod publish;
+mod space;
