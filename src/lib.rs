@@ -7,6 +7,7 @@
 //! [`sourcelog`], [`volume`], [`session`], [`filer`], [`hub`], [`observe`] and [`control`],
 //! [`config`], [`cli`].
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod device;
