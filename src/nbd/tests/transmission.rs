@@ -516,6 +516,39 @@ async fn clients_that_stall_are_cut() {
     running.finish().await;
 }
 
+/// A client that keeps moving a byte now and then is cut as well, whether it writes or reads.
+#[tokio::test]
+async fn clients_that_trickle_are_cut() {
+    let options = Options { stall_deadline: Duration::from_millis(200), ..options() };
+    let running = Running::start(options, Arc::new(Only(Gate::new()))).await;
+    let mut client = running.connect().await;
+    client.open("x", false).await;
+    client.request(WRITE, 0, 1, 0, 1 << 20).await;
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    let trickle = async {
+        while client.stream.write_all(b"x").await.is_ok() {
+            tick.tick().await;
+        }
+    };
+    timeout(PATIENCE, trickle).await.expect("cut while writing");
+
+    // A small window, so that each byte taken lets few follow.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = Client { stream: socket.connect(running.address).await.unwrap() };
+    client.open("x", false).await;
+    client.request(READ, 0, 1, 0, 32 << 20).await;
+    let trickle = async {
+        while running.server.counters().connections_open() == 1 {
+            client.bytes(1).await;
+            tick.tick().await;
+        }
+    };
+    timeout(PATIENCE, trickle).await.expect("cut while reading");
+    assert_eq!(running.server.bytes_in_flight(), ByteCount(0));
+    running.finish().await;
+}
+
 #[tokio::test]
 async fn requests_are_counted() {
     let (running, mut client, _) = opened(true).await;
