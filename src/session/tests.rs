@@ -8,6 +8,7 @@
 
 mod absurd_mirror;
 mod absurd_primary;
+mod fuzz;
 mod laws;
 mod search;
 mod walk;
