@@ -7,9 +7,19 @@
 //! [`sourcelog`], [`volume`], [`session`], [`filer`], [`hub`], [`observe`] and [`control`],
 //! [`config`], [`cli`].
 
+pub mod config;
+pub mod control;
 pub mod device;
 pub mod limits;
+pub mod link;
+pub mod metric;
+pub mod nbd;
+pub mod nvlog;
+pub mod observe;
 pub mod pool;
 pub mod record;
+pub mod session;
+pub mod status;
 pub mod units;
 pub mod volume;
+pub mod wire;

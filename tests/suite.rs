@@ -1,3 +1,6 @@
-//! Integration suite placeholder.
-#[test]
-fn placeholder() {}
+//! The integration suite: one binary, real processes, real foreign clients. See `tests/run`.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails panics")]
+
+mod floors;
+mod nbd_clients;

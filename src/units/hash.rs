@@ -24,6 +24,12 @@ macro_rules! hash_type {
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(pub [u8; $bytes]);
 
+        impl Default for $name {
+            fn default() -> Self {
+                Self::ZERO
+            }
+        }
+
         impl $name {
             /// All bytes zero.
             pub const ZERO: Self = Self([0; $bytes]);

@@ -1,0 +1,256 @@
+//! The server: takes connections, bounds them, runs each in a task, stops in order.
+//!
+//! Used by `filer` (volumes) and `hub` (images). One [`Server`] may run several listeners; caps
+//! and counters are common to them. A connection that fails, or whose export panics, ends alone.
+//! Each end is one line in the log, at debug level.
+//!
+//! A stop takes no new connections, answers what still arrives with ESHUTDOWN, lets requests
+//! under way finish, and closes; what is not done by then within the drain deadline is cut.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::budget::Pot;
+use super::counters::Counters;
+use super::end::End;
+use super::export::Exports;
+use super::handshake::negotiate;
+use super::intake::discard;
+use super::listen::{Accepted, Listener};
+use super::transmission::{self, Surroundings, hang_up};
+use crate::limits::{
+    HANDSHAKE_SECONDS_MAX, NBD_BYTES_IN_FLIGHT_TOTAL, NBD_CONNECTIONS_MAX, NBD_DRAIN_SECONDS_MAX,
+    NBD_LINGER_SECONDS_MAX, NBD_STALL_SECONDS_MAX,
+};
+use crate::units::numbers::ByteCount;
+
+/// Read ahead of the requests of one connection. Longer payloads are read past it, straight into
+/// their place.
+const READ_AHEAD_BYTES: usize = 16 * 1024;
+/// Pause after the kernel had no socket for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bounds of a server.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// From connecting to the first request.
+    pub handshake_deadline: Duration,
+    /// Without one byte moving inside a request or a reply.
+    pub stall_deadline: Duration,
+    /// From a stop to the end of requests under way.
+    pub drain_deadline: Duration,
+    /// What a client is given to take the last replies when we hang up.
+    pub linger: Duration,
+    /// Connections at once; further ones are closed as they come.
+    pub connections_max: usize,
+    /// Bytes of requests and replies in memory, all connections together.
+    pub bytes_in_flight: ByteCount,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            handshake_deadline: Duration::from_secs(HANDSHAKE_SECONDS_MAX),
+            stall_deadline: Duration::from_secs(NBD_STALL_SECONDS_MAX),
+            drain_deadline: Duration::from_secs(NBD_DRAIN_SECONDS_MAX),
+            linger: Duration::from_secs(NBD_LINGER_SECONDS_MAX),
+            connections_max: NBD_CONNECTIONS_MAX,
+            bytes_in_flight: ByteCount(NBD_BYTES_IN_FLIGHT_TOTAL),
+        }
+    }
+}
+
+/// An NBD server. Clones are the same server.
+#[derive(Debug, Clone)]
+pub struct Server {
+    options: Arc<Options>,
+    counters: Arc<Counters>,
+    places: Arc<Semaphore>,
+    memory: Pot,
+}
+
+impl Server {
+    /// A server that listens nowhere yet.
+    pub fn new(options: Options) -> Self {
+        Self {
+            counters: Arc::new(Counters::default()),
+            places: Arc::new(Semaphore::new(options.connections_max)),
+            memory: Pot::new(options.bytes_in_flight.0),
+            options: Arc::new(options),
+        }
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Bytes of requests and replies in memory at the moment.
+    pub fn bytes_in_flight(&self) -> ByteCount {
+        ByteCount(self.memory.taken())
+    }
+
+    /// Serves until `stopping` is cancelled and all is done that was begun.
+    pub async fn run(
+        &self,
+        listener: Listener,
+        exports: Arc<dyn Exports>,
+        stopping: CancellationToken,
+    ) {
+        tracing::info!("serving nbd on {}", listener.listens_on());
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => break,
+                Some(result) = connections.join_next(), if !connections.is_empty() => {
+                    self.joined(result);
+                }
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => self.admit(accepted, &exports, &stopping, &mut connections),
+                    Err(error) => self.no_socket(&error, &mut connections).await,
+                },
+            }
+        }
+        drop(listener);
+        self.drain(connections).await;
+    }
+
+    /// Out of descriptors or memory, most likely: the pause keeps us from asking in a circle, and
+    /// a connection that ends shortens it.
+    async fn no_socket(&self, error: &io::Error, connections: &mut JoinSet<()>) {
+        tracing::warn!("cannot take an nbd connection: {error}");
+        tokio::select! {
+            Some(result) = connections.join_next(), if !connections.is_empty() => {
+                self.joined(result);
+            }
+            () = sleep(ACCEPT_PAUSE) => (),
+        }
+    }
+
+    fn admit(
+        &self,
+        accepted: Accepted,
+        exports: &Arc<dyn Exports>,
+        stopping: &CancellationToken,
+        connections: &mut JoinSet<()>,
+    ) {
+        let Some(place) = Place::take(self) else {
+            self.counters.refused();
+            tracing::debug!("nbd connection refused: {} are open", self.options.connections_max);
+            return;
+        };
+        let (server, exports, stopping) =
+            (self.clone(), Arc::clone(exports), stopping.child_token());
+        match accepted {
+            Accepted::Tcp(stream, peer) => connections.spawn(async move {
+                let (reader, writer) = stream.into_split();
+                let caller = Caller { peer: peer.to_string(), exports, stopping };
+                server.connection(reader, writer, caller).await;
+                drop(place);
+            }),
+            Accepted::Unix(stream) => connections.spawn(async move {
+                let (reader, writer) = stream.into_split();
+                let caller = Caller { peer: "unix socket".into(), exports, stopping };
+                server.connection(reader, writer, caller).await;
+                drop(place);
+            }),
+        };
+    }
+
+    /// One connection, from the greeting to its end.
+    async fn connection<R, W>(&self, reader: R, mut writer: W, caller: Caller)
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let Caller { peer, exports, stopping } = caller;
+        let mut reader = BufReader::with_capacity(READ_AHEAD_BYTES, reader);
+        let deadline = self.options.handshake_deadline;
+        let handshake = negotiate(&mut reader, &mut writer, exports.as_ref(), &stopping);
+        let (name, end) = match timeout(deadline, handshake).await {
+            Err(_) => (None, End::HandshakeDeadline(deadline)),
+            Ok(Err(end)) => {
+                hang_up(&mut writer, discard(&mut reader), &end, self.options.linger).await;
+                (None, end)
+            }
+            Ok(Ok(opened)) => {
+                let name = opened.export.info().name.clone();
+                let surroundings = Surroundings {
+                    memory: &self.memory,
+                    counters: &self.counters,
+                    stall: self.options.stall_deadline,
+                    linger: self.options.linger,
+                    stopping: &stopping,
+                };
+                let end = transmission::serve(reader, &mut writer, opened, surroundings).await;
+                (Some(name), end)
+            }
+        };
+        if end.is_protocol_error() {
+            self.counters.protocol_error();
+        }
+        let export = name.as_deref().unwrap_or("-");
+        tracing::debug!(%peer, export, "nbd connection ended: {end}");
+    }
+
+    fn joined(&self, result: Result<(), JoinError>) {
+        if let Err(error) = result {
+            // An abort is ours, at the end of a stop, and is logged there.
+            if error.is_panic() {
+                self.counters.panicked();
+                tracing::error!("an nbd connection panicked: {error}");
+            }
+        }
+    }
+
+    async fn drain(&self, mut connections: JoinSet<()>) {
+        let all = async {
+            while let Some(result) = connections.join_next().await {
+                self.joined(result);
+            }
+        };
+        if timeout(self.options.drain_deadline, all).await.is_err() {
+            let left = connections.len();
+            tracing::warn!(
+                "cutting {left} nbd connections: requests not done within {:?} of the stop",
+                self.options.drain_deadline
+            );
+            connections.shutdown().await;
+        }
+    }
+}
+
+/// What belongs to one connection.
+struct Caller {
+    peer: String,
+    exports: Arc<dyn Exports>,
+    stopping: CancellationToken,
+}
+
+/// A connection's place among those allowed; counted as long as it lives, also if its task
+/// panics.
+struct Place {
+    counters: Arc<Counters>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    fn take(server: &Server) -> Option<Self> {
+        let permit = Arc::clone(&server.places).try_acquire_owned().ok()?;
+        server.counters.opened();
+        Some(Self { counters: Arc::clone(&server.counters), _permit: permit })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.counters.closed();
+    }
+}

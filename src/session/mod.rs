@@ -1,0 +1,26 @@
+//! The session between a source and its hub, as two pure state machines.
+//!
+//! Floor 6. `step(event)` is synchronous, without lock, clock, socket or disk; it answers with
+//! actions for its shell and checks its own invariants at the end. The shells are the forwarder in
+//! `filer` and the source actor in `hub`; both run the same machines in every test of order.
+//!
+//! * [`primary`]: the end that serves writes and sends
+//! * [`mirror`]: the end that follows
+//!
+//! The way of a session:
+//!
+//! ```text
+//! primary                                   mirror
+//! Hello ------------------------------------> wait until all queued is durable, record generation
+//!       <------------------------------------ Welcome (what is held) or Refused
+//! WantLog if the mirror holds more ---------> Refill.. RefillEnd         (R1: before serving)
+//! Transfer.. -------------------------------> stage; <---- Ack as they become durable
+//! PartitionFull, Updates.., CpEnd ----------> apply when all up to `last` is drained
+//!       <------------------------------------ CpDone or CpRejected
+//! ```
+
+pub mod mirror;
+pub mod primary;
+
+#[cfg(test)]
+mod tests;

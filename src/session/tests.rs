@@ -1,0 +1,1 @@
+//! Both machines against each other, and against absurd peers.

@@ -1,0 +1,554 @@
+//! The messages of section 8.
+//!
+//! A header is one byte, the kind, and the MessagePack of that kind's struct. Structs travel as
+//! arrays: a later version only appends fields, with a default; what a peer understands is told
+//! by the version in Hello and Welcome. Kinds 1 to 31 go from primary to mirror, 33 to 63 the
+//! other way, 64 and up both ways.
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::frame::{FRAME_PREFIX_BYTES, FrameError, Lengths};
+use crate::record::marks::Place;
+use crate::units::convert::to_u64;
+use crate::units::hash::{Root, StreamHash};
+use crate::units::ids::{HubId, SourceId, VolumeId};
+use crate::units::names::{SourceName, VolumeName};
+use crate::units::numbers::{
+    ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
+};
+
+/// First protocol version; a peer accepts its own and the one before.
+pub const PROTOCOL_VERSION: u16 = 1;
+/// Oldest version still spoken.
+pub const PROTOCOL_VERSION_MIN: u16 = 1;
+
+/// A place in a source's history, as it travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WirePlace(pub TransferId, pub SequenceNumber, pub StreamHash);
+
+impl From<Place> for WirePlace {
+    fn from(place: Place) -> Self {
+        Self(place.transfer, place.sequence, place.hash)
+    }
+}
+
+impl From<WirePlace> for Place {
+    fn from(place: WirePlace) -> Self {
+        Self { transfer: place.0, sequence: place.1, hash: place.2 }
+    }
+}
+
+/// A volume as its source announces it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeOffer {
+    /// Number within the source.
+    pub number: VolumeNumber,
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size.
+    pub size: ByteCount,
+}
+
+/// First frame of a connection: who the source is and what it holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Newest version the source speaks.
+    pub version: u16,
+    /// Oldest version it speaks.
+    pub version_min: u16,
+    /// Its name, by which the hub finds its file.
+    pub name: SourceName,
+    /// Its id, by which it is known.
+    pub source: SourceId,
+    /// The hub it was joined to before, if any.
+    pub hub: Option<HubId>,
+    /// Its boot counter.
+    pub generation: Generation,
+    /// Epoch it believes in; number 0 before the first Welcome.
+    pub epoch: Epoch,
+    /// Its volumes.
+    pub volumes: Vec<VolumeOffer>,
+    /// The place before the first transfer it still holds.
+    pub held_after: WirePlace,
+    /// Its last transfer.
+    pub last: WirePlace,
+    /// Last transfer known durable in its own NVRAM.
+    pub own_durable: TransferId,
+    /// Its last own CP.
+    pub own_cp: CpNumber,
+    /// Highest CP number or birth it ever used.
+    pub cp_max: CpNumber,
+    /// Whether it already serves its clients (a reconnect), or asks before it serves (R1).
+    pub serving: bool,
+}
+
+/// The hub takes the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Version both speak.
+    pub version: u16,
+    /// The hub.
+    pub hub: HubId,
+    /// Epoch in force.
+    pub epoch: Epoch,
+    /// Published CP.
+    pub applied_cp: CpNumber,
+    /// Its roots.
+    pub roots: Vec<VolumeRoot>,
+    /// Place of that CP.
+    pub applied: WirePlace,
+    /// Last transfer of this source that is durable here.
+    pub last: WirePlace,
+    /// Highest CP number or birth ever used here for this source.
+    pub cp_max: CpNumber,
+    /// Bytes of transfers that may be under way.
+    pub log_credit: u64,
+    /// Bytes of CP data that may be under way.
+    pub cp_credit: u64,
+}
+
+/// The hub does not take the source; the connection closes behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Stable code for the reason.
+    pub code: RefusedCode,
+    /// What is wrong, for the administrator.
+    pub reason: String,
+    /// What to do about it.
+    pub next_step: String,
+}
+
+/// Reasons of [`Refused`], by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub enum RefusedCode {
+    /// No common protocol version.
+    Version,
+    /// The hub has no file for that name.
+    UnknownSource,
+    /// The name belongs to another id.
+    OtherSource,
+    /// The source was joined to another hub.
+    OtherHub,
+    /// An older generation, or the same with another id: a clone or an old copy.
+    Generation,
+    /// The two histories went different ways.
+    Diverged,
+    /// The logs do not join: a resync is needed.
+    Gap,
+    /// A volume differs from what the hub knows.
+    Volume,
+    /// The source's log on the hub has failed.
+    Faulted,
+    /// The hub is stopping or too busy.
+    Busy,
+    /// The peer broke the protocol.
+    Protocol,
+}
+
+impl RefusedCode {
+    /// All codes, in the order of their numbers from 1.
+    pub const ALL: [Self; 11] = [
+        Self::Version,
+        Self::UnknownSource,
+        Self::OtherSource,
+        Self::OtherHub,
+        Self::Generation,
+        Self::Diverged,
+        Self::Gap,
+        Self::Volume,
+        Self::Faulted,
+        Self::Busy,
+        Self::Protocol,
+    ];
+
+    /// Stable word for logs, metrics and status.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Version => "version",
+            Self::UnknownSource => "unknown-source",
+            Self::OtherSource => "other-source",
+            Self::OtherHub => "other-hub",
+            Self::Generation => "generation",
+            Self::Diverged => "diverged",
+            Self::Gap => "gap",
+            Self::Volume => "volume",
+            Self::Faulted => "faulted",
+            Self::Busy => "busy",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
+impl From<RefusedCode> for u8 {
+    fn from(code: RefusedCode) -> Self {
+        let at = RefusedCode::ALL.iter().position(|&known| known == code).unwrap_or_default();
+        crate::units::convert::low_u8(to_u64(at)) + 1
+    }
+}
+
+impl TryFrom<u8> for RefusedCode {
+    type Error = String;
+
+    fn try_from(number: u8) -> Result<Self, String> {
+        let at = usize::from(number).checked_sub(1);
+        at.and_then(|at| Self::ALL.get(at).copied())
+            .ok_or_else(|| format!("refusal code {number} is unknown"))
+    }
+}
+
+/// Root of one volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRoot {
+    /// Which volume.
+    pub volume: VolumeNumber,
+    /// Its root.
+    pub root: Root,
+}
+
+/// The source cut a CP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionFull {
+    /// The CP.
+    pub cp: CpNumber,
+    /// Its last transfer.
+    pub last: WirePlace,
+}
+
+/// Changed blocks of one volume in a CP; the payload is [`super::updates`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Updates {
+    /// The CP.
+    pub cp: CpNumber,
+    /// The volume.
+    pub volume: VolumeNumber,
+}
+
+/// All updates were sent; these are the roots the source has committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpEnd {
+    /// The CP.
+    pub cp: CpNumber,
+    /// Place of the CP in the history (R5).
+    pub place: WirePlace,
+    /// Roots of all volumes both ends agree on.
+    pub roots: Vec<VolumeRoot>,
+    /// Bytes of Updates payload sent for this CP.
+    pub update_bytes: u64,
+}
+
+/// Every transfer of this line up to `id` is durable on the hub (R7); credits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// Last durable transfer.
+    pub id: TransferId,
+    /// Bytes of transfers that may be under way.
+    pub log_credit: u64,
+    /// Bytes of Updates payload taken so far on this connection.
+    pub cp_taken: u64,
+}
+
+/// The CP is published on the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpDone {
+    /// The CP.
+    pub cp: CpNumber,
+}
+
+/// The CP was not published; the old image stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpRejected {
+    /// The CP.
+    pub cp: CpNumber,
+    /// First volume whose root differs, with the root here.
+    pub differs: Option<VolumeRoot>,
+    /// Why.
+    pub reason: String,
+    /// Whether the hub lacks space.
+    pub no_space: bool,
+}
+
+/// Somebody at the hub asks for a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantCheckpoint {
+    /// Comes back in [`CheckpointAt`].
+    pub token: u64,
+}
+
+/// The CP that holds everything ordered when [`WantCheckpoint`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointAt {
+    /// From the question.
+    pub token: u64,
+    /// That CP; it may be published already.
+    pub cp: CpNumber,
+}
+
+/// A starting source asks for its own log behind `from`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantLog {
+    /// Its last transfer.
+    pub from: WirePlace,
+}
+
+/// The end of what [`WantLog`] asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefillEnd {
+    /// Last transfer of the refill.
+    pub last: WirePlace,
+}
+
+/// Raised epoch: the receiver stops serving writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fenced {
+    /// The epoch in force.
+    pub epoch: Epoch,
+}
+
+/// Asks the other end to read every block of its copy of that CP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scan {
+    /// The CP; both ends have published it.
+    pub cp: CpNumber,
+    /// Names the question.
+    pub token: u64,
+}
+
+/// What reading gave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scanned {
+    /// The CP.
+    pub cp: CpNumber,
+    /// Names the question.
+    pub token: u64,
+    /// Roots recomputed from the data read; none if the CP is not here any more.
+    pub roots: Vec<VolumeRoot>,
+    /// What could not be read or failed its check.
+    pub problems: Vec<String>,
+}
+
+/// Heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ping {
+    /// Last sequence number the sender has ordered.
+    pub sequence: SequenceNumber,
+    /// Comes back in Pong.
+    pub token: u64,
+}
+
+/// Answer to a heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pong {
+    /// From the Ping.
+    pub token: u64,
+}
+
+/// The sender stops on purpose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Going {
+    /// Why.
+    pub reason: String,
+}
+
+macro_rules! messages {
+    ($($number:literal $name:ident $(($inner:ty))? payload $payload:literal;)*) => {
+        /// A message without its payload.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        #[expect(missing_docs, reason = "each variant is the struct of its name, documented there")]
+        pub enum Message { $($name $(($inner))?,)* }
+
+        impl Message {
+            /// Its name, for logs and errors.
+            pub const fn name(&self) -> &'static str {
+                match self { $(messages!(@pattern $name $(($inner))?) => stringify!($name),)* }
+            }
+
+            fn encode_header(&self) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+                match self { $(messages!(@bind $name body $(($inner))?) =>
+                    messages!(@encode $number body $(($inner))?),)* }
+            }
+
+            /// Reads a header and checks that a payload is there exactly where one belongs.
+            pub fn decode(header: &[u8], payload_bytes: u64) -> Result<Self, FrameError> {
+                let Some((&kind, rest)) = header.split_first() else {
+                    return Err(FrameError::NoHeader);
+                };
+                match kind {
+                    $($number => {
+                        let kind = stringify!($name);
+                        if (payload_bytes > 0) != $payload {
+                            return Err(FrameError::Payload { kind, bytes: payload_bytes });
+                        }
+                        messages!(@decode $name kind rest $(($inner))?)
+                    })*
+                    other => Err(FrameError::Kind(other)),
+                }
+            }
+        }
+    };
+    (@pattern $name:ident ($inner:ty)) => { Self::$name(_) };
+    (@pattern $name:ident) => { Self::$name };
+    (@bind $name:ident $body:ident ($inner:ty)) => { Self::$name($body) };
+    (@bind $name:ident $body:ident) => { Self::$name };
+    (@encode $number:literal $body:ident ($inner:ty)) => {{
+        let mut out = vec![$number];
+        rmp_serde::encode::write(&mut out, $body)?;
+        Ok(out)
+    }};
+    (@encode $number:literal $body:ident) => { Ok(vec![$number]) };
+    (@decode $name:ident $kind:ident $rest:ident ($inner:ty)) => {
+        decode_body::<$inner>($kind, $rest).map(Self::$name)
+    };
+    (@decode $name:ident $kind:ident $rest:ident) => {
+        if $rest.is_empty() { Ok(Self::$name) } else {
+            Err(FrameError::Trailing { kind: $kind, bytes: to_u64($rest.len()) })
+        }
+    };
+}
+
+messages! {
+    1 Hello(Hello) payload false;
+    2 Transfer payload true;
+    3 PartitionFull(PartitionFull) payload false;
+    4 Updates(Updates) payload true;
+    5 CpEnd(CpEnd) payload false;
+    6 WantLog(WantLog) payload false;
+    7 CheckpointAt(CheckpointAt) payload false;
+    33 Welcome(Welcome) payload false;
+    34 Refused(Refused) payload false;
+    35 Ack(Ack) payload false;
+    36 WantCheckpoint(WantCheckpoint) payload false;
+    37 CpDone(CpDone) payload false;
+    38 CpRejected(CpRejected) payload false;
+    39 Refill payload true;
+    40 RefillEnd(RefillEnd) payload false;
+    41 Fenced(Fenced) payload false;
+    64 Ping(Ping) payload false;
+    65 Pong(Pong) payload false;
+    66 Going(Going) payload false;
+    67 Scan(Scan) payload false;
+    68 Scanned(Scanned) payload false;
+}
+
+fn decode_body<T: DeserializeOwned>(kind: &'static str, rest: &[u8]) -> Result<T, FrameError> {
+    let mut cursor = std::io::Cursor::new(rest);
+    let mut deserializer = rmp_serde::Deserializer::new(&mut cursor);
+    let body = T::deserialize(&mut deserializer)
+        .map_err(|error| FrameError::Malformed { kind, what: error.to_string() })?;
+    let left = to_u64(rest.len()).saturating_sub(cursor.position());
+    if left > 0 {
+        return Err(FrameError::Trailing { kind, bytes: left });
+    }
+    Ok(body)
+}
+
+/// A message with its payload, ready for the wire.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Prefix and header.
+    pub head: Bytes,
+    /// Raw payload, empty for most messages.
+    pub payload: Bytes,
+}
+
+impl Frame {
+    /// Forms the frame of `message`; `payload` is empty where the message has none.
+    pub fn new(message: &Message, payload: Bytes) -> Self {
+        let header = match message.encode_header() {
+            Ok(header) => header,
+            // Writing to memory cannot fail, and every field has a MessagePack form.
+            Err(error) => panic!("message {} cannot be encoded: {error}", message.name()),
+        };
+        let prefix = Lengths::encode(header.len(), payload.len());
+        let mut head = Vec::with_capacity(FRAME_PREFIX_BYTES + header.len());
+        head.extend_from_slice(&prefix);
+        head.extend_from_slice(&header);
+        Self { head: head.into(), payload }
+    }
+
+    /// Bytes on the wire.
+    pub fn bytes(&self) -> u64 {
+        to_u64(self.head.len() + self.payload.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(message: Message, payload: &'static [u8]) {
+        let frame = Frame::new(&message, Bytes::from_static(payload));
+        let prefix = frame.head.first_chunk::<8>().unwrap();
+        let lengths = Lengths::decode(*prefix).unwrap();
+        assert_eq!(lengths.payload, payload.len());
+        let header = &frame.head[8..];
+        assert_eq!(lengths.header, header.len());
+        let bytes = u64::try_from(payload.len()).unwrap();
+        assert_eq!(Message::decode(header, bytes).unwrap(), message);
+        let mut long = header.to_vec();
+        long.push(0);
+        assert!(Message::decode(&long, bytes).is_err(), "trailing byte in {}", message.name());
+        for cut in 1..header.len() {
+            assert!(Message::decode(&header[..cut], bytes).is_err(), "{} cut", message.name());
+        }
+    }
+
+    fn place() -> WirePlace {
+        WirePlace(TransferId { generation: 1, counter: 2 }, SequenceNumber(3), StreamHash([4; 16]))
+    }
+
+    #[test]
+    fn messages_survive_the_wire_and_no_cut_passes() {
+        let volume = VolumeNumber(1);
+        let root = VolumeRoot { volume, root: Root([9; 32]) };
+        round(Message::Transfer, b"x");
+        round(Message::PartitionFull(PartitionFull { cp: CpNumber(300), last: place() }), b"");
+        round(Message::Updates(Updates { cp: CpNumber(1), volume }), b"y");
+        let end = CpEnd { cp: CpNumber(1), place: place(), roots: vec![root], update_bytes: 5 };
+        round(Message::CpEnd(end), b"");
+        let id = TransferId { generation: 1, counter: 70_000 };
+        round(Message::Ack(Ack { id, log_credit: 1 << 22, cp_taken: 0 }), b"");
+        let refused = Refused {
+            code: RefusedCode::Gap,
+            reason: "logs do not join".into(),
+            next_step: "resync".into(),
+        };
+        round(Message::Refused(refused), b"");
+    }
+
+    /// An acknowledgement is small: it is half of the wire's overhead at depth 1.
+    #[test]
+    fn an_ack_has_at_most_thirty_bytes() {
+        let id = TransferId { generation: 100, counter: 1 << 40 };
+        let ack = Ack { id, log_credit: 1 << 40, cp_taken: 0 };
+        let frame = Frame::new(&Message::Ack(ack), Bytes::new());
+        assert!(frame.bytes() <= 34, "{} bytes", frame.bytes());
+    }
+
+    #[test]
+    fn payloads_and_kinds_are_held_to_the_table() {
+        assert_eq!(Message::decode(&[200], 0), Err(FrameError::Kind(200)));
+        assert_eq!(Message::decode(&[], 0), Err(FrameError::NoHeader));
+        assert_eq!(
+            Message::decode(&[2], 0),
+            Err(FrameError::Payload { kind: "Transfer", bytes: 0 })
+        );
+        assert!(matches!(Message::decode(&[35], 9), Err(FrameError::Payload { .. })));
+        assert!(matches!(Message::decode(&[35, 0x93], 0), Err(FrameError::Malformed { .. })));
+    }
+
+    #[test]
+    fn refusal_codes_keep_their_numbers() {
+        for (at, code) in RefusedCode::ALL.into_iter().enumerate() {
+            let number = u8::from(code);
+            assert_eq!(usize::from(number), at + 1);
+            assert_eq!(RefusedCode::try_from(number), Ok(code));
+        }
+        assert!(RefusedCode::try_from(0).is_err());
+        assert!(RefusedCode::try_from(99).is_err());
+    }
+}
