@@ -74,10 +74,10 @@ pub const SOURCES_MAX: usize = 16_384;
 /// Smallest reserve of a pool. Unit tests shrink it, so that pools get full.
 pub const POOL_RESERVE_BYTES_MIN: u64 = if cfg!(test) { MIB } else { 64 * MIB };
 /// Smallest device of a pool.
-pub const POOL_DEVICE_BYTES_MIN: u64 = if cfg!(test) { 16 * MIB } else { 256 * MIB };
-/// Largest device of a pool: 2^40 blocks.
-pub const POOL_DEVICE_BYTES_MAX: u64 = (1 << 40) * BLOCK_BYTES_U64;
-/// Smallest catalog region of a pool.
+pub const POOL_DEVICE_BYTES_MIN: u64 = 256 * MIB;
+/// Largest device of a pool.
+pub const POOL_DEVICE_BYTES_MAX: u64 = VOLUME_BYTES_MAX;
+/// Smallest catalog region of a pool. Unit tests shrink it.
 pub const POOL_CATALOG_BYTES_MIN: u64 = if cfg!(test) { 8 * MIB } else { 16 * MIB };
 /// One part of the data in so many is added to the catalog region, for history and rows.
 pub const POOL_CATALOG_SHARE: u64 = 128;
@@ -184,7 +184,6 @@ const _: () = {
     assert!(COMMIT_BYTES_MAX < RING_BYTES_MIN, "a group commit never laps its own ring");
     assert!(CP_FRAME_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(CP_FRAME_BYTES_MAX <= CP_CREDIT_BYTES);
-    assert!(POOL_CATALOG_BYTES_MIN * 2 <= POOL_DEVICE_BYTES_MIN);
     assert!(POOL_RESERVE_BYTES_MIN * 4 <= POOL_DEVICE_BYTES_MIN);
     assert!(POOL_IO_BYTES_MAX == POOL_LEASE_BLOCKS * BLOCK_BYTES_U64, "a lease is one write");
     assert!(NBD_REQUEST_BYTES_MAX <= NBD_BYTES_IN_FLIGHT_MAX);
