@@ -1,6 +1,6 @@
 //! The integration suite: one binary, one module a subject.
 //!
-//! `cfg(test)` tells clippy that helpers in these modules are tests too.
+//! `cfg(test)` tells clippy that all functions of these modules are test code.
 
 #[cfg(test)]
 mod nbd_clients;
