@@ -170,7 +170,7 @@ impl Hub {
 
     /// Stops cleanly: no new connection, everything durable is drained and synced, the ring's
     /// header is written.
-    pub async fn stop(self) {
+    pub async fn stop(&self) {
         self.stop.cancel();
         for arbiter in &self.arbiters {
             arbiter.stop();
