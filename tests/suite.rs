@@ -1,6 +1,10 @@
-//! The integration suite: one binary, one module a subject.
-//!
-//! `cfg(test)` tells clippy that all functions of these modules are test code.
+//! The integration suite: one binary, real processes, real foreign clients. See `tests/run`.
 
-#[cfg(test)]
+#![cfg(test)]
+
+mod clients;
+mod crashes;
+mod floors;
+mod harness;
 mod nbd_clients;
+mod web;

@@ -80,11 +80,6 @@ impl Process {
         Self { name: name.to_owned(), child, log }
     }
 
-    /// Process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Sends a signal by name.
     pub fn signal(&self, signal: &str) {
         run(Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()));
@@ -177,12 +172,6 @@ impl SourceSettings {
         self.nvram = size.to_owned();
         self
     }
-
-    /// With these lines in `[replication]`.
-    pub fn replication(mut self, lines: &str) -> Self {
-        self.replication = lines.to_owned();
-        self
-    }
 }
 
 /// A hub and its sources.
@@ -206,7 +195,8 @@ impl Cluster {
 
     /// The same with other sizes of the hub's ring and pool.
     pub fn prepare_with(sources: &[SourceSettings], nvram: &str, pool: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("temporary directory");
+        let dir =
+            tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("temporary directory");
         let (hub_port, http_port) = (free_port(), free_port());
         fs::create_dir_all(dir.path().join("hub/sources.d")).expect("directory");
         let hub = format!(
@@ -296,16 +286,6 @@ impl Cluster {
         self.dir.path().join(name).join("source.toml")
     }
 
-    /// State directory of the hub.
-    pub fn hub_state(&self) -> PathBuf {
-        self.dir.path().join("hub/state")
-    }
-
-    /// State directory of a source.
-    pub fn source_state(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name).join("state")
-    }
-
     fn command(&self, role: &str, config: &Path) -> Command {
         let mut command = Command::new(BINARY);
         command.arg(role).arg("--config").arg(config).env("RUST_BACKTRACE", "1");
@@ -350,17 +330,6 @@ impl Cluster {
     fn index(&self, name: &str) -> usize {
         let at = self.sources.iter().position(|(settings, _, _)| settings.name == name);
         at.unwrap_or_else(|| panic!("no source {name}"))
-    }
-
-    /// The hub's process.
-    pub fn hub(&mut self) -> &mut Process {
-        self.hub.as_mut().expect("the hub runs")
-    }
-
-    /// A source's process.
-    pub fn source(&mut self, name: &str) -> &mut Process {
-        let at = self.index(name);
-        self.sources[at].2.as_mut().expect("the source runs")
     }
 
     /// kill -9 of the hub.
@@ -459,8 +428,7 @@ impl Cluster {
 
 /// The status document of the process of that configuration, if it answers.
 pub fn status(config: &Path) -> Option<Value> {
-    let output =
-        try_run(Command::new(BINARY).args(["status", "--json", "--config"]).arg(config));
+    let output = try_run(Command::new(BINARY).args(["status", "--json", "--config"]).arg(config));
     output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("status is JSON"))
 }
 
