@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::device::sim::SimDevice;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::publish::{Publish, Published};
 use crate::pool::rows::{SourceRow, VolumeRow};
-use crate::pool::testing::MemoryDevice;
+use crate::pool::testing::new_device;
 use crate::pool::write_set::{Budget, WriteSet};
 use crate::pool::{Pin, Pool, PoolOptions};
 use crate::units::BLOCK_BYTES;
@@ -47,8 +48,8 @@ pub(crate) fn slow_root(image: &[u8]) -> Root {
 }
 
 /// A pool on a device in memory with one source and one empty volume of so many blocks.
-pub(crate) fn pool_with(device_bytes: u64, blocks: u64) -> (Arc<MemoryDevice>, Arc<Pool>) {
-    let device = Arc::new(MemoryDevice::new(device_bytes));
+pub(crate) fn pool_with(device_bytes: u64, blocks: u64) -> (Arc<SimDevice>, Arc<Pool>) {
+    let device = new_device(device_bytes);
     let pool = Pool::create(device.clone(), SOURCE.0, options()).unwrap();
     pool.catalog().put_source(SourceRow::new(SOURCE, "filer-a".parse().unwrap())).unwrap();
     add_volume(&pool, KEY, blocks);

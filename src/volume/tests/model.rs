@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use crate::device::sim::SimDevice;
 use crate::pool::label::POOL_BYTES_MIN;
 use crate::pool::pointer::TreeRoot;
-use crate::pool::testing::MemoryDevice;
+use crate::pool::testing::crashed;
 use crate::pool::write_set::Budget;
 use crate::pool::{Pin, Pool};
 use crate::units::numbers::ByteCount;
@@ -62,7 +63,7 @@ fn image(blocks: &Blocks) -> Vec<u8> {
 }
 
 struct Model {
-    device: Arc<MemoryDevice>,
+    device: Arc<SimDevice>,
     pool: Arc<Pool>,
     published: Blocks,
     now: Blocks,
@@ -112,7 +113,7 @@ impl Model {
         assert_eq!(published.roots[0].1, slow_root(&image(&self.now)));
     }
 
-    fn restart(&mut self, device: Arc<MemoryDevice>) {
+    fn restart(&mut self, device: Arc<SimDevice>) {
         self.pins.clear();
         self.now = self.published.clone();
         self.device = device;
@@ -161,7 +162,7 @@ impl Model {
                     let number = self.cp + 1;
                     build(&mut set, tree(&self.pool), number, &self.puts()).unwrap();
                 }
-                let device = self.device.crashed(seed);
+                let device = crashed(&self.device, seed);
                 drop(set);
                 self.restart(device);
             }
