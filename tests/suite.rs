@@ -2,5 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails panics")]
 
+mod commands;
+mod examples;
 mod floors;
 mod nbd_clients;

@@ -4,7 +4,7 @@
 //! every error says what failed, with which object, why, and what to do next. Exit codes are those
 //! of section 13 ([`failure`]).
 //!
-//! * commands: [`status`], [`checkpoint`], [`verify`], [`config_check`], [`completions`], [`man`]
+//! * commands: [`status`], [`checkpoint`], [`verify`], [`hash`], [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
 //! * [`terminal`], [`words`], [`progress`]: colours and widths, sizes and times in words, bars
@@ -15,6 +15,7 @@ pub mod checkpoint;
 pub mod completions;
 pub mod config_check;
 pub mod failure;
+pub mod hash;
 pub mod locate;
 pub mod logging;
 pub mod man;
@@ -56,6 +57,7 @@ enum Command {
     Status(status::StatusArguments),
     Checkpoint(checkpoint::CheckpointArguments),
     Verify(verify::VerifyArguments),
+    Hash(hash::HashArguments),
     #[command(subcommand)]
     Config(config_check::ConfigCommand),
     Completions(completions::CompletionsArguments),
@@ -86,6 +88,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(status) => status::run(status, &terminal),
         Command::Checkpoint(checkpoint) => checkpoint::run(checkpoint, &terminal),
         Command::Verify(verify) => verify::run(verify, &terminal),
+        Command::Hash(hash) => hash::run(hash, &terminal),
         Command::Config(config) => config_check::run(config, &terminal),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),
