@@ -12,6 +12,7 @@ pub mod config;
 pub mod control;
 pub mod device;
 pub mod filer;
+pub mod hub;
 pub mod limits;
 pub mod link;
 pub mod metric;

@@ -4,7 +4,8 @@
 //! every error says what failed, with which object, why, and what to do next. Exit codes are those
 //! of section 13 ([`failure`]).
 //!
-//! * commands: [`status`], [`checkpoint`], [`verify`], [`hash`], [`config_check`], [`completions`], [`man`]
+//! * processes: [`serve`] (`hub`, `source`), [`demo`]
+//! * commands: [`status`], [`hash`], [`checkpoint`], [`verify`], [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
 //! * [`terminal`], [`words`], [`progress`]: colours and widths, sizes and times in words, bars
@@ -14,12 +15,14 @@ pub mod ask;
 pub mod checkpoint;
 pub mod completions;
 pub mod config_check;
+pub mod demo;
 pub mod failure;
 pub mod hash;
 pub mod locate;
 pub mod logging;
 pub mod man;
 pub mod progress;
+pub mod serve;
 pub mod signals;
 pub mod sockets;
 pub mod status;
@@ -54,6 +57,9 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Hub(serve::HubArguments),
+    Source(serve::SourceArguments),
+    Demo(demo::DemoArguments),
     Status(status::StatusArguments),
     Checkpoint(checkpoint::CheckpointArguments),
     Verify(verify::VerifyArguments),
@@ -85,10 +91,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match &arguments.command {
+        Command::Hub(hub) => serve::run_hub(hub),
+        Command::Source(source) => serve::run_source(source),
+        Command::Demo(demo) => demo::run(demo),
+        Command::Hash(hash) => hash::run(hash, &terminal),
         Command::Status(status) => status::run(status, &terminal),
         Command::Checkpoint(checkpoint) => checkpoint::run(checkpoint, &terminal),
         Command::Verify(verify) => verify::run(verify, &terminal),
-        Command::Hash(hash) => hash::run(hash, &terminal),
         Command::Config(config) => config_check::run(config, &terminal),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),

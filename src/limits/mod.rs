@@ -74,10 +74,10 @@ pub const SOURCES_MAX: usize = 16_384;
 /// Smallest reserve of a pool. Unit tests shrink it, so that pools get full.
 pub const POOL_RESERVE_BYTES_MIN: u64 = if cfg!(test) { MIB } else { 64 * MIB };
 /// Smallest device of a pool.
-pub const POOL_DEVICE_BYTES_MIN: u64 = if cfg!(test) { 16 * MIB } else { 256 * MIB };
-/// Largest device of a pool: 2^40 blocks.
-pub const POOL_DEVICE_BYTES_MAX: u64 = (1 << 40) * BLOCK_BYTES_U64;
-/// Smallest catalog region of a pool.
+pub const POOL_DEVICE_BYTES_MIN: u64 = 256 * MIB;
+/// Largest device of a pool.
+pub const POOL_DEVICE_BYTES_MAX: u64 = VOLUME_BYTES_MAX;
+/// Smallest catalog region of a pool. Unit tests shrink it.
 pub const POOL_CATALOG_BYTES_MIN: u64 = if cfg!(test) { 8 * MIB } else { 16 * MIB };
 /// One part of the data in so many is added to the catalog region, for history and rows.
 pub const POOL_CATALOG_SHARE: u64 = 128;
@@ -127,8 +127,10 @@ pub const NBD_OPTION_SKIP_BYTES_MAX: u64 = MIB;
 pub const NBD_WRITE_SKIP_BYTES_MAX: u64 = 2 * NBD_REQUEST_BYTES_MAX;
 /// Extents in one answer to a block status request.
 pub const NBD_EXTENTS_MAX: usize = 65_536;
-/// Seconds in the middle of a request or a reply without one byte moving.
+/// Seconds in which the next `NBD_STALL_BYTES` of a request or a reply, or its rest, must move.
 pub const NBD_STALL_SECONDS_MAX: u64 = 60;
+/// What must move within that time: a client that trickles must not hold memory for hours.
+pub const NBD_STALL_BYTES: u64 = MIB;
 /// Seconds a client is given to take the last replies when we hang up.
 pub const NBD_LINGER_SECONDS_MAX: u64 = 1;
 /// Seconds a stop waits for requests under way before it cuts their connections.
@@ -182,7 +184,6 @@ const _: () = {
     assert!(COMMIT_BYTES_MAX < RING_BYTES_MIN, "a group commit never laps its own ring");
     assert!(CP_FRAME_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(CP_FRAME_BYTES_MAX <= CP_CREDIT_BYTES);
-    assert!(POOL_CATALOG_BYTES_MIN * 2 <= POOL_DEVICE_BYTES_MIN);
     assert!(POOL_RESERVE_BYTES_MIN * 4 <= POOL_DEVICE_BYTES_MIN);
     assert!(POOL_IO_BYTES_MAX == POOL_LEASE_BLOCKS * BLOCK_BYTES_U64, "a lease is one write");
     assert!(NBD_REQUEST_BYTES_MAX <= NBD_BYTES_IN_FLIGHT_MAX);

@@ -6,6 +6,9 @@
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test names the variants it is about")]
 
+mod absurd_mirror;
+mod absurd_primary;
+mod fuzz;
 mod laws;
 mod search;
 mod walk;

@@ -37,7 +37,7 @@ pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
 /// A pause of the test itself, on a channel that nobody sends on.
 pub fn pause(length: Duration) {
     let (_sender, receiver) = std::sync::mpsc::channel::<()>();
-    drop(receiver.recv_timeout(length));
+    let _waited = receiver.recv_timeout(length);
 }
 
 /// Runs a command to its end; panics with its output if it fails.
