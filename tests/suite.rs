@@ -3,7 +3,9 @@
 #![cfg(test)]
 
 mod clients;
+mod commands;
 mod crashes;
+mod examples;
 mod floors;
 mod harness;
 mod nbd_clients;
