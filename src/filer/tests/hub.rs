@@ -60,6 +60,9 @@ pub(super) struct State {
     pub(super) history: Vec<Transfer>,
     pub(super) images: Images,
     work: Images,
+    /// A CP is with the applier; updates that came before it wait.
+    applying: bool,
+    early: Vec<(VolumeNumber, Bytes)>,
     pub(super) control: Control,
     pub(super) seen: Seen,
     held_acks: Vec<Place>,
@@ -102,6 +105,8 @@ impl Hub {
             history: Vec::new(),
             images: Images::new(),
             work: Images::new(),
+            applying: false,
+            early: Vec::new(),
             control: Control::default(),
             seen: Seen::default(),
             held_acks: Vec::new(),
@@ -198,7 +203,9 @@ impl Hub {
                 () = self.poke.notified() => {}
             }
         }
-        self.lock().step(Event::Disconnected, None);
+        let mut state = self.lock();
+        state.early.clear();
+        state.step(Event::Disconnected, None);
     }
 }
 
@@ -259,16 +266,24 @@ impl State {
             Action::Apply { .. } => {
                 self.work = self.images.clone();
                 self.unusable = false;
+                self.applying = true;
+                for (volume, payload) in std::mem::take(&mut self.early) {
+                    self.feed(volume, &payload);
+                }
             }
             Action::Feed => {
                 let Some(Input::Updates(volume, payload)) = input else { panic!("no updates") };
-                self.feed(*volume, payload);
-                self.step(Event::UpdatesTaken(u64::try_from(payload.len()).unwrap()), None);
+                if self.applying {
+                    self.feed(*volume, payload);
+                } else {
+                    self.early.push((*volume, payload.clone()));
+                }
             }
             Action::Finish(end) if self.control.hold_cps => self.held_end = Some(end),
             Action::Finish(end) => self.finish(&end),
             Action::Abort => {
                 let cp = self.mirror.applying().unwrap();
+                self.applying = false;
                 self.step(Event::Applied { cp, outcome: Outcome::Aborted }, None);
             }
             Action::DropLogs(cp) => self.log.retain(|transfer| transfer.header().cp > cp),
@@ -339,6 +354,11 @@ impl State {
     }
 
     fn feed(&mut self, volume: VolumeNumber, payload: &[u8]) {
+        self.lay(volume, payload);
+        self.step(Event::UpdatesTaken(u64::try_from(payload.len()).unwrap()), None);
+    }
+
+    fn lay(&mut self, volume: VolumeNumber, payload: &[u8]) {
         self.seen.update_bytes += u64::try_from(payload.len()).unwrap();
         let image = self.work.get_mut(&volume).unwrap();
         let blocks = u64::try_from(image.len() / 4096).unwrap();
@@ -382,6 +402,7 @@ impl State {
         let met: Vec<(VolumeNumber, Root)> =
             self.work.iter().map(|(volume, image)| (*volume, root(image))).collect();
         let announced: Vec<_> = end.roots.iter().map(|root| (root.volume, root.root)).collect();
+        self.applying = false;
         let refuse = std::mem::take(&mut self.control.reject);
         self.control.reject = refuse.saturating_sub(1);
         let outcome = if met == announced && !self.unusable && refuse == 0 {
