@@ -1,7 +1,7 @@
 //! Devices: where bytes are kept.
 //!
 //! Floor 2. A device is an array of bytes that can be read, written and flushed; what stands
-//! above it (ring, pool, RAID) never sees a path or a descriptor. Implementations: [`file`] for
+//! above it (ring, pool, RAID) never sees a path or a descriptor. Implementations: [`mod@file`] for
 //! files and block devices, [`latch`] which makes the first error final, [`sim`] which loses,
 //! tears and fails on demand. All pass one conformance suite.
 //!

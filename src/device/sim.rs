@@ -230,6 +230,11 @@ impl SimDevice {
         self.state().off = false;
     }
 
+    /// Whether the power is cut.
+    pub fn is_off(&self) -> bool {
+        self.state().off
+    }
+
     /// Changes bytes behind everybody's back, on the medium and in the cache.
     pub fn rot(&self, offset: u64, mask: &[u8]) {
         let mut state = self.state();

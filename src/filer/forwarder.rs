@@ -28,7 +28,9 @@ use crate::session::primary::{Action, Event, Held, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
 use crate::units::numbers::Epoch;
-use crate::wire::message::{Going, Message, Ping, Refused, RefusedCode, Scan, Welcome};
+use crate::wire::message::{
+    CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, Welcome,
+};
 
 /// Pause between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -397,7 +399,13 @@ impl Forwarder {
                 self.data = None;
                 self.shared.checkpoint.done(cp);
             }
-            Action::Checkpoint => self.shared.checkpoint.want(),
+            Action::Checkpoint { token } => {
+                // Nothing to say: the newest common CP holds everything already.
+                let newest = self.shared.common.borrow().as_ref().map(|common| common.cp);
+                let cp = self.shared.order.target().or(newest).unwrap_or_default();
+                self.shared.checkpoint.want();
+                side.message(Message::CheckpointAt(CheckpointAt { token, cp }));
+            }
             Action::Scan { cp, token } => verify::answer(&self.shared, cp, token),
             // Its waiter was told when the frame came.
             Action::Scanned(_) => {}

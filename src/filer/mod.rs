@@ -271,6 +271,11 @@ impl Filer {
         async move { verify::verify(&shared).await }
     }
 
+    /// Its pool, for checks and metrics.
+    pub fn pool(&self) -> &Arc<crate::pool::Pool> {
+        &self.shared.pool
+    }
+
     /// What it says about itself.
     pub fn status(&self) -> Status {
         status::status(&self.shared)

@@ -74,10 +74,10 @@ pub const SOURCES_MAX: usize = 16_384;
 /// Smallest reserve of a pool. Unit tests shrink it, so that pools get full.
 pub const POOL_RESERVE_BYTES_MIN: u64 = if cfg!(test) { MIB } else { 64 * MIB };
 /// Smallest device of a pool.
-pub const POOL_DEVICE_BYTES_MIN: u64 = if cfg!(test) { 16 * MIB } else { 256 * MIB };
-/// Largest device of a pool: 2^40 blocks.
-pub const POOL_DEVICE_BYTES_MAX: u64 = (1 << 40) * BLOCK_BYTES_U64;
-/// Smallest catalog region of a pool.
+pub const POOL_DEVICE_BYTES_MIN: u64 = 256 * MIB;
+/// Largest device of a pool.
+pub const POOL_DEVICE_BYTES_MAX: u64 = VOLUME_BYTES_MAX;
+/// Smallest catalog region of a pool. Unit tests shrink it.
 pub const POOL_CATALOG_BYTES_MIN: u64 = if cfg!(test) { 8 * MIB } else { 16 * MIB };
 /// One part of the data in so many is added to the catalog region, for history and rows.
 pub const POOL_CATALOG_SHARE: u64 = 128;
@@ -127,8 +127,10 @@ pub const NBD_OPTION_SKIP_BYTES_MAX: u64 = MIB;
 pub const NBD_WRITE_SKIP_BYTES_MAX: u64 = 2 * NBD_REQUEST_BYTES_MAX;
 /// Extents in one answer to a block status request.
 pub const NBD_EXTENTS_MAX: usize = 65_536;
-/// Seconds in the middle of a request or a reply without one byte moving.
+/// Seconds in which the next `NBD_STALL_BYTES` of a request or a reply, or its rest, must move.
 pub const NBD_STALL_SECONDS_MAX: u64 = 60;
+/// What must move within that time: a client that trickles must not hold memory for hours.
+pub const NBD_STALL_BYTES: u64 = MIB;
 /// Seconds a client is given to take the last replies when we hang up.
 pub const NBD_LINGER_SECONDS_MAX: u64 = 1;
 /// Seconds a stop waits for requests under way before it cuts their connections.
@@ -138,8 +140,40 @@ pub const NBD_DRAIN_SECONDS_MAX: u64 = 30;
 
 /// Messages in a source actor's mailbox.
 pub const ACTOR_MAILBOX_MESSAGES: usize = 64;
+
+// ---- configuration (section 13); the bounds of single keys ----
+
+/// Bytes of one configuration file.
+pub const CONFIG_FILE_BYTES_MAX: u64 = MIB;
+/// Smallest guaranteed share of the hub's ring.
+pub const NVRAM_SHARE_BYTES_MIN: u64 = LOG_CREDIT_BYTES_MIN;
+/// Milliseconds between two CPs of a source.
+pub const CHECKPOINT_INTERVAL_MS: (u64, u64) = (100, 24 * 60 * 60 * 1000);
+/// Milliseconds without the hub after which it counts as lost.
+pub const HUB_TIMEOUT_MS: (u64, u64) = (100, 60 * 60 * 1000);
+/// Milliseconds that a pin lasts at most.
+pub const IMAGE_PIN_MS: (u64, u64) = (60 * 1000, 30 * 24 * 60 * 60 * 1000);
+/// Bytes of the path of a unix socket: `sun_path` of unix(7) without its final zero.
+pub const UNIX_PATH_BYTES_MAX: usize = 107;
+
+// ---- admin socket and HTTP ----
+
 /// Bytes of a request or answer on the admin socket.
 pub const ADMIN_MESSAGE_BYTES_MAX: u64 = 4 * MIB;
+/// Connections of the admin socket at once.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Seconds an admin connection may take to send its request, or to take an answer line.
+pub const ADMIN_IO_SECONDS_MAX: u64 = 10;
+/// Milliseconds between two progress lines of an admin answer.
+pub const ADMIN_PROGRESS_MS: u64 = 100;
+/// HTTP connections of one process.
+pub const HTTP_CONNECTIONS_MAX: usize = 64;
+/// Seconds an HTTP connection may stand without a byte in either direction.
+pub const HTTP_IDLE_SECONDS_MAX: u64 = 30;
+/// Seconds that HTTP requests under way get when the process stops.
+pub const HTTP_STOP_SECONDS_MAX: u64 = 5;
+/// Seconds between two runs of the metric recorder's upkeep.
+pub const METRIC_UPKEEP_SECONDS: u64 = 5;
 
 const _: () = {
     assert!(ENTRY_DATA_BYTES_MAX.is_multiple_of(BLOCK_BYTES_U64));
@@ -150,11 +184,13 @@ const _: () = {
     assert!(COMMIT_BYTES_MAX < RING_BYTES_MIN, "a group commit never laps its own ring");
     assert!(CP_FRAME_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(CP_FRAME_BYTES_MAX <= CP_CREDIT_BYTES);
-    assert!(POOL_CATALOG_BYTES_MIN * 2 <= POOL_DEVICE_BYTES_MIN);
     assert!(POOL_RESERVE_BYTES_MIN * 4 <= POOL_DEVICE_BYTES_MIN);
     assert!(POOL_IO_BYTES_MAX == POOL_LEASE_BLOCKS * BLOCK_BYTES_U64, "a lease is one write");
     assert!(NBD_REQUEST_BYTES_MAX <= NBD_BYTES_IN_FLIGHT_MAX);
     assert!(NBD_BYTES_IN_FLIGHT_MAX <= NBD_BYTES_IN_FLIGHT_TOTAL);
     assert!(NBD_OPTION_BYTES_MAX <= NBD_OPTION_SKIP_BYTES_MAX);
     assert!(NBD_EXTENTS_MAX <= 1 << 20, "the protocol's own bound");
+    assert!(NVRAM_SHARE_BYTES_MIN >= LOG_CREDIT_BYTES_MIN, "credit stands on ring share (R10)");
+    assert!(NVRAM_SHARE_BYTES_MIN >= 2 * RECORD_BYTES_MAX, "a share holds two transfers (R16)");
+    assert!(RING_BYTES_MIN / 2 >= 2 * RECORD_BYTES_MAX, "a partition holds two transfers (R16)");
 };

@@ -52,6 +52,16 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { stream, buffer: BytesMut::new() }
     }
 
+    /// Reads frames from `stream`, whose first bytes were read already.
+    pub fn with_buffer(stream: R, buffer: BytesMut) -> Self {
+        Self { stream, buffer }
+    }
+
+    /// The stream, and what was read of it but not asked for.
+    pub fn into_parts(self) -> (R, BytesMut) {
+        (self.stream, self.buffer)
+    }
+
     /// The next frame: its message and payload. Not cancel-safe between bytes of a frame's
     /// payload only in so far as the bytes stay in the buffer: it may be called again.
     pub async fn next(&mut self) -> Result<(Message, Bytes), LinkError> {

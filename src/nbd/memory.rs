@@ -133,7 +133,9 @@ impl Export for Memory {
                 }
             }
         }
-        segments.push(Segment::Data(data.freeze()));
+        if !data.is_empty() {
+            segments.push(Segment::Data(data.freeze()));
+        }
         answer(segments)
     }
 

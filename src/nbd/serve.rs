@@ -27,7 +27,7 @@ use super::listen::{Accepted, Listener};
 use super::transmission::{self, Surroundings, hang_up};
 use crate::limits::{
     HANDSHAKE_SECONDS_MAX, NBD_BYTES_IN_FLIGHT_TOTAL, NBD_CONNECTIONS_MAX, NBD_DRAIN_SECONDS_MAX,
-    NBD_STALL_SECONDS_MAX,
+    NBD_LINGER_SECONDS_MAX, NBD_STALL_SECONDS_MAX,
 };
 use crate::units::numbers::ByteCount;
 
@@ -42,10 +42,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Options {
     /// From connecting to the first request.
     pub handshake_deadline: Duration,
-    /// Without one byte moving inside a request or a reply.
+    /// For the next MiB of a request or a reply, or its rest.
     pub stall_deadline: Duration,
     /// From a stop to the end of requests under way.
     pub drain_deadline: Duration,
+    /// What a client is given to take the last replies when we hang up.
+    pub linger: Duration,
     /// Connections at once; further ones are closed as they come.
     pub connections_max: usize,
     /// Bytes of requests and replies in memory, all connections together.
@@ -58,6 +60,7 @@ impl Default for Options {
             handshake_deadline: Duration::from_secs(HANDSHAKE_SECONDS_MAX),
             stall_deadline: Duration::from_secs(NBD_STALL_SECONDS_MAX),
             drain_deadline: Duration::from_secs(NBD_DRAIN_SECONDS_MAX),
+            linger: Duration::from_secs(NBD_LINGER_SECONDS_MAX),
             connections_max: NBD_CONNECTIONS_MAX,
             bytes_in_flight: ByteCount(NBD_BYTES_IN_FLIGHT_TOTAL),
         }
@@ -174,7 +177,7 @@ impl Server {
         let (name, end) = match timeout(deadline, handshake).await {
             Err(_) => (None, End::HandshakeDeadline(deadline)),
             Ok(Err(end)) => {
-                hang_up(&mut writer, discard(&mut reader), &end, deadline).await;
+                hang_up(&mut writer, discard(&mut reader), &end, self.options.linger).await;
                 (None, end)
             }
             Ok(Ok(opened)) => {
@@ -183,6 +186,7 @@ impl Server {
                     memory: &self.memory,
                     counters: &self.counters,
                     stall: self.options.stall_deadline,
+                    linger: self.options.linger,
                     stopping: &stopping,
                 };
                 let end = transmission::serve(reader, &mut writer, opened, surroundings).await;

@@ -8,7 +8,8 @@
 //! Bounds: requests under way and replies unsent together stay within
 //! `NBD_REQUESTS_IN_FLIGHT_MAX`, their bytes within the budget. A request that was begun is
 //! always polled to its end, also when the client has gone. When the end comes from our side,
-//! requests that have arrived are answered with ESHUTDOWN, those under way are finished.
+//! those under way are finished, and requests that arrive until then are answered with ESHUTDOWN,
+//! as are those that have arrived by then.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -30,7 +31,7 @@ use super::export::Export;
 use super::handshake::Opened;
 use super::intake::{Incoming, Intake};
 use super::outgoing::Outgoing;
-use crate::limits::{NBD_EAGER_WRITE_BYTES, NBD_LINGER_SECONDS_MAX, NBD_REQUESTS_IN_FLIGHT_MAX};
+use crate::limits::{NBD_EAGER_WRITE_BYTES, NBD_REQUESTS_IN_FLIGHT_MAX, NBD_STALL_BYTES};
 
 /// What a connection shares with the others of its server.
 #[derive(Debug)]
@@ -39,8 +40,10 @@ pub struct Surroundings<'a> {
     pub memory: &'a Pot,
     /// What is counted.
     pub counters: &'a Counters,
-    /// How long nothing may move inside a message.
+    /// Time for the next `NBD_STALL_BYTES` inside a message.
     pub stall: Duration,
+    /// What a client is given to take its last replies.
+    pub linger: Duration,
     /// Cancelled when the server stops; this connection's own child of that token, so that
     /// connections do not meet at its lock.
     pub stopping: &'a CancellationToken,
@@ -57,7 +60,7 @@ where
     R: AsyncBufRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let Surroundings { memory, counters, stall, stopping } = surroundings;
+    let Surroundings { memory, counters, stall, linger, stopping } = surroundings;
     let Opened { export, terms } = opened;
     let intake = Intake { reader, terms, budget: Budget::new(memory), stall };
     let mut requests = pin!(intake.requests());
@@ -70,8 +73,10 @@ where
         running: FuturesUnordered::new(),
         outgoing: Outgoing::default(),
         writer,
-        stall: Stall { after: stall, timer: Box::pin(sleep(stall)), armed: false },
+        stall: Stall { after: stall, timer: Box::pin(sleep(stall)), moved: None },
         reading: true,
+        refusing_since: None,
+        linger,
         dead: false,
         end: None,
     };
@@ -93,7 +98,7 @@ where
     let end = connection.end.take().unwrap_or(End::Stopped);
     if !connection.dead {
         let rest = async { while requests.next().await.is_some() {} };
-        hang_up(connection.writer, rest, &end, stall).await;
+        hang_up(connection.writer, rest, &end, linger).await;
     }
     end
 }
@@ -118,14 +123,11 @@ pub(super) async fn hang_up<W: AsyncWrite + Unpin>(
     writer: &mut W,
     rest: impl Future<Output = ()>,
     end: &End,
-    within: Duration,
+    linger: Duration,
 ) {
-    let closed = matches!(timeout(within, writer.shutdown()).await, Ok(Ok(())));
-    if closed && end.client_may_be_sending() {
-        let linger = Duration::from_secs(NBD_LINGER_SECONDS_MAX);
-        if timeout(linger, rest).await.is_err() {
-            tracing::trace!("an nbd client does not close: {end}");
-        }
+    let closed = matches!(timeout(linger, writer.shutdown()).await, Ok(Ok(())));
+    if closed && end.client_may_be_sending() && timeout(linger, rest).await.is_err() {
+        tracing::trace!("an nbd client does not close: {end}");
     }
 }
 
@@ -143,21 +145,28 @@ enum Event {
     Idle,
 }
 
-/// A reply must move within this time.
+/// Within this time all replies that wait must leave, or `NBD_STALL_BYTES` of them.
 struct Stall {
     after: Duration,
     timer: Pin<Box<Sleep>>,
-    armed: bool,
+    /// Bytes sent since the timer was set; `None` if it is not set.
+    moved: Option<u64>,
 }
 
 impl Stall {
     /// Called while a write is pending: ready when it has been for too long.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.armed {
+        if self.moved.is_none() {
             self.timer.as_mut().reset(Instant::now() + self.after);
-            self.armed = true;
+            self.moved = Some(0);
         }
         self.timer.as_mut().poll(cx)
+    }
+
+    /// Called when bytes were sent, and whether they were the last that waited.
+    fn sent(&mut self, bytes: u64, all: bool) {
+        let moved = self.moved.map(|moved| moved + bytes);
+        self.moved = moved.filter(|moved| !all && *moved < NBD_STALL_BYTES);
     }
 }
 
@@ -173,6 +182,9 @@ struct Connection<'a, W> {
     stall: Stall,
     /// Requests are still being read.
     reading: bool,
+    /// When the first request was refused with none under way.
+    refusing_since: Option<Instant>,
+    linger: Duration,
     /// Replies can no longer be sent.
     dead: bool,
     /// Why the connection is about to end.
@@ -222,14 +234,13 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
         if self.outgoing.is_empty() {
             return Poll::Pending;
         }
+        let before = self.outgoing.bytes();
         match self.outgoing.poll_write(self.writer, cx) {
-            Poll::Ready(result) => {
-                self.stall.armed = false;
-                Poll::Ready(match result {
-                    Ok(()) => Event::Sent,
-                    Err(error) => Event::Broken(End::Io(error)),
-                })
+            Poll::Ready(Ok(())) => {
+                self.stall.sent(before - self.outgoing.bytes(), self.outgoing.is_empty());
+                Poll::Ready(Event::Sent)
             }
+            Poll::Ready(Err(error)) => Poll::Ready(Event::Broken(End::Io(error))),
             Poll::Pending => {
                 let after = self.stall.after;
                 self.stall.poll(cx).map(|()| Event::Broken(End::Stalled(after, "a reply")))
@@ -240,6 +251,11 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
     fn begin(&mut self, incoming: Incoming) {
         if self.end.is_some() {
             self.answer(refuse_at_the_end(incoming, self.structured));
+            // Nothing is left but a client that goes on asking: it has been told.
+            if self.running.is_empty() {
+                let since = *self.refusing_since.get_or_insert_with(Instant::now);
+                self.reading = since.elapsed() < self.linger;
+            }
         } else {
             let export = Arc::clone(&self.export);
             self.running.push(Box::pin(execute(export, incoming, self.structured)));

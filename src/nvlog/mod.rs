@@ -7,7 +7,8 @@
 //!
 //! * [`format`](mod@format): the header's bytes, and where a position lies
 //! * [`cursors`]: `released <= durable <= written <= released + capacity`
-//! * `recover`: reads a ring after any end, and cuts what was never acknowledged
+//! * `recover`: reads a ring after any end, and cuts what was never acknowledged; `stale`: whether
+//!   its header lags behind the records
 //! * `commit`: the committing thread
 //! * `handle`: what other threads may ask and tell it
 //!
@@ -21,6 +22,7 @@ mod error;
 pub mod format;
 mod handle;
 mod recover;
+mod stale;
 
 use std::sync::Arc;
 use std::time::Duration;

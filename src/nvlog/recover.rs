@@ -3,45 +3,44 @@
 //! Called by [`super::Ring::create`] and [`super::Ring::open`], before the committing thread has
 //! anything to do. Opening, step by step:
 //!
-//! 1. Flush. A process that was killed may have left records that can be read and are not yet on
-//!    the medium; what is found below counts as durable, so it must be.
-//! 2. Take the better of the two header slots. A slot that a power cut tore is ordinary, and then
+//! 1. Take the better of the two header slots. A slot that a power cut tore is ordinary, and then
 //!    the other one is right: nothing was reused under a header that was not yet durable. A slot
 //!    that rotted leaves one that lags behind, and so does a header write that the device lost.
-//!    Records tell: one that ends at position e was written only after `e - capacity` was released.
-//! 3. Scan from the release point (R3): good records, rot, and where history ends.
-//! 4. Erase one largest commit behind that end. *No position is used twice with two valid records
-//!    to show for it*: a torn commit may have left its third record whole and its second not;
-//!    history was cut at the second, new records go there, and if they ended just before the old
-//!    third one it would join history. A commit reaches at most `commit_bytes_max` behind the end
-//!    (kept in the header), one is under way at a time, so after this erasure nothing valid lies
-//!    at any position from the end on. If the power goes during the erasure, the next opening
-//!    finds the same end, or (a zero sector was all that a record lacked) one more whole record of
-//!    that commit, and erases behind that. Nobody was told of the first verdict.
-//! 5. Write a header that counts what was found as durable.
+//!    Records tell ([`super::stale`]).
+//! 2. Scan from the release point (R3): good records, rot, and where history ends.
+//! 3. Make durable what was read. It may have come from a cache: the writer may have been killed
+//!    in its last write, or that write may have failed, and then the kernel shows its bytes and
+//!    forgets that they are not on the medium (so a flush would not help). One write is under way
+//!    at a time and an error is the last one, so it is the header or the last commit, and every
+//!    record says where its commit began. Both are written again, the same bytes to the same place.
+//! 4. Erase one largest commit behind the end. *No position ever has two valid records to show
+//!    for it*: a torn commit may have left its third record whole and its second not; history was
+//!    cut at the second, new records go there, and if they ended just before the old third one it
+//!    would join history. A commit reaches at most `commit_bytes_max` behind the end (kept in the
+//!    header), so after this erasure nothing valid lies at any position from the end on. If the
+//!    power goes during the erasure, the next opening finds the same end, or (a zero sector was
+//!    all that a record lacked) more whole records of that commit, and erases behind those. Nobody
+//!    was told of the first verdict.
+//! 5. Write a header, in the other slot, that counts what was found as durable.
 //!
-//! Any error leaves the ring closed. Only steps 4 and 5 write, and both can be repeated.
+//! Any error leaves the ring closed. Steps 3 to 5 write, and each can be repeated.
 
 use bytes::Bytes;
 
 use super::RingShape;
 use super::cursors::Cursors;
 use super::error::RingError;
-use super::format::{
-    AREA_UNIT_BYTES, HEADER_BYTES, Header, HeaderError, SLOT_BYTES, device_offset,
-};
+use super::format::{AREA_UNIT_BYTES, HEADER_BYTES, Header, HeaderError, SLOT_BYTES};
 use super::handle::{read_log, write_log};
+use super::stale;
 use crate::device::Device;
 use crate::device::buffer::AlignedBuffer;
 use crate::limits::{RECORD_ALIGN_BYTES, RING_BYTES_MAX};
-use crate::record::envelope::{ENVELOPE_BYTES, Envelope, record_bytes};
+use crate::record::envelope::{Envelope, record_bytes};
 use crate::record::scan::{self, Damage, Fault, Range, Scan, ScanError};
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::ids::RingId;
 use crate::units::numbers::{ByteCount, LogPosition};
-
-/// Bytes of the data area read at a time when the header is doubted.
-const CHUNK_BYTES: u64 = 1 << 20;
 
 /// A record found at the opening.
 #[derive(Debug, Clone)]
@@ -84,11 +83,11 @@ pub(super) struct Opened {
 /// Steps that a test leaves out to show that they are needed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Steps {
-    pub(super) flush: bool,
+    pub(super) rewrite: bool,
     pub(super) erase: bool,
 }
 
-pub(super) const ALL_STEPS: Steps = Steps { flush: true, erase: true };
+pub(super) const ALL_STEPS: Steps = Steps { rewrite: true, erase: true };
 
 pub(super) fn create(
     device: &dyn Device,
@@ -142,20 +141,23 @@ pub(super) fn recover(
     steps: Steps,
     visit: &mut dyn FnMut(Recovered),
 ) -> Result<(Opened, Recovery), RingError> {
-    if steps.flush {
-        device.flush()?;
-    }
     let (mut header, slot_damaged) = read_header(device, owner)?;
-    let mut header_stale = false;
-    if slot_damaged || !begins_with_a_record(device, &header)? {
-        let floor = release_floor(device, &header)?;
-        if floor > header.released {
-            header_stale = true;
-            header.released = floor;
-            header.durable = header.durable.max(floor);
-        }
+    let floor = stale::release_floor(device, &header, slot_damaged)?;
+    let header_stale = floor > header.released;
+    if header_stale {
+        header.released = floor;
+        header.durable = header.durable.max(floor);
+        header.generation += 1;
     }
-    let found = walk(device, &header, visit)?;
+    let mut last_commit = None;
+    let found = walk(device, &header, &mut |record| {
+        last_commit = Some(record.envelope.durable.max(header.released));
+        visit(record);
+    })?;
+    if steps.rewrite {
+        write_header(device, &header)?;
+        rewrite(device, &header, last_commit.unwrap_or(found.end), found.end)?;
+    }
     if steps.erase {
         erase(device, &header, &found)?;
     }
@@ -240,43 +242,6 @@ fn read_header(device: &dyn Device, owner: [u8; 16]) -> Result<(Header, bool), R
     Ok((header, damaged))
 }
 
-/// Whether the header's release point is where it should be. A ring that is empty looks the same
-/// as one whose header lags a lap behind, and is then read once more.
-fn begins_with_a_record(device: &dyn Device, header: &Header) -> Result<bool, RingError> {
-    let mut sector = AlignedBuffer::new(to_usize(RECORD_ALIGN_BYTES));
-    read_log(device, header.capacity, header.released, &mut sector)?;
-    let mut head = [0; ENVELOPE_BYTES];
-    head.copy_from_slice(&sector[..ENVELOPE_BYTES]);
-    Ok(Envelope::decode_at(&head, header.ring, header.released).is_ok())
-}
-
-/// The least release point under which all records in the area can have been written.
-fn release_floor(device: &dyn Device, header: &Header) -> Result<LogPosition, RingError> {
-    let capacity = header.capacity;
-    let mut floor = 0;
-    let mut chunk = AlignedBuffer::new(to_usize(CHUNK_BYTES.min(capacity.0)));
-    let mut at = 0;
-    while at < capacity.0 {
-        let count = to_usize(CHUNK_BYTES.min(capacity.0 - at));
-        device.read_at(HEADER_BYTES + at, &mut chunk[..count])?;
-        let sectors = chunk[..count].chunks_exact(to_usize(RECORD_ALIGN_BYTES));
-        for (offset, sector) in (at..).step_by(to_usize(RECORD_ALIGN_BYTES)).zip(sectors) {
-            let mut head = [0; ENVELOPE_BYTES];
-            head.copy_from_slice(&sector[..ENVELOPE_BYTES]);
-            // An envelope is enough: that the write began is what matters.
-            if let Ok(envelope) = Envelope::decode(&head)
-                && envelope.ring == header.ring
-                && device_offset(capacity, envelope.position) == HEADER_BYTES + offset
-            {
-                let end = envelope.position.0.saturating_add(u64::from(envelope.record_bytes));
-                floor = floor.max(end.saturating_sub(capacity.0));
-            }
-        }
-        at += to_u64(count);
-    }
-    Ok(LogPosition(floor))
-}
-
 fn walk(
     device: &dyn Device,
     header: &Header,
@@ -296,6 +261,24 @@ fn walk(
             RingError::RecordVersion { device: device.name(), position, version }
         }
     })
+}
+
+/// Writes a part of the log again as it was read.
+fn rewrite(
+    device: &dyn Device,
+    header: &Header,
+    from: LogPosition,
+    end: LogPosition,
+) -> Result<(), RingError> {
+    let mut bytes = AlignedBuffer::new(to_usize(header.commit_bytes_max.0));
+    let mut at = from;
+    while at < end {
+        let count = to_usize(end.0 - at.0).min(bytes.len());
+        read_log(device, header.capacity, at, &mut bytes[..count])?;
+        write_log(device, header.capacity, at, &bytes[..count])?;
+        at = LogPosition(at.0 + to_u64(count));
+    }
+    Ok(())
 }
 
 /// Leaves no record behind the end; see the head of this file.

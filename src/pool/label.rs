@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::limits::{
-    NODE_CHILDREN, POOL_CATALOG_BYTES_MIN, POOL_CATALOG_SHARE, POOL_CATALOG_SHARE_BYTES_MAX,
+    MIB, NODE_CHILDREN, POOL_CATALOG_BYTES_MIN, POOL_CATALOG_SHARE, POOL_CATALOG_SHARE_BYTES_MAX,
     POOL_CATALOG_SPARE, POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN,
 };
 use crate::units::hash::crc32c;
@@ -41,6 +41,9 @@ pub const LABEL_VERSION: u32 = 1;
 /// Copies of the label, in the first blocks of the device.
 pub const LABEL_COPIES: u64 = 2;
 
+/// Bytes of the smallest pool. Unit tests shrink it, so that pools get full and wrap around.
+pub const POOL_BYTES_MIN: u64 = if cfg!(test) { 16 * MIB } else { POOL_DEVICE_BYTES_MIN };
+
 const FIELDS_BYTES: usize = 88;
 const CRC_AT: usize = 12;
 const BLOCK_BYTES_FIELD: u32 = 4096;
@@ -50,6 +53,7 @@ const _: () = {
     assert!(FIELDS_BYTES == 8 + 4 + 4 + 16 + 16 + 4 + 4 + 8 + 8 + 8 + 8);
     assert!(BLOCK_BYTES == 4096 && NODE_CHILDREN == 128);
     assert!(FIELDS_BYTES < BLOCK_BYTES);
+    assert!(POOL_CATALOG_BYTES_MIN * 2 <= POOL_BYTES_MIN, "half of a pool is data at least");
 };
 
 /// How a device is divided, in blocks from its front.
@@ -70,8 +74,8 @@ impl Layout {
     /// history (see `limits`), data.
     pub fn for_device(device: &dyn Device) -> Result<Self, PoolError> {
         let size = device.size().0;
-        if size < POOL_DEVICE_BYTES_MIN {
-            let wanted = POOL_DEVICE_BYTES_MIN;
+        if size < POOL_BYTES_MIN {
+            let wanted = POOL_BYTES_MIN;
             return Err(PoolError::TooSmall { device: device.name(), wanted, met: size });
         }
         let total = size.min(POOL_DEVICE_BYTES_MAX) / BLOCK_BYTES_U64;
@@ -288,7 +292,7 @@ mod tests {
     #[test]
     fn a_damaged_copy_is_written_again_from_the_good_one() {
         for copy in 0..LABEL_COPIES {
-            let device = MemoryDevice::new(POOL_DEVICE_BYTES_MIN);
+            let device = MemoryDevice::new(POOL_BYTES_MIN);
             let label = Label { layout: Layout::for_device(&device).unwrap(), ..label() };
             write_all(&device, &label).unwrap();
             device.flip(copy * BLOCK_BYTES_U64 + 20, 1);
@@ -299,7 +303,7 @@ mod tests {
 
     #[test]
     fn two_damaged_copies_and_two_good_ones_that_differ_are_refused() {
-        let device = MemoryDevice::new(POOL_DEVICE_BYTES_MIN);
+        let device = MemoryDevice::new(POOL_BYTES_MIN);
         assert!(matches!(read(&device), Err(PoolError::NotAPool { .. })));
         let layout = Layout::for_device(&device).unwrap();
         let label = Label { layout, ..label() };
@@ -314,12 +318,12 @@ mod tests {
 
     #[test]
     fn a_device_smaller_than_its_pool_is_refused() {
-        let device = MemoryDevice::new(POOL_DEVICE_BYTES_MIN);
+        let device = MemoryDevice::new(POOL_BYTES_MIN);
         let mut layout = Layout::for_device(&device).unwrap();
         layout.total += 1;
         write_all(&device, &Label { layout, ..label() }).unwrap();
         assert!(matches!(read(&device), Err(PoolError::Shrunk { .. })));
-        let small = MemoryDevice::new(POOL_DEVICE_BYTES_MIN - 1);
+        let small = MemoryDevice::new(POOL_BYTES_MIN - 1);
         assert!(matches!(Layout::for_device(&small), Err(PoolError::TooSmall { .. })));
     }
 }

@@ -187,11 +187,11 @@ impl StorageBackend for CatalogRegion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::POOL_DEVICE_BYTES_MIN;
+    use crate::pool::label::POOL_BYTES_MIN;
     use crate::pool::testing::MemoryDevice;
 
     fn device() -> (Arc<MemoryDevice>, Layout) {
-        let device = Arc::new(MemoryDevice::new(POOL_DEVICE_BYTES_MIN));
+        let device = Arc::new(MemoryDevice::new(POOL_BYTES_MIN));
         let layout = Layout::for_device(&*device).unwrap();
         (device, layout)
     }

@@ -106,38 +106,13 @@ impl Transfer {
     /// Like [`Transfer::parse`] without the data's checksums: for bytes just verified otherwise.
     pub fn parse_headers(bytes: Bytes) -> Result<Self, TransferError> {
         let met = to_u64(bytes.len());
-        let Some(head) = bytes.first_chunk::<TRANSFER_HEADER_BYTES>() else {
-            return Err(TransferError::Length { wanted: to_u64(TRANSFER_HEADER_BYTES), met });
-        };
-        let (header, count, data_bytes) = decode_header(head)?;
-        let table_end = TRANSFER_HEADER_BYTES + count * ENTRY_BYTES;
-        let wanted = to_u64(table_end) + u64::from(data_bytes);
-        if wanted != met || wanted > TRANSFER_BYTES_MAX {
-            return Err(TransferError::Length { wanted, met });
+        let head = TransferHead::parse(&bytes)?;
+        if head.total_bytes() != met {
+            return Err(TransferError::Length { wanted: head.total_bytes(), met });
         }
-        let table = &bytes[TRANSFER_HEADER_BYTES..table_end];
-        let stored = read_u32(head, CRC_AT);
-        let crc = crc32c_parts(&[&head[..CRC_AT], table]);
-        if stored != crc {
-            return Err(TransferError::HeaderChecksum { stored, met: crc });
-        }
-        let mut entries = Vec::with_capacity(count);
-        let mut hash = header.hash_before;
-        let mut sequence = header.first_sequence;
-        let mut data = 0;
-        for (index, raw) in table.as_chunks::<ENTRY_BYTES>().0.iter().enumerate() {
-            let entry =
-                Entry::decode(raw).map_err(|error| TransferError::Entry { index, error })?;
-            hash = extend_stream_hash(hash, sequence, raw);
-            sequence = sequence.next();
-            data += u64::from(entry.data_bytes());
-            entries.push(entry);
-        }
-        if data != u64::from(data_bytes) {
-            return Err(TransferError::Field { field: "data bytes", value: u64::from(data_bytes) });
-        }
-        let ordinals = entries.iter().map(Entry::ordinals).sum();
-        Ok(Self { bytes, header, entries, hash_after: hash, ordinals })
+        let ordinals = head.ordinals();
+        let TransferHead { header, entries, hash_after, .. } = head;
+        Ok(Self { bytes, header, entries, hash_after, ordinals })
     }
 
     /// Checks the data of every write against its entry's CRC.
@@ -219,6 +194,93 @@ impl Transfer {
 
     fn data_at(&self) -> usize {
         TRANSFER_HEADER_BYTES + self.entries.len() * ENTRY_BYTES
+    }
+}
+
+/// Header and entry table of a transfer, checked by their own checksum without its data: for
+/// readers that want one entry of many.
+#[derive(Debug, Clone)]
+pub struct TransferHead {
+    header: TransferHeader,
+    entries: Vec<Entry>,
+    data_bytes: u32,
+    hash_after: StreamHash,
+}
+
+impl TransferHead {
+    /// Checks header and table at the beginning of `bytes`; what lies behind them is not looked
+    /// at. With too few bytes the error is [`TransferError::Length`] and names how many are
+    /// wanted to get on: at most [`TRANSFER_BYTES_MAX`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, TransferError> {
+        let met = to_u64(bytes.len());
+        let Some(head) = bytes.first_chunk::<TRANSFER_HEADER_BYTES>() else {
+            return Err(TransferError::Length { wanted: to_u64(TRANSFER_HEADER_BYTES), met });
+        };
+        let (header, count, data_bytes) = decode_header(head)?;
+        let table_end = TRANSFER_HEADER_BYTES + count * ENTRY_BYTES;
+        let total = to_u64(table_end) + u64::from(data_bytes);
+        if total > TRANSFER_BYTES_MAX {
+            return Err(TransferError::Length { wanted: total, met });
+        }
+        let Some(table) = bytes.get(TRANSFER_HEADER_BYTES..table_end) else {
+            return Err(TransferError::Length { wanted: to_u64(table_end), met });
+        };
+        let stored = read_u32(head, CRC_AT);
+        let crc = crc32c_parts(&[&head[..CRC_AT], table]);
+        if stored != crc {
+            return Err(TransferError::HeaderChecksum { stored, met: crc });
+        }
+        let mut entries = Vec::with_capacity(count);
+        let mut hash = header.hash_before;
+        let mut sequence = header.first_sequence;
+        let mut data = 0;
+        for (index, raw) in table.as_chunks::<ENTRY_BYTES>().0.iter().enumerate() {
+            let entry =
+                Entry::decode(raw).map_err(|error| TransferError::Entry { index, error })?;
+            hash = extend_stream_hash(hash, sequence, raw);
+            sequence = sequence.next();
+            data += u64::from(entry.data_bytes());
+            entries.push(entry);
+        }
+        if data != u64::from(data_bytes) {
+            return Err(TransferError::Field { field: "data bytes", value: u64::from(data_bytes) });
+        }
+        Ok(Self { header, entries, data_bytes, hash_after: hash })
+    }
+
+    /// The fixed fields.
+    pub fn header(&self) -> &TransferHeader {
+        &self.header
+    }
+
+    /// Its entries in sequence order.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Sequence number of its last entry.
+    pub fn last_sequence(&self) -> SequenceNumber {
+        SequenceNumber(self.header.first_sequence.0 + to_u64(self.entries.len()) - 1)
+    }
+
+    /// h(last_sequence).
+    pub fn hash_after(&self) -> StreamHash {
+        self.hash_after
+    }
+
+    /// Blocks with data that its entries write whole: the ordinals 0.. of references to it.
+    pub fn ordinals(&self) -> u64 {
+        self.entries.iter().map(Entry::ordinals).sum()
+    }
+
+    /// Where the data begins, from the transfer's first byte.
+    pub fn data_at(&self) -> usize {
+        TRANSFER_HEADER_BYTES + self.entries.len() * ENTRY_BYTES
+    }
+
+    /// Bytes of the whole transfer.
+    pub fn total_bytes(&self) -> u64 {
+        to_u64(self.data_at()) + u64::from(self.data_bytes)
     }
 }
 
@@ -438,6 +500,29 @@ mod tests {
         let good = sample();
         for length in (0..good.bytes().len()).step_by(13) {
             assert!(Transfer::parse(good.bytes().slice(..length)).is_err());
+        }
+    }
+
+    /// The head says the same as the whole transfer, and asks for the bytes it lacks.
+    #[test]
+    fn a_head_is_read_without_the_data() {
+        let formed = sample();
+        let table_end = 80 + 3 * 24;
+        let head = TransferHead::parse(&formed.bytes()[..table_end]).unwrap();
+        assert_eq!(head.header(), formed.header());
+        assert_eq!(head.entries(), formed.entries());
+        assert_eq!(head.hash_after(), formed.hash_after());
+        assert_eq!(head.last_sequence(), formed.last_sequence());
+        assert_eq!(head.ordinals(), formed.ordinals());
+        assert_eq!((head.data_at(), head.total_bytes()), (table_end, 80 + 72 + 16384));
+        for (given, wanted) in [(0, 80), (79, 80), (80, 152), (151, 152)] {
+            let error = TransferHead::parse(&formed.bytes()[..given]).unwrap_err();
+            assert_eq!(error, TransferError::Length { wanted, met: to_u64(given) });
+        }
+        for at in 0..table_end {
+            let mut bytes = formed.bytes().to_vec();
+            bytes[at] ^= 0x10;
+            assert!(TransferHead::parse(&bytes).is_err(), "byte {at} was flipped unseen");
         }
     }
 

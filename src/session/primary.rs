@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 
+use super::CP_NUMBER_MAX;
 use crate::record::marks::Place;
 use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId};
@@ -63,6 +64,8 @@ pub enum Event {
     Refilled { held: Held, previous: TransferId, hash_before: crate::units::hash::StreamHash },
     /// The committing thread formed a transfer.
     Formed(Held),
+    /// Transfers up to this one are durable in the own NVRAM.
+    OwnDurable(TransferId),
     /// The freeze of a CP is durable in the own NVRAM.
     Frozen { cp: CpNumber, place: Place },
     /// The own commit of the frozen CP is durable.
@@ -82,7 +85,9 @@ pub enum Action {
     SendTransfer(TransferId),
     /// Start to send the data of the frozen CP; `inline` asks for every block as data.
     SendData { cp: CpNumber, inline: bool },
-    /// The hub took that many bytes of CP data on this connection; more may follow up to `limit`.
+    /// The hub took that many bytes of CP data on this connection; at most `limit` may be under way.
+    /// `taken` never falls within a connection, but only the shell knows what was sent: a hub may
+    /// claim more, so subtract with care.
     DataWindow { taken: u64, limit: u64 },
     /// Everything up to this place is durable on the hub.
     HubDurable(Place),
@@ -94,8 +99,8 @@ pub enum Action {
     Serve,
     /// The CP is published on the hub: release its partition.
     Done { cp: CpNumber },
-    /// Somebody at the hub asks for a checkpoint.
-    Checkpoint,
+    /// Somebody at the hub asks for a checkpoint; answered with `CheckpointAt`.
+    Checkpoint { token: u64 },
     /// The hub asks to read every block of that CP.
     Scan { cp: CpNumber, token: u64 },
     /// The answer to our own Scan.
@@ -112,8 +117,14 @@ pub enum Action {
 enum State {
     Away,
     Greeting,
-    Refilling,
+    /// Until `target`, where the hub's log ended at Welcome; `applied` is its CP.
+    Refilling {
+        target: Place,
+        applied: CpNumber,
+    },
     Streaming,
+    /// The peer broke the protocol; waits for [`Event::Disconnected`] and takes nothing more.
+    Closing,
     Halted,
 }
 
@@ -138,7 +149,7 @@ enum Data {
 }
 
 /// The primary's machine.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Primary {
     identity: Identity,
     state: State,
@@ -150,31 +161,40 @@ pub struct Primary {
     in_flight_bytes: u64,
     log_credit: u64,
     cp_credit: u64,
+    cp_taken: u64,
+    /// Last transfer known durable in the own NVRAM (R1).
+    own_durable: TransferId,
     own_cp: CpNumber,
     cp_max: CpNumber,
     pending: Option<PendingCp>,
 }
 
 impl Primary {
-    /// A machine for a source that holds `held` behind `held_after` and whose last own CP is
-    /// `own_cp`. A CP that was frozen before the restart follows as [`Event::Frozen`].
+    /// A machine for a source that holds `held` behind `held_after`, all of it durable, and whose
+    /// last own CP is `own_cp`. A CP that was frozen before the restart follows as
+    /// [`Event::Frozen`] before the first [`Event::Connected`], and if its commit is durable as
+    /// [`Event::Committed`] with its roots.
     pub fn new(
         identity: Identity,
         held_after: Place,
         held: impl IntoIterator<Item = Held>,
         own_cp: CpNumber,
     ) -> Self {
+        let held: VecDeque<Held> = held.into_iter().collect();
+        let own_durable = held.back().map_or(held_after, |held| held.place).transfer;
         Self {
             identity,
             state: State::Away,
             serving: false,
             held_after,
-            held: held.into_iter().collect(),
+            held,
+            own_durable,
             sent: 0,
             acked: 0,
             in_flight_bytes: 0,
             log_credit: 0,
             cp_credit: 0,
+            cp_taken: 0,
             own_cp,
             cp_max: own_cp,
             pending: None,
@@ -194,23 +214,29 @@ impl Primary {
     /// Takes one event; returns what is to be done, in order.
     pub fn step(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
-        if self.state == State::Halted && !matches!(event, Event::Formed(_)) {
-            return actions;
-        }
         match event {
             Event::Connected => self.connected(&mut actions),
             Event::Disconnected => self.disconnected(),
-            Event::Received(message) => self.received(message, &mut actions),
+            Event::Received(message) => {
+                if self.in_session() {
+                    self.received(message, &mut actions);
+                }
+            }
             Event::Refilled { held, previous, hash_before } => {
-                self.refilled(held, previous, hash_before, &mut actions);
+                if self.in_session() {
+                    self.refilled(held, previous, hash_before, &mut actions);
+                }
             }
             Event::Formed(held) => {
+                let last = self.last();
+                let rises = held.place.sequence > last.sequence;
                 assert!(
-                    held.place.sequence > self.last().sequence,
+                    rises && held.place.transfer > last.transfer,
                     "transfers are formed in order"
                 );
                 self.held.push_back(held);
             }
+            Event::OwnDurable(id) => self.own_durable = self.own_durable.max(id),
             Event::Frozen { cp, place } => self.frozen(cp, place),
             Event::Committed { cp, roots } => self.committed(cp, roots),
             Event::DataSent { cp, bytes } => self.data_sent(cp, bytes),
@@ -227,7 +253,30 @@ impl Primary {
         actions
     }
 
+    /// Whether frames of the peer count: not behind a Close or Halt, nor without a connection.
+    fn in_session(&self) -> bool {
+        match self.state {
+            State::Greeting | State::Refilling { .. } | State::Streaming => true,
+            State::Away | State::Closing | State::Halted => false,
+        }
+    }
+
+    /// Ends the connection; the shell connects again later.
+    fn close(&mut self, reason: impl Into<String>, actions: &mut Vec<Action>) {
+        self.state = State::Closing;
+        actions.push(Action::Close { reason: reason.into() });
+    }
+
+    /// Ends the connection for good.
+    fn halt(&mut self, refused: Refused, actions: &mut Vec<Action>) {
+        self.state = State::Halted;
+        actions.push(Action::Halt(refused));
+    }
+
     fn connected(&mut self, actions: &mut Vec<Action>) {
+        if self.state == State::Halted {
+            return;
+        }
         assert!(self.state == State::Away, "one connection at a time");
         self.state = State::Greeting;
         actions.push(Action::Send(Message::Hello(Hello {
@@ -241,7 +290,7 @@ impl Primary {
             volumes: self.identity.volumes.clone(),
             held_after: self.held_after.into(),
             last: self.last().into(),
-            own_durable: self.last().transfer,
+            own_durable: self.own_durable,
             own_cp: self.own_cp,
             cp_max: self.cp_max,
             serving: self.serving,
@@ -249,7 +298,9 @@ impl Primary {
     }
 
     fn disconnected(&mut self) {
-        self.state = State::Away;
+        if self.state != State::Halted {
+            self.state = State::Away;
+        }
         self.sent = self.acked;
         self.in_flight_bytes = 0;
         if let Some(pending) = &mut self.pending {
@@ -260,71 +311,144 @@ impl Primary {
     fn received(&mut self, message: Message, actions: &mut Vec<Action>) {
         match (self.state, message) {
             (State::Greeting, Message::Welcome(welcome)) => self.welcomed(&welcome, actions),
-            (State::Greeting | State::Refilling | State::Streaming, Message::Refused(refused)) => {
+            (_, Message::Refused(refused)) => {
                 self.refused(refused, actions);
             }
-            (State::Refilling, Message::RefillEnd(end)) => {
-                if Place::from(end.last) == self.last() {
+            (State::Refilling { target, applied }, Message::RefillEnd(end)) => {
+                if Place::from(end.last) == target && self.last() == target {
                     self.acked = self.held.len();
                     self.sent = self.acked;
+                    self.settle(applied, actions);
                     self.join(actions);
                 } else {
-                    actions.push(close("refill ended at another place than it delivered"));
+                    self.close("refill ended before the hub's last transfer", actions);
                 }
             }
             (State::Streaming, Message::Ack(ack)) => self.ack(ack, actions),
-            (State::Streaming, Message::CpDone(done)) => self.done(done.cp, actions),
-            (State::Streaming, Message::CpRejected(no)) => self.rejected(&no, actions),
-            (State::Streaming, Message::WantCheckpoint(_)) => actions.push(Action::Checkpoint),
-            (State::Streaming, Message::Scan(scan)) => {
+            // The hub knows of a refill only when WantLog has come.
+            (State::Refilling { .. }, Message::Ack(ack)) => self.log_credit = ack.log_credit,
+            (State::Streaming, Message::CpDone(done)) => {
+                if self.is_announced(done.cp) {
+                    self.done(done.cp, actions);
+                } else {
+                    self.close("CpDone of a CP that is not under way", actions);
+                }
+            }
+            (State::Streaming, Message::CpRejected(no)) => {
+                if self.is_announced(no.cp) {
+                    self.rejected(&no, actions);
+                } else {
+                    self.close("CpRejected of a CP that is not under way", actions);
+                }
+            }
+            (State::Streaming | State::Refilling { .. }, Message::WantCheckpoint(want)) => {
+                actions.push(Action::Checkpoint { token: want.token });
+            }
+            (State::Streaming | State::Refilling { .. }, Message::Scan(scan)) => {
                 actions.push(Action::Scan { cp: scan.cp, token: scan.token });
             }
-            (State::Streaming, Message::Scanned(scanned)) => {
+            (State::Streaming | State::Refilling { .. }, Message::Scanned(scanned)) => {
                 actions.push(Action::Scanned(scanned));
             }
-            (State::Streaming | State::Refilling, Message::Ping(ping)) => {
+            (_, Message::Ping(ping)) => {
                 actions.push(Action::Send(Message::Pong(Pong { token: ping.token })));
             }
             (_, Message::Pong(_)) => {}
-            (_, Message::Going(going)) => actions.push(Action::Close { reason: going.reason }),
+            (_, Message::Going(going)) => self.close(going.reason, actions),
             (state, other) => {
-                let reason = format!("{} is out of place in state {state:?}", other.name());
-                actions.push(Action::Close { reason });
+                self.close(format!("{} is out of place in state {state:?}", other.name()), actions);
             }
         }
     }
 
     /// Compares the two histories and decides how they join (R1, R7).
     fn welcomed(&mut self, welcome: &Welcome, actions: &mut Vec<Action>) {
-        let halt = |code, reason: String, next_step: &str| {
-            Action::Halt(Refused { code, reason, next_step: next_step.to_owned() })
-        };
-        if welcome.applied_cp > self.own_cp {
-            self.state = State::Halted;
-            let reason = format!(
-                "the hub has published CP {}, this source has committed only CP {}: its state was \
-                 rolled back",
-                welcome.applied_cp, self.own_cp
-            );
-            actions.push(halt(RefusedCode::Diverged, reason, "restore the newer state directory"));
+        if let Err(refused) = self.accepts(welcome) {
+            self.halt(refused, actions);
             return;
         }
         self.cp_max = self.cp_max.max(welcome.cp_max);
         self.log_credit = welcome.log_credit;
         self.cp_credit = welcome.cp_credit;
-        actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
         self.identity.hub = Some(welcome.hub);
         self.identity.epoch = welcome.epoch;
+        actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
         let hub_last = Place::from(welcome.last);
+        match self.find(hub_last) {
+            Some(position) => {
+                self.acked = position;
+                self.sent = position;
+                self.settle(welcome.applied_cp, actions);
+                self.join(actions);
+            }
+            None => {
+                let applied = welcome.applied_cp;
+                self.state = State::Refilling { target: hub_last, applied };
+                actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
+            }
+        }
+    }
+
+    /// Whether this hub is ours, and its image and log lie on this source's line (R1, R5, R12).
+    fn accepts(&self, welcome: &Welcome) -> Result<(), Refused> {
+        let known = &self.identity;
+        if !(PROTOCOL_VERSION_MIN..=PROTOCOL_VERSION).contains(&welcome.version) {
+            let reason = format!("the hub answers with protocol version {}", welcome.version);
+            return Err(refused(RefusedCode::Version, reason, "upgrade the hub first"));
+        }
+        if let Some(hub) = known.hub.filter(|&hub| hub != welcome.hub) {
+            let reason = format!("this source belongs to hub {hub}, not to hub {}", welcome.hub);
+            return Err(refused(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
+        }
+        if known.epoch.number > 0 && known.epoch != welcome.epoch {
+            let reason = format!(
+                "the hub is in epoch {} ({:016x}), this source in epoch {} ({:016x}): somebody \
+                 else has become primary, or the hub was rolled back",
+                welcome.epoch.number, welcome.epoch.id, known.epoch.number, known.epoch.id
+            );
+            return Err(refused(
+                RefusedCode::Diverged,
+                reason,
+                "see `mirrorhub status` on the hub",
+            ));
+        }
+        if welcome.cp_max > CP_NUMBER_MAX {
+            let reason = format!("the hub says that CP {} was used", welcome.cp_max);
+            return Err(refused(
+                RefusedCode::Protocol,
+                reason,
+                "see `mirrorhub status` on the hub",
+            ));
+        }
+        if welcome.applied_cp > self.own_cp {
+            let reason = format!(
+                "the hub has published CP {}, this source has committed only CP {}: its state was \
+                 rolled back",
+                welcome.applied_cp, self.own_cp
+            );
+            return Err(refused(
+                RefusedCode::Diverged,
+                reason,
+                "restore the newer state directory",
+            ));
+        }
+        self.joins(welcome)
+    }
+
+    /// Compares the two histories.
+    fn joins(&self, welcome: &Welcome) -> Result<(), Refused> {
+        let (hub_last, applied) = (Place::from(welcome.last), Place::from(welcome.applied));
+        let resync = "a resync is needed; see docs/operations.md";
         if hub_last.sequence > self.last().sequence {
-            self.refill(hub_last, actions);
-        } else if let Some(position) = self.find(hub_last) {
-            self.acked = position;
-            self.sent = position;
-            self.settle(welcome.applied_cp, actions);
-            self.join(actions);
-        } else {
-            self.state = State::Halted;
+            if self.serving {
+                let reason = format!(
+                    "the hub holds transfer {} that this running source never sent",
+                    hub_last.transfer
+                );
+                let next = "look for a second source with this state directory";
+                return Err(refused(RefusedCode::Diverged, reason, next));
+            }
+        } else if self.find(hub_last).is_none() {
             let (code, what) = if hub_last.sequence < self.held_after.sequence {
                 (RefusedCode::Gap, "ends before the oldest transfer held here")
             } else {
@@ -334,25 +458,26 @@ impl Primary {
                 "the hub's log of this source, ending with transfer {} (sequence {}), {what}",
                 hub_last.transfer, hub_last.sequence
             );
-            actions.push(halt(code, reason, "a resync is needed; see docs/operations.md"));
+            return Err(refused(code, reason, resync));
         }
-    }
-
-    fn refill(&mut self, hub_last: Place, actions: &mut Vec<Action>) {
-        if self.serving {
-            self.state = State::Halted;
-            actions.push(Action::Halt(Refused {
-                code: RefusedCode::Diverged,
-                reason: format!(
-                    "the hub holds transfer {} that this running source never sent",
-                    hub_last.transfer
-                ),
-                next_step: "look for a second source with this state directory".to_owned(),
-            }));
-            return;
+        // What was released here was published there. A source that lost its NVRAM holds nothing,
+        // but has its own CP still to send.
+        let refillable = self.pending.as_ref().is_some_and(|cp| cp.place == self.held_after);
+        let behind = applied.sequence < self.held_after.sequence;
+        let elsewhere = self
+            .pending
+            .as_ref()
+            .is_some_and(|pending| pending.cp == welcome.applied_cp && pending.place != applied);
+        if behind && !refillable || !behind && self.find(applied).is_none() || elsewhere {
+            let code = if behind { RefusedCode::Gap } else { RefusedCode::Diverged };
+            let reason = format!(
+                "the hub's image, CP {} at sequence {}, is not this source's past: the hub was \
+                 rolled back, or the histories went different ways",
+                welcome.applied_cp, applied.sequence
+            );
+            return Err(refused(code, reason, resync));
         }
-        self.state = State::Refilling;
-        actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
+        Ok(())
     }
 
     fn refilled(
@@ -364,8 +489,13 @@ impl Primary {
     ) {
         let last = self.last();
         let joins = previous == last.transfer && hash_before == last.hash;
-        if self.state != State::Refilling || !joins || held.place.sequence <= last.sequence {
-            actions.push(close("a refilled transfer does not follow the last one"));
+        let rises = held.place.sequence > last.sequence && held.place.transfer > last.transfer;
+        let State::Refilling { target, .. } = self.state else {
+            self.close("a refilled transfer that was not asked for", actions);
+            return;
+        };
+        if !joins || !rises || held.place.sequence > target.sequence {
+            self.close("a refilled transfer does not follow the last one", actions);
             return;
         }
         self.held.push_back(held);
@@ -384,7 +514,9 @@ impl Primary {
 
     fn join(&mut self, actions: &mut Vec<Action>) {
         self.state = State::Streaming;
+        self.cp_taken = 0;
         actions.push(Action::HubDurable(self.acked_place()));
+        actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
         if !self.serving {
             self.serving = true;
             actions.push(Action::Serve);
@@ -393,8 +525,11 @@ impl Primary {
 
     fn refused(&mut self, refused: Refused, actions: &mut Vec<Action>) {
         match refused.code {
-            RefusedCode::Busy | RefusedCode::Faulted | RefusedCode::UnknownSource => {
-                actions.push(Action::Close { reason: refused.reason });
+            RefusedCode::Busy
+            | RefusedCode::Faulted
+            | RefusedCode::UnknownSource
+            | RefusedCode::Protocol => {
+                self.close(refused.reason, actions);
             }
             RefusedCode::Version
             | RefusedCode::OtherSource
@@ -402,22 +537,26 @@ impl Primary {
             | RefusedCode::Generation
             | RefusedCode::Diverged
             | RefusedCode::Gap
-            | RefusedCode::Volume
-            | RefusedCode::Protocol => {
-                self.state = State::Halted;
-                actions.push(Action::Halt(refused));
+            | RefusedCode::Volume => {
+                self.halt(refused, actions);
             }
         }
     }
 
     fn ack(&mut self, ack: Ack, actions: &mut Vec<Action>) {
-        self.log_credit = ack.log_credit;
-        actions.push(Action::DataWindow { taken: ack.cp_taken, limit: self.cp_credit });
         let upto = self.held.partition_point(|held| held.place.transfer <= ack.id);
-        if upto > self.sent {
-            actions.push(close("an acknowledgement of a transfer that was not sent"));
+        let named = upto.checked_sub(1).map(|at| self.held[at].place.transfer);
+        if upto > self.sent || upto > self.acked && named != Some(ack.id) {
+            self.close("an acknowledgement of a transfer that was not sent", actions);
             return;
         }
+        if ack.cp_taken < self.cp_taken {
+            self.close("an acknowledgement that takes CP data back", actions);
+            return;
+        }
+        self.log_credit = ack.log_credit;
+        self.cp_taken = ack.cp_taken;
+        actions.push(Action::DataWindow { taken: ack.cp_taken, limit: self.cp_credit });
         if upto > self.acked {
             let bytes: u64 = self.held.range(self.acked..upto).map(|held| held.bytes).sum();
             self.in_flight_bytes -= bytes;
@@ -426,14 +565,26 @@ impl Primary {
         }
     }
 
+    /// Whether PartitionFull of `cp` was sent on this connection and is not answered.
+    fn is_announced(&self, cp: CpNumber) -> bool {
+        self.pending.as_ref().is_some_and(|pending| {
+            let announced = match pending.data {
+                Data::Waiting | Data::Parked => false,
+                Data::Sending | Data::Sent(_) | Data::Ended => true,
+            };
+            pending.cp == cp && announced
+        })
+    }
+
+    /// Invariant 4: released behind CpDone and the own commit, whatever the hub says.
     fn done(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
         let Some(pending) = self.pending.take_if(|pending| pending.cp == cp) else {
-            actions.push(close("CpDone of a CP that is not under way"));
+            self.close("CpDone of a CP that is not under way", actions);
             return;
         };
-        let released = self.find(pending.place);
-        let Some(released) = released.filter(|&released| released <= self.acked) else {
-            actions.push(close("CpDone of a CP whose transfers were not acknowledged"));
+        let released = self.find(pending.place).filter(|&released| released <= self.acked);
+        let Some(released) = released.filter(|_| cp <= self.own_cp) else {
+            self.close("CpDone of a CP that is not committed or not acknowledged", actions);
             self.pending = Some(pending);
             return;
         };
@@ -444,26 +595,23 @@ impl Primary {
         actions.push(Action::Done { cp });
     }
 
-    /// The first refusal is answered by sending every block, the next one is the end (R19).
+    /// R19: refused once it is sent again, refused twice it is sent all inline, then it is the end.
     fn rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
         let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == no.cp) else {
-            actions.push(close("CpRejected of a CP that is not under way"));
+            self.close("CpRejected of a CP that is not under way", actions);
             return;
         };
         let (cp, reason, no_space) = (no.cp, no.reason.clone(), no.no_space);
         if no_space {
             pending.data = Data::Parked;
         } else if pending.refusals >= 2 {
-            self.state = State::Halted;
-            actions.push(Action::Halt(Refused {
-                code: RefusedCode::Diverged,
-                reason: format!("CP {cp} was refused {} times: {reason}", pending.refusals + 1),
-                next_step: "compare both ends with `mirrorhub verify`".to_owned(),
-            }));
+            let reason = format!("CP {cp} was refused {} times: {reason}", pending.refusals + 1);
+            let next = "compare both ends with `mirrorhub verify`";
+            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
             return;
         } else {
             pending.refusals += 1;
-            pending.inline = true;
+            pending.inline = pending.refusals >= 2;
             pending.data = Data::Waiting;
         }
         actions.push(Action::Rejected { cp, reason, no_space });
@@ -562,7 +710,11 @@ impl Primary {
         assert!(self.sent <= self.held.len(), "sent before formed");
         let in_flight: u64 = match self.state {
             State::Streaming => self.held.range(self.acked..self.sent).map(|held| held.bytes).sum(),
-            State::Away | State::Greeting | State::Refilling | State::Halted => 0,
+            State::Away
+            | State::Greeting
+            | State::Refilling { .. }
+            | State::Closing
+            | State::Halted => 0,
         };
         debug_assert!(
             self.state != State::Streaming || in_flight == self.in_flight_bytes,
@@ -579,8 +731,30 @@ impl Primary {
     pub fn hub_sequence(&self) -> SequenceNumber {
         self.acked_place().sequence
     }
+
+    /// Equal for machines that behave alike, for the searches of the tests.
+    #[cfg(test)]
+    pub(super) fn fingerprint<H: std::hash::Hasher>(&self, to: &mut H) {
+        use std::hash::Hash;
+        let Self { state, serving, held_after, held, sent, acked, .. } = self;
+        let target = match state {
+            State::Refilling { target, .. } => Some(target.hash),
+            State::Away | State::Greeting | State::Streaming | State::Closing | State::Halted => {
+                None
+            }
+        };
+        (std::mem::discriminant(state), target, serving).hash(to);
+        (held_after.hash, held.len(), held.back().map(|held| held.place.hash), sent, acked)
+            .hash(to);
+        (self.log_credit, self.cp_credit, self.cp_taken, self.own_cp, self.cp_max).hash(to);
+        if let Some(pending) = &self.pending {
+            let PendingCp { cp, roots, data, inline, refusals, .. } = pending;
+            let sent = if let Data::Sent(bytes) = data { Some(bytes) } else { None };
+            (cp, roots.is_some(), std::mem::discriminant(data), sent, inline, refusals).hash(to);
+        }
+    }
 }
 
-fn close(reason: &str) -> Action {
-    Action::Close { reason: reason.to_owned() }
+fn refused(code: RefusedCode, reason: String, next_step: &str) -> Refused {
+    Refused { code, reason, next_step: next_step.to_owned() }
 }

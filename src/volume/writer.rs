@@ -255,7 +255,7 @@ impl<'a> TreeWriter<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::POOL_DEVICE_BYTES_MIN;
+    use crate::pool::label::POOL_BYTES_MIN;
     use crate::volume::check::{Depth, check};
     use crate::volume::reader::read_into;
     use crate::volume::testing::{Put, cp, data, pool_with, slow_root, tree};
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn a_published_tree_reads_and_hashes_as_what_was_put() {
         for blocks in [1, 100, 128, 129, 20_000] {
-            let (_, pool) = pool_with(2 * POOL_DEVICE_BYTES_MIN, blocks);
+            let (_, pool) = pool_with(2 * POOL_BYTES_MIN, blocks);
             let last = blocks - 1;
             let mut puts = vec![data(0, 1)];
             if last > 0 {

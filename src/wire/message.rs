@@ -275,8 +275,17 @@ pub struct CpRejected {
 /// Somebody at the hub asks for a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WantCheckpoint {
-    /// Echoed by nobody: the answer is the CP itself.
+    /// Comes back in [`CheckpointAt`].
     pub token: u64,
+}
+
+/// The CP that holds everything ordered when [`WantCheckpoint`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointAt {
+    /// From the question.
+    pub token: u64,
+    /// That CP; it may be published already.
+    pub cp: CpNumber,
 }
 
 /// A starting source asks for its own log behind `from`.
@@ -408,6 +417,7 @@ messages! {
     4 Updates(Updates) payload true;
     5 CpEnd(CpEnd) payload false;
     6 WantLog(WantLog) payload false;
+    7 CheckpointAt(CheckpointAt) payload false;
     33 Welcome(Welcome) payload false;
     34 Refused(Refused) payload false;
     35 Ack(Ack) payload false;

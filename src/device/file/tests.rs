@@ -204,3 +204,21 @@ fn a_full_device_is_reported() {
     let error = write_fully(&file, 0, &[1; 512], 1).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
 }
+
+/// A block device that may be overwritten, where the environment names one (a loop device over a
+/// file will do): `MIRRORHUB_TEST_BLOCK_DEVICE=/dev/loop7`. Says so when there is none.
+#[test]
+fn a_block_device_passes_the_suite() {
+    let Some(path) = std::env::var_os("MIRRORHUB_TEST_BLOCK_DEVICE").map(PathBuf::from) else {
+        eprintln!("MIRRORHUB_TEST_BLOCK_DEVICE is not set: no block device was tried");
+        return;
+    };
+    for access in [Access::Direct, Access::Cached] {
+        conformance::suite(|| Box::new(FileDevice::open(&path, access).unwrap()));
+    }
+    let first = FileDevice::open(&path, Access::Direct).unwrap();
+    assert_eq!(first.durability(), Durability::DirectDsync);
+    assert!(matches!(FileDevice::open(&path, Access::Direct), Err(FileError::Busy(_))));
+    let made = FileDevice::create(&path, SIZE, Access::Direct);
+    assert!(matches!(made, Err(FileError::Exists(_))));
+}

@@ -92,10 +92,14 @@ pub fn single_chunk_read(
     length: u32,
     data: Vec<Segment>,
 ) -> Result<Pieces, WrongLength> {
-    if data.iter().all(|segment| matches!(segment, Segment::Hole(_))) {
-        return structured_read(cookie, offset, length, data);
-    }
     check_sum(length, &data)?;
+    let is_hole = |segment: &Segment| match segment {
+        Segment::Hole(_) => true,
+        Segment::Data(bytes) => bytes.is_empty(),
+    };
+    if data.iter().all(is_hole) {
+        return Ok(vec![hole_chunk(cookie, FLAG_DONE, offset, u64::from(length))]);
+    }
     let mut pieces = vec![data_header(cookie, FLAG_DONE, offset, u64::from(length))];
     push_flat(&mut pieces, data);
     Ok(pieces)
@@ -275,7 +279,8 @@ mod tests {
         let expected = b"\x66\x8e\x33\xef\x00\x01\x00\x01\x01\x02\x03\x04\x05\x06\x07\x08\
             \x00\x00\x00\x0d\x00\x00\x00\x00\x00\x00\x00\x10ab\0\0\0";
         assert_eq!(pieces.concat(), expected);
-        let hole = single_chunk_read(COOKIE, 16, 5, vec![Segment::Hole(2), Segment::Hole(3)]);
+        let holes = vec![data(""), Segment::Hole(2), data(""), Segment::Hole(3), data("")];
+        let hole = single_chunk_read(COOKIE, 16, 5, holes);
         let expected = b"\x66\x8e\x33\xef\x00\x01\x00\x02\x01\x02\x03\x04\x05\x06\x07\x08\
             \x00\x00\x00\x0c\x00\x00\x00\x00\x00\x00\x00\x10\x00\x00\x00\x05";
         assert_eq!(hole.unwrap().concat(), expected);

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::limits::POOL_DEVICE_BYTES_MIN;
 use crate::pool::Pool;
+use crate::pool::label::POOL_BYTES_MIN;
 use crate::units::numbers::CpNumber;
 use crate::volume::diff::{born_since, compare};
 use crate::volume::testing::{Put, assert_clean, cp, data, pool_with, tree};
@@ -23,7 +23,7 @@ fn set(blocks: impl IntoIterator<Item = u64>) -> BTreeSet<u64> {
 /// was trimmed, a diff from after it exactly what was written. `span` is that of the subtree.
 fn trim_then_write(span: u64) {
     let blocks = 3 * span;
-    let (_, pool) = pool_with(4 * POOL_DEVICE_BYTES_MIN, blocks);
+    let (_, pool) = pool_with(4 * POOL_BYTES_MIN, blocks);
     // Data everywhere in the subtree where the trim will be, and on both sides of it.
     let filled: Vec<u64> = (0..blocks).step_by(usize::try_from(span / 64).unwrap()).collect();
     let puts: Vec<Put> = filled.iter().map(|&vbn| data(vbn, 1)).collect();
@@ -54,7 +54,7 @@ fn a_trimmed_subtree_of_two_levels_keeps_its_birth_when_one_block_is_written() {
 /// A block put with the content it has, and a hole over a hole, are no change at all.
 #[test]
 fn equal_content_changes_nothing() {
-    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
     cp(&pool, 1, &[data(5, 1), data(700, 2)]).unwrap();
     let before = tree(&pool);
     device.take_trace();
@@ -70,7 +70,7 @@ fn equal_content_changes_nothing() {
 /// Content A, B, A: the root is the old one, and the diff still names the block.
 #[test]
 fn content_a_b_a_has_the_old_root_and_a_new_birth() {
-    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 1000);
     let first = cp(&pool, 1, &[data(5, 1), data(6, 1)]).unwrap();
     cp(&pool, 2, &[data(5, 2)]).unwrap();
     let third = cp(&pool, 3, &[data(5, 1)]).unwrap();
@@ -81,8 +81,8 @@ fn content_a_b_a_has_the_old_root_and_a_new_birth() {
 
 #[test]
 fn compare_names_exactly_what_differs() {
-    let (_, left) = pool_with(2 * POOL_DEVICE_BYTES_MIN, 40_000);
-    let (_, right) = pool_with(2 * POOL_DEVICE_BYTES_MIN, 40_000);
+    let (_, left) = pool_with(2 * POOL_BYTES_MIN, 40_000);
+    let (_, right) = pool_with(2 * POOL_BYTES_MIN, 40_000);
     // Different ways to nearly the same content.
     let puts: Vec<Put> = (0..300).map(|n| data(n * 100, 1)).collect();
     cp(&left, 1, &puts).unwrap();
@@ -100,6 +100,6 @@ fn compare_names_exactly_what_differs() {
     cp(&left, 2, &[Put::Holes(200, 1), data(300, 4), data(301, 5), data(39_999, 3)]).unwrap();
     assert_eq!(differs(&left, &right), []);
     assert_eq!(tree(&left).root(), tree(&right).root());
-    let (_, other) = pool_with(POOL_DEVICE_BYTES_MIN, 10);
+    let (_, other) = pool_with(POOL_BYTES_MIN, 10);
     assert!(compare(&left, &tree(&left), &other, &tree(&other)).is_err());
 }

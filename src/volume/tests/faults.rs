@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::limits::POOL_DEVICE_BYTES_MIN;
 use crate::pool::error::PoolError;
+use crate::pool::label::POOL_BYTES_MIN;
 use crate::pool::label::{LABEL_VERSION, Layout};
 use crate::pool::testing::{Chance, MemoryDevice};
 use crate::pool::{Pool, PoolOptions};
@@ -41,7 +41,7 @@ fn last_cp(pool: &Pool) -> u32 {
 /// cut with several choices of lost sectors and the pool is opened again.
 #[test]
 fn the_nth_write_or_flush_fails_for_all_n() {
-    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
     let before = device.calls();
     let (roots, none) = scenario(&pool);
     assert!(none.is_none());
@@ -49,7 +49,7 @@ fn the_nth_write_or_flush_fails_for_all_n() {
     assert!(calls > 15, "{calls} calls");
     let empty = crate::pool::pointer::TreeRoot::empty(tree(&pool).size).root();
     for n in 0..calls {
-        let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+        let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
         device.fail_from(n);
         let (done, error) = scenario(&pool);
         let error = error.expect("a call failed");
@@ -81,12 +81,12 @@ fn the_nth_write_or_flush_fails_for_all_n() {
 /// A power cut at any write of a new pool leaves no pool or an empty one.
 #[test]
 fn creation_is_all_or_nothing() {
-    let device = Arc::new(MemoryDevice::new(POOL_DEVICE_BYTES_MIN));
+    let device = Arc::new(MemoryDevice::new(POOL_BYTES_MIN));
     drop(Pool::create(device.clone(), SOURCE.0, options()).unwrap());
     let calls = device.calls();
     let (mut none, mut some) = (0, 0);
     for n in 0..calls {
-        let device = Arc::new(MemoryDevice::new(POOL_DEVICE_BYTES_MIN));
+        let device = Arc::new(MemoryDevice::new(POOL_BYTES_MIN));
         device.fail_from(n);
         let created = Pool::create(device.clone(), SOURCE.0, options());
         for seed in 0..2 {
@@ -108,7 +108,7 @@ fn creation_is_all_or_nothing() {
 
 #[test]
 fn a_foreign_device_is_refused_by_name() {
-    let device = Arc::new(MemoryDevice::new(POOL_DEVICE_BYTES_MIN));
+    let device = Arc::new(MemoryDevice::new(POOL_BYTES_MIN));
     let met = Pool::open(device.clone(), options()).unwrap_err();
     assert!(matches!(met, PoolError::NotAPool { .. }), "{met}");
     let pool = Pool::create(device.clone(), SOURCE.0, options()).unwrap();
@@ -131,8 +131,8 @@ fn a_foreign_device_is_refused_by_name() {
 #[test]
 fn a_catalog_of_another_pool_is_refused() {
     use crate::device::Device;
-    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 100);
-    let other = Arc::new(MemoryDevice::new(POOL_DEVICE_BYTES_MIN));
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 100);
+    let other = Arc::new(MemoryDevice::new(POOL_BYTES_MIN));
     drop(Pool::create(other.clone(), SOURCE.0, options()).unwrap());
     drop(pool);
     let mut label = vec![0; 8192];
@@ -146,7 +146,7 @@ fn a_catalog_of_another_pool_is_refused() {
 /// all of it must be an error that names the block, and `check` must find just that.
 #[test]
 fn flipped_bits_in_data_and_nodes_are_met_with_their_place() {
-    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 20_000);
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 20_000);
     cp(&pool, 1, &[data(1, 1), data(130, 2), data(19_000, 3)]).unwrap();
     let wanted = tree(&pool);
     let blocks = crate::volume::testing::reachable_blocks(&pool);
@@ -187,7 +187,7 @@ fn flipped_bits_in_data_and_nodes_are_met_with_their_place() {
 #[test]
 fn flipped_bits_in_the_catalog_are_met_or_harmless() {
     use crate::device::Device;
-    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
     let _ = scenario(&pool);
     let rows = (pool.catalog().sources().unwrap(), tree(&pool));
     drop(pool);
@@ -225,7 +225,7 @@ fn flipped_bits_in_the_catalog_are_met_or_harmless() {
 /// `check` finds what it is there for: each broken account by name.
 #[test]
 fn check_finds_lost_shared_and_freed_blocks() {
-    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 1000);
     cp(&pool, 1, &[data(1, 1), data(2, 2)]).unwrap();
     assert_clean(&pool);
     let report = |pool: &Arc<Pool>| check(pool, Depth::Nodes).unwrap().findings;
@@ -240,7 +240,7 @@ fn check_finds_lost_shared_and_freed_blocks() {
         "{findings:?}"
     );
     // One tree under two volumes: every block has two owners.
-    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 1000);
     cp(&pool, 1, &[data(1, 1)]).unwrap();
     let twin =
         crate::pool::pointer::VolumeKey { volume: crate::units::numbers::VolumeNumber(2), ..KEY };
@@ -252,7 +252,7 @@ fn check_finds_lost_shared_and_freed_blocks() {
         "{findings:?}"
     );
     // A tree older than its births.
-    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 1000);
     cp(&pool, 4, &[data(1, 1)]).unwrap();
     pool.break_cp(SOURCE, CpNumber(3));
     let findings = report(&pool);

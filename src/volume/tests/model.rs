@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::limits::POOL_DEVICE_BYTES_MIN;
+use crate::pool::label::POOL_BYTES_MIN;
 use crate::pool::pointer::TreeRoot;
 use crate::pool::testing::MemoryDevice;
 use crate::pool::write_set::Budget;
@@ -74,7 +74,7 @@ struct Model {
 
 impl Model {
     fn new() -> Self {
-        let (device, pool) = pool_with(2 * POOL_DEVICE_BYTES_MIN, BLOCKS);
+        let (device, pool) = pool_with(2 * POOL_BYTES_MIN, BLOCKS);
         let past = BTreeMap::from([(0, Blocks::new())]);
         let (published, now) = (Blocks::new(), Blocks::new());
         Self { device, pool, published, now, cp: 0, past, pins: Vec::new() }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::thread;
 
-use crate::limits::POOL_DEVICE_BYTES_MIN;
 use crate::pool::error::PoolError;
+use crate::pool::label::POOL_BYTES_MIN;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::rows::SourceRow;
 use crate::pool::testing::MemoryDevice;
@@ -22,7 +22,7 @@ const OTHER: SourceId = SourceId([8; 16]);
 /// Method: the first publish is held in its flush; two more gather behind it; then all go.
 #[test]
 fn publishes_that_gather_share_one_transaction() {
-    let (device, pool) = pool_with(2 * POOL_DEVICE_BYTES_MIN, 1000);
+    let (device, pool) = pool_with(2 * POOL_BYTES_MIN, 1000);
     pool.catalog().put_source(SourceRow::new(OTHER, "filer-b".parse().unwrap())).unwrap();
     let third = SourceId([9; 16]);
     pool.catalog().put_source(SourceRow::new(third, "filer-c".parse().unwrap())).unwrap();
@@ -66,7 +66,7 @@ fn publishes_that_gather_share_one_transaction() {
 
 #[test]
 fn a_cp_is_refused_by_name_and_leaves_nothing_behind() {
-    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 1000);
     let catalog = pool.catalog();
     cp(&pool, 3, &[data(1, 1)]).unwrap();
     let space = pool.space().unwrap();
@@ -107,7 +107,7 @@ fn a_cp_is_refused_by_name_and_leaves_nothing_behind() {
 
 #[test]
 fn a_cp_built_on_an_overtaken_tree_is_refused() {
-    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 1000);
     cp(&pool, 1, &[data(1, 1)]).unwrap();
     let mut set = pool.begin(Budget::Ordinary);
     let built = build(&mut set, tree(&pool), 3, &[data(2, 2)]).unwrap();
@@ -120,21 +120,21 @@ fn a_cp_built_on_an_overtaken_tree_is_refused() {
 /// Two passes of one CP in one write set: repair after comparison works like that.
 #[test]
 fn a_second_pass_may_build_on_the_first() {
-    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 1000);
     cp(&pool, 1, &[data(1, 1), data(900, 1)]).unwrap();
     let mut set = pool.begin(Budget::Ordinary);
     let first = build(&mut set, tree(&pool), 2, &[data(1, 2), data(2, 2)]).unwrap();
     let second = build(&mut set, first, 2, &[data(1, 3), data(3, 3)]).unwrap();
     pool.publish(publish_of(set, 2, second)).unwrap();
     assert_clean(&pool);
-    let (_, other) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (_, other) = pool_with(POOL_BYTES_MIN, 1000);
     cp(&other, 1, &[data(1, 3), data(2, 2), data(3, 3), data(900, 1)]).unwrap();
     assert_eq!(tree(&other).root(), tree(&pool).root());
 }
 
 #[test]
 fn rows_survive_a_restart_and_follow_their_rules() {
-    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
     let generation = Generation { number: 2, id: 3 };
     let mut set = pool.begin(Budget::Ordinary);
     let built = build(&mut set, tree(&pool), 1, &[data(1, 1)]).unwrap();
@@ -189,7 +189,7 @@ fn rows_survive_a_restart_and_follow_their_rules() {
 
 #[test]
 fn the_history_keeps_the_newest_and_its_length_survives_a_restart() {
-    let device = Arc::new(MemoryDevice::new(POOL_DEVICE_BYTES_MIN));
+    let device = Arc::new(MemoryDevice::new(POOL_BYTES_MIN));
     let few = || PoolOptions { history_rows: 5, ..options() };
     let pool = Pool::create(device.clone(), SOURCE.0, few()).unwrap();
     pool.catalog().put_source(SourceRow::new(SOURCE, "filer-a".parse().unwrap())).unwrap();
@@ -209,7 +209,7 @@ fn the_history_keeps_the_newest_and_its_length_survives_a_restart() {
 /// A catalog that is full refuses rows and goes on publishing.
 #[test]
 fn a_full_catalog_refuses_rows_and_goes_on_publishing() {
-    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 100);
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 100);
     let mut met = None;
     for n in 0..20_000u32 {
         let [a, b, c, d] = n.to_le_bytes();

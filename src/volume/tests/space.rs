@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::limits::POOL_DEVICE_BYTES_MIN;
 use crate::pool::error::PoolError;
+use crate::pool::label::POOL_BYTES_MIN;
 use crate::pool::testing::{Chance, MemoryDevice};
 use crate::pool::write_set::Budget;
 use crate::pool::{Pin, Pool};
@@ -52,7 +52,7 @@ fn overwritten(device: &MemoryDevice, pool: &Arc<Pool>, seed: u64) -> BTreeSet<u
 #[test]
 fn no_write_hits_a_block_that_a_root_reaches() {
     for seed in 0..4 {
-        let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+        let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
         assert_eq!(overwritten(&device, &pool, seed), BTreeSet::new(), "seed {seed}");
         let report = assert_clean(&pool);
         assert_eq!(report.only_pinned, 0, "all pins are gone");
@@ -62,7 +62,7 @@ fn no_write_hits_a_block_that_a_root_reaches() {
 /// The negative control: an allocator that gives out freed blocks at once is caught.
 #[test]
 fn an_allocator_that_reuses_too_early_is_caught() {
-    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
     let puts = |byte| (0..400).map(|vbn| data(vbn, byte)).collect::<Vec<_>>();
     cp(&pool, 1, &puts(1)).unwrap();
     let reachable = reachable_blocks(&pool);
@@ -79,7 +79,7 @@ fn an_allocator_that_reuses_too_early_is_caught() {
 
 #[test]
 fn a_pinned_image_does_not_change_and_its_blocks_come_back() {
-    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 1000);
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 1000);
     cp(&pool, 1, &[data(1, 1), data(700, 1)]).unwrap();
     let old = Image::new(pin(&pool));
     let before = content(&pool, &old.pin().tree());
@@ -122,7 +122,7 @@ fn fill(pool: &Arc<Pool>, blocks: u64) -> u32 {
 
 #[test]
 fn a_full_pool_refuses_writes_and_publishes_a_cp_that_frees() {
-    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 10_000);
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 10_000);
     let last = fill(&pool, 10_000);
     let space = pool.space().unwrap();
     assert!(space.free >= space.reserve, "{space:?}");
@@ -151,7 +151,7 @@ fn a_full_pool_refuses_writes_and_publishes_a_cp_that_frees() {
 
 #[test]
 fn the_oldest_pin_is_ended_when_the_pool_needs_its_blocks() {
-    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 10_000);
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 10_000);
     let last = fill(&pool, 10_000);
     let held = Image::new(pin(&pool));
     let young = {
@@ -175,7 +175,7 @@ fn the_oldest_pin_is_ended_when_the_pool_needs_its_blocks() {
 
 #[test]
 fn a_reservation_is_room_that_nobody_else_gets() {
-    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 10_000);
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 10_000);
     let ordinary = |space: crate::pool::space::Space| space.free.0 - space.held.0 - space.reserve.0;
     let all = ordinary(pool.space().unwrap());
     let mut reservation = pool.reserve(BlockCount(all - 10)).unwrap();
@@ -198,7 +198,7 @@ fn a_reservation_is_room_that_nobody_else_gets() {
 /// PBNs are reused; the node cache must not answer with what was there before.
 #[test]
 fn a_reused_block_is_not_taken_for_the_old_one() {
-    let (_, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 3_000);
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 3_000);
     let mut chance = Chance::new(5);
     for number in 1..150 {
         let puts: Vec<Put> = (0..10)
@@ -213,7 +213,7 @@ fn a_reused_block_is_not_taken_for_the_old_one() {
 
 #[test]
 fn runs_are_long_and_bytes_arrive_where_they_are_said_to_be() {
-    let (device, pool) = pool_with(POOL_DEVICE_BYTES_MIN, 100);
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 100);
     let mut chance = Chance::new(4);
     let bytes: Vec<u8> = (0..600).flat_map(|_| chance.block()).collect();
     let mut set = pool.begin(Budget::Ordinary);

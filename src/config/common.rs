@@ -1,0 +1,290 @@
+//! What several files have in common: paths, listeners, NVRAM, pool, volumes.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use toml::Spanned;
+
+use super::quantity::{Unfit, format_size};
+use super::reader::{Reader, Section, resolve};
+use super::schema::{DATA_DIR, DeviceConfig, Listen, NvramConfig, PoolConfig, Raid, VolumeConfig};
+use crate::control::socket_path;
+use crate::limits::{
+    POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN, RING_BYTES_MAX, RING_BYTES_MIN,
+    UNIX_PATH_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX,
+};
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::names::{NameError, VolumeName};
+use crate::units::numbers::ByteCount;
+
+/// A name of any kind.
+pub(super) fn name<'d, T: FromStr<Err = NameError>>(
+    reader: &mut Reader<'d>,
+    section: &Section<'d>,
+) -> Option<Spanned<T>> {
+    let wanted = "a name: 1 to 63 of a-z 0-9 . _ -, first and last a letter or digit";
+    reader.parsed(section, "name", wanted, |text| {
+        text.parse().map_err(|error: NameError| {
+            let fix = match proposal(text) {
+                Some(proposal) => format!("write \"{proposal}\""),
+                None => "choose another name".into(),
+            };
+            Unfit { met: format!("{text:?} is no name: {error}"), fix }
+        })
+    })
+}
+
+/// The text as a name: lower case, with `-` for what a name cannot have.
+fn proposal(text: &str) -> Option<String> {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let mapped: String = text
+        .to_ascii_lowercase()
+        .chars()
+        .map(|c| if inner(c) || matches!(c, '.' | '_' | '-') { c } else { '-' })
+        .collect();
+    let trimmed: String = mapped.trim_matches(|c| !inner(c)).chars().take(63).collect();
+    let trimmed = trimmed.trim_end_matches(|c| !inner(c));
+    (!trimmed.is_empty()).then(|| trimmed.to_owned())
+}
+
+/// `data_dir`, whose admin socket must fit the length of a socket path.
+pub(super) fn data_dir<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> Option<PathBuf> {
+    let found = reader.path(root, "data_dir");
+    let span = found.as_ref().map_or(0..0, Spanned::span);
+    let path = found.map_or_else(|| reader.text.base.join(DATA_DIR), Spanned::into_inner);
+    let length = socket_path(&path).as_os_str().len();
+    if length > UNIX_PATH_BYTES_MAX {
+        let met = format!(
+            "the path of admin.sock in it would have {length} bytes, \
+             the kernel takes {UNIX_PATH_BYTES_MAX}"
+        );
+        reader.problem(span, "data_dir", met, "a shorter path", "choose a shorter directory");
+        return None;
+    }
+    Some(path)
+}
+
+/// Something that listens, with the place where the file says so.
+#[derive(Debug)]
+pub(super) struct Listener {
+    key: &'static str,
+    span: Range<usize>,
+    /// Where.
+    pub(super) listen: Listen,
+}
+
+/// An address of our own: loopback, or a unix socket where `unix` allows one.
+pub(super) fn listen<'d>(
+    reader: &mut Reader<'d>,
+    root: &Section<'d>,
+    key: &'static str,
+    default: &str,
+    unix: bool,
+) -> Option<Listener> {
+    let base = reader.text.base.clone();
+    let wanted =
+        if unix { "a loopback ADDRESS:PORT or unix:PATH" } else { "a loopback ADDRESS:PORT" };
+    let parse = |text: &str| match text.strip_prefix("unix:") {
+        Some(path) if unix => unix_path(&base, path).map(Listen::Unix),
+        Some(_) => Err(Unfit {
+            met: "sources do not connect by unix socket".into(),
+            fix: format!("write \"{default}\""),
+        }),
+        None => loopback(text, default).map(Listen::Tcp),
+    };
+    let (span, listen) = match reader.parsed(root, key, wanted, parse) {
+        Some(found) => (found.span(), found.into_inner()),
+        None if root.has(key) => return None,
+        None => (0..0, parse(default).ok()?),
+    };
+    Some(Listener { key, span, listen })
+}
+
+fn unix_path(base: &Path, text: &str) -> Result<PathBuf, Unfit> {
+    let path = resolve(base, text)?;
+    let length = path.as_os_str().len();
+    if length > UNIX_PATH_BYTES_MAX {
+        return Err(Unfit {
+            met: format!("the path has {length} bytes, the kernel takes {UNIX_PATH_BYTES_MAX}"),
+            fix: "choose a shorter path".into(),
+        });
+    }
+    Ok(path)
+}
+
+/// An address that only this machine reaches. Without TLS nothing else is spoken to (section 13).
+pub(super) fn loopback(text: &str, example: &str) -> Result<SocketAddr, Unfit> {
+    let unfit = |met: String, fix: String| Err(Unfit { met, fix });
+    if let Some(port) = text.strip_prefix("localhost:") {
+        let met = format!("{text:?} is a name, not an address");
+        return unfit(met, format!("write \"127.0.0.1:{port}\""));
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(address),
+        Ok(address) => unfit(
+            format!(
+                "{text} is not loopback, and [tls], which anything else needs, \
+                 is not available in this version"
+            ),
+            format!("write \"127.0.0.1:{}\"", address.port()),
+        ),
+        Err(_) if text.parse::<std::net::IpAddr>().is_ok() => {
+            let port = example.rsplit(':').next().unwrap_or("7420");
+            let address = if text.contains(':') { format!("[{text}]") } else { text.to_owned() };
+            unfit(format!("{text:?} has no port"), format!("write \"{address}:{port}\""))
+        }
+        Err(_) if is_host_and_port(text) => unfit(
+            format!(
+                "{text:?} is a name, not a loopback address, and [tls], which anything else \
+                 needs, is not available in this version"
+            ),
+            format!("write \"{example}\""),
+        ),
+        Err(_) => unfit(
+            format!("{text:?} is no address and port"),
+            format!("write \"{example}\", or another loopback address"),
+        ),
+    }
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let host = |host: &str| {
+        !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c))
+    };
+    text.split_once(':').is_some_and(|(name, port)| host(name) && port.parse::<u16>().is_ok())
+}
+
+/// Refuses two listeners in one place.
+pub(super) fn apart(reader: &mut Reader<'_>, listeners: &[&Listener]) {
+    for (index, later) in listeners.iter().enumerate() {
+        let free = matches!(later.listen, Listen::Tcp(address) if address.port() == 0);
+        let same = listeners.iter().take(index).find(|other| other.listen == later.listen);
+        if let (false, Some(earlier)) = (free, same) {
+            // The one that the file names is shown; the other may be a default.
+            let (shown, hidden) =
+                if later.span.is_empty() { (*earlier, *later) } else { (*later, *earlier) };
+            let mut met = format!("both are {}", later.listen);
+            if hidden.span.is_empty() {
+                met.push_str(&format!(", which is the default of {}", hidden.key));
+            }
+            let fix = format!("give {} an address of its own", shown.key);
+            let keys = (shown.key, hidden.key);
+            if hidden.span.is_empty() {
+                let name = format!("{} and {}", keys.0, keys.1);
+                reader.problem(shown.span.clone(), name, met, "", fix);
+            } else {
+                let spans = (shown.span.clone(), hidden.span.clone());
+                reader.contradiction(keys, spans, met, fix);
+            }
+        }
+    }
+}
+
+/// `[nvram]`. The least size gives each of a source's two partitions room for two largest
+/// transfers (R16; asserted in `limits`).
+pub(super) fn nvram<'d>(
+    reader: &mut Reader<'d>,
+    root: &Section<'d>,
+    data_dir: Option<&Path>,
+    default: ByteCount,
+) -> (Option<NvramConfig>, Option<Range<usize>>) {
+    let section = reader.section(root, "nvram");
+    let path = reader.path(&section, "path");
+    let size = reader.size(&section, "size", RING_BYTES_MIN..=RING_BYTES_MAX);
+    let span = path.as_ref().map(Spanned::span);
+    let path = path.map(Spanned::into_inner).or_else(|| Some(data_dir?.join("nvram")));
+    let size = size.map_or(default, Spanned::into_inner);
+    (path.map(|path| NvramConfig { path, size }), span)
+}
+
+/// `[pool]` and the section, for keys that only one kind of file has.
+pub(super) fn pool<'d>(
+    reader: &mut Reader<'d>,
+    root: &Section<'d>,
+    taken: &[(&'static str, Option<PathBuf>)],
+) -> (Option<PoolConfig>, Section<'d>) {
+    let section = reader.section(root, "pool");
+    let raid = reader.choice(&section, "raid", Raid::WORDS).map_or(Raid::None, Spanned::into_inner);
+    let before = reader.problems.len();
+    let members = reader.list(&section, "devices");
+    let mut seen: BTreeMap<PathBuf, String> =
+        taken.iter().filter_map(|(key, path)| Some((path.clone()?, (*key).to_owned()))).collect();
+    let devices: Vec<DeviceConfig> =
+        members.iter().filter_map(|member| device(reader, member, &mut seen)).collect();
+    if devices.is_empty() && reader.problems.len() == before {
+        let fix =
+            "write [pool] and below it devices = [{ path = \"state/disk0\", size = \"8GiB\" }]";
+        reader.missing(&section, "devices", fix);
+    }
+    let complete = !devices.is_empty() && devices.len() == members.len();
+    (complete.then_some(PoolConfig { raid, devices }), section)
+}
+
+/// One of `pool.devices`; `seen` has the paths that are taken and by what.
+fn device<'d>(
+    reader: &mut Reader<'d>,
+    member: &Section<'d>,
+    seen: &mut BTreeMap<PathBuf, String>,
+) -> Option<DeviceConfig> {
+    let path = reader.path(member, "path");
+    let size = reader.size(member, "size", POOL_DEVICE_BYTES_MIN..=POOL_DEVICE_BYTES_MAX);
+    for key in ["path", "size"] {
+        if !member.has(key) {
+            let fix = "write { path = \"state/disk0\", size = \"8GiB\" }";
+            reader.missing(member, key, fix);
+        }
+    }
+    if let Some(path) = &path
+        && let Some(other) = seen.insert(path.get_ref().clone(), "pool.devices.path".into())
+    {
+        let met = format!("is the path of {other} as well");
+        reader.problem(path.span(), "pool.devices.path", met, "", "name another file");
+    }
+    Some(DeviceConfig { path: path?.into_inner(), size: size?.into_inner() })
+}
+
+/// `[[volume]]`.
+pub(super) fn volumes<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> Vec<VolumeConfig> {
+    let sections = reader.list(root, "volume");
+    let mut names = BTreeMap::new();
+    let volumes: Vec<VolumeConfig> =
+        sections.iter().filter_map(|section| volume(reader, section, &mut names)).collect();
+    if let Some(first_too_many) = sections.get(VOLUMES_PER_SOURCE_MAX) {
+        let met = format!("{} volumes are more than {VOLUMES_PER_SOURCE_MAX}", sections.len());
+        let fix = "give the others to a second source";
+        reader.problem(first_too_many.span.clone(), "volume", met, "", fix);
+    }
+    volumes
+}
+
+/// One volume; `names` has those before it and where they stand.
+fn volume<'d>(
+    reader: &mut Reader<'d>,
+    section: &Section<'d>,
+    names: &mut BTreeMap<VolumeName, Range<usize>>,
+) -> Option<VolumeConfig> {
+    let name = name::<VolumeName>(reader, section);
+    let size = reader.size(section, "size", BLOCK_BYTES_U64..=VOLUME_BYTES_MAX);
+    for (key, fix) in [("name", "write name = \"vol0\""), ("size", "write size = \"1GiB\"")] {
+        if !section.has(key) {
+            reader.missing(section, key, fix);
+        }
+    }
+    if let Some(size) = size.as_ref().filter(|size| !size.get_ref().is_whole_blocks()) {
+        let whole = size.get_ref().0.next_multiple_of(BLOCK_BYTES_U64);
+        let met = format!("{} is no multiple of 4KiB", format_size(*size.get_ref()));
+        let fix = format!("write \"{}\"", format_size(ByteCount(whole)));
+        reader.problem(size.span(), "volume.size", met, "a multiple of 4KiB", fix);
+    }
+    if let Some(name) = &name
+        && let Some(first) = names.insert(name.get_ref().clone(), name.span())
+    {
+        let met = format!("two volumes are called {}", name.get_ref());
+        let keys = ("volume.name", "volume.name");
+        reader.contradiction(keys, (name.span(), first), met, "give each a name of its own");
+    }
+    Some(VolumeConfig { name: name?.into_inner(), size: size?.into_inner() })
+}

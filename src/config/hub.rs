@@ -1,0 +1,174 @@
+//! Reads and judges `hub.toml`, and the files of its `sources.d` together.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::common::{apart, data_dir, listen, nvram, pool};
+use super::load::Kind;
+use super::problem::Problem;
+use super::quantity::format_size;
+use super::reader::Reader;
+use super::schema::{
+    HUB_HTTP_LISTEN, HUB_LISTEN, HUB_NBD_LISTEN, HUB_NVRAM, HubConfig, HubSource, IMAGE_PIN,
+    Listen, SOURCES_DIR,
+};
+use super::source_file::Judged;
+use super::text::Text;
+use super::unavailable;
+use crate::limits::{IMAGE_PIN_MS, NVRAM_SHARE_BYTES_MIN, SOURCES_MAX};
+use crate::units::convert::to_u64;
+use crate::units::names::SourceName;
+use crate::units::numbers::ByteCount;
+
+/// `hub.toml` without its sources: `config` if all of it is right, and the directory of the sources
+/// in any case, so that their problems are found in the same run.
+#[derive(Debug)]
+pub(super) struct Own {
+    pub(super) config: Option<HubConfig>,
+    pub(super) sources_dir: PathBuf,
+    pub(super) ring: ByteCount,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// Reads a parsed file.
+pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Own {
+    let (mut reader, root) = Reader::new(Kind::Hub, text, table);
+    let data_dir = data_dir(&mut reader, &root);
+    let sources_listen = listen(&mut reader, &root, "listen", HUB_LISTEN, false);
+    let nbd_listen = listen(&mut reader, &root, "nbd_listen", HUB_NBD_LISTEN, true);
+    let http_listen = listen(&mut reader, &root, "http_listen", HUB_HTTP_LISTEN, true);
+    let listeners = [&sources_listen, &nbd_listen, &http_listen];
+    let listeners: Vec<_> = listeners.into_iter().flatten().collect();
+    apart(&mut reader, &listeners);
+    let sources_dir = reader.path(&root, "sources_dir").map(Spanned::into_inner);
+    let sources_dir = sources_dir.unwrap_or_else(|| text.base.join(SOURCES_DIR));
+    let image_pin = reader.duration(&root, "image_pin", IMAGE_PIN_MS);
+    let (nvram, _) = nvram(&mut reader, &root, data_dir.as_deref(), HUB_NVRAM);
+    let log = reader.section(&root, "log");
+    let log_dir = reader.path(&log, "dir").map(Spanned::into_inner);
+    let log_dir = log_dir.or_else(|| Some(data_dir.as_ref()?.join("logs")));
+    let taken = [
+        ("nvram.path", nvram.as_ref().map(|nvram| nvram.path.clone())),
+        ("log.dir", log_dir.clone()),
+        ("data_dir", data_dir.clone()),
+    ];
+    let (pool, _) = pool(&mut reader, &root, &taken);
+    unavailable::check(&mut reader, table);
+    let ring = nvram.as_ref().map_or(HUB_NVRAM, |nvram| nvram.size);
+    let problems = reader.finish();
+    let config = (|| {
+        let Listen::Tcp(listen) = sources_listen?.listen else { return None };
+        Some(HubConfig {
+            file: text.file.clone(),
+            data_dir: data_dir?,
+            listen,
+            nbd_listen: nbd_listen?.listen,
+            http_listen: http_listen?.listen,
+            sources_dir: sources_dir.clone(),
+            image_pin: image_pin.map_or(IMAGE_PIN, Spanned::into_inner),
+            nvram: nvram?,
+            log_dir: log_dir?,
+            pool: pool?,
+            sources: Vec::new(),
+        })
+    })();
+    let config = config.filter(|_| problems.is_empty());
+    Own { config, sources_dir, ring, problems }
+}
+
+/// Judges the files of `sources.d` against each other and against the ring.
+pub(super) fn join(
+    hub: &Text,
+    ring: ByteCount,
+    judged: Vec<(Text, Judged)>,
+) -> (Vec<HubSource>, Vec<Problem>) {
+    let mut problems = duplicates(&judged);
+    if judged.len() > SOURCES_MAX {
+        let met = format!("{} sources are more than {SOURCES_MAX}", judged.len());
+        problems.push(Problem::of_file(&hub.file, met, "give the others to a second hub"));
+    }
+    problems.extend(shares_exceed(hub, ring, &judged));
+    let default = default_share(ring, &judged);
+    let mut sources = Vec::new();
+    for (_, one) in judged {
+        problems.extend(one.problems);
+        if let Some(file) = one.file {
+            let share = file.nvram_share.unwrap_or(default);
+            let nvram_share = if file.enabled { share } else { ByteCount(0) };
+            sources.push(HubSource { file, nvram_share });
+        }
+    }
+    sources.sort_by(|a, b| a.file.name.cmp(&b.file.name));
+    (sources, problems)
+}
+
+fn duplicates(judged: &[(Text, Judged)]) -> Vec<Problem> {
+    let mut first: BTreeMap<&SourceName, &Text> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (text, one) in judged {
+        let Some(name) = &one.name else { continue };
+        if let Some(other) = first.insert(name.get_ref(), text) {
+            let met = format!("{} is the name in {} as well", name.get_ref(), other.file.display());
+            let mut problem = Problem::of_file(&text.file, met, "give each source its own name");
+            problem.key = "name".into();
+            problem.place = Some(text.place(&name.span()));
+            problems.push(problem);
+        }
+    }
+    problems
+}
+
+/// Sources that take part: how many leave their share to us, and what the others ask for.
+fn asked(judged: &[(Text, Judged)]) -> (u64, u64) {
+    let enabled = judged.iter().filter_map(|(_, one)| one.file.as_ref()).filter(|f| f.enabled);
+    enabled.fold((0, 0), |(open, sum), file| match file.nvram_share {
+        None => (open + 1, sum),
+        Some(share) => (open, sum.saturating_add(share.0)),
+    })
+}
+
+/// An equal part of half of what the files leave; the other half is there to burst into.
+fn default_share(ring: ByteCount, judged: &[(Text, Judged)]) -> ByteCount {
+    let (open, sum) = asked(judged);
+    let part = ring.0.saturating_sub(sum) / 2 / open.max(1);
+    // Whole KiB, so that it prints as one.
+    ByteCount(part.max(NVRAM_SHARE_BYTES_MIN) / 1024 * 1024)
+}
+
+/// The guaranteed shares together must fit the ring, or the guarantee is none.
+fn shares_exceed(hub: &Text, ring: ByteCount, judged: &[(Text, Judged)]) -> Vec<Problem> {
+    let (open, sum) = asked(judged);
+    let least = sum.saturating_add(open.saturating_mul(NVRAM_SHARE_BYTES_MIN));
+    if least <= ring.0 {
+        return Vec::new();
+    }
+    let enabled = judged.iter().filter_map(|(_, one)| one.file.as_ref()).filter(|f| f.enabled);
+    let met = format!(
+        "the guaranteed shares of {} sources, at least {} each, come to {}; nvram.size is {}",
+        to_u64(enabled.count()),
+        format_size(ByteCount(NVRAM_SHARE_BYTES_MIN)),
+        format_size(ByteCount(least)),
+        format_size(ring),
+    );
+    let needed = format_size(ByteCount(least));
+    let fix = format!("raise nvram.size in hub.toml to {needed} or more, or lower nvram_share");
+    let largest = judged
+        .iter()
+        .filter_map(|(text, one)| {
+            Some((one.file.as_ref()?.nvram_share?, text, one.share.as_ref()?))
+        })
+        .max_by_key(|(share, _, _)| *share);
+    let mut problem = match largest {
+        Some((_, text, span)) => {
+            let mut problem = Problem::of_file(&text.file, met, fix);
+            problem.place = Some(text.place(span));
+            problem
+        }
+        None => Problem::of_file(&hub.file, met, fix),
+    };
+    problem.key = "nvram_share and nvram.size".into();
+    vec![problem]
+}

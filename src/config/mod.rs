@@ -1,0 +1,32 @@
+//! Configuration: what an administrator writes, read whole and judged whole.
+//!
+//! Floor 10. Called by `cli`. A file is parsed whole and validated whole: either the plain structs
+//! of [`schema`] come out, or every problem that was found, each with file, line, key, what was
+//! met, what was wanted and what to write instead. Nothing is ever half applied, and nothing that is
+//! written in a file is passed over: unknown keys are refused, and so are the keys and values of
+//! the contract that this version does not do yet ([`unavailable`]).
+//!
+//! * [`schema`]: the structs; each key with meaning, unit, default, bounds, live or restart
+//! * [`load`]: files in, structs or problems out
+//! * [`problem`]: one problem, and how it is shown
+//! * [`quantity`]: sizes and durations
+//! * [`sizing`]: what `config check` prints
+//! * `text`, `reader`: places in a text; typed access to a parsed table that gathers problems
+//! * `common`, `hub`, `source`, `source_file`: the reading and judging of each file
+//!
+//! No other module knows TOML: `cli` fills the `Options` of each module from these structs.
+
+mod common;
+mod hub;
+pub mod load;
+pub mod problem;
+pub mod quantity;
+mod reader;
+pub mod schema;
+pub mod sizing;
+mod source;
+mod source_file;
+#[cfg(test)]
+mod tests;
+mod text;
+pub mod unavailable;

@@ -1,0 +1,335 @@
+//! The plain structs that a configuration becomes. Every path is absolute, every bound checked.
+//!
+//! Each key says: meaning, unit, default, bounds, and whether a change needs a restart or is live
+//! (taken over while the process runs). This version takes every change at a restart; *live* marks
+//! what a reload may change without one.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::units::names::{SourceName, VolumeName};
+use crate::units::numbers::ByteCount;
+
+/// Default of `data_dir`.
+pub const DATA_DIR: &str = "state";
+/// Default of the hub's `listen`.
+pub const HUB_LISTEN: &str = "127.0.0.1:7420";
+/// Default of the hub's `nbd_listen`.
+pub const HUB_NBD_LISTEN: &str = "127.0.0.1:10810";
+/// Default of the hub's `http_listen`.
+pub const HUB_HTTP_LISTEN: &str = "127.0.0.1:7421";
+/// Default of `sources_dir`.
+pub const SOURCES_DIR: &str = "sources.d";
+/// Default of the hub's `nvram.size`.
+pub const HUB_NVRAM: ByteCount = ByteCount(1 << 30);
+/// Default of `image_pin`.
+pub const IMAGE_PIN: Duration = Duration::from_secs(24 * 60 * 60);
+/// Default of the source's `nbd_listen`.
+pub const SOURCE_NBD_LISTEN: &str = "127.0.0.1:10809";
+/// Default of the source's `http_listen`.
+pub const SOURCE_HTTP_LISTEN: &str = "127.0.0.1:7422";
+/// Default of the source's `nvram.size`.
+pub const SOURCE_NVRAM: ByteCount = ByteCount(512 << 20);
+/// Default of `checkpoint.interval`.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+/// Default of `replication.hub_timeout`.
+pub const HUB_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// `hub.toml` with the files of its `sources_dir`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubConfig {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// `data_dir`: where the hub keeps its NVRAM, catalog and `admin.sock`. Default `state` beside
+    /// the file. Restart.
+    pub data_dir: PathBuf,
+    /// `listen`: address and port for sources; loopback. Default `127.0.0.1:7420`. Port 0 takes a
+    /// free one. Restart.
+    pub listen: SocketAddr,
+    /// `nbd_listen`: address and port, or `unix:PATH`, for readers of images; loopback or unix.
+    /// Default `127.0.0.1:10810`. Restart.
+    pub nbd_listen: Listen,
+    /// `http_listen`: address and port, or `unix:PATH`, for metrics, health and status; loopback or
+    /// unix. Default `127.0.0.1:7421`. Restart.
+    pub http_listen: Listen,
+    /// `sources_dir`: directory with one file `NAME.toml` for each source. Default `sources.d`
+    /// beside the file. Restart.
+    pub sources_dir: PathBuf,
+    /// `image_pin`: how long a reader keeps the CP it found. Default 24h, 1m to 720h. Live.
+    pub image_pin: Duration,
+    /// `[nvram]`: the ring that all sources share. Default 1GiB in `data_dir`.
+    pub nvram: NvramConfig,
+    /// `log.dir`: directory of the source logs. Default `logs` in `data_dir`. Restart.
+    pub log_dir: PathBuf,
+    /// `[pool]`: where the images are kept.
+    pub pool: PoolConfig,
+    /// The sources, by name.
+    pub sources: Vec<HubSource>,
+}
+
+/// A source as the hub takes it: its file, and its part of the ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubSource {
+    /// What its file says.
+    pub file: SourceFile,
+    /// Its guaranteed share of the ring: as its file says, or an equal part of half of what the
+    /// files leave, at least 4MiB. 0 if it is not enabled. The sum never exceeds the ring.
+    pub nvram_share: ByteCount,
+}
+
+/// `sources.d/NAME.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// `name`: the source's name; equals the stem of the file. Required. A new name is a new source.
+    pub name: SourceName,
+    /// `enabled`: whether the source may connect. Default true. Live.
+    pub enabled: bool,
+    /// `nvram_share`: guaranteed part of the hub's ring. Default: see [`HubSource`]. 4MiB to the
+    /// size of the ring. Live.
+    pub nvram_share: Option<ByteCount>,
+    /// `log_limit`: bytes that its source logs may take. Default none: its NVRAM bounds them. At
+    /// least 8MiB. Live.
+    pub log_limit: Option<ByteCount>,
+    /// `[[volume]]`: if given, exactly these volumes with these sizes may be announced. Live.
+    pub volumes: Vec<VolumeConfig>,
+}
+
+/// `source.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceConfig {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// `name`: the source's name, as on the hub. Required. Restart.
+    pub name: SourceName,
+    /// `data_dir`: where the source keeps its NVRAM, catalog and `admin.sock`. Default `state`
+    /// beside the file. Restart.
+    pub data_dir: PathBuf,
+    /// `hub`: address and port of the hub; loopback. Required. Live.
+    pub hub: SocketAddr,
+    /// `nbd_listen`: address and port, or `unix:PATH`, for clients; loopback or unix. Default
+    /// `127.0.0.1:10809`. Restart.
+    pub nbd_listen: Listen,
+    /// `http_listen`: address and port, or `unix:PATH`, for metrics, health and status; loopback or
+    /// unix. Default `127.0.0.1:7422`. Restart.
+    pub http_listen: Listen,
+    /// `[nvram]`: two partitions of half each. Default 512MiB in `data_dir`.
+    pub nvram: NvramConfig,
+    /// `checkpoint.interval`: time from one CP to the next, if there is something to say. Default
+    /// 10s, 100ms to 24h. Live.
+    pub checkpoint_interval: Duration,
+    /// `[replication]`: what a write promises.
+    pub replication: ReplicationConfig,
+    /// `nbd.cache`: when a write is answered. Default `writethrough`. Restart.
+    pub cache: CacheMode,
+    /// `[pool]`: where the volumes are kept.
+    pub pool: PoolConfig,
+    /// `pool.on_full`: what a write gets that has no room. Default `wait`. Live.
+    pub on_full: OnFull,
+    /// `[[volume]]`: at least one. A larger size is live, anything else a restart.
+    pub volumes: Vec<VolumeConfig>,
+}
+
+/// Where something listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// `ADDRESS:PORT`; port 0 takes a free one.
+    Tcp(SocketAddr),
+    /// `unix:PATH`.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// `[nvram]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NvramConfig {
+    /// `nvram.path`: file or block device of the ring. Default `nvram` in `data_dir`. Restart.
+    pub path: PathBuf,
+    /// `nvram.size`: bytes of it that are used. 8MiB to 4TiB. Restart.
+    pub size: ByteCount,
+}
+
+/// `[pool]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// `pool.raid`: how devices make one. Default `none`. Restart.
+    pub raid: Raid,
+    /// `pool.devices`: at least one. Restart.
+    pub devices: Vec<DeviceConfig>,
+}
+
+impl PoolConfig {
+    /// Bytes of all devices together.
+    pub fn size(&self) -> ByteCount {
+        let sum = self.devices.iter().fold(0_u64, |sum, one| sum.saturating_add(one.size.0));
+        ByteCount(sum)
+    }
+}
+
+/// One of `pool.devices`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// `path`: file or block device. Required.
+    pub path: PathBuf,
+    /// `size`: bytes of it that are used; at least 256MiB. Required.
+    pub size: ByteCount,
+}
+
+/// `[[volume]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeConfig {
+    /// `name`: name within the source. Required.
+    pub name: VolumeName,
+    /// `size`: as clients see it; a multiple of 4KiB, at most 16384TiB. Required.
+    pub size: ByteCount,
+}
+
+/// `[replication]`: section 9 of the design.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicationConfig {
+    /// `mode`: when a write is answered. Default `sync`. Live at the next CP.
+    pub mode: Mode,
+    /// `ack`: what the hub has done before it acknowledges. Default `durable`. Live at the next CP.
+    pub ack: Ack,
+    /// `apply`: how a CP travels. Default `reference`. Live at the next CP.
+    pub apply: Apply,
+    /// `on_hub_loss`: what happens to writes while the hub is lost. In this version always
+    /// `stop`: they are held until the hub is back. Live at the next CP.
+    pub on_hub_loss: OnHubLoss,
+    /// `hub_timeout`: silence after which the hub counts as lost. Default 5s, 100ms to 1h. Live.
+    pub hub_timeout: Duration,
+}
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$word_doc])* $variant,)*
+        }
+
+        impl $name {
+            /// Every value and its word in the file.
+            pub const WORDS: &'static [(&'static str, Self)] = &[$(($word, Self::$variant)),*];
+
+            /// Its word in the file, in status and in metrics.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)*
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// How the devices of a pool make one.
+    Raid {
+        /// One device, no redundancy.
+        None = "none",
+        /// Every device has everything.
+        Mirror = "mirror",
+        /// Any one device may fail.
+        Parity1 = "parity1",
+        /// Any two devices may fail.
+        Parity2 = "parity2",
+    }
+}
+words! {
+    /// When a write is answered.
+    Mode {
+        /// Durable here and acknowledged by the hub.
+        Sync = "sync",
+        /// Durable here, the hub at most `lag_limit` behind.
+        SemiSync = "semi-sync",
+        /// Durable here.
+        Async = "async",
+        /// Durable here; the hub gets CPs only.
+        CpOnly = "cp-only",
+    }
+}
+words! {
+    /// What the hub has done before it acknowledges a transfer.
+    Ack {
+        /// Synced it in the ring.
+        Durable = "durable",
+        /// Has it in memory.
+        Received = "received",
+        /// Synced it in the source log too.
+        Filed = "filed",
+    }
+}
+words! {
+    /// How a CP travels.
+    Apply {
+        /// By reference wherever the log has the whole block.
+        Reference = "reference",
+        /// All changed blocks are sent again.
+        Inline = "inline",
+        /// The hub applies the log itself.
+        Replay = "replay",
+    }
+}
+words! {
+    /// What happens to writes while the hub is lost.
+    OnHubLoss {
+        /// They are served alone and follow later.
+        Continue = "continue",
+        /// They are held.
+        Stop = "stop",
+    }
+}
+words! {
+    /// When an NBD write is answered.
+    CacheMode {
+        /// Under the rule of `replication.mode`.
+        Writethrough = "writethrough",
+        /// Once ordered and buffered; flush and FUA wait.
+        Writeback = "writeback",
+    }
+}
+words! {
+    /// What a write gets that has no room in the pool.
+    OnFull {
+        /// It waits.
+        Wait = "wait",
+        /// It fails with ENOSPC.
+        Enospc = "enospc",
+    }
+}
+
+/// Either configuration of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessConfig {
+    /// Of a hub.
+    Hub(Box<HubConfig>),
+    /// Of a source.
+    Source(Box<SourceConfig>),
+}
+
+impl ProcessConfig {
+    /// Where `admin.sock` is.
+    pub fn data_dir(&self) -> &Path {
+        match self {
+            Self::Hub(hub) => &hub.data_dir,
+            Self::Source(source) => &source.data_dir,
+        }
+    }
+}

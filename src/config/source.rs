@@ -1,0 +1,142 @@
+//! Reads and judges `source.toml`.
+
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::common::{apart, data_dir, listen, loopback, name, nvram, pool, volumes};
+use super::load::Kind;
+use super::problem::Problem;
+use super::quantity::Unfit;
+use super::reader::{Reader, Section};
+use super::schema::{
+    Ack, Apply, CHECKPOINT_INTERVAL, CacheMode, HUB_LISTEN, HUB_TIMEOUT, Mode, OnFull, OnHubLoss,
+    ReplicationConfig, SOURCE_HTTP_LISTEN, SOURCE_NBD_LISTEN, SOURCE_NVRAM, SourceConfig,
+};
+use super::text::Text;
+use super::unavailable;
+use crate::limits::{CHECKPOINT_INTERVAL_MS, HUB_TIMEOUT_MS};
+use crate::units::names::SourceName;
+
+/// Reads a parsed file.
+pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Vec<Problem>> {
+    let (mut reader, root) = Reader::new(Kind::Source, text, table);
+    let name = name::<SourceName>(&mut reader, &root);
+    let data_dir = data_dir(&mut reader, &root);
+    let hub = hub(&mut reader, &root);
+    for (key, fix) in [
+        ("name", "write name = \"filer-a\", the name of its file on the hub"),
+        ("hub", "write hub = \"127.0.0.1:7420\", the hub's `listen`"),
+    ] {
+        if !root.has(key) {
+            reader.missing(&root, key, fix);
+        }
+    }
+    let nbd_listen = listen(&mut reader, &root, "nbd_listen", SOURCE_NBD_LISTEN, true);
+    let http_listen = listen(&mut reader, &root, "http_listen", SOURCE_HTTP_LISTEN, true);
+    if let (Some(nbd), Some(http)) = (&nbd_listen, &http_listen) {
+        apart(&mut reader, &[nbd, http]);
+    }
+    let (nvram, _) = nvram(&mut reader, &root, data_dir.as_deref(), SOURCE_NVRAM);
+    let checkpoint_interval = interval(&mut reader, &root);
+    let replication = replication(&mut reader, &root);
+    let nbd = reader.section(&root, "nbd");
+    let cache = reader.choice(&nbd, "cache", CacheMode::WORDS);
+    let ring = nvram.as_ref().map(|nvram| nvram.path.clone());
+    let (pool, pool_section) = pool(&mut reader, &root, &[("nvram.path", ring)]);
+    let on_full = reader.choice(&pool_section, "on_full", OnFull::WORDS);
+    let before = reader.problems.len();
+    let volumes = volumes(&mut reader, &root);
+    if volumes.is_empty() && reader.problems.len() == before {
+        let fix = "write [[volume]] and below it name = \"vol0\" and size = \"1GiB\"";
+        reader.missing(&root, "volume", fix);
+    }
+    unavailable::check(&mut reader, table);
+    let problems = reader.finish();
+    let config = (|| {
+        Some(SourceConfig {
+            file: text.file.clone(),
+            name: name?.into_inner(),
+            data_dir: data_dir?,
+            hub: hub?,
+            nbd_listen: nbd_listen?.listen,
+            http_listen: http_listen?.listen,
+            nvram: nvram?,
+            checkpoint_interval,
+            replication,
+            cache: cache.map_or(CacheMode::Writethrough, Spanned::into_inner),
+            pool: pool?,
+            on_full: on_full.map_or(OnFull::Wait, Spanned::into_inner),
+            volumes,
+        })
+    })();
+    super::load::whole(config, problems, text)
+}
+
+/// The hub's address. Without TLS a source dials loopback only.
+fn hub<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> Option<std::net::SocketAddr> {
+    let found = reader.parsed(root, "hub", "a loopback ADDRESS:PORT", |text| {
+        let address = loopback(text, HUB_LISTEN)?;
+        if address.port() == 0 {
+            let fix = format!("write the port that the hub listens on, such as \"{HUB_LISTEN}\"");
+            return Err(Unfit { met: "nobody listens on port 0".into(), fix });
+        }
+        Ok(address)
+    });
+    found.map(Spanned::into_inner)
+}
+
+fn interval<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> Duration {
+    let section = reader.section(root, "checkpoint");
+    let interval = reader.duration(&section, "interval", CHECKPOINT_INTERVAL_MS);
+    interval.map_or(CHECKPOINT_INTERVAL, Spanned::into_inner)
+}
+
+fn replication<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> ReplicationConfig {
+    let section = reader.section(root, "replication");
+    let mode = reader.choice(&section, "mode", Mode::WORDS);
+    let ack = reader.choice(&section, "ack", Ack::WORDS);
+    let apply = reader.choice(&section, "apply", Apply::WORDS);
+    let on_hub_loss = reader.choice(&section, "on_hub_loss", OnHubLoss::WORDS);
+    let hub_timeout = reader.duration(&section, "hub_timeout", HUB_TIMEOUT_MS);
+    if let Some(mode) = &mode {
+        contradictions(reader, mode, ack.as_ref(), apply.as_ref(), on_hub_loss.as_ref());
+    }
+    ReplicationConfig {
+        mode: mode.map_or(Mode::Sync, Spanned::into_inner),
+        ack: ack.map_or(Ack::Durable, Spanned::into_inner),
+        apply: apply.map_or(Apply::Reference, Spanned::into_inner),
+        on_hub_loss: on_hub_loss.map_or(OnHubLoss::Stop, Spanned::into_inner),
+        hub_timeout: hub_timeout.map_or(HUB_TIMEOUT, Spanned::into_inner),
+    }
+}
+
+/// Section 9: `cp-only` with reference, replay or `ack`; `async` or `cp-only` with `stop`.
+fn contradictions(
+    reader: &mut Reader<'_>,
+    mode: &Spanned<Mode>,
+    ack: Option<&Spanned<Ack>>,
+    apply: Option<&Spanned<Apply>>,
+    on_hub_loss: Option<&Spanned<OnHubLoss>>,
+) {
+    let mut clash = |key: &str, span: std::ops::Range<usize>, met: String, fix: &str| {
+        let keys = (key, "replication.mode");
+        reader.contradiction(keys, (span, mode.span()), met, fix);
+    };
+    let forwards = *mode.get_ref() != Mode::CpOnly;
+    if let Some(ack) = ack.filter(|_| !forwards) {
+        let met = "cp-only forwards no log, so there is nothing to acknowledge";
+        clash("replication.ack", ack.span(), met.into(), "take ack out");
+    }
+    if let Some(apply) = apply.filter(|apply| !forwards && *apply.get_ref() != Apply::Inline) {
+        let met = format!("cp-only forwards no log, so {} has nothing to read", apply.get_ref());
+        clash("replication.apply", apply.span(), met, "write apply = \"inline\"");
+    }
+    let waits = matches!(mode.get_ref(), Mode::Sync | Mode::SemiSync);
+    if let Some(stop) = on_hub_loss.filter(|loss| !waits && *loss.get_ref() == OnHubLoss::Stop) {
+        let met = format!("{} answers writes without the hub, stop holds them", mode.get_ref());
+        let fix = "write on_hub_loss = \"continue\", or mode = \"sync\"";
+        clash("replication.on_hub_loss", stop.span(), met, fix);
+    }
+}

@@ -1,0 +1,69 @@
+//! Reads and judges one file of `sources.d`.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::common::{name, volumes};
+use super::load::Kind;
+use super::problem::Problem;
+use super::reader::Reader;
+use super::schema::SourceFile;
+use super::text::Text;
+use super::unavailable;
+use crate::limits::{
+    NVRAM_SHARE_BYTES_MIN, POOL_DEVICE_BYTES_MAX, RING_BYTES_MAX, SOURCE_LOG_STEP_BYTES,
+};
+use crate::units::names::SourceName;
+
+/// What a file says, with the places that the hub's own judgement may have to name.
+#[derive(Debug)]
+pub(super) struct Judged {
+    /// The file, if all of it is right.
+    pub(super) file: Option<SourceFile>,
+    /// `name`, also if something else is wrong.
+    pub(super) name: Option<Spanned<SourceName>>,
+    /// Where `nvram_share` stands.
+    pub(super) share: Option<Range<usize>>,
+    /// Everything wrong.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// Reads a parsed file.
+pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Judged {
+    let (mut reader, root) = Reader::new(Kind::SourceFile, text, table);
+    let name = name::<SourceName>(&mut reader, &root);
+    match &name {
+        Some(name) => stem_is_name(&mut reader, name),
+        None if !root.has("name") => {
+            reader.missing(&root, "name", "write name = \"..\", the stem of the file's name");
+        }
+        None => {}
+    }
+    let enabled = reader.boolean(&root, "enabled").unwrap_or(true);
+    let share = reader.size(&root, "nvram_share", NVRAM_SHARE_BYTES_MIN..=RING_BYTES_MAX);
+    let limit = reader.size(&root, "log_limit", SOURCE_LOG_STEP_BYTES..=POOL_DEVICE_BYTES_MAX);
+    let volumes = volumes(&mut reader, &root);
+    unavailable::check(&mut reader, table);
+    let problems = reader.finish();
+    let file = name.as_ref().filter(|_| problems.is_empty()).map(|name| SourceFile {
+        file: text.file.clone(),
+        name: name.get_ref().clone(),
+        enabled,
+        nvram_share: share.as_ref().map(|share| *share.get_ref()),
+        log_limit: limit.map(Spanned::into_inner),
+        volumes,
+    });
+    Judged { file, name, share: share.map(|share| share.span()), problems }
+}
+
+fn stem_is_name(reader: &mut Reader<'_>, name: &Spanned<SourceName>) {
+    let stem = reader.text.file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let stem = stem.unwrap_or_default();
+    if stem != name.get_ref().as_str() {
+        let met = format!("the name is {}, the file is called {stem}.toml", name.get_ref());
+        let fix = format!("rename the file to {}.toml, or write \"{stem}\"", name.get_ref());
+        reader.problem(name.span(), "name", met, "the stem of the file's name", fix);
+    }
+}

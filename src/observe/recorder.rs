@@ -1,0 +1,92 @@
+//! The metric recorder: one a process, installed first thing, rendered by [`super::server`].
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::metric::catalogue::{ALL, BUILD_INFO, Kind};
+
+/// Why there are no metrics.
+#[derive(Debug, thiserror::Error)]
+#[error("the metric recorder cannot be installed: {0}")]
+pub struct RecorderError(#[from] BuildError);
+
+/// Installs the recorder for the whole process, describes every metric, and sets
+/// `mirrorhub_build_info` for `role`: `hub` or `source`.
+///
+/// # Errors
+/// If the process has a recorder already.
+pub fn install(role: &'static str) -> Result<PrometheusHandle, RecorderError> {
+    let handle = builder()?.install_recorder()?;
+    crate::metric::describe_all();
+    metrics::gauge!(BUILD_INFO.name, "version" => env!("CARGO_PKG_VERSION"), "role" => role)
+        .set(1.0);
+    Ok(handle)
+}
+
+/// A recorder with the catalogue's buckets: without them histograms would be summaries, which
+/// cannot be added up over sources and hubs.
+pub(super) fn builder() -> Result<PrometheusBuilder, BuildError> {
+    let mut builder = PrometheusBuilder::new();
+    for metric in ALL {
+        if let Kind::Histogram { buckets } = metric.kind {
+            builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.into()), buckets)?;
+        }
+    }
+    Ok(builder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metric::catalogue::{
+        CLIENT_WRITE_SECONDS, Label, Metric, NVRAM_USED_BYTES, STATES, Values,
+    };
+    use crate::status::document::State;
+
+    fn labels(metric: &Metric) -> Vec<metrics::Label> {
+        let value = |label: &Label| match label.values {
+            Values::Closed(words) => words[0],
+            Values::Sources | Values::Volumes | Values::One => "x",
+        };
+        metric.labels.iter().map(|label| metrics::Label::new(label.name, value(label))).collect()
+    }
+
+    /// Sets every metric of the catalogue once and holds the rendered text against it.
+    #[test]
+    fn every_metric_is_rendered_under_its_own_name_with_help_and_type() {
+        let recorder = builder().unwrap().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            crate::metric::describe_all();
+            for metric in ALL {
+                match metric.kind {
+                    Kind::Counter => metrics::counter!(metric.name, labels(metric)).increment(1),
+                    Kind::Gauge => metrics::gauge!(metric.name, labels(metric)).set(1.0),
+                    Kind::Histogram { .. } => {
+                        metrics::histogram!(metric.name, labels(metric)).record(1.0);
+                    }
+                }
+            }
+        });
+        let text = handle.render();
+        for metric in ALL {
+            let word = match metric.kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Histogram { .. } => "histogram",
+            };
+            for line in [
+                format!("# TYPE {} {word}\n", metric.name),
+                format!("# HELP {} {}\n", metric.name, metric.help),
+            ] {
+                assert!(text.contains(&line), "{line:?} is not in\n{text}");
+            }
+        }
+        assert!(text.contains(&format!("{}_bucket{{le=\"0.001\"}} 0", CLIENT_WRITE_SECONDS.name)));
+        assert!(text.contains(&format!("{} 1\n", NVRAM_USED_BYTES.name)));
+    }
+
+    #[test]
+    fn states_have_the_same_words_in_status_and_in_metrics() {
+        assert_eq!(State::ALL.map(State::as_str), STATES);
+    }
+}

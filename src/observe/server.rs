@@ -1,0 +1,338 @@
+//! Routes and answers of the HTTP listener.
+//!
+//! Called by the `hub` and `source` commands: bind, then [`serve`] until stopped.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::json;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::listener::Bounded;
+use crate::limits::{
+    HTTP_CONNECTIONS_MAX, HTTP_IDLE_SECONDS_MAX, HTTP_STOP_SECONDS_MAX, METRIC_UPKEEP_SECONDS,
+};
+use crate::metric::catalogue::HEALTH_STATUS;
+use crate::status::SCHEMA;
+use crate::status::document::StatusDocument;
+use crate::status::health::HealthWord;
+
+/// What the process publishes. Every function returns at once, from copies: it is called on an
+/// async thread, and never takes a lock of the data path.
+pub trait Observed: Send + Sync + 'static {
+    /// Sets the gauges and absolute counters that are only brought up to date when somebody looks.
+    fn collect(&self);
+
+    /// The document of `mirrorhub status --json`.
+    fn status(&self) -> StatusDocument;
+}
+
+/// Where HTTP is served.
+#[derive(Debug)]
+pub enum HttpListener {
+    /// A TCP port; loopback unless TLS stands before it.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
+}
+
+/// Why HTTP cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("http_listen: cannot listen on {address}: {error}")]
+pub struct ListenError {
+    /// As configured.
+    pub address: String,
+    /// The kernel's answer.
+    pub error: io::Error,
+}
+
+impl HttpListener {
+    /// Binds a TCP address.
+    pub async fn tcp(address: std::net::SocketAddr) -> Result<Self, ListenError> {
+        TcpListener::bind(address)
+            .await
+            .map(Self::Tcp)
+            .map_err(|error| ListenError { address: address.to_string(), error })
+    }
+
+    /// Binds a unix socket; one left behind by a process that died must be gone already.
+    pub fn unix(path: &Path) -> Result<Self, ListenError> {
+        UnixListener::bind(path)
+            .map(Self::Unix)
+            .map_err(|error| ListenError { address: format!("unix:{}", path.display()), error })
+    }
+
+    /// The address in words, with the port that was chosen if none was asked for.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Tcp(tcp) => tcp.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string()),
+            Self::Unix(unix) => {
+                let path = unix.local_addr().ok();
+                let path = path.and_then(|address| address.as_pathname().map(PathBuf::from));
+                format!("unix:{}", path.unwrap_or_default().display())
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Shared {
+    observed: Arc<dyn Observed>,
+    metrics: PrometheusHandle,
+}
+
+/// Serves until `stop`; requests under way are finished first, within some seconds. Also keeps the recorder tidy.
+///
+/// # Errors
+/// If the listener itself fails; a bad client never does that.
+pub async fn serve(
+    listener: HttpListener,
+    observed: Arc<dyn Observed>,
+    metrics: PrometheusHandle,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let idle_max = Duration::from_secs(HTTP_IDLE_SECONDS_MAX);
+    let app = router(Shared { observed, metrics: metrics.clone() });
+    let stopped = stop.clone().cancelled_owned();
+    let served = async {
+        match listener {
+            HttpListener::Tcp(tcp) => {
+                let bounded = Bounded::new(tcp, HTTP_CONNECTIONS_MAX, idle_max);
+                axum::serve(bounded, app).with_graceful_shutdown(stopped).await
+            }
+            HttpListener::Unix(unix) => {
+                let bounded = Bounded::new(unix, HTTP_CONNECTIONS_MAX, idle_max);
+                axum::serve(bounded, app).with_graceful_shutdown(stopped).await
+            }
+        }
+    };
+    tokio::select! {
+        result = served => result,
+        () = upkeep(metrics) => Ok(()),
+        () = overdue(&stop) => Ok(()),
+    }
+}
+
+/// A reader that does not read holds up the end of the process for this long and no longer.
+async fn overdue(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(Duration::from_secs(HTTP_STOP_SECONDS_MAX)).await;
+}
+
+/// Histograms gather samples until somebody renders or this runs: without it a process that nobody
+/// scrapes would grow.
+async fn upkeep(metrics: PrometheusHandle) {
+    let mut tick = interval(Duration::from_secs(METRIC_UPKEEP_SECONDS));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        metrics.run_upkeep();
+    }
+}
+
+/// `get` answers HEAD as well and every other method with 405 and `Allow: GET,HEAD`.
+fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics_text))
+        .route("/healthz", get(health))
+        .route("/api/v1/status", get(status))
+        .fallback(not_found)
+        .with_state(shared)
+}
+
+const NO_STORE: (HeaderName, &str) = (header::CACHE_CONTROL, "no-store");
+
+async fn metrics_text(State(shared): State<Shared>) -> Response {
+    shared.observed.collect();
+    let level = shared.observed.status().health().word.level();
+    metrics::gauge!(HEALTH_STATUS.name).set(f64::from(level));
+    let content = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+    ([content, NO_STORE], shared.metrics.render()).into_response()
+}
+
+/// 200 while the process does its work, warnings included; 503 when its health is critical.
+async fn health(State(shared): State<Shared>) -> Response {
+    let document = shared.observed.status();
+    let health = document.health();
+    let code = match health.word {
+        HealthWord::Ok | HealthWord::Warning => StatusCode::OK,
+        HealthWord::Critical => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let body = json!({ "schema": SCHEMA, "health": health });
+    (code, [NO_STORE], axum::Json(body)).into_response()
+}
+
+async fn status(State(shared): State<Shared>) -> Response {
+    ([NO_STORE], axum::Json(shared.observed.status())).into_response()
+}
+
+async fn not_found() -> Response {
+    let body = json!({
+        "schema": SCHEMA,
+        "error": "there is /metrics, /healthz and /api/v1/status",
+    });
+    (StatusCode::NOT_FOUND, axum::Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::metric::catalogue::NVRAM_USED_BYTES;
+    use crate::status::document::NvramStatus;
+
+    /// Its ring fills by one percent with each collection; critical on command.
+    #[derive(Default)]
+    struct Fake {
+        collected: AtomicU64,
+        critical: Mutex<bool>,
+    }
+
+    impl Observed for Fake {
+        fn collect(&self) {
+            self.collected.fetch_add(1, Ordering::SeqCst);
+        }
+
+        fn status(&self) -> StatusDocument {
+            let nvram = NvramStatus {
+                used_bytes: self.collected.load(Ordering::SeqCst),
+                capacity_bytes: 100,
+                durability: "simulated".into(),
+            };
+            let pool = self.critical.lock().unwrap().then(|| crate::status::document::PoolStatus {
+                total_bytes: 100,
+                free_bytes: 0,
+                used_bytes: 100,
+                pinned_bytes: 0,
+            });
+            StatusDocument::hub(Vec::new(), Some(nvram), pool)
+        }
+    }
+
+    struct Running {
+        address: SocketAddr,
+        fake: Arc<Fake>,
+        stop: CancellationToken,
+        server: tokio::task::JoinHandle<io::Result<()>>,
+    }
+
+    impl Running {
+        async fn start() -> Self {
+            let listener = HttpListener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
+            let address = listener.describe().parse().unwrap();
+            let recorder = super::super::recorder::builder().unwrap().build_recorder();
+            let handle = recorder.handle();
+            metrics::with_local_recorder(&recorder, || {
+                metrics::gauge!(NVRAM_USED_BYTES.name).set(7.0);
+            });
+            let fake = Arc::new(Fake::default());
+            let stop = CancellationToken::new();
+            let observed: Arc<dyn Observed> = fake.clone();
+            let server = tokio::spawn(serve(listener, observed, handle, stop.clone()));
+            Self { address, fake, stop, server }
+        }
+
+        async fn ask(&self, method: &str, path: &str) -> String {
+            let request =
+                format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+            let address = self.address;
+            tokio::task::spawn_blocking(move || {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.write_all(request.as_bytes()).unwrap();
+                let mut text = String::new();
+                stream.read_to_string(&mut text).unwrap();
+                text
+            })
+            .await
+            .unwrap()
+        }
+
+        async fn end(self) {
+            self.stop.cancel();
+            self.server.await.unwrap().unwrap();
+            assert!(TcpStream::connect(self.address).is_err(), "still listening after the end");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn metrics_are_collected_then_rendered() {
+        let running = Running::start().await;
+        let text = running.ask("GET", "/metrics").await;
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        assert!(text.contains("content-type: text/plain; version=0.0.4"), "{text}");
+        assert!(text.contains("mirrorhub_nvram_used_bytes 7\n"), "{text}");
+        assert_eq!(running.fake.collected.load(Ordering::SeqCst), 1);
+        running.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn health_is_503_only_when_critical() {
+        let running = Running::start().await;
+        let text = running.ask("GET", "/healthz").await;
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        running.fake.collected.store(95, Ordering::SeqCst);
+        let text = running.ask("GET", "/healthz").await;
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("nvram-nearly-full"));
+        *running.fake.critical.lock().unwrap() = true;
+        let text = running.ask("GET", "/healthz").await;
+        assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+        assert!(text.contains("\"code\":\"pool-full\""), "{text}");
+        running.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_get_and_head_and_only_known_paths() {
+        let running = Running::start().await;
+        let text = running.ask("GET", "/api/v1/status").await;
+        assert!(text.contains("{\"schema\":1,\"sources\":[],\"nvram\":{"), "{text}");
+        let head = running.ask("HEAD", "/api/v1/status").await;
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+        for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
+            for path in ["/metrics", "/healthz", "/api/v1/status"] {
+                let text = running.ask(method, path).await;
+                assert!(text.starts_with("HTTP/1.1 405 "), "{method} {path}: {text}");
+            }
+        }
+        assert!(running.ask("GET", "/../etc/passwd").await.starts_with("HTTP/1.1 404 "));
+        running.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn silent_connections_are_closed_and_counted() {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let bounded = Bounded::new(tcp, 2, Duration::from_millis(300));
+        let app = Router::new().route("/", get(|| async { "here" }));
+        let server = tokio::spawn(async move { axum::serve(bounded, app).await });
+        let silent: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(address).unwrap()).collect();
+        // Both places are taken: this one is answered only after the idle ones were closed.
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        })
+        .await
+        .unwrap();
+        assert!(answer.ends_with("here"), "{answer}");
+        for mut stream in silent {
+            assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "a silent connection stays open");
+        }
+        server.abort();
+    }
+}

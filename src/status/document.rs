@@ -1,0 +1,353 @@
+//! The status documents of hub and source.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::SCHEMA;
+use super::health::Health;
+use crate::units::hash::Root;
+use crate::units::ids::SourceId;
+use crate::units::names::{SourceName, VolumeName};
+
+/// The state of a source, as section 13 names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Known, but never heard from since the hub started; or, on a source, before the hub answered.
+    Waiting,
+    /// The image is being brought up to the source; entries do not yet count as protection.
+    Syncing,
+    /// Every acknowledged write is safe as the policy promises.
+    InSync,
+    /// Connected, but the image cannot follow.
+    Behind,
+    /// Not connected.
+    Offline,
+    /// The hub serves the volumes.
+    FailedOver,
+    /// A higher epoch exists: this side may not serve writes.
+    Fenced,
+    /// An error latched; an operator must act.
+    Faulted,
+}
+
+impl State {
+    /// All of them, in the order of section 13.
+    pub const ALL: [Self; 8] = [
+        Self::Waiting,
+        Self::Syncing,
+        Self::InSync,
+        Self::Behind,
+        Self::Offline,
+        Self::FailedOver,
+        Self::Fenced,
+        Self::Faulted,
+    ];
+
+    /// The word in JSON, in metrics and on the terminal.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Syncing => "syncing",
+            Self::InSync => "in-sync",
+            Self::Behind => "behind",
+            Self::Offline => "offline",
+            Self::FailedOver => "failed-over",
+            Self::Fenced => "fenced",
+            Self::Faulted => "faulted",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What a source promises (section 9), in the words of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// `sync`, `semi-sync`, `async` or `cp-only`.
+    pub mode: String,
+    /// `durable`, `received` or `filed`.
+    pub ack: String,
+    /// `reference`, `inline` or `replay`.
+    pub apply: String,
+    /// `continue` or `stop`.
+    pub on_hub_loss: String,
+    /// `writethrough` or `writeback`.
+    pub cache: String,
+}
+
+/// Since when a source acknowledges writes without the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AloneSince {
+    /// Epoch of the durable mark.
+    pub epoch: u32,
+    /// First sequence number acknowledged alone.
+    pub sequence: u64,
+}
+
+/// One volume of a source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Name within its source.
+    pub name: VolumeName,
+    /// Size as clients see it.
+    pub size_bytes: u64,
+    /// Root at `applied_cp`; null before the first CP.
+    pub root: Option<Root>,
+}
+
+/// One source, as the hub or the source itself sees it.
+///
+/// The five `*_bytes` of the ladder count bytes of entries since the same moment, so that their
+/// differences say what is under way; each is at most the one before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceEntry {
+    /// Name.
+    pub name: SourceName,
+    /// Id; null until the source was heard once.
+    pub id: Option<SourceId>,
+    /// State.
+    pub state: State,
+    /// Why it is in that state: one sentence, lower case, no full stop.
+    pub reason: String,
+    /// What the administrator can do; empty when nothing is to be done.
+    pub next_step: String,
+    /// Policy in force; null until known.
+    pub policy: Option<Policy>,
+    /// Durable mark of writes acknowledged alone; null when there is none.
+    pub alone_since: Option<AloneSince>,
+    /// Epoch number; 0 until known.
+    pub epoch: u32,
+    /// Generation number; 0 until known.
+    pub generation: u32,
+    /// Number of the CP that the image shows; 0 is the empty beginning.
+    pub applied_cp: u32,
+    /// Seconds since the image was last known equal to the source; null before the first CP.
+    pub image_age_seconds: Option<f64>,
+    /// Bytes acknowledged and not visible.
+    pub lag_bytes: u64,
+    /// Age of the oldest acknowledged write that the image does not show yet; 0 if none.
+    pub lag_seconds: f64,
+    /// Answered to clients.
+    pub acknowledged_bytes: u64,
+    /// Durable in the hub's ring.
+    pub staged_bytes: u64,
+    /// In the source log.
+    pub drained_bytes: u64,
+    /// In the image's new tree.
+    pub applied_bytes: u64,
+    /// In the published CP.
+    pub visible_bytes: u64,
+    /// Volumes, by name.
+    pub volumes: Vec<VolumeStatus>,
+}
+
+/// The ring of the process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NvramStatus {
+    /// Bytes not released.
+    pub used_bytes: u64,
+    /// Bytes of the ring.
+    pub capacity_bytes: u64,
+    /// How a write is made durable: `O_DIRECT|O_DSYNC` or `fdatasync`.
+    pub durability: String,
+}
+
+/// The pool of the process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Size.
+    pub total_bytes: u64,
+    /// Free.
+    pub free_bytes: u64,
+    /// In use, pinned bytes included.
+    pub used_bytes: u64,
+    /// In use only because a reader pins an older CP.
+    pub pinned_bytes: u64,
+}
+
+/// What `status --json` prints on a hub.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HubStatus {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Every source of the hub, by name.
+    pub sources: Vec<SourceEntry>,
+    /// The shared ring.
+    pub nvram: Option<NvramStatus>,
+    /// The pool of the images.
+    pub pool: Option<PoolStatus>,
+    /// One word and its reasons.
+    pub health: Health,
+}
+
+/// What `status --json` prints on a source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The source itself.
+    pub source: SourceEntry,
+    /// Its NVRAM.
+    pub nvram: Option<NvramStatus>,
+    /// Its pool.
+    pub pool: Option<PoolStatus>,
+    /// One word and its reasons.
+    pub health: Health,
+}
+
+/// Either document; told apart by `sources` or `source`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum StatusDocument {
+    /// Of a hub.
+    Hub(HubStatus),
+    /// Of a source.
+    Source(Box<SourceStatus>),
+}
+
+impl StatusDocument {
+    /// The document of a hub, its health derived from the parts.
+    pub fn hub(
+        sources: Vec<SourceEntry>,
+        nvram: Option<NvramStatus>,
+        pool: Option<PoolStatus>,
+    ) -> Self {
+        let health = Health::derive(&sources, nvram.as_ref(), pool.as_ref());
+        Self::Hub(HubStatus { schema: SCHEMA, sources, nvram, pool, health })
+    }
+
+    /// The document of a source, its health derived from the parts.
+    pub fn source(
+        source: SourceEntry,
+        nvram: Option<NvramStatus>,
+        pool: Option<PoolStatus>,
+    ) -> Self {
+        let health = Health::derive(std::slice::from_ref(&source), nvram.as_ref(), pool.as_ref());
+        Self::Source(Box::new(SourceStatus { schema: SCHEMA, source, nvram, pool, health }))
+    }
+
+    /// The sources it tells of: all of a hub, or the one.
+    pub fn sources(&self) -> &[SourceEntry] {
+        match self {
+            Self::Hub(hub) => &hub.sources,
+            Self::Source(own) => std::slice::from_ref(&own.source),
+        }
+    }
+
+    /// The ring.
+    pub fn nvram(&self) -> Option<&NvramStatus> {
+        match self {
+            Self::Hub(hub) => hub.nvram.as_ref(),
+            Self::Source(own) => own.nvram.as_ref(),
+        }
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> Option<&PoolStatus> {
+        match self {
+            Self::Hub(hub) => hub.pool.as_ref(),
+            Self::Source(own) => own.pool.as_ref(),
+        }
+    }
+
+    /// The health word and its reasons.
+    pub fn health(&self) -> &Health {
+        match self {
+            Self::Hub(hub) => &hub.health,
+            Self::Source(own) => &own.health,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> SourceEntry {
+        SourceEntry {
+            name: "filer-a".parse().unwrap(),
+            id: Some(SourceId([0xab; 16])),
+            state: State::InSync,
+            reason: "every acknowledged write is durable on the hub".into(),
+            next_step: String::new(),
+            policy: Some(Policy {
+                mode: "sync".into(),
+                ack: "durable".into(),
+                apply: "reference".into(),
+                on_hub_loss: "stop".into(),
+                cache: "writethrough".into(),
+            }),
+            alone_since: None,
+            epoch: 1,
+            generation: 3,
+            applied_cp: 42,
+            image_age_seconds: Some(1.5),
+            lag_bytes: 4096,
+            lag_seconds: 0.25,
+            acknowledged_bytes: 16_384,
+            staged_bytes: 16_384,
+            drained_bytes: 12_288,
+            applied_bytes: 12_288,
+            visible_bytes: 12_288,
+            volumes: vec![VolumeStatus {
+                name: "vol0".parse().unwrap(),
+                size_bytes: 1 << 30,
+                root: Some(Root([0xcd; 32])),
+            }],
+        }
+    }
+
+    /// Golden text: the field names, their order and their types are a contract with users.
+    #[test]
+    fn the_documents_have_the_shape_of_the_contract() {
+        let source = format!(r#"{{"name":"filer-a","id":"{}","state":"in-sync","#, "ab".repeat(16))
+            + r#""reason":"every acknowledged write is durable on the hub","next_step":"","#
+            + r#""policy":{"mode":"sync","ack":"durable","apply":"reference","on_hub_loss":"stop","cache":"writethrough"},"#
+            + r#""alone_since":null,"epoch":1,"generation":3,"applied_cp":42,"image_age_seconds":1.5,"#
+            + r#""lag_bytes":4096,"lag_seconds":0.25,"acknowledged_bytes":16384,"staged_bytes":16384,"#
+            + r#""drained_bytes":12288,"applied_bytes":12288,"visible_bytes":12288,"#
+            + &format!(
+                r#""volumes":[{{"name":"vol0","size_bytes":1073741824,"root":"{}"}}]}}"#,
+                "cd".repeat(32)
+            );
+        let rest = r#""nvram":{"used_bytes":1,"capacity_bytes":2,"durability":"fdatasync"},"#
+            .to_owned()
+            + r#""pool":{"total_bytes":4000,"free_bytes":3000,"used_bytes":1000,"pinned_bytes":1},"#
+            + r#""health":{"word":"ok","reasons":[]}}"#;
+        let nvram =
+            NvramStatus { used_bytes: 1, capacity_bytes: 2, durability: "fdatasync".into() };
+        let pool =
+            PoolStatus { total_bytes: 4000, free_bytes: 3000, used_bytes: 1000, pinned_bytes: 1 };
+        let hub = StatusDocument::hub(vec![entry()], Some(nvram.clone()), Some(pool.clone()));
+        let text = serde_json::to_string(&hub).unwrap();
+        assert_eq!(text, format!(r#"{{"schema":1,"sources":[{source}],{rest}"#));
+        assert_eq!(serde_json::from_str::<StatusDocument>(&text).unwrap(), hub);
+        let own = StatusDocument::source(entry(), Some(nvram), Some(pool));
+        let text = serde_json::to_string(&own).unwrap();
+        assert_eq!(text, format!(r#"{{"schema":1,"source":{source},{rest}"#));
+        assert_eq!(serde_json::from_str::<StatusDocument>(&text).unwrap(), own);
+    }
+
+    #[test]
+    fn states_have_one_word_in_json_and_on_the_terminal() {
+        for state in State::ALL {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.to_string());
+        }
+    }
+
+    /// A newer program may add fields; an older one still reads the document.
+    #[test]
+    fn unknown_fields_are_passed_over() {
+        let mut value =
+            serde_json::to_value(StatusDocument::hub(vec![entry()], None, None)).unwrap();
+        value["new"] = serde_json::json!({"a": 1});
+        value["sources"][0]["new"] = serde_json::json!(true);
+        assert!(matches!(serde_json::from_value(value).unwrap(), StatusDocument::Hub(_)));
+    }
+}

@@ -1,0 +1,243 @@
+//! Hub and sources as processes, foreign clients against them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::harness::{BINARY, Cluster, Process, SourceSettings, hash, run, try_run, wait_for};
+
+/// A file of `size` bytes with seeded content, holes and zero blocks among it.
+fn make_image(path: &Path, size: u64, seed: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = fs::File::create(path).expect("image file");
+    file.set_len(size).expect("image size");
+    let mut state = seed | 1;
+    let mut block = vec![0_u8; 65_536];
+    for at in (0..size).step_by(block.len()) {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if state >> 61 < 2 {
+            continue;
+        }
+        for word in block.chunks_exact_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+        let length = block.len().min(usize::try_from(size - at).expect("small"));
+        file.write_all_at(&block[..length], at).expect("image data");
+    }
+}
+
+fn nbdcopy(from: &str, to: &str) {
+    run(Command::new("nbdcopy").arg("--").arg(from).arg(to));
+}
+
+/// The root in some lines of Python with the blake3 package: an independent implementation.
+fn python_root(file: &Path) -> String {
+    let script = r#"
+import sys, os
+from blake3 import blake3
+Z = bytes(16)
+path = sys.argv[1]
+size = os.path.getsize(path)
+level = []
+with open(path, 'rb') as f:
+    while block := f.read(4096):
+        level.append(Z if not any(block) else blake3(block).digest()[:16])
+while True:
+    level += [Z] * (-len(level) % 128)
+    level = [Z if not any(b''.join(level[i:i+128])) else blake3(b''.join(level[i:i+128])).digest()[:16]
+             for i in range(0, len(level), 128)]
+    if len(level) == 1: break
+print(blake3(b'mirrorhub root v1' + size.to_bytes(8, 'little') + level[0]).hexdigest())
+"#;
+    let output = run(Command::new("python3").arg("-c").arg(script).arg(file));
+    String::from_utf8(output.stdout).expect("digits").trim().to_owned()
+}
+
+/// nbdcopy in, checkpoint, nbdcopy out of the hub: equal files, equal roots, by three ways.
+#[test]
+fn what_a_client_copies_in_is_read_from_the_hub() {
+    let cluster = Cluster::start(&[SourceSettings::new("filer-a")]);
+    let (before, after) = (cluster.path("in.img"), cluster.path("out.img"));
+    make_image(&before, 64 << 20, 7);
+    let volume = cluster.volume("filer-a", "vol0");
+    nbdcopy(before.to_str().unwrap(), &volume);
+    let answer = cluster.checkpoint("filer-a");
+    let image = cluster.image("filer-a", "vol0");
+    nbdcopy(&image, after.to_str().unwrap());
+    run(Command::new("cmp").arg(&before).arg(&after));
+    run(Command::new("qemu-img").args(["compare", "-f", "raw", "-F", "raw", &volume, &image]));
+    let root = Cluster::root(&answer, "vol0");
+    assert_eq!(root, hash(&before));
+    assert_eq!(root, python_root(&before));
+    let shown = &cluster.on_hub("filer-a")["volumes"][0]["root"];
+    assert_eq!(shown.as_str(), Some(root.as_str()));
+    // Negative control: one other byte is another root.
+    use std::os::unix::fs::FileExt;
+    let file = fs::File::options().write(true).open(&after).expect("copy");
+    file.write_all_at(b"x", 12_345).expect("one byte");
+    assert_ne!(root, hash(&after));
+}
+
+#[test]
+fn nbdinfo_lists_and_describes_volumes_and_images() {
+    let cluster = Cluster::start(&[
+        SourceSettings::new("filer-a").volumes(&[("vol0", "64MiB"), ("vol1", "1GiB")]),
+    ]);
+    let info = |uri: &str| {
+        let output = run(Command::new("nbdinfo").arg("--json").arg(uri));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON of nbdinfo")
+    };
+    let volume = info(&cluster.volume("filer-a", "vol1"));
+    let export = &volume["exports"][0];
+    assert_eq!(export["export-size"], 1_u64 << 30);
+    for yes in ["can_flush", "can_fua", "can_trim", "can_zero", "can_multi_conn", "can_df"] {
+        assert_eq!(export[yes], true, "{yes} in {export}");
+    }
+    assert_eq!(export["is_read_only"], false);
+    assert_eq!(volume["structured"], true);
+    let image = info(&cluster.image("filer-a", "vol0"));
+    let export = &image["exports"][0];
+    assert_eq!(export["is_read_only"], true);
+    assert_eq!(export["can_multi_conn"], false);
+    let socket = cluster.path("hub/nbd.sock");
+    let list = run(Command::new("nbdinfo")
+        .arg("--list")
+        .arg(format!("nbd+unix://?socket={}", socket.display())));
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    assert!(list.contains("filer-a/vol0") && list.contains("filer-a/vol1"), "{list}");
+    let unknown = cluster.image("filer-a", "nothing");
+    assert!(!try_run(Command::new("nbdinfo").arg(unknown)).status.success());
+}
+
+/// fio with verification on the source, then a read-only verification on the image.
+#[test]
+fn fio_verifies_the_source_and_the_image() {
+    let cluster = Cluster::start(&[SourceSettings::new("filer-a").interval("1s")]);
+    let job = |uri: &str, only: bool| {
+        let mut command = Command::new("fio");
+        command.args(["--name=v", "--ioengine=nbd", "--rw=randwrite", "--bsrange=512-1048576"]);
+        command.args(["--bs_unaligned=0", "--bssplit=512/20:4k/40:64k/30:1m/10"]);
+        command.args(["--size=64m", "--io_size=96m", "--iodepth=32", "--verify=crc32c"]);
+        command.args(["--verify_fatal=1", "--randrepeat=1", "--randseed=11", "--serialize_overlap=1"]);
+        command.arg(format!("--uri={uri}"));
+        if only {
+            command.arg("--verify_only");
+        }
+        command.current_dir(cluster.dir.path());
+        run(&mut command);
+    };
+    job(&cluster.volume("filer-a", "vol0"), false);
+    cluster.checkpoint("filer-a");
+    job(&cluster.image("filer-a", "vol0"), true);
+}
+
+#[test]
+fn qemu_io_at_odd_offsets_and_past_the_end() {
+    let cluster = Cluster::start(&[SourceSettings::new("filer-a")]);
+    let volume = cluster.volume("filer-a", "vol0");
+    let good = [
+        "write -P 0xaa 0 1M",
+        "write -f -P 0xbb 1000 3000",
+        "write -P 0xcc 4095 2",
+        "read -P 0xbb 1000 3000",
+        "read -P 0xcc 4095 2",
+        "read -P 0xaa 4097 1000",
+        "write -z 8000 9000",
+        "read -P 0 8000 9000",
+        "discard 64k 64k",
+        "read -P 0 64k 64k",
+        "flush",
+    ];
+    for command in good {
+        let output = run(Command::new("qemu-io").args(["-f", "raw", "-c", command, &volume]));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!text.contains("failed"), "{command}: {text}");
+    }
+    let past = ["-f", "raw", "-c", "write 64M 4k", &volume];
+    let output = try_run(Command::new("qemu-io").args(past));
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(text.contains("failed") || !output.status.success(), "past the end: {text}");
+    let root = Cluster::root(&cluster.checkpoint("filer-a"), "vol0");
+    let copy = cluster.path("copy.img");
+    nbdcopy(&volume, copy.to_str().unwrap());
+    assert_eq!(root, hash(&copy));
+    let image = cluster.image("filer-a", "vol0");
+    let write = try_run(Command::new("qemu-io").args(["-f", "raw", "-c", "write 0 4k", &image]));
+    assert!(!write.status.success(), "an image is read-only");
+}
+
+/// Three sources with several volumes write at once; every image is its source's.
+#[test]
+fn three_sources_at_once() {
+    let names = ["filer-a", "filer-b", "filer-c"];
+    let volumes = [("vol0", "32MiB"), ("data.1", "48MiB")];
+    let settings: Vec<_> =
+        names.iter().map(|name| SourceSettings::new(name).volumes(&volumes).interval("1s")).collect();
+    let cluster = Cluster::start(&settings);
+    let mut copies = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        for (volume, size) in [("vol0", 32_u64 << 20), ("data.1", 48 << 20)] {
+            let file = cluster.path(&format!("{name}-{volume}.img"));
+            make_image(&file, size, 100 + u64::try_from(at).unwrap() * 10 + size);
+            let uri = cluster.volume(name, volume);
+            let log = cluster.path(&format!("{name}-{volume}.copy.log"));
+            let mut command = Command::new("nbdcopy");
+            command.arg("--").arg(&file).arg(uri);
+            let process = Process::start("nbdcopy", log, &mut command);
+            copies.push((*name, volume, file, process));
+        }
+    }
+    for (name, volume, file, mut process) in copies {
+        wait_for("nbdcopy ends", Duration::from_secs(60), || !process.runs());
+        let root = Cluster::root(&cluster.checkpoint(name), volume);
+        assert_eq!(root, hash(&file), "{name}/{volume}");
+        let out = cluster.path("out.img");
+        nbdcopy(&cluster.image(name, volume), out.to_str().unwrap());
+        run(Command::new("cmp").arg(&file).arg(&out));
+    }
+    let config = cluster.hub_config();
+    let output = run(Command::new(BINARY).args(["verify", "--json", "--config"]).arg(&config));
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(answer["equal"], true);
+    assert_eq!(answer["volumes"].as_array().map(Vec::len), Some(6));
+}
+
+/// While a client writes, every image opened is one cut and stays as it is under its reader.
+#[test]
+fn an_image_does_not_change_under_its_reader() {
+    let cluster = Cluster::start(&[SourceSettings::new("filer-a").interval("200ms")]);
+    let volume = cluster.volume("filer-a", "vol0");
+    let mut writer = Command::new("fio");
+    writer.args(["--name=w", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=8"]);
+    writer.args(["--size=64m", "--time_based", "--runtime=6"]).arg(format!("--uri={volume}"));
+    writer.current_dir(cluster.dir.path());
+    let mut writer = Process::start("fio", cluster.path("fio.log"), &mut writer);
+    let script = r#"
+import nbd, sys, time, hashlib
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+def read():
+    d = hashlib.sha256()
+    for at in range(0, h.get_size(), 1 << 20):
+        d.update(h.pread(1 << 20, at))
+    return d.hexdigest()
+first = read()
+for n in range(4):
+    time.sleep(0.4)
+    assert read() == first, 'the image moved'
+other = nbd.NBD()
+other.connect_uri(sys.argv[1])
+h2, h = h, other
+assert read() != first, 'a new reader sees no newer CP: the test shows nothing'
+"#;
+    let applied = || cluster.on_hub("filer-a")["applied_cp"].as_u64().unwrap_or_default();
+    wait_for("a first CP", Duration::from_secs(10), || applied() > 1);
+    let image = cluster.image("filer-a", "vol0");
+    run(Command::new("/usr/bin/python3").arg("-c").arg(script).arg(&image));
+    wait_for("fio ends", Duration::from_secs(20), || !writer.runs());
+}
