@@ -119,12 +119,24 @@ struct Look {
 }
 
 impl VolumeExport {
-    fn guard(&self) -> Result<(), ExportError> {
-        if self.ended.is_cancelled() { Err(error_of(&Refusal::Stopped)) } else { Ok(()) }
+    /// Refuses what comes after a stop. The server has checked the range; what slipped through
+    /// would fail the whole source at its next CP, so it is checked here as well.
+    fn guard(&self, offset: u64, length: u64) -> Result<(), ExportError> {
+        if self.ended.is_cancelled() {
+            return Err(error_of(&Refusal::Stopped));
+        }
+        match offset.checked_add(length) {
+            Some(end) if end <= self.info.size.0 => Ok(()),
+            _ => Err(ExportError::new(ErrorCode::Inval, "past the end of the volume")),
+        }
     }
 
     async fn change(&self, offset: u64, change: Change, fua: bool) -> Result<(), ExportError> {
-        self.guard()?;
+        let length = match &change {
+            Change::Write(data) => to_u64(data.len()),
+            Change::Trim(length) | Change::Zeroes(length) => *length,
+        };
+        self.guard(offset, length)?;
         let ordered = self.shared.order.change(self.volume, offset, &change).await;
         drop(change);
         let sequence = match ordered {
@@ -354,7 +366,7 @@ impl Export for VolumeExport {
         self.shared.counters.reads.add(1);
         self.shared.counters.read_bytes.add(length);
         Box::pin(async move {
-            self.guard()?;
+            self.guard(offset, length)?;
             self.blocking(offset, length, move |look| assemble(look, offset, length)).await
         })
     }
@@ -389,15 +401,16 @@ impl Export for VolumeExport {
         Box::pin(self.change(offset, Change::Zeroes(u64::from(length)), fua))
     }
 
-    fn cache(&self, _offset: u64, _length: u32) -> ExportFuture<'_, ()> {
-        Box::pin(std::future::ready(self.guard()))
+    fn cache(&self, offset: u64, length: u32) -> ExportFuture<'_, ()> {
+        // Nodes and dirty blocks are in memory; data is the page cache's affair.
+        Box::pin(std::future::ready(self.guard(offset, length.into())))
     }
 
     fn extents(&self, offset: u64, length: u32, at_most: usize) -> ExportFuture<'_, Vec<Extent>> {
         let length = u64::from(length);
         let range = (offset, offset + length);
         Box::pin(async move {
-            self.guard()?;
+            self.guard(offset, length)?;
             self.blocking(offset, length, move |look| describe(look, range, at_most)).await
         })
     }

@@ -17,7 +17,7 @@ use tokio::net::tcp::OwnedReadHalf;
 
 use super::completion::HubDurable;
 use super::sending::SendSide;
-use super::shared::{Affiliation, Backoff, LinkState, Shared};
+use super::shared::{Affiliation, Backoff, Common, LinkState, Shared};
 use super::signals::CpData;
 use super::{identity::Extension, verify};
 use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
@@ -28,7 +28,9 @@ use crate::session::primary::{Action, Event, Held, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
 use crate::units::numbers::Epoch;
-use crate::wire::message::{CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan};
+use crate::wire::message::{
+    CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, Welcome,
+};
 
 /// Pause between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -300,11 +302,38 @@ impl Forwarder {
         if let Message::Welcome(welcome) = &message {
             side.window(0, welcome.cp_credit);
             check_epoch(self.shared.affiliation(), welcome.hub, welcome.epoch)?;
+            self.common(welcome)?;
         }
         if let Message::Scanned(scanned) = &message {
             self.shared.scans.send_replace(Some(scanned.clone()));
         }
         self.step(Event::Received(message), side).await
+    }
+
+    /// A CP that both ends had published before this connection.
+    fn common(&self, welcome: &Welcome) -> Result<(), End> {
+        let (cp, roots) = self.shared.own();
+        if cp != welcome.applied_cp {
+            return Ok(());
+        }
+        for root in &welcome.roots {
+            let own = roots.iter().find(|(volume, _)| *volume == root.volume);
+            if let Some((volume, own)) = own.filter(|(_, own)| *own != root.root) {
+                return Err(End::Halted(Refused {
+                    code: RefusedCode::Diverged,
+                    reason: format!(
+                        "volume {volume} at CP {cp} has root {own} here and {} on the hub",
+                        root.root
+                    ),
+                    next_step: "compare both ends with `mirrorhub verify`".to_owned(),
+                }));
+            }
+        }
+        if self.shared.common.borrow().as_ref().is_none_or(|known| known.cp < cp) {
+            let pins = self.shared.pins();
+            self.shared.common.send_replace(Some(Common { cp, roots, pins }));
+        }
+        Ok(())
     }
 
     /// A transfer that the hub holds and this end lost (R1): checked like any other.
@@ -418,7 +447,11 @@ impl Forwarder {
                 self.shared.lock().affiliation = Affiliation { hub: Some(hub), epoch };
                 Ok(())
             }
-            Ok(Err(error)) => Err(End::Broken(format!("own catalog: {error}"))),
+            Ok(Err(error)) => {
+                let reason = format!("the own pool failed: {error}");
+                self.shared.fail(&reason);
+                Err(End::Broken(reason))
+            }
             Err(error) => Err(End::Broken(format!("own catalog: {error}"))),
         }
     }
