@@ -288,7 +288,7 @@ impl State {
             }
             Action::DropLogs(cp) => self.log.retain(|transfer| transfer.header().cp > cp),
             Action::SendLog { from } => self.send_log(from),
-            Action::Joined | Action::Scanned(_) => {}
+            Action::Joined | Action::Scanned(_) | Action::CheckpointAt { .. } => {}
             Action::Scan { cp, token } => {
                 let roots =
                     if cp == self.mirror.known().applied_cp { self.roots() } else { vec![] };
