@@ -7,6 +7,7 @@ mod commands;
 mod crashes;
 mod examples;
 mod floors;
+mod formats;
 mod harness;
 mod nbd_clients;
 mod web;

@@ -9,10 +9,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::shared::{Common, Pins, Shared};
-use super::tree;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
-use crate::wire::message::{Scanned, VolumeRoot};
+use crate::volume::scan::{Scanned as Scan, scan};
+use crate::wire::message::{Scanned, VolumeScan};
 
 /// How long the hub may read before the answer is given up.
 const ANSWER_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -46,16 +46,19 @@ pub struct VerifiedVolume {
     pub volume: VolumeNumber,
     /// The root that was announced with the CP.
     pub announced: Root,
-    /// Recomputed here.
-    pub here: Option<Root>,
-    /// Recomputed on the hub.
-    pub hub: Option<Root>,
+    /// What was read here; none if the volume could not be walked.
+    pub here: Option<VolumeScan>,
+    /// What was read on the hub; none if it did not say.
+    pub hub: Option<VolumeScan>,
 }
 
 impl VerifiedVolume {
     /// Whether all three are the same.
     pub fn is_equal(&self) -> bool {
-        self.here == Some(self.announced) && self.hub == Some(self.announced)
+        let same = |end: &Option<VolumeScan>| {
+            end.is_some_and(|end| end.root == Some(self.announced) && end.bad_blocks == 0)
+        };
+        same(&self.here) && same(&self.hub)
     }
 }
 
@@ -71,16 +74,22 @@ pub struct Verification {
 }
 
 /// Reads every block that the pins keep. Blocks.
-fn scan_pins(pins: &Pins) -> (Vec<VolumeRoot>, Vec<String>) {
-    let mut roots = Vec::new();
+fn scan_pins(pins: &Pins) -> (Vec<VolumeScan>, Vec<String>) {
+    let mut volumes = Vec::new();
     let mut problems = Vec::new();
     for (&volume, pin) in pins.iter() {
-        match tree::scan(pin) {
-            Ok(root) => roots.push(VolumeRoot { volume, root }),
+        let scanned = scan(pin.pool(), &pin.tree(), |_| {})
+            .and_then(|scanned| Ok(pin.check().map(|()| scanned)?));
+        match scanned {
+            Ok(Scan { root, blocks_read, bad_blocks, problems: found }) => {
+                volumes.push(VolumeScan { volume, root, blocks_read, bad_blocks });
+                let named = |problem| format!("source: volume {volume}: {problem}");
+                problems.extend(found.into_iter().map(named));
+            }
             Err(error) => problems.push(format!("source: volume {volume}: {error}")),
         }
     }
-    (roots, problems)
+    (volumes, problems)
 }
 
 /// Answers the hub's question about a CP, later and from another thread.
@@ -94,8 +103,8 @@ pub fn answer(shared: &Arc<Shared>, cp: CpNumber, token: u64) {
     let shared = Arc::clone(shared);
     // Its answer goes through the session's slot; nobody waits for the task itself.
     drop(tokio::task::spawn_blocking(move || {
-        let (roots, problems) = pins.map_or_else(Default::default, |pins| scan_pins(&pins));
-        shared.session.scanned(Scanned { cp, token, roots, problems });
+        let (volumes, problems) = pins.map_or_else(Default::default, |pins| scan_pins(&pins));
+        shared.session.scanned(Scanned { cp, token, volumes, problems });
     }));
 }
 
@@ -152,7 +161,7 @@ async fn ask_hub(shared: &Arc<Shared>, cp: CpNumber) -> Result<Option<Scanned>, 
         }
     };
     match tokio::time::timeout(ANSWER_MAX, answer).await {
-        Ok(Some(scanned)) if scanned.roots.is_empty() && scanned.problems.is_empty() => Ok(None),
+        Ok(Some(scanned)) if scanned.volumes.is_empty() && scanned.problems.is_empty() => Ok(None),
         Ok(Some(scanned)) => Ok(Some(scanned)),
         Ok(None) => Err(VerifyError::NoHub),
         Err(_) => Err(VerifyError::NoAnswer(cp)),
@@ -161,19 +170,18 @@ async fn ask_hub(shared: &Arc<Shared>, cp: CpNumber) -> Result<Option<Scanned>, 
 
 fn compare(
     common: &Common,
-    here: &[VolumeRoot],
+    here: &[VolumeScan],
     there: &Scanned,
     mut problems: Vec<String>,
 ) -> Verification {
     problems.extend(there.problems.iter().map(|problem| format!("hub: {problem}")));
-    let find = |roots: &[VolumeRoot], volume| {
-        roots.iter().find(|root| root.volume == volume).map(|root| root.root)
-    };
+    let find =
+        |volumes: &[VolumeScan], volume| volumes.iter().find(|scan| scan.volume == volume).copied();
     let volumes = common.roots.iter().map(|&(volume, announced)| VerifiedVolume {
         volume,
         announced,
         here: find(here, volume),
-        hub: find(&there.roots, volume),
+        hub: find(&there.volumes, volume),
     });
     Verification { cp: common.cp, volumes: volumes.collect(), problems }
 }

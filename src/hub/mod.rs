@@ -49,7 +49,7 @@ use self::registry::Entry;
 use self::shared::{Shared, SourceSetting};
 use self::status::Snapshot;
 use crate::limits::SOURCES_MAX;
-use crate::units::names::SourceName;
+use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber};
 use crate::wire::message::VolumeRoot;
 
@@ -155,13 +155,18 @@ impl Hub {
         answer.await.unwrap_or_else(|_| Err("the source's actor was replaced".to_owned()))
     }
 
-    /// Reads every block of the published CP at both ends: the CP, roots here, roots there.
-    pub async fn verify(&self, name: &SourceName) -> Result<recover::Verified, String> {
+    /// Reads every block of the published CP at both ends. `progress` is told volume, blocks
+    /// passed and blocks in all of this end's reading.
+    pub async fn verify(
+        &self,
+        name: &SourceName,
+        progress: impl FnMut(&VolumeName, u64, u64) + Send + 'static,
+    ) -> Result<recover::Verified, String> {
         let entry = self.shared.registry.get(name).ok_or("no such source")?;
         let cp = entry.snapshot.load().applied_cp;
         let answer = entry.actor.send(WantScan(cp)).await.map_err(|error| error.to_string())?;
         let (shared, name) = (self.shared.clone(), name.clone());
-        let here = tokio::task::spawn_blocking(move || shared.scan(&name, cp));
+        let here = tokio::task::spawn_blocking(move || shared.scan(&name, cp, progress));
         let there =
             answer.await.unwrap_or_else(|_| Err("the source's actor was replaced".to_owned()))?;
         let (roots, problems) = here.await.map_err(|error| error.to_string())??;

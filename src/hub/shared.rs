@@ -26,7 +26,7 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation};
 use crate::volume;
-use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRoot};
+use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRoot, VolumeScan};
 
 /// What the hub's files say of one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -239,34 +239,42 @@ impl Shared {
         Ok(joined.then_some(last))
     }
 
-    /// Reads every block of the image of `cp` and recomputes its roots.
+    /// Reads every block of the image of `cp` and recomputes its roots. `progress` is told volume,
+    /// blocks passed and blocks in all.
     pub fn scan(
         &self,
         name: &SourceName,
         cp: CpNumber,
-    ) -> Result<(Vec<VolumeRoot>, Vec<String>), String> {
+        mut progress: impl FnMut(&VolumeName, u64, u64),
+    ) -> Result<(Vec<VolumeScan>, Vec<String>), String> {
         let lane = self.lanes.get(name).ok_or("the source was never here")?;
         let rows = self.pool.catalog().volumes(lane.source()).map_err(|error| error.to_string())?;
-        let mut roots = Vec::new();
+        let mut volumes = Vec::new();
         let mut problems = Vec::new();
         let pins = self.pool.pin_source(lane.source()).map_err(|error| error.to_string())?;
         for (row, pin) in rows.iter().zip(&pins) {
             if pin.cp() != cp || pin.key() != row.key {
                 return Err(format!("CP {cp} is not the published one any more"));
             }
-            let scanned = volume::scan::scan(&self.pool, &pin.tree(), |_| {})
+            let all = pin.tree().size.blocks().0;
+            let report = |passed| progress(&row.name, passed, all);
+            let scanned = volume::scan::scan(&self.pool, &pin.tree(), report)
                 .and_then(|scanned| Ok(pin.check().map(|()| scanned)?));
             match scanned {
                 Ok(scanned) => {
-                    let root = scanned.root.map(|root| VolumeRoot { volume: row.key.volume, root });
-                    roots.extend(root);
                     let named = |problem| format!("volume {}: {problem}", row.name);
+                    volumes.push(VolumeScan {
+                        volume: row.key.volume,
+                        root: scanned.root,
+                        blocks_read: scanned.blocks_read,
+                        bad_blocks: scanned.bad_blocks,
+                    });
                     problems.extend(scanned.problems.into_iter().map(named));
                 }
                 Err(error) => problems.push(format!("volume {}: {error}", row.name)),
             }
         }
-        Ok((roots, problems))
+        Ok((volumes, problems))
     }
 
     /// A source's guaranteed part of the ring: what its file says, else an equal part of half.

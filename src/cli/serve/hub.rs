@@ -9,10 +9,12 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{Doors, answer, collect_source, failed, join, pool_check};
+use super::{Doors, answer, collect_source, end_of, failed, join, pool_check};
 use crate::cli::signals::{Signal, Signals};
 use crate::config::schema::HubConfig;
-use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
+use crate::control::message::{
+    AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
+};
 use crate::control::server::{Admin, AdminServer};
 use crate::hub::images::Images;
 use crate::hub::shared::SourceSetting;
@@ -23,11 +25,11 @@ use crate::nbd::serve::{Options, Server};
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
 use crate::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
 use crate::status::document::{SourceEntry, State, StatusDocument, VolumeStatus};
-use crate::units::convert::{to_f64, to_u64};
-use crate::units::names::SourceName;
+use crate::units::convert::to_f64;
+use crate::units::names::{SourceName, VolumeName};
 use crate::wire::message as wire;
 
 /// Slots of the applier: as many as cores, at least two, so that one slow CP holds up nobody.
@@ -129,39 +131,58 @@ impl View {
         found.ok_or_else(|| failed(format!("source {name} is gone")))
     }
 
-    async fn verify(&self, target: Option<&Target>) -> Result<Value, AdminError> {
+    async fn verify(
+        &self,
+        target: Option<&Target>,
+        progress: &ProgressSender,
+    ) -> Result<Value, AdminError> {
         let mut volumes = Vec::new();
         for name in self.names(target.map(|target| &target.source))? {
-            let read = self.hub.verify(&name).await;
+            let (show, source) = (progress.clone(), name.clone());
+            let report = move |volume: &VolumeName, done, total| {
+                show.send(Progress {
+                    what: "reading".to_owned(),
+                    object: format!("{source}/{volume}"),
+                    done,
+                    total: Some(total),
+                    unit: ProgressUnit::Blocks,
+                });
+            };
+            let read = self.hub.verify(&name, report).await;
             let read = read.map_err(|error| failed(format!("verify of {name}: {error}")))?;
+            for problem in read.problems.iter().chain(&read.there.problems) {
+                tracing::error!(source = %name, problem, "verify");
+            }
             let snapshot = self.snapshot(&name)?;
-            let bad = |problems: &[String]| to_u64(problems.len());
             for offer in &snapshot.volumes {
                 if target.is_some_and(|t| t.volume.as_ref().is_some_and(|v| *v != offer.name)) {
                     continue;
                 }
-                let root = |roots: &[wire::VolumeRoot]| {
-                    roots.iter().find(|r| r.volume == offer.number).map(|r| r.root)
+                let find = |scans: &[wire::VolumeScan]| {
+                    scans.iter().find(|scan| scan.volume == offer.number).copied()
                 };
-                let (here, there) = (root(&read.here), root(&read.there.roots));
-                let whole = read.problems.is_empty() && read.there.problems.is_empty();
-                for problem in read.problems.iter().chain(&read.there.problems) {
-                    tracing::error!(source = %name, problem, "verify");
-                }
-                let end = |root, bad_blocks| VerifyOfEnd { root, blocks_read: 0, bad_blocks };
+                let (here, there) = (find(&read.here), find(&read.there.volumes));
                 volumes.push(VerifyOfVolume {
                     source: name.clone(),
                     volume: offer.name.clone(),
                     cp: read.cp.0,
-                    equal: whole && here.is_some() && here == there,
-                    source_end: end(there, bad(&read.there.problems)),
-                    hub_end: end(here, bad(&read.problems)),
+                    equal: same(here, there),
+                    source_end: end_of(there),
+                    hub_end: end_of(here),
                 });
             }
         }
         let equal = volumes.iter().all(|volume| volume.equal);
         answer(&VerifyAnswer { schema: SCHEMA, equal, volumes })
     }
+}
+
+/// Whether both ends have read the volume whole and computed one root.
+fn same(here: Option<wire::VolumeScan>, there: Option<wire::VolumeScan>) -> bool {
+    let root = |scan: Option<wire::VolumeScan>| {
+        scan.filter(|scan| scan.bad_blocks == 0).and_then(|scan| scan.root)
+    };
+    root(here).is_some() && root(here) == root(there)
 }
 
 fn volume_roots(snapshot: &Snapshot, roots: &[wire::VolumeRoot]) -> Vec<VolumeRoot> {
@@ -176,7 +197,7 @@ impl Admin for View {
     fn handle(
         &self,
         request: Request,
-        _progress: ProgressSender,
+        progress: ProgressSender,
     ) -> BoxFuture<'_, Result<Value, AdminError>> {
         Box::pin(async move {
             match request {
@@ -191,7 +212,7 @@ impl Admin for View {
                     answer(&document)
                 }
                 Request::Checkpoint { source } => self.checkpoint(source.as_ref()).await,
-                Request::Verify { target } => self.verify(target.as_ref()).await,
+                Request::Verify { target } => self.verify(target.as_ref(), &progress).await,
                 Request::PoolCheck {} => pool_check(self.hub.shared().pool.clone()).await,
             }
         })

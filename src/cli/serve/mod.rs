@@ -27,10 +27,11 @@ use crate::nbd;
 use crate::observe::server::{HttpListener, Observed};
 use crate::pool::Pool;
 use crate::status::SCHEMA;
-use crate::status::answers::PoolCheckAnswer;
+use crate::status::answers::{PoolCheckAnswer, VerifyOfEnd};
 use crate::status::document::{PoolStatus, SourceEntry, State};
 use crate::units::convert::to_f64;
 use crate::volume::check::{Depth, Finding, check};
+use crate::wire::message::VolumeScan;
 
 /// Run a hub, in the foreground
 #[derive(Debug, Args)]
@@ -165,6 +166,15 @@ async fn pool_check(pool: Arc<Pool>) -> Result<Value, AdminError> {
         bad_blocks: count(|finding| matches!(finding, Finding::Damaged { .. })),
         faults: report.findings.iter().map(ToString::to_string).collect(),
     })
+}
+
+/// What one end read of a volume; nothing if it did not say.
+fn end_of(scan: Option<VolumeScan>) -> VerifyOfEnd {
+    VerifyOfEnd {
+        root: scan.and_then(|scan| scan.root),
+        blocks_read: scan.map_or(0, |scan| scan.blocks_read),
+        bad_blocks: scan.map_or(0, |scan| scan.bad_blocks),
+    }
 }
 
 /// The pool in the status document; none if its state is lost.

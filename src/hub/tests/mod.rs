@@ -64,10 +64,12 @@ fn log_files(dir: &Path, source: &Fake) -> Vec<PathBuf> {
 }
 
 fn image_root(hub: &Hub, source: &Fake) -> Root {
-    let (roots, problems) =
-        hub.shared().scan(&source.name.parse().unwrap(), CpNumber(source.cp.0 - 1)).unwrap();
+    let (volumes, problems) = hub
+        .shared()
+        .scan(&source.name.parse().unwrap(), CpNumber(source.cp.0 - 1), |_, _, _| {})
+        .unwrap();
     assert_eq!(problems, Vec::<String>::new());
-    roots[0].root
+    volumes[0].root.unwrap()
 }
 
 /// The ladder with two sources, step by step (issue text).

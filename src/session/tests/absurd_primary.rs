@@ -171,7 +171,7 @@ fn table(line: &[Arrived]) -> Vec<(Message, [Reaction; 4])> {
         (Message::Going(Going { reason: "stops".into() }), [Close; 4]),
         (Message::Scan(Scan { cp, token: 1 }), [Close, Act, Act, Act]),
         (
-            Message::Scanned(Scanned { cp, token: 1, roots: vec![], problems: vec![] }),
+            Message::Scanned(Scanned { cp, token: 1, volumes: vec![], problems: vec![] }),
             [Close, Act, Act, Act],
         ),
         // What only a source says.
