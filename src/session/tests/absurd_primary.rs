@@ -518,6 +518,61 @@ fn a_refill_settles_a_cp_that_is_published() {
     assert!(!actions.iter().any(|action| matches!(action, Action::SendData { .. })));
 }
 
+/// The hub published while the connection was down: Welcome says so, nothing is sent again.
+#[test]
+fn welcome_settles_a_cp_that_is_published() {
+    let line = line(2);
+    let mut machine = announced(&line);
+    machine.step(Event::Disconnected);
+    machine.step(Event::Connected);
+    let (cp, place) = (CpNumber(1), line[1].place);
+    let there = Welcome { applied_cp: cp, applied: place.into(), ..welcome(place) };
+    let actions = receive(&mut machine, Message::Welcome(there));
+    assert!(actions.contains(&Action::Done { cp }), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::SendData { .. })));
+}
+
+/// The NVRAM is gone, the pool has CP 1: the hub's log still holds its entries, its image does not.
+#[test]
+fn a_source_without_nvram_sends_its_own_cp() {
+    let line = line(3);
+    let (cp, place) = (CpNumber(1), line[1].place);
+    let identity = Identity {
+        name: "filer-a".parse().unwrap(),
+        source: source_id(),
+        hub: Some(hub_id()),
+        generation: generation(2),
+        epoch: EPOCH,
+        volumes: offers(),
+    };
+    let mut machine = Primary::new(identity, place, [], cp);
+    machine.step(Event::Frozen { cp, place });
+    machine.step(Event::Committed { cp, roots: vec![] });
+    machine.step(Event::Connected);
+    receive(&mut machine, Message::Welcome(welcome(line[2].place)));
+    assert_eq!(machine.step(refilled(&line[2])), [Action::Adopt]);
+    let end = Message::RefillEnd(RefillEnd { last: line[2].place.into() });
+    let actions = receive(&mut machine, end);
+    assert!(actions.contains(&Action::SendData { cp, inline: false }), "{actions:?}");
+    assert!(actions.contains(&Action::Serve), "{actions:?}");
+}
+
+/// R7: a hub that was rolled back but still joins is filled again, and the shell sees the step.
+#[test]
+fn a_hub_that_forgot_what_it_acknowledged_is_sent_it_again() {
+    let line = line(3);
+    let mut machine = streaming(&line);
+    let actions = receive(&mut machine, ack(line[2].header.id));
+    assert!(actions.contains(&Action::HubDurable(line[2].place)), "{actions:?}");
+    machine.step(Event::Disconnected);
+    machine.step(Event::Connected);
+    let actions = receive(&mut machine, Message::Welcome(welcome(line[0].place)));
+    assert!(actions.contains(&Action::HubDurable(line[0].place)), "{actions:?}");
+    for arrived in &line[1..] {
+        assert!(actions.contains(&Action::SendTransfer(arrived.header.id)), "{actions:?}");
+    }
+}
+
 #[test]
 fn an_image_of_the_same_cp_elsewhere_is_not_taken_for_done() {
     let line = line(3);

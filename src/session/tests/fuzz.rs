@@ -636,7 +636,7 @@ impl MirrorShell {
 }
 
 fn cases() -> u32 {
-    if full() { 100_000 } else { 1500 }
+    if full() { 50_000 } else { 800 }
 }
 
 fn config() -> Config {
