@@ -77,6 +77,7 @@ impl Checkpointer {
 
     /// Runs until it is told to stop, or the source has failed.
     pub fn run(mut self) {
+        let _guard = self.shared.fail_on_panic("the checkpoint thread panicked");
         while self.turn().is_ok() {}
     }
 
@@ -194,6 +195,8 @@ impl Checkpointer {
                 }
                 Err(VolumeError::Pool(error @ PoolError::Full { .. })) => {
                     tracing::warn!(source = %self.shared.name, %error, "CP waits for room");
+                    let reason = format!("CP {} waits for room here: {error}", freeze.cp);
+                    self.shared.set_rejected(Some(reason));
                     self.pause()?;
                 }
                 Err(error) => return self.or_fail(Err(error), "the own pool"),

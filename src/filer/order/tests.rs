@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
+use super::pieces::RANGE_BYTES_MAX;
 use super::*;
 use crate::record::transfer::{Builder, TransferHeader};
 use crate::units::hash::StreamHash;
-use crate::units::numbers::TransferId;
+use crate::units::hash::crc32c;
 
 const VOLUME: VolumeNumber = VolumeNumber(0);
 const RING: u64 = 8 << 20;

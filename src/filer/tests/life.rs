@@ -164,6 +164,7 @@ fn the_hub_and_the_interval_ask_for_checkpoints() {
         write(&export, 0, &[2; 4096]).await.unwrap();
         hub.want_checkpoint();
         until("the hub's CP", || hub.applied() == CpNumber(2)).await;
+        assert_eq!(hub.seen().checkpoint_at, CpNumber(2));
         let counters = filer.status().counters;
         assert!(counters.checkpoints_interval >= 1);
         filer.stop().await.unwrap();
