@@ -87,7 +87,7 @@ impl Checkpointer {
                 self.shared.counters.checkpoints_full.add(1);
             }
             self.last = Instant::now();
-            return self.finish(&frozen);
+            return self.finish(frozen);
         }
         match self.listen() {
             Heard::Stop => return Err(Stopped),
@@ -131,17 +131,19 @@ impl Checkpointer {
     }
 
     /// Brings a frozen interval to its end at both ends.
-    fn finish(&self, frozen: &Arc<Frozen>) -> Result<(), Stopped> {
+    fn finish(&self, frozen: Arc<Frozen>) -> Result<(), Stopped> {
         let freeze = self.durable_freeze(frozen.cp)?;
         let plan = self.or_fail(self.plan(&frozen.buffers), "the plan of a CP")?;
-        let plan = Arc::new(plan);
-        let rows = self.shared.outbox.rows_of(frozen.cp);
+        drop(frozen);
+        self.shared.order.filled(freeze.cp, &plan.filled);
+        let plan = Arc::new(Plan { filled: Vec::new(), ..plan });
+        let rows = self.shared.outbox.rows_of(freeze.cp);
         self.shared.session.frozen(CpData { freeze, plan: Arc::clone(&plan), rows });
         let roots = self.own_tree(&plan, &freeze)?;
         drop(plan);
-        self.shared.order.settled(frozen.cp);
-        self.shared.session.committed(frozen.cp, roots.clone());
-        self.wait_for(|inbox| inbox.done.take_if(|done| *done == frozen.cp).map(|_| ()))?;
+        self.shared.order.settled(freeze.cp);
+        self.shared.session.committed(freeze.cp, roots.clone());
+        self.wait_for(|inbox| inbox.done.take_if(|done| *done == freeze.cp).map(|_| ()))?;
         self.done(&freeze, roots);
         Ok(())
     }

@@ -5,8 +5,8 @@
 //! CP, its effect on the open buffers and its place in the queue in one step, so the order in the
 //! log is the order in the image.
 //!
-//! **Back-pressure.** Each entry is charged against half of the ring: the most its record can
-//! take, or what it takes of memory, whichever is more. When the half is full the interval is
+//! **Back-pressure.** Each entry is charged the most its record can take; records, and the memory
+//! of dirty blocks, may each fill half of the ring's size. When the half is full the interval is
 //! frozen; while a frozen one is still under way, writers wait in the order they came. They wait
 //! as well while the pool could not take what is ordered (R18). Nobody is refused for lack of
 //! room, and nothing is lost.
@@ -24,8 +24,8 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use self::pieces::{Batch, cut, dirtied};
-pub use self::pieces::{Change, DIRTY_BLOCK_BYTES, Former, Queued, charge, charge_max};
-use super::buffers::Buffers;
+pub use self::pieces::{Change, DIRTY_BLOCK_BYTES, Former, Queued, charge, partition_bytes_min};
+use super::buffers::{Buffers, Page};
 use super::completion::Refusal;
 use super::space::{Footprint, worst};
 use crate::record::entry::{Entry, EntryKind};
@@ -110,7 +110,7 @@ pub struct Figures {
     pub open_cp: CpNumber,
     /// The CP under way.
     pub frozen_cp: Option<CpNumber>,
-    /// Charge of the open partition.
+    /// What fills the open partition: records, or memory of dirty blocks if that is more.
     pub open_bytes: u64,
     /// What one partition may hold.
     pub partition_bytes: u64,
@@ -194,6 +194,8 @@ impl Order {
         let mut state = self.lock();
         state.capacity = capacity;
         state.partition_bytes = capacity.saturating_sub(marks) / 2;
+        let (met, wanted) = (state.partition_bytes, partition_bytes_min());
+        assert!(met >= wanted, "a partition of {met} bytes cannot take an entry of {wanted}");
     }
 
     /// Orders what a client asked for and returns the last sequence number it got; `None` if it
@@ -260,6 +262,21 @@ impl Order {
         self.room.notify_waiters();
         // The pages are freed without the lock.
         drop(gone);
+    }
+
+    /// Blocks of the frozen interval that were known in part are whole now: their older pages,
+    /// and the need to look below them, go.
+    pub fn filled(&self, cp: CpNumber, blocks: &[(VolumeNumber, u64, Arc<Page>)]) {
+        let frozen = self.frozen().filter(|frozen| frozen.cp == cp);
+        let Some(before) = frozen.filter(|_| !blocks.is_empty()) else { return };
+        let mut buffers = before.buffers.clone();
+        for (volume, vbn, page) in blocks {
+            buffers.fill(*volume, *vbn, Arc::clone(page));
+        }
+        let Frozen { cp, space_blocks, last, charge, .. } = *before;
+        let after = Arc::new(Frozen { cp, buffers, space_blocks, last, charge });
+        // Only the checkpoint thread, which calls this, ends an interval.
+        self.lock().frozen = Some(after);
     }
 
     /// The own tree of the frozen CP is published: what it took of the pool is taken, what it
@@ -395,7 +412,7 @@ impl Order {
             sequence: SequenceNumber(state.next.0 - 1),
             open_cp: state.open_cp,
             frozen_cp: frozen.map(|frozen| frozen.cp),
-            open_bytes: state.open_charge,
+            open_bytes: state.open_charge.max(state.open.blocks() * DIRTY_BLOCK_BYTES),
             partition_bytes: state.partition_bytes,
             dirty_blocks: state.open.blocks() + frozen.map_or(0, |frozen| frozen.buffers.blocks()),
             waiting: state.waiting,
@@ -436,8 +453,9 @@ impl State {
         if let Some(refusal) = &self.refusal {
             return Err(refusal.clone());
         }
-        let charge = charge(entry);
-        if self.open_charge + charge > self.partition_bytes && !self.freeze() {
+        let records = self.open_charge + charge(entry);
+        let memory = (self.open.blocks() + dirtied(entry).1) * DIRTY_BLOCK_BYTES;
+        if records.max(memory) > self.partition_bytes && !self.freeze() {
             self.lacking = Some(Lacking::Nvram);
             return Ok(None);
         }

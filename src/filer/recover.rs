@@ -166,7 +166,11 @@ pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, 
     let owner = row.id.0;
     let device = Arc::clone(&nvram.device);
     let visit = &mut |record: Recovered| replay.visit(&record);
-    let (ring, recovery) = Ring::open(device, owner, wanted.ring.clone(), visit)?;
+    let opened = Ring::open(device, owner, wanted.ring.clone(), visit);
+    if let Err(RingError::Blank { .. }) = opened {
+        return Err(nvram_lost(nvram));
+    }
+    let (ring, recovery) = opened?;
     if let Some(damage) = recovery.damage.first() {
         return Err(RecoverError::NvramDamaged {
             device: nvram.device.name(),
@@ -270,22 +274,25 @@ fn make_ring(
     row: &SourceRow,
     extension: Extension,
 ) -> Result<(), RecoverError> {
-    let first = !extension.nvram_made;
-    if !nvram.new && !first {
-        return Ok(());
-    }
-    if !first && !wanted.accept_lost_nvram {
-        return Err(RecoverError::NvramLost { device: nvram.device.name() });
+    if extension.nvram_made && !wanted.accept_lost_nvram {
+        // What is missing or blank now is a loss; opening finds the latter.
+        return if nvram.new { Err(nvram_lost(nvram)) } else { Ok(()) };
     }
     let device = Arc::clone(&nvram.device);
     match Ring::create(device, row.id.0, wanted.ring_shape) {
-        // A first start that was cut short behind this.
+        // It is there after all, or an earlier first start was cut short behind this.
         Ok(()) | Err(RingError::AlreadyRing { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let extension = Extension { nvram_made: true, ..extension }.encode().to_vec();
-    pool.catalog().update_source(row.id, move |row| row.extension = extension)?;
+    if !extension.nvram_made {
+        let extension = Extension { nvram_made: true, ..extension }.encode().to_vec();
+        pool.catalog().update_source(row.id, move |row| row.extension = extension)?;
+    }
     Ok(())
+}
+
+fn nvram_lost(nvram: &Store) -> RecoverError {
+    RecoverError::NvramLost { device: nvram.device.name() }
 }
 
 fn make_order(

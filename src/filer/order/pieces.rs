@@ -1,7 +1,7 @@
 //! What the order is made of: requests cut into entries, what an entry is charged, and how queued
 //! entries become records.
 //!
-//! Pure. The charge of an entry is never below what it takes of the ring and of memory; a batch
+//! Pure. The charge of an entry is never below what it takes of the ring; a batch
 //! counts records exactly as the feed forms them.
 
 use bytes::Bytes;
@@ -43,10 +43,10 @@ pub enum Change {
     Zeroes(u64),
 }
 
-/// What an entry takes of the ring or of memory, at most.
+/// What an entry takes of the ring, at most: the record of a transfer of its own.
 pub fn charge(entry: &Entry) -> u64 {
     let body = to_u64(TRANSFER_HEADER_BYTES + ENTRY_BYTES) + u64::from(entry.data_bytes());
-    record_bytes(body).max(dirtied(entry).1 * DIRTY_BLOCK_BYTES)
+    record_bytes(body)
 }
 
 /// First block and number of blocks that an entry keeps in memory, at most.
@@ -62,8 +62,8 @@ pub(super) fn dirtied(entry: &Entry) -> (u64, u64) {
     }
 }
 
-/// The largest charge an entry can have.
-pub fn charge_max() -> u64 {
+/// A partition of less cannot take every entry.
+pub fn partition_bytes_min() -> u64 {
     let blocks = ENTRY_DATA_BYTES_MAX / BLOCK_BYTES_U64 + 1;
     let body = to_u64(TRANSFER_HEADER_BYTES + ENTRY_BYTES) + ENTRY_DATA_BYTES_MAX;
     record_bytes(body).max(blocks * DIRTY_BLOCK_BYTES)

@@ -309,15 +309,17 @@ fn a_lost_nvram_is_refused_and_then_refilled() {
         }
         drop(filer);
         let lost = Stores { nvram: Stores::new().nvram, pool: stores.cut(1).pool };
-        let again = |accept| {
+        let again = |accept, new| {
             let mut behaviour = behaviour(&hub, Apply::Reference);
             behaviour.wanted.accept_lost_nvram = accept;
-            let nvram = store(&lost.nvram, true);
+            let nvram = store(&lost.nvram, new);
             Filer::start_on(behaviour, nvram, store(&lost.pool, false))
         };
-        let refused = again(false).await.unwrap_err().to_string();
-        assert!(refused.contains("accept-lost-nvram"), "{refused}");
-        let filer = again(true).await.unwrap();
+        for new in [true, false] {
+            let refused = again(false, new).await.unwrap_err().to_string();
+            assert!(refused.contains("accept-lost-nvram"), "{refused}");
+        }
+        let filer = again(true, false).await.unwrap();
         filer.served().await;
         assert!(filer.status().counters.transfers_adopted > 0);
         assert_eq!(read_all(&open(&filer, "vol0").await).await, image);
