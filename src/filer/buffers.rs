@@ -123,6 +123,14 @@ impl Buffers {
         }
     }
 
+    /// Replaces a block that was known in part by all of it, as it was laid over what is below.
+    pub fn fill(&mut self, volume: VolumeNumber, vbn: u64, data: Arc<Page>) {
+        let dirty = self.volumes.get_mut(&volume);
+        if let Some(block) = dirty.and_then(|dirty| dirty.blocks.get_mut(&vbn)) {
+            *block = Block { data, known: Known::Full };
+        }
+    }
+
     /// What this layer says about `count` blocks of a volume from `vbn` on, in order, all of
     /// them.
     pub fn pieces(&self, volume: VolumeNumber, vbn: u64, count: u64) -> Vec<Piece> {

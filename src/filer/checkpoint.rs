@@ -77,6 +77,7 @@ impl Checkpointer {
 
     /// Runs until it is told to stop, or the source has failed.
     pub fn run(mut self) {
+        let _guard = self.shared.fail_on_panic("the checkpoint thread panicked");
         while self.turn().is_ok() {}
     }
 
@@ -86,7 +87,7 @@ impl Checkpointer {
                 self.shared.counters.checkpoints_full.add(1);
             }
             self.last = Instant::now();
-            return self.finish(&frozen);
+            return self.finish(frozen);
         }
         match self.listen() {
             Heard::Stop => return Err(Stopped),
@@ -130,17 +131,19 @@ impl Checkpointer {
     }
 
     /// Brings a frozen interval to its end at both ends.
-    fn finish(&self, frozen: &Arc<Frozen>) -> Result<(), Stopped> {
+    fn finish(&self, frozen: Arc<Frozen>) -> Result<(), Stopped> {
         let freeze = self.durable_freeze(frozen.cp)?;
         let plan = self.or_fail(self.plan(&frozen.buffers), "the plan of a CP")?;
-        let plan = Arc::new(plan);
-        let rows = self.shared.outbox.rows_of(frozen.cp);
+        drop(frozen);
+        self.shared.order.filled(freeze.cp, &plan.filled);
+        let plan = Arc::new(Plan { filled: Vec::new(), ..plan });
+        let rows = self.shared.outbox.rows_of(freeze.cp);
         self.shared.session.frozen(CpData { freeze, plan: Arc::clone(&plan), rows });
         let roots = self.own_tree(&plan, &freeze)?;
         drop(plan);
-        self.shared.order.settled(frozen.cp);
-        self.shared.session.committed(frozen.cp, roots.clone());
-        self.wait_for(|inbox| inbox.done.take_if(|done| *done == frozen.cp).map(|_| ()))?;
+        self.shared.order.settled(freeze.cp);
+        self.shared.session.committed(freeze.cp, roots.clone());
+        self.wait_for(|inbox| inbox.done.take_if(|done| *done == freeze.cp).map(|_| ()))?;
         self.done(&freeze, roots);
         Ok(())
     }
@@ -194,6 +197,8 @@ impl Checkpointer {
                 }
                 Err(VolumeError::Pool(error @ PoolError::Full { .. })) => {
                     tracing::warn!(source = %self.shared.name, %error, "CP waits for room");
+                    let reason = format!("CP {} waits for room here: {error}", freeze.cp);
+                    self.shared.set_rejected(Some(reason));
                     self.pause()?;
                 }
                 Err(error) => return self.or_fail(Err(error), "the own pool"),

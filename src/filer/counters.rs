@@ -56,8 +56,6 @@ counters! {
     flushes,
     /// Requests answered with an error.
     errors,
-    /// Requests that waited for room before they were ordered.
-    waits,
     /// Transfers formed.
     transfers,
     /// Bytes of transfers formed.

@@ -27,7 +27,7 @@ use crate::record::transfer::Transfer;
 use crate::session::primary::{Action, Event, Held, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
-use crate::units::numbers::Epoch;
+use crate::units::numbers::{CpNumber, Epoch};
 use crate::wire::message::{
     CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, Welcome,
 };
@@ -70,6 +70,9 @@ pub struct Forwarder {
     options: ForwardOptions,
     primary: Primary,
     data: Option<CpData>,
+    /// The newest CP the machine was told of, and the newest that is done.
+    told: CpNumber,
+    done: CpNumber,
     jitter: u64,
     retry_at: Option<Instant>,
     token: u64,
@@ -78,12 +81,16 @@ pub struct Forwarder {
 impl Forwarder {
     /// A forwarder with a machine that knows what was recovered.
     pub fn new(shared: Arc<Shared>, options: ForwardOptions, primary: Primary) -> Self {
-        let jitter = options.seed;
-        Self { shared, options, primary, data: None, jitter, retry_at: None, token: 0 }
+        let (jitter, done) = (options.seed, CpNumber(0));
+        // A CP that was under way before the restart is known to the machine already.
+        let told = shared.order.frozen().map_or(done, |frozen| frozen.cp);
+        let (data, retry_at, token) = (None, None, 0);
+        Self { shared, options, primary, data, told, done, jitter, retry_at, token }
     }
 
     /// Runs until the source stops.
     pub async fn run(mut self) {
+        let _guard = self.shared.fail_on_panic("the forwarder panicked");
         let mut pause = self.options.backoff.least;
         while !self.shared.session.stopping() {
             let started = Instant::now();
@@ -175,6 +182,7 @@ impl Forwarder {
         if let Err(end) = self.absorb(&mut side).await {
             return end;
         }
+        drop(self.primary.step(Event::OwnDurable(self.shared.outbox.own_durable())));
         if let Err(end) = self.step(Event::Connected, &mut side).await {
             return end;
         }
@@ -247,13 +255,7 @@ impl Forwarder {
         }
         let word = self.shared.session.take();
         if let Some(data) = word.frozen {
-            let (cp, place) = (data.freeze.cp, data.freeze.place);
-            self.data = Some(data);
-            // Its last transfers may have been formed since the look above.
-            for held in self.shared.outbox.take_formed() {
-                self.step(Event::Formed(held), side).await?;
-            }
-            self.step(Event::Frozen { cp, place }, side).await?;
+            self.frozen(data, side).await?;
         }
         if let Some((cp, roots)) = word.committed {
             self.step(Event::Committed { cp, roots }, side).await?;
@@ -267,6 +269,23 @@ impl Forwarder {
             }
         }
         Ok(())
+    }
+
+    /// A CP is planned; unless it is one of before the restart, the session hears of it now.
+    async fn frozen(&mut self, data: CpData, side: &mut SendSide) -> Result<(), End> {
+        let (cp, place) = (data.freeze.cp, data.freeze.place);
+        if cp > self.done {
+            self.data = Some(data);
+        }
+        if cp <= self.told {
+            return Ok(());
+        }
+        self.told = cp;
+        // Its last transfers may have been formed since the look before.
+        for held in self.shared.outbox.take_formed() {
+            self.step(Event::Formed(held), side).await?;
+        }
+        self.step(Event::Frozen { cp, place }, side).await
     }
 
     async fn tick(&mut self, side: &mut SendSide) -> Result<(), End> {
@@ -397,6 +416,7 @@ impl Forwarder {
             Action::Done { cp } => {
                 // Its pages are not held any longer than they are needed.
                 self.data = None;
+                self.done = cp;
                 self.shared.checkpoint.done(cp);
             }
             Action::Checkpoint { token } => {
@@ -416,7 +436,7 @@ impl Forwarder {
         Ok(())
     }
 
-    fn rejected(&mut self, cp: crate::units::numbers::CpNumber, reason: String, no_space: bool) {
+    fn rejected(&mut self, cp: CpNumber, reason: String, no_space: bool) {
         tracing::error!(source = %self.shared.name, %cp, %reason, no_space, "CP refused by the hub");
         self.shared.counters.checkpoints_rejected.add(1);
         self.shared.set_rejected(Some(format!("the hub refused CP {cp}: {reason}")));

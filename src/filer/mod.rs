@@ -72,8 +72,8 @@ use crate::units::numbers::{ByteCount, CpNumber};
 
 /// Pause before the first new try to reach the hub, and the longest.
 const BACKOFF: Backoff = Backoff { least: Duration::from_millis(50), most: Duration::from_secs(2) };
-/// File of the NVRAM in the data directory, unless a path is given.
-pub const NVRAM_FILE: &str = "nvram";
+/// How often a checkpoint that waits looks whether the hub is still there.
+const TICK: Duration = Duration::from_millis(20);
 
 /// A device of a source: where, and how large it is made.
 #[derive(Debug, Clone)]
@@ -325,7 +325,8 @@ impl Filer {
             // What it says does not matter: the checkpoint below fails if the hub is gone.
             drop(tokio::time::timeout(self.hub_timeout, reached).await);
         }
-        self.checkpoint().await.map(|_| ())
+        // A hub that is not there now is not waited for.
+        checkpoint_of(&self.shared, Duration::ZERO).await.map(|_| ())
     }
 }
 
@@ -348,7 +349,6 @@ async fn checkpoint_of(
     let target = shared.order.target();
     shared.checkpoint.want();
     let mut lost = Duration::ZERO;
-    let tick = Duration::from_millis(100).min(patience);
     loop {
         let newest = common.borrow_and_update().clone();
         if let Some(newest) = newest.filter(|newest| target.is_none_or(|cp| newest.cp >= cp)) {
@@ -369,8 +369,8 @@ async fn checkpoint_of(
         if shared.session.stopping() {
             return Err(CheckpointError::Stopped);
         }
-        if tokio::time::timeout(tick, common.changed()).await.is_err() {
-            lost += tick;
+        if tokio::time::timeout(TICK, common.changed()).await.is_err() {
+            lost += TICK;
         }
     }
 }
@@ -388,7 +388,10 @@ fn open_store(
     let DeviceOptions { path, size } = options;
     let (device, new) = match FileDevice::open(path, access) {
         Ok(device) => (device, false),
-        Err(FileError::Missing(_)) => (create(path, *size, access)?, true),
+        Err(FileError::Missing(_)) => {
+            make_parent(path)?;
+            (create(path, *size, access)?, true)
+        }
         Err(error) => return Err(error.into()),
     };
     let met = device.size().0;
@@ -396,4 +399,10 @@ fn open_store(
         return Err(StartError::Size { path: path.clone(), wanted: size.0, met });
     }
     Ok(Store { device: Arc::new(Latch::new(device)), new })
+}
+
+fn make_parent(path: &std::path::Path) -> Result<(), FileError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let failed = |error| FileError::Io { path: path.to_owned(), operation: "create_dir", error };
+    std::fs::create_dir_all(parent).map_err(failed)
 }

@@ -5,8 +5,8 @@
 //! CP, its effect on the open buffers and its place in the queue in one step, so the order in the
 //! log is the order in the image.
 //!
-//! **Back-pressure.** Each entry is charged against half of the ring: the most its record can
-//! take, or what it takes of memory, whichever is more. When the half is full the interval is
+//! **Back-pressure.** Each entry is charged the most its record can take; records, and the memory
+//! of dirty blocks, may each fill half of the ring's size. When the half is full the interval is
 //! frozen; while a frozen one is still under way, writers wait in the order they came. They wait
 //! as well while the pool could not take what is ordered (R18). Nobody is refused for lack of
 //! room, and nothing is lost.
@@ -15,29 +15,26 @@
 //! freeze of that CP; at most one interval is frozen; the open charge never exceeds the half,
 //! unless a refill brought it there.
 
+mod pieces;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::buffers::Buffers;
+use self::pieces::{Batch, cut, dirtied};
+pub use self::pieces::{Change, DIRTY_BLOCK_BYTES, Former, Queued, charge, partition_bytes_min};
+use super::buffers::{Buffers, Page};
 use super::completion::Refusal;
 use super::space::{Footprint, worst};
-use crate::limits::ENTRY_DATA_BYTES_MAX;
-use crate::record::entry::{ENTRY_BYTES, Entry, EntryKind};
+use crate::record::entry::{Entry, EntryKind};
 use crate::record::envelope::record_bytes;
 use crate::record::marks::MARK_BYTES;
-use crate::record::transfer::{TRANSFER_HEADER_BYTES, Transfer};
+use crate::record::transfer::Transfer;
 use crate::units::BLOCK_BYTES_U64;
-use crate::units::convert::{low_u32, to_u64, to_usize};
-use crate::units::hash::crc32c;
-use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
-
-/// Memory that one dirty block takes: its page, its place in the map, and the allocator's share.
-pub const DIRTY_BLOCK_BYTES: u64 = 4200;
-/// Trim and zeroes entries cover at most this, so that their length fits its field.
-const RANGE_BYTES_MAX: u64 = 1 << 31;
+use crate::units::convert::to_u64;
+use crate::units::numbers::{CpNumber, SequenceNumber, TransferId, VolumeNumber};
 
 /// What the order must know of a volume.
 #[derive(Debug, Clone, Copy)]
@@ -62,28 +59,6 @@ pub struct Frozen {
     charge: u64,
 }
 
-/// What waits for the committing thread, in order.
-#[derive(Debug)]
-pub enum Queued {
-    /// An entry of that CP.
-    Entry { cp: CpNumber, entry: Entry, data: Bytes },
-    /// A transfer that the hub had and this end did not (R1).
-    Adopted(Box<Transfer>),
-    /// The CP ends here.
-    Freeze(CpNumber),
-}
-
-/// A client's request that changes something.
-#[derive(Debug, Clone)]
-pub enum Change {
-    /// These bytes.
-    Write(Bytes),
-    /// Whole blocks in a range of that length become holes.
-    Trim(u64),
-    /// That many bytes become zero.
-    Zeroes(u64),
-}
-
 /// Why a refilled transfer cannot be taken over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdoptError {
@@ -91,22 +66,13 @@ pub enum AdoptError {
     #[error(
         "transfer {transfer} writes to volume {volume}, bytes {offset} to {end}, which is not here"
     )]
-    Range {
-        transfer: crate::units::numbers::TransferId,
-        volume: VolumeNumber,
-        offset: u64,
-        end: u64,
-    },
+    Range { transfer: TransferId, volume: VolumeNumber, offset: u64, end: u64 },
     /// Out of order.
     #[error("transfer {transfer} begins with {met}, wanted is {wanted}")]
-    Sequence {
-        transfer: crate::units::numbers::TransferId,
-        wanted: SequenceNumber,
-        met: SequenceNumber,
-    },
+    Sequence { transfer: TransferId, wanted: SequenceNumber, met: SequenceNumber },
     /// Its CP is behind the open one, or two CPs would be frozen at once.
     #[error("transfer {transfer} belongs to CP {met}, open is CP {open}")]
-    Cp { transfer: crate::units::numbers::TransferId, open: CpNumber, met: CpNumber },
+    Cp { transfer: TransferId, open: CpNumber, met: CpNumber },
     /// The NVRAM is smaller than it was.
     #[error("the refill does not fit the NVRAM: {wanted} bytes, {room} are left")]
     Room { wanted: u64, room: u64 },
@@ -129,6 +95,8 @@ struct State {
     last: BTreeMap<VolumeNumber, SequenceNumber>,
     refusal: Option<Refusal>,
     waiting: usize,
+    lacking: Option<Lacking>,
+    waits: u64,
     capacity: u64,
     partition_bytes: u64,
 }
@@ -142,7 +110,7 @@ pub struct Figures {
     pub open_cp: CpNumber,
     /// The CP under way.
     pub frozen_cp: Option<CpNumber>,
-    /// Charge of the open partition.
+    /// What fills the open partition: records, or memory of dirty blocks if that is more.
     pub open_bytes: u64,
     /// What one partition may hold.
     pub partition_bytes: u64,
@@ -150,6 +118,19 @@ pub struct Figures {
     pub dirty_blocks: u64,
     /// Writers that wait for room.
     pub waiting: usize,
+    /// What the last one that found no room lacked.
+    pub lacking: Option<Lacking>,
+    /// Entries that waited, since the start.
+    pub waits: u64,
+}
+
+/// What there is no room in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lacking {
+    /// Both partitions of the NVRAM are full.
+    Nvram,
+    /// The pool could not take it.
+    Pool,
 }
 
 /// The order of a source.
@@ -169,61 +150,6 @@ impl std::fmt::Debug for Order {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Order").field("figures", &self.figures()).finish_non_exhaustive()
     }
-}
-
-/// What an entry takes of the ring or of memory, at most.
-pub fn charge(entry: &Entry) -> u64 {
-    let body = to_u64(TRANSFER_HEADER_BYTES + ENTRY_BYTES) + u64::from(entry.data_bytes());
-    record_bytes(body).max(dirtied(entry).1 * DIRTY_BLOCK_BYTES)
-}
-
-/// First block and number of blocks that an entry keeps in memory, at most.
-fn dirtied(entry: &Entry) -> (u64, u64) {
-    let first = entry.offset / BLOCK_BYTES_U64;
-    match entry.kind {
-        EntryKind::Write => (first, entry.end().div_ceil(BLOCK_BYTES_U64) - first),
-        EntryKind::Trim => (first, 0),
-        EntryKind::Zeroes => {
-            let whole = entry.whole_blocks().1;
-            (first, entry.end().div_ceil(BLOCK_BYTES_U64) - first - whole)
-        }
-    }
-}
-
-/// The largest charge an entry can have.
-pub fn charge_max() -> u64 {
-    let blocks = ENTRY_DATA_BYTES_MAX / BLOCK_BYTES_U64 + 1;
-    let body = to_u64(TRANSFER_HEADER_BYTES + ENTRY_BYTES) + ENTRY_DATA_BYTES_MAX;
-    record_bytes(body).max(blocks * DIRTY_BLOCK_BYTES)
-}
-
-/// Cuts a request into entries without checksum: data at block boundaries (R16).
-fn cut(volume: VolumeNumber, offset: u64, change: &Change) -> Vec<(Entry, Bytes)> {
-    let (kind, start, end, step) = match change {
-        Change::Write(data) => {
-            (EntryKind::Write, offset, offset + to_u64(data.len()), ENTRY_DATA_BYTES_MAX)
-        }
-        Change::Zeroes(length) => (EntryKind::Zeroes, offset, offset + length, RANGE_BYTES_MAX),
-        Change::Trim(length) => {
-            let start = offset.next_multiple_of(BLOCK_BYTES_U64);
-            let end = (offset + length) / BLOCK_BYTES_U64 * BLOCK_BYTES_U64;
-            (EntryKind::Trim, start, end, RANGE_BYTES_MAX)
-        }
-    };
-    let mut entries = Vec::new();
-    let mut at = start;
-    while at < end {
-        // The first piece ends at a block boundary, so all others begin at one.
-        let until = (at / BLOCK_BYTES_U64 * BLOCK_BYTES_U64 + step).min(end);
-        let data = match change {
-            Change::Write(data) => data.slice(to_usize(at - offset)..to_usize(until - offset)),
-            Change::Trim(_) | Change::Zeroes(_) => Bytes::new(),
-        };
-        let crc = if data.is_empty() { 0 } else { crc32c(&data) };
-        entries.push((Entry { kind, volume, offset: at, length: low_u32(until - at), crc }, data));
-        at = until;
-    }
-    entries
 }
 
 impl Order {
@@ -246,6 +172,8 @@ impl Order {
             last: BTreeMap::new(),
             refusal: None,
             waiting: 0,
+            lacking: None,
+            waits: 0,
             capacity: 0,
             partition_bytes: 0,
         };
@@ -266,6 +194,8 @@ impl Order {
         let mut state = self.lock();
         state.capacity = capacity;
         state.partition_bytes = capacity.saturating_sub(marks) / 2;
+        let (met, wanted) = (state.partition_bytes, partition_bytes_min());
+        assert!(met >= wanted, "a partition of {met} bytes cannot take an entry of {wanted}");
     }
 
     /// Orders what a client asked for and returns the last sequence number it got; `None` if it
@@ -332,6 +262,21 @@ impl Order {
         self.room.notify_waiters();
         // The pages are freed without the lock.
         drop(gone);
+    }
+
+    /// Blocks of the frozen interval that were known in part are whole now: their older pages,
+    /// and the need to look below them, go.
+    pub fn filled(&self, cp: CpNumber, blocks: &[(VolumeNumber, u64, Arc<Page>)]) {
+        let frozen = self.frozen().filter(|frozen| frozen.cp == cp);
+        let Some(before) = frozen.filter(|_| !blocks.is_empty()) else { return };
+        let mut buffers = before.buffers.clone();
+        for (volume, vbn, page) in blocks {
+            buffers.fill(*volume, *vbn, Arc::clone(page));
+        }
+        let Frozen { cp, space_blocks, last, charge, .. } = *before;
+        let after = Arc::new(Frozen { cp, buffers, space_blocks, last, charge });
+        // Only the checkpoint thread, which calls this, ends an interval.
+        self.lock().frozen = Some(after);
     }
 
     /// The own tree of the frozen CP is published: what it took of the pool is taken, what it
@@ -430,7 +375,7 @@ impl Order {
         let mut state = self.lock();
         if cp != state.open_cp || state.open.is_empty() {
             return Err(AdoptError::Cp {
-                transfer: crate::units::numbers::TransferId::NONE,
+                transfer: TransferId::NONE,
                 open: state.open_cp,
                 met: cp,
             });
@@ -467,10 +412,12 @@ impl Order {
             sequence: SequenceNumber(state.next.0 - 1),
             open_cp: state.open_cp,
             frozen_cp: frozen.map(|frozen| frozen.cp),
-            open_bytes: state.open_charge,
+            open_bytes: state.open_charge.max(state.open.blocks() * DIRTY_BLOCK_BYTES),
             partition_bytes: state.partition_bytes,
             dirty_blocks: state.open.blocks() + frozen.map_or(0, |frozen| frozen.buffers.blocks()),
             waiting: state.waiting,
+            lacking: state.lacking.filter(|_| state.waiting > 0),
+            waits: state.waits,
         }
     }
 
@@ -506,13 +453,16 @@ impl State {
         if let Some(refusal) = &self.refusal {
             return Err(refusal.clone());
         }
-        let charge = charge(entry);
-        if self.open_charge + charge > self.partition_bytes && !self.freeze() {
+        let records = self.open_charge + charge(entry);
+        let memory = (self.open.blocks() + dirtied(entry).1) * DIRTY_BLOCK_BYTES;
+        if records.max(memory) > self.partition_bytes && !self.freeze() {
+            self.lacking = Some(Lacking::Nvram);
             return Ok(None);
         }
         if entry.kind == EntryKind::Write && !self.pool_takes(order, entry) {
             // Overwritten blocks come free with a CP.
             self.freeze();
+            self.lacking = Some(Lacking::Pool);
             return Ok(None);
         }
         let sequence = self.apply(order, entry, data);
@@ -590,7 +540,10 @@ struct Waiting<'a>(&'a Order);
 
 impl<'a> Waiting<'a> {
     fn new(order: &'a Order) -> Self {
-        order.lock().waiting += 1;
+        let mut state = order.lock();
+        state.waiting += 1;
+        state.waits += 1;
+        drop(state);
         Self(order)
     }
 }
@@ -598,82 +551,6 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.lock().waiting -= 1;
-    }
-}
-
-/// The records that taken entries will become, as the feed will form them.
-struct Batch {
-    bytes_max: u64,
-    closed: u64,
-    open: Former,
-}
-
-impl Batch {
-    fn new(bytes_max: u64) -> Self {
-        Self { bytes_max, closed: 0, open: Former::default() }
-    }
-
-    /// Whether one more fits; counts it if so.
-    fn fits(&mut self, next: &Queued) -> bool {
-        let (mut closed, mut open) = (self.closed, self.open);
-        match next {
-            Queued::Entry { cp, entry, .. } => {
-                if !open.takes(*cp, entry) {
-                    closed += open.record_bytes();
-                    open = Former::default();
-                }
-                open.push(*cp, entry);
-            }
-            Queued::Adopted(transfer) => {
-                closed += open.record_bytes() + record_bytes(to_u64(transfer.bytes().len()));
-                open = Former::default();
-            }
-            Queued::Freeze(_) => {
-                closed += open.record_bytes() + record_bytes(to_u64(MARK_BYTES));
-                open = Former::default();
-            }
-        }
-        if closed + open.record_bytes() > self.bytes_max {
-            return false;
-        }
-        (self.closed, self.open) = (closed, open);
-        true
-    }
-}
-
-/// How entries are gathered into one transfer: the same rule for counting and for forming.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Former {
-    cp: CpNumber,
-    entries: u64,
-    data_bytes: u64,
-}
-
-impl Former {
-    /// Whether an entry of that CP still goes into it.
-    pub fn takes(&self, cp: CpNumber, entry: &Entry) -> bool {
-        let count = self.entries + 1;
-        let data = self.data_bytes + u64::from(entry.data_bytes());
-        let total = to_u64(TRANSFER_HEADER_BYTES) + count * to_u64(ENTRY_BYTES) + data;
-        self.entries == 0
-            || self.cp == cp
-                && count <= crate::limits::TRANSFER_ENTRIES_MAX
-                && total <= crate::limits::TRANSFER_BYTES_MAX
-    }
-
-    /// Counts an entry.
-    pub fn push(&mut self, cp: CpNumber, entry: &Entry) {
-        self.cp = cp;
-        self.entries += 1;
-        self.data_bytes += u64::from(entry.data_bytes());
-    }
-
-    fn record_bytes(&self) -> u64 {
-        if self.entries == 0 {
-            return 0;
-        }
-        let table = self.entries * to_u64(ENTRY_BYTES);
-        record_bytes(to_u64(TRANSFER_HEADER_BYTES) + table + self.data_bytes)
     }
 }
 

@@ -74,6 +74,8 @@ pub struct Ladder {
 #[derive(Debug, Default)]
 struct State {
     ladder: Ladder,
+    /// The last transfer that is durable here.
+    own_durable: TransferId,
     rows: VecDeque<Row>,
     /// Rows that the forwarder has been told of.
     told: usize,
@@ -117,8 +119,14 @@ impl Outbox {
         state.rows[at].position = Some(position);
         let bytes = state.rows[at].body.as_ref().map_or(0, |body| to_u64(body.len()));
         state.ladder.durable_bytes = state.rows[at].upto_bytes;
+        state.own_durable = id;
         state.recent_bytes += bytes;
         state.shed();
+    }
+
+    /// The last transfer that became durable here since the start, or was found so.
+    pub fn own_durable(&self) -> TransferId {
+        self.lock().own_durable
     }
 
     /// The hub holds everything up to that transfer.
@@ -216,6 +224,7 @@ impl State {
         };
         self.ladder.formed_bytes += to_u64(transfer.bytes().len());
         if position.is_some() {
+            self.own_durable = header.id;
             self.ladder.durable_bytes = self.ladder.formed_bytes;
         }
         self.rows.push_back(Row {

@@ -48,6 +48,8 @@ pub struct VolumePlan {
 pub struct Plan {
     /// The volumes that changed, by number.
     pub volumes: Vec<VolumePlan>,
+    /// Blocks that were known in part only, as they were filled.
+    pub filled: Vec<(VolumeNumber, u64, Arc<Page>)>,
 }
 
 /// What a CP sent, by kind: blocks, and bytes of payload.
@@ -70,70 +72,82 @@ impl Plan {
         buffers: &Buffers,
         mut fill: impl FnMut(VolumeNumber, u64, &mut Page) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let mut volumes = Vec::new();
+        let mut plan = Self::default();
         for (volume, dirty) in buffers.volumes() {
-            let steps = plan_volume(dirty, &mut |vbn, page| fill(volume, vbn, page))?;
-            if !steps.is_empty() {
-                volumes.push(VolumePlan { volume, steps });
+            let mut steps = Steps { steps: Vec::new(), filled: Vec::new() };
+            steps.plan(dirty, &mut |vbn, page| fill(volume, vbn, page))?;
+            let filled = steps.filled.into_iter().map(|(vbn, page)| (volume, vbn, page));
+            plan.filled.extend(filled);
+            if !steps.steps.is_empty() {
+                plan.volumes.push(VolumePlan { volume, steps: steps.steps });
             }
         }
-        Ok(Self { volumes })
+        Ok(plan)
     }
 }
 
-fn plan_volume<E>(
-    dirty: &Dirty,
-    fill: &mut impl FnMut(u64, &mut Page) -> Result<(), E>,
-) -> Result<Vec<Step>, E> {
-    let mut steps = Vec::with_capacity(dirty.blocks().len() + dirty.holes().len());
-    let mut holes = dirty.holes().iter();
-    let mut hole = holes.next();
-    for (&vbn, block) in dirty.blocks() {
-        while let Some((start, end)) = hole.filter(|&(start, _)| start <= vbn) {
-            push_hole(&mut steps, start, end.min(vbn));
-            hole = if end > vbn + 1 { Some((vbn + 1, end)) } else { holes.next() };
+/// Collects the steps of one volume.
+struct Steps {
+    steps: Vec<Step>,
+    filled: Vec<(u64, Arc<Page>)>,
+}
+
+impl Steps {
+    fn plan<E>(
+        &mut self,
+        dirty: &Dirty,
+        fill: &mut impl FnMut(u64, &mut Page) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut holes = dirty.holes().iter();
+        let mut hole = holes.next();
+        for (&vbn, block) in dirty.blocks() {
+            while let Some((start, end)) = hole.filter(|&(start, _)| start <= vbn) {
+                self.hole(start, end.min(vbn));
+                hole = if end > vbn + 1 { Some((vbn + 1, end)) } else { holes.next() };
+            }
+            self.block(vbn, block, fill)?;
         }
-        push_block(&mut steps, vbn, block, fill)?;
-    }
-    while let Some((start, end)) = hole {
-        push_hole(&mut steps, start, end);
-        hole = holes.next();
-    }
-    Ok(steps)
-}
-
-fn push_block<E>(
-    steps: &mut Vec<Step>,
-    vbn: u64,
-    block: &Block,
-    fill: &mut impl FnMut(u64, &mut Page) -> Result<(), E>,
-) -> Result<(), E> {
-    let (data, ordinal) = match &block.known {
-        Known::Whole { ordinal } => (Arc::clone(&block.data), Some(*ordinal)),
-        Known::Full => (Arc::clone(&block.data), None),
-        Known::Partial(known) => {
-            let mut page = Arc::clone(&block.data);
-            let bytes = Arc::make_mut(&mut page);
-            fill(vbn, bytes)?;
-            lay(bytes, &block.data, known);
-            (page, None)
+        while let Some((start, end)) = hole {
+            self.hole(start, end);
+            hole = holes.next();
         }
-    };
-    if is_zero(&data) {
-        push_hole(steps, vbn, vbn + 1);
-    } else {
-        steps.push(Step::Block { vbn, data, ordinal });
+        Ok(())
     }
-    Ok(())
-}
 
-fn push_hole(steps: &mut Vec<Step>, start: u64, end: u64) {
-    if start >= end {
-        return;
+    fn block<E>(
+        &mut self,
+        vbn: u64,
+        block: &Block,
+        fill: &mut impl FnMut(u64, &mut Page) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (data, ordinal) = match &block.known {
+            Known::Whole { ordinal } => (Arc::clone(&block.data), Some(*ordinal)),
+            Known::Full => (Arc::clone(&block.data), None),
+            Known::Partial(known) => {
+                let mut page = Arc::clone(&block.data);
+                let bytes = Arc::make_mut(&mut page);
+                fill(vbn, bytes)?;
+                lay(bytes, &block.data, known);
+                self.filled.push((vbn, Arc::clone(&page)));
+                (page, None)
+            }
+        };
+        if is_zero(&data) {
+            self.hole(vbn, vbn + 1);
+        } else {
+            self.steps.push(Step::Block { vbn, data, ordinal });
+        }
+        Ok(())
     }
-    match steps.last_mut() {
-        Some(Step::Hole { vbn, count }) if *vbn + *count == start => *count += end - start,
-        _ => steps.push(Step::Hole { vbn: start, count: end - start }),
+
+    fn hole(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        match self.steps.last_mut() {
+            Some(Step::Hole { vbn, count }) if *vbn + *count == start => *count += end - start,
+            _ => self.steps.push(Step::Hole { vbn: start, count: end - start }),
+        }
     }
 }
 

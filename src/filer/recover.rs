@@ -12,18 +12,21 @@
 //! Nothing is served after this: the hub is asked first (R1). Stores that do not fit each other
 //! or the configuration are refused, with what was wanted and what was met.
 
+mod replay;
+
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use tokio::sync::watch;
 
+use self::replay::{Replay, Replayed};
 use super::completion::Completion;
 use super::counters::Counters;
-use super::feed::{DurableFreeze, SourceFeed};
+use super::feed::SourceFeed;
 use super::identity::{Extension, ExtensionError};
-use super::order::{AdoptError, Order, VolumeShape};
+use super::order::{Order, VolumeShape};
 use super::outbox::Outbox;
 use super::shared::{Affiliation, Apply, LinkState, Pins, Shared, SharedState};
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
@@ -34,14 +37,12 @@ use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::pool::{Pool, PoolOptions};
 use crate::record::envelope::RecordKind;
-use crate::record::marks::{Freeze, MarkError, Place};
-use crate::record::transfer::{Transfer, TransferError};
-use crate::session::primary::{Identity, Primary};
+use crate::record::marks::{MarkError, Place};
+use crate::record::transfer::TransferError;
+use crate::session::primary::{Event, Identity, Primary};
 use crate::units::ids::{RandomError, SourceId, VolumeId, random_u64};
 use crate::units::names::{SourceName, VolumeName};
-use crate::units::numbers::{
-    ByteCount, CpNumber, Generation, LogPosition, SequenceNumber, VolumeNumber,
-};
+use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, VolumeNumber};
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
 use crate::wire::message::VolumeOffer;
@@ -143,7 +144,7 @@ pub struct Store {
 pub struct Started {
     /// Its parts.
     pub shared: Arc<Shared>,
-    /// Its session's machine.
+    /// Its session's machine, which knows of the CP that was under way.
     pub primary: Primary,
 }
 
@@ -165,7 +166,11 @@ pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, 
     let owner = row.id.0;
     let device = Arc::clone(&nvram.device);
     let visit = &mut |record: Recovered| replay.visit(&record);
-    let (ring, recovery) = Ring::open(device, owner, wanted.ring.clone(), visit)?;
+    let opened = Ring::open(device, owner, wanted.ring.clone(), visit);
+    if let Err(RingError::Blank { .. }) = opened {
+        return Err(nvram_lost(nvram));
+    }
+    let (ring, recovery) = opened?;
     if let Some(damage) = recovery.damage.first() {
         return Err(RecoverError::NvramDamaged {
             device: nvram.device.name(),
@@ -189,7 +194,7 @@ pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, 
     if let Some(freeze) = replayed.freeze {
         shared.checkpoint.frozen(freeze);
     }
-    let primary = make_primary(&shared, replayed.held_after);
+    let primary = make_primary(&shared, &replayed);
     Ok(Started { shared, primary })
 }
 
@@ -269,22 +274,25 @@ fn make_ring(
     row: &SourceRow,
     extension: Extension,
 ) -> Result<(), RecoverError> {
-    let first = !extension.nvram_made;
-    if !nvram.new && !first {
-        return Ok(());
-    }
-    if !first && !wanted.accept_lost_nvram {
-        return Err(RecoverError::NvramLost { device: nvram.device.name() });
+    if extension.nvram_made && !wanted.accept_lost_nvram {
+        // What is missing or blank now is a loss; opening finds the latter.
+        return if nvram.new { Err(nvram_lost(nvram)) } else { Ok(()) };
     }
     let device = Arc::clone(&nvram.device);
     match Ring::create(device, row.id.0, wanted.ring_shape) {
-        // A first start that was cut short behind this.
+        // It is there after all, or an earlier first start was cut short behind this.
         Ok(()) | Err(RingError::AlreadyRing { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let extension = Extension { nvram_made: true, ..extension }.encode().to_vec();
-    pool.catalog().update_source(row.id, move |row| row.extension = extension)?;
+    if !extension.nvram_made {
+        let extension = Extension { nvram_made: true, ..extension }.encode().to_vec();
+        pool.catalog().update_source(row.id, move |row| row.extension = extension)?;
+    }
     Ok(())
+}
+
+fn nvram_lost(nvram: &Store) -> RecoverError {
+    RecoverError::NvramLost { device: nvram.device.name() }
 }
 
 fn make_order(
@@ -380,13 +388,15 @@ fn share(
         common: watch::Sender::new(None),
         serving: watch::Sender::new(false),
         scans: watch::Sender::new(None),
-        scanning: std::sync::atomic::AtomicBool::new(false),
+        scanning: AtomicBool::new(false),
+        answering: AtomicBool::new(false),
         started: Instant::now(),
         state: Mutex::new(state),
     }))
 }
 
-fn make_primary(shared: &Shared, held_after: Place) -> Primary {
+/// A machine that knows what is held, and the CP that was under way.
+fn make_primary(shared: &Shared, replayed: &Replayed) -> Primary {
     let affiliation = shared.affiliation();
     let identity = Identity {
         name: shared.name.clone(),
@@ -396,130 +406,14 @@ fn make_primary(shared: &Shared, held_after: Place) -> Primary {
         epoch: affiliation.epoch,
         volumes: shared.volumes.clone(),
     };
-    Primary::new(identity, held_after, shared.outbox.all(), shared.own().0)
-}
-
-/// Takes the ring's records one by one; the first that does not fit ends it.
-struct Replay<'a> {
-    order: &'a Order,
-    outbox: &'a Outbox,
-    /// Place of the published CP.
-    own: Place,
-    /// Before the first transfer held; `None` before the first record.
-    held_after: Option<Place>,
-    last: Place,
-    freeze: Option<DurableFreeze>,
-    /// Up to here everything is done at both ends.
-    done: Option<LogPosition>,
-    error: Option<RecoverError>,
-}
-
-/// What the ring held.
-struct Replayed {
-    held_after: Place,
-    last: Place,
-    freeze: Option<DurableFreeze>,
-    done: Option<LogPosition>,
-}
-
-impl<'a> Replay<'a> {
-    fn new(order: &'a Order, outbox: &'a Outbox, own: Place) -> Self {
-        let (held_after, freeze, done, error) = (None, None, None, None);
-        Self { order, outbox, own, held_after, last: own, freeze, done, error }
+    let (own_cp, roots) = shared.own();
+    let mut primary = Primary::new(identity, replayed.held_after, shared.outbox.all(), own_cp);
+    if let Some(freeze) = replayed.freeze {
+        // Without a connection there is nothing to do.
+        drop(primary.step(Event::Frozen { cp: freeze.cp, place: freeze.place }));
+        if own_cp >= freeze.cp {
+            drop(primary.step(Event::Committed { cp: freeze.cp, roots }));
+        }
     }
-
-    fn visit(&mut self, record: &Recovered) {
-        if self.error.is_some() {
-            return;
-        }
-        let position = record.envelope.position;
-        let end = LogPosition(position.0 + u64::from(record.envelope.record_bytes));
-        let taken = match record.envelope.kind {
-            RecordKind::Transfer => self.transfer(record, position),
-            RecordKind::Freeze => self.freeze(record, position, end),
-            kind @ (RecordKind::Cut | RecordKind::Fence) => {
-                Err(RecoverError::Kind { position, kind })
-            }
-        };
-        self.error = taken.err();
-    }
-
-    fn transfer(&mut self, record: &Recovered, position: LogPosition) -> Result<(), RecoverError> {
-        let transfer = Transfer::parse(record.body.clone())
-            .map_err(|error| RecoverError::Transfer { position, error })?;
-        let header = *transfer.header();
-        let before = Place {
-            transfer: header.previous,
-            sequence: SequenceNumber(header.first_sequence.0 - 1),
-            hash: header.hash_before,
-        };
-        if self.held_after.is_none() {
-            self.begin(before);
-        }
-        let last = self.last;
-        if before != last {
-            let what = format!("it follows {before:?}");
-            return Err(RecoverError::Chain { position, last, what });
-        }
-        self.order.take_over(&transfer, false).map_err(|error| chain(position, last, &error))?;
-        self.outbox.recovered(&transfer, position);
-        self.last = Place {
-            transfer: header.id,
-            sequence: transfer.last_sequence(),
-            hash: transfer.hash_after(),
-        };
-        Ok(())
-    }
-
-    fn freeze(
-        &mut self,
-        record: &Recovered,
-        position: LogPosition,
-        end: LogPosition,
-    ) -> Result<(), RecoverError> {
-        let Freeze { cp, place } = Freeze::decode(&record.body)
-            .map_err(|error| RecoverError::Freeze { position, error })?;
-        let last = self.last;
-        if self.held_after.is_none() || place != last {
-            let what = format!("CP {cp} was frozen at {place:?}");
-            return Err(RecoverError::Chain { position, last, what });
-        }
-        self.order.replay_freeze(cp).map_err(|error| chain(position, last, &error))?;
-        // No two are under way at once: the one before was done, and only its release was not
-        // written down yet.
-        if let Some(before) = self.freeze.replace(DurableFreeze { cp, place, end }) {
-            self.outbox.drop_upto(before.cp);
-            self.held_after = Some(before.place);
-            self.done = Some(before.end);
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, held_after: Place) {
-        self.held_after = Some(held_after);
-        self.last = held_after;
-        self.order.resume(held_after.sequence, CpNumber(0));
-    }
-
-    fn finish(mut self, own_cp: CpNumber) -> Result<Replayed, RecoverError> {
-        if let Some(error) = self.error.take() {
-            return Err(error);
-        }
-        if self.held_after.is_none() {
-            self.begin(self.own);
-        }
-        let held_after = self.held_after.unwrap_or(self.own);
-        let committed = self.freeze.filter(|freeze| freeze.cp <= own_cp);
-        // The published CP is the frozen one, or the one before everything held.
-        let wanted = committed.map_or(held_after, |freeze| freeze.place);
-        if wanted != self.own {
-            return Err(RecoverError::Mismatch { cp: own_cp, own: self.own, held_after });
-        }
-        let Self { last, freeze, done, .. } = self;
-        Ok(Replayed { held_after, last, freeze, done })
-    }
-}
-
-fn chain(position: LogPosition, last: Place, error: &AdoptError) -> RecoverError {
-    RecoverError::Chain { position, last, what: error.to_string() }
+    primary
 }

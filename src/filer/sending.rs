@@ -50,6 +50,8 @@ pub struct SendSide {
     queue: VecDeque<ToSend>,
     /// Frames for the socket.
     pub outgoing: Outgoing,
+    /// The session asked for the data of this CP; `true` if all inline.
+    wanted: Option<(CpNumber, bool)>,
     data: Option<DataOut>,
     /// Bytes of CP data sent on this connection, taken by the hub, and allowed beyond.
     data_sent: u64,
@@ -68,6 +70,7 @@ impl SendSide {
             shared,
             queue: VecDeque::new(),
             outgoing: Outgoing::default(),
+            wanted: None,
             data: None,
             data_sent: 0,
             data_taken: 0,
@@ -104,14 +107,16 @@ impl SendSide {
         &mut self,
         data: Option<&CpData>,
     ) -> Result<Option<(CpNumber, u64)>, RingError> {
+        self.start_data(data);
         while self.outgoing.bytes() < AHEAD_BYTES_MAX
             && let Some(next) = self.queue.pop_front()
         {
             match next {
                 ToSend::Message(message) => self.outgoing.push(Frame::new(&message, Bytes::new())),
                 ToSend::Transfer(id) => self.push_transfer(id).await?,
-                ToSend::Data { cp, inline } => self.start_data(cp, inline, data),
+                ToSend::Data { cp, inline } => self.wanted = Some((cp, inline)),
             }
+            self.start_data(data);
             if self.owes_data() && self.window_open() {
                 self.push_data();
             }
@@ -150,10 +155,13 @@ impl SendSide {
         Ok(())
     }
 
-    fn start_data(&mut self, cp: CpNumber, inline: bool, data: Option<&CpData>) {
-        let Some(data) = data.filter(|data| data.freeze.cp == cp) else {
-            panic!("the session asks for the data of CP {cp}, which is not frozen");
-        };
+    /// Begins with the data that was asked for, once its plan is there: after a restart the
+    /// session may ask before it is made again.
+    fn start_data(&mut self, data: Option<&CpData>) {
+        let planned = |cp: CpNumber| data.filter(|data| data.freeze.cp == cp);
+        let Some((cp, inline)) = self.wanted else { return };
+        let Some(data) = planned(cp) else { return };
+        self.wanted = None;
         let inline = inline || self.shared.apply == Apply::Inline;
         let frames = Frames::new(Arc::clone(&data.plan), Arc::clone(&data.rows), inline);
         self.data = Some(DataOut { cp, frames });
@@ -165,7 +173,8 @@ impl SendSide {
     }
 
     fn window_open(&self) -> bool {
-        let under_way = self.data_sent - self.data_taken;
+        // A hub may claim to have taken more than it was sent.
+        let under_way = self.data_sent.saturating_sub(self.data_taken);
         self.data.is_some() && under_way + CP_FRAME_BYTES_MAX <= self.data_window
     }
 

@@ -106,6 +106,8 @@ pub struct Shared {
     pub scans: watch::Sender<Option<Scanned>>,
     /// A verification is under way.
     pub scanning: AtomicBool,
+    /// A scan that the hub asked for is under way.
+    pub answering: AtomicBool,
     /// When it was started.
     pub started: Instant,
     pub(super) state: Mutex<SharedState>,
@@ -200,6 +202,12 @@ impl Shared {
         self.completion.refuse(Refusal::Failed(first));
     }
 
+    /// Fails the source if the holder's thread or task unwinds: clients get an error instead of
+    /// waiting for somebody who is gone.
+    pub fn fail_on_panic(self: &Arc<Self>, what: &'static str) -> FailOnPanic {
+        FailOnPanic { shared: Arc::clone(self), what }
+    }
+
     /// Why nothing is acknowledged any more.
     pub fn failed(&self) -> Option<Arc<str>> {
         self.lock().failed.clone()
@@ -212,6 +220,22 @@ impl Shared {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, SharedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See [`Shared::fail_on_panic`].
+#[derive(Debug)]
+#[must_use = "it is held as long as the thread or task runs"]
+pub struct FailOnPanic {
+    shared: Arc<Shared>,
+    what: &'static str,
+}
+
+impl Drop for FailOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.fail(self.what);
+        }
     }
 }
 

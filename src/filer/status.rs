@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::counters::CounterValues;
-use super::order::Figures;
+use super::order::{Figures, Lacking};
 use super::outbox::Ladder;
 use super::shared::{LinkState, Shared};
 use super::signals::Roots;
@@ -138,10 +138,23 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
                 (SourceState::Behind, reason, next.to_owned())
             }
             None => {
-                let reason = "every acknowledged write is durable on the hub";
-                (SourceState::InSync, reason.to_owned(), String::new())
+                let (reason, next) = in_sync(shared.order.figures().lacking);
+                (SourceState::InSync, reason.to_owned(), next.to_owned())
             }
         },
+    }
+}
+
+fn in_sync(lacking: Option<Lacking>) -> (&'static str, &'static str) {
+    match lacking {
+        None => ("every acknowledged write is durable on the hub", ""),
+        Some(Lacking::Nvram) => (
+            "writes wait: both partitions of the NVRAM are full",
+            "they go on with the next checkpoint; a larger NVRAM makes it rarer",
+        ),
+        Some(Lacking::Pool) => {
+            ("writes wait: the own pool is full", "trim what is not needed, or give it more space")
+        }
     }
 }
 

@@ -92,8 +92,14 @@ fn scan_pins(pins: &Pins) -> (Vec<VolumeScan>, Vec<String>) {
     (volumes, problems)
 }
 
-/// Answers the hub's question about a CP, later and from another thread.
+/// Answers the hub's question about a CP, later and from another thread. One is answered at a
+/// time.
 pub fn answer(shared: &Arc<Shared>, cp: CpNumber, token: u64) {
+    if shared.answering.swap(true, Ordering::AcqRel) {
+        let problems = vec!["the source reads for another question already".to_owned()];
+        shared.session.scanned(Scanned { cp, token, volumes: Vec::new(), problems });
+        return;
+    }
     let (common, own_cp) = (shared.common.borrow().clone(), shared.own().0);
     let pins = match common {
         Some(common) if common.cp == cp => Some(common.pins),
@@ -104,6 +110,7 @@ pub fn answer(shared: &Arc<Shared>, cp: CpNumber, token: u64) {
     // Its answer goes through the session's slot; nobody waits for the task itself.
     drop(tokio::task::spawn_blocking(move || {
         let (volumes, problems) = pins.map_or_else(Default::default, |pins| scan_pins(&pins));
+        shared.answering.store(false, Ordering::Release);
         shared.session.scanned(Scanned { cp, token, volumes, problems });
     }));
 }

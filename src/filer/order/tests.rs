@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
+use super::pieces::RANGE_BYTES_MAX;
 use super::*;
 use crate::record::transfer::{Builder, TransferHeader};
 use crate::units::hash::StreamHash;
-use crate::units::numbers::TransferId;
+use crate::units::hash::crc32c;
 
 const VOLUME: VolumeNumber = VolumeNumber(0);
 const RING: u64 = 8 << 20;
@@ -65,18 +66,40 @@ fn trim_covers_whole_blocks_and_zeroes_every_byte() {
     assert!(long.windows(2).all(|pair| pair[0].1 == pair[1].0));
 }
 
-/// The charge covers the record an entry can cause and the memory it can take.
+/// The charge covers the record an entry can cause; a partition takes the largest.
 #[test]
 fn the_charge_is_never_too_small() {
     for (offset, length) in [(0, 1), (4095, 2), (1, 262_143), (100, 4096), (0, 262_144)] {
         let (entry, _) = cut(VOLUME, offset, &data(length)).remove(0);
         let blocks = entry.end().div_ceil(4096) - entry.offset / 4096;
-        assert!(charge(&entry) >= blocks * DIRTY_BLOCK_BYTES);
         assert!(charge(&entry) >= record_bytes(80 + 24 + u64::from(entry.length)));
-        assert!(charge(&entry) <= charge_max());
+        assert!(charge(&entry).max(blocks * DIRTY_BLOCK_BYTES) <= partition_bytes_min());
     }
     let trim = cut(VOLUME, 0, &Change::Trim(1 << 30)).remove(0).0;
     assert_eq!(charge(&trim), 512);
+}
+
+/// Small writes fill the memory of a partition before its records do; writes of the same block
+/// do not fill it again.
+#[test]
+fn memory_is_bounded_as_well() {
+    runtime().block_on(async {
+        let Bench { order, .. } = bench();
+        let small = data(16);
+        for _ in 0..1000 {
+            order.change(VOLUME, 0, &small).await.unwrap();
+        }
+        assert_eq!(order.figures().frozen_cp, None, "one block, half a MiB of records");
+        let mut ordered = 0;
+        while order.figures().frozen_cp.is_none() {
+            ordered += 1;
+            order.change(VOLUME, ordered * 4096, &small).await.unwrap();
+        }
+        let blocks = order.frozen().unwrap().buffers.blocks();
+        let partition = order.figures().partition_bytes;
+        assert!(blocks * DIRTY_BLOCK_BYTES <= partition);
+        assert!((blocks + 2) * DIRTY_BLOCK_BYTES > partition, "and used");
+    });
 }
 
 #[test]

@@ -51,6 +51,7 @@ pub(super) struct Seen {
     pub(super) update_bytes: u64,
     pub(super) published: u64,
     pub(super) rejected: u64,
+    pub(super) checkpoint_at: CpNumber,
 }
 
 pub(super) struct State {
@@ -288,7 +289,8 @@ impl State {
             }
             Action::DropLogs(cp) => self.log.retain(|transfer| transfer.header().cp > cp),
             Action::SendLog { from } => self.send_log(from),
-            Action::Joined | Action::Scanned(_) | Action::CheckpointAt { .. } => {}
+            Action::CheckpointAt { cp, .. } => self.seen.checkpoint_at = cp,
+            Action::Joined | Action::Scanned(_) => {}
             Action::Scan { cp, token } => {
                 let roots =
                     if cp == self.mirror.known().applied_cp { self.roots() } else { vec![] };

@@ -4,6 +4,7 @@ use super::*;
 use crate::device::sim::Chance;
 use crate::filer::status::SourceState;
 use crate::filer::verify::VerifiedVolume;
+use crate::filer::{DeviceOptions, FilerOptions};
 use crate::units::numbers::{CpNumber, VolumeNumber};
 
 const VOL0: VolumeNumber = VolumeNumber(0);
@@ -164,6 +165,7 @@ fn the_hub_and_the_interval_ask_for_checkpoints() {
         write(&export, 0, &[2; 4096]).await.unwrap();
         hub.want_checkpoint();
         until("the hub's CP", || hub.applied() == CpNumber(2)).await;
+        assert_eq!(hub.seen().checkpoint_at, CpNumber(2));
         let counters = filer.status().counters;
         assert!(counters.checkpoints_interval >= 1);
         filer.stop().await.unwrap();
@@ -253,5 +255,64 @@ fn another_configuration_is_refused_by_name() {
         more.wanted.volumes.push(("vol2".parse().unwrap(), ByteCount(1 << 30)));
         let filer = try_start(&stores, more).await.unwrap();
         assert_eq!(filer.status().volumes.len(), 3);
+    });
+}
+
+fn file_options(directory: &std::path::Path, hub: &Hub) -> FilerOptions {
+    let device = |name: &str, size| DeviceOptions {
+        path: directory.join("state").join(name),
+        size: ByteCount(size),
+    };
+    FilerOptions {
+        name: "filer-a".parse().unwrap(),
+        hub: hub.address,
+        hub_timeout: Duration::from_secs(5),
+        volumes: vec![("vol0".parse().unwrap(), ByteCount(1 << 20))],
+        nvram: device("nvram", 8 << 20),
+        pool: device("disk0", 32 << 20),
+        checkpoint_interval: Duration::from_secs(3600),
+        apply: Apply::Reference,
+        accept_lost_nvram: false,
+        stop_timeout: Duration::from_secs(10),
+    }
+}
+
+/// The same on real files: made at the first start, found at the next, held to their sizes.
+#[test]
+fn real_files_are_made_and_found_again() {
+    runtime().block_on(async {
+        let hub = Hub::start(4 << 20).await;
+        let directory = tempfile::tempdir().unwrap();
+        let options = || file_options(directory.path(), &hub);
+        let filer = Filer::start(options()).await.unwrap();
+        filer.served().await;
+        let export = open(&filer, "vol0").await;
+        write(&export, 4000, &[5; 300_000]).await.unwrap();
+        let busy = Filer::start(options()).await.unwrap_err().to_string();
+        assert!(busy.contains("in use by another process"), "{busy}");
+        drop(export);
+        filer.stop().await.unwrap();
+        drop(filer);
+
+        let mut other = options();
+        other.nvram.size = ByteCount(16 << 20);
+        let size = Filer::start(other).await.unwrap_err().to_string();
+        assert!(size.contains("nvram") && size.contains("16785408"), "{size}");
+        let mut away = options();
+        away.hub = "192.0.2.1:7420".parse().unwrap();
+        assert!(matches!(Filer::start(away).await, Err(StartError::NotLoopback(_))));
+        let mut none = options();
+        none.volumes.clear();
+        assert!(matches!(Filer::start(none).await, Err(StartError::Volumes { met: 0, .. })));
+
+        let filer = Filer::start(options()).await.unwrap();
+        filer.served().await;
+        let wanted = hub.lock().images[&VOL0].clone();
+        assert_eq!(read_all(&open(&filer, "vol0").await).await, wanted);
+        filer.stop().await.unwrap();
+        drop(filer);
+        std::fs::remove_file(directory.path().join("state/nvram")).unwrap();
+        let lost = Filer::start(options()).await.unwrap_err().to_string();
+        assert!(lost.contains("accept-lost-nvram"), "{lost}");
     });
 }

@@ -228,7 +228,7 @@ fn a_full_pool_makes_writes_wait_until_there_is_room() {
     });
 }
 
-/// R19: refused once, a CP is sent again all inline; refused to the end, the source halts.
+/// R19: refused once a CP is sent again, refused twice it is sent all inline, then the source halts.
 #[test]
 fn a_refused_cp_is_sent_inline_and_then_halts() {
     runtime().block_on(async {
@@ -236,10 +236,10 @@ fn a_refused_cp_is_sent_inline_and_then_halts() {
         let filer = start(&Stores::new(), &hub).await;
         let export = open(&filer, "vol0").await;
         write(&export, 0, &[1; 8192]).await.unwrap();
-        hub.control(|control| control.reject = 1);
+        hub.control(|control| control.reject = 2);
         assert_eq!(filer.checkpoint().await.unwrap().0, CpNumber(1));
         let seen = hub.seen();
-        assert_eq!((seen.rejected, seen.references, seen.inline), (1, 2, 2));
+        assert_eq!((seen.rejected, seen.references, seen.inline), (2, 4, 2));
         write(&export, 0, &[2; 8192]).await.unwrap();
         hub.control(|control| control.reject = 9);
         let error = filer.checkpoint().await.unwrap_err().to_string();
@@ -247,7 +247,7 @@ fn a_refused_cp_is_sent_inline_and_then_halts() {
         let status = filer.status();
         assert_eq!(status.state, SourceState::Faulted);
         assert!(status.next_step.contains("verify"));
-        assert_eq!(status.counters.checkpoints_rejected, 3, "one before, two and the halt now");
+        assert_eq!(status.counters.checkpoints_rejected, 4, "two before, two and the halt now");
     });
 }
 
@@ -309,15 +309,17 @@ fn a_lost_nvram_is_refused_and_then_refilled() {
         }
         drop(filer);
         let lost = Stores { nvram: Stores::new().nvram, pool: stores.cut(1).pool };
-        let again = |accept| {
+        let again = |accept, new| {
             let mut behaviour = behaviour(&hub, Apply::Reference);
             behaviour.wanted.accept_lost_nvram = accept;
-            let nvram = store(&lost.nvram, true);
+            let nvram = store(&lost.nvram, new);
             Filer::start_on(behaviour, nvram, store(&lost.pool, false))
         };
-        let refused = again(false).await.unwrap_err().to_string();
-        assert!(refused.contains("accept-lost-nvram"), "{refused}");
-        let filer = again(true).await.unwrap();
+        for new in [true, false] {
+            let refused = again(false, new).await.unwrap_err().to_string();
+            assert!(refused.contains("accept-lost-nvram"), "{refused}");
+        }
+        let filer = again(true, false).await.unwrap();
         filer.served().await;
         assert!(filer.status().counters.transfers_adopted > 0);
         assert_eq!(read_all(&open(&filer, "vol0").await).await, image);
