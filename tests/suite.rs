@@ -4,6 +4,7 @@
 
 mod clients;
 mod commands;
+mod counted;
 mod crashes;
 mod examples;
 mod floors;

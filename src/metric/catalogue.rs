@@ -238,7 +238,7 @@ catalogue! {
         "Blocks that CPs carried: by reference into the log, inline, or as holes";
     CHECKPOINT_BYTES = "mirrorhub_checkpoint_wire_bytes_total", Bytes, Kind::Counter,
         [closed("kind", CHECKPOINT_KINDS)],
-        "Bytes on the wire of CP data by kind of block, frame headers shared out by run";
+        "Bytes of payload of CP data by kind of block; frame headers are not counted";
     CATALOG_COMMITS = "mirrorhub_catalog_commits_total", Count, Kind::Counter, [],
         "Commits of the catalog; the CPs of several sources share one";
     POOL_CAPACITY_BYTES = "mirrorhub_pool_capacity_bytes", Bytes, Kind::Gauge, [],

@@ -281,7 +281,7 @@ fn entry(snapshot: &Snapshot) -> SourceEntry {
 
 fn collect(hub: &Hub, server: &Server) {
     let shared = hub.shared();
-    let mut blocks: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut carried: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
     for snapshot in hub.snapshots() {
         collect_source(&entry(&snapshot));
         let (totals, source) = (&snapshot.totals, snapshot.name.to_string());
@@ -294,12 +294,17 @@ fn collect(hub: &Hub, server: &Server) {
         count(names::SOURCE_CHECKPOINTS_REJECTED.name, totals.rejected);
         let log = snapshot.source.map_or(0, |id| shared.store.bytes(id));
         metrics::gauge!(names::SOURCE_LOG_BYTES.name, "source" => source.clone()).set(to_f64(log));
-        *blocks.entry("reference").or_default() += totals.reference_blocks;
-        *blocks.entry("inline").or_default() += totals.inline_blocks;
-        *blocks.entry("hole").or_default() += totals.hole_blocks;
+        for (kind, blocks, bytes) in [
+            ("reference", totals.reference_blocks, totals.reference_bytes),
+            ("inline", totals.inline_blocks, totals.inline_bytes),
+            ("hole", totals.hole_blocks, totals.hole_bytes),
+        ] {
+            let sum = carried.entry(kind).or_default();
+            *sum = (sum.0 + blocks, sum.1 + bytes);
+        }
     }
-    for (kind, count) in blocks {
-        metrics::counter!(names::CHECKPOINT_BLOCKS.name, "kind" => kind).absolute(count);
+    for (kind, (blocks, bytes)) in carried {
+        super::collect_carried(kind, blocks, bytes);
     }
     let restarts = shared.counters.restarts.load(Ordering::Relaxed);
     metrics::counter!(names::SOURCE_ACTOR_RESTARTS.name).absolute(restarts);

@@ -204,6 +204,12 @@ fn collect_pool(pool: &Pool) {
         .absolute(u64::from(pool.first_error().is_some()));
 }
 
+/// What CPs carried of one kind.
+fn collect_carried(kind: &'static str, blocks: u64, bytes: u64) {
+    metrics::counter!(names::CHECKPOINT_BLOCKS.name, "kind" => kind).absolute(blocks);
+    metrics::counter!(names::CHECKPOINT_BYTES.name, "kind" => kind).absolute(bytes);
+}
+
 /// The NBD server's series.
 fn collect_nbd(server: &nbd::serve::Server) {
     let counters = server.counters();

@@ -196,12 +196,14 @@ impl Observed for View {
     fn collect(&self) {
         let status = self.filer.status();
         super::collect_source(&entry(&status, &self.policy));
-        metrics::counter!(names::CHECKPOINT_BLOCKS.name, "kind" => "reference")
-            .absolute(status.counters.references);
-        metrics::counter!(names::CHECKPOINT_BLOCKS.name, "kind" => "inline")
-            .absolute(status.counters.inline_blocks);
-        metrics::counter!(names::CHECKPOINT_BLOCKS.name, "kind" => "hole")
-            .absolute(status.counters.holes);
+        let (counters, source) = (&status.counters, status.name.to_string());
+        super::collect_carried("reference", counters.references, counters.reference_bytes);
+        super::collect_carried("inline", counters.inline_blocks, counters.inline_bytes);
+        super::collect_carried("hole", counters.holes, counters.hole_bytes);
+        metrics::counter!(names::SOURCE_CHECKPOINTS.name, "source" => source.clone())
+            .absolute(counters.checkpoints_done);
+        metrics::counter!(names::SOURCE_CHECKPOINTS_REJECTED.name, "source" => source)
+            .absolute(counters.checkpoints_rejected);
         if let Some(ring) = &status.ring {
             collect_ring(ring);
         }
