@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod clients;
+mod counted;
 mod crashes;
 mod floors;
 mod harness;
