@@ -5,6 +5,7 @@
 mod clients;
 mod counted;
 mod crashes;
+mod filesystems;
 mod floors;
 mod harness;
 mod nbd_clients;
