@@ -249,3 +249,16 @@ assert read() != first, 'a new reader sees no newer CP: the test shows nothing'
     run(Command::new("/usr/bin/python3").arg("-c").arg(script).arg(&image));
     wait_for("fio ends", Duration::from_secs(20), || !writer.runs());
 }
+
+/// A checkpoint of a source that was never written to ends at once, at either end.
+#[test]
+fn a_checkpoint_with_nothing_to_say_ends() {
+    let cluster = Cluster::start(&[SourceSettings::new("filer-a")]);
+    for config in [cluster.hub_config(), cluster.source_config("filer-a")] {
+        let mut command = Command::new("timeout");
+        command.args(["20", BINARY, "checkpoint", "--json", "--config"]).arg(&config);
+        let output = run(&mut command);
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(answer["sources"][0]["cp"], 0);
+    }
+}

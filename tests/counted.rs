@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use mirrorhub::control::client::call;
+use mirrorhub::control::message::Request;
 use mirrorhub::nbd::client::Client;
 use mirrorhub::record::entry::EntryKind;
 use mirrorhub::sourcelog::format::{HEADER_BYTES, Identity, read_identity};
@@ -301,43 +303,33 @@ fn copied_log(cluster: &Cluster) -> (PathBuf, Identity) {
     (copy, found.remove(0))
 }
 
-/// Four connections write at once, also to the same blocks. The hub's log holds their entries in
-/// sequence order without gap, and replaying it gives what the volume holds.
-#[test]
-fn four_connections_lie_in_the_log_in_one_order() {
-    let mut cluster = Cluster::start(&[SourceSettings::new("filer-a").nvram("64MiB")]);
-    let socket = cluster.path("filer-a").join("nbd.sock");
-    let (requests, places) = (600_u64, 200_u64);
-    let writers: Vec<_> = (0..4_u64)
-        .map(|writer| {
-            let socket = socket.clone();
-            std::thread::spawn(move || {
-                let mut client = connect(&socket);
-                for n in 0..requests {
-                    let place = (n * 7 + writer * 3) % places;
-                    let bytes = data(BLOCK + 512, writer << 32 | n);
-                    client.submit_write(place * B, &bytes).expect("write");
-                    if n >= 8 {
-                        client.reply().expect("reply").result.expect("answered");
-                    }
-                }
-                for _ in 0..8 {
-                    client.reply().expect("reply").result.expect("answered");
-                }
-            })
-        })
-        .collect();
-    for writer in writers {
-        writer.join().expect("a writer ends");
-    }
-    wait_for("everything is drained", Duration::from_secs(20), || {
-        let hub = cluster.on_hub("filer-a");
-        hub["drained_bytes"] == hub["staged_bytes"]
-            && hub["staged_bytes"].as_u64() >= Some(4 * requests * (B + 512))
+/// Four connections write `requests` each at once, to the same `places` blocks.
+fn write_over_four_connections(socket: &Path, requests: u64, places: u64) {
+    let writer = |writer: u64, socket: PathBuf| {
+        let mut client = connect(&socket);
+        for n in 0..requests {
+            let place = (n * 7 + writer * 3) % places;
+            let bytes = data(BLOCK + 512, writer << 32 | n);
+            client.submit_write(place * B, &bytes).expect("write");
+            if n >= 8 {
+                client.reply().expect("reply").result.expect("answered");
+            }
+        }
+        for _ in 0..8 {
+            client.reply().expect("reply").result.expect("answered");
+        }
+    };
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            scope.spawn(move || writer(number, socket.to_owned()));
+        }
     });
-    let applied = cluster.on_hub("filer-a")["applied_cp"].as_u64().expect("a number");
-    assert!(cluster.stop_hub().success());
-    let (dir, identity) = copied_log(&cluster);
+}
+
+/// Reads the source log of the hub that has stopped: the number of its entries, and the bytes that
+/// replaying them gives. Panics unless they are one gapless history.
+fn replay_log(cluster: &Cluster, applied: u64) -> (u64, HashMap<u64, u8>) {
+    let (dir, identity) = copied_log(cluster);
     let store =
         LogStore::open(&dir, identity.hub, LogOptions::with_limit(1 << 30)).expect("source logs");
     let applied = CpNumber(u32::try_from(applied).expect("small"));
@@ -354,14 +346,30 @@ fn four_connections_lie_in_the_log_in_one_order() {
         for (entry, bytes) in transfer.iter() {
             assert_eq!(entry.kind, EntryKind::Write);
             entries += 1;
-            for (at, byte) in (entry.offset..).zip(bytes) {
-                replayed.insert(at, *byte);
-            }
+            replayed.extend((entry.offset..).zip(bytes.iter().copied()));
         }
         place.transfer = header.id;
         place.sequence = transfer.last_sequence();
         place.hash = transfer.hash_after();
     }
+    (entries, replayed)
+}
+
+/// Four connections write at once, also to the same blocks. The hub's log holds their entries in
+/// sequence order without gap, and replaying it gives what the volume and the image hold.
+#[test]
+fn four_connections_lie_in_the_log_in_one_order() {
+    let mut cluster = Cluster::start(&[SourceSettings::new("filer-a").nvram("64MiB")]);
+    let requests = 600;
+    write_over_four_connections(&cluster.path("filer-a").join("nbd.sock"), requests, 200);
+    wait_for("everything is drained", Duration::from_secs(20), || {
+        let hub = cluster.on_hub("filer-a");
+        hub["drained_bytes"] == hub["staged_bytes"]
+            && hub["staged_bytes"].as_u64() >= Some(4 * requests * (B + 512))
+    });
+    let applied = cluster.on_hub("filer-a")["applied_cp"].as_u64().expect("a number");
+    assert!(cluster.stop_hub().success());
+    let (entries, replayed) = replay_log(&cluster, applied);
     assert_eq!(entries, 4 * requests, "every request is one entry");
     cluster.start_hub();
     cluster.wait_in_sync("filer-a");
@@ -372,6 +380,18 @@ fn four_connections_lie_in_the_log_in_one_order() {
         let differs = (0..).zip(&met).find(|(at, byte)| replayed.get(at) != Some(byte));
         assert_eq!(differs, None, "{owner} holds what the log replays");
     }
+}
+
+/// The hub walks everything its pool reaches and proves that the rest is free.
+fn check_pool(cluster: &Cluster) {
+    let socket = cluster.path("hub/state/admin.sock");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let answer = runtime.expect("a runtime").block_on(async {
+        let patience = Some(Duration::from_secs(60));
+        call(&socket, &Request::PoolCheck {}, patience, &mut |_| {}).await
+    });
+    let answer = answer.expect("the hub answers");
+    assert_eq!(answer["sound"], true, "{answer}");
 }
 
 /// The source dies the moment CpDone left. The hub alone, restarted, holds the whole image.
@@ -410,6 +430,7 @@ fn the_image_is_rebuilt_from_what_was_sent() {
     cluster.start_hub();
     let shown = cluster.on_hub("filer-a");
     assert_eq!(shown["volumes"][0]["root"].as_str(), Some(announced.as_str()));
+    check_pool(&cluster);
     let copy = cluster.path("copy.img");
     run(Command::new("nbdcopy").arg("--").arg(cluster.image("filer-a", "vol0")).arg(&copy));
     assert_eq!(hash(&copy), announced, "the root of what is read is the announced one");

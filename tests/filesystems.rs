@@ -17,7 +17,6 @@ use crate::harness::{Cluster, Process, SourceSettings, run, try_run, wait_for};
 /// A file system and the tools that make and check it.
 #[derive(Debug, Clone, Copy)]
 struct Kind {
-    name: &'static str,
     make: &'static [&'static str],
     /// Checks without changing anything; fails if something is wrong.
     check: &'static [&'static str],
@@ -25,19 +24,11 @@ struct Kind {
     copy_options: &'static str,
 }
 
-const EXT4: Kind = Kind {
-    name: "ext4",
-    make: &["mkfs.ext4", "-q"],
-    check: &["e2fsck", "-fn"],
-    copy_options: "noatime",
-};
+const EXT4: Kind =
+    Kind { make: &["mkfs.ext4", "-q"], check: &["e2fsck", "-fn"], copy_options: "noatime" };
 
-const XFS: Kind = Kind {
-    name: "xfs",
-    make: &["mkfs.xfs", "-q"],
-    check: &["xfs_repair", "-n"],
-    copy_options: "nouuid",
-};
+const XFS: Kind =
+    Kind { make: &["mkfs.xfs", "-q"], check: &["xfs_repair", "-n"], copy_options: "nouuid" };
 
 /// xfs makes none smaller than 300 MiB.
 const SIZE: &str = "320MiB";
@@ -94,7 +85,7 @@ impl Mount {
     /// Unmounts and wants it to succeed.
     fn close(self) {
         run(Command::new("umount").arg(&self.dir));
-        std::mem::drop(self);
+        drop(self);
     }
 }
 
@@ -232,7 +223,7 @@ fn is_used_and_found_whole(kind: &Kind) {
     fs::write(mount.dir.join("after"), "written after the remount").expect("file");
     fs::write(beside.join("after"), "written after the remount").expect("file");
     mount.close();
-    std::mem::drop(attached);
+    drop(attached);
 
     cluster.checkpoint("filer-a");
     let copy = cluster.path("copy.img");
@@ -246,7 +237,7 @@ fn is_used_and_found_whole(kind: &Kind) {
     fs::write(beside.join("many/file-2"), "other").expect("file");
     assert!(!differences(&beside, &image.dir).status.success());
     image.close();
-    std::mem::drop(looped);
+    drop(looped);
     damage(&copy);
     assert!(!try_run(command(kind.check).arg(&copy)).status.success(), "damage is not seen");
 }
@@ -354,7 +345,7 @@ fn an_image_is_one_cut(kind: &Kind) {
         let image = Mount::at(cluster.path("cut"), &looped.device, kind.copy_options);
         let text = fs::read(image.dir.join("sequence")).expect("the sequence is in the image");
         image.close();
-        std::mem::drop(looped);
+        drop(looped);
         check(kind, &copy);
         let met = prefix(&text).unwrap_or_else(|what| panic!("cut {cut}: {what}"));
         assert!(met >= least, "cut {cut}: {met} lines, {least} were synced before");
@@ -363,7 +354,7 @@ fn an_image_is_one_cut(kind: &Kind) {
         last = met;
         fs::remove_file(&copy).expect("copy");
     }
-    std::mem::drop(sequence);
+    drop(sequence);
     mount.close();
 }
 

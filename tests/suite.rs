@@ -7,6 +7,7 @@ mod commands;
 mod counted;
 mod crashes;
 mod examples;
+mod filesystems;
 mod floors;
 mod formats;
 mod harness;

@@ -32,7 +32,6 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -71,6 +70,8 @@ pub struct HubOptions {
     pub pool: (PathBuf, ByteCount),
     /// Sources of the sources directory.
     pub sources: Vec<SourceSetting>,
+    /// How long a reader may pin an image.
+    pub image_pin: Duration,
     /// Applier slots.
     pub appliers: usize,
     /// Arbiters; one a core.
@@ -232,7 +233,7 @@ async fn supervise(
         };
         let Some(name) = name else { return };
         let Some(entry) = shared.registry.get(&name) else { continue };
-        shared.counters.restarts.fetch_add(1, Ordering::Relaxed);
+        shared.counters.restarted(&name);
         tracing::error!(source = %name, "actor died, starting it again");
         tokio::time::sleep(RESTART_AFTER).await;
         start_actor(&shared, &name, entry.snapshot, entry.arbiter, &died);

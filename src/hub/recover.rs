@@ -123,6 +123,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         registry: Registry::new(),
         lanes,
         arbiters: Arbiters(arbiters),
+        image_pin: options.image_pin,
         settings: arc_swap::ArcSwap::from_pointee(settings),
         counters: Counters::default(),
     });

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use actix::ArbiterHandle;
 
@@ -50,8 +51,7 @@ pub struct Counters {
     pub handshakes_failed: AtomicU64,
     /// Connections closed because the peer broke the protocol.
     pub protocol_errors: AtomicU64,
-    /// Actors replaced after a panic.
-    pub restarts: AtomicU64,
+    restarts: Mutex<BTreeMap<SourceName, u64>>,
     refused: Mutex<BTreeMap<&'static str, u64>>,
 }
 
@@ -59,6 +59,16 @@ impl Counters {
     /// A connection was refused.
     pub fn refused(&self, code: RefusedCode) {
         *lock(&self.refused).entry(code.word()).or_default() += 1;
+    }
+
+    /// An actor was replaced after a panic.
+    pub fn restarted(&self, name: &SourceName) {
+        *lock(&self.restarts).entry(name.clone()).or_default() += 1;
+    }
+
+    /// How often that source's actor was replaced.
+    pub fn restarts_of(&self, name: &SourceName) -> u64 {
+        lock(&self.restarts).get(name).copied().unwrap_or(0)
     }
 
     /// Refusals by reason.
@@ -115,6 +125,8 @@ pub struct Shared {
     pub lanes: Lanes,
     /// Threads of actors and connections.
     pub arbiters: Arbiters,
+    /// How long a reader may pin an image.
+    pub image_pin: Duration,
     /// What the files say.
     pub settings: arc_swap::ArcSwap<BTreeMap<SourceName, SourceSetting>>,
     /// Counters.
@@ -291,10 +303,5 @@ impl Shared {
         let limit = self.settings.load().get(name).and_then(|setting| setting.log_limit);
         let room = limit.map(|limit| limit.0.saturating_sub(self.store.bytes(source)));
         self.store.room(source).min(room.unwrap_or(u64::MAX))
-    }
-
-    /// Actors replaced after a panic.
-    pub fn restarts(&self) -> u64 {
-        self.counters.restarts.load(Ordering::Relaxed)
     }
 }

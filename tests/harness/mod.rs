@@ -531,3 +531,20 @@ pub fn try_http_get(url: &str, limit: Duration) -> Option<(String, String)> {
     let body = rest.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned());
     Some((line.trim().to_owned(), body))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The negative control of what every dropped cluster checks.
+    #[test]
+    fn a_refused_checkpoint_is_seen() {
+        let mut cluster = Cluster::prepare(&[SourceSettings::new("filer-a")]);
+        cluster.refusals_wanted = true;
+        assert_eq!(cluster.refused_checkpoints(), None);
+        fs::write(cluster.path("hub.log"), "WARN CP refused source=filer-a\n").expect("log");
+        assert!(cluster.refused_checkpoints().is_some());
+        let metrics = "a_total{source=\"x\"} 2\na_total{source=\"y\"} 3\nb_total 9\n";
+        assert_eq!(sum_of(metrics, "a_total"), 5);
+    }
+}

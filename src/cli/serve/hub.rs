@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
@@ -84,6 +83,7 @@ fn options(config: &HubConfig) -> HubOptions {
                 volumes: source.file.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
             })
             .collect(),
+        image_pin: config.image_pin,
         appliers: cores.max(APPLIERS_MIN),
         arbiters: cores,
     }
@@ -126,6 +126,20 @@ impl View {
         answer(&CheckpointAnswer { schema: SCHEMA, sources })
     }
 
+    /// The volumes of a source that could not be asked: not proven equal.
+    fn unproven(&self, name: &SourceName) -> Result<Vec<VerifyOfVolume>, AdminError> {
+        let snapshot = self.snapshot(name)?;
+        let volume = |offer: &wire::VolumeOffer| VerifyOfVolume {
+            source: name.clone(),
+            volume: offer.name.clone(),
+            cp: snapshot.applied_cp.0,
+            equal: false,
+            source_end: end_of(None),
+            hub_end: end_of(None),
+        };
+        Ok(snapshot.volumes.iter().map(volume).collect())
+    }
+
     fn snapshot(&self, name: &SourceName) -> Result<Arc<Snapshot>, AdminError> {
         let found = self.hub.snapshots().into_iter().find(|snapshot| snapshot.name == *name);
         found.ok_or_else(|| failed(format!("source {name} is gone")))
@@ -148,8 +162,20 @@ impl View {
                     unit: ProgressUnit::Blocks,
                 });
             };
-            let read = self.hub.verify(&name, report).await;
-            let read = read.map_err(|error| failed(format!("verify of {name}: {error}")))?;
+            let read = match self.hub.verify(&name, report).await {
+                Ok(read) => read,
+                Err(error) if target.is_none() => {
+                    // One source that cannot be asked does not keep the others from being proven.
+                    tracing::warn!(source = %name, error, "not verified");
+                    volumes.extend(self.unproven(&name)?);
+                    continue;
+                }
+                Err(error) => {
+                    let message = format!("verify of {name}: {error}");
+                    let next = "start the source or its network, then try again";
+                    return Err(AdminError::new(code::SOURCE_OFFLINE, message, next));
+                }
+            };
             for problem in read.problems.iter().chain(&read.there.problems) {
                 tracing::error!(source = %name, problem, "verify");
             }
@@ -292,6 +318,8 @@ fn collect(hub: &Hub, server: &Server) {
         count(names::SOURCE_RECEIVED_BYTES.name, totals.received_bytes);
         count(names::SOURCE_CHECKPOINTS.name, totals.checkpoints);
         count(names::SOURCE_CHECKPOINTS_REJECTED.name, totals.rejected);
+        let restarts = shared.counters.restarts_of(&snapshot.name);
+        count(names::SOURCE_ACTOR_RESTARTS.name, restarts);
         let log = snapshot.source.map_or(0, |id| shared.store.bytes(id));
         metrics::gauge!(names::SOURCE_LOG_BYTES.name, "source" => source.clone()).set(to_f64(log));
         for (kind, blocks, bytes) in [
@@ -306,8 +334,6 @@ fn collect(hub: &Hub, server: &Server) {
     for (kind, (blocks, bytes)) in carried {
         super::collect_carried(kind, blocks, bytes);
     }
-    let restarts = shared.counters.restarts.load(Ordering::Relaxed);
-    metrics::counter!(names::SOURCE_ACTOR_RESTARTS.name).absolute(restarts);
     for (reason, count) in shared.counters.refusals() {
         metrics::counter!(names::CONNECTIONS_REFUSED.name, "reason" => reason).absolute(count);
     }
