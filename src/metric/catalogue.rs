@@ -83,19 +83,20 @@ pub const DEVICES: &[&str] = &["nvram", "log", "pool"];
 /// Words of the label `command` of NBD requests.
 pub const NBD_COMMANDS: &[&str] =
     &["read", "write", "flush", "trim", "write_zeroes", "cache", "block_status"];
-/// Words of the label `reason` of refused connections.
+/// Words of the label `reason` of refused connections: those of the wire's `RefusedCode`, in its
+/// order. A test there holds the two together.
 pub const REFUSALS: &[&str] = &[
-    "malformed",
     "version",
-    "timeout",
-    "too_many",
     "unknown_source",
-    "disabled",
-    "identity",
-    "history",
-    "epoch",
-    "certificate",
-    "other",
+    "other_source",
+    "other_hub",
+    "generation",
+    "diverged",
+    "gap",
+    "volume",
+    "faulted",
+    "busy",
+    "protocol",
 ];
 
 const SOURCE: Label = Label { name: "source", values: Values::Sources };

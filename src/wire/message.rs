@@ -170,9 +170,9 @@ impl RefusedCode {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Version => "version",
-            Self::UnknownSource => "unknown-source",
-            Self::OtherSource => "other-source",
-            Self::OtherHub => "other-hub",
+            Self::UnknownSource => "unknown_source",
+            Self::OtherSource => "other_source",
+            Self::OtherHub => "other_hub",
             Self::Generation => "generation",
             Self::Diverged => "diverged",
             Self::Gap => "gap",
@@ -492,6 +492,12 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_words_of_refusals_are_those_of_the_catalogue() {
+        let words = RefusedCode::ALL.map(RefusedCode::word);
+        assert_eq!(words.as_slice(), crate::metric::catalogue::REFUSALS);
+    }
 
     fn round(message: Message, payload: &'static [u8]) {
         let frame = Frame::new(&message, Bytes::from_static(payload));
