@@ -118,10 +118,9 @@ pub enum Action {
 enum State {
     Away,
     Greeting,
-    /// Until `target`, where the hub's log ended at Welcome; `applied` is its CP.
+    /// Until `target`, where the hub's log ended at Welcome.
     Refilling {
         target: Place,
-        applied: CpNumber,
     },
     Streaming,
     /// The peer broke the protocol; waits for [`Event::Disconnected`] and takes nothing more.
@@ -291,11 +290,10 @@ impl Primary {
             (_, Message::Refused(refused)) => {
                 self.refused(refused, actions);
             }
-            (State::Refilling { target, applied }, Message::RefillEnd(end)) => {
+            (State::Refilling { target }, Message::RefillEnd(end)) => {
                 if Place::from(end.last) == target && self.last() == target {
                     self.acked = self.held.len();
                     self.sent = self.acked;
-                    self.settle(applied, actions);
                     self.join(actions);
                 } else {
                     self.close("refill ended before the hub's last transfer", actions);
@@ -426,7 +424,7 @@ impl Primary {
         use std::hash::Hash;
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         let target = match state {
-            State::Refilling { target, .. } => Some(target.hash),
+            State::Refilling { target } => Some(target.hash),
             State::Away | State::Greeting | State::Streaming | State::Closing | State::Halted => {
                 None
             }

@@ -58,8 +58,8 @@ impl Primary {
                 self.join(actions);
             }
             None => {
-                let applied = welcome.applied_cp;
-                self.state = State::Refilling { target: hub_last, applied };
+                self.settle(welcome.applied_cp, actions);
+                self.state = State::Refilling { target: hub_last };
                 actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
             }
         }
@@ -166,7 +166,7 @@ impl Primary {
         let last = self.last();
         let joins = previous == last.transfer && hash_before == last.hash;
         let rises = held.place.sequence > last.sequence && held.place.transfer > last.transfer;
-        let State::Refilling { target, .. } = self.state else {
+        let State::Refilling { target } = self.state else {
             self.close("a refilled transfer that was not asked for", actions);
             return;
         };
@@ -178,14 +178,17 @@ impl Primary {
         actions.push(Action::Adopt);
     }
 
-    /// A CP that the hub had published before the connection broke is done.
+    /// A CP that the hub had published before the connection broke is done: before a refill, so
+    /// that what is adopted finds the room and the number it had.
     pub(super) fn settle(&mut self, applied: CpNumber, actions: &mut Vec<Action>) {
-        if let Some(pending) = &self.pending
-            && pending.cp <= applied
-        {
-            let cp = pending.cp;
-            self.done(cp, actions);
-        }
+        let Some(pending) = self.pending.as_ref().filter(|pending| pending.cp <= applied) else {
+            return;
+        };
+        let (cp, place) = (pending.cp, pending.place);
+        // The image lies on this line (`joins`), so the hub has everything up to there.
+        self.acked = self.acked.max(self.find(place).unwrap_or_default());
+        self.sent = self.sent.max(self.acked);
+        self.done(cp, actions);
     }
 
     pub(super) fn join(&mut self, actions: &mut Vec<Action>) {

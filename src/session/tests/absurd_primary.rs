@@ -499,7 +499,7 @@ fn a_refill_ends_where_welcome_said_or_not_at_all() {
     assert!(actions.contains(&Action::Send(Message::WantLog(want))), "{actions:?}");
 }
 
-/// The source lost its tail after the hub had published its frozen CP: it is done after the
+/// The source lost its tail after the hub had published its frozen CP: it is done before the
 /// refill, not sent again.
 #[test]
 fn a_refill_settles_a_cp_that_is_published() {
@@ -510,11 +510,15 @@ fn a_refill_settles_a_cp_that_is_published() {
     machine.step(Event::Committed { cp, roots: vec![] });
     machine.step(Event::Connected);
     let there = Welcome { applied_cp: cp, applied: place.into(), ..welcome(line[2].place) };
-    receive(&mut machine, Message::Welcome(there));
-    machine.step(refilled(&line[2]));
+    let actions = receive(&mut machine, Message::Welcome(there));
+    let done = actions.iter().position(|action| *action == Action::Done { cp });
+    let want = Action::Send(Message::WantLog(WantLog { from: place.into() }));
+    let want = actions.iter().position(|action| *action == want);
+    assert!(done.is_some() && done < want, "{actions:?}");
+    assert_eq!(machine.step(refilled(&line[2])), [Action::Adopt]);
     let actions =
         receive(&mut machine, Message::RefillEnd(RefillEnd { last: line[2].place.into() }));
-    assert!(actions.contains(&Action::Done { cp }), "{actions:?}");
+    assert!(actions.contains(&Action::Serve), "{actions:?}");
     assert!(!actions.iter().any(|action| matches!(action, Action::SendData { .. })));
 }
 
