@@ -6,5 +6,7 @@ mod clients;
 mod crashes;
 mod floors;
 mod harness;
+mod inject;
 mod nbd_clients;
+mod power;
 mod web;
