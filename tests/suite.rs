@@ -11,5 +11,7 @@ mod filesystems;
 mod floors;
 mod formats;
 mod harness;
+mod inject;
 mod nbd_clients;
+mod power;
 mod web;

@@ -328,6 +328,24 @@ impl Cluster {
         });
     }
 
+    /// Starts the hub by this command and does not wait: it may fail at once.
+    pub fn spawn_hub_with(&mut self, command: &mut Command) {
+        assert!(self.hub.is_none(), "the hub runs already");
+        let log = self.dir.path().join("hub.log");
+        self.hub = Some(Process::start("hub", log, command));
+    }
+
+    /// Whether the hub was started and still runs.
+    pub fn hub_runs(&mut self) -> bool {
+        self.hub.as_mut().is_some_and(Process::runs)
+    }
+
+    /// Whether a source was started and still runs.
+    pub fn source_runs(&mut self, name: &str) -> bool {
+        let at = self.index(name);
+        self.sources[at].2.as_mut().is_some_and(Process::runs)
+    }
+
     /// Starts a source; it may wait for its hub.
     pub fn start_source(&mut self, name: &str) {
         let mut command = self.command("source", &self.source_config(name));
@@ -356,6 +374,24 @@ impl Cluster {
     pub fn kill_source(&mut self, name: &str) {
         let at = self.index(name);
         self.sources[at].2.take().expect("the source runs").kill();
+    }
+
+    /// Sends the hub a signal by name.
+    pub fn signal_hub(&self, signal: &str) {
+        self.hub.as_ref().expect("the hub runs").signal(signal);
+    }
+
+    /// Sends a source a signal by name.
+    pub fn signal_source(&self, name: &str, signal: &str) {
+        self.sources[self.index(name)].2.as_ref().expect("the source runs").signal(signal);
+    }
+
+    /// Ends every process with kill -9, whatever runs.
+    pub fn end(&mut self) {
+        drop(self.hub.take());
+        for (_, _, process) in &mut self.sources {
+            drop(process.take());
+        }
     }
 
     /// Clean stop of the hub.
