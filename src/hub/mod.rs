@@ -182,6 +182,10 @@ impl Hub {
             arbiter.stop();
         }
         self.shared.jobs.stop();
+        for job in self.shared.lanes.all().iter().filter_map(|lane| lane.job()) {
+            // It waits for updates that will not come; one that has them all is finished.
+            job.abort();
+        }
         let shared = self.shared.clone();
         let threads = std::mem::take(&mut *lock(&self.threads));
         let ended = tokio::task::spawn_blocking(move || {

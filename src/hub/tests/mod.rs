@@ -317,3 +317,21 @@ fn a_pin_ends_after_its_time() {
         hub.stop().await;
     });
 }
+
+/// A hub stops also while a source is in the middle of sending a CP.
+#[test]
+fn a_stop_does_not_wait_for_updates() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+        let mut a = Fake::new("a");
+        a.welcomed(hub.address()).await;
+        let id = a.put(0, 1).await;
+        a.acked().await;
+        a.updates(&[(0, id)]).await;
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        until("the CP is being applied", || lane.job().is_some()).await;
+        tokio::time::timeout(Duration::from_secs(10), hub.stop()).await.expect("it stops");
+        assert_eq!(lane.cursors().applied_cp, CpNumber(0));
+    });
+}
