@@ -43,13 +43,15 @@ pub fn extents(
     pinned(pin, reader::extents(pin.pool(), &pin.tree(), offset, length, at_most))
 }
 
-/// Reads every block of a pinned volume and computes its root from what was read.
-pub fn scan(pin: &Pin) -> Result<Root, VolumeError> {
+/// Reads every block of a pinned volume and computes its root from what was read; says how many
+/// blocks with data there were.
+pub fn scan(pin: &Pin) -> Result<(Root, u64), VolumeError> {
     let size = pin.tree().size;
     let Ok(mut hasher) = RootHasher::new(size) else {
         return Err(VolumeError::Size { size, max: crate::limits::VOLUME_BYTES_MAX });
     };
     let mut offset = 0;
+    let mut blocks_read = 0;
     while offset < size.0 {
         let length = SCAN_BYTES.min(size.0 - offset);
         for segment in read(pin, offset, length)? {
@@ -61,11 +63,12 @@ pub fn scan(pin: &Pin) -> Result<Root, VolumeError> {
                 SegmentContent::Data(bytes) => {
                     let (blocks, rest) = bytes.as_chunks::<{ crate::units::BLOCK_BYTES }>();
                     assert!(rest.is_empty(), "{} bytes are no whole blocks", to_u64(bytes.len()));
+                    blocks_read += to_u64(blocks.len());
                     blocks.iter().for_each(|block| hasher.push(leaf_hash(block)));
                 }
             }
         }
         offset += length;
     }
-    Ok(hasher.finish())
+    Ok((hasher.finish(), blocks_read))
 }

@@ -4,6 +4,7 @@
 //! the device, by a pin that keeps the CP while newer ones are published. A CP that is not here
 //! any more is answered with no roots: the asker takes the newer one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -48,6 +49,8 @@ pub struct VerifiedVolume {
     pub announced: Root,
     /// Recomputed here.
     pub here: Option<Root>,
+    /// Blocks with data read here.
+    pub blocks_read: u64,
     /// Recomputed on the hub.
     pub hub: Option<Root>,
 }
@@ -70,17 +73,27 @@ pub struct Verification {
     pub problems: Vec<String>,
 }
 
-/// Reads every block that the pins keep. Blocks.
-fn scan_pins(pins: &Pins) -> (Vec<VolumeRoot>, Vec<String>) {
-    let mut roots = Vec::new();
-    let mut problems = Vec::new();
+/// What reading the own copy gave.
+#[derive(Debug, Default)]
+struct Own {
+    roots: Vec<VolumeRoot>,
+    blocks_read: BTreeMap<VolumeNumber, u64>,
+    problems: Vec<String>,
+}
+
+/// Reads every block that the pins keep. Blocks its thread.
+fn scan_pins(pins: &Pins) -> Own {
+    let mut own = Own::default();
     for (&volume, pin) in pins.iter() {
         match tree::scan(pin) {
-            Ok(root) => roots.push(VolumeRoot { volume, root }),
-            Err(error) => problems.push(format!("source: volume {volume}: {error}")),
+            Ok((root, blocks)) => {
+                own.roots.push(VolumeRoot { volume, root });
+                own.blocks_read.insert(volume, blocks);
+            }
+            Err(error) => own.problems.push(format!("source: volume {volume}: {error}")),
         }
     }
-    (roots, problems)
+    own
 }
 
 /// Answers the hub's question about a CP, later and from another thread. One is answered at a
@@ -100,7 +113,7 @@ pub fn answer(shared: &Arc<Shared>, cp: CpNumber, token: u64) {
     let shared = Arc::clone(shared);
     // Its answer goes through the session's slot; nobody waits for the task itself.
     drop(tokio::task::spawn_blocking(move || {
-        let (roots, problems) = pins.map_or_else(Default::default, |pins| scan_pins(&pins));
+        let Own { roots, problems, .. } = pins.map_or_else(Own::default, |pins| scan_pins(&pins));
         shared.answering.store(false, Ordering::Release);
         shared.session.scanned(Scanned { cp, token, roots, problems });
     }));
@@ -128,9 +141,9 @@ pub async fn verify(shared: &Arc<Shared>) -> Result<Verification, VerifyError> {
         let own = common.pins.clone();
         let here = tokio::task::spawn_blocking(move || scan_pins(&own));
         let there = ask_hub(shared, common.cp).await?;
-        let (here, problems) = here.await.map_err(|error| VerifyError::Own(error.to_string()))?;
+        let here = here.await.map_err(|error| VerifyError::Own(error.to_string()))?;
         if let Some(there) = there {
-            return Ok(compare(&common, &here, &there, problems));
+            return Ok(compare(&common, here, &there));
         }
     }
     Err(VerifyError::NoAnswer(last))
@@ -166,12 +179,8 @@ async fn ask_hub(shared: &Arc<Shared>, cp: CpNumber) -> Result<Option<Scanned>, 
     }
 }
 
-fn compare(
-    common: &Common,
-    here: &[VolumeRoot],
-    there: &Scanned,
-    mut problems: Vec<String>,
-) -> Verification {
+fn compare(common: &Common, here: Own, there: &Scanned) -> Verification {
+    let mut problems = here.problems;
     problems.extend(there.problems.iter().map(|problem| format!("hub: {problem}")));
     let find = |roots: &[VolumeRoot], volume| {
         roots.iter().find(|root| root.volume == volume).map(|root| root.root)
@@ -179,7 +188,8 @@ fn compare(
     let volumes = common.roots.iter().map(|&(volume, announced)| VerifiedVolume {
         volume,
         announced,
-        here: find(here, volume),
+        here: find(&here.roots, volume),
+        blocks_read: here.blocks_read.get(&volume).copied().unwrap_or_default(),
         hub: find(&there.roots, volume),
     });
     Verification { cp: common.cp, volumes: volumes.collect(), problems }

@@ -225,6 +225,7 @@ fn verify_reads_both_ends() {
         let verified = filer.verify().await.unwrap();
         assert_eq!(verified.cp, CpNumber(1));
         assert!(verified.volumes.iter().all(VerifiedVolume::is_equal), "{verified:?}");
+        assert_eq!((verified.volumes[0].blocks_read, verified.volumes[1].blocks_read), (25, 0));
         // Control: one flipped byte of the hub's image is found.
         hub.lock().images.get_mut(&VOL0).unwrap()[6000] ^= 1;
         let verified = filer.verify().await.unwrap();
