@@ -1,6 +1,17 @@
-//! The integration suite: one binary, one module a subject.
-//!
-//! `cfg(test)` tells clippy that all functions of these modules are test code.
+//! The integration suite: one binary, real processes, real foreign clients. See `tests/run`.
 
-#[cfg(test)]
+#![cfg(test)]
+
+mod clients;
+mod commands;
+mod counted;
+mod crashes;
+mod examples;
+mod filesystems;
+mod floors;
+mod formats;
+mod harness;
+mod inject;
 mod nbd_clients;
+mod power;
+mod web;

@@ -1,13 +1,13 @@
 //! Asks a running process over its admin socket.
 
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
 use super::failure::{Failure, UNREACHABLE};
-use super::locate::ConfigArgument;
+use super::locate::{ConfigArgument, Located};
 use super::progress::ProgressShow;
 use super::terminal::Look;
 use crate::control::client::{CallError, call};
@@ -15,10 +15,7 @@ use crate::control::message::Request;
 
 /// A process that can be asked.
 #[derive(Debug)]
-pub struct Asked {
-    file: PathBuf,
-    socket: PathBuf,
-}
+pub struct Asked(Located);
 
 /// How long `status` may take: it is answered from published copies.
 pub const STATUS_PATIENCE: Duration = Duration::from_secs(10);
@@ -34,8 +31,7 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 impl Asked {
     /// The process of that configuration.
     pub fn of(config: &ConfigArgument) -> Result<Self, Failure> {
-        let (file, socket) = config.socket()?;
-        Ok(Self { file, socket })
+        config.process().map(Self)
     }
 
     /// Sends `request`, shows progress on stderr, and reads the answer as a `T`. `what` names the
@@ -48,7 +44,7 @@ impl Asked {
         error_look: Look,
     ) -> Result<T, Failure> {
         let mut show = ProgressShow::new(error_look);
-        let value = call(&self.socket, request, patience, &mut |progress| show.update(&progress))
+        let value = call(&self.0.socket, request, patience, &mut |progress| show.update(&progress))
             .await
             .map_err(|error| self.failure(what, error))?;
         show.end();
@@ -80,7 +76,6 @@ impl Asked {
         if kind == ErrorKind::PermissionDenied {
             return format!("run it as the owner of {}, or as root", socket.display());
         }
-        let file = self.file.display();
-        format!("start it: mirrorhub hub --config {file} (or mirrorhub source)")
+        format!("start it: {}", self.0.start)
     }
 }

@@ -5,17 +5,26 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::failure::{CONFIGURATION, Failure, USAGE};
-use crate::config::load::load_data_dir;
+use crate::config::load::{Kind, load_data_dir};
 use crate::control::socket_path;
 
 /// Where files are looked for that nobody names.
 const DIRECTORY: &str = "/etc/mirrorhub";
 
+/// A process that may be running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// Its admin socket.
+    pub socket: PathBuf,
+    /// The command that starts it.
+    pub start: String,
+}
+
 /// `--config`.
 #[derive(Debug, Clone, Args)]
 pub struct ConfigArgument {
     /// The hub's or the source's configuration [default: /etc/mirrorhub/hub.toml or source.toml]
-    #[arg(long, value_name = "FILE", env = "MIRRORHUB_CONFIG", hide_env_values = true)]
+    #[arg(long, value_name = "FILE", env = "MIRRORHUB_CONFIG")]
     pub config: Option<PathBuf>,
 }
 
@@ -28,11 +37,16 @@ impl ConfigArgument {
         }
     }
 
-    /// The admin socket of the process that runs with that file.
-    pub fn socket(&self) -> Result<(PathBuf, PathBuf), Failure> {
+    /// The process that runs with that file.
+    pub fn process(&self) -> Result<Located, Failure> {
         let file = self.file()?;
-        let socket = socket_path(&load_data_dir(&file)?);
-        Ok((file, socket))
+        let (kind, data_dir) = load_data_dir(&file)?;
+        let command = match kind {
+            Kind::Hub => "hub",
+            Kind::Source | Kind::SourceFile => "source",
+        };
+        let start = format!("mirrorhub {command} --config {}", file.display());
+        Ok(Located { socket: socket_path(&data_dir), start })
     }
 }
 

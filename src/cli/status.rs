@@ -105,7 +105,9 @@ fn check(arguments: &StatusArguments, terminal: &Terminal) -> Result<Done, Failu
             Ok(Done(health.word.level()))
         }
         Err(failure) => {
-            print(&format!("MIRRORHUB UNKNOWN - {}", failure.render(false)))?;
+            let text = failure.render(false);
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            print(&format!("MIRRORHUB UNKNOWN - {text}"))?;
             Ok(Done(UNREACHABLE))
         }
     }

@@ -86,8 +86,12 @@ counters! {
     inline_blocks,
     /// Blocks sent as holes.
     holes,
-    /// Bytes of Updates payload.
-    update_bytes,
+    /// Bytes of Updates payload that say references.
+    reference_bytes,
+    /// Bytes of Updates payload that carry data.
+    inline_bytes,
+    /// Bytes of Updates payload that say holes.
+    hole_bytes,
     /// Milliseconds spent on own trees.
     tree_ms,
     /// Blocks of data written to own trees.
@@ -100,6 +104,8 @@ impl Counters {
         self.references.add(counts.references);
         self.inline_blocks.add(counts.inline);
         self.holes.add(counts.holes);
-        self.update_bytes.add(counts.payload_bytes);
+        self.reference_bytes.add(counts.reference_bytes);
+        self.inline_bytes.add(counts.inline_bytes);
+        self.hole_bytes.add(counts.hole_bytes);
     }
 }

@@ -61,8 +61,19 @@ pub struct Counts {
     pub inline: u64,
     /// Blocks sent as holes.
     pub holes: u64,
-    /// Bytes of Updates payload.
-    pub payload_bytes: u64,
+    /// Bytes of Updates payload that say references.
+    pub reference_bytes: u64,
+    /// Bytes of Updates payload that carry data.
+    pub inline_bytes: u64,
+    /// Bytes of Updates payload that say holes.
+    pub hole_bytes: u64,
+}
+
+impl Counts {
+    /// Bytes of Updates payload of all kinds: what CpEnd states.
+    pub fn payload_bytes(&self) -> u64 {
+        self.reference_bytes + self.inline_bytes + self.hole_bytes
+    }
 }
 
 impl Plan {
@@ -191,18 +202,18 @@ impl Frames {
             self.volume += 1;
             self.step = 0;
         }
-        let payload = encoder.finish();
-        self.counts.payload_bytes += to_u64(payload.len());
-        Some((volume.volume, payload))
+        Some((volume.volume, encoder.finish()))
     }
 
     /// Appends the longest run of one kind that fits; returns the steps it took.
     fn push_run(&mut self, steps: &[Step], encoder: &mut Encoder) -> usize {
+        let before = encoder.bytes_len();
         match steps.first() {
             None => 0,
             Some(Step::Hole { vbn, count }) => {
                 encoder.hole(Vbn(*vbn), *count);
                 self.counts.holes += count;
+                self.counts.hole_bytes += encoder.bytes_len() - before;
                 1
             }
             Some(&Step::Block { vbn, ordinal: Some(ordinal), .. }) if !self.inline => {
@@ -210,6 +221,7 @@ impl Frames {
                 let (transfer, first) = self.resolve(ordinal);
                 encoder.reference(Vbn(vbn), to_u64(length), transfer, first);
                 self.counts.references += to_u64(length);
+                self.counts.reference_bytes += encoder.bytes_len() - before;
                 length
             }
             Some(&Step::Block { vbn, .. }) => {
@@ -224,6 +236,7 @@ impl Frames {
                     let pages: Vec<&Page> = steps[..length].iter().filter_map(page).collect();
                     encoder.inline(Vbn(vbn), pages.into_iter());
                     self.counts.inline += to_u64(length);
+                    self.counts.inline_bytes += encoder.bytes_len() - before;
                 }
                 length
             }
@@ -390,7 +403,7 @@ mod tests {
         assert_eq!(image, again, "inline and by reference agree");
         assert_eq!(control.references, 0);
         assert_eq!(control.inline, met.references + met.inline);
-        assert!(control.payload_bytes >= control.inline * 4096);
+        assert!(control.payload_bytes() >= control.inline * 4096);
         (counts(met.references, met.inline, met.holes), image)
     }
 
@@ -526,7 +539,7 @@ mod tests {
         }
         let (met, _) = random.send(false);
         assert!(met.references > 3900 && met.inline == 0);
-        assert!(met.payload_bytes <= 12 * met.references, "{met:?}");
+        assert!(met.payload_bytes() <= 12 * met.references, "{met:?}");
 
         let mut sequential = Interval::default();
         for n in 0..16_u64 * 8 {
@@ -534,7 +547,7 @@ mod tests {
         }
         let (met, image) = sequential.send(false);
         assert_eq!((met.references, image.len()), (2048, 2048));
-        assert!(met.payload_bytes <= 64 * 8, "{met:?}");
+        assert!(met.payload_bytes() <= 64 * 8, "{met:?}");
     }
 
     /// Frames are cut at their bound and nothing is lost between two.

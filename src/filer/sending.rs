@@ -126,7 +126,7 @@ impl SendSide {
                 let Some(out) = self.data.take() else { return Ok(None) };
                 let counts = out.frames.counts();
                 self.shared.counters.sent(counts);
-                return Ok(Some((out.cp, counts.payload_bytes)));
+                return Ok(Some((out.cp, counts.payload_bytes())));
             }
         }
         Ok(None)

@@ -4,16 +4,15 @@
 //! the device, by a pin that keeps the CP while newer ones are published. A CP that is not here
 //! any more is answered with no roots: the asker takes the newer one.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::shared::{Common, Pins, Shared};
-use super::tree;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
-use crate::wire::message::{Scanned, VolumeRoot};
+use crate::volume::scan::{Scanned as Scan, scan};
+use crate::wire::message::{Scanned, VolumeScan};
 
 /// How long the hub may read before the answer is given up.
 const ANSWER_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -47,18 +46,19 @@ pub struct VerifiedVolume {
     pub volume: VolumeNumber,
     /// The root that was announced with the CP.
     pub announced: Root,
-    /// Recomputed here.
-    pub here: Option<Root>,
-    /// Blocks with data read here.
-    pub blocks_read: u64,
-    /// Recomputed on the hub.
-    pub hub: Option<Root>,
+    /// What was read here; none if the volume could not be walked.
+    pub here: Option<VolumeScan>,
+    /// What was read on the hub; none if it did not say.
+    pub hub: Option<VolumeScan>,
 }
 
 impl VerifiedVolume {
     /// Whether all three are the same.
     pub fn is_equal(&self) -> bool {
-        self.here == Some(self.announced) && self.hub == Some(self.announced)
+        let same = |end: &Option<VolumeScan>| {
+            end.is_some_and(|end| end.root == Some(self.announced) && end.bad_blocks == 0)
+        };
+        same(&self.here) && same(&self.hub)
     }
 }
 
@@ -73,27 +73,23 @@ pub struct Verification {
     pub problems: Vec<String>,
 }
 
-/// What reading the own copy gave.
-#[derive(Debug, Default)]
-struct Own {
-    roots: Vec<VolumeRoot>,
-    blocks_read: BTreeMap<VolumeNumber, u64>,
-    problems: Vec<String>,
-}
-
-/// Reads every block that the pins keep. Blocks its thread.
-fn scan_pins(pins: &Pins) -> Own {
-    let mut own = Own::default();
+/// Reads every block that the pins keep. Blocks.
+fn scan_pins(pins: &Pins) -> (Vec<VolumeScan>, Vec<String>) {
+    let mut volumes = Vec::new();
+    let mut problems = Vec::new();
     for (&volume, pin) in pins.iter() {
-        match tree::scan(pin) {
-            Ok((root, blocks)) => {
-                own.roots.push(VolumeRoot { volume, root });
-                own.blocks_read.insert(volume, blocks);
+        let scanned = scan(pin.pool(), &pin.tree(), |_| {})
+            .and_then(|scanned| Ok(pin.check().map(|()| scanned)?));
+        match scanned {
+            Ok(Scan { root, blocks_read, bad_blocks, problems: found }) => {
+                volumes.push(VolumeScan { volume, root, blocks_read, bad_blocks });
+                let named = |problem| format!("source: volume {volume}: {problem}");
+                problems.extend(found.into_iter().map(named));
             }
-            Err(error) => own.problems.push(format!("source: volume {volume}: {error}")),
+            Err(error) => problems.push(format!("source: volume {volume}: {error}")),
         }
     }
-    own
+    (volumes, problems)
 }
 
 /// Answers the hub's question about a CP, later and from another thread. One is answered at a
@@ -101,7 +97,7 @@ fn scan_pins(pins: &Pins) -> Own {
 pub fn answer(shared: &Arc<Shared>, cp: CpNumber, token: u64) {
     if shared.answering.swap(true, Ordering::AcqRel) {
         let problems = vec!["the source reads for another question already".to_owned()];
-        shared.session.scanned(Scanned { cp, token, roots: Vec::new(), problems });
+        shared.session.scanned(Scanned { cp, token, volumes: Vec::new(), problems });
         return;
     }
     let (common, own_cp) = (shared.common.borrow().clone(), shared.own().0);
@@ -113,9 +109,9 @@ pub fn answer(shared: &Arc<Shared>, cp: CpNumber, token: u64) {
     let shared = Arc::clone(shared);
     // Its answer goes through the session's slot; nobody waits for the task itself.
     drop(tokio::task::spawn_blocking(move || {
-        let Own { roots, problems, .. } = pins.map_or_else(Own::default, |pins| scan_pins(&pins));
+        let (volumes, problems) = pins.map_or_else(Default::default, |pins| scan_pins(&pins));
         shared.answering.store(false, Ordering::Release);
-        shared.session.scanned(Scanned { cp, token, roots, problems });
+        shared.session.scanned(Scanned { cp, token, volumes, problems });
     }));
 }
 
@@ -141,9 +137,9 @@ pub async fn verify(shared: &Arc<Shared>) -> Result<Verification, VerifyError> {
         let own = common.pins.clone();
         let here = tokio::task::spawn_blocking(move || scan_pins(&own));
         let there = ask_hub(shared, common.cp).await?;
-        let here = here.await.map_err(|error| VerifyError::Own(error.to_string()))?;
+        let (here, problems) = here.await.map_err(|error| VerifyError::Own(error.to_string()))?;
         if let Some(there) = there {
-            return Ok(compare(&common, here, &there));
+            return Ok(compare(&common, &here, &there, problems));
         }
     }
     Err(VerifyError::NoAnswer(last))
@@ -172,25 +168,27 @@ async fn ask_hub(shared: &Arc<Shared>, cp: CpNumber) -> Result<Option<Scanned>, 
         }
     };
     match tokio::time::timeout(ANSWER_MAX, answer).await {
-        Ok(Some(scanned)) if scanned.roots.is_empty() && scanned.problems.is_empty() => Ok(None),
+        Ok(Some(scanned)) if scanned.volumes.is_empty() && scanned.problems.is_empty() => Ok(None),
         Ok(Some(scanned)) => Ok(Some(scanned)),
         Ok(None) => Err(VerifyError::NoHub),
         Err(_) => Err(VerifyError::NoAnswer(cp)),
     }
 }
 
-fn compare(common: &Common, here: Own, there: &Scanned) -> Verification {
-    let mut problems = here.problems;
+fn compare(
+    common: &Common,
+    here: &[VolumeScan],
+    there: &Scanned,
+    mut problems: Vec<String>,
+) -> Verification {
     problems.extend(there.problems.iter().map(|problem| format!("hub: {problem}")));
-    let find = |roots: &[VolumeRoot], volume| {
-        roots.iter().find(|root| root.volume == volume).map(|root| root.root)
-    };
+    let find =
+        |volumes: &[VolumeScan], volume| volumes.iter().find(|scan| scan.volume == volume).copied();
     let volumes = common.roots.iter().map(|&(volume, announced)| VerifiedVolume {
         volume,
         announced,
-        here: find(&here.roots, volume),
-        blocks_read: here.blocks_read.get(&volume).copied().unwrap_or_default(),
-        hub: find(&there.roots, volume),
+        here: find(here, volume),
+        hub: find(&there.volumes, volume),
     });
     Verification { cp: common.cp, volumes: volumes.collect(), problems }
 }

@@ -466,13 +466,14 @@ impl SourceActor {
         let Some(peer) = &self.peer else { return };
         let (frames, shared, name) = (peer.frames.clone(), self.shared.clone(), self.name.clone());
         actix::spawn(async move {
-            let scanned = tokio::task::spawn_blocking(move || shared.scan(&name, cp)).await;
+            let scanned =
+                tokio::task::spawn_blocking(move || shared.scan(&name, cp, |_, _, _| {})).await;
             let scanned = match scanned {
-                Ok(Ok((roots, problems))) => Scanned { cp, token, roots, problems },
-                Ok(Err(problem)) => Scanned { cp, token, roots: vec![], problems: vec![problem] },
+                Ok(Ok((volumes, problems))) => Scanned { cp, token, volumes, problems },
+                Ok(Err(problem)) => Scanned { cp, token, volumes: vec![], problems: vec![problem] },
                 Err(error) => {
                     let problems = vec![format!("reading failed: {error}")];
-                    Scanned { cp, token, roots: vec![], problems }
+                    Scanned { cp, token, volumes: vec![], problems }
                 }
             };
             drop(frames.send(Frame::new(&Message::Scanned(scanned), Bytes::new())).await);

@@ -21,7 +21,6 @@ use crate::pool::write_set::{Budget, WriteSet};
 use crate::record::marks::Place;
 use crate::session::mirror::Outcome;
 use crate::sourcelog::{LogReader, LogStore};
-use crate::units::convert::to_u64;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, Epoch, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
@@ -326,18 +325,23 @@ fn put_runs(
     payload: &[u8],
 ) -> Result<(), Stop> {
     let ladder = &job.lane.ladder;
-    ladder.update_bytes.fetch_add(to_u64(payload.len()), Ordering::Relaxed);
-    for run in Decoder::new(payload, base.size.blocks().0) {
+    let mut runs = Decoder::new(payload, base.size.blocks().0);
+    let mut counted = 0;
+    while let Some(run) = runs.next() {
+        let bytes = runs.position() - counted;
+        counted = runs.position();
         match run.map_err(|error| rejected(&error))? {
             Run::Hole { vbn, count } => {
                 writer.put_hole_range(vbn, count)?;
                 ladder.hole_blocks.fetch_add(count, Ordering::Relaxed);
+                ladder.hole_bytes.fetch_add(bytes, Ordering::Relaxed);
             }
             Run::Inline { vbn, count, blocks } => {
                 for (at, (_, block)) in (vbn.0..).zip(inline_blocks(blocks)) {
                     writer.put(Vbn(at), Content::Data(block))?;
                 }
                 ladder.inline_blocks.fetch_add(count, Ordering::Relaxed);
+                ladder.inline_bytes.fetch_add(bytes, Ordering::Relaxed);
             }
             Run::Reference { vbn, count, transfer, ordinal } => {
                 let mut at = vbn.0;
@@ -356,6 +360,7 @@ fn put_runs(
                     return Err(rejected(&error));
                 }
                 ladder.reference_blocks.fetch_add(count, Ordering::Relaxed);
+                ladder.reference_bytes.fetch_add(bytes, Ordering::Relaxed);
             }
         }
     }

@@ -110,6 +110,7 @@ async fn refuse(
 ) -> Result<(), String> {
     let next_step = match code {
         RefusedCode::UnknownSource => "put a file for this source into the hub's sources directory",
+        RefusedCode::Busy => "wait, the source tries again",
         RefusedCode::Version
         | RefusedCode::OtherSource
         | RefusedCode::OtherHub
@@ -118,7 +119,6 @@ async fn refuse(
         | RefusedCode::Gap
         | RefusedCode::Volume
         | RefusedCode::Faulted
-        | RefusedCode::Busy
         | RefusedCode::Protocol => "both ends must run a supported mirrorhub",
     };
     let refused = Refused { code, reason: reason.clone(), next_step: next_step.to_owned() };
@@ -151,6 +151,14 @@ async fn serve(
     let (peer, ends) = peer(number, SEND_QUEUE_FRAMES);
     let cancel = ends.cancel.clone();
     if actor.send(Connected { hello, peer }).await.is_err() {
+        // It died in a panic and is being replaced; the source tries again.
+        let reason = "the source's actor is being replaced".to_owned();
+        let stream = read.reunite(write).map_err(|error| error.to_string());
+        let refused = match stream {
+            Ok(stream) => refuse(FrameReader::new(stream), RefusedCode::Busy, reason).await,
+            Err(error) => Err(error),
+        };
+        tracing::info!(?refused, "connection refused");
         return;
     }
     let writer = actix::spawn(write_frames(write, ends));

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::shared::Shared;
 use crate::nbd::export::{
@@ -44,7 +45,18 @@ impl Images {
             format!("image of {name} at CP {}, root {}", pin.cp(), pin.tree().root());
         info.read_only = true;
         info.multi_conn = false;
-        Ok(Image { info, image: Arc::new(reader::Image::new(pin)) })
+        let ended = CancellationToken::new();
+        let unused = CancellationToken::new();
+        let (over, gone, patience) = (ended.clone(), unused.clone(), self.shared.image_pin);
+        // A pin lasts at most `image_pin`; the task ends with the reader.
+        tokio::spawn(async move {
+            tokio::select! {
+                () = gone.cancelled() => {}
+                () = tokio::time::sleep(patience) => over.cancel(),
+            }
+        });
+        let image = Arc::new(reader::Image::new(pin));
+        Ok(Image { info, image, ended, _unused: unused.drop_guard() })
     }
 }
 
@@ -77,6 +89,8 @@ impl Exports for Images {
 struct Image {
     info: ExportInfo,
     image: Arc<reader::Image>,
+    ended: CancellationToken,
+    _unused: DropGuard,
 }
 
 fn failed(error: &dyn std::fmt::Display) -> ExportError {
@@ -91,6 +105,10 @@ fn read_only<'a>() -> ExportFuture<'a, ()> {
 impl Export for Image {
     fn info(&self) -> &ExportInfo {
         &self.info
+    }
+
+    fn ended(&self) -> Option<CancellationToken> {
+        Some(self.ended.clone())
     }
 
     fn read(&self, offset: u64, length: u32) -> ExportFuture<'_, Vec<Segment>> {

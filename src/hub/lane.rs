@@ -67,8 +67,12 @@ pub struct Ladder {
     pub inline_blocks: AtomicU64,
     /// Blocks that became holes.
     pub hole_blocks: AtomicU64,
-    /// Bytes of Updates payload.
-    pub update_bytes: AtomicU64,
+    /// Bytes of Updates payload that say references.
+    pub reference_bytes: AtomicU64,
+    /// Bytes of Updates payload that carry data.
+    pub inline_bytes: AtomicU64,
+    /// Bytes of Updates payload that say holes.
+    pub hole_bytes: AtomicU64,
     /// Transfers received.
     pub transfers: AtomicU64,
     /// Client bytes in published CPs.

@@ -32,7 +32,6 @@ mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -49,7 +48,7 @@ use self::registry::Entry;
 use self::shared::{Shared, SourceSetting};
 use self::status::Snapshot;
 use crate::limits::SOURCES_MAX;
-use crate::units::names::SourceName;
+use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber};
 use crate::wire::message::VolumeRoot;
 
@@ -71,6 +70,8 @@ pub struct HubOptions {
     pub pool: (PathBuf, ByteCount),
     /// Sources of the sources directory.
     pub sources: Vec<SourceSetting>,
+    /// How long a reader may pin an image.
+    pub image_pin: Duration,
     /// Applier slots.
     pub appliers: usize,
     /// Arbiters; one a core.
@@ -155,13 +156,18 @@ impl Hub {
         answer.await.unwrap_or_else(|_| Err("the source's actor was replaced".to_owned()))
     }
 
-    /// Reads every block of the published CP at both ends: the CP, roots here, roots there.
-    pub async fn verify(&self, name: &SourceName) -> Result<recover::Verified, String> {
+    /// Reads every block of the published CP at both ends. `progress` is told volume, blocks
+    /// passed and blocks in all of this end's reading.
+    pub async fn verify(
+        &self,
+        name: &SourceName,
+        progress: impl FnMut(&VolumeName, u64, u64) + Send + 'static,
+    ) -> Result<recover::Verified, String> {
         let entry = self.shared.registry.get(name).ok_or("no such source")?;
         let cp = entry.snapshot.load().applied_cp;
         let answer = entry.actor.send(WantScan(cp)).await.map_err(|error| error.to_string())?;
         let (shared, name) = (self.shared.clone(), name.clone());
-        let here = tokio::task::spawn_blocking(move || shared.scan(&name, cp));
+        let here = tokio::task::spawn_blocking(move || shared.scan(&name, cp, progress));
         let there =
             answer.await.unwrap_or_else(|_| Err("the source's actor was replaced".to_owned()))?;
         let (roots, problems) = here.await.map_err(|error| error.to_string())??;
@@ -227,7 +233,7 @@ async fn supervise(
         };
         let Some(name) = name else { return };
         let Some(entry) = shared.registry.get(&name) else { continue };
-        shared.counters.restarts.fetch_add(1, Ordering::Relaxed);
+        shared.counters.restarted(&name);
         tracing::error!(source = %name, "actor died, starting it again");
         tokio::time::sleep(RESTART_AFTER).await;
         start_actor(&shared, &name, entry.snapshot, entry.arbiter, &died);

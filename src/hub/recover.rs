@@ -41,7 +41,7 @@ use crate::record::transfer::Transfer;
 use crate::sourcelog::{LogOptions, LogStore};
 use crate::units::ids::{HubId, SourceId};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
-use crate::wire::message::{Scanned, VolumeRoot};
+use crate::wire::message::{Scanned, VolumeScan};
 
 /// A hub keeps a short history of CPs; the long one is the source's (R5).
 const HISTORY_ROWS: u64 = 64;
@@ -54,8 +54,8 @@ const LOG_LIMIT_BYTES: u64 = 16 << 30;
 pub struct Verified {
     /// The CP that was read.
     pub cp: CpNumber,
-    /// Roots recomputed here.
-    pub here: Vec<VolumeRoot>,
+    /// What was read here.
+    pub here: Vec<VolumeScan>,
     /// What could not be read here.
     pub problems: Vec<String>,
     /// The source's answer.
@@ -123,6 +123,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         registry: Registry::new(),
         lanes,
         arbiters: Arbiters(arbiters),
+        image_pin: options.image_pin,
         settings: arc_swap::ArcSwap::from_pointee(settings),
         counters: Counters::default(),
     });

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use actix::ArbiterHandle;
 
@@ -26,7 +27,7 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation};
 use crate::volume;
-use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRoot};
+use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRoot, VolumeScan};
 
 /// What the hub's files say of one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,8 +51,7 @@ pub struct Counters {
     pub handshakes_failed: AtomicU64,
     /// Connections closed because the peer broke the protocol.
     pub protocol_errors: AtomicU64,
-    /// Actors replaced after a panic.
-    pub restarts: AtomicU64,
+    restarts: Mutex<BTreeMap<SourceName, u64>>,
     refused: Mutex<BTreeMap<&'static str, u64>>,
 }
 
@@ -59,6 +59,16 @@ impl Counters {
     /// A connection was refused.
     pub fn refused(&self, code: RefusedCode) {
         *lock(&self.refused).entry(code.word()).or_default() += 1;
+    }
+
+    /// An actor was replaced after a panic.
+    pub fn restarted(&self, name: &SourceName) {
+        *lock(&self.restarts).entry(name.clone()).or_default() += 1;
+    }
+
+    /// How often that source's actor was replaced.
+    pub fn restarts_of(&self, name: &SourceName) -> u64 {
+        lock(&self.restarts).get(name).copied().unwrap_or(0)
     }
 
     /// Refusals by reason.
@@ -115,6 +125,8 @@ pub struct Shared {
     pub lanes: Lanes,
     /// Threads of actors and connections.
     pub arbiters: Arbiters,
+    /// How long a reader may pin an image.
+    pub image_pin: Duration,
     /// What the files say.
     pub settings: arc_swap::ArcSwap<BTreeMap<SourceName, SourceSetting>>,
     /// Counters.
@@ -239,34 +251,42 @@ impl Shared {
         Ok(joined.then_some(last))
     }
 
-    /// Reads every block of the image of `cp` and recomputes its roots.
+    /// Reads every block of the image of `cp` and recomputes its roots. `progress` is told volume,
+    /// blocks passed and blocks in all.
     pub fn scan(
         &self,
         name: &SourceName,
         cp: CpNumber,
-    ) -> Result<(Vec<VolumeRoot>, Vec<String>), String> {
+        mut progress: impl FnMut(&VolumeName, u64, u64),
+    ) -> Result<(Vec<VolumeScan>, Vec<String>), String> {
         let lane = self.lanes.get(name).ok_or("the source was never here")?;
         let rows = self.pool.catalog().volumes(lane.source()).map_err(|error| error.to_string())?;
-        let mut roots = Vec::new();
+        let mut volumes = Vec::new();
         let mut problems = Vec::new();
         let pins = self.pool.pin_source(lane.source()).map_err(|error| error.to_string())?;
         for (row, pin) in rows.iter().zip(&pins) {
             if pin.cp() != cp || pin.key() != row.key {
                 return Err(format!("CP {cp} is not the published one any more"));
             }
-            let scanned = volume::scan::scan(&self.pool, &pin.tree(), |_| {})
+            let all = pin.tree().size.blocks().0;
+            let report = |passed| progress(&row.name, passed, all);
+            let scanned = volume::scan::scan(&self.pool, &pin.tree(), report)
                 .and_then(|scanned| Ok(pin.check().map(|()| scanned)?));
             match scanned {
                 Ok(scanned) => {
-                    let root = scanned.root.map(|root| VolumeRoot { volume: row.key.volume, root });
-                    roots.extend(root);
                     let named = |problem| format!("volume {}: {problem}", row.name);
+                    volumes.push(VolumeScan {
+                        volume: row.key.volume,
+                        root: scanned.root,
+                        blocks_read: scanned.blocks_read,
+                        bad_blocks: scanned.bad_blocks,
+                    });
                     problems.extend(scanned.problems.into_iter().map(named));
                 }
                 Err(error) => problems.push(format!("volume {}: {error}", row.name)),
             }
         }
-        Ok((roots, problems))
+        Ok((volumes, problems))
     }
 
     /// A source's guaranteed part of the ring: what its file says, else an equal part of half.
@@ -283,10 +303,5 @@ impl Shared {
         let limit = self.settings.load().get(name).and_then(|setting| setting.log_limit);
         let room = limit.map(|limit| limit.0.saturating_sub(self.store.bytes(source)));
         self.store.room(source).min(room.unwrap_or(u64::MAX))
-    }
-
-    /// Actors replaced after a panic.
-    pub fn restarts(&self) -> u64 {
-        self.counters.restarts.load(Ordering::Relaxed)
     }
 }

@@ -64,8 +64,12 @@ pub struct Totals {
     pub inline_blocks: u64,
     /// Blocks that became holes.
     pub hole_blocks: u64,
-    /// Bytes of Updates payload.
-    pub update_bytes: u64,
+    /// Bytes of Updates payload that say references.
+    pub reference_bytes: u64,
+    /// Bytes of Updates payload that carry data.
+    pub inline_bytes: u64,
+    /// Bytes of Updates payload that say holes.
+    pub hole_bytes: u64,
 }
 
 /// One source at one moment.
@@ -201,6 +205,8 @@ fn totals(lane: &Lane) -> Totals {
         reference_blocks: get(&ladder.reference_blocks),
         inline_blocks: get(&ladder.inline_blocks),
         hole_blocks: get(&ladder.hole_blocks),
-        update_bytes: get(&ladder.update_bytes),
+        reference_bytes: get(&ladder.reference_bytes),
+        inline_bytes: get(&ladder.inline_bytes),
+        hole_bytes: get(&ladder.hole_bytes),
     }
 }

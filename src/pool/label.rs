@@ -239,7 +239,7 @@ pub fn read(device: &dyn Device) -> Result<(Label, Option<u64>), PoolError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::testing::MemoryDevice;
+    use crate::pool::testing::new_device;
 
     fn label() -> Label {
         let layout = Layout { total: 0x1000, catalog_start: 2, catalog_blocks: 8, data_start: 10 };
@@ -292,38 +292,38 @@ mod tests {
     #[test]
     fn a_damaged_copy_is_written_again_from_the_good_one() {
         for copy in 0..LABEL_COPIES {
-            let device = MemoryDevice::new(POOL_BYTES_MIN);
-            let label = Label { layout: Layout::for_device(&device).unwrap(), ..label() };
-            write_all(&device, &label).unwrap();
-            device.flip(copy * BLOCK_BYTES_U64 + 20, 1);
-            assert_eq!(read(&device).unwrap(), (label, Some(copy)));
-            assert_eq!(read(&device).unwrap(), (label, None));
+            let device = new_device(POOL_BYTES_MIN);
+            let label = Label { layout: Layout::for_device(&*device).unwrap(), ..label() };
+            write_all(&*device, &label).unwrap();
+            device.rot(copy * BLOCK_BYTES_U64 + 20, &[1]);
+            assert_eq!(read(&*device).unwrap(), (label, Some(copy)));
+            assert_eq!(read(&*device).unwrap(), (label, None));
         }
     }
 
     #[test]
     fn two_damaged_copies_and_two_good_ones_that_differ_are_refused() {
-        let device = MemoryDevice::new(POOL_BYTES_MIN);
-        assert!(matches!(read(&device), Err(PoolError::NotAPool { .. })));
-        let layout = Layout::for_device(&device).unwrap();
+        let device = new_device(POOL_BYTES_MIN);
+        assert!(matches!(read(&*device), Err(PoolError::NotAPool { .. })));
+        let layout = Layout::for_device(&*device).unwrap();
         let label = Label { layout, ..label() };
-        write_all(&device, &label).unwrap();
-        write_copy(&device, &Label { owner: [9; 16], ..label }, 1).unwrap();
-        assert!(read(&device).unwrap_err().to_string().contains("contradict"));
-        device.flip(20, 1);
-        device.flip(BLOCK_BYTES_U64 + 20, 1);
-        assert!(matches!(read(&device), Err(PoolError::LabelCorrupt { .. })));
-        assert!(matches!(refuse_existing(&device), Err(PoolError::AlreadyAPool { .. })));
+        write_all(&*device, &label).unwrap();
+        write_copy(&*device, &Label { owner: [9; 16], ..label }, 1).unwrap();
+        assert!(read(&*device).unwrap_err().to_string().contains("contradict"));
+        device.rot(20, &[1]);
+        device.rot(BLOCK_BYTES_U64 + 20, &[1]);
+        assert!(matches!(read(&*device), Err(PoolError::LabelCorrupt { .. })));
+        assert!(matches!(refuse_existing(&*device), Err(PoolError::AlreadyAPool { .. })));
     }
 
     #[test]
     fn a_device_smaller_than_its_pool_is_refused() {
-        let device = MemoryDevice::new(POOL_BYTES_MIN);
-        let mut layout = Layout::for_device(&device).unwrap();
+        let device = new_device(POOL_BYTES_MIN);
+        let mut layout = Layout::for_device(&*device).unwrap();
         layout.total += 1;
-        write_all(&device, &Label { layout, ..label() }).unwrap();
-        assert!(matches!(read(&device), Err(PoolError::Shrunk { .. })));
-        let small = MemoryDevice::new(POOL_BYTES_MIN - 1);
-        assert!(matches!(Layout::for_device(&small), Err(PoolError::TooSmall { .. })));
+        write_all(&*device, &Label { layout, ..label() }).unwrap();
+        assert!(matches!(read(&*device), Err(PoolError::Shrunk { .. })));
+        let small = new_device(POOL_BYTES_MIN - 512);
+        assert!(matches!(Layout::for_device(&*small), Err(PoolError::TooSmall { .. })));
     }
 }

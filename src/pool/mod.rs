@@ -270,7 +270,8 @@ impl Pool {
         let tree = state.mirror.volume(key).ok_or(PoolError::UnknownVolume { key })?.tree;
         let source = state.mirror.source(key.source);
         let cp = source.ok_or(PoolError::UnknownSource { source_id: key.source })?.applied;
-        self.pin_tree(state, key, cp, tree)
+        state.space.pins.refuse_more()?;
+        Ok(self.pin_tree(state, key, cp, tree))
     }
 
     fn pin_tree(
@@ -279,9 +280,9 @@ impl Pool {
         key: VolumeKey,
         cp: CpNumber,
         tree: TreeRoot,
-    ) -> Result<Pin, PoolError> {
-        let name = state.space.pins.add(key, cp, tree)?;
-        Ok(Pin { pool: Arc::clone(self), name, tree })
+    ) -> Pin {
+        let name = state.space.pins.add(key, cp, tree);
+        Pin { pool: Arc::clone(self), name, tree }
     }
 
     /// Readers that pin something, and pins given up since the pool was opened.

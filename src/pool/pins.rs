@@ -58,17 +58,14 @@ pub(super) struct Pins {
 }
 
 impl Pins {
+    /// Refuses one more reader when there are too many.
+    pub(super) fn refuse_more(&self) -> Result<(), PoolError> {
+        let (met, max) = (self.handles + 1, to_u64(PINS_MAX));
+        if met > max { Err(PoolError::Limit { what: "pins", met, max }) } else { Ok(()) }
+    }
+
     /// One more reader of a volume at a CP.
-    pub(super) fn add(
-        &mut self,
-        key: VolumeKey,
-        cp: CpNumber,
-        tree: TreeRoot,
-    ) -> Result<PinName, PoolError> {
-        let max = to_u64(PINS_MAX);
-        if self.handles >= max {
-            return Err(PoolError::Limit { what: "pins", met: self.handles + 1, max });
-        }
+    pub(super) fn add(&mut self, key: VolumeKey, cp: CpNumber, tree: TreeRoot) -> PinName {
         let (next_id, by_age) = (&mut self.next_id, &mut self.by_age);
         let entry = self.by_volume.entry(key).or_default().entry(cp).or_insert_with(|| {
             let id = *next_id;
@@ -79,7 +76,7 @@ impl Pins {
         });
         entry.handles += 1;
         self.handles += 1;
-        Ok(PinName { key, cp, id: entry.id, ended: Arc::clone(&entry.ended) })
+        PinName { key, cp, id: entry.id, ended: Arc::clone(&entry.ended) }
     }
 
     /// One reader less. Returns what is free now.
@@ -177,7 +174,7 @@ mod tests {
     }
 
     fn pin(pins: &mut Pins, cp: u32) -> PinName {
-        pins.add(KEY, CpNumber(cp), TreeRoot::empty(ByteCount(4096))).unwrap()
+        pins.add(KEY, CpNumber(cp), TreeRoot::empty(ByteCount(4096)))
     }
 
     #[test]

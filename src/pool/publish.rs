@@ -361,6 +361,9 @@ fn changed_volumes(
     all: &BTreeMap<VolumeKey, VolumeRow>,
 ) -> Result<Vec<VolumeRow>, PoolError> {
     let inconsistent = |what: String| Err(PoolError::Inconsistent { what });
+    if !publish.write_set.is_finished() {
+        return inconsistent("a tree of the CP was begun and not finished".into());
+    }
     let mut rows = BTreeMap::new();
     for &(volume, tree) in &publish.volumes {
         let key = VolumeKey { source: publish.source, volume };

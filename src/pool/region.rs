@@ -187,11 +187,12 @@ impl StorageBackend for CatalogRegion {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::sim::SimDevice;
     use crate::pool::label::POOL_BYTES_MIN;
-    use crate::pool::testing::MemoryDevice;
+    use crate::pool::testing::{copied, new_device};
 
-    fn device() -> (Arc<MemoryDevice>, Layout) {
-        let device = Arc::new(MemoryDevice::new(POOL_BYTES_MIN));
+    fn device() -> (Arc<SimDevice>, Layout) {
+        let device = new_device(POOL_BYTES_MIN);
         let layout = Layout::for_device(&*device).unwrap();
         (device, layout)
     }
@@ -207,7 +208,7 @@ mod tests {
     }
     const GOLDEN_CRC: u32 = 0x9b57_3176;
 
-    /// The length survives a crash at each write of a resize: it is the old or the new one.
+    /// The length outlives a torn header: it is the old or the new one.
     #[test]
     fn a_torn_resize_leaves_the_old_length() {
         let (device, layout) = device();
@@ -216,12 +217,12 @@ mod tests {
         let mut old = 0;
         for new in lengths {
             region.set_len(new).unwrap();
-            let met = CatalogRegion::open(device.crashed(1), &layout).unwrap();
+            let met = CatalogRegion::open(copied(&device), &layout).unwrap();
             assert_eq!(met.len().unwrap(), new);
             // The header written last is torn: the one before it holds.
-            let torn = device.crashed(1);
+            let torn = copied(&device);
             let slot = region.header().unwrap().counter % 2;
-            torn.flip((layout.catalog_start + slot) * BLOCK_BYTES_U64 + 24, 1);
+            torn.rot((layout.catalog_start + slot) * BLOCK_BYTES_U64 + 24, &[1]);
             let met = CatalogRegion::open(torn, &layout).unwrap();
             assert_eq!(met.len().unwrap(), old);
             old = new;
@@ -244,7 +245,7 @@ mod tests {
         assert_eq!(met.kind(), io::ErrorKind::StorageFull);
         assert_eq!(region.len().unwrap(), 8192);
         for block in [layout.catalog_start, layout.catalog_start + 1] {
-            device.flip(block * BLOCK_BYTES_U64 + 24, 1);
+            device.rot(block * BLOCK_BYTES_U64 + 24, &[1]);
         }
         assert!(CatalogRegion::open(device, &layout).is_err());
     }

@@ -48,7 +48,7 @@ impl Pool {
             published_trees.push((row.key, applied.unwrap_or_default(), row.tree));
         }
         for &(key, cp, tree) in pinned.iter().chain(&published_trees) {
-            pins.push(self.pin_tree(&mut state, key, cp, tree)?);
+            pins.push(self.pin_tree(&mut state, key, cp, tree));
         }
         drop(state);
         drop(between);

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::device::buffer::AlignedBuffer;
 use crate::limits::{POOL_IO_BYTES_MAX, POOL_LEASE_BLOCKS};
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::numbers::{BlockCount, CpNumber, Pbn};
@@ -89,11 +90,14 @@ pub struct WriteSet {
     account: Account,
     /// Taken from the free map, not given to anybody yet.
     lease: Run,
-    /// Bytes not written yet, for the blocks from `buffer_start` on.
-    buffer: Vec<u8>,
+    /// Bytes not written yet, for the blocks from `buffer_start` on; made with the first block.
+    buffer: Option<AlignedBuffer>,
     buffer_start: Pbn,
+    queued: usize,
     written: bool,
     bases: BTreeMap<VolumeKey, TreeRoot>,
+    /// Trees begun and not finished: as long as there is one, this is half a CP.
+    unfinished: u32,
 }
 
 impl WriteSet {
@@ -103,10 +107,12 @@ impl WriteSet {
             budget,
             account: Account::default(),
             lease: Run { start: Pbn(0), count: 0 },
-            buffer: Vec::new(),
+            buffer: None,
             buffer_start: Pbn(0),
+            queued: 0,
             written: false,
             bases: BTreeMap::new(),
+            unfinished: 0,
         }
     }
 
@@ -171,36 +177,41 @@ impl WriteSet {
         Err(PoolError::Inconsistent { what: format!("block {pbn} was freed twice") })
     }
 
-    /// Notes which published tree the new one of that volume is built on. `Pool::publish`
-    /// refuses the CP if another one was published meanwhile. The first note holds: what a
-    /// second pass of the same CP is built on was never published.
-    pub fn note_base(&mut self, key: VolumeKey, base: TreeRoot) {
+    /// A new tree of that volume is begun on `base`. `Pool::publish` refuses the CP if another
+    /// tree than that was published meanwhile. The first base holds: what a second pass of the
+    /// same CP is built on was never published.
+    pub fn begin_tree(&mut self, key: VolumeKey, base: TreeRoot) {
         self.bases.entry(key).or_insert(base);
+        self.unfinished += 1;
+    }
+
+    /// That tree is complete. `Pool::publish` refuses a CP with one that is not.
+    pub fn end_tree(&mut self) {
+        assert!(self.unfinished > 0, "a tree ends that was not begun");
+        self.unfinished -= 1;
     }
 
     /// Writes what is queued to the device, so that it can be read. Not durable by this.
     pub fn flush_buffer(&mut self) -> Result<(), PoolError> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
+        let queued = std::mem::take(&mut self.queued);
+        let Some(buffer) = self.buffer.as_ref().filter(|_| queued > 0) else { return Ok(()) };
         self.pool.check_latch()?;
-        let written = self.pool.write_blocks(self.buffer_start, &self.buffer);
-        self.buffer.clear();
         self.written = true;
-        written
+        self.pool.write_blocks(self.buffer_start, &buffer[..queued])
     }
 
     fn queue(&mut self, pbn: Pbn, block: &[u8; BLOCK_BYTES]) -> Result<(), PoolError> {
-        let queued = to_u64(self.buffer.len()) / BLOCK_BYTES_U64;
-        let follows = pbn.0 == self.buffer_start.0 + queued;
-        if !follows || to_u64(self.buffer.len()) >= POOL_IO_BYTES_MAX {
+        let size = to_usize(POOL_IO_BYTES_MAX);
+        let next = self.buffer_start.0 + to_u64(self.queued) / BLOCK_BYTES_U64;
+        if pbn.0 != next || self.queued == size {
             self.flush_buffer()?;
         }
-        if self.buffer.is_empty() {
-            self.buffer.reserve(to_usize(POOL_IO_BYTES_MAX));
+        if self.queued == 0 {
             self.buffer_start = pbn;
         }
-        self.buffer.extend_from_slice(block);
+        let buffer = self.buffer.get_or_insert_with(|| AlignedBuffer::new(size));
+        buffer[self.queued..self.queued + BLOCK_BYTES].copy_from_slice(block);
+        self.queued += BLOCK_BYTES;
         Ok(())
     }
 
@@ -217,8 +228,12 @@ impl WriteSet {
 
     /// Whether the device must be flushed before this CP is committed.
     pub(super) fn has_written(&self) -> bool {
-        assert!(self.buffer.is_empty(), "a CP is committed with bytes still queued");
+        assert!(self.queued == 0, "a CP is committed with bytes still queued");
         self.written
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.unfinished == 0
     }
 
     pub(super) fn bases(&self) -> &BTreeMap<VolumeKey, TreeRoot> {

@@ -8,16 +8,17 @@
 //! Ack names a durable transfer; Welcome leaves only when everything received is durable, the
 //! source's generation is recorded and no CP is being applied (R7).
 
+mod checkpoint;
+mod joining;
+
 use super::CP_NUMBER_MAX;
-use crate::limits::{VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::record::marks::Place;
 use crate::record::transfer::TransferHeader;
 use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::numbers::{CpNumber, Epoch, Generation, TransferId, VolumeNumber};
 use crate::wire::message::{
-    Ack, CpDone, CpEnd, CpRejected, Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
-    PartitionFull, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot, Welcome,
+    Ack, CpEnd, Hello, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot,
 };
 
 /// What the hub durably knows of a source.
@@ -138,7 +139,7 @@ pub enum Action {
     Scanned(crate::wire::message::Scanned),
     /// Refuse with this reason and close. In answer to Hello: that new connection, no other.
     Refuse(Refused),
-    /// Close the connection: the peer broke the protocol.
+    /// Close the connection and say [`Event::Disconnected`]: the peer broke the protocol.
     Close { reason: String },
 }
 
@@ -305,132 +306,6 @@ impl Mirror {
         actions.push(Action::Close { reason: reason.into() });
     }
 
-    fn hello(&mut self, hello: &Hello, actions: &mut Vec<Action>) {
-        if let Err(refused) = self.accepts(hello) {
-            actions.push(Action::Refuse(refused));
-            return;
-        }
-        // A newer accepted Hello ends the older session (R7): its apply and its frames with it.
-        self.disconnected(actions);
-        if self.known.epoch.number == 0 {
-            // Hub and source have never met: the first epoch is the generation's own random id.
-            self.known.epoch = Epoch { number: 1, id: hello.generation.id };
-        }
-        self.known.source = Some(hello.source);
-        self.known.generation = hello.generation;
-        self.known.cp_max = self.known.cp_max.max(hello.cp_max);
-        self.known.volumes.clone_from(&hello.volumes);
-        let version = hello.version.min(PROTOCOL_VERSION);
-        self.state = State::Joining { version, recorded: false };
-        actions.push(Action::Record {
-            source: hello.source,
-            generation: hello.generation,
-            epoch: self.known.epoch,
-            volumes: hello.volumes.clone(),
-        });
-    }
-
-    /// Who is who is decided by ids, epochs and generations, never by names (invariant 12). A shell
-    /// asks before it ends an older connection for this one: a clone must not cut the original.
-    pub fn accepts(&self, hello: &Hello) -> Result<(), Refused> {
-        let known = &self.known;
-        if hello.version < PROTOCOL_VERSION_MIN || hello.version_min > PROTOCOL_VERSION {
-            let reason = format!(
-                "the source speaks protocol versions {} to {}, the hub {PROTOCOL_VERSION_MIN} to \
-                 {PROTOCOL_VERSION}",
-                hello.version_min, hello.version
-            );
-            return Err(refuse(RefusedCode::Version, reason, "upgrade the hub first"));
-        }
-        if let Some(source) = known.source.filter(|&source| source != hello.source) {
-            let reason = format!(
-                "the name {} belongs to source {source}, this is source {}",
-                hello.name, hello.source
-            );
-            let next = "give the new source another name, or forget the old one on the hub";
-            return Err(refuse(RefusedCode::OtherSource, reason, next));
-        }
-        if let Some(hub) = hello.hub.filter(|&hub| hub != known.hub) {
-            let reason = format!("the source belongs to hub {hub}, this is hub {}", known.hub);
-            return Err(refuse(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
-        }
-        if hello.epoch.number > 0 && hello.epoch != known.epoch {
-            let reason = format!(
-                "the source is in epoch {} ({:016x}), the hub in epoch {} ({:016x})",
-                hello.epoch.number, hello.epoch.id, known.epoch.number, known.epoch.id
-            );
-            let next = "see `mirrorhub status` on the hub";
-            return Err(refuse(RefusedCode::Diverged, reason, next));
-        }
-        let used = hello.cp_max.max(hello.own_cp);
-        if used > CP_NUMBER_MAX {
-            let reason = format!("the source says that CP {used} was used");
-            return Err(refuse(RefusedCode::Protocol, reason, "both ends must run mirrorhub"));
-        }
-        let (old, new) = (known.generation, hello.generation);
-        if new.number < old.number || (new.number == old.number && new.id != old.id) {
-            let reason = format!(
-                "the source says boot {} ({:016x}), the hub has seen boot {} ({:016x}): its state \
-                 is a clone or an old copy",
-                new.number, new.id, old.number, old.id
-            );
-            let next = "start the original, or restore its newest state directory";
-            return Err(refuse(RefusedCode::Generation, reason, next));
-        }
-        if let Some(fault) = &self.faulted {
-            let reason = format!("the hub's log of this source failed: {fault}");
-            return Err(refuse(RefusedCode::Faulted, reason, "see `mirrorhub status` on the hub"));
-        }
-        self.accepts_volumes(&hello.volumes)
-    }
-
-    fn accepts_volumes(&self, offers: &[VolumeOffer]) -> Result<(), Refused> {
-        let next = "make source.toml and the source's file on the hub agree";
-        if offers.len() > VOLUMES_PER_SOURCE_MAX {
-            let reason =
-                format!("{} volumes, a source has at most {VOLUMES_PER_SOURCE_MAX}", offers.len());
-            return Err(refuse(RefusedCode::Volume, reason, next));
-        }
-        for (index, offer) in offers.iter().enumerate() {
-            let name = &offer.name;
-            let twice = |other: &VolumeOffer| {
-                other.name == *name || other.number == offer.number || other.id == offer.id
-            };
-            let size = offer.size.is_whole_blocks() && offer.size.0 <= VOLUME_BYTES_MAX;
-            if offers[..index].iter().any(twice) || !size {
-                let reason = format!("volume {name} is announced twice or with a bad size");
-                return Err(refuse(RefusedCode::Volume, reason, next));
-            }
-            let same = |old: &&VolumeOffer| {
-                old.number == offer.number || old.name == *name || old.id == offer.id
-            };
-            if let Some(old) = self.known.volumes.iter().find(same)
-                && old != offer
-            {
-                let reason = format!(
-                    "volume {name} (number {}, id {}, {} bytes) is known here as {} (number {}, \
-                     id {}, {} bytes)",
-                    offer.number, offer.id, offer.size, old.name, old.number, old.id, old.size
-                );
-                return Err(refuse(RefusedCode::Volume, reason, next));
-            }
-            let pinned = self.known.pinned.iter().find(|(pin, _)| pin == name.as_str());
-            if !self.known.pinned.is_empty() && pinned.is_none_or(|pin| pin.1 != offer.size.0) {
-                let reason = format!(
-                    "volume {name} of {} bytes is not what the source's file on the hub pins",
-                    offer.size
-                );
-                return Err(refuse(RefusedCode::Volume, reason, next));
-            }
-        }
-        let gone = |old: &&VolumeOffer| !offers.iter().any(|offer| offer.number == old.number);
-        if let Some(old) = self.known.volumes.iter().find(gone) {
-            let reason = format!("volume {} is no longer announced", old.name);
-            return Err(refuse(RefusedCode::Volume, reason, next));
-        }
-        Ok(())
-    }
-
     fn disconnected(&mut self, actions: &mut Vec<Action>) {
         self.state = State::Away;
         (self.cp_came, self.cp_taken) = (0, 0);
@@ -511,72 +386,6 @@ impl Mirror {
         }
     }
 
-    fn partition_full(&mut self, full: &PartitionFull, actions: &mut Vec<Action>) {
-        let last = Place::from(full.last);
-        if full.cp <= self.known.applied_cp {
-            actions.push(Action::Send(Message::CpDone(CpDone { cp: full.cp })));
-        } else if self.apply.is_some() {
-            self.close(format!("CP {} while another is under way", full.cp), actions);
-        } else if last.sequence > self.received.sequence
-            || last.sequence <= self.known.applied.sequence
-            || full.cp > CP_NUMBER_MAX
-        {
-            let reason = format!("CP {} ends at {}, out of place", full.cp, last.transfer);
-            self.close(reason, actions);
-        } else {
-            self.known.cp_max = self.known.cp_max.max(full.cp);
-            let state = ApplyState::Waiting;
-            self.apply = Some(Apply { cp: full.cp, last, state, update_bytes: 0, end: None });
-        }
-    }
-
-    fn updates(&mut self, cp: CpNumber, bytes: u64, actions: &mut Vec<Action>) {
-        if !matches!(self.state, State::Joined) {
-            self.close("Updates before Welcome", actions);
-            return;
-        }
-        let under_way = self.cp_came - self.cp_taken;
-        if bytes > self.cp_credit.saturating_sub(under_way) {
-            let credit = self.cp_credit;
-            let reason = format!("{bytes} bytes of CP data over {under_way}, credit is {credit}");
-            self.close(reason, actions);
-            return;
-        }
-        self.cp_came += bytes;
-        match &mut self.apply {
-            Some(apply) if apply.cp == cp && apply.end.is_none() => {
-                apply.update_bytes += bytes;
-                actions.push(Action::Feed);
-            }
-            // Left over from a CP that was refused or was published already: taken and dropped.
-            _ => self.updates_taken(bytes, actions),
-        }
-    }
-
-    fn updates_taken(&mut self, bytes: u64, actions: &mut Vec<Action>) {
-        if matches!(self.state, State::Joined) {
-            // What is said late, of an older connection or an ended apply, is counted already.
-            self.cp_taken = self.cp_taken.saturating_add(bytes).min(self.cp_came);
-            self.acknowledge(actions);
-        }
-    }
-
-    fn cp_end(&mut self, end: CpEnd, actions: &mut Vec<Action>) {
-        match &mut self.apply {
-            Some(apply) if apply.cp == end.cp && apply.end.is_none() => {
-                if apply.update_bytes != end.update_bytes || Place::from(end.place) != apply.last {
-                    let reason = format!("CpEnd of CP {} does not fit its data", end.cp);
-                    self.close(reason, actions);
-                } else {
-                    apply.end = Some(end);
-                }
-            }
-            // Left over, like Updates.
-            None if end.cp <= self.known.applied_cp || self.given_up == Some(end.cp) => {}
-            _ => self.close(format!("CpEnd of CP {}, not under way", end.cp), actions),
-        }
-    }
-
     fn durable(&mut self, place: Place, actions: &mut Vec<Action>) {
         if place.sequence > self.durable.sequence {
             self.durable = place;
@@ -591,48 +400,6 @@ impl Mirror {
                 log_credit: self.log_credit,
                 cp_taken: self.cp_taken,
             })));
-        }
-    }
-
-    fn applied(&mut self, cp: CpNumber, outcome: Outcome, actions: &mut Vec<Action>) {
-        let Some(apply) = self.apply.take_if(|apply| apply.cp == cp) else {
-            panic!("an apply of CP {cp} ended that was not under way");
-        };
-        assert!(apply.state != ApplyState::Waiting, "an apply ended that was not begun");
-        let joined = matches!(self.state, State::Joined);
-        if self.cp_taken < self.cp_came {
-            // What the applier left is dropped with the apply.
-            self.updates_taken(self.cp_came, actions);
-        }
-        self.given_up = (!matches!(outcome, Outcome::Published(_))).then_some(cp);
-        let reject = |differs, reason: String, no_space| {
-            Action::Send(Message::CpRejected(CpRejected { cp, differs, reason, no_space }))
-        };
-        self.last_refusal = match &outcome {
-            Outcome::Published(_) => None,
-            Outcome::Rejected { reason, .. } => Some(reason.clone()),
-            Outcome::NoSpace => Some("the hub's pool is full".to_owned()),
-            Outcome::Aborted => self.last_refusal.take(),
-        };
-        match outcome {
-            Outcome::Published(roots) => {
-                self.known.applied_cp = cp;
-                self.known.applied = apply.last;
-                self.known.cp_max = self.known.cp_max.max(cp);
-                let root = |(volume, root)| VolumeRoot { volume, root };
-                self.known.roots = roots.into_iter().map(root).collect();
-                actions.push(Action::DropLogs(cp));
-                if joined {
-                    actions.push(Action::Send(Message::CpDone(CpDone { cp })));
-                }
-            }
-            Outcome::Rejected { differs, reason } if joined => {
-                actions.push(reject(differs, reason, false));
-            }
-            Outcome::NoSpace if joined => {
-                actions.push(reject(None, "the hub's pool is full".to_owned(), true));
-            }
-            Outcome::Rejected { .. } | Outcome::NoSpace | Outcome::Aborted => {}
         }
     }
 
@@ -701,21 +468,6 @@ impl Mirror {
             self.state = State::Joined;
             actions.push(Action::Joined);
             actions.push(Action::Send(Message::Welcome(self.welcome(version))));
-        }
-    }
-
-    fn welcome(&self, version: u16) -> Welcome {
-        Welcome {
-            version,
-            hub: self.known.hub,
-            epoch: self.known.epoch,
-            applied_cp: self.known.applied_cp,
-            roots: self.known.roots.clone(),
-            applied: self.known.applied.into(),
-            last: self.durable.into(),
-            cp_max: self.known.cp_max,
-            log_credit: self.log_credit,
-            cp_credit: self.cp_credit,
         }
     }
 

@@ -10,9 +10,11 @@
 //! A message that breaks the protocol ends the connection ([`Action::Close`]); a history that does
 //! not join ends the session until an administrator acts ([`Action::Halt`]).
 
+mod checkpoint;
+mod joining;
+
 use std::collections::VecDeque;
 
-use super::CP_NUMBER_MAX;
 use crate::record::marks::Place;
 use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId};
@@ -20,10 +22,7 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{
     CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
-use crate::wire::message::{
-    Ack, CpEnd, CpRejected, Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PartitionFull,
-    Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot, WantLog, Welcome,
-};
+use crate::wire::message::{Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot};
 
 /// Who the source is; constant for one run of it, but for hub and epoch, which Welcome may set.
 #[derive(Debug, Clone)]
@@ -70,7 +69,8 @@ pub enum Event {
     Frozen { cp: CpNumber, place: Place },
     /// The own commit of the frozen CP is durable.
     Committed { cp: CpNumber, roots: Vec<(VolumeNumber, Root)> },
-    /// All Updates of the frozen CP were handed to the socket.
+    /// All Updates of the newest [`Action::SendData`] were handed to the socket; what an older one
+    /// still had to send is dropped, not sent behind it.
     DataSent { cp: CpNumber, bytes: u64 },
     /// Time to try a CP again that the hub could not take for lack of space.
     Retry,
@@ -89,13 +89,14 @@ pub enum Action {
     /// `taken` never falls within a connection, but only the shell knows what was sent: a hub may
     /// claim more, so subtract with care.
     DataWindow { taken: u64, limit: u64 },
-    /// Everything up to this place is durable on the hub.
+    /// Everything up to this place is durable on the hub. It steps back at Welcome only if the hub
+    /// has lost what it had acknowledged: what is missing is sent again (R7).
     HubDurable(Place),
     /// The refilled transfer of this event joins: append it to the NVRAM and the buffers.
     Adopt,
     /// Epoch and hub are known: keep them.
     Joined { hub: HubId, epoch: Epoch },
-    /// Clients may be served.
+    /// Clients may be served; their writes belong to CP [`Primary::cp_max`] + 1.
     Serve,
     /// The CP is published on the hub: release its partition.
     Done { cp: CpNumber },
@@ -107,9 +108,9 @@ pub enum Action {
     Scanned(crate::wire::message::Scanned),
     /// The CP was refused and will be tried again as said.
     Rejected { cp: CpNumber, reason: String, no_space: bool },
-    /// Close the connection and connect again later.
+    /// Close the connection, say [`Event::Disconnected`], connect again later.
     Close { reason: String },
-    /// Close and do not connect again by yourself.
+    /// Close and do not connect again by yourself. What the source does alone is still told.
     Halt(Refused),
 }
 
@@ -117,10 +118,9 @@ pub enum Action {
 enum State {
     Away,
     Greeting,
-    /// Until `target`, where the hub's log ended at Welcome; `applied` is its CP.
+    /// Until `target`, where the hub's log ended at Welcome.
     Refilling {
         target: Place,
-        applied: CpNumber,
     },
     Streaming,
     /// The peer broke the protocol; waits for [`Event::Disconnected`] and takes nothing more.
@@ -273,30 +273,6 @@ impl Primary {
         actions.push(Action::Halt(refused));
     }
 
-    fn connected(&mut self, actions: &mut Vec<Action>) {
-        if self.state == State::Halted {
-            return;
-        }
-        assert!(self.state == State::Away, "one connection at a time");
-        self.state = State::Greeting;
-        actions.push(Action::Send(Message::Hello(Hello {
-            version: PROTOCOL_VERSION,
-            version_min: PROTOCOL_VERSION_MIN,
-            name: self.identity.name.clone(),
-            source: self.identity.source,
-            hub: self.identity.hub,
-            generation: self.identity.generation,
-            epoch: self.identity.epoch,
-            volumes: self.identity.volumes.clone(),
-            held_after: self.held_after.into(),
-            last: self.last().into(),
-            own_durable: self.own_durable,
-            own_cp: self.own_cp,
-            cp_max: self.cp_max,
-            serving: self.serving,
-        })));
-    }
-
     fn disconnected(&mut self) {
         if self.state != State::Halted {
             self.state = State::Away;
@@ -314,11 +290,10 @@ impl Primary {
             (_, Message::Refused(refused)) => {
                 self.refused(refused, actions);
             }
-            (State::Refilling { target, applied }, Message::RefillEnd(end)) => {
+            (State::Refilling { target }, Message::RefillEnd(end)) => {
                 if Place::from(end.last) == target && self.last() == target {
                     self.acked = self.held.len();
                     self.sent = self.acked;
-                    self.settle(applied, actions);
                     self.join(actions);
                 } else {
                     self.close("refill ended before the hub's last transfer", actions);
@@ -361,188 +336,6 @@ impl Primary {
         }
     }
 
-    /// Compares the two histories and decides how they join (R1, R7).
-    fn welcomed(&mut self, welcome: &Welcome, actions: &mut Vec<Action>) {
-        if let Err(refused) = self.accepts(welcome) {
-            self.halt(refused, actions);
-            return;
-        }
-        self.cp_max = self.cp_max.max(welcome.cp_max);
-        self.log_credit = welcome.log_credit;
-        self.cp_credit = welcome.cp_credit;
-        self.identity.hub = Some(welcome.hub);
-        self.identity.epoch = welcome.epoch;
-        actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
-        let hub_last = Place::from(welcome.last);
-        match self.find(hub_last) {
-            Some(position) => {
-                self.acked = position;
-                self.sent = position;
-                self.settle(welcome.applied_cp, actions);
-                self.join(actions);
-            }
-            None => {
-                let applied = welcome.applied_cp;
-                self.state = State::Refilling { target: hub_last, applied };
-                actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
-            }
-        }
-    }
-
-    /// Whether this hub is ours, and its image and log lie on this source's line (R1, R5, R12).
-    fn accepts(&self, welcome: &Welcome) -> Result<(), Refused> {
-        let known = &self.identity;
-        if !(PROTOCOL_VERSION_MIN..=PROTOCOL_VERSION).contains(&welcome.version) {
-            let reason = format!("the hub answers with protocol version {}", welcome.version);
-            return Err(refused(RefusedCode::Version, reason, "upgrade the hub first"));
-        }
-        if let Some(hub) = known.hub.filter(|&hub| hub != welcome.hub) {
-            let reason = format!("this source belongs to hub {hub}, not to hub {}", welcome.hub);
-            return Err(refused(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
-        }
-        if known.epoch.number > 0 && known.epoch != welcome.epoch {
-            let reason = format!(
-                "the hub is in epoch {} ({:016x}), this source in epoch {} ({:016x}): somebody \
-                 else has become primary, or the hub was rolled back",
-                welcome.epoch.number, welcome.epoch.id, known.epoch.number, known.epoch.id
-            );
-            return Err(refused(
-                RefusedCode::Diverged,
-                reason,
-                "see `mirrorhub status` on the hub",
-            ));
-        }
-        if welcome.cp_max > CP_NUMBER_MAX {
-            let reason = format!("the hub says that CP {} was used", welcome.cp_max);
-            return Err(refused(
-                RefusedCode::Protocol,
-                reason,
-                "see `mirrorhub status` on the hub",
-            ));
-        }
-        if welcome.applied_cp > self.own_cp {
-            let reason = format!(
-                "the hub has published CP {}, this source has committed only CP {}: its state was \
-                 rolled back",
-                welcome.applied_cp, self.own_cp
-            );
-            return Err(refused(
-                RefusedCode::Diverged,
-                reason,
-                "restore the newer state directory",
-            ));
-        }
-        self.joins(welcome)
-    }
-
-    /// Compares the two histories.
-    fn joins(&self, welcome: &Welcome) -> Result<(), Refused> {
-        let (hub_last, applied) = (Place::from(welcome.last), Place::from(welcome.applied));
-        let resync = "a resync is needed; see docs/operations.md";
-        if hub_last.sequence > self.last().sequence {
-            if self.serving {
-                let reason = format!(
-                    "the hub holds transfer {} that this running source never sent",
-                    hub_last.transfer
-                );
-                let next = "look for a second source with this state directory";
-                return Err(refused(RefusedCode::Diverged, reason, next));
-            }
-        } else if self.find(hub_last).is_none() {
-            let (code, what) = if hub_last.sequence < self.held_after.sequence {
-                (RefusedCode::Gap, "ends before the oldest transfer held here")
-            } else {
-                (RefusedCode::Diverged, "is not on this source's line")
-            };
-            let reason = format!(
-                "the hub's log of this source, ending with transfer {} (sequence {}), {what}",
-                hub_last.transfer, hub_last.sequence
-            );
-            return Err(refused(code, reason, resync));
-        }
-        // What was released here was published there. A source that lost its NVRAM holds nothing,
-        // but has its own CP still to send.
-        let refillable = self.pending.as_ref().is_some_and(|cp| cp.place == self.held_after);
-        let behind = applied.sequence < self.held_after.sequence;
-        let elsewhere = self
-            .pending
-            .as_ref()
-            .is_some_and(|pending| pending.cp == welcome.applied_cp && pending.place != applied);
-        if behind && !refillable || !behind && self.find(applied).is_none() || elsewhere {
-            let code = if behind { RefusedCode::Gap } else { RefusedCode::Diverged };
-            let reason = format!(
-                "the hub's image, CP {} at sequence {}, is not this source's past: the hub was \
-                 rolled back, or the histories went different ways",
-                welcome.applied_cp, applied.sequence
-            );
-            return Err(refused(code, reason, resync));
-        }
-        Ok(())
-    }
-
-    fn refilled(
-        &mut self,
-        held: Held,
-        previous: TransferId,
-        hash_before: crate::units::hash::StreamHash,
-        actions: &mut Vec<Action>,
-    ) {
-        let last = self.last();
-        let joins = previous == last.transfer && hash_before == last.hash;
-        let rises = held.place.sequence > last.sequence && held.place.transfer > last.transfer;
-        let State::Refilling { target, .. } = self.state else {
-            self.close("a refilled transfer that was not asked for", actions);
-            return;
-        };
-        if !joins || !rises || held.place.sequence > target.sequence {
-            self.close("a refilled transfer does not follow the last one", actions);
-            return;
-        }
-        self.held.push_back(held);
-        actions.push(Action::Adopt);
-    }
-
-    /// A CP that the hub had published before the connection broke is done.
-    fn settle(&mut self, applied: CpNumber, actions: &mut Vec<Action>) {
-        if let Some(pending) = &self.pending
-            && pending.cp <= applied
-        {
-            let cp = pending.cp;
-            self.done(cp, actions);
-        }
-    }
-
-    fn join(&mut self, actions: &mut Vec<Action>) {
-        self.state = State::Streaming;
-        self.cp_taken = 0;
-        actions.push(Action::HubDurable(self.acked_place()));
-        actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
-        if !self.serving {
-            self.serving = true;
-            actions.push(Action::Serve);
-        }
-    }
-
-    fn refused(&mut self, refused: Refused, actions: &mut Vec<Action>) {
-        match refused.code {
-            RefusedCode::Busy
-            | RefusedCode::Faulted
-            | RefusedCode::UnknownSource
-            | RefusedCode::Protocol => {
-                self.close(refused.reason, actions);
-            }
-            RefusedCode::Version
-            | RefusedCode::OtherSource
-            | RefusedCode::OtherHub
-            | RefusedCode::Generation
-            | RefusedCode::Diverged
-            | RefusedCode::Gap
-            | RefusedCode::Volume => {
-                self.halt(refused, actions);
-            }
-        }
-    }
-
     fn ack(&mut self, ack: Ack, actions: &mut Vec<Action>) {
         let upto = self.held.partition_point(|held| held.place.transfer <= ack.id);
         let named = upto.checked_sub(1).map(|at| self.held[at].place.transfer);
@@ -565,89 +358,6 @@ impl Primary {
         }
     }
 
-    /// Whether PartitionFull of `cp` was sent on this connection and is not answered.
-    fn is_announced(&self, cp: CpNumber) -> bool {
-        self.pending.as_ref().is_some_and(|pending| {
-            let announced = match pending.data {
-                Data::Waiting | Data::Parked => false,
-                Data::Sending | Data::Sent(_) | Data::Ended => true,
-            };
-            pending.cp == cp && announced
-        })
-    }
-
-    /// Invariant 4: released behind CpDone and the own commit, whatever the hub says.
-    fn done(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
-        let Some(pending) = self.pending.take_if(|pending| pending.cp == cp) else {
-            self.close("CpDone of a CP that is not under way", actions);
-            return;
-        };
-        let released = self.find(pending.place).filter(|&released| released <= self.acked);
-        let Some(released) = released.filter(|_| cp <= self.own_cp) else {
-            self.close("CpDone of a CP that is not committed or not acknowledged", actions);
-            self.pending = Some(pending);
-            return;
-        };
-        self.held.drain(..released);
-        self.sent -= released;
-        self.acked -= released;
-        self.held_after = pending.place;
-        actions.push(Action::Done { cp });
-    }
-
-    /// R19: refused once it is sent again, refused twice it is sent all inline, then it is the end.
-    fn rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
-        let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == no.cp) else {
-            self.close("CpRejected of a CP that is not under way", actions);
-            return;
-        };
-        let (cp, reason, no_space) = (no.cp, no.reason.clone(), no.no_space);
-        if no_space {
-            pending.data = Data::Parked;
-        } else if pending.refusals >= 2 {
-            let reason = format!("CP {cp} was refused {} times: {reason}", pending.refusals + 1);
-            let next = "compare both ends with `mirrorhub verify`";
-            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
-            return;
-        } else {
-            pending.refusals += 1;
-            pending.inline = pending.refusals >= 2;
-            pending.data = Data::Waiting;
-        }
-        actions.push(Action::Rejected { cp, reason, no_space });
-    }
-
-    fn frozen(&mut self, cp: CpNumber, place: Place) {
-        assert!(self.pending.is_none(), "one CP is under way at a time");
-        assert!(self.find(place).is_some(), "a CP ends at a transfer that is held");
-        self.cp_max = self.cp_max.max(cp);
-        self.pending = Some(PendingCp {
-            cp,
-            place,
-            roots: None,
-            data: Data::Waiting,
-            inline: false,
-            refusals: 0,
-        });
-    }
-
-    fn committed(&mut self, cp: CpNumber, roots: Vec<(VolumeNumber, Root)>) {
-        // A CP that the hub had published before a restart may be done before it is told here.
-        self.own_cp = self.own_cp.max(cp);
-        if let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == cp) {
-            let roots = roots.into_iter().map(|(volume, root)| VolumeRoot { volume, root });
-            pending.roots = Some(roots.collect());
-        }
-    }
-
-    fn data_sent(&mut self, cp: CpNumber, bytes: u64) {
-        if let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == cp)
-            && pending.data == Data::Sending
-        {
-            pending.data = Data::Sent(bytes);
-        }
-    }
-
     fn pump(&mut self, actions: &mut Vec<Action>) {
         if self.state != State::Streaming {
             return;
@@ -663,30 +373,6 @@ impl Primary {
             self.pump_cp(actions);
         }
         self.pump_cp(actions);
-    }
-
-    fn pump_cp(&mut self, actions: &mut Vec<Action>) {
-        let sent = match self.sent.checked_sub(1) {
-            Some(last) => self.held[last].place.sequence,
-            None => self.held_after.sequence,
-        };
-        let Some(pending) = &mut self.pending else { return };
-        if pending.data == Data::Waiting && sent >= pending.place.sequence {
-            pending.data = Data::Sending;
-            let full = PartitionFull { cp: pending.cp, last: pending.place.into() };
-            actions.push(Action::Send(Message::PartitionFull(full)));
-            actions.push(Action::SendData { cp: pending.cp, inline: pending.inline });
-        }
-        if let (Data::Sent(update_bytes), Some(roots)) = (pending.data, &pending.roots) {
-            pending.data = Data::Ended;
-            let end = CpEnd {
-                cp: pending.cp,
-                place: pending.place.into(),
-                roots: roots.clone(),
-                update_bytes,
-            };
-            actions.push(Action::Send(Message::CpEnd(end)));
-        }
     }
 
     /// How many held transfers lie up to and with `place`, if it is on this line.
@@ -738,7 +424,7 @@ impl Primary {
         use std::hash::Hash;
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         let target = match state {
-            State::Refilling { target, .. } => Some(target.hash),
+            State::Refilling { target } => Some(target.hash),
             State::Away | State::Greeting | State::Streaming | State::Closing | State::Halted => {
                 None
             }

@@ -272,3 +272,74 @@ impl Image {
         answer
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::label::POOL_BYTES_MIN;
+    use crate::pool::testing::{Chance, random_block};
+    use crate::volume::testing::{Put, content, cp, pool_with, tree};
+
+    /// Goal: any range of bytes reads as the image has it, and segments join without gap.
+    /// Method: random ranges against the whole image, over data, holes and several runs.
+    #[test]
+    fn any_range_reads_as_the_image_has_it() {
+        let mut chance = Chance::new(3);
+        let (_, pool) = pool_with(POOL_BYTES_MIN, 700);
+        for number in 1..6 {
+            let puts: Vec<Put> = (0..700)
+                .filter(|vbn| vbn % 7 < 4 && chance.below(3) < 2)
+                .map(|vbn| (vbn, random_block(&mut Chance::new(vbn * 9 + u64::from(number)))))
+                .map(|(vbn, block)| Put::Data(vbn, Box::new(block)))
+                .collect();
+            cp(&pool, number, &puts).unwrap();
+        }
+        cp(&pool, 6, &[Put::Holes(200, 150)]).unwrap();
+        let tree = tree(&pool);
+        let image = content(&pool, &tree);
+        for _ in 0..400 {
+            let offset = chance.below(tree.size.0 + 1);
+            let length = chance.below((tree.size.0 - offset).min(900_000) + 1);
+            let (from, to) = (to_usize(offset), to_usize(offset + length));
+            let mut at = offset;
+            for segment in read(&pool, &tree, offset, length).unwrap() {
+                assert_eq!(segment.offset, at);
+                let (start, end) = (to_usize(at), to_usize(at + segment.length));
+                match segment.content {
+                    SegmentContent::Data(bytes) => assert!(image[start..end] == bytes),
+                    SegmentContent::Hole => assert!(image[start..end].iter().all(|&b| b == 0)),
+                }
+                at += segment.length;
+            }
+            assert_eq!(at, offset + length);
+            let mut bytes = vec![1; to - from];
+            read_into(&pool, &tree, offset, &mut bytes).unwrap();
+            assert!(bytes == image[from..to]);
+
+            let all = extents(&pool, &tree, offset, length, usize::MAX).unwrap();
+            assert_eq!(all.iter().map(|extent| extent.length).sum::<u64>(), length);
+            assert!(all.windows(2).all(|pair| pair[0].hole != pair[1].hole));
+            for most in 0..3 {
+                let some = extents(&pool, &tree, offset, length, most).unwrap();
+                assert_eq!(some, all[..most.min(all.len())], "{offset} {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_past_the_end_and_too_long_ones_are_refused() {
+        let (_, pool) = pool_with(POOL_BYTES_MIN, 20_000);
+        let tree = tree(&pool);
+        let size = tree.size.0;
+        for (offset, length) in [(size, 1), (size + 1, 0), (0, size + 1), (u64::MAX, 2)] {
+            let met = read(&pool, &tree, offset, length).unwrap_err();
+            assert!(matches!(met, VolumeError::OutOfRange { .. }), "{met}");
+            assert!(extents(&pool, &tree, offset, length, 9).is_err());
+        }
+        let met = read(&pool, &tree, 0, NBD_REQUEST_BYTES_MAX + 1).unwrap_err();
+        assert!(matches!(met, VolumeError::TooLong { .. }), "{met}");
+        assert_eq!(read(&pool, &tree, size, 0).unwrap(), []);
+        let whole = extents(&pool, &tree, 0, size, 9).unwrap();
+        assert_eq!(whole, [Extent { length: size, hole: true }]);
+    }
+}

@@ -171,14 +171,14 @@ fn fill(image: &mut impl Read, mut buffer: &mut [u8]) -> std::io::Result<usize> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::testing::Chance;
+    use crate::pool::testing::{Chance, random_block};
     use crate::volume::testing::slow_root;
 
     type Filled = fn(u64) -> bool;
 
     fn image(blocks: u64, filled: impl Fn(u64) -> bool) -> Vec<u8> {
         let mut chance = Chance::new(blocks);
-        let block = |vbn| if filled(vbn) { chance.block() } else { ZEROES };
+        let block = |vbn| if filled(vbn) { random_block(&mut chance) } else { ZEROES };
         (0..blocks).flat_map(block).collect()
     }
 

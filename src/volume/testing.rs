@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::device::sim::SimDevice;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::publish::{Publish, Published};
 use crate::pool::rows::{SourceRow, VolumeRow};
-use crate::pool::testing::MemoryDevice;
+use crate::pool::testing::new_device;
 use crate::pool::write_set::{Budget, WriteSet};
 use crate::pool::{Pin, Pool, PoolOptions};
 use crate::units::BLOCK_BYTES;
@@ -26,20 +27,27 @@ pub(crate) const KEY: VolumeKey = VolumeKey { source: SOURCE, volume: VolumeNumb
 
 /// The root of a raw image, straight from the formula and as slow as that.
 pub(crate) fn slow_root(image: &[u8]) -> Root {
-    let short = |bytes: &[u8]| {
-        if bytes.iter().all(|&byte| byte == 0) {
-            vec![0; 16]
-        } else {
-            blake3::hash(bytes).as_bytes()[..16].to_vec()
-        }
-    };
-    let mut hashes: Vec<Vec<u8>> = image.chunks(BLOCK_BYTES).map(short).collect();
+    slow_root_of(image.chunks(BLOCK_BYTES).map(short).collect())
+}
+
+/// The first 16 bytes of BLAKE3, or zeroes for zeroes.
+pub(crate) fn short(bytes: &[u8]) -> Vec<u8> {
+    if bytes.iter().all(|&byte| byte == 0) {
+        vec![0; 16]
+    } else {
+        blake3::hash(bytes).as_bytes()[..16].to_vec()
+    }
+}
+
+/// The same from the hashes of all blocks.
+pub(crate) fn slow_root_of(leaves: Vec<Vec<u8>>) -> Root {
+    let size = to_u64(leaves.len()) * 4096;
+    let mut hashes = leaves;
     loop {
         let rest = hashes.len().div_ceil(128).max(1) * 128;
         hashes.resize(rest, vec![0; 16]);
         hashes = hashes.chunks(128).map(|children| short(&children.concat())).collect();
         if hashes.len() == 1 {
-            let size = u64::try_from(image.len()).unwrap();
             let bytes = [b"mirrorhub root v1", &size.to_le_bytes()[..], &hashes[0]].concat();
             return Root(*blake3::hash(&bytes).as_bytes());
         }
@@ -47,8 +55,8 @@ pub(crate) fn slow_root(image: &[u8]) -> Root {
 }
 
 /// A pool on a device in memory with one source and one empty volume of so many blocks.
-pub(crate) fn pool_with(device_bytes: u64, blocks: u64) -> (Arc<MemoryDevice>, Arc<Pool>) {
-    let device = Arc::new(MemoryDevice::new(device_bytes));
+pub(crate) fn pool_with(device_bytes: u64, blocks: u64) -> (Arc<SimDevice>, Arc<Pool>) {
+    let device = new_device(device_bytes);
     let pool = Pool::create(device.clone(), SOURCE.0, options()).unwrap();
     pool.catalog().put_source(SourceRow::new(SOURCE, "filer-a".parse().unwrap())).unwrap();
     add_volume(&pool, KEY, blocks);

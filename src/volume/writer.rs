@@ -10,7 +10,7 @@
 //! in the write set as freed. Births follow R8: a hole that is split passes its birth on, a
 //! subtree that becomes a hole gets the birth of this CP.
 //!
-//! After an error the write set must be dropped: it holds half a tree.
+//! After an error the write set must be dropped: it holds half a tree, and `publish` refuses it.
 
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ impl<'a> TreeWriter<'a> {
         if top.birth > cp {
             return Err(VolumeError::BaseTooYoung { birth: top.birth, cp });
         }
-        set.note_base(key, base);
+        set.begin_tree(key, base);
         let pool = Arc::clone(pool);
         Ok(Self { pool, set, key, cp, size, geometry, top, open: Vec::new(), next: 0 })
     }
@@ -142,6 +142,7 @@ impl<'a> TreeWriter<'a> {
     pub fn finish(mut self) -> Result<TreeRoot, VolumeError> {
         self.close_all()?;
         self.set.flush_buffer()?;
+        self.set.end_tree();
         Ok(TreeRoot { size: self.size, top: self.top })
     }
 

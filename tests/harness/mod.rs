@@ -80,11 +80,6 @@ impl Process {
         Self { name: name.to_owned(), child, log }
     }
 
-    /// Process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Sends a signal by name.
     pub fn signal(&self, signal: &str) {
         run(Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()));
@@ -172,15 +167,21 @@ impl SourceSettings {
         self
     }
 
-    /// With this NVRAM.
-    pub fn nvram(mut self, size: &str) -> Self {
-        self.nvram = size.to_owned();
+    /// With these lines in `[replication]`.
+    pub fn replication(mut self, lines: &str) -> Self {
+        lines.clone_into(&mut self.replication);
         self
     }
 
-    /// With these lines in `[replication]`.
-    pub fn replication(mut self, lines: &str) -> Self {
-        self.replication = lines.to_owned();
+    /// With a pool of this size.
+    pub fn pool(mut self, size: &str) -> Self {
+        size.clone_into(&mut self.pool);
+        self
+    }
+
+    /// With this NVRAM.
+    pub fn nvram(mut self, size: &str) -> Self {
+        self.nvram = size.to_owned();
         self
     }
 }
@@ -196,6 +197,8 @@ pub struct Cluster {
     sources: Vec<(SourceSettings, u16, Option<Process>)>,
     /// Environment of every process.
     pub environment: Vec<(String, String)>,
+    /// Set by a test that makes the hub refuse CPs on purpose: else none may be (R19).
+    pub refusals_wanted: bool,
 }
 
 impl Cluster {
@@ -206,7 +209,8 @@ impl Cluster {
 
     /// The same with other sizes of the hub's ring and pool.
     pub fn prepare_with(sources: &[SourceSettings], nvram: &str, pool: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("temporary directory");
+        let dir =
+            tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("temporary directory");
         let (hub_port, http_port) = (free_port(), free_port());
         fs::create_dir_all(dir.path().join("hub/sources.d")).expect("directory");
         let hub = format!(
@@ -223,6 +227,7 @@ impl Cluster {
             hub: None,
             sources: Vec::new(),
             environment: Vec::new(),
+            refusals_wanted: false,
         };
         for source in sources {
             cluster.add_source(source.clone());
@@ -296,16 +301,6 @@ impl Cluster {
         self.dir.path().join(name).join("source.toml")
     }
 
-    /// State directory of the hub.
-    pub fn hub_state(&self) -> PathBuf {
-        self.dir.path().join("hub/state")
-    }
-
-    /// State directory of a source.
-    pub fn source_state(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name).join("state")
-    }
-
     fn command(&self, role: &str, config: &Path) -> Command {
         let mut command = Command::new(BINARY);
         command.arg(role).arg("--config").arg(config).env("RUST_BACKTRACE", "1");
@@ -333,6 +328,24 @@ impl Cluster {
         });
     }
 
+    /// Starts the hub by this command and does not wait: it may fail at once.
+    pub fn spawn_hub_with(&mut self, command: &mut Command) {
+        assert!(self.hub.is_none(), "the hub runs already");
+        let log = self.dir.path().join("hub.log");
+        self.hub = Some(Process::start("hub", log, command));
+    }
+
+    /// Whether the hub was started and still runs.
+    pub fn hub_runs(&mut self) -> bool {
+        self.hub.as_mut().is_some_and(Process::runs)
+    }
+
+    /// Whether a source was started and still runs.
+    pub fn source_runs(&mut self, name: &str) -> bool {
+        let at = self.index(name);
+        self.sources[at].2.as_mut().is_some_and(Process::runs)
+    }
+
     /// Starts a source; it may wait for its hub.
     pub fn start_source(&mut self, name: &str) {
         let mut command = self.command("source", &self.source_config(name));
@@ -352,17 +365,6 @@ impl Cluster {
         at.unwrap_or_else(|| panic!("no source {name}"))
     }
 
-    /// The hub's process.
-    pub fn hub(&mut self) -> &mut Process {
-        self.hub.as_mut().expect("the hub runs")
-    }
-
-    /// A source's process.
-    pub fn source(&mut self, name: &str) -> &mut Process {
-        let at = self.index(name);
-        self.sources[at].2.as_mut().expect("the source runs")
-    }
-
     /// kill -9 of the hub.
     pub fn kill_hub(&mut self) {
         self.hub.take().expect("the hub runs").kill();
@@ -372,6 +374,24 @@ impl Cluster {
     pub fn kill_source(&mut self, name: &str) {
         let at = self.index(name);
         self.sources[at].2.take().expect("the source runs").kill();
+    }
+
+    /// Sends the hub a signal by name.
+    pub fn signal_hub(&self, signal: &str) {
+        self.hub.as_ref().expect("the hub runs").signal(signal);
+    }
+
+    /// Sends a source a signal by name.
+    pub fn signal_source(&self, name: &str, signal: &str) {
+        self.sources[self.index(name)].2.as_ref().expect("the source runs").signal(signal);
+    }
+
+    /// Ends every process with kill -9, whatever runs.
+    pub fn end(&mut self) {
+        drop(self.hub.take());
+        for (_, _, process) in &mut self.sources {
+            drop(process.take());
+        }
     }
 
     /// Clean stop of the hub.
@@ -457,10 +477,60 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// What both ends and their logs say of refused CPs: repair must not hide a bug (R19). The
+    /// counters show the processes that still run, the logs those before them.
+    fn refused_checkpoints(&mut self) -> Option<String> {
+        let mut names = vec!["hub".to_owned()];
+        names.extend(self.source_names());
+        for name in names {
+            let log = fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default();
+            if let Some(line) = log.lines().find(|line| line.contains("CP refused")) {
+                return Some(format!("log of {name}: {line}"));
+            }
+        }
+        let mut urls = Vec::new();
+        if self.hub.as_mut().is_some_and(Process::runs) {
+            urls.push(self.hub_url("/metrics"));
+        }
+        for at in 0..self.sources.len() {
+            if self.sources[at].2.as_mut().is_some_and(Process::runs) {
+                urls.push(self.source_url(&self.sources[at].0.name, "/metrics"));
+            }
+        }
+        for url in urls {
+            // A process that a test has stopped by a signal answers nothing; its log was read.
+            let Some((_, metrics)) = try_http_get(&url, Duration::from_secs(2)) else { continue };
+            let rejected = sum_of(&metrics, "mirrorhub_source_rejected_checkpoints_total");
+            if rejected > 0 {
+                return Some(format!("{url} counts {rejected} refused CPs"));
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.refusals_wanted || std::thread::panicking() {
+            return;
+        }
+        if let Some(refused) = self.refused_checkpoints() {
+            panic!("a CP was refused in a test that does not want it: {refused}");
+        }
+    }
+}
+
+/// Sum of the series of a counter whose lines begin with `prefix`.
+pub fn sum_of(metrics: &str, prefix: &str) -> u64 {
+    let lines = metrics.lines().filter(|line| line.starts_with(prefix));
+    let values = lines.filter_map(|line| line.rsplit(' ').next());
+    values.map(|value| value.parse::<u64>().expect("a counter is a whole number")).sum()
+}
+
 /// The status document of the process of that configuration, if it answers.
 pub fn status(config: &Path) -> Option<Value> {
-    let output =
-        try_run(Command::new(BINARY).args(["status", "--json", "--config"]).arg(config));
+    let output = try_run(Command::new(BINARY).args(["status", "--json", "--config"]).arg(config));
     output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("status is JSON"))
 }
 
@@ -478,18 +548,39 @@ pub fn hash(file: &Path) -> String {
 
 /// Fetches a page of a loopback HTTP listener: status line and body.
 pub fn http_get(url: &str) -> (String, String) {
+    try_http_get(url, Duration::from_secs(10)).unwrap_or_else(|| panic!("no answer from {url}"))
+}
+
+/// The same; `None` if nobody answers within `limit`.
+pub fn try_http_get(url: &str, limit: Duration) -> Option<(String, String)> {
     use std::io::Write;
     let rest = url.strip_prefix("http://").expect("a plain URL");
     let (address, path) = rest.split_once('/').expect("a path");
-    let mut stream = std::net::TcpStream::connect(address).expect("HTTP listener");
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
-    write!(stream, "GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .expect("request");
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(limit)).expect("timeout");
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
-    reader.read_line(&mut line).expect("status line");
+    reader.read_line(&mut line).ok()?;
     let mut rest = String::new();
-    reader.read_to_string(&mut rest).expect("answer");
+    reader.read_to_string(&mut rest).ok()?;
     let body = rest.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned());
-    (line.trim().to_owned(), body)
+    Some((line.trim().to_owned(), body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The negative control of what every dropped cluster checks.
+    #[test]
+    fn a_refused_checkpoint_is_seen() {
+        let mut cluster = Cluster::prepare(&[SourceSettings::new("filer-a")]);
+        cluster.refusals_wanted = true;
+        assert_eq!(cluster.refused_checkpoints(), None);
+        fs::write(cluster.path("hub.log"), "WARN CP refused source=filer-a\n").expect("log");
+        assert!(cluster.refused_checkpoints().is_some());
+        let metrics = "a_total{source=\"x\"} 2\na_total{source=\"y\"} 3\nb_total 9\n";
+        assert_eq!(sum_of(metrics, "a_total"), 5);
+    }
 }

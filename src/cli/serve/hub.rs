@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{Doors, answer, collect_source, failed, join, pool_check};
+use super::{Doors, answer, collect_source, end_of, failed, join, pool_check};
 use crate::cli::signals::{Signal, Signals};
 use crate::config::schema::HubConfig;
-use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
+use crate::control::message::{
+    AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
+};
 use crate::control::server::{Admin, AdminServer};
 use crate::hub::images::Images;
 use crate::hub::shared::SourceSetting;
@@ -23,11 +24,11 @@ use crate::nbd::serve::{Options, Server};
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
 use crate::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
 use crate::status::document::{SourceEntry, State, StatusDocument, VolumeStatus};
-use crate::units::convert::{to_f64, to_u64};
-use crate::units::names::SourceName;
+use crate::units::convert::to_f64;
+use crate::units::names::{SourceName, VolumeName};
 use crate::wire::message as wire;
 
 /// Slots of the applier: as many as cores, at least two, so that one slow CP holds up nobody.
@@ -82,6 +83,7 @@ fn options(config: &HubConfig) -> HubOptions {
                 volumes: source.file.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
             })
             .collect(),
+        image_pin: config.image_pin,
         appliers: cores.max(APPLIERS_MIN),
         arbiters: cores,
     }
@@ -124,44 +126,89 @@ impl View {
         answer(&CheckpointAnswer { schema: SCHEMA, sources })
     }
 
+    /// The volumes of a source that could not be asked: not proven equal.
+    fn unproven(&self, name: &SourceName) -> Result<Vec<VerifyOfVolume>, AdminError> {
+        let snapshot = self.snapshot(name)?;
+        let volume = |offer: &wire::VolumeOffer| VerifyOfVolume {
+            source: name.clone(),
+            volume: offer.name.clone(),
+            cp: snapshot.applied_cp.0,
+            equal: false,
+            source_end: end_of(None),
+            hub_end: end_of(None),
+        };
+        Ok(snapshot.volumes.iter().map(volume).collect())
+    }
+
     fn snapshot(&self, name: &SourceName) -> Result<Arc<Snapshot>, AdminError> {
         let found = self.hub.snapshots().into_iter().find(|snapshot| snapshot.name == *name);
         found.ok_or_else(|| failed(format!("source {name} is gone")))
     }
 
-    async fn verify(&self, target: Option<&Target>) -> Result<Value, AdminError> {
+    async fn verify(
+        &self,
+        target: Option<&Target>,
+        progress: &ProgressSender,
+    ) -> Result<Value, AdminError> {
         let mut volumes = Vec::new();
         for name in self.names(target.map(|target| &target.source))? {
-            let read = self.hub.verify(&name).await;
-            let read = read.map_err(|error| failed(format!("verify of {name}: {error}")))?;
+            let (show, source) = (progress.clone(), name.clone());
+            let report = move |volume: &VolumeName, done, total| {
+                show.send(Progress {
+                    what: "reading".to_owned(),
+                    object: format!("{source}/{volume}"),
+                    done,
+                    total: Some(total),
+                    unit: ProgressUnit::Blocks,
+                });
+            };
+            let read = match self.hub.verify(&name, report).await {
+                Ok(read) => read,
+                Err(error) if target.is_none() => {
+                    // One source that cannot be asked does not keep the others from being proven.
+                    tracing::warn!(source = %name, error, "not verified");
+                    volumes.extend(self.unproven(&name)?);
+                    continue;
+                }
+                Err(error) => {
+                    let message = format!("verify of {name}: {error}");
+                    let next = "start the source or its network, then try again";
+                    return Err(AdminError::new(code::SOURCE_OFFLINE, message, next));
+                }
+            };
+            for problem in read.problems.iter().chain(&read.there.problems) {
+                tracing::error!(source = %name, problem, "verify");
+            }
             let snapshot = self.snapshot(&name)?;
-            let bad = |problems: &[String]| to_u64(problems.len());
             for offer in &snapshot.volumes {
                 if target.is_some_and(|t| t.volume.as_ref().is_some_and(|v| *v != offer.name)) {
                     continue;
                 }
-                let root = |roots: &[wire::VolumeRoot]| {
-                    roots.iter().find(|r| r.volume == offer.number).map(|r| r.root)
+                let find = |scans: &[wire::VolumeScan]| {
+                    scans.iter().find(|scan| scan.volume == offer.number).copied()
                 };
-                let (here, there) = (root(&read.here), root(&read.there.roots));
-                let whole = read.problems.is_empty() && read.there.problems.is_empty();
-                for problem in read.problems.iter().chain(&read.there.problems) {
-                    tracing::error!(source = %name, problem, "verify");
-                }
-                let end = |root, bad_blocks| VerifyOfEnd { root, blocks_read: 0, bad_blocks };
+                let (here, there) = (find(&read.here), find(&read.there.volumes));
                 volumes.push(VerifyOfVolume {
                     source: name.clone(),
                     volume: offer.name.clone(),
                     cp: read.cp.0,
-                    equal: whole && here.is_some() && here == there,
-                    source_end: end(there, bad(&read.there.problems)),
-                    hub_end: end(here, bad(&read.problems)),
+                    equal: same(here, there),
+                    source_end: end_of(there),
+                    hub_end: end_of(here),
                 });
             }
         }
         let equal = volumes.iter().all(|volume| volume.equal);
         answer(&VerifyAnswer { schema: SCHEMA, equal, volumes })
     }
+}
+
+/// Whether both ends have read the volume whole and computed one root.
+fn same(here: Option<wire::VolumeScan>, there: Option<wire::VolumeScan>) -> bool {
+    let root = |scan: Option<wire::VolumeScan>| {
+        scan.filter(|scan| scan.bad_blocks == 0).and_then(|scan| scan.root)
+    };
+    root(here).is_some() && root(here) == root(there)
 }
 
 fn volume_roots(snapshot: &Snapshot, roots: &[wire::VolumeRoot]) -> Vec<VolumeRoot> {
@@ -176,7 +223,7 @@ impl Admin for View {
     fn handle(
         &self,
         request: Request,
-        _progress: ProgressSender,
+        progress: ProgressSender,
     ) -> BoxFuture<'_, Result<Value, AdminError>> {
         Box::pin(async move {
             match request {
@@ -191,7 +238,7 @@ impl Admin for View {
                     answer(&document)
                 }
                 Request::Checkpoint { source } => self.checkpoint(source.as_ref()).await,
-                Request::Verify { target } => self.verify(target.as_ref()).await,
+                Request::Verify { target } => self.verify(target.as_ref(), &progress).await,
                 Request::PoolCheck {} => pool_check(self.hub.shared().pool.clone()).await,
             }
         })
@@ -260,7 +307,7 @@ fn entry(snapshot: &Snapshot) -> SourceEntry {
 
 fn collect(hub: &Hub, server: &Server) {
     let shared = hub.shared();
-    let mut blocks: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut carried: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
     for snapshot in hub.snapshots() {
         collect_source(&entry(&snapshot));
         let (totals, source) = (&snapshot.totals, snapshot.name.to_string());
@@ -271,17 +318,22 @@ fn collect(hub: &Hub, server: &Server) {
         count(names::SOURCE_RECEIVED_BYTES.name, totals.received_bytes);
         count(names::SOURCE_CHECKPOINTS.name, totals.checkpoints);
         count(names::SOURCE_CHECKPOINTS_REJECTED.name, totals.rejected);
+        let restarts = shared.counters.restarts_of(&snapshot.name);
+        count(names::SOURCE_ACTOR_RESTARTS.name, restarts);
         let log = snapshot.source.map_or(0, |id| shared.store.bytes(id));
         metrics::gauge!(names::SOURCE_LOG_BYTES.name, "source" => source.clone()).set(to_f64(log));
-        *blocks.entry("reference").or_default() += totals.reference_blocks;
-        *blocks.entry("inline").or_default() += totals.inline_blocks;
-        *blocks.entry("hole").or_default() += totals.hole_blocks;
+        for (kind, blocks, bytes) in [
+            ("reference", totals.reference_blocks, totals.reference_bytes),
+            ("inline", totals.inline_blocks, totals.inline_bytes),
+            ("hole", totals.hole_blocks, totals.hole_bytes),
+        ] {
+            let sum = carried.entry(kind).or_default();
+            *sum = (sum.0 + blocks, sum.1 + bytes);
+        }
     }
-    for (kind, count) in blocks {
-        metrics::counter!(names::CHECKPOINT_BLOCKS.name, "kind" => kind).absolute(count);
+    for (kind, (blocks, bytes)) in carried {
+        super::collect_carried(kind, blocks, bytes);
     }
-    let restarts = shared.counters.restarts.load(Ordering::Relaxed);
-    metrics::counter!(names::SOURCE_ACTOR_RESTARTS.name).absolute(restarts);
     for (reason, count) in shared.counters.refusals() {
         metrics::counter!(names::CONNECTIONS_REFUSED.name, "reason" => reason).absolute(count);
     }

@@ -27,10 +27,11 @@ use crate::nbd;
 use crate::observe::server::{HttpListener, Observed};
 use crate::pool::Pool;
 use crate::status::SCHEMA;
-use crate::status::answers::PoolCheckAnswer;
+use crate::status::answers::{PoolCheckAnswer, VerifyOfEnd};
 use crate::status::document::{PoolStatus, SourceEntry, State};
 use crate::units::convert::to_f64;
 use crate::volume::check::{Depth, Finding, check};
+use crate::wire::message::VolumeScan;
 
 /// Run a hub, in the foreground
 #[derive(Debug, Args)]
@@ -167,6 +168,15 @@ async fn pool_check(pool: Arc<Pool>) -> Result<Value, AdminError> {
     })
 }
 
+/// What one end read of a volume; nothing if it did not say.
+fn end_of(scan: Option<VolumeScan>) -> VerifyOfEnd {
+    VerifyOfEnd {
+        root: scan.and_then(|scan| scan.root),
+        blocks_read: scan.map_or(0, |scan| scan.blocks_read),
+        bad_blocks: scan.map_or(0, |scan| scan.bad_blocks),
+    }
+}
+
 /// The pool in the status document; none if its state is lost.
 fn pool_status(pool: &Pool) -> Option<PoolStatus> {
     let space = pool.space().ok()?;
@@ -192,6 +202,12 @@ fn collect_pool(pool: &Pool) {
     }
     metrics::counter!(names::DEVICE_ERRORS.name, "device" => "pool")
         .absolute(u64::from(pool.first_error().is_some()));
+}
+
+/// What CPs carried of one kind.
+fn collect_carried(kind: &'static str, blocks: u64, bytes: u64) {
+    metrics::counter!(names::CHECKPOINT_BLOCKS.name, "kind" => kind).absolute(blocks);
+    metrics::counter!(names::CHECKPOINT_BYTES.name, "kind" => kind).absolute(bytes);
 }
 
 /// The NBD server's series.

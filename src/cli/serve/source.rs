@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{Doors, answer, failed, join, pool_check};
+use super::{Doors, answer, end_of, failed, join, pool_check};
 use crate::cli::signals::{Signal, Signals};
 use crate::config::schema::{Apply, ReplicationConfig, SourceConfig};
 use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
@@ -23,7 +23,7 @@ use crate::nvlog::RingStatus;
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
 use crate::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
 use crate::status::document::{
     NvramStatus, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
@@ -158,14 +158,13 @@ impl View {
             if target.is_some_and(|t| t.volume.as_ref().is_some_and(|v| *v != known.name)) {
                 continue;
             }
-            let end = |root| VerifyOfEnd { root, blocks_read: 0, bad_blocks: 0 };
             volumes.push(VerifyOfVolume {
                 source: name.clone(),
                 volume: known.name.clone(),
                 cp: read.cp.0,
                 equal: volume.is_equal() && read.problems.is_empty(),
-                source_end: end(volume.here),
-                hub_end: end(volume.hub),
+                source_end: end_of(volume.here),
+                hub_end: end_of(volume.hub),
             });
         }
         let equal = volumes.iter().all(|volume| volume.equal) && read.problems.is_empty();
@@ -197,12 +196,14 @@ impl Observed for View {
     fn collect(&self) {
         let status = self.filer.status();
         super::collect_source(&entry(&status, &self.policy));
-        metrics::counter!(names::CHECKPOINT_BLOCKS.name, "kind" => "reference")
-            .absolute(status.counters.references);
-        metrics::counter!(names::CHECKPOINT_BLOCKS.name, "kind" => "inline")
-            .absolute(status.counters.inline_blocks);
-        metrics::counter!(names::CHECKPOINT_BLOCKS.name, "kind" => "hole")
-            .absolute(status.counters.holes);
+        let (counters, source) = (&status.counters, status.name.to_string());
+        super::collect_carried("reference", counters.references, counters.reference_bytes);
+        super::collect_carried("inline", counters.inline_blocks, counters.inline_bytes);
+        super::collect_carried("hole", counters.holes, counters.hole_bytes);
+        metrics::counter!(names::SOURCE_CHECKPOINTS.name, "source" => source.clone())
+            .absolute(counters.checkpoints_done);
+        metrics::counter!(names::SOURCE_CHECKPOINTS_REJECTED.name, "source" => source)
+            .absolute(counters.checkpoints_rejected);
         if let Some(ring) = &status.ring {
             collect_ring(ring);
         }

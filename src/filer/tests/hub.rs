@@ -19,7 +19,7 @@ use crate::units::hash::{Root, StreamHash};
 use crate::units::ids::HubId;
 use crate::units::numbers::{CpNumber, Epoch, Generation, TransferId, VolumeNumber};
 use crate::volume::root::hash_reader;
-use crate::wire::message::{CpEnd, Frame, Message, Scanned, VolumeRoot};
+use crate::wire::message::{CpEnd, Frame, Message, Scanned, VolumeRoot, VolumeScan};
 use crate::wire::updates::{Decoder, Run, inline_blocks};
 
 type Images = BTreeMap<VolumeNumber, Vec<u8>>;
@@ -294,7 +294,14 @@ impl State {
             Action::Scan { cp, token } => {
                 let roots =
                     if cp == self.mirror.known().applied_cp { self.roots() } else { vec![] };
-                let scanned = Scanned { cp, token, roots, problems: Vec::new() };
+                let scan = |root: &VolumeRoot| VolumeScan {
+                    volume: root.volume,
+                    root: Some(root.root),
+                    blocks_read: 0,
+                    bad_blocks: 0,
+                };
+                let volumes = roots.iter().map(scan).collect();
+                let scanned = Scanned { cp, token, volumes, problems: Vec::new() };
                 self.send(&Message::Scanned(scanned), Bytes::new());
             }
             Action::Refuse(refused) => {

@@ -36,6 +36,7 @@ fn options(dir: &Path, names: &[&str]) -> HubOptions {
                 volumes: vec![],
             })
             .collect(),
+        image_pin: Duration::from_secs(3600),
         appliers: 2,
         arbiters: 2,
     }
@@ -64,10 +65,12 @@ fn log_files(dir: &Path, source: &Fake) -> Vec<PathBuf> {
 }
 
 fn image_root(hub: &Hub, source: &Fake) -> Root {
-    let (roots, problems) =
-        hub.shared().scan(&source.name.parse().unwrap(), CpNumber(source.cp.0 - 1)).unwrap();
+    let (volumes, problems) = hub
+        .shared()
+        .scan(&source.name.parse().unwrap(), CpNumber(source.cp.0 - 1), |_, _, _| {})
+        .unwrap();
     assert_eq!(problems, Vec::<String>::new());
-    roots[0].root
+    volumes[0].root.unwrap()
 }
 
 /// The ladder with two sources, step by step (issue text).
@@ -202,11 +205,12 @@ fn a_panic_in_one_actor_stays_there() {
         b.welcomed(hub.address()).await;
         a.put(0, 1).await;
         a.acked().await;
-        let entry = hub.shared().registry.get(&"a".parse().unwrap()).unwrap();
+        let name = "a".parse().unwrap();
+        let entry = hub.shared().registry.get(&name).unwrap();
         let begin = Instant::now();
         assert!(entry.actor.send(super::actor::Panic).await.is_err());
         assert!(a.other().await.is_none(), "its connection is closed");
-        until("the actor was replaced", || hub.shared().restarts() == 1).await;
+        until("the actor was replaced", || hub.shared().counters.restarts_of(&name) == 1).await;
         let welcome = loop {
             match a.connect(hub.address()).await {
                 Message::Welcome(welcome) => break welcome,
@@ -219,7 +223,8 @@ fn a_panic_in_one_actor_stays_there() {
         assert_eq!(welcome.last, a.last.into());
         b.put(0, 1).await;
         b.acked().await;
-        assert_eq!(hub.shared().restarts(), 1);
+        assert_eq!(hub.shared().counters.restarts_of(&name), 1);
+        assert_eq!(hub.shared().counters.restarts_of(&"b".parse().unwrap()), 0);
         hub.stop().await;
     });
 }
@@ -289,6 +294,26 @@ fn cps_of_different_sources_share_commits() {
         }
         let commits = hub.shared().pool.transactions() - before;
         assert!(commits < 8, "8 CPs took {commits} commits");
+        hub.stop().await;
+    });
+}
+
+/// A reader that stays longer than `image_pin` is sent away; one that leaves keeps nothing.
+#[test]
+fn a_pin_ends_after_its_time() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = options(dir.path(), &["a"]);
+        options.image_pin = Duration::from_millis(50);
+        let hub = Hub::start(options).await.unwrap();
+        let mut a = Fake::new("a");
+        a.welcomed(hub.address()).await;
+        let images = super::images::Images::new(hub.shared().clone());
+        let image = crate::nbd::export::Exports::open(&*images, "a/vol0").await.unwrap();
+        assert_eq!(hub.shared().pool.pin_counts().unwrap().0, 1);
+        image.ended().unwrap().cancelled().await;
+        drop(image);
+        assert_eq!(hub.shared().pool.pin_counts().unwrap().0, 0);
         hub.stop().await;
     });
 }

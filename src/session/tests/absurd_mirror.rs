@@ -155,7 +155,7 @@ fn reaction(actions: &[Action]) -> Reaction {
 /// The messages, and what each gets while joining, joined, refilling, and applying.
 fn table(last: Place) -> Vec<(Message, [Reaction; 4])> {
     let cp = CpNumber(1);
-    let scanned = || Scanned { cp, token: 1, roots: vec![], problems: vec![] };
+    let scanned = || Scanned { cp, token: 1, volumes: vec![], problems: vec![] };
     let refused = Refused { code: RefusedCode::Gap, reason: "no".into(), next_step: "no".into() };
     let rejected = CpRejected { cp, differs: None, reason: "differs".into(), no_space: false };
     vec![

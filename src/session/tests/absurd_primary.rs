@@ -171,7 +171,7 @@ fn table(line: &[Arrived]) -> Vec<(Message, [Reaction; 4])> {
         (Message::Going(Going { reason: "stops".into() }), [Close; 4]),
         (Message::Scan(Scan { cp, token: 1 }), [Close, Act, Act, Act]),
         (
-            Message::Scanned(Scanned { cp, token: 1, roots: vec![], problems: vec![] }),
+            Message::Scanned(Scanned { cp, token: 1, volumes: vec![], problems: vec![] }),
             [Close, Act, Act, Act],
         ),
         // What only a source says.
@@ -499,7 +499,7 @@ fn a_refill_ends_where_welcome_said_or_not_at_all() {
     assert!(actions.contains(&Action::Send(Message::WantLog(want))), "{actions:?}");
 }
 
-/// The source lost its tail after the hub had published its frozen CP: it is done after the
+/// The source lost its tail after the hub had published its frozen CP: it is done before the
 /// refill, not sent again.
 #[test]
 fn a_refill_settles_a_cp_that_is_published() {
@@ -510,12 +510,71 @@ fn a_refill_settles_a_cp_that_is_published() {
     machine.step(Event::Committed { cp, roots: vec![] });
     machine.step(Event::Connected);
     let there = Welcome { applied_cp: cp, applied: place.into(), ..welcome(line[2].place) };
-    receive(&mut machine, Message::Welcome(there));
-    machine.step(refilled(&line[2]));
+    let actions = receive(&mut machine, Message::Welcome(there));
+    let done = actions.iter().position(|action| *action == Action::Done { cp });
+    let want = Action::Send(Message::WantLog(WantLog { from: place.into() }));
+    let want = actions.iter().position(|action| *action == want);
+    assert!(done.is_some() && done < want, "{actions:?}");
+    assert_eq!(machine.step(refilled(&line[2])), [Action::Adopt]);
     let actions =
         receive(&mut machine, Message::RefillEnd(RefillEnd { last: line[2].place.into() }));
+    assert!(actions.contains(&Action::Serve), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::SendData { .. })));
+}
+
+/// The hub published while the connection was down: Welcome says so, nothing is sent again.
+#[test]
+fn welcome_settles_a_cp_that_is_published() {
+    let line = line(2);
+    let mut machine = announced(&line);
+    machine.step(Event::Disconnected);
+    machine.step(Event::Connected);
+    let (cp, place) = (CpNumber(1), line[1].place);
+    let there = Welcome { applied_cp: cp, applied: place.into(), ..welcome(place) };
+    let actions = receive(&mut machine, Message::Welcome(there));
     assert!(actions.contains(&Action::Done { cp }), "{actions:?}");
     assert!(!actions.iter().any(|action| matches!(action, Action::SendData { .. })));
+}
+
+/// The NVRAM is gone, the pool has CP 1: the hub's log still holds its entries, its image does not.
+#[test]
+fn a_source_without_nvram_sends_its_own_cp() {
+    let line = line(3);
+    let (cp, place) = (CpNumber(1), line[1].place);
+    let identity = Identity {
+        name: "filer-a".parse().unwrap(),
+        source: source_id(),
+        hub: Some(hub_id()),
+        generation: generation(2),
+        epoch: EPOCH,
+        volumes: offers(),
+    };
+    let mut machine = Primary::new(identity, place, [], cp);
+    machine.step(Event::Frozen { cp, place });
+    machine.step(Event::Committed { cp, roots: vec![] });
+    machine.step(Event::Connected);
+    receive(&mut machine, Message::Welcome(welcome(line[2].place)));
+    assert_eq!(machine.step(refilled(&line[2])), [Action::Adopt]);
+    let end = Message::RefillEnd(RefillEnd { last: line[2].place.into() });
+    let actions = receive(&mut machine, end);
+    assert!(actions.contains(&Action::SendData { cp, inline: false }), "{actions:?}");
+    assert!(actions.contains(&Action::Serve), "{actions:?}");
+}
+
+/// R7: a hub that was rolled back but still joins is filled again, and the shell sees the step.
+#[test]
+fn a_hub_that_forgot_what_it_acknowledged_is_sent_it_again() {
+    let line = line(3);
+    let mut machine = streaming(&line);
+    let actions = receive(&mut machine, ack(line[2].header.id));
+    assert!(actions.contains(&Action::HubDurable(line[2].place)), "{actions:?}");
+    machine.step(Event::Disconnected);
+    machine.step(Event::Connected);
+    let actions = receive(&mut machine, Message::Welcome(welcome(line[0].place)));
+    assert!(actions.contains(&Action::HubDurable(line[0].place)), "{actions:?}");
+    for arrived in &line[1..] {
+        assert!(actions.contains(&Action::SendTransfer(arrived.header.id)), "{actions:?}");
+    }
 }
 
 #[test]

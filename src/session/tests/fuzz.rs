@@ -155,7 +155,7 @@ fn from_hub() -> BoxedStrategy<Message> {
         1 => Just(Message::Going(Going { reason: "stops".into() })),
         1 => (cp(), token).prop_map(|(cp, token)| Message::Scan(Scan { cp, token })),
         1 => (cp(), token).prop_map(|(cp, token)| {
-            Message::Scanned(Scanned { cp, token, roots: vec![], problems: vec![] })
+            Message::Scanned(Scanned { cp, token, volumes: vec![], problems: vec![] })
         }),
     ]
     .boxed()
@@ -636,7 +636,7 @@ impl MirrorShell {
 }
 
 fn cases() -> u32 {
-    if full() { 100_000 } else { 1500 }
+    if full() { 50_000 } else { 800 }
 }
 
 fn config() -> Config {

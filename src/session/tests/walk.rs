@@ -146,14 +146,14 @@ fn seeds() -> Vec<u64> {
         return vec![seed.parse().unwrap()];
     }
     let fresh = RandomState::new().build_hasher().finish();
-    (1..if full() { 400 } else { 40 }).chain([fresh]).collect()
+    (1..if full() { 400 } else { 20 }).chain([fresh]).collect()
 }
 
 #[test]
 fn long_histories_keep_every_promise_and_come_to_rest() {
     for lying in [false, true] {
         for seed in seeds() {
-            let rounds = if full() { 400 } else { 60 };
+            let rounds = if full() { 400 } else { 40 };
             let walk = match walk(seed, Faults::default(), lying, rounds) {
                 Ok(walk) => walk,
                 Err(problem) => panic!("{problem}"),

@@ -5,3 +5,4 @@ mod faults;
 mod model;
 mod publish;
 mod space;
+mod together;

@@ -7,7 +7,7 @@ use crate::pool::error::PoolError;
 use crate::pool::label::POOL_BYTES_MIN;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::rows::SourceRow;
-use crate::pool::testing::MemoryDevice;
+use crate::pool::testing::{flushes, new_device};
 use crate::pool::write_set::Budget;
 use crate::pool::{Pool, PoolOptions};
 use crate::units::ids::SourceId;
@@ -29,8 +29,9 @@ fn publishes_that_gather_share_one_transaction() {
     let key = |source| VolumeKey { source, ..KEY };
     add_volume(&pool, key(OTHER), 1000);
     add_volume(&pool, key(third), 1000);
-    let before = (pool.transactions(), device.flushes());
-    device.hold_flushes();
+    let before = pool.transactions();
+    device.clear_trace();
+    device.hold();
     let publish = |source: SourceId| {
         let pool = Arc::clone(&pool);
         thread::spawn(move || {
@@ -50,17 +51,17 @@ fn publishes_that_gather_share_one_transaction() {
         })
     };
     let first = publish(SOURCE);
-    device.wait_for_held_flush();
+    device.wait_held(1);
     let (second, third) = (publish(OTHER), publish(third));
     while pool.waiting() < 2 {
         thread::yield_now();
     }
-    device.release_flushes();
+    device.let_go();
     let [first, second, third] = [first, second, third].map(|thread| thread.join().unwrap());
     assert_eq!(second.transaction, third.transaction);
     assert_eq!(first.transaction + 1, second.transaction);
-    assert_eq!(pool.transactions(), before.0 + 2);
-    assert_eq!(device.flushes(), before.1 + 4, "blocks and catalog, for each of two commits");
+    assert_eq!(pool.transactions(), before + 2);
+    assert_eq!(flushes(&device), 4, "blocks and catalog, for each of two commits");
     assert_clean(&pool);
 }
 
@@ -133,6 +134,20 @@ fn a_second_pass_may_build_on_the_first() {
 }
 
 #[test]
+fn half_a_tree_is_not_published() {
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 1000);
+    cp(&pool, 1, &[data(1, 1)]).unwrap();
+    let before = tree(&pool);
+    let mut set = pool.begin(Budget::Ordinary);
+    let wrong = [data(5, 5), data(4, 4)];
+    let met = build(&mut set, before, 2, &wrong).unwrap_err();
+    assert!(met.to_string().contains("comes after"), "{met}");
+    let met = pool.publish(publish_of(set, 2, before)).unwrap_err();
+    assert!(met.to_string().contains("not finished"), "{met}");
+    assert_clean(&pool);
+}
+
+#[test]
 fn rows_survive_a_restart_and_follow_their_rules() {
     let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
     let generation = Generation { number: 2, id: 3 };
@@ -189,7 +204,7 @@ fn rows_survive_a_restart_and_follow_their_rules() {
 
 #[test]
 fn the_history_keeps_the_newest_and_its_length_survives_a_restart() {
-    let device = Arc::new(MemoryDevice::new(POOL_BYTES_MIN));
+    let device = new_device(POOL_BYTES_MIN);
     let few = || PoolOptions { history_rows: 5, ..options() };
     let pool = Pool::create(device.clone(), SOURCE.0, few()).unwrap();
     pool.catalog().put_source(SourceRow::new(SOURCE, "filer-a".parse().unwrap())).unwrap();

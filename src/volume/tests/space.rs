@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::device::sim::SimDevice;
 use crate::pool::error::PoolError;
 use crate::pool::label::POOL_BYTES_MIN;
-use crate::pool::testing::{Chance, MemoryDevice};
+use crate::pool::testing::{Chance, changes, random_block, written_blocks};
 use crate::pool::write_set::Budget;
 use crate::pool::{Pin, Pool};
 use crate::units::numbers::{BlockCount, CpNumber, Pbn};
@@ -21,22 +22,22 @@ fn pin(pool: &Arc<Pool>) -> Pin {
 
 /// Random CPs with pins coming and going. Returns the blocks that were written although a
 /// published or pinned root reached them when the CP began.
-fn overwritten(device: &MemoryDevice, pool: &Arc<Pool>, seed: u64) -> BTreeSet<u64> {
+fn overwritten(device: &SimDevice, pool: &Arc<Pool>, seed: u64) -> BTreeSet<u64> {
     let mut chance = Chance::new(seed);
     let (mut pins, mut hit) = (Vec::new(), BTreeSet::new());
     for number in 1..40 {
         let reachable = reachable_blocks(pool);
-        device.take_trace();
+        device.clear_trace();
         let mut puts = Vec::new();
         let mut at = 0;
         while at < 900 {
-            let [byte, ..] = chance.next().to_le_bytes();
+            let [byte, ..] = chance.next_u64().to_le_bytes();
             let length = 1 + chance.below(30);
             puts.push(if byte % 5 == 0 { Put::Holes(at, length) } else { data(at, byte) });
             at += length + chance.below(60);
         }
         cp(pool, number, &puts).unwrap();
-        hit.extend(device.take_written_blocks().intersection(&reachable));
+        hit.extend(written_blocks(device).intersection(&reachable));
         match chance.below(3) {
             0 => pins.push(pin(pool)),
             1 if !pins.is_empty() => {
@@ -66,11 +67,11 @@ fn an_allocator_that_reuses_too_early_is_caught() {
     let puts = |byte| (0..400).map(|vbn| data(vbn, byte)).collect::<Vec<_>>();
     cp(&pool, 1, &puts(1)).unwrap();
     let reachable = reachable_blocks(&pool);
-    device.take_trace();
+    device.clear_trace();
     pool.break_allocator();
     let mut set = pool.begin(Budget::Ordinary);
     let built = crate::volume::testing::build(&mut set, tree(&pool), 2, &puts(2));
-    let hit: Vec<_> = device.take_written_blocks().intersection(&reachable).copied().collect();
+    let hit: Vec<_> = written_blocks(&device).intersection(&reachable).copied().collect();
     assert!(!hit.is_empty(), "{built:?}");
     // The accounts are broken on purpose: nothing may be given back by them.
     pool.poison();
@@ -109,8 +110,9 @@ fn a_pinned_image_does_not_change_and_its_blocks_come_back() {
 fn fill(pool: &Arc<Pool>, blocks: u64) -> u32 {
     let mut chance = Chance::new(9);
     for (number, first) in (1u32..).zip((0..blocks).step_by(200)) {
-        let puts: Vec<Put> =
-            (first..first + 200).map(|vbn| Put::Data(vbn, Box::new(chance.block()))).collect();
+        let puts: Vec<Put> = (first..first + 200)
+            .map(|vbn| Put::Data(vbn, Box::new(random_block(&mut chance))))
+            .collect();
         match cp(pool, number, &puts) {
             Ok(_) => {}
             Err(VolumeError::Pool(PoolError::Full { .. })) => return number - 1,
@@ -202,7 +204,7 @@ fn a_reused_block_is_not_taken_for_the_old_one() {
     let mut chance = Chance::new(5);
     for number in 1..150 {
         let puts: Vec<Put> = (0..10)
-            .map(|n| Put::Data(n * 290 + chance.below(200), Box::new(chance.block())))
+            .map(|n| Put::Data(n * 290 + chance.below(200), Box::new(random_block(&mut chance))))
             .collect();
         cp(&pool, number, &puts).unwrap();
     }
@@ -215,14 +217,14 @@ fn a_reused_block_is_not_taken_for_the_old_one() {
 fn runs_are_long_and_bytes_arrive_where_they_are_said_to_be() {
     let (device, pool) = pool_with(POOL_BYTES_MIN, 100);
     let mut chance = Chance::new(4);
-    let bytes: Vec<u8> = (0..600).flat_map(|_| chance.block()).collect();
+    let bytes: Vec<u8> = (0..600).flat_map(|_| random_block(&mut chance)).collect();
     let mut set = pool.begin(Budget::Ordinary);
-    device.take_trace();
+    device.clear_trace();
     let runs = set.write(&bytes).unwrap();
     set.flush_buffer().unwrap();
     assert_eq!(runs.iter().map(|run| run.count).sum::<u64>(), 600);
     assert_eq!(runs.len(), 1, "{runs:?}");
-    assert_eq!(device.take_trace().len(), 3, "a MiB each");
+    assert_eq!(changes(&device).len(), 3, "a MiB each");
     let mut read = vec![0; bytes.len()];
     let (blocks, _) = bytes.as_chunks::<4096>();
     let crcs: Vec<u32> = blocks.iter().map(|block| crate::units::hash::crc32c(block)).collect();
