@@ -333,7 +333,7 @@ impl Forwarder {
     fn common(&self, welcome: &Welcome) -> Result<(), End> {
         let (cp, roots) = self.shared.own();
         if cp != welcome.applied_cp {
-            return Ok(());
+            return self.held_for(cp, welcome.applied_cp);
         }
         for root in &welcome.roots {
             let own = roots.iter().find(|(volume, _)| *volume == root.volume);
@@ -353,6 +353,22 @@ impl Forwarder {
             self.shared.common.send_replace(Some(Common { cp, roots, pins }));
         }
         Ok(())
+    }
+
+    /// A CP that only this end has published can be sent as long as its log is held.
+    fn held_for(&self, own: CpNumber, applied: CpNumber) -> Result<(), End> {
+        let frozen = self.shared.order.frozen().map(|frozen| frozen.cp);
+        if own < applied || frozen == Some(own) {
+            return Ok(());
+        }
+        Err(End::Halted(Refused {
+            code: RefusedCode::Gap,
+            reason: format!(
+                "CP {own} is published here, the hub has CP {applied}, and the NVRAM does not \
+                 hold what lies between"
+            ),
+            next_step: "a resync is needed; see docs/operations.md".to_owned(),
+        }))
     }
 
     /// A transfer that the hub holds and this end lost (R1): checked like any other.

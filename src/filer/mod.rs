@@ -72,6 +72,9 @@ use crate::units::numbers::{ByteCount, CpNumber};
 
 /// Pause before the first new try to reach the hub, and the longest.
 const BACKOFF: Backoff = Backoff { least: Duration::from_millis(50), most: Duration::from_secs(2) };
+/// Caches of the pool, of the 64 MiB that a source takes beside its NVRAM's size.
+const CATALOG_CACHE_BYTES: u64 = 8 << 20;
+const NODE_CACHE_BYTES: u64 = 24 << 20;
 /// How often a checkpoint that waits looks whether the hub is still there.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -188,7 +191,11 @@ impl Filer {
                 accept_lost_nvram: options.accept_lost_nvram,
                 ring: RingOptions { thread_name: "nvram".to_owned(), ..RingOptions::default() },
                 ring_shape: RingShape::default(),
-                pool: PoolOptions::default(),
+                pool: PoolOptions {
+                    catalog_cache_bytes: CATALOG_CACHE_BYTES,
+                    node_cache_bytes: NODE_CACHE_BYTES,
+                    ..PoolOptions::default()
+                },
             },
             forward: ForwardOptions {
                 hub: options.hub,

@@ -311,11 +311,6 @@ impl Order {
         if state.open.is_empty() { frozen } else { Some(state.open_cp) }
     }
 
-    /// Whether nothing was ordered since the last freeze.
-    pub fn is_idle(&self) -> bool {
-        self.lock().open.is_empty()
-    }
-
     /// Highest sequence number given out for a volume: what a flush waits for (R17).
     pub fn last_of(&self, volume: VolumeNumber) -> SequenceNumber {
         self.lock().last.get(&volume).copied().unwrap_or_default()

@@ -63,11 +63,6 @@ impl CheckpointSignals {
         self.leave(|inbox| inbox.stop = true);
     }
 
-    /// Looks again at once.
-    pub fn poke(&self) {
-        self.leave(|_| ());
-    }
-
     /// Waits at most `timeout` for word that `ready` accepts; takes what it is given to.
     pub fn wait<T>(
         &self,

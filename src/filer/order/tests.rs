@@ -197,8 +197,8 @@ fn an_empty_interval_is_never_frozen() {
         assert_eq!(order.freeze(), None);
         order.change(VOLUME, 0, &data(1)).await.unwrap();
         assert_eq!(order.freeze(), Some(CpNumber(1)));
-        assert!(order.is_idle());
         assert_eq!(order.freeze(), Some(CpNumber(1)), "the one under way");
+        assert_eq!(order.target(), Some(CpNumber(1)));
         assert_eq!(order.take(u64::MAX).len(), 2);
     });
 }

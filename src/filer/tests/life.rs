@@ -225,6 +225,8 @@ fn verify_reads_both_ends() {
         let verified = filer.verify().await.unwrap();
         assert_eq!(verified.cp, CpNumber(1));
         assert!(verified.volumes.iter().all(VerifiedVolume::is_equal), "{verified:?}");
+        let read = |at: usize| verified.volumes[at].here.map(|scan| scan.blocks_read);
+        assert_eq!((read(0), read(1)), (Some(25), Some(0)));
         // Control: one flipped byte of the hub's image is found.
         hub.lock().images.get_mut(&VOL0).unwrap()[6000] ^= 1;
         let verified = filer.verify().await.unwrap();

@@ -195,13 +195,13 @@ fn a_full_pool_makes_writes_wait_until_there_is_room() {
         let hub = Hub::start(4 << 20).await;
         let stores = Stores::new();
         let mut big = behaviour(&hub, Apply::Reference);
-        big.wanted.volumes = vec![("vol0".parse().unwrap(), ByteCount(64 << 20))];
+        big.wanted.volumes = vec![("vol0".parse().unwrap(), ByteCount(16 << 20))];
         let filer = try_start(&stores, big).await.unwrap();
         filer.served().await;
         let export = open(&filer, "vol0").await;
         let own = Arc::clone(&export);
         let task = tokio::spawn(async move {
-            for n in 0..120_usize {
+            for n in 0..36_usize {
                 write(&own, n << 18, &[7; 256 << 10]).await.unwrap();
             }
         });
@@ -220,7 +220,7 @@ fn a_full_pool_makes_writes_wait_until_there_is_room() {
         let space = filer.status().space.unwrap();
         assert!(space.free.0 >= space.reserve.0, "the reserve is kept: {space:?}");
         // Trims pass, draw on the reserve, and give the room back with the next CP.
-        export.trim(0, 15 << 20, false).await.unwrap();
+        export.trim(0, 5 << 20, false).await.unwrap();
         assert!(!task.is_finished());
         filer.checkpoint().await.unwrap();
         tokio::time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
@@ -329,6 +329,55 @@ fn a_lost_nvram_is_refused_and_then_refilled() {
     });
 }
 
+/// A CP that only the source has published cannot be sent without its log: that is said at once.
+#[test]
+fn a_lost_nvram_with_an_unpublished_cp_halts_with_its_reason() {
+    runtime().block_on(async {
+        let hub = Hub::start(4 << 20).await;
+        let stores = Stores::new();
+        let filer = start(&stores, &hub).await;
+        let export = open(&filer, "vol0").await;
+        write(&export, 0, &[1; 4096]).await.unwrap();
+        hub.control(|control| (control.break_at, control.away) = (Some(("CpEnd", 1)), true));
+        let asked = tokio::spawn(filer.checkpoint());
+        until("the own commit", || filer.status().own_cp == CpNumber(1)).await;
+        until("the loss", || filer.status().state == SourceState::Offline).await;
+        drop((asked, filer));
+        hub.control(|control| control.away = false);
+        assert_eq!(hub.applied(), CpNumber(0));
+        let lost = Stores { nvram: Stores::new().nvram, pool: stores.cut(1).pool };
+        let mut accept = behaviour(&hub, Apply::Reference);
+        accept.wanted.accept_lost_nvram = true;
+        let filer = try_start(&lost, accept).await.unwrap();
+        until("a halt", || filer.status().state == SourceState::Faulted).await;
+        let status = filer.status();
+        assert!(status.reason.contains("CP 1 is published here"), "{}", status.reason);
+        assert!(status.next_step.contains("resync") && !status.serving);
+    });
+}
+
+/// A hub that takes nothing and says nothing is a lost hub: the connection is made anew.
+#[test]
+fn a_silent_hub_is_dropped_and_met_again() {
+    runtime().block_on(async {
+        let hub = Hub::start(4 << 20).await;
+        let mut impatient = behaviour(&hub, Apply::Reference);
+        impatient.forward.hub_timeout = Duration::from_millis(500);
+        let filer = try_start(&Stores::new(), impatient).await.unwrap();
+        filer.served().await;
+        hub.control(|control| control.deaf = true);
+        let export = open(&filer, "vol0").await;
+        let task = tokio::spawn(async move { write(&export, 0, &[1; 4096]).await });
+        until("the loss is seen", || filer.status().state == SourceState::Offline).await;
+        assert!(filer.status().reason.contains("silent"), "{}", filer.status().reason);
+        assert!(!task.is_finished());
+        hub.control(|control| control.deaf = false);
+        task.await.unwrap().unwrap();
+        assert!(hub.seen().connections >= 2);
+        filer.stop().await.unwrap();
+    });
+}
+
 /// Stores of two histories are refused: an older copy of the pool, or of the NVRAM.
 #[test]
 fn stores_of_different_ages_are_refused() {
@@ -361,7 +410,7 @@ fn stores_of_different_ages_are_refused() {
     });
 }
 
-const OPERATIONS: u8 = 10;
+const OPERATIONS: u8 = 7;
 const SPAN: usize = 30_000;
 
 /// Writes that lie apart, with CPs between; which were acknowledged.

@@ -23,7 +23,7 @@ use crate::pool::PoolOptions;
 use crate::units::numbers::ByteCount;
 
 const RING_BYTES: u64 = 2 << 20;
-const POOL_BYTES: u64 = 32 << 20;
+const POOL_BYTES: u64 = 16 << 20;
 const VOLUME_BYTES: usize = 1 << 20;
 
 /// The devices of a source, which outlive it.
