@@ -462,6 +462,13 @@ impl Cluster {
     }
 }
 
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Before the directory goes, so that the logs of a failed test can be printed.
+        self.end();
+    }
+}
+
 /// The status document of the process of that configuration, if it answers.
 pub fn status(config: &Path) -> Option<Value> {
     let output = try_run(Command::new(BINARY).args(["status", "--json", "--config"]).arg(config));
