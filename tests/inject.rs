@@ -5,6 +5,7 @@
 //! restarted without strace, and nothing acknowledged may be missing. strace counts calls by
 //! thread, so n is the n-th of the thread that gets there first; each device has one that writes.
 //! The pool of either end is fdatasynced, the rings are written with O_DSYNC.
+//! `MIRRORHUB_CASE=TEXT` runs only the cases whose printed line contains the text.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -104,11 +105,13 @@ fn counts(row: Row) -> Vec<u64> {
 /// mirrorhub itself, so that signals reach it.
 fn traced(role: &str, config: &Path, trace: &Path, path: Option<&Path>, inject: &str) -> Command {
     let mut command = Command::new("strace");
-    command.args(["-D", "-f", "--seccomp-bpf", "-qq", "-o"]).arg(trace);
+    let call = inject.split(':').next().unwrap_or_default();
+    // Not with --seccomp-bpf: strace 6.1 then does not deliver the signal of `signal=KILL`.
+    command.args(["-D", "-f", "-qq", "-o"]).arg(trace);
     if let Some(path) = path {
         command.arg("-P").arg(path);
     }
-    command.args(["-e", &format!("inject={inject}")]);
+    command.args(["-e", &format!("trace={call}"), "-e", &format!("inject={inject}")]);
     command.arg(BINARY).arg(role).arg("--config").arg(config);
     command
 }
@@ -161,28 +164,28 @@ impl Case<'_> {
         shown.map_or(log, |shown| shown.to_string())
     }
 
-    /// The NVRAM failed: the state says so with the reason, or the process ended with it, and no
-    /// write is acknowledged any more.
-    fn check_failed_nvram(&mut self, writer: &Writer) {
+    /// The state says faulted with the reason, or the process ended with it, and no write is
+    /// acknowledged any more.
+    fn check_failed(&mut self, writer: &Writer) {
         let reason =
             if self.row.harm == EIO { "Input/output error" } else { "No space left on device" };
-        let mut words = String::new();
         let begin = Instant::now();
-        while !words.contains(reason) {
-            assert!(
-                begin.elapsed() < Duration::from_secs(5),
-                "nothing says {reason:?} after {:?}: {words}",
-                self.row
-            );
+        loop {
+            let lives = self.runs();
+            let words = self.words();
+            let faulted = words.contains(r#""state":"faulted""#);
+            if words.contains(reason) && (faulted || !lives) {
+                break;
+            }
+            let limit = Duration::from_secs(5);
+            assert!(begin.elapsed() < limit, "{:?}: {reason:?} not told: {words}", self.row);
             pause(Duration::from_millis(20));
-            words = self.words();
         }
-        if self.runs() {
-            assert!(words.contains(r#""state":"faulted""#), "not faulted: {words}");
-        }
+        // Answers that were earned before may be on their way to the client still.
+        pause(Duration::from_millis(100));
         let answered = writer.answered();
         pause(Duration::from_millis(200));
-        assert_eq!(writer.answered(), answered, "acknowledged after the failure of the NVRAM");
+        assert_eq!(writer.answered(), answered, "acknowledged after the failure");
     }
 
     fn kill(&mut self) {
@@ -194,13 +197,7 @@ impl Case<'_> {
 }
 
 /// One end, one call, one harm. Whether the call was reached.
-fn hurt(
-    cluster: &mut Cluster,
-    end: End,
-    row: Row,
-    count: u64,
-    known: Known,
-) -> (bool, Known, String) {
+fn hurt(cluster: &mut Cluster, end: End, row: Row, count: u64, known: Known) -> (bool, Known) {
     match end {
         End::Hub => assert!(cluster.stop_hub().success()),
         End::Source => assert!(cluster.stop_source(SOURCE).success()),
@@ -219,19 +216,9 @@ fn hurt(
     if fired && row.harm == KILL {
         let limit = Duration::from_secs(5);
         wait_for("the killed process is gone", limit, || !case.runs());
-    } else if fired && row.file == "nvram" {
-        case.check_failed_nvram(&writer);
     } else if fired {
-        // A pool or a log: the others go on, so let them, until the reason is told.
-        let limit = Duration::from_secs(5);
-        let reason = if row.harm == EIO { "Input/output error" } else { "No space left on" };
-        wait_for(&format!("{row:?} at {count}: {reason}"), limit, || {
-            let log = if end == End::Hub { "hub.log" } else { "filer-a.log" };
-            let said = fs::read_to_string(case.cluster.path(log)).unwrap_or_default();
-            said.contains(reason) || case.words().contains(reason)
-        });
+        case.check_failed(&writer);
     }
-    let words = case.words();
     case.kill();
     match end {
         End::Hub => cluster.start_hub(),
@@ -239,27 +226,27 @@ fn hurt(
     }
     let known = writer.finish();
     check(cluster, SOURCE, &known);
-    (fired, known, words)
+    (fired, known)
 }
 
 fn hurt_all(end: End, rows: &[Row]) {
     let begin = Instant::now();
     let mut cluster = Cluster::start(&[SourceSettings::new(SOURCE).interval("200ms")]);
-    let mut known = Known::default();
+    let writer = Writer::start(socket(&cluster, SOURCE), EXPORT, Known::default(), 4, 1);
+    writer.wait_answered(100);
+    let mut known = writer.finish();
     let (mut reached, mut all) = (0, 0);
     for &row in rows {
         for count in counts(row) {
+            let name = format!("{end:?} {} {} {} when={count}", row.call, row.file, row.harm);
+            if std::env::var("MIRRORHUB_CASE").is_ok_and(|only| !name.contains(&only)) {
+                continue;
+            }
             for log in ["hub.log", "filer-a.log"] {
                 fs::write(cluster.path(log), b"").expect("each case has its own log");
             }
-            println!(
-                "{:.1?} {end:?} {} {} {} when={count}",
-                begin.elapsed(),
-                row.call,
-                row.file,
-                row.harm
-            );
-            let (fired, now_known, _) = hurt(&mut cluster, end, row, count, known);
+            println!("{:.1?} {name}", begin.elapsed());
+            let (fired, now_known) = hurt(&mut cluster, end, row, count, known);
             known = now_known;
             all += 1;
             if fired {
@@ -271,7 +258,7 @@ fn hurt_all(end: End, rows: &[Row]) {
     }
     println!("{reached} of {all} calls were reached in {:.1?}", begin.elapsed());
     assert!(reached * 4 >= all * 3, "too few calls were reached to show anything");
-    assert!(known.answered() > 500, "too few writes to show anything");
+    assert!(known.answered() > 100, "too few writes to show anything");
 }
 
 #[test]

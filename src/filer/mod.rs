@@ -363,6 +363,11 @@ async fn checkpoint_of(
     let mut lost = Duration::ZERO;
     loop {
         let newest = common.borrow_and_update().clone();
+        let (own_cp, roots) = shared.own();
+        if newest.is_none() && target.is_none() && own_cp == CpNumber(0) {
+            // Nothing was ever written: no CP will be made, and none is missing.
+            return Ok((own_cp, roots));
+        }
         if let Some(newest) = newest.filter(|newest| target.is_none_or(|cp| newest.cp >= cp)) {
             return Ok((newest.cp, newest.roots));
         }

@@ -144,13 +144,20 @@ pub struct Applier {
 enum Stop {
     Aborted,
     NoSpace,
-    Rejected { differs: Option<VolumeRoot>, reason: String },
+    Rejected {
+        differs: Option<VolumeRoot>,
+        reason: String,
+    },
+    /// The hub's own pool failed: to ask the source again would not help, and is no divergence.
+    Faulted(String),
 }
 
 impl From<PoolError> for Stop {
     fn from(error: PoolError) -> Self {
         if matches!(error, PoolError::Full { .. } | PoolError::CatalogFull { .. }) {
             Self::NoSpace
+        } else if error.latches() || matches!(error, PoolError::Latched { .. }) {
+            Self::Faulted(format!("the hub's pool failed: {error}"))
         } else {
             Self::Rejected { differs: None, reason: error.to_string() }
         }
@@ -186,6 +193,10 @@ impl Applier {
                 Ok(roots) => Outcome::Published(roots),
                 Err(Stop::Aborted) => Outcome::Aborted,
                 Err(Stop::NoSpace) => Outcome::NoSpace,
+                Err(Stop::Faulted(reason)) => {
+                    job.lane.fault(&reason);
+                    Outcome::Aborted
+                }
                 Err(Stop::Rejected { differs, reason }) => {
                     tracing::warn!(source = %job.lane.name(), cp = %job.cp, reason, "CP refused");
                     job.lane.ladder.rejected.fetch_add(1, Ordering::Relaxed);

@@ -512,10 +512,11 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self.refusals_wanted || std::thread::panicking() {
-            return;
-        }
-        if let Some(refused) = self.refused_checkpoints() {
+        let watch = !self.refusals_wanted && !std::thread::panicking();
+        let refused = if watch { self.refused_checkpoints() } else { None };
+        // Before the directory goes, so that the logs of a failed test can be printed.
+        self.end();
+        if let Some(refused) = refused {
             panic!("a CP was refused in a test that does not want it: {refused}");
         }
     }
