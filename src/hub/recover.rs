@@ -336,6 +336,7 @@ impl Logs {
                 applied_cp: row.applied,
                 applied: source.place,
                 ring_bytes: of_source.map(|kept| kept.bytes).sum(),
+                under_way_bytes: 0,
                 fault: source.fault.as_deref().map(Into::into),
                 invisible: BTreeMap::new(),
             };

@@ -48,8 +48,6 @@ pub struct Counters {
     pub connections: AtomicU64,
     /// Connections that did not.
     pub handshakes_failed: AtomicU64,
-    /// Connections closed because the peer broke the protocol.
-    pub protocol_errors: AtomicU64,
     /// Actors replaced after a panic.
     pub restarts: AtomicU64,
     refused: Mutex<BTreeMap<&'static str, u64>>,
