@@ -176,6 +176,12 @@ impl Hub {
             arbiter.stop();
         }
         self.shared.jobs.stop();
+        // No actor is left to feed a CP that is half sent: it is given up, as after a kill.
+        for lane in self.shared.lanes.all() {
+            if let Some(job) = lane.job() {
+                job.abort();
+            }
+        }
         let shared = self.shared.clone();
         let threads = std::mem::take(&mut *lock(&self.threads));
         let ended = tokio::task::spawn_blocking(move || {
