@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use actix::{Actor, AsyncContext, Context, Handler, Message as ActorMessage};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::applier::Job;
@@ -144,6 +144,8 @@ pub struct SourceActor {
     asked: BTreeMap<u64, CheckpointReply>,
     waiting: Vec<(CpNumber, CheckpointReply)>,
     scans: BTreeMap<u64, oneshot::Sender<Result<Scanned, String>>>,
+    /// One place: this end reads its image for the source.
+    scanning: Arc<Semaphore>,
     next_token: u64,
     last_frame: Option<Instant>,
     refused: Option<Refused>,
@@ -190,6 +192,7 @@ impl SourceActor {
             asked: BTreeMap::new(),
             waiting: Vec::new(),
             scans: BTreeMap::new(),
+            scanning: Arc::new(Semaphore::new(1)),
             next_token: 1,
             last_frame: None,
             refused: None,
@@ -294,9 +297,13 @@ impl SourceActor {
             }
             Action::Refuse(refused) => self.refuse(refused),
             Action::Close { reason } => {
-                tracing::info!(source = %self.name, reason, "connection closed");
-                self.shared.counters.protocol_errors.fetch_add(1, Ordering::Relaxed);
-                self.hang_up();
+                let planned = matches!(&self.current, Some(Content::Other(Message::Going(_))));
+                if planned {
+                    tracing::info!(source = %self.name, reason, "source goes");
+                    self.hang_up();
+                } else {
+                    self.refuse(broken(reason));
+                }
             }
         }
     }
@@ -461,10 +468,16 @@ impl SourceActor {
         });
     }
 
-    /// Reads every block of the image of `cp` and tells the source the roots.
-    fn scan(&self, cp: CpNumber, token: u64) {
+    /// Reads every block of the image of `cp` and tells the source the roots. One reading of an
+    /// image at a time, however many are asked for and on however many connections.
+    fn scan(&mut self, cp: CpNumber, token: u64) {
         let Some(peer) = &self.peer else { return };
         let (frames, shared, name) = (peer.frames.clone(), self.shared.clone(), self.name.clone());
+        let Ok(place) = self.scanning.clone().try_acquire_owned() else {
+            let problems = vec!["this image is being read already".to_owned()];
+            self.send(&Message::Scanned(Scanned { cp, token, volumes: vec![], problems }));
+            return;
+        };
         actix::spawn(async move {
             let scanned =
                 tokio::task::spawn_blocking(move || shared.scan(&name, cp, |_, _, _| {})).await;
@@ -476,6 +489,7 @@ impl SourceActor {
                     Scanned { cp, token, volumes: vec![], problems }
                 }
             };
+            drop(place);
             drop(frames.send(Frame::new(&Message::Scanned(scanned), Bytes::new())).await);
         });
     }
@@ -546,6 +560,12 @@ impl SourceActor {
     }
 }
 
+/// The peer broke the protocol.
+fn broken(reason: String) -> Refused {
+    let next_step = "both ends must run a supported mirrorhub".to_owned();
+    Refused { code: RefusedCode::Protocol, reason, next_step }
+}
+
 fn busy(reason: String) -> Refused {
     Refused { code: RefusedCode::Busy, reason, next_step: "wait, the source tries again".into() }
 }
@@ -607,6 +627,14 @@ impl Handler<FrameIn> for SourceActor {
             return;
         }
         self.last_frame = Some(Instant::now());
+        if let (Content::Transfer(transfer), Some(lane)) = (&message.content, &self.lane)
+            && !lane.within_credit(to_u64(transfer.bytes().len()))
+        {
+            let reason = format!("transfer {} is over the credit", transfer.id());
+            self.refuse(broken(reason));
+            self.publish();
+            return;
+        }
         let event = match &message.content {
             Content::Transfer(transfer) => Event::Transfer(Arrived {
                 header: *transfer.header(),
@@ -621,9 +649,7 @@ impl Handler<FrameIn> for SourceActor {
             }
             Content::Other(other) => Event::Received(other.clone()),
             Content::Bad(reason) => {
-                let code = RefusedCode::Protocol;
-                let next_step = "both ends must run a supported mirrorhub".to_owned();
-                self.refuse(Refused { code, reason: reason.clone(), next_step });
+                self.refuse(broken(reason.clone()));
                 self.publish();
                 return;
             }

@@ -66,7 +66,10 @@ async fn greet(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<()
     let mut reader = FrameReader::new(stream);
     let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
     let hello = match tokio::time::timeout(deadline, reader.next()).await {
-        Err(_) => return Err("said nothing in time".to_owned()),
+        Err(_) => {
+            shared.counters.refused(RefusedCode::Protocol);
+            return Err("said nothing in time".to_owned());
+        }
         Ok(Err(error)) => {
             shared.counters.refused(RefusedCode::Protocol);
             return refuse(reader, RefusedCode::Protocol, error.to_string()).await;
@@ -147,20 +150,16 @@ async fn serve(
     number: u64,
     actor: actix::Addr<SourceActor>,
 ) {
-    let (read, write) = stream.into_split();
     let (peer, ends) = peer(number, SEND_QUEUE_FRAMES);
     let cancel = ends.cancel.clone();
     if actor.send(Connected { hello, peer }).await.is_err() {
         // It died in a panic and is being replaced; the source tries again.
         let reason = "the source's actor is being replaced".to_owned();
-        let stream = read.reunite(write).map_err(|error| error.to_string());
-        let refused = match stream {
-            Ok(stream) => refuse(FrameReader::new(stream), RefusedCode::Busy, reason).await,
-            Err(error) => Err(error),
-        };
+        let refused = refuse(FrameReader::new(stream), RefusedCode::Busy, reason).await;
         tracing::info!(?refused, "connection refused");
         return;
     }
+    let (read, write) = stream.into_split();
     let writer = actix::spawn(write_frames(write, ends));
     let mut reader = FrameReader::with_buffer(read, rest);
     loop {

@@ -15,6 +15,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::applier::Job;
+use crate::limits::LOG_CREDIT_BYTES_MIN;
 use crate::record::marks::Place;
 use crate::session::mirror::Outcome;
 use crate::units::convert::to_u64;
@@ -39,6 +40,8 @@ pub struct Cursors {
     pub applied: Place,
     /// Bytes of the ring that this source's records take.
     pub ring_bytes: u64,
+    /// Bytes of transfers received and not yet durable: what the `log` credit bounds.
+    pub under_way_bytes: u64,
     /// First failure of this source's log or of the ring.
     pub fault: Option<Arc<str>>,
     /// Client bytes durable here that no published CP holds, and when their first came, by CP.
@@ -134,18 +137,32 @@ impl Lane {
     }
 
     /// A transfer was handed to the stager.
-    pub fn staged(&self, place: Place, record_bytes: u64) {
+    pub fn staged(&self, place: Place, record_bytes: u64, transfer_bytes: u64) {
         let mut cursors = lock(&self.cursors);
         assert!(cursors.staged.sequence < place.sequence, "transfers are staged in order");
         cursors.staged = place;
         cursors.ring_bytes += record_bytes;
+        cursors.under_way_bytes += transfer_bytes;
+    }
+
+    /// Whether so many more bytes of transfers are within the `log` credit. What was given out
+    /// changes while transfers are on their way; the most that is ever given out does not.
+    pub fn within_credit(&self, transfer_bytes: u64) -> bool {
+        lock(&self.cursors).under_way_bytes.saturating_add(transfer_bytes) <= LOG_CREDIT_BYTES_MIN
+    }
+
+    /// As if that many bytes had come and the ring stood still.
+    #[cfg(test)]
+    pub fn stand_still(&self, transfer_bytes: u64) {
+        lock(&self.cursors).under_way_bytes = transfer_bytes;
     }
 
     /// A record is durable in the ring. A copied-forward record is behind the cursor already.
-    pub fn durable(&self, place: Place, cp: CpNumber, data_bytes: u64) {
+    pub fn durable(&self, place: Place, cp: CpNumber, data_bytes: u64, transfer_bytes: u64) {
         let mut cursors = lock(&self.cursors);
         if cursors.durable.sequence < place.sequence {
             cursors.durable = place;
+            cursors.under_way_bytes -= transfer_bytes;
             cursors.invisible.entry(cp).or_insert_with(|| (0, Instant::now())).0 += data_bytes;
             self.ladder.staged_bytes.fetch_add(data_bytes, Ordering::Relaxed);
         }

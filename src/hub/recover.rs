@@ -236,7 +236,6 @@ struct Kept {
     cp: CpNumber,
     id: TransferId,
     sequence: SequenceNumber,
-    drained: bool,
 }
 
 struct Recovering {
@@ -244,6 +243,9 @@ struct Recovering {
     place: Place,
     last: Place,
     fault: Option<String>,
+    /// Transfers met before the one they follow: the records of a source that was faulted are
+    /// copied forward (R10), so the older may lie behind the newer. Bounded by the ring.
+    early: BTreeMap<SequenceNumber, (Epoch, Transfer)>,
 }
 
 impl Logs {
@@ -265,11 +267,11 @@ impl Logs {
                         format!("the log begins behind {begins}, the image ends at {applied}")
                     });
                     let fault = logs.damage().map(ToString::to_string).or(gap);
-                    Recovering { applied: row.applied, place, last: last.unwrap_or(place), fault }
+                    Recovering::at(row.applied, place, last.unwrap_or(place), fault)
                 }
                 Err(error) => {
                     let fault = Some(error.to_string());
-                    Recovering { applied: row.applied, place, last: place, fault }
+                    Recovering::at(row.applied, place, place, fault)
                 }
             };
             sources.insert(row.id, recovering);
@@ -298,7 +300,7 @@ impl Logs {
         if transfer.header().cp <= source.applied {
             return;
         }
-        let drained = source.take(&self.store, &envelope, &transfer);
+        source.take(&self.store, &envelope, &transfer);
         self.kept.push(Kept {
             source: envelope.source,
             epoch: envelope.epoch,
@@ -307,12 +309,12 @@ impl Logs {
             cp: transfer.header().cp,
             id: transfer.id(),
             sequence: transfer.last_sequence(),
-            drained,
         });
     }
 
     /// Syncs all logs; makes the lanes and the drainer's list.
     fn finish(mut self, rows: &[SourceRow]) -> (Lanes, VecDeque<InRing>) {
+        self.sources.values_mut().for_each(Recovering::close);
         let dirty: Vec<SourceId> = self.sources.keys().copied().collect();
         for (source, result) in self.store.sync(&dirty) {
             if let (Err(error), Some(source)) = (result, self.sources.get_mut(&source)) {
@@ -337,15 +339,19 @@ impl Logs {
                 applied_cp: row.applied,
                 applied: source.place,
                 ring_bytes: of_source.map(|kept| kept.bytes).sum(),
+                under_way_bytes: 0,
                 fault: source.fault.as_deref().map(Into::into),
                 invisible: BTreeMap::new(),
             };
             let make = || Lane::new(row.name.clone(), row.id, cursors);
             by_id.insert(row.id, lanes.get_or_make(&row.name, make));
         }
+        let sources = &self.sources;
         let in_ring = |kept: Kept| {
             let lane = by_id.get(&kept.source)?.clone();
-            let Kept { epoch, start, bytes, cp, id, sequence, drained, .. } = kept;
+            let Kept { epoch, start, bytes, cp, id, sequence, .. } = kept;
+            let last = sources.get(&kept.source)?.last;
+            let drained = sequence <= last.sequence;
             Some(InRing::found(lane, epoch, start, bytes, cp, (id, sequence), drained))
         };
         (lanes, self.kept.into_iter().filter_map(in_ring).collect())
@@ -353,35 +359,59 @@ impl Logs {
 }
 
 impl Recovering {
-    /// Puts a transfer of the ring into its log, if it is not there; says whether it is now.
-    fn take(&mut self, store: &LogStore, envelope: &Envelope, transfer: &Transfer) -> bool {
-        if transfer.last_sequence() <= self.last.sequence {
-            return true;
+    fn at(applied: CpNumber, place: Place, last: Place, fault: Option<String>) -> Self {
+        Self { applied, place, last, fault, early: BTreeMap::new() }
+    }
+
+    /// Puts a transfer of the ring into its log, if it is not there, and those that follow it.
+    fn take(&mut self, store: &LogStore, envelope: &Envelope, transfer: &Transfer) {
+        let held = (envelope.epoch, transfer.clone());
+        self.early.insert(transfer.header().first_sequence, held);
+        while self.fault.is_none() {
+            let Some(next) = self.early.first_entry() else { return };
+            if *next.key() > self.last.sequence.next() {
+                return;
+            }
+            let (epoch, transfer) = next.remove();
+            if transfer.last_sequence() > self.last.sequence {
+                self.append(store, envelope.source, epoch, &transfer);
+            }
         }
-        if self.fault.is_some() {
-            return false;
-        }
+        self.early.clear();
+    }
+
+    fn append(&mut self, store: &LogStore, source: SourceId, epoch: Epoch, transfer: &Transfer) {
         let header = transfer.header();
         if header.previous != self.last.transfer || header.hash_before != self.last.hash {
-            self.fault = Some(format!(
-                "the log has a gap: transfer {} follows {}, the last one here is {}",
-                header.id, header.previous, self.last.transfer
-            ));
-            return false;
+            self.gap(transfer);
+            return;
         }
-        match store.append(envelope.source, envelope.epoch, transfer) {
+        match store.append(source, epoch, transfer) {
             Ok(_) => {
                 self.last = Place {
                     transfer: transfer.id(),
                     sequence: transfer.last_sequence(),
                     hash: transfer.hash_after(),
                 };
-                true
             }
-            Err(error) => {
-                self.fault = Some(error.to_string());
-                false
-            }
+            Err(error) => self.fault = Some(error.to_string()),
         }
+    }
+
+    /// No more records come: what still waits for the one before it shows a gap.
+    fn close(&mut self) {
+        if let Some((_, (_, transfer))) = self.early.pop_first() {
+            self.gap(&transfer);
+        }
+        self.early.clear();
+    }
+
+    fn gap(&mut self, transfer: &Transfer) {
+        let header = transfer.header();
+        let text = format!(
+            "the log has a gap: transfer {} follows {}, the last one here is {}",
+            header.id, header.previous, self.last.transfer
+        );
+        self.fault.get_or_insert(text);
     }
 }

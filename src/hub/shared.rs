@@ -49,8 +49,6 @@ pub struct Counters {
     pub connections: AtomicU64,
     /// Connections that did not.
     pub handshakes_failed: AtomicU64,
-    /// Connections closed because the peer broke the protocol.
-    pub protocol_errors: AtomicU64,
     restarts: Mutex<BTreeMap<SourceName, u64>>,
     refused: Mutex<BTreeMap<&'static str, u64>>,
 }

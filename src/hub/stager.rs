@@ -80,7 +80,8 @@ impl Stager {
 
     /// Queues a transfer. The lane's durable cursor says when it is durable.
     pub fn stage(&self, staged: Staged) {
-        staged.lane.staged(staged.place(), staged.record_bytes());
+        let transfer_bytes = to_u64(staged.transfer.bytes().len());
+        staged.lane.staged(staged.place(), staged.record_bytes(), transfer_bytes);
         self.push(staged);
     }
 
@@ -150,7 +151,8 @@ impl Feed for StagerFeed {
                 panic!("the ring committed a record that was not staged");
             };
             let (cp, bytes) = (staged.transfer.header().cp, staged.transfer.data_bytes());
-            staged.lane.durable(staged.place(), cp, bytes);
+            let transfer_bytes = to_u64(staged.transfer.bytes().len());
+            staged.lane.durable(staged.place(), cp, bytes, transfer_bytes);
             self.drain.push(Drainable { staged, end: done.end });
         }
     }

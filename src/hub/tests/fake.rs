@@ -104,12 +104,20 @@ impl Fake {
     }
 
     pub async fn send(&mut self, message: &Message, payload: Bytes) {
+        assert!(self.try_send(message, payload).await, "the hub has closed");
+    }
+
+    /// Sends; false if the hub has closed.
+    pub async fn try_send(&mut self, message: &Message, payload: Bytes) -> bool {
         let (_, write) = self.link.as_mut().unwrap();
         let mut outgoing = Outgoing::default();
         outgoing.push(Frame::new(message, payload));
         while !outgoing.is_empty() {
-            outgoing.write_some(write).await.unwrap();
+            if outgoing.write_some(write).await.is_err() {
+                return false;
+            }
         }
+        true
     }
 
     /// The next message, or `None` when the hub has closed.
@@ -214,6 +222,49 @@ impl Fake {
     /// A whole CP of these references.
     pub async fn checkpoint(&mut self, references: &[(u64, TransferId)]) -> Message {
         let bytes = self.updates(references).await;
+        let end = self.end(bytes, self.root());
+        self.send(&end, Bytes::new()).await;
+        let answer = self.other().await.expect("an answer to CpEnd");
+        if matches!(answer, Message::CpDone(_)) {
+            self.cp = self.cp.next();
+        }
+        answer
+    }
+
+    /// Says nothing more, and hears the hub out until it has closed; what it said last.
+    pub async fn half_close(&mut self) -> Vec<Message> {
+        let (mut reader, mut write) = self.link.take().unwrap();
+        tokio::io::AsyncWriteExt::shutdown(&mut write).await.unwrap();
+        let mut heard = Vec::new();
+        while let Ok((message, _)) = reader.next().await {
+            heard.push(message);
+        }
+        heard
+    }
+
+    /// The next frame, with its payload.
+    pub async fn frame(&mut self) -> Option<(Message, Bytes)> {
+        let (reader, _) = self.link.as_mut().unwrap();
+        let next = tokio::time::timeout(PATIENCE, reader.next()).await.expect("a frame in time");
+        next.ok()
+    }
+
+    /// PartitionFull and one frame of Updates; its bytes.
+    pub async fn updates_with(&mut self, fill: impl FnOnce(&mut Encoder)) -> u64 {
+        let full = PartitionFull { cp: self.cp, last: self.last.into() };
+        self.send(&Message::PartitionFull(full), Bytes::new()).await;
+        let mut encoder = Encoder::new(1 << 20);
+        fill(&mut encoder);
+        let payload = encoder.finish();
+        let bytes = to_u64(payload.len());
+        let updates = Updates { cp: self.cp, volume: VolumeNumber(0) };
+        self.send(&Message::Updates(updates), payload.into()).await;
+        bytes
+    }
+
+    /// A whole CP with those Updates.
+    pub async fn checkpoint_with(&mut self, fill: impl FnOnce(&mut Encoder)) -> Message {
+        let bytes = self.updates_with(fill).await;
         let end = self.end(bytes, self.root());
         self.send(&end, Bytes::new()).await;
         let answer = self.other().await.expect("an answer to CpEnd");

@@ -3,6 +3,8 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test names the one message it wants")]
 
 mod fake;
+mod faults;
+mod hostile;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -44,6 +46,22 @@ fn options(dir: &Path, names: &[&str]) -> HubOptions {
 
 fn in_system<F: Future<Output = ()>>(test: F) {
     actix::System::new().block_on(test);
+}
+
+/// Starts a hub where one was stopped: its arbiters let go of the files a moment later.
+async fn start_again(options: HubOptions) -> Hub {
+    let begin = Instant::now();
+    loop {
+        match Hub::start(options.clone()).await {
+            Ok(hub) => return hub,
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("in use"), "{text}");
+                assert!(begin.elapsed() < Duration::from_secs(10), "{text}");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
@@ -137,7 +155,7 @@ fn a_restart_between_any_two_steps_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let mut a = Fake::new("a");
         for step in 0..4 {
-            let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+            let hub = start_again(options(dir.path(), &["a"])).await;
             a.generation = Generation { number: a.generation.number + 1, id: 5 };
             a.counter = 0;
             let welcome = a.welcomed(hub.address()).await;
