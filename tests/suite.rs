@@ -6,5 +6,6 @@ mod clients;
 mod crashes;
 mod floors;
 mod harness;
+mod hostile;
 mod nbd_clients;
 mod web;

@@ -103,6 +103,11 @@ impl Process {
         status.expect("it has ended")
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().expect("process state").is_none()
@@ -332,6 +337,22 @@ impl Cluster {
         at.unwrap_or_else(|| panic!("no source {name}"))
     }
 
+    /// The hub's process.
+    pub fn hub_process(&mut self) -> &mut Process {
+        self.hub.as_mut().expect("the hub runs")
+    }
+
+    /// A source's process.
+    pub fn source_process(&mut self, name: &str) -> &mut Process {
+        let at = self.index(name);
+        self.sources[at].2.as_mut().expect("the source runs")
+    }
+
+    /// Where sources reach the hub.
+    pub fn hub_address(&self) -> std::net::SocketAddr {
+        std::net::SocketAddr::from(([127, 0, 0, 1], self.hub_port))
+    }
+
     /// kill -9 of the hub.
     pub fn kill_hub(&mut self) {
         self.hub.take().expect("the hub runs").kill();
@@ -442,6 +463,24 @@ fn source_on_hub(config: &Path, name: &str) -> Option<Value> {
 pub fn hash(file: &Path) -> String {
     let output = run(Command::new(BINARY).arg("hash").arg(file));
     String::from_utf8(output.stdout).expect("hexadecimal digits").trim().to_owned()
+}
+
+/// Open descriptors of a process.
+pub fn descriptors(id: u32) -> usize {
+    fs::read_dir(format!("/proc/{id}/fd")).expect("descriptors of a process").count()
+}
+
+/// Resident memory of a process, in KiB.
+pub fn resident_kib(id: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).expect("status of a process");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("resident memory");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
+/// Sum of the series of a counter whose labels hold `label`, as a page of metrics shows it.
+pub fn metric_sum(page: &str, name: &str, label: &str) -> f64 {
+    let series = page.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 /// Fetches a page of a loopback HTTP listener: status line and body.
