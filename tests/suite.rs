@@ -11,6 +11,7 @@ mod filesystems;
 mod floors;
 mod formats;
 mod harness;
+mod hostile;
 mod inject;
 mod nbd_clients;
 mod power;

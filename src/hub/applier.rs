@@ -224,6 +224,11 @@ impl Applier {
         let job = inputs.job;
         let source = job.lane.source();
         let log = self.store.reader(source, job.cp).map_err(|error| rejected(&error))?;
+        if log.last() != job.last {
+            // What the source calls the end of the CP would become its published place.
+            let (met, wanted) = (log.last().transfer, job.last.transfer);
+            return Err(rejected(&format!("the CP's log ends at {met}, the source says {wanted}")));
+        }
         let bases: BTreeMap<VolumeNumber, TreeRoot> = self
             .pool
             .catalog()

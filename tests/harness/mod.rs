@@ -8,7 +8,7 @@ pub mod oracle;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -18,11 +18,18 @@ use serde_json::Value;
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_mirrorhub");
 
-/// A port nobody listens on now.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address").port()
+/// A loopback address that no other test of this or another process uses, by chance of one in
+/// millions; ports on it are free as long as they differ.
+fn own_address(directory: &Path) -> Ipv4Addr {
+    let hash = blake3::hash(directory.as_os_str().as_encoded_bytes());
+    let [a, b, c] = [hash.as_bytes()[0], hash.as_bytes()[1], hash.as_bytes()[2]];
+    Ipv4Addr::new(127, 1 + a % 250, b, 1 + c % 250)
 }
+
+/// Ports of the hub on the cluster's own address; sources follow.
+const HUB_PORT: u16 = 7420;
+const HTTP_PORT: u16 = 7421;
+const SOURCE_HTTP_PORT: u16 = 7430;
 
 /// Waits until `done` is true; panics with `what` after `limit`. The pause between two looks is
 /// the only sleep of the suite.
@@ -101,6 +108,11 @@ impl Process {
             status.is_some()
         });
         status.expect("it has ended")
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it still runs.
@@ -191,8 +203,7 @@ impl SourceSettings {
 pub struct Cluster {
     /// Everything lies below it.
     pub dir: tempfile::TempDir,
-    hub_port: u16,
-    http_port: u16,
+    address: Ipv4Addr,
     hub: Option<Process>,
     sources: Vec<(SourceSettings, u16, Option<Process>)>,
     /// Environment of every process.
@@ -211,19 +222,18 @@ impl Cluster {
     pub fn prepare_with(sources: &[SourceSettings], nvram: &str, pool: &str) -> Self {
         let dir =
             tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("temporary directory");
-        let (hub_port, http_port) = (free_port(), free_port());
+        let address = own_address(dir.path());
         fs::create_dir_all(dir.path().join("hub/sources.d")).expect("directory");
         let hub = format!(
-            "data_dir = \"state\"\nlisten = \"127.0.0.1:{hub_port}\"\nnbd_listen = \"unix:nbd.sock\"\n\
-             http_listen = \"127.0.0.1:{http_port}\"\nsources_dir = \"sources.d\"\n\
+            "data_dir = \"state\"\nlisten = \"{address}:{HUB_PORT}\"\nnbd_listen = \"unix:nbd.sock\"\n\
+             http_listen = \"{address}:{HTTP_PORT}\"\nsources_dir = \"sources.d\"\n\
              [nvram]\nsize = \"{nvram}\"\n\
              [pool]\ndevices = [{{ path = \"state/disk0\", size = \"{pool}\" }}]\n"
         );
         fs::write(dir.path().join("hub/hub.toml"), hub).expect("hub.toml");
         let mut cluster = Self {
             dir,
-            hub_port,
-            http_port,
+            address,
             hub: None,
             sources: Vec::new(),
             environment: Vec::new(),
@@ -260,7 +270,8 @@ impl Cluster {
 
     /// Writes a source's files on both ends.
     pub fn add_source(&mut self, settings: SourceSettings) {
-        let port = free_port();
+        let address = self.address;
+        let port = SOURCE_HTTP_PORT + u16::try_from(self.sources.len()).expect("few sources");
         let dir = self.dir.path().join(&settings.name);
         fs::create_dir_all(&dir).expect("directory");
         let volumes: String = settings
@@ -269,16 +280,11 @@ impl Cluster {
             .map(|(name, size)| format!("[[volume]]\nname = \"{name}\"\nsize = \"{size}\"\n"))
             .collect();
         let text = format!(
-            "name = \"{}\"\ndata_dir = \"state\"\nhub = \"127.0.0.1:{}\"\n\
-             nbd_listen = \"unix:nbd.sock\"\nhttp_listen = \"127.0.0.1:{port}\"\n\
+            "name = \"{}\"\ndata_dir = \"state\"\nhub = \"{address}:{HUB_PORT}\"\n\
+             nbd_listen = \"unix:nbd.sock\"\nhttp_listen = \"{address}:{port}\"\n\
              [nvram]\nsize = \"{}\"\n[checkpoint]\ninterval = \"{}\"\n[replication]\n{}\n\
              [pool]\ndevices = [{{ path = \"state/disk0\", size = \"{}\" }}]\n{volumes}",
-            settings.name,
-            self.hub_port,
-            settings.nvram,
-            settings.interval,
-            settings.replication,
-            settings.pool,
+            settings.name, settings.nvram, settings.interval, settings.replication, settings.pool,
         );
         fs::write(dir.join("source.toml"), text).expect("source.toml");
         let file = self.dir.path().join("hub/sources.d").join(format!("{}.toml", settings.name));
@@ -365,6 +371,22 @@ impl Cluster {
         at.unwrap_or_else(|| panic!("no source {name}"))
     }
 
+    /// The hub's process.
+    pub fn hub_process(&mut self) -> &mut Process {
+        self.hub.as_mut().expect("the hub runs")
+    }
+
+    /// A source's process.
+    pub fn source_process(&mut self, name: &str) -> &mut Process {
+        let at = self.index(name);
+        self.sources[at].2.as_mut().expect("the source runs")
+    }
+
+    /// Where sources reach the hub.
+    pub fn hub_address(&self) -> std::net::SocketAddr {
+        std::net::SocketAddr::from((self.address, HUB_PORT))
+    }
+
     /// kill -9 of the hub.
     pub fn kill_hub(&mut self) {
         self.hub.take().expect("the hub runs").kill();
@@ -448,12 +470,12 @@ impl Cluster {
 
     /// URL of the hub's HTTP listener.
     pub fn hub_url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.http_port)
+        format!("http://{}:{HTTP_PORT}{path}", self.address)
     }
 
     /// URL of a source's HTTP listener.
     pub fn source_url(&self, name: &str, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.sources[self.index(name)].1)
+        format!("http://{}:{}{path}", self.address, self.sources[self.index(name)].1)
     }
 
     /// `mirrorhub checkpoint` on the hub for one source: the answer's JSON.
@@ -545,6 +567,24 @@ fn source_on_hub(config: &Path, name: &str) -> Option<Value> {
 pub fn hash(file: &Path) -> String {
     let output = run(Command::new(BINARY).arg("hash").arg(file));
     String::from_utf8(output.stdout).expect("hexadecimal digits").trim().to_owned()
+}
+
+/// Open descriptors of a process.
+pub fn descriptors(id: u32) -> usize {
+    fs::read_dir(format!("/proc/{id}/fd")).expect("descriptors of a process").count()
+}
+
+/// Resident memory of a process, in KiB.
+pub fn resident_kib(id: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).expect("status of a process");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("resident memory");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
+/// Sum of the series of a counter whose labels hold `label`, as a page of metrics shows it.
+pub fn metric_sum(page: &str, name: &str, label: &str) -> f64 {
+    let series = page.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 /// Fetches a page of a loopback HTTP listener: status line and body.
