@@ -176,6 +176,11 @@ impl Hub {
             arbiter.stop();
         }
         self.shared.jobs.stop();
+        // Nobody is left to feed what runs, so it would wait for ever. A job is its lane's before
+        // a slot can take it, and no slot takes one from here on.
+        for job in self.shared.lanes.all().into_iter().filter_map(|lane| lane.job()) {
+            job.abort();
+        }
         let shared = self.shared.clone();
         let threads = std::mem::take(&mut *lock(&self.threads));
         let ended = tokio::task::spawn_blocking(move || {
@@ -222,6 +227,8 @@ async fn supervise(
 ) {
     loop {
         let name = tokio::select! {
+            // In that order: actors that end with the hub are not dead.
+            biased;
             () = stop.cancelled() => return,
             name = deaths.recv() => name,
         };

@@ -77,6 +77,11 @@ impl Lanes {
         lock(&self.0).get(name).cloned()
     }
 
+    /// Every lane.
+    pub fn all(&self) -> Vec<Arc<Lane>> {
+        lock(&self.0).values().cloned().collect()
+    }
+
     /// The lane of that source, made now if need be.
     pub fn get_or_make(&self, name: &SourceName, make: impl FnOnce() -> Arc<Lane>) -> Arc<Lane> {
         lock(&self.0).entry(name.clone()).or_insert_with(make).clone()
