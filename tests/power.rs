@@ -38,9 +38,10 @@ enum Cache {
 /// A disk with a volatile cache, mounted.
 #[derive(Debug)]
 struct Disk {
+    // In this order they are dropped: a directory can go when nothing is mounted in it.
+    power: Option<Power>,
     dir: tempfile::TempDir,
     mount_point: PathBuf,
-    power: Option<Power>,
     starts: u32,
 }
 
@@ -180,9 +181,10 @@ impl Drop for Power {
 /// A hub and a source, each with its state on a disk of its own.
 #[derive(Debug)]
 struct Powered {
-    cluster: Cluster,
+    // The disks are taken away before the cluster's directory goes.
     hub: Disk,
     source: Disk,
+    cluster: Cluster,
 }
 
 impl Drop for Powered {

@@ -364,8 +364,9 @@ async fn checkpoint_of(
     loop {
         let newest = common.borrow_and_update().clone();
         let (own_cp, roots) = shared.own();
-        if newest.is_none() && target.is_none() && own_cp == CpNumber(0) {
-            // Nothing was ever written: no CP will be made, and none is missing.
+        if newest.is_none() && target.is_none() {
+            // Nothing was written since the start, and no CP is under way: the own one is the
+            // common one, and no other will be made.
             return Ok((own_cp, roots));
         }
         if let Some(newest) = newest.filter(|newest| target.is_none_or(|cp| newest.cp >= cp)) {

@@ -232,6 +232,8 @@ async fn supervise(
 ) {
     loop {
         let name = tokio::select! {
+            // In that order: actors that end with the hub are not dead.
+            biased;
             () = stop.cancelled() => return,
             name = deaths.recv() => name,
         };
