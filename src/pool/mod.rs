@@ -211,21 +211,14 @@ impl Pool {
         }
     }
 
-    /// Takes up to so many blocks side by side; gives up the oldest pins if there are none left.
-    fn take(&self, wanted: u64, mut draw: Draw<'_>) -> Result<(Pbn, u64), PoolError> {
+    /// Takes up to so many blocks side by side. Before the reserve is touched the oldest pins are
+    /// given up, until there is room beside it or no pin holds anything (R18).
+    fn take(&self, wanted: u64, draw: Draw<'_>) -> Result<(Pbn, u64), PoolError> {
         let mut state = self.lock()?;
-        loop {
-            let again = match &mut draw {
-                Draw::Ordinary => Draw::Ordinary,
-                Draw::Reserve => Draw::Reserve,
-                Draw::Held(blocks) => Draw::Held(blocks),
-            };
-            if let Some(run) = state.space.take(wanted, again) {
-                return Ok(run);
-            }
-            if !self.end_oldest_pin(&mut state) {
-                return Err(state.space.full(wanted));
-            }
+        while state.space.is_at_reserve() && self.end_oldest_pin(&mut state) {}
+        match state.space.take(wanted, draw) {
+            Some(run) => Ok(run),
+            None => Err(state.space.full(wanted)),
         }
     }
 
@@ -418,6 +411,11 @@ impl Pool {
     /// From now on freed blocks are given out at once.
     pub(crate) fn break_allocator(&self) {
         self.lock().unwrap().space.broken = true;
+    }
+
+    /// Blocks in the cache.
+    pub(crate) fn cached_blocks(&self) -> usize {
+        self.cache.len()
     }
 
     /// Makes the state unusable, as a panic in the middle of a change would.

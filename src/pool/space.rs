@@ -147,6 +147,11 @@ impl SpaceMap {
         self.held -= blocks;
     }
 
+    /// Whether nothing is left beside promises and reserve.
+    pub(super) fn is_at_reserve(&self) -> bool {
+        self.drawable(&Draw::Ordinary) == 0
+    }
+
     pub(super) fn full(&self, wanted: u64) -> PoolError {
         PoolError::Full { wanted, free: self.free(), reserve: self.reserve }
     }

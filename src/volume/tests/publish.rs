@@ -7,7 +7,7 @@ use crate::pool::error::PoolError;
 use crate::pool::label::POOL_BYTES_MIN;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::rows::SourceRow;
-use crate::pool::testing::{flushes, new_device};
+use crate::pool::testing::{copied, crashed, flushes, new_device};
 use crate::pool::write_set::Budget;
 use crate::pool::{Pool, PoolOptions};
 use crate::units::ids::SourceId;
@@ -131,6 +131,48 @@ fn a_second_pass_may_build_on_the_first() {
     let (_, other) = pool_with(POOL_BYTES_MIN, 1000);
     cp(&other, 1, &[data(1, 3), data(2, 2), data(3, 3), data(900, 1)]).unwrap();
     assert_eq!(tree(&other).root(), tree(&pool).root());
+}
+
+/// A panic in the middle of a commit leaves the state unknown: everybody is told, nobody hangs.
+#[test]
+fn a_panic_in_a_commit_answers_everybody() {
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
+    cp(&pool, 1, &[data(1, 1)]).unwrap();
+    let change = |pool: &Arc<Pool>, panics: bool| {
+        let pool = Arc::clone(pool);
+        thread::spawn(move || {
+            pool.catalog().update_source(SOURCE, move |row| {
+                assert!(!panics, "on purpose");
+                row.epoch.id = 1;
+            })
+        })
+    };
+    device.hold();
+    let first = change(&pool, false);
+    device.wait_held(1);
+    let gathered = [change(&pool, true), change(&pool, false), change(&pool, false)];
+    while pool.waiting() < 3 {
+        thread::yield_now();
+    }
+    device.let_go();
+    first.join().unwrap().unwrap();
+    let met: Vec<_> = gathered.into_iter().map(thread::JoinHandle::join).collect();
+    assert_eq!(met.iter().filter(|met| met.is_err()).count(), 1, "one thread did the work");
+    for met in met.into_iter().flatten() {
+        assert!(matches!(met, Err(PoolError::Poisoned)), "{met:?}");
+    }
+    assert!(matches!(
+        pool.publish(publish_of(pool.begin(Budget::Ordinary), 2, tree_of(&device))),
+        Err(PoolError::Poisoned)
+    ));
+    // Nothing of it was committed: another opening finds CP 1 and the first change.
+    let pool = Pool::open(crashed(&device, 1), options()).unwrap();
+    assert_eq!(pool.catalog().source(SOURCE).unwrap().unwrap().epoch.id, 1);
+    assert_clean(&pool);
+}
+
+fn tree_of(device: &crate::device::sim::SimDevice) -> TreeRoot {
+    tree(&Pool::open(copied(device), options()).unwrap())
 }
 
 #[test]

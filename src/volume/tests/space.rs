@@ -154,19 +154,20 @@ fn a_full_pool_refuses_writes_and_publishes_a_cp_that_frees() {
 #[test]
 fn the_oldest_pin_is_ended_when_the_pool_needs_its_blocks() {
     let (_, pool) = pool_with(POOL_BYTES_MIN, 10_000);
-    let last = fill(&pool, 10_000);
+    let last = fill(&pool, 10_000) + 1;
+    cp_with(&pool, Budget::Reserve, last, &[Put::Holes(0, 150)]).unwrap();
     let held = Image::new(pin(&pool));
-    let young = {
-        // Overwriting now takes new blocks and cannot give the pinned ones back.
-        cp_with(&pool, Budget::Reserve, last + 1, &[data(0, 1)]).unwrap();
-        Image::new(pin(&pool))
-    };
-    let trim = [Put::Holes(0, 3_000)];
-    cp_with(&pool, Budget::Reserve, last + 2, &trim).unwrap();
+    // Overwriting takes new blocks and cannot give the pinned ones back.
+    cp(&pool, last + 1, &[data(200, 1)]).unwrap();
+    let young = Image::new(pin(&pool));
+    cp(&pool, last + 2, &[Put::Holes(0, 3_000)]).unwrap();
     assert!(pool.space().unwrap().pinned.0 > 1_000);
     assert!(held.read(0, 4096).is_ok());
     let puts: Vec<Put> = (5_000..6_000).map(|vbn| data(vbn, 3)).collect();
-    cp(&pool, last + 3, &puts).unwrap();
+    // Pins go before the reserve does, though this CP may use it.
+    let reserve = pool.space().unwrap().reserve;
+    cp_with(&pool, Budget::Reserve, last + 3, &puts).unwrap();
+    assert!(pool.space().unwrap().free >= reserve);
     let met = held.read(0, 4096).unwrap_err();
     assert!(matches!(met, VolumeError::Pool(PoolError::PinEnded { .. })), "{met}");
     assert!(pool.pin_counts().unwrap().1 >= 1);
@@ -210,6 +211,8 @@ fn a_reused_block_is_not_taken_for_the_old_one() {
     }
     let report = assert_clean(&pool);
     assert!(report.nodes < 40);
+    let cached = u64::try_from(pool.cached_blocks()).unwrap();
+    assert!(cached <= report.nodes, "{cached} nodes are cached, {} are in use", report.nodes);
     assert!(150 * 20 > report.total, "blocks were reused");
 }
 
