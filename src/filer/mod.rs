@@ -354,11 +354,6 @@ async fn checkpoint_of(
 ) -> Result<(CpNumber, Roots), CheckpointError> {
     let mut common = shared.common.subscribe();
     let target = shared.order.target();
-    if target.is_none() && common.borrow().is_none() && shared.own().0 == CpNumber(0) {
-        // Never written to: both ends are at the empty beginning.
-        let (cp, roots) = shared.own();
-        return Ok((cp, roots));
-    }
     shared.checkpoint.want();
     let mut lost = Duration::ZERO;
     loop {
