@@ -108,10 +108,16 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Freezes unless there is nothing to say, or a writer was quicker.
+    /// Freezes unless there is nothing to say, or a writer was quicker. Not before clients are
+    /// served: while the log that the hub holds is taken over (R1), a cut made here could fall
+    /// between two transfers of one CP.
     fn freeze(&mut self) -> bool {
-        self.asked = self.shared.order.freeze().is_some();
+        self.asked = self.serving() && self.shared.order.freeze().is_some();
         self.asked
+    }
+
+    fn serving(&self) -> bool {
+        *self.shared.serving.borrow()
     }
 
     fn listen(&self) -> Heard {
@@ -121,7 +127,7 @@ impl Checkpointer {
                 Some(Heard::Stop)
             } else if inbox.frozen.is_some() {
                 Some(Heard::Frozen)
-            } else if std::mem::take(&mut inbox.wanted) {
+            } else if self.serving() && std::mem::take(&mut inbox.wanted) {
                 Some(Heard::Wanted)
             } else {
                 None

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
 use super::completion::HubDurable;
+use super::order::AdoptError;
 use super::sending::SendSide;
 use super::shared::{Affiliation, Backoff, Common, LinkState, Shared};
 use super::signals::CpData;
@@ -388,7 +389,7 @@ impl Forwarder {
         };
         for action in self.primary.step(event) {
             if action == Action::Adopt {
-                self.adopt(&transfer)?;
+                self.adopt(&transfer).await?;
             } else {
                 self.act(action, side).await?;
             }
@@ -396,15 +397,33 @@ impl Forwarder {
         Ok(())
     }
 
-    fn adopt(&self, transfer: &Transfer) -> Result<(), End> {
+    async fn adopt(&self, transfer: &Transfer) -> Result<(), End> {
         self.shared.counters.transfers_adopted.add(1);
-        self.shared.order.take_over(transfer, true).map_err(|error| {
+        let mut adopted = self.shared.order.take_over(transfer, true);
+        if self.in_the_way(&adopted) {
+            // The hub has told that the frozen CP is done; its partition is about to be released.
+            let thawed = self.shared.order.thawed();
+            if tokio::time::timeout(self.options.hub_timeout, thawed).await.is_ok() {
+                adopted = self.shared.order.take_over(transfer, true);
+            }
+        }
+        adopted.map_err(|error| {
             End::Halted(Refused {
                 code: RefusedCode::Diverged,
                 reason: format!("the hub's log cannot be taken over: {error}"),
                 next_step: "give the source the volumes and the NVRAM size it had".to_owned(),
             })
         })
+    }
+
+    /// Whether only a CP that is still frozen keeps a transfer from being taken over.
+    fn in_the_way(&self, adopted: &Result<(), AdoptError>) -> bool {
+        let waits = match adopted {
+            Err(AdoptError::Cp { open, met, .. }) => met > open,
+            Err(AdoptError::Room { .. }) => true,
+            Ok(()) | Err(AdoptError::Range { .. } | AdoptError::Sequence { .. }) => false,
+        };
+        waits && self.shared.order.frozen().is_some()
     }
 
     async fn step(&mut self, event: Event, side: &mut SendSide) -> Result<(), End> {
@@ -498,6 +517,8 @@ impl Forwarder {
         self.shared.order.raise_cp(self.primary.cp_max().next());
         tracing::info!(source = %self.shared.name, "serving");
         self.shared.serving.send_replace(true);
+        // What was asked of it before is done now.
+        self.shared.checkpoint.serving();
     }
 }
 

@@ -264,6 +264,18 @@ impl Order {
         drop(gone);
     }
 
+    /// Waits until no interval is frozen.
+    pub async fn thawed(&self) {
+        loop {
+            let mut released = std::pin::pin!(self.room.notified());
+            released.as_mut().enable();
+            if self.lock().frozen.is_none() {
+                return;
+            }
+            released.await;
+        }
+    }
+
     /// Blocks of the frozen interval that were known in part are whole now: their older pages,
     /// and the need to look below them, go.
     pub fn filled(&self, cp: CpNumber, blocks: &[(VolumeNumber, u64, Arc<Page>)]) {

@@ -63,6 +63,11 @@ impl CheckpointSignals {
         self.leave(|inbox| inbox.stop = true);
     }
 
+    /// Clients are served from now on: what was asked for before counts.
+    pub fn serving(&self) {
+        self.leave(|_| ());
+    }
+
     /// Waits at most `timeout` for word that `ready` accepts; takes what it is given to.
     pub fn wait<T>(
         &self,
