@@ -2,7 +2,7 @@
 //! and how much memory they hold, idle and under load.
 //!
 //! `cargo bench --bench idle [-- --sources=N] [DIRECTORY]` (default: 100 real source processes in
-//! the temporary directory; one takes 8 MiB of NVRAM and a sparse pool). Wanted: at most 1% of a
+//! the temporary directory; one takes 8 MiB of NVRAM and a pool). Wanted: at most 1% of a
 //! core for the hub and for each source over 60 s. Prints, and checks nothing.
 
 mod ends;
