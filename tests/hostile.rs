@@ -417,20 +417,22 @@ fn silent_and_slow_peers_are_closed() {
 /// Mutations of a whole connection of one source while another one serves a good client.
 #[test]
 fn mutated_connections_disturb_nobody() {
-    let mut cluster = Cluster::prepare(&[SourceSettings::new("filer-a"), SourceSettings::new("z")]);
+    // The probe has a volume of its own: the oracle knows every block of the other.
+    let settings = SourceSettings::new("filer-a").volumes(&[("vol0", "64MiB"), ("vol1", "64MiB")]);
+    let mut cluster = Cluster::prepare(&[settings, SourceSettings::new("z")]);
     cluster.start_hub();
     cluster.start_source("filer-a");
     cluster.wait_in_sync("filer-a");
     let address = cluster.hub_address();
     let socket = cluster.path("filer-a/nbd.sock");
-    let quiet = p99_of_writes(&socket, "filer-a/vol0", Duration::from_secs(2));
+    let quiet = p99_of_writes(&socket, "filer-a/vol1", Duration::from_secs(2));
     let id = cluster.hub_process().id();
     let (before, memory) = (descriptors(id), resident_kib(id));
     let mut chance = Chance(seed());
     let whole = Record::new("z").whole();
     let probe = {
         let socket = socket.clone();
-        std::thread::spawn(move || p99_of_writes(&socket, "filer-a/vol0", Duration::from_secs(4)))
+        std::thread::spawn(move || p99_of_writes(&socket, "filer-a/vol1", Duration::from_secs(4)))
     };
     let writer = Writer::start(socket.clone(), "filer-a/vol0", Known::default(), 2, 3);
     let begin = Instant::now();

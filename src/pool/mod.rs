@@ -5,7 +5,7 @@
 //! out of blocks from a [`write_set::WriteSet`] and publishes them ([`publish::Publish`]).
 //!
 //! * [`label`]: what says that a device is a pool, and its layout
-//! * [`pointer`]: the format of tree pointers and roots
+//! * [`mod@pointer`]: the format of tree pointers and roots
 //! * [`space`], [`bitmap`], [`blockset`], [`pins`]: which blocks are free, in memory
 //! * [`store`], [`region`], [`rows`], [`mirror`]: the catalog
 //! * [`write_set`], [`publish`]: how a CP is written and becomes durable and visible

@@ -2,7 +2,7 @@
 //!
 //! Floor 4. The drainer moves transfers from the shared ring here, appliers read the blocks that
 //! a CP refers to, CpDone drops the file. The file of CP n of a source is
-//! `DIR/<source id, hex>/cp-<n, ten digits>.log`: a header ([`format`]) and the source's transfers
+//! `DIR/<source id, hex>/cp-<n, ten digits>.log`: a header ([`mod@format`]) and the source's transfers
 //! of that CP in order, each in an envelope of its own, so that one reader serves ring and log.
 //!
 //! One [`LogStore`] serves all sources; its calls block and take `&self`. One drainer writes;
