@@ -7,6 +7,7 @@
 //! * [`label`]: what says that a device is a pool, and its layout
 //! * [`pointer`]: the format of tree pointers and roots
 //! * [`space`], [`bitmap`], [`blockset`], [`pins`]: which blocks are free, in memory
+//! * [`free_log`]: how the free map is stored
 //! * [`store`], [`region`], [`rows`], [`mirror`]: the catalog
 //! * [`write_set`], [`publish`]: how a CP is written and becomes durable and visible
 //! * [`read`], [`cache`]: verified reads
@@ -21,6 +22,7 @@ pub mod blockset;
 pub mod cache;
 pub mod catalog;
 pub mod error;
+mod free_log;
 pub mod label;
 mod mirror;
 mod pins;
@@ -47,6 +49,7 @@ use crate::units::numbers::{BlockCount, CpNumber, Pbn, VolumeNumber};
 use self::bitmap::Bitmap;
 use self::cache::BlockCache;
 use self::error::PoolError;
+use self::free_log::FreeLog;
 use self::label::{Label, Layout};
 use self::mirror::Mirror;
 use self::pins::PinName;
@@ -85,6 +88,7 @@ impl Default for PoolOptions {
 #[derive(Debug)]
 struct State {
     space: SpaceMap,
+    free_log: FreeLog,
     mirror: Mirror,
 }
 
@@ -118,7 +122,8 @@ impl Pool {
         let store = Store::create(Arc::clone(&device), &label, options.catalog_cache_bytes)?;
         label::write_all(&*device, &label)?;
         let free = Bitmap::new(layout.data_blocks());
-        Ok(Self::start(device, label, options, store, Mirror::default(), free))
+        let free_log = FreeLog::new(&layout);
+        Ok(Self::start(device, label, options, store, Mirror::default(), (free, free_log)))
     }
 
     /// Opens an existing pool: label, catalog and free map are verified, nothing is pinned.
@@ -133,8 +138,8 @@ impl Pool {
             return Err(PoolError::WrongOwner { device, pool: label.pool, wanted, met });
         }
         let cache_bytes = options.catalog_cache_bytes;
-        let (store, mirror, published) = Store::open(Arc::clone(&device), &label, cache_bytes)?;
-        Ok(Self::start(device, label, options, store, mirror, published))
+        let (store, mirror, free_map) = Store::open(Arc::clone(&device), &label, cache_bytes)?;
+        Ok(Self::start(device, label, options, store, mirror, free_map))
     }
 
     fn start(
@@ -143,7 +148,7 @@ impl Pool {
         options: PoolOptions,
         store: Store,
         mirror: Mirror,
-        published: Bitmap,
+        (published, free_log): (Bitmap, FreeLog),
     ) -> Arc<Self> {
         let space = SpaceMap::new(&label.layout, published);
         Arc::new(Self {
@@ -151,7 +156,7 @@ impl Pool {
             device,
             label,
             options,
-            state: Mutex::new(State { space, mirror }),
+            state: Mutex::new(State { space, free_log, mirror }),
             store,
             committer: Committer::default(),
             transactions: AtomicU64::new(0),
