@@ -7,9 +7,12 @@
 //! [`sourcelog`], [`volume`], [`session`], [`filer`], [`hub`], [`observe`] and [`control`],
 //! [`config`], [`cli`].
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod device;
+pub mod filer;
+pub mod hub;
 pub mod limits;
 pub mod link;
 pub mod metric;
@@ -19,6 +22,7 @@ pub mod observe;
 pub mod pool;
 pub mod record;
 pub mod session;
+pub mod sourcelog;
 pub mod status;
 pub mod units;
 pub mod volume;

@@ -15,7 +15,8 @@ fn make_image(path: &Path, size: u64, seed: u64) {
     let mut state = seed | 1;
     let mut block = vec![0_u8; 65_536];
     for at in (0..size).step_by(block.len()) {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         if state >> 61 < 2 {
             continue;
         }
@@ -85,7 +86,7 @@ fn what_a_client_copies_in_is_read_from_the_hub() {
 #[test]
 fn nbdinfo_lists_and_describes_volumes_and_images() {
     let cluster = Cluster::start(&[
-        SourceSettings::new("filer-a").volumes(&[("vol0", "64MiB"), ("vol1", "1GiB")]),
+        SourceSettings::new("filer-a").volumes(&[("vol0", "64MiB"), ("vol1", "1GiB")])
     ]);
     let info = |uri: &str| {
         let output = run(Command::new("nbdinfo").arg("--json").arg(uri));
@@ -122,7 +123,12 @@ fn fio_verifies_the_source_and_the_image() {
         command.args(["--name=v", "--ioengine=nbd", "--rw=randwrite", "--bsrange=512-1048576"]);
         command.args(["--bs_unaligned=0", "--bssplit=512/20:4k/40:64k/30:1m/10"]);
         command.args(["--size=64m", "--io_size=96m", "--iodepth=32", "--verify=crc32c"]);
-        command.args(["--verify_fatal=1", "--randrepeat=1", "--randseed=11", "--serialize_overlap=1"]);
+        command.args([
+            "--verify_fatal=1",
+            "--randrepeat=1",
+            "--randseed=11",
+            "--serialize_overlap=1",
+        ]);
         command.arg(format!("--uri={uri}"));
         if only {
             command.arg("--verify_only");
@@ -176,8 +182,10 @@ fn qemu_io_at_odd_offsets_and_past_the_end() {
 fn three_sources_at_once() {
     let names = ["filer-a", "filer-b", "filer-c"];
     let volumes = [("vol0", "32MiB"), ("data.1", "48MiB")];
-    let settings: Vec<_> =
-        names.iter().map(|name| SourceSettings::new(name).volumes(&volumes).interval("1s")).collect();
+    let settings: Vec<_> = names
+        .iter()
+        .map(|name| SourceSettings::new(name).volumes(&volumes).interval("1s"))
+        .collect();
     let cluster = Cluster::start(&settings);
     let mut copies = Vec::new();
     for (at, name) in names.iter().enumerate() {
@@ -240,4 +248,17 @@ assert read() != first, 'a new reader sees no newer CP: the test shows nothing'
     let image = cluster.image("filer-a", "vol0");
     run(Command::new("/usr/bin/python3").arg("-c").arg(script).arg(&image));
     wait_for("fio ends", Duration::from_secs(20), || !writer.runs());
+}
+
+/// A checkpoint of a source that was never written to ends at once, at either end.
+#[test]
+fn a_checkpoint_with_nothing_to_say_ends() {
+    let cluster = Cluster::start(&[SourceSettings::new("filer-a")]);
+    for config in [cluster.hub_config(), cluster.source_config("filer-a")] {
+        let mut command = Command::new("timeout");
+        command.args(["20", BINARY, "checkpoint", "--json", "--config"]).arg(&config);
+        let output = run(&mut command);
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(answer["sources"][0]["cp"], 0);
+    }
 }

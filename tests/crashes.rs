@@ -93,8 +93,7 @@ fn both_ends_are_killed_at_once() {
 #[test]
 fn a_clean_stop_leaves_nothing_behind() {
     let mut cluster = Cluster::start(&[settings()]);
-    let writer =
-        Writer::start(socket(&cluster, "filer-a"), "filer-a/vol0", Known::default(), 8, 5);
+    let writer = Writer::start(socket(&cluster, "filer-a"), "filer-a/vol0", Known::default(), 8, 5);
     writer.wait_answered(500);
     let known = writer.finish();
     assert!(cluster.stop_source("filer-a").success());

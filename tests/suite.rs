@@ -1,6 +1,18 @@
 //! The integration suite: one binary, real processes, real foreign clients. See `tests/run`.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails panics")]
+#![cfg(test)]
 
+mod clients;
+mod commands;
+mod counted;
+mod crashes;
+mod examples;
+mod filesystems;
 mod floors;
+mod formats;
+mod harness;
+mod hostile;
+mod inject;
 mod nbd_clients;
+mod power;
+mod web;

@@ -63,15 +63,21 @@ pub fn load(file: &Path) -> Result<Loaded, Problems> {
     })
 }
 
-/// Only `data_dir`: where the admin socket of a running process is. Says nothing about the rest, so
-/// that a running process can be asked while its file is being changed.
-pub fn load_data_dir(file: &Path) -> Result<PathBuf, Problems> {
+/// Only the kind and `data_dir`: where the admin socket of a running process is. Says nothing about
+/// the rest, so that a running process can be asked while its file is being changed.
+pub fn load_data_dir(file: &Path) -> Result<(Kind, PathBuf), Problems> {
     let text = Text::read(file)?;
     let table = parse(&text)?;
-    let (mut reader, root) = Reader::new(Kind::Hub, &text, &table);
+    let kind = kind_of(&text, &table);
+    let (mut reader, root) = Reader::new(kind, &text, &table);
+    if kind == Kind::SourceFile {
+        let met = "says what a hub knows of a source, no process runs with it";
+        let fix = "name hub.toml or source.toml";
+        return Err(Problem::of_file(&text.file, met, fix).into());
+    }
     let data_dir = common::data_dir(&mut reader, &root);
     match data_dir {
-        Some(data_dir) if reader.problems.is_empty() => Ok(data_dir),
+        Some(data_dir) if reader.problems.is_empty() => Ok((kind, data_dir)),
         _ => Err(Problems::sorted(reader.problems)),
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::quantity::format_size;
 use super::schema::{HubConfig, PoolConfig, SourceConfig, VolumeConfig};
-use crate::limits::MIB;
+use crate::limits::{GIB, MIB};
 use crate::units::convert::to_u64;
 use crate::units::numbers::ByteCount;
 
@@ -100,13 +100,19 @@ pub fn of_source(source: &SourceConfig) -> Sizing {
 
 fn pool_line(pool: &PoolConfig) -> SizingLine {
     let bytes = pool.size().0;
-    // Used bytes x 1.1 have to fit; rounded down to whole MiB to be read.
-    let used = bytes / 11 * 10 / MIB;
+    // Used bytes x 1.1 have to fit.
+    let used = rounded_down(bytes / 11 * 10);
     SizingLine {
         what: "pool",
         bytes,
-        carries: format!("{used}MiB in use (used bytes x 1.1), less what kept CPs hold"),
+        carries: format!("{used} in use (used bytes x 1.1), less what kept CPs hold"),
     }
+}
+
+/// Whole GiB or, below ten of them, whole MiB.
+fn rounded_down(bytes: u64) -> String {
+    let unit = if bytes >= 10 * GIB { GIB } else { MIB };
+    format_size(ByteCount(bytes / unit * unit))
 }
 
 fn volumes_line(

@@ -7,7 +7,7 @@
 
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,6 +147,8 @@ fn take_lock(socket: &Path) -> Result<File, BindError> {
         .create(true)
         .truncate(false)
         .write(true)
+        // Whoever may open it may hold the lock, for reading too.
+        .mode(0o600)
         .open(&path)
         .map_err(io_error(&path, "open"))?;
     match lock.try_lock() {

@@ -127,8 +127,10 @@ pub const NBD_OPTION_SKIP_BYTES_MAX: u64 = MIB;
 pub const NBD_WRITE_SKIP_BYTES_MAX: u64 = 2 * NBD_REQUEST_BYTES_MAX;
 /// Extents in one answer to a block status request.
 pub const NBD_EXTENTS_MAX: usize = 65_536;
-/// Seconds in the middle of a request or a reply without one byte moving.
+/// Seconds in which the next `NBD_STALL_BYTES` of a request or a reply, or its rest, must move.
 pub const NBD_STALL_SECONDS_MAX: u64 = 60;
+/// What must move within that time: a client that trickles must not hold memory for hours.
+pub const NBD_STALL_BYTES: u64 = MIB;
 /// Seconds a client is given to take the last replies when we hang up.
 pub const NBD_LINGER_SECONDS_MAX: u64 = 1;
 /// Seconds a stop waits for requests under way before it cuts their connections.

@@ -83,19 +83,20 @@ pub const DEVICES: &[&str] = &["nvram", "log", "pool"];
 /// Words of the label `command` of NBD requests.
 pub const NBD_COMMANDS: &[&str] =
     &["read", "write", "flush", "trim", "write_zeroes", "cache", "block_status"];
-/// Words of the label `reason` of refused connections.
+/// Words of the label `reason` of refused connections: those of the wire's `RefusedCode`, in its
+/// order. A test there holds the two together.
 pub const REFUSALS: &[&str] = &[
-    "malformed",
     "version",
-    "timeout",
-    "too_many",
     "unknown_source",
-    "disabled",
-    "identity",
-    "history",
-    "epoch",
-    "certificate",
-    "other",
+    "other_source",
+    "other_hub",
+    "generation",
+    "diverged",
+    "gap",
+    "volume",
+    "faulted",
+    "busy",
+    "protocol",
 ];
 
 const SOURCE: Label = Label { name: "source", values: Values::Sources };
@@ -238,7 +239,7 @@ catalogue! {
         "Blocks that CPs carried: by reference into the log, inline, or as holes";
     CHECKPOINT_BYTES = "mirrorhub_checkpoint_wire_bytes_total", Bytes, Kind::Counter,
         [closed("kind", CHECKPOINT_KINDS)],
-        "Bytes on the wire of CP data by kind of block, frame headers shared out by run";
+        "Bytes of payload of CP data by kind of block; frame headers are not counted";
     CATALOG_COMMITS = "mirrorhub_catalog_commits_total", Count, Kind::Counter, [],
         "Commits of the catalog; the CPs of several sources share one";
     POOL_CAPACITY_BYTES = "mirrorhub_pool_capacity_bytes", Bytes, Kind::Gauge, [],

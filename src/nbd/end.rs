@@ -32,8 +32,8 @@ pub enum End {
     /// The export ended before its client wanted it to.
     #[error("export ended")]
     ExportEnded,
-    /// Nothing moved in the middle of a message.
-    #[error("no byte moved for {0:?} inside {1}")]
+    /// Too little moved in the middle of a message.
+    #[error("client stalled for {0:?} inside {1}")]
     Stalled(Duration, &'static str),
     /// The handshake took too long.
     #[error("handshake not done within {0:?}")]

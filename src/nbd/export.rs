@@ -142,6 +142,8 @@ pub struct Extent {
 pub type ExportFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ExportError>> + Send + 'a>>;
 
 /// One open export. Dropping the last reference closes it (an image: unpins it).
+///
+/// Implementations run [`conformance`](super::conformance) in their tests.
 pub trait Export: Send + Sync + 'static {
     /// What it is.
     fn info(&self) -> &ExportInfo;
@@ -155,7 +157,8 @@ pub trait Export: Send + Sync + 'static {
     /// Makes every write durable that was answered before this call, on any connection.
     fn flush(&self) -> ExportFuture<'_, ()>;
 
-    /// Gives up the whole blocks inside the range; what it leaves over stays as it is.
+    /// Makes holes, which read as zeroes, of the whole blocks of 4 KiB inside the range; the edges
+    /// stay as they are (R16). A range without a whole block does nothing.
     fn trim(&self, offset: u64, length: u32, fua: bool) -> ExportFuture<'_, ()>;
 
     /// Makes every byte of the range zero; with `no_hole` with space behind it. Must be faster

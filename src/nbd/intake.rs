@@ -3,8 +3,9 @@
 //! Called by `transmission` as a stream, so that a request half read survives whatever happens
 //! meanwhile. A refused write is read to its end and thrown away, so that the next header is met
 //! where it starts; one too long for that ends the connection. Between requests a client may be
-//! silent for ever; inside one it may not.
+//! silent for ever; inside one it may neither be silent nor trickle.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -16,13 +17,16 @@ use tokio::time::timeout;
 use super::budget::{Budget, Held};
 use super::end::End;
 use super::protocol::request::{Command, REQUEST_BYTES, Refusal, RequestHeader, Terms};
-use crate::limits::{NBD_EXTENTS_MAX, NBD_WRITE_SKIP_BYTES_MAX};
+use crate::limits::{NBD_EXTENTS_MAX, NBD_STALL_BYTES, NBD_WRITE_SKIP_BYTES_MAX};
 use crate::units::convert::{to_u64, to_usize, u32_to_usize};
 
 /// What an extent takes while an answer is made: as the export tells it and as it is sent.
 const EXTENT_BYTES: u64 = 32;
 /// Smallest extent that an export is expected to tell.
 const EXTENT_UNIT_BYTES: u64 = 512;
+
+/// Bytes that must come within the stall deadline.
+const STRETCH: usize = to_usize(NBD_STALL_BYTES);
 
 /// A request read whole.
 #[derive(Debug)]
@@ -96,12 +100,12 @@ impl<R: AsyncBufRead + Unpin> Intake<R> {
 
     async fn header(&mut self) -> Result<RequestHeader, End> {
         let mut bytes = [0; REQUEST_BYTES];
-        let mut filled = self.reader.read(&mut bytes).await?;
+        let filled = self.reader.read(&mut bytes).await?;
         if filled == 0 {
             return Err(End::Closed);
         }
-        while filled < bytes.len() {
-            filled += within(self.stall, self.reader.read(&mut bytes[filled..])).await?;
+        if filled < bytes.len() {
+            within(self.stall, self.reader.read_exact(&mut bytes[filled..])).await?;
         }
         let header = RequestHeader::decode(&bytes).ok_or(End::RequestMagic)?;
         if header.disconnects() { Err(End::Disconnected) } else { Ok(header) }
@@ -112,9 +116,18 @@ impl<R: AsyncBufRead + Unpin> Intake<R> {
     async fn payload(&mut self, length: usize) -> Result<Bytes, End> {
         let mut data = BytesMut::with_capacity(length);
         while data.len() < length {
-            let missing = length - data.len();
-            let mut room = (&mut data).limit(missing);
-            within(self.stall, self.reader.read_buf(&mut room)).await?;
+            let goal = length.min(data.len() + STRETCH);
+            within(self.stall, async {
+                while data.len() < goal {
+                    let missing = goal - data.len();
+                    let mut room = (&mut data).limit(missing);
+                    if self.reader.read_buf(&mut room).await? == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                Ok(())
+            })
+            .await?;
         }
         Ok(data.freeze())
     }
@@ -125,10 +138,19 @@ impl<R: AsyncBufRead + Unpin> Intake<R> {
         }
         let mut left = u32_to_usize(length);
         while left > 0 {
-            let there = within(self.stall, async { self.reader.fill_buf().await.map(<[u8]>::len) });
-            let part = there.await?.min(left);
-            self.reader.consume(part);
-            left -= part;
+            let goal = left.saturating_sub(STRETCH);
+            within(self.stall, async {
+                while left > goal {
+                    let part = self.reader.fill_buf().await?.len().min(left - goal);
+                    if part == 0 {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                    self.reader.consume(part);
+                    left -= part;
+                }
+                Ok(())
+            })
+            .await?;
         }
         Ok(Bytes::new())
     }
@@ -145,14 +167,17 @@ pub(super) async fn discard<R: AsyncBufRead + Unpin>(reader: &mut R) {
     }
 }
 
-/// One read inside a request: it must bring something, and in time.
-async fn within(
+/// A stretch of reading inside a request: it must get to its end, and in time.
+async fn within<T>(
     stall: Duration,
-    read: impl Future<Output = std::io::Result<usize>>,
-) -> Result<usize, End> {
-    match timeout(stall, read).await {
-        Ok(Ok(0)) => Err(End::Truncated("a request")),
-        Ok(result) => Ok(result?),
+    reading: impl Future<Output = io::Result<T>>,
+) -> Result<(), End> {
+    match timeout(stall, reading).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(End::Truncated("a request"))
+        }
+        Ok(Err(error)) => Err(End::Io(error)),
         Err(_) => Err(End::Stalled(stall, "a request")),
     }
 }

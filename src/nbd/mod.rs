@@ -10,6 +10,7 @@
 //!   `execute` asks the export, `outgoing` sends the latter, `budget` bounds both
 //! * [`listen`]: TCP and unix sockets
 //! * [`serve`]: accepting, caps, deadlines, stopping; [`counters`]: what it counts
+//! * [`conformance`]: what every export must do, as a check that implementations run
 //! * [`memory`]: an export in memory, for tests and measurements of the server itself
 //!
 //! One task serves one connection: it reads requests, polls what they became, and writes replies
@@ -18,6 +19,7 @@
 
 mod budget;
 pub mod client;
+pub mod conformance;
 pub mod counters;
 mod end;
 mod execute;

@@ -42,7 +42,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Options {
     /// From connecting to the first request.
     pub handshake_deadline: Duration,
-    /// Without one byte moving inside a request or a reply.
+    /// For the next MiB of a request or a reply, or its rest.
     pub stall_deadline: Duration,
     /// From a stop to the end of requests under way.
     pub drain_deadline: Duration,

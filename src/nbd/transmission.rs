@@ -31,7 +31,7 @@ use super::export::Export;
 use super::handshake::Opened;
 use super::intake::{Incoming, Intake};
 use super::outgoing::Outgoing;
-use crate::limits::{NBD_EAGER_WRITE_BYTES, NBD_REQUESTS_IN_FLIGHT_MAX};
+use crate::limits::{NBD_EAGER_WRITE_BYTES, NBD_REQUESTS_IN_FLIGHT_MAX, NBD_STALL_BYTES};
 
 /// What a connection shares with the others of its server.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub struct Surroundings<'a> {
     pub memory: &'a Pot,
     /// What is counted.
     pub counters: &'a Counters,
-    /// How long nothing may move inside a message.
+    /// Time for the next `NBD_STALL_BYTES` inside a message.
     pub stall: Duration,
     /// What a client is given to take its last replies.
     pub linger: Duration,
@@ -73,7 +73,7 @@ where
         running: FuturesUnordered::new(),
         outgoing: Outgoing::default(),
         writer,
-        stall: Stall { after: stall, timer: Box::pin(sleep(stall)), armed: false },
+        stall: Stall { after: stall, timer: Box::pin(sleep(stall)), moved: None },
         reading: true,
         refusing_since: None,
         linger,
@@ -145,21 +145,28 @@ enum Event {
     Idle,
 }
 
-/// A reply must move within this time.
+/// Within this time all replies that wait must leave, or `NBD_STALL_BYTES` of them.
 struct Stall {
     after: Duration,
     timer: Pin<Box<Sleep>>,
-    armed: bool,
+    /// Bytes sent since the timer was set; `None` if it is not set.
+    moved: Option<u64>,
 }
 
 impl Stall {
     /// Called while a write is pending: ready when it has been for too long.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.armed {
+        if self.moved.is_none() {
             self.timer.as_mut().reset(Instant::now() + self.after);
-            self.armed = true;
+            self.moved = Some(0);
         }
         self.timer.as_mut().poll(cx)
+    }
+
+    /// Called when bytes were sent, and whether they were the last that waited.
+    fn sent(&mut self, bytes: u64, all: bool) {
+        let moved = self.moved.map(|moved| moved + bytes);
+        self.moved = moved.filter(|moved| !all && *moved < NBD_STALL_BYTES);
     }
 }
 
@@ -227,14 +234,13 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
         if self.outgoing.is_empty() {
             return Poll::Pending;
         }
+        let before = self.outgoing.bytes();
         match self.outgoing.poll_write(self.writer, cx) {
-            Poll::Ready(result) => {
-                self.stall.armed = false;
-                Poll::Ready(match result {
-                    Ok(()) => Event::Sent,
-                    Err(error) => Event::Broken(End::Io(error)),
-                })
+            Poll::Ready(Ok(())) => {
+                self.stall.sent(before - self.outgoing.bytes(), self.outgoing.is_empty());
+                Poll::Ready(Event::Sent)
             }
+            Poll::Ready(Err(error)) => Poll::Ready(Event::Broken(End::Io(error))),
             Poll::Pending => {
                 let after = self.stall.after;
                 self.stall.poll(cx).map(|()| Event::Broken(End::Stalled(after, "a reply")))

@@ -22,5 +22,11 @@
 pub mod mirror;
 pub mod primary;
 
+use crate::units::numbers::CpNumber;
+
+/// No end takes a higher CP number from the other: what is left is room for 68 years of one CP a
+/// second, so that a peer's nonsense cannot use the numbers up.
+pub const CP_NUMBER_MAX: CpNumber = CpNumber(1 << 31);
+
 #[cfg(test)]
 mod tests;

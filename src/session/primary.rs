@@ -10,6 +10,9 @@
 //! A message that breaks the protocol ends the connection ([`Action::Close`]); a history that does
 //! not join ends the session until an administrator acts ([`Action::Halt`]).
 
+mod checkpoint;
+mod joining;
+
 use std::collections::VecDeque;
 
 use crate::record::marks::Place;
@@ -19,10 +22,7 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{
     CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
-use crate::wire::message::{
-    Ack, CpEnd, CpRejected, Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PartitionFull,
-    Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot, WantLog, Welcome,
-};
+use crate::wire::message::{Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot};
 
 /// Who the source is; constant for one run of it, but for hub and epoch, which Welcome may set.
 #[derive(Debug, Clone)]
@@ -63,11 +63,14 @@ pub enum Event {
     Refilled { held: Held, previous: TransferId, hash_before: crate::units::hash::StreamHash },
     /// The committing thread formed a transfer.
     Formed(Held),
+    /// Transfers up to this one are durable in the own NVRAM.
+    OwnDurable(TransferId),
     /// The freeze of a CP is durable in the own NVRAM.
     Frozen { cp: CpNumber, place: Place },
     /// The own commit of the frozen CP is durable.
     Committed { cp: CpNumber, roots: Vec<(VolumeNumber, Root)> },
-    /// All Updates of the frozen CP were handed to the socket.
+    /// All Updates of the newest [`Action::SendData`] were handed to the socket; what an older one
+    /// still had to send is dropped, not sent behind it.
     DataSent { cp: CpNumber, bytes: u64 },
     /// Time to try a CP again that the hub could not take for lack of space.
     Retry,
@@ -82,15 +85,18 @@ pub enum Action {
     SendTransfer(TransferId),
     /// Start to send the data of the frozen CP; `inline` asks for every block as data.
     SendData { cp: CpNumber, inline: bool },
-    /// The hub took that many bytes of CP data on this connection; more may follow up to `limit`.
+    /// The hub took that many bytes of CP data on this connection; at most `limit` may be under way.
+    /// `taken` never falls within a connection, but only the shell knows what was sent: a hub may
+    /// claim more, so subtract with care.
     DataWindow { taken: u64, limit: u64 },
-    /// Everything up to this place is durable on the hub.
+    /// Everything up to this place is durable on the hub. It steps back at Welcome only if the hub
+    /// has lost what it had acknowledged: what is missing is sent again (R7).
     HubDurable(Place),
     /// The refilled transfer of this event joins: append it to the NVRAM and the buffers.
     Adopt,
     /// Epoch and hub are known: keep them.
     Joined { hub: HubId, epoch: Epoch },
-    /// Clients may be served.
+    /// Clients may be served; their writes belong to CP [`Primary::cp_max`] + 1.
     Serve,
     /// The CP is published on the hub: release its partition.
     Done { cp: CpNumber },
@@ -102,9 +108,9 @@ pub enum Action {
     Scanned(crate::wire::message::Scanned),
     /// The CP was refused and will be tried again as said.
     Rejected { cp: CpNumber, reason: String, no_space: bool },
-    /// Close the connection and connect again later.
+    /// Close the connection, say [`Event::Disconnected`], connect again later.
     Close { reason: String },
-    /// Close and do not connect again by yourself.
+    /// Close and do not connect again by yourself. What the source does alone is still told.
     Halt(Refused),
 }
 
@@ -112,8 +118,13 @@ pub enum Action {
 enum State {
     Away,
     Greeting,
-    Refilling,
+    /// Until `target`, where the hub's log ended at Welcome.
+    Refilling {
+        target: Place,
+    },
     Streaming,
+    /// The peer broke the protocol; waits for [`Event::Disconnected`] and takes nothing more.
+    Closing,
     Halted,
 }
 
@@ -138,7 +149,7 @@ enum Data {
 }
 
 /// The primary's machine.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Primary {
     identity: Identity,
     state: State,
@@ -150,31 +161,40 @@ pub struct Primary {
     in_flight_bytes: u64,
     log_credit: u64,
     cp_credit: u64,
+    cp_taken: u64,
+    /// Last transfer known durable in the own NVRAM (R1).
+    own_durable: TransferId,
     own_cp: CpNumber,
     cp_max: CpNumber,
     pending: Option<PendingCp>,
 }
 
 impl Primary {
-    /// A machine for a source that holds `held` behind `held_after` and whose last own CP is
-    /// `own_cp`. A CP that was frozen before the restart follows as [`Event::Frozen`].
+    /// A machine for a source that holds `held` behind `held_after`, all of it durable, and whose
+    /// last own CP is `own_cp`. A CP that was frozen before the restart follows as
+    /// [`Event::Frozen`] before the first [`Event::Connected`], and if its commit is durable as
+    /// [`Event::Committed`] with its roots.
     pub fn new(
         identity: Identity,
         held_after: Place,
         held: impl IntoIterator<Item = Held>,
         own_cp: CpNumber,
     ) -> Self {
+        let held: VecDeque<Held> = held.into_iter().collect();
+        let own_durable = held.back().map_or(held_after, |held| held.place).transfer;
         Self {
             identity,
             state: State::Away,
             serving: false,
             held_after,
-            held: held.into_iter().collect(),
+            held,
+            own_durable,
             sent: 0,
             acked: 0,
             in_flight_bytes: 0,
             log_credit: 0,
             cp_credit: 0,
+            cp_taken: 0,
             own_cp,
             cp_max: own_cp,
             pending: None,
@@ -194,23 +214,29 @@ impl Primary {
     /// Takes one event; returns what is to be done, in order.
     pub fn step(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
-        if self.state == State::Halted && !matches!(event, Event::Formed(_)) {
-            return actions;
-        }
         match event {
             Event::Connected => self.connected(&mut actions),
             Event::Disconnected => self.disconnected(),
-            Event::Received(message) => self.received(message, &mut actions),
+            Event::Received(message) => {
+                if self.in_session() {
+                    self.received(message, &mut actions);
+                }
+            }
             Event::Refilled { held, previous, hash_before } => {
-                self.refilled(held, previous, hash_before, &mut actions);
+                if self.in_session() {
+                    self.refilled(held, previous, hash_before, &mut actions);
+                }
             }
             Event::Formed(held) => {
+                let last = self.last();
+                let rises = held.place.sequence > last.sequence;
                 assert!(
-                    held.place.sequence > self.last().sequence,
+                    rises && held.place.transfer > last.transfer,
                     "transfers are formed in order"
                 );
                 self.held.push_back(held);
             }
+            Event::OwnDurable(id) => self.own_durable = self.own_durable.max(id),
             Event::Frozen { cp, place } => self.frozen(cp, place),
             Event::Committed { cp, roots } => self.committed(cp, roots),
             Event::DataSent { cp, bytes } => self.data_sent(cp, bytes),
@@ -227,29 +253,30 @@ impl Primary {
         actions
     }
 
-    fn connected(&mut self, actions: &mut Vec<Action>) {
-        assert!(self.state == State::Away, "one connection at a time");
-        self.state = State::Greeting;
-        actions.push(Action::Send(Message::Hello(Hello {
-            version: PROTOCOL_VERSION,
-            version_min: PROTOCOL_VERSION_MIN,
-            name: self.identity.name.clone(),
-            source: self.identity.source,
-            hub: self.identity.hub,
-            generation: self.identity.generation,
-            epoch: self.identity.epoch,
-            volumes: self.identity.volumes.clone(),
-            held_after: self.held_after.into(),
-            last: self.last().into(),
-            own_durable: self.last().transfer,
-            own_cp: self.own_cp,
-            cp_max: self.cp_max,
-            serving: self.serving,
-        })));
+    /// Whether frames of the peer count: not behind a Close or Halt, nor without a connection.
+    fn in_session(&self) -> bool {
+        match self.state {
+            State::Greeting | State::Refilling { .. } | State::Streaming => true,
+            State::Away | State::Closing | State::Halted => false,
+        }
+    }
+
+    /// Ends the connection; the shell connects again later.
+    fn close(&mut self, reason: impl Into<String>, actions: &mut Vec<Action>) {
+        self.state = State::Closing;
+        actions.push(Action::Close { reason: reason.into() });
+    }
+
+    /// Ends the connection for good.
+    fn halt(&mut self, refused: Refused, actions: &mut Vec<Action>) {
+        self.state = State::Halted;
+        actions.push(Action::Halt(refused));
     }
 
     fn disconnected(&mut self) {
-        self.state = State::Away;
+        if self.state != State::Halted {
+            self.state = State::Away;
+        }
         self.sent = self.acked;
         self.in_flight_bytes = 0;
         if let Some(pending) = &mut self.pending {
@@ -260,245 +287,74 @@ impl Primary {
     fn received(&mut self, message: Message, actions: &mut Vec<Action>) {
         match (self.state, message) {
             (State::Greeting, Message::Welcome(welcome)) => self.welcomed(&welcome, actions),
-            (State::Greeting | State::Refilling | State::Streaming, Message::Refused(refused)) => {
+            (_, Message::Refused(refused)) => {
                 self.refused(refused, actions);
             }
-            (State::Refilling, Message::RefillEnd(end)) => {
-                if Place::from(end.last) == self.last() {
+            (State::Refilling { target }, Message::RefillEnd(end)) => {
+                if Place::from(end.last) == target && self.last() == target {
                     self.acked = self.held.len();
                     self.sent = self.acked;
                     self.join(actions);
                 } else {
-                    actions.push(close("refill ended at another place than it delivered"));
+                    self.close("refill ended before the hub's last transfer", actions);
                 }
             }
             (State::Streaming, Message::Ack(ack)) => self.ack(ack, actions),
-            (State::Streaming, Message::CpDone(done)) => self.done(done.cp, actions),
-            (State::Streaming, Message::CpRejected(no)) => self.rejected(&no, actions),
-            (State::Streaming, Message::WantCheckpoint(want)) => {
+            // The hub knows of a refill only when WantLog has come.
+            (State::Refilling { .. }, Message::Ack(ack)) => self.log_credit = ack.log_credit,
+            (State::Streaming, Message::CpDone(done)) => {
+                if self.is_announced(done.cp) {
+                    self.done(done.cp, actions);
+                } else {
+                    self.close("CpDone of a CP that is not under way", actions);
+                }
+            }
+            (State::Streaming, Message::CpRejected(no)) => {
+                if self.is_announced(no.cp) {
+                    self.rejected(&no, actions);
+                } else {
+                    self.close("CpRejected of a CP that is not under way", actions);
+                }
+            }
+            (State::Streaming | State::Refilling { .. }, Message::WantCheckpoint(want)) => {
                 actions.push(Action::Checkpoint { token: want.token });
             }
-            (State::Streaming, Message::Scan(scan)) => {
+            (State::Streaming | State::Refilling { .. }, Message::Scan(scan)) => {
                 actions.push(Action::Scan { cp: scan.cp, token: scan.token });
             }
-            (State::Streaming, Message::Scanned(scanned)) => {
+            (State::Streaming | State::Refilling { .. }, Message::Scanned(scanned)) => {
                 actions.push(Action::Scanned(scanned));
             }
-            (State::Streaming | State::Refilling, Message::Ping(ping)) => {
+            (_, Message::Ping(ping)) => {
                 actions.push(Action::Send(Message::Pong(Pong { token: ping.token })));
             }
             (_, Message::Pong(_)) => {}
-            (_, Message::Going(going)) => actions.push(Action::Close { reason: going.reason }),
+            (_, Message::Going(going)) => self.close(going.reason, actions),
             (state, other) => {
-                let reason = format!("{} is out of place in state {state:?}", other.name());
-                actions.push(Action::Close { reason });
-            }
-        }
-    }
-
-    /// Compares the two histories and decides how they join (R1, R7).
-    fn welcomed(&mut self, welcome: &Welcome, actions: &mut Vec<Action>) {
-        let halt = |code, reason: String, next_step: &str| {
-            Action::Halt(Refused { code, reason, next_step: next_step.to_owned() })
-        };
-        if welcome.applied_cp > self.own_cp {
-            self.state = State::Halted;
-            let reason = format!(
-                "the hub has published CP {}, this source has committed only CP {}: its state was \
-                 rolled back",
-                welcome.applied_cp, self.own_cp
-            );
-            actions.push(halt(RefusedCode::Diverged, reason, "restore the newer state directory"));
-            return;
-        }
-        self.cp_max = self.cp_max.max(welcome.cp_max);
-        self.log_credit = welcome.log_credit;
-        self.cp_credit = welcome.cp_credit;
-        actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
-        self.identity.hub = Some(welcome.hub);
-        self.identity.epoch = welcome.epoch;
-        let hub_last = Place::from(welcome.last);
-        if hub_last.sequence > self.last().sequence {
-            self.refill(hub_last, actions);
-        } else if let Some(position) = self.find(hub_last) {
-            self.acked = position;
-            self.sent = position;
-            self.settle(welcome.applied_cp, actions);
-            self.join(actions);
-        } else {
-            self.state = State::Halted;
-            let (code, what) = if hub_last.sequence < self.held_after.sequence {
-                (RefusedCode::Gap, "ends before the oldest transfer held here")
-            } else {
-                (RefusedCode::Diverged, "is not on this source's line")
-            };
-            let reason = format!(
-                "the hub's log of this source, ending with transfer {} (sequence {}), {what}",
-                hub_last.transfer, hub_last.sequence
-            );
-            actions.push(halt(code, reason, "a resync is needed; see docs/operations.md"));
-        }
-    }
-
-    fn refill(&mut self, hub_last: Place, actions: &mut Vec<Action>) {
-        if self.serving {
-            self.state = State::Halted;
-            actions.push(Action::Halt(Refused {
-                code: RefusedCode::Diverged,
-                reason: format!(
-                    "the hub holds transfer {} that this running source never sent",
-                    hub_last.transfer
-                ),
-                next_step: "look for a second source with this state directory".to_owned(),
-            }));
-            return;
-        }
-        self.state = State::Refilling;
-        actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
-    }
-
-    fn refilled(
-        &mut self,
-        held: Held,
-        previous: TransferId,
-        hash_before: crate::units::hash::StreamHash,
-        actions: &mut Vec<Action>,
-    ) {
-        let last = self.last();
-        let joins = previous == last.transfer && hash_before == last.hash;
-        if self.state != State::Refilling || !joins || held.place.sequence <= last.sequence {
-            actions.push(close("a refilled transfer does not follow the last one"));
-            return;
-        }
-        self.held.push_back(held);
-        actions.push(Action::Adopt);
-    }
-
-    /// A CP that the hub had published before the connection broke is done.
-    fn settle(&mut self, applied: CpNumber, actions: &mut Vec<Action>) {
-        if let Some(pending) = &self.pending
-            && pending.cp <= applied
-        {
-            let cp = pending.cp;
-            self.done(cp, actions);
-        }
-    }
-
-    fn join(&mut self, actions: &mut Vec<Action>) {
-        self.state = State::Streaming;
-        actions.push(Action::HubDurable(self.acked_place()));
-        if !self.serving {
-            self.serving = true;
-            actions.push(Action::Serve);
-        }
-    }
-
-    fn refused(&mut self, refused: Refused, actions: &mut Vec<Action>) {
-        match refused.code {
-            RefusedCode::Busy | RefusedCode::Faulted | RefusedCode::UnknownSource => {
-                actions.push(Action::Close { reason: refused.reason });
-            }
-            RefusedCode::Version
-            | RefusedCode::OtherSource
-            | RefusedCode::OtherHub
-            | RefusedCode::Generation
-            | RefusedCode::Diverged
-            | RefusedCode::Gap
-            | RefusedCode::Volume
-            | RefusedCode::Protocol => {
-                self.state = State::Halted;
-                actions.push(Action::Halt(refused));
+                self.close(format!("{} is out of place in state {state:?}", other.name()), actions);
             }
         }
     }
 
     fn ack(&mut self, ack: Ack, actions: &mut Vec<Action>) {
-        self.log_credit = ack.log_credit;
-        actions.push(Action::DataWindow { taken: ack.cp_taken, limit: self.cp_credit });
         let upto = self.held.partition_point(|held| held.place.transfer <= ack.id);
-        if upto > self.sent {
-            actions.push(close("an acknowledgement of a transfer that was not sent"));
+        let named = upto.checked_sub(1).map(|at| self.held[at].place.transfer);
+        if upto > self.sent || upto > self.acked && named != Some(ack.id) {
+            self.close("an acknowledgement of a transfer that was not sent", actions);
             return;
         }
+        if ack.cp_taken < self.cp_taken {
+            self.close("an acknowledgement that takes CP data back", actions);
+            return;
+        }
+        self.log_credit = ack.log_credit;
+        self.cp_taken = ack.cp_taken;
+        actions.push(Action::DataWindow { taken: ack.cp_taken, limit: self.cp_credit });
         if upto > self.acked {
             let bytes: u64 = self.held.range(self.acked..upto).map(|held| held.bytes).sum();
             self.in_flight_bytes -= bytes;
             self.acked = upto;
             actions.push(Action::HubDurable(self.acked_place()));
-        }
-    }
-
-    fn done(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
-        let Some(pending) = self.pending.take_if(|pending| pending.cp == cp) else {
-            actions.push(close("CpDone of a CP that is not under way"));
-            return;
-        };
-        let released = self.find(pending.place);
-        let Some(released) = released.filter(|&released| released <= self.acked) else {
-            actions.push(close("CpDone of a CP whose transfers were not acknowledged"));
-            self.pending = Some(pending);
-            return;
-        };
-        self.held.drain(..released);
-        self.sent -= released;
-        self.acked -= released;
-        self.held_after = pending.place;
-        actions.push(Action::Done { cp });
-    }
-
-    /// The first refusal is answered by sending every block, the next one is the end (R19).
-    fn rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
-        let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == no.cp) else {
-            actions.push(close("CpRejected of a CP that is not under way"));
-            return;
-        };
-        let (cp, reason, no_space) = (no.cp, no.reason.clone(), no.no_space);
-        if no_space {
-            pending.data = Data::Parked;
-        } else if pending.refusals >= 2 {
-            self.state = State::Halted;
-            actions.push(Action::Halt(Refused {
-                code: RefusedCode::Diverged,
-                reason: format!("CP {cp} was refused {} times: {reason}", pending.refusals + 1),
-                next_step: "compare both ends with `mirrorhub verify`".to_owned(),
-            }));
-            return;
-        } else {
-            pending.refusals += 1;
-            pending.inline = true;
-            pending.data = Data::Waiting;
-        }
-        actions.push(Action::Rejected { cp, reason, no_space });
-    }
-
-    fn frozen(&mut self, cp: CpNumber, place: Place) {
-        assert!(self.pending.is_none(), "one CP is under way at a time");
-        assert!(self.find(place).is_some(), "a CP ends at a transfer that is held");
-        self.cp_max = self.cp_max.max(cp);
-        self.pending = Some(PendingCp {
-            cp,
-            place,
-            roots: None,
-            data: Data::Waiting,
-            inline: false,
-            refusals: 0,
-        });
-    }
-
-    fn committed(&mut self, cp: CpNumber, roots: Vec<(VolumeNumber, Root)>) {
-        // A CP that the hub had published before a restart may be done before it is told here.
-        self.own_cp = self.own_cp.max(cp);
-        if let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == cp) {
-            let roots = roots.into_iter().map(|(volume, root)| VolumeRoot { volume, root });
-            pending.roots = Some(roots.collect());
-        }
-    }
-
-    fn data_sent(&mut self, cp: CpNumber, bytes: u64) {
-        if let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == cp)
-            && pending.data == Data::Sending
-        {
-            pending.data = Data::Sent(bytes);
         }
     }
 
@@ -517,30 +373,6 @@ impl Primary {
             self.pump_cp(actions);
         }
         self.pump_cp(actions);
-    }
-
-    fn pump_cp(&mut self, actions: &mut Vec<Action>) {
-        let sent = match self.sent.checked_sub(1) {
-            Some(last) => self.held[last].place.sequence,
-            None => self.held_after.sequence,
-        };
-        let Some(pending) = &mut self.pending else { return };
-        if pending.data == Data::Waiting && sent >= pending.place.sequence {
-            pending.data = Data::Sending;
-            let full = PartitionFull { cp: pending.cp, last: pending.place.into() };
-            actions.push(Action::Send(Message::PartitionFull(full)));
-            actions.push(Action::SendData { cp: pending.cp, inline: pending.inline });
-        }
-        if let (Data::Sent(update_bytes), Some(roots)) = (pending.data, &pending.roots) {
-            pending.data = Data::Ended;
-            let end = CpEnd {
-                cp: pending.cp,
-                place: pending.place.into(),
-                roots: roots.clone(),
-                update_bytes,
-            };
-            actions.push(Action::Send(Message::CpEnd(end)));
-        }
     }
 
     /// How many held transfers lie up to and with `place`, if it is on this line.
@@ -564,7 +396,11 @@ impl Primary {
         assert!(self.sent <= self.held.len(), "sent before formed");
         let in_flight: u64 = match self.state {
             State::Streaming => self.held.range(self.acked..self.sent).map(|held| held.bytes).sum(),
-            State::Away | State::Greeting | State::Refilling | State::Halted => 0,
+            State::Away
+            | State::Greeting
+            | State::Refilling { .. }
+            | State::Closing
+            | State::Halted => 0,
         };
         debug_assert!(
             self.state != State::Streaming || in_flight == self.in_flight_bytes,
@@ -581,8 +417,30 @@ impl Primary {
     pub fn hub_sequence(&self) -> SequenceNumber {
         self.acked_place().sequence
     }
+
+    /// Equal for machines that behave alike, for the searches of the tests.
+    #[cfg(test)]
+    pub(super) fn fingerprint<H: std::hash::Hasher>(&self, to: &mut H) {
+        use std::hash::Hash;
+        let Self { state, serving, held_after, held, sent, acked, .. } = self;
+        let target = match state {
+            State::Refilling { target } => Some(target.hash),
+            State::Away | State::Greeting | State::Streaming | State::Closing | State::Halted => {
+                None
+            }
+        };
+        (std::mem::discriminant(state), target, serving).hash(to);
+        (held_after.hash, held.len(), held.back().map(|held| held.place.hash), sent, acked)
+            .hash(to);
+        (self.log_credit, self.cp_credit, self.cp_taken, self.own_cp, self.cp_max).hash(to);
+        if let Some(pending) = &self.pending {
+            let PendingCp { cp, roots, data, inline, refusals, .. } = pending;
+            let sent = if let Data::Sent(bytes) = data { Some(bytes) } else { None };
+            (cp, roots.is_some(), std::mem::discriminant(data), sent, inline, refusals).hash(to);
+        }
+    }
 }
 
-fn close(reason: &str) -> Action {
-    Action::Close { reason: reason.to_owned() }
+fn refused(code: RefusedCode, reason: String, next_step: &str) -> Refused {
+    Refused { code, reason, next_step: next_step.to_owned() }
 }

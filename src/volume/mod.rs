@@ -10,6 +10,7 @@
 //! * [`walk`]: visits a tree, pruned by range and birth
 //! * [`reader`]: serves bytes and extents of a pinned CP
 //! * [`diff`]: what changed since a CP; where two trees differ
+//! * [`scan`]: reads everything and computes the root anew
 //! * [`check`]: proves that everything reachable is whole and that reachable + free = all
 //!
 //! Invariant: a tree is never changed; a new one shares what did not change. Errors name the
@@ -22,6 +23,7 @@ pub mod geometry;
 pub mod node;
 pub mod reader;
 pub mod root;
+pub mod scan;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

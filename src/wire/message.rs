@@ -170,9 +170,9 @@ impl RefusedCode {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Version => "version",
-            Self::UnknownSource => "unknown-source",
-            Self::OtherSource => "other-source",
-            Self::OtherHub => "other-hub",
+            Self::UnknownSource => "unknown_source",
+            Self::OtherSource => "other_source",
+            Self::OtherHub => "other_hub",
             Self::Generation => "generation",
             Self::Diverged => "diverged",
             Self::Gap => "gap",
@@ -318,6 +318,19 @@ pub struct Scan {
     pub token: u64,
 }
 
+/// What reading one volume gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeScan {
+    /// Which volume.
+    pub volume: VolumeNumber,
+    /// Root recomputed from the data read; none if a block could not be read.
+    pub root: Option<Root>,
+    /// Data blocks read; holes are known without reading.
+    pub blocks_read: u64,
+    /// Blocks that could not be read or failed a check.
+    pub bad_blocks: u64,
+}
+
 /// What reading gave.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scanned {
@@ -325,9 +338,9 @@ pub struct Scanned {
     pub cp: CpNumber,
     /// Names the question.
     pub token: u64,
-    /// Roots recomputed from the data read; none if the CP is not here any more.
-    pub roots: Vec<VolumeRoot>,
-    /// What could not be read or failed its check.
+    /// All volumes; empty if the CP is not here any more.
+    pub volumes: Vec<VolumeScan>,
+    /// What could not be read or failed its check, in words.
     pub problems: Vec<String>,
 }
 
@@ -479,6 +492,12 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_words_of_refusals_are_those_of_the_catalogue() {
+        let words = RefusedCode::ALL.map(RefusedCode::word);
+        assert_eq!(words.as_slice(), crate::metric::catalogue::REFUSALS);
+    }
 
     fn round(message: Message, payload: &'static [u8]) {
         let frame = Frame::new(&message, Bytes::from_static(payload));

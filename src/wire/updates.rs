@@ -88,6 +88,11 @@ impl Encoder {
         self.bytes.is_empty()
     }
 
+    /// Bytes so far.
+    pub fn bytes_len(&self) -> u64 {
+        to_u64(self.bytes.len())
+    }
+
     /// How many inline blocks still fit in a run of their own.
     pub fn inline_room(&self) -> u64 {
         let room = self.limit.saturating_sub(self.bytes.len() + RUN_HEADER_BYTES_MAX);
@@ -176,6 +181,11 @@ impl<'a> Decoder<'a> {
     /// Reads `bytes` for a volume of `blocks` blocks.
     pub fn new(bytes: &'a [u8], blocks: u64) -> Self {
         Self { bytes, at: 0, blocks, next: 0, near: None, failed: false }
+    }
+
+    /// Bytes read so far: the end of the run that came last.
+    pub fn position(&self) -> u64 {
+        to_u64(self.at)
     }
 
     fn run(&mut self) -> Result<Run<'a>, UpdatesError> {

@@ -8,7 +8,7 @@ pub mod oracle;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -18,11 +18,18 @@ use serde_json::Value;
 /// The binary under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_mirrorhub");
 
-/// A port nobody listens on now.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address").port()
+/// A loopback address that no other test of this or another process uses, by chance of one in
+/// millions; ports on it are free as long as they differ.
+fn own_address(directory: &Path) -> Ipv4Addr {
+    let hash = blake3::hash(directory.as_os_str().as_encoded_bytes());
+    let [a, b, c] = [hash.as_bytes()[0], hash.as_bytes()[1], hash.as_bytes()[2]];
+    Ipv4Addr::new(127, 1 + a % 250, b, 1 + c % 250)
 }
+
+/// Ports of the hub on the cluster's own address; sources follow.
+const HUB_PORT: u16 = 7420;
+const HTTP_PORT: u16 = 7421;
+const SOURCE_HTTP_PORT: u16 = 7430;
 
 /// Waits until `done` is true; panics with `what` after `limit`. The pause between two looks is
 /// the only sleep of the suite.
@@ -37,7 +44,7 @@ pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
 /// A pause of the test itself, on a channel that nobody sends on.
 pub fn pause(length: Duration) {
     let (_sender, receiver) = std::sync::mpsc::channel::<()>();
-    drop(receiver.recv_timeout(length));
+    let _waited = receiver.recv_timeout(length);
 }
 
 /// Runs a command to its end; panics with its output if it fails.
@@ -80,11 +87,6 @@ impl Process {
         Self { name: name.to_owned(), child, log }
     }
 
-    /// Process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Sends a signal by name.
     pub fn signal(&self, signal: &str) {
         run(Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()));
@@ -106,6 +108,11 @@ impl Process {
             status.is_some()
         });
         status.expect("it has ended")
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it still runs.
@@ -172,15 +179,21 @@ impl SourceSettings {
         self
     }
 
-    /// With this NVRAM.
-    pub fn nvram(mut self, size: &str) -> Self {
-        self.nvram = size.to_owned();
+    /// With these lines in `[replication]`.
+    pub fn replication(mut self, lines: &str) -> Self {
+        lines.clone_into(&mut self.replication);
         self
     }
 
-    /// With these lines in `[replication]`.
-    pub fn replication(mut self, lines: &str) -> Self {
-        self.replication = lines.to_owned();
+    /// With a pool of this size.
+    pub fn pool(mut self, size: &str) -> Self {
+        size.clone_into(&mut self.pool);
+        self
+    }
+
+    /// With this NVRAM.
+    pub fn nvram(mut self, size: &str) -> Self {
+        self.nvram = size.to_owned();
         self
     }
 }
@@ -190,12 +203,13 @@ impl SourceSettings {
 pub struct Cluster {
     /// Everything lies below it.
     pub dir: tempfile::TempDir,
-    hub_port: u16,
-    http_port: u16,
+    address: Ipv4Addr,
     hub: Option<Process>,
     sources: Vec<(SourceSettings, u16, Option<Process>)>,
     /// Environment of every process.
     pub environment: Vec<(String, String)>,
+    /// Set by a test that makes the hub refuse CPs on purpose: else none may be (R19).
+    pub refusals_wanted: bool,
 }
 
 impl Cluster {
@@ -206,23 +220,24 @@ impl Cluster {
 
     /// The same with other sizes of the hub's ring and pool.
     pub fn prepare_with(sources: &[SourceSettings], nvram: &str, pool: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("temporary directory");
-        let (hub_port, http_port) = (free_port(), free_port());
+        let dir =
+            tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("temporary directory");
+        let address = own_address(dir.path());
         fs::create_dir_all(dir.path().join("hub/sources.d")).expect("directory");
         let hub = format!(
-            "data_dir = \"state\"\nlisten = \"127.0.0.1:{hub_port}\"\nnbd_listen = \"unix:nbd.sock\"\n\
-             http_listen = \"127.0.0.1:{http_port}\"\nsources_dir = \"sources.d\"\n\
+            "data_dir = \"state\"\nlisten = \"{address}:{HUB_PORT}\"\nnbd_listen = \"unix:nbd.sock\"\n\
+             http_listen = \"{address}:{HTTP_PORT}\"\nsources_dir = \"sources.d\"\n\
              [nvram]\nsize = \"{nvram}\"\n\
              [pool]\ndevices = [{{ path = \"state/disk0\", size = \"{pool}\" }}]\n"
         );
         fs::write(dir.path().join("hub/hub.toml"), hub).expect("hub.toml");
         let mut cluster = Self {
             dir,
-            hub_port,
-            http_port,
+            address,
             hub: None,
             sources: Vec::new(),
             environment: Vec::new(),
+            refusals_wanted: false,
         };
         for source in sources {
             cluster.add_source(source.clone());
@@ -255,7 +270,8 @@ impl Cluster {
 
     /// Writes a source's files on both ends.
     pub fn add_source(&mut self, settings: SourceSettings) {
-        let port = free_port();
+        let address = self.address;
+        let port = SOURCE_HTTP_PORT + u16::try_from(self.sources.len()).expect("few sources");
         let dir = self.dir.path().join(&settings.name);
         fs::create_dir_all(&dir).expect("directory");
         let volumes: String = settings
@@ -264,16 +280,11 @@ impl Cluster {
             .map(|(name, size)| format!("[[volume]]\nname = \"{name}\"\nsize = \"{size}\"\n"))
             .collect();
         let text = format!(
-            "name = \"{}\"\ndata_dir = \"state\"\nhub = \"127.0.0.1:{}\"\n\
-             nbd_listen = \"unix:nbd.sock\"\nhttp_listen = \"127.0.0.1:{port}\"\n\
+            "name = \"{}\"\ndata_dir = \"state\"\nhub = \"{address}:{HUB_PORT}\"\n\
+             nbd_listen = \"unix:nbd.sock\"\nhttp_listen = \"{address}:{port}\"\n\
              [nvram]\nsize = \"{}\"\n[checkpoint]\ninterval = \"{}\"\n[replication]\n{}\n\
              [pool]\ndevices = [{{ path = \"state/disk0\", size = \"{}\" }}]\n{volumes}",
-            settings.name,
-            self.hub_port,
-            settings.nvram,
-            settings.interval,
-            settings.replication,
-            settings.pool,
+            settings.name, settings.nvram, settings.interval, settings.replication, settings.pool,
         );
         fs::write(dir.join("source.toml"), text).expect("source.toml");
         let file = self.dir.path().join("hub/sources.d").join(format!("{}.toml", settings.name));
@@ -294,16 +305,6 @@ impl Cluster {
     /// Configuration file of a source.
     pub fn source_config(&self, name: &str) -> PathBuf {
         self.dir.path().join(name).join("source.toml")
-    }
-
-    /// State directory of the hub.
-    pub fn hub_state(&self) -> PathBuf {
-        self.dir.path().join("hub/state")
-    }
-
-    /// State directory of a source.
-    pub fn source_state(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name).join("state")
     }
 
     fn command(&self, role: &str, config: &Path) -> Command {
@@ -333,6 +334,24 @@ impl Cluster {
         });
     }
 
+    /// Starts the hub by this command and does not wait: it may fail at once.
+    pub fn spawn_hub_with(&mut self, command: &mut Command) {
+        assert!(self.hub.is_none(), "the hub runs already");
+        let log = self.dir.path().join("hub.log");
+        self.hub = Some(Process::start("hub", log, command));
+    }
+
+    /// Whether the hub was started and still runs.
+    pub fn hub_runs(&mut self) -> bool {
+        self.hub.as_mut().is_some_and(Process::runs)
+    }
+
+    /// Whether a source was started and still runs.
+    pub fn source_runs(&mut self, name: &str) -> bool {
+        let at = self.index(name);
+        self.sources[at].2.as_mut().is_some_and(Process::runs)
+    }
+
     /// Starts a source; it may wait for its hub.
     pub fn start_source(&mut self, name: &str) {
         let mut command = self.command("source", &self.source_config(name));
@@ -353,14 +372,19 @@ impl Cluster {
     }
 
     /// The hub's process.
-    pub fn hub(&mut self) -> &mut Process {
+    pub fn hub_process(&mut self) -> &mut Process {
         self.hub.as_mut().expect("the hub runs")
     }
 
     /// A source's process.
-    pub fn source(&mut self, name: &str) -> &mut Process {
+    pub fn source_process(&mut self, name: &str) -> &mut Process {
         let at = self.index(name);
         self.sources[at].2.as_mut().expect("the source runs")
+    }
+
+    /// Where sources reach the hub.
+    pub fn hub_address(&self) -> std::net::SocketAddr {
+        std::net::SocketAddr::from((self.address, HUB_PORT))
     }
 
     /// kill -9 of the hub.
@@ -372,6 +396,24 @@ impl Cluster {
     pub fn kill_source(&mut self, name: &str) {
         let at = self.index(name);
         self.sources[at].2.take().expect("the source runs").kill();
+    }
+
+    /// Sends the hub a signal by name.
+    pub fn signal_hub(&self, signal: &str) {
+        self.hub.as_ref().expect("the hub runs").signal(signal);
+    }
+
+    /// Sends a source a signal by name.
+    pub fn signal_source(&self, name: &str, signal: &str) {
+        self.sources[self.index(name)].2.as_ref().expect("the source runs").signal(signal);
+    }
+
+    /// Ends every process with kill -9, whatever runs.
+    pub fn end(&mut self) {
+        drop(self.hub.take());
+        for (_, _, process) in &mut self.sources {
+            drop(process.take());
+        }
     }
 
     /// Clean stop of the hub.
@@ -428,12 +470,12 @@ impl Cluster {
 
     /// URL of the hub's HTTP listener.
     pub fn hub_url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.http_port)
+        format!("http://{}:{HTTP_PORT}{path}", self.address)
     }
 
     /// URL of a source's HTTP listener.
     pub fn source_url(&self, name: &str, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.sources[self.index(name)].1)
+        format!("http://{}:{}{path}", self.address, self.sources[self.index(name)].1)
     }
 
     /// `mirrorhub checkpoint` on the hub for one source: the answer's JSON.
@@ -457,10 +499,61 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// What both ends and their logs say of refused CPs: repair must not hide a bug (R19). The
+    /// counters show the processes that still run, the logs those before them.
+    fn refused_checkpoints(&mut self) -> Option<String> {
+        let mut names = vec!["hub".to_owned()];
+        names.extend(self.source_names());
+        for name in names {
+            let log = fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default();
+            if let Some(line) = log.lines().find(|line| line.contains("CP refused")) {
+                return Some(format!("log of {name}: {line}"));
+            }
+        }
+        let mut urls = Vec::new();
+        if self.hub.as_mut().is_some_and(Process::runs) {
+            urls.push(self.hub_url("/metrics"));
+        }
+        for at in 0..self.sources.len() {
+            if self.sources[at].2.as_mut().is_some_and(Process::runs) {
+                urls.push(self.source_url(&self.sources[at].0.name, "/metrics"));
+            }
+        }
+        for url in urls {
+            // A process that a test has stopped by a signal answers nothing; its log was read.
+            let Some((_, metrics)) = try_http_get(&url, Duration::from_secs(2)) else { continue };
+            let rejected = sum_of(&metrics, "mirrorhub_source_rejected_checkpoints_total");
+            if rejected > 0 {
+                return Some(format!("{url} counts {rejected} refused CPs"));
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let watch = !self.refusals_wanted && !std::thread::panicking();
+        let refused = if watch { self.refused_checkpoints() } else { None };
+        // Before the directory goes, so that the logs of a failed test can be printed.
+        self.end();
+        if let Some(refused) = refused {
+            panic!("a CP was refused in a test that does not want it: {refused}");
+        }
+    }
+}
+
+/// Sum of the series of a counter whose lines begin with `prefix`.
+pub fn sum_of(metrics: &str, prefix: &str) -> u64 {
+    let lines = metrics.lines().filter(|line| line.starts_with(prefix));
+    let values = lines.filter_map(|line| line.rsplit(' ').next());
+    values.map(|value| value.parse::<u64>().expect("a counter is a whole number")).sum()
+}
+
 /// The status document of the process of that configuration, if it answers.
 pub fn status(config: &Path) -> Option<Value> {
-    let output =
-        try_run(Command::new(BINARY).args(["status", "--json", "--config"]).arg(config));
+    let output = try_run(Command::new(BINARY).args(["status", "--json", "--config"]).arg(config));
     output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("status is JSON"))
 }
 
@@ -476,20 +569,59 @@ pub fn hash(file: &Path) -> String {
     String::from_utf8(output.stdout).expect("hexadecimal digits").trim().to_owned()
 }
 
+/// Open descriptors of a process.
+pub fn descriptors(id: u32) -> usize {
+    fs::read_dir(format!("/proc/{id}/fd")).expect("descriptors of a process").count()
+}
+
+/// Resident memory of a process, in KiB.
+pub fn resident_kib(id: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).expect("status of a process");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("resident memory");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
+/// Sum of the series of a counter whose labels hold `label`, as a page of metrics shows it.
+pub fn metric_sum(page: &str, name: &str, label: &str) -> f64 {
+    let series = page.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
 /// Fetches a page of a loopback HTTP listener: status line and body.
 pub fn http_get(url: &str) -> (String, String) {
+    try_http_get(url, Duration::from_secs(10)).unwrap_or_else(|| panic!("no answer from {url}"))
+}
+
+/// The same; `None` if nobody answers within `limit`.
+pub fn try_http_get(url: &str, limit: Duration) -> Option<(String, String)> {
     use std::io::Write;
     let rest = url.strip_prefix("http://").expect("a plain URL");
     let (address, path) = rest.split_once('/').expect("a path");
-    let mut stream = std::net::TcpStream::connect(address).expect("HTTP listener");
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
-    write!(stream, "GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .expect("request");
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(limit)).expect("timeout");
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
-    reader.read_line(&mut line).expect("status line");
+    reader.read_line(&mut line).ok()?;
     let mut rest = String::new();
-    reader.read_to_string(&mut rest).expect("answer");
+    reader.read_to_string(&mut rest).ok()?;
     let body = rest.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned());
-    (line.trim().to_owned(), body)
+    Some((line.trim().to_owned(), body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The negative control of what every dropped cluster checks.
+    #[test]
+    fn a_refused_checkpoint_is_seen() {
+        let mut cluster = Cluster::prepare(&[SourceSettings::new("filer-a")]);
+        cluster.refusals_wanted = true;
+        assert_eq!(cluster.refused_checkpoints(), None);
+        fs::write(cluster.path("hub.log"), "WARN CP refused source=filer-a\n").expect("log");
+        assert!(cluster.refused_checkpoints().is_some());
+        let metrics = "a_total{source=\"x\"} 2\na_total{source=\"y\"} 3\nb_total 9\n";
+        assert_eq!(sum_of(metrics, "a_total"), 5);
+    }
 }

@@ -136,7 +136,7 @@ async fn go_without_block_size_serves_requests_of_any_alignment() {
 #[tokio::test]
 async fn exports_that_cannot_be_opened_are_told_apart() {
     let gate = Gate::new();
-    let running = Running::start(Options::default(), Arc::new(Only(gate))).await;
+    let running = Running::start(options(), Arc::new(Only(gate))).await;
     let mut client = running.connect().await;
     client.greet(3).await;
     for code in [6, 7] {
@@ -177,7 +177,7 @@ async fn the_list_has_names_and_descriptions() {
 
 #[tokio::test]
 async fn a_long_list_arrives_whole() {
-    let running = Running::start(Options::default(), Arc::new(Only(Gate::new()))).await;
+    let running = Running::start(options(), Arc::new(Only(Gate::new()))).await;
     let mut client = running.connect().await;
     client.greet(3).await;
     let replies = client.option(3, b"").await;
@@ -190,7 +190,7 @@ async fn a_long_list_arrives_whole() {
 async fn the_empty_name_is_the_only_export_or_none() {
     let (one, two) = (volume(), Memory::new(ExportInfo::new("vol1", ByteCount(4096))));
     let exports = MemoryExports::new([one, Arc::new(two)]);
-    let running = Running::start(Options::default(), Arc::new(exports)).await;
+    let running = Running::start(options(), Arc::new(exports)).await;
     let mut client = running.connect().await;
     client.greet(3).await;
     client.expect_option(6, &info_payload("", &[]), ERR_UNKNOWN).await;
@@ -325,6 +325,7 @@ async fn options_are_counted() {
     for _ in 0..256 {
         client.expect_option(11, b"", ERR_UNSUP).await;
     }
+    client.send(&option(11, b"")).await;
     client.expect_closed().await;
     running.protocol_errors(1).await;
     running.finish().await;
@@ -333,7 +334,7 @@ async fn options_are_counted() {
 /// Clients that say nothing, that drip options, and whose export never opens are all cut.
 #[tokio::test]
 async fn a_handshake_that_takes_too_long_is_cut() {
-    let options = Options { handshake_deadline: Duration::from_millis(150), ..Options::default() };
+    let options = Options { handshake_deadline: Duration::from_millis(150), ..options() };
     let running = Running::start(options, Arc::new(Only(Gate::new()))).await;
     let mut silent = running.connect().await;
     assert_eq!(silent.rest().await.len(), 18);
@@ -362,7 +363,7 @@ async fn a_handshake_that_takes_too_long_is_cut() {
 
 #[tokio::test]
 async fn connections_over_the_cap_are_closed_at_once() {
-    let options = Options { connections_max: 2, ..Options::default() };
+    let options = Options { connections_max: 2, ..options() };
     let exports = Arc::new(MemoryExports::new([volume()]));
     let running = Running::start(options, exports).await;
     let (mut one, mut two) = (running.connect().await, running.connect().await);

@@ -29,6 +29,11 @@ use crate::units::numbers::ByteCount;
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The usual bounds, but for the linger: most tests stop with clients still connected.
+fn options() -> Options {
+    Options { linger: Duration::from_millis(50), ..Options::default() }
+}
+
 /// A server on loopback.
 struct Running {
     server: Server,
@@ -42,8 +47,6 @@ impl Running {
         let listen = Listen::Tcp("127.0.0.1:0".parse().unwrap());
         let listener = Listener::bind(&listen).await.unwrap();
         let &Listen::Tcp(address) = listener.listens_on() else { unreachable!() };
-        // Most tests stop with clients still connected.
-        let options = Options { linger: Duration::from_millis(50), ..options };
         let (server, stop) = (Server::new(options), CancellationToken::new());
         let (running, token) = (server.clone(), stop.clone());
         let task = tokio::spawn(async move { running.run(listener, exports, token).await });
@@ -104,5 +107,5 @@ fn volume() -> Arc<Memory> {
 async fn serve_volume() -> (Running, Arc<Memory>) {
     let memory = volume();
     let exports = Arc::new(MemoryExports::new([Arc::clone(&memory)]));
-    (Running::start(Options::default(), exports).await, memory)
+    (Running::start(options(), exports).await, memory)
 }

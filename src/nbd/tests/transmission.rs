@@ -4,13 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::*;
 use super::exports::{Fault, Faulty, GATED, Gate, Only};
 use super::*;
+use crate::nbd::budget::Pot;
+use crate::nbd::counters::Counters;
+use crate::nbd::end::End;
 use crate::nbd::export::{ErrorCode, Extent, Segment};
-use crate::nbd::protocol::request::Operation;
+use crate::nbd::handshake::Opened;
+use crate::nbd::protocol::request::{Operation, Terms};
+use crate::nbd::transmission::{self, Surroundings};
 
 const DATA: u16 = 1;
 const HOLE: u16 = 2;
@@ -201,7 +206,7 @@ async fn refused_writes_leave_the_stream_in_step() {
 #[tokio::test]
 async fn long_requests_are_served_refused_or_cut() {
     let gate = Gate::new();
-    let running = Running::start(Options::default(), Arc::new(Only(gate))).await;
+    let running = Running::start(options(), Arc::new(Only(gate))).await;
     for structured in [true, false] {
         let mut client = running.connect().await;
         client.open("gate", structured).await;
@@ -250,7 +255,7 @@ async fn a_read_only_export_refuses_what_writes() {
     info.read_only = true;
     let memory = Arc::new(Memory::new(info));
     memory.fill(0, b"kept");
-    let running = Running::start(Options::default(), Arc::new(MemoryExports::new([memory]))).await;
+    let running = Running::start(options(), Arc::new(MemoryExports::new([memory]))).await;
     let mut client = running.connect().await;
     client.greet(3).await;
     client.expect_option(8, b"", ACK).await;
@@ -273,7 +278,7 @@ async fn a_read_only_export_refuses_what_writes() {
 async fn faults_of_an_export_reach_the_client_as_errors() {
     let faulty = Faulty::new();
     let exports = Arc::new(Only(faulty.clone()));
-    let running = Running::start(Options::default(), exports).await;
+    let running = Running::start(options(), exports).await;
     let (mut client, mut simple) = (running.connect().await, running.connect().await);
     client.open("x", true).await;
     simple.open("x", false).await;
@@ -322,7 +327,7 @@ async fn faults_of_an_export_reach_the_client_as_errors() {
 async fn an_export_that_tells_too_many_extents_is_cut_short() {
     let faulty = Faulty::new();
     let exports = Arc::new(Only(faulty.clone()));
-    let running = Running::start(Options::default(), exports).await;
+    let running = Running::start(options(), exports).await;
     let mut client = running.connect().await;
     client.open("x", true).await;
     let extent = |n: u32| Extent { length: 1, hole: n.is_multiple_of(2), zero: true };
@@ -332,16 +337,26 @@ async fn an_export_that_tells_too_many_extents_is_cut_short() {
     running.finish().await;
 }
 
+/// What follows the wrong magic stays unread, and closing a socket with bytes unread resets it and
+/// drops what it had still to send: the end must not take the replies from before it.
 #[tokio::test]
 async fn a_wrong_request_magic_ends_the_connection_after_what_came_before() {
-    let (running, mut client, _) = opened(true).await;
-    let mut bytes = [request(CACHE, 0, 1, 0, 1), request(READ, 0, 2, 0, 1)].concat();
+    let options = Options { linger: PATIENCE, ..Options::default() };
+    let running = Running::start(options, Arc::new(Only(Gate::new()))).await;
+    // A small window: most of the first reply is still with the server when it hangs up.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = Client { stream: socket.connect(running.address).await.unwrap() };
+    client.open("x", false).await;
+    let length = 512 << 10;
+    let mut bytes = [request(READ, 0, 1, 0, length), request(READ, 0, 2, 0, 1)].concat();
     bytes[28] ^= 1;
-    // What follows the wrong magic stays unread: a close without care would reset the first reply.
     bytes.resize(100_000, 0);
     client.send(&bytes).await;
     assert_eq!(client.simple().await, (0, 1));
+    assert_eq!(client.bytes(512 << 10).await, vec![7; 512 << 10]);
     client.expect_closed().await;
+    drop(client);
     running.protocol_errors(1).await;
     running.finish().await;
 }
@@ -350,7 +365,7 @@ async fn a_wrong_request_magic_ends_the_connection_after_what_came_before() {
 async fn slow_requests_hold_up_no_others() {
     let gate = Gate::new();
     let exports = Arc::new(Only(gate.clone()));
-    let running = Running::start(Options::default(), exports).await;
+    let running = Running::start(options(), exports).await;
     let mut client = running.connect().await;
     client.open("x", true).await;
     client.request(READ, 0, 1, GATED, 1).await;
@@ -378,7 +393,7 @@ async fn slow_requests_hold_up_no_others() {
 async fn requests_under_way_are_bounded_in_number() {
     let gate = Gate::new();
     let exports = Arc::new(Only(gate.clone()));
-    let running = Running::start(Options::default(), exports).await;
+    let running = Running::start(options(), exports).await;
     let mut client = running.connect().await;
     client.open("x", false).await;
     let requests: Vec<u8> =
@@ -401,7 +416,7 @@ async fn requests_under_way_are_bounded_in_number() {
 #[tokio::test]
 async fn bytes_under_way_are_bounded() {
     let gate = Gate::new();
-    let options = Options { bytes_in_flight: ByteCount(100 << 20), ..Options::default() };
+    let options = Options { bytes_in_flight: ByteCount(100 << 20), ..options() };
     let running = Running::start(options, Arc::new(Only(gate.clone()))).await;
     let (mut one, mut two) = (running.connect().await, running.connect().await);
     one.open("x", false).await;
@@ -434,7 +449,7 @@ async fn requests_outlive_their_client() {
     for disconnect in [true, false] {
         let gate = Gate::new();
         let exports = Arc::new(Only(gate.clone()));
-        let running = Running::start(Options::default(), exports).await;
+        let running = Running::start(options(), exports).await;
         let mut client = running.connect().await;
         client.open("x", true).await;
         for cookie in 0..5 {
@@ -464,7 +479,7 @@ async fn requests_outlive_their_client() {
 async fn a_client_may_close_its_direction_and_still_gets_its_replies() {
     let gate = Gate::new();
     let exports = Arc::new(Only(gate.clone()));
-    let running = Running::start(Options::default(), exports).await;
+    let running = Running::start(options(), exports).await;
     let mut client = running.connect().await;
     client.open("x", true).await;
     client.request(TRIM, 0, 1, GATED, 1).await;
@@ -479,7 +494,7 @@ async fn a_client_may_close_its_direction_and_still_gets_its_replies() {
 /// Silence between requests is no reason to hang up; silence inside one is, in both directions.
 #[tokio::test]
 async fn clients_that_stall_are_cut() {
-    let options = Options { stall_deadline: Duration::from_millis(100), ..Options::default() };
+    let options = Options { stall_deadline: Duration::from_millis(100), ..options() };
     let running = Running::start(options, Arc::new(Only(Gate::new()))).await;
     let mut idle = running.connect().await;
     idle.open("x", false).await;
@@ -504,6 +519,61 @@ async fn clients_that_stall_are_cut() {
     assert_eq!(running.server.bytes_in_flight(), ByteCount(0));
     assert_eq!(idle.ask_simple(FLUSH, 0, 0, 0).await, 0);
     running.finish().await;
+}
+
+/// A client that keeps moving a byte now and then is cut as well.
+#[tokio::test]
+async fn clients_that_trickle_are_cut() {
+    let options = Options { stall_deadline: Duration::from_millis(200), ..options() };
+    let running = Running::start(options, Arc::new(Only(Gate::new()))).await;
+    let mut client = running.connect().await;
+    client.open("x", false).await;
+    client.request(WRITE, 0, 1, 0, 1 << 20).await;
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    let trickle = async {
+        while client.stream.write_all(b"x").await.is_ok() {
+            tick.tick().await;
+        }
+    };
+    timeout(PATIENCE, trickle).await.expect("cut while writing");
+    running.finish().await;
+}
+
+/// The same for a client that takes its reply byte by byte; over a pipe, since the buffers of a
+/// socket would hide it.
+#[tokio::test]
+async fn clients_that_take_their_replies_in_drops_are_cut() {
+    let export = Gate::new();
+    let terms = Terms { size: GATED, read_only: false, structured: false, allocation: false };
+    let (memory, counters, stopping) =
+        (Pot::new(1 << 30), Counters::default(), CancellationToken::new());
+    let stall = Duration::from_millis(100);
+    let surroundings = Surroundings {
+        memory: &memory,
+        counters: &counters,
+        stall,
+        linger: stall,
+        stopping: &stopping,
+    };
+    let (near, mut far) = tokio::io::duplex(64);
+    let (reader, mut writer) = tokio::io::split(near);
+    let reader = tokio::io::BufReader::new(reader);
+    let opened = Opened { export, terms };
+    let serving = transmission::serve(reader, &mut writer, opened, surroundings);
+    let taking = async {
+        far.write_all(&request(READ, 0, 1, 0, 1 << 20)).await.unwrap();
+        let mut tick = tokio::time::interval(Duration::from_millis(5));
+        loop {
+            tick.tick().await;
+            far.read_u8().await.unwrap();
+        }
+    };
+    let end = tokio::select! {
+        end = timeout(PATIENCE, serving) => end.expect("cut while reading"),
+        () = taking => unreachable!(),
+    };
+    assert!(matches!(end, End::Stalled(_, "a reply")), "{end}");
+    assert_eq!(memory.taken(), 0);
 }
 
 #[tokio::test]

@@ -1,0 +1,120 @@
+//! What a hub with many connected sources and each source take of the CPU while nothing happens,
+//! and how much memory they hold, idle and under load.
+//!
+//! `cargo bench --bench idle [-- --sources=N] [DIRECTORY]` (default: 100 real source processes in
+//! the temporary directory; one takes 8 MiB of NVRAM and a sparse pool). Wanted: at most 1% of a
+//! core for the hub and for each source over 60 s. Prints, and checks nothing.
+
+mod ends;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use ends::{Ends, Sizes, pause, resident_mib};
+use mirrorhub::nbd::client::Client;
+
+const IDLE: Duration = Duration::from_secs(60);
+const LOAD: Duration = Duration::from_secs(8);
+/// The sources write at once under load, so many of them.
+const LOADED: usize = 8;
+const SIZES: Sizes =
+    Sizes { hub_nvram: "512MiB", hub_pool: "4GiB", nvram: "8MiB", pool: "256MiB", volume: "32MiB" };
+
+fn main() -> anyhow::Result<()> {
+    let mut count = 100;
+    let mut root = std::env::temp_dir();
+    for argument in std::env::args().skip(1) {
+        if let Some(number) = argument.strip_prefix("--sources=") {
+            count = number.parse().context("--sources wants a number")?;
+        } else if !argument.starts_with('-') {
+            root = PathBuf::from(argument);
+        }
+    }
+    let dir = tempfile::tempdir_in(&root).context("no place for the files")?;
+    let begin = Instant::now();
+    let ends = Ends::start(dir.path(), count, &SIZES)?;
+    println!("{count} sources in sync after {:.1} s", begin.elapsed().as_secs_f64());
+    pause(Duration::from_secs(10));
+    idle(&ends)?;
+    memory(&ends, "idle")?;
+    load(&ends)?;
+    memory(&ends, "under load")?;
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    println!("load average {}", load.trim());
+    Ok(())
+}
+
+fn idle(ends: &Ends) -> anyhow::Result<()> {
+    let ids: Vec<u32> = ends.sources.iter().map(|(end, _)| end.id()).collect();
+    let hub_before = cpu(ends.hub.id())?;
+    let before = ids.iter().map(|&id| cpu(id)).collect::<anyhow::Result<Vec<_>>>()?;
+    let begin = Instant::now();
+    pause(IDLE);
+    let seconds = begin.elapsed().as_secs_f64();
+    let hub = (cpu(ends.hub.id())? - hub_before).as_secs_f64() / seconds * 100.0;
+    let mut each = Vec::new();
+    for (id, before) in ids.iter().zip(before) {
+        each.push((cpu(*id)? - before).as_secs_f64() / seconds * 100.0);
+    }
+    each.sort_by(f64::total_cmp);
+    let middle = each.get(each.len() / 2).copied().unwrap_or_default();
+    let most = each.last().copied().unwrap_or_default();
+    println!("idle over {seconds:.0} s: hub {hub:.2}% of a core (wanted: <= 1)");
+    println!("idle: sources, median {middle:.3}%, most {most:.3}% of a core (wanted: <= 1)");
+    Ok(())
+}
+
+/// CPU time of a process so far, threads that have ended among it; in steps of 10 ms.
+fn cpu(id: u32) -> anyhow::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // The name, in parentheses, may hold blanks; user and system time are fields 14 and 15.
+    let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
+    let mut ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    let (Some(user), Some(system)) = (ticks.next(), ticks.next()) else {
+        anyhow::bail!("no times in stat of process {id}");
+    };
+    Ok(Duration::from_millis((user? + system?) * 10))
+}
+
+fn memory(ends: &Ends, when: &str) -> anyhow::Result<()> {
+    let hub = resident_mib(ends.hub.id())?;
+    let mut each = Vec::new();
+    for (end, _) in &ends.sources {
+        each.push(resident_mib(end.id())?);
+    }
+    let most = each.into_iter().fold(0.0, f64::max);
+    println!("resident {when}: hub {hub:.0} MiB, the largest source {most:.0} MiB");
+    Ok(())
+}
+
+/// Some sources take 64 KiB writes, each from its own client, 8 under way.
+fn load(ends: &Ends) -> anyhow::Result<()> {
+    let mut writers = Vec::new();
+    for (at, (_, nbd)) in ends.sources.iter().enumerate().take(LOADED) {
+        let (nbd, export) = (*nbd, format!("filer-{at}/vol0"));
+        writers.push(std::thread::spawn(move || -> anyhow::Result<u64> {
+            let mut client = Client::tcp(nbd, &export, Duration::from_secs(60))?;
+            let (begin, data) = (Instant::now(), vec![9; 65_536]);
+            let (size, mut sent, mut answered) = (client.size(), 0, 0);
+            while begin.elapsed() < LOAD || answered < sent {
+                if begin.elapsed() < LOAD && sent - answered < 8 {
+                    client.submit_write(sent * 65_536 % size, &data)?;
+                    sent += 1;
+                } else {
+                    let reply = client.reply()?;
+                    anyhow::ensure!(reply.result.is_ok(), "a write failed: {:?}", reply.result);
+                    answered += 1;
+                }
+            }
+            Ok(answered)
+        }));
+    }
+    let mut mib = 0;
+    for writer in writers {
+        let written = writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??;
+        mib += written / 16;
+    }
+    println!("load: {mib} MiB written in {} s by {LOADED} clients at once", LOAD.as_secs());
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! Asks a running process over its admin socket.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::failure::{Failure, UNREACHABLE};
+use super::locate::{ConfigArgument, Located};
+use super::progress::ProgressShow;
+use super::terminal::Look;
+use crate::control::client::{CallError, call};
+use crate::control::message::Request;
+
+/// A process that can be asked.
+#[derive(Debug)]
+pub struct Asked(Located);
+
+/// How long `status` may take: it is answered from published copies.
+pub const STATUS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A runtime for one command.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start the async runtime: {error}"), ""))
+}
+
+impl Asked {
+    /// The process of that configuration.
+    pub fn of(config: &ConfigArgument) -> Result<Self, Failure> {
+        config.process().map(Self)
+    }
+
+    /// Sends `request`, shows progress on stderr, and reads the answer as a `T`. `what` names the
+    /// command and its object in errors, such as `checkpoint of filer-a`.
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        what: &str,
+        patience: Option<Duration>,
+        error_look: Look,
+    ) -> Result<T, Failure> {
+        let mut show = ProgressShow::new(error_look);
+        let value = call(&self.0.socket, request, patience, &mut |progress| show.update(&progress))
+            .await
+            .map_err(|error| self.failure(what, error))?;
+        show.end();
+        serde_json::from_value(value).map_err(|error| {
+            let next = "is it of another version? see `mirrorhub --version` on both ends";
+            Failure::failed(format!("{what}: the answer is not understood: {error}"), next)
+        })
+    }
+
+    fn failure(&self, what: &str, error: CallError) -> Failure {
+        match error {
+            CallError::Unreachable { socket, error } => {
+                let next = self.way_to(&socket, error.kind());
+                let what = format!("{what}: no process answers at {}: {error}", socket.display());
+                Failure::Message { code: UNREACHABLE, what, next }
+            }
+            CallError::Broken { socket, what: how } => Failure::Message {
+                code: UNREACHABLE,
+                what: format!("{what}: {}: {how}", socket.display()),
+                next: "look at the log of the process, then try again".into(),
+            },
+            CallError::Refused(refused) => {
+                Failure::failed(format!("{what}: {}", refused.message), refused.next_step)
+            }
+        }
+    }
+
+    fn way_to(&self, socket: &Path, kind: ErrorKind) -> String {
+        if kind == ErrorKind::PermissionDenied {
+            return format!("run it as the owner of {}, or as root", socket.display());
+        }
+        format!("start it: {}", self.0.start)
+    }
+}

@@ -1,0 +1,80 @@
+//! `mirrorhub checkpoint`: makes a CP and waits until it is published on the hub.
+
+use clap::Args;
+
+use super::Done;
+use super::ask::{Asked, runtime};
+use super::failure::{Failure, print, print_json};
+use super::locate::ConfigArgument;
+use super::terminal::Terminal;
+use crate::control::message::Request;
+use crate::status::answers::CheckpointAnswer;
+use crate::units::names::SourceName;
+
+/// Make a consistency point and wait until it is published on the hub
+///
+/// Prints its number and the roots of its volumes, which are then equal on both ends.
+#[derive(Debug, Args)]
+pub struct CheckpointArguments {
+    /// Only this source
+    source: Option<SourceName>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArgument,
+}
+
+/// Runs it.
+pub fn run(arguments: &CheckpointArguments, terminal: &Terminal) -> Result<Done, Failure> {
+    let asked = Asked::of(&arguments.config)?;
+    let request = Request::Checkpoint { source: arguments.source.clone() };
+    let what = match &arguments.source {
+        Some(source) => format!("checkpoint of {source}"),
+        None => "checkpoint".into(),
+    };
+    let answer: CheckpointAnswer =
+        runtime()?.block_on(asked.ask(&request, &what, None, terminal.error))?;
+    if arguments.json {
+        print_json(&answer)?
+    } else {
+        print(&view(&answer))?
+    }
+    Ok(Done::WELL)
+}
+
+fn view(answer: &CheckpointAnswer) -> String {
+    if answer.sources.is_empty() {
+        return "no source to make a CP of\n".into();
+    }
+    let mut text = String::new();
+    for source in &answer.sources {
+        text.push_str(&format!("{}: CP {} is published\n", source.name, source.cp));
+        let widths = source.volumes.iter().map(|volume| volume.name.as_str().len());
+        let width = widths.max().unwrap_or(0);
+        for volume in &source.volumes {
+            text.push_str(&format!("  {:<width$}  {}\n", volume.name, volume.root));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::answers::{CheckpointOfSource, VolumeRoot};
+    use crate::units::hash::Root;
+
+    #[test]
+    fn number_and_roots_are_shown() {
+        let volume =
+            |name: &str| VolumeRoot { name: name.parse().unwrap(), root: Root([0xab; 32]) };
+        let volumes = vec![volume("v"), volume("vol0")];
+        let source = CheckpointOfSource { name: "filer-a".parse().unwrap(), cp: 42, volumes };
+        let root = "ab".repeat(32);
+        assert_eq!(
+            view(&CheckpointAnswer { schema: 1, sources: vec![source] }),
+            format!("filer-a: CP 42 is published\n  v     {root}\n  vol0  {root}\n")
+        );
+    }
+}

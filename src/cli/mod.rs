@@ -1,0 +1,113 @@
+//! The command line: one file a command.
+//!
+//! Floor 11. [`run`] is all that `main` calls. Data goes to stdout, progress and errors to stderr;
+//! every error says what failed, with which object, why, and what to do next. Exit codes are those
+//! of section 13 ([`failure`]).
+//!
+//! * processes: [`serve`] (`hub`, `source`), [`demo`]
+//! * commands: [`status`], [`hash`], [`checkpoint`], [`verify`], [`config_check`], [`completions`], [`man`]
+//! * [`locate`]: which configuration file, which admin socket
+//! * [`ask`]: asks a running process, with progress
+//! * [`terminal`], [`words`], [`progress`]: colours and widths, sizes and times in words, bars
+//! * [`logging`], [`signals`], [`sockets`]: what a long-running command needs around it
+
+pub mod ask;
+pub mod checkpoint;
+pub mod completions;
+pub mod config_check;
+pub mod demo;
+pub mod failure;
+pub mod hash;
+pub mod locate;
+pub mod logging;
+pub mod man;
+pub mod progress;
+pub mod serve;
+pub mod signals;
+pub mod sockets;
+pub mod status;
+pub mod status_view;
+pub mod terminal;
+pub mod verify;
+pub mod words;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use terminal::Terminal;
+
+/// What was typed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mirrorhub",
+    version,
+    about = "A central hub that keeps a live, proven, readable mirror of the volumes of many filers",
+    max_term_width = 100,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not reachable, 78 bad configuration."
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Hub(serve::HubArguments),
+    Source(serve::SourceArguments),
+    Demo(demo::DemoArguments),
+    Status(status::StatusArguments),
+    Checkpoint(checkpoint::CheckpointArguments),
+    Verify(verify::VerifyArguments),
+    Hash(hash::HashArguments),
+    #[command(subcommand)]
+    Config(config_check::ConfigCommand),
+    Completions(completions::CompletionsArguments),
+    Man(man::ManArguments),
+}
+
+/// How a command ended that did not fail. The number is the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done(pub u8);
+
+impl Done {
+    /// All well.
+    pub const WELL: Self = Self(0);
+}
+
+/// Runs the command that `arguments` (the program's name first) ask for.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let terminal = Terminal::of_process();
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version come this way too, for stdout. Nobody is left to tell of a failure.
+            let _nobody_reads = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::USAGE));
+        }
+    };
+    let result = match &arguments.command {
+        Command::Hub(hub) => serve::run_hub(hub),
+        Command::Source(source) => serve::run_source(source),
+        Command::Demo(demo) => demo::run(demo),
+        Command::Hash(hash) => hash::run(hash, &terminal),
+        Command::Status(status) => status::run(status, &terminal),
+        Command::Checkpoint(checkpoint) => checkpoint::run(checkpoint, &terminal),
+        Command::Verify(verify) => verify::run(verify, &terminal),
+        Command::Config(config) => config_check::run(config, &terminal),
+        Command::Completions(completions) => completions::run(completions),
+        Command::Man(man) => man::run(man),
+    };
+    match result {
+        Ok(Done(code)) => ExitCode::from(code),
+        Err(failure) => {
+            let text = failure.render(terminal.error.colour);
+            let _nobody_reads = std::io::stderr().write_all(text.as_bytes());
+            ExitCode::from(failure.code())
+        }
+    }
+}

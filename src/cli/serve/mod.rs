@@ -1,0 +1,252 @@
+//! The `hub` and `source` commands, and what they share: sockets, signals, a clean end.
+//!
+//! A process binds its admin socket first, so that a second one on the same data directory fails
+//! at once; then recovers; then serves. TERM and INT stop it cleanly: what is under way is finished
+//! within bounds, state is written.
+
+mod hub;
+mod source;
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::failure::Failure;
+use super::locate::ConfigArgument;
+use super::logging::{self, LogFormat};
+use super::{Done, sockets};
+use crate::config::schema::Listen;
+use crate::control::message::{AdminError, code};
+use crate::metric::catalogue as names;
+use crate::nbd;
+use crate::observe::server::{HttpListener, Observed};
+use crate::pool::Pool;
+use crate::status::SCHEMA;
+use crate::status::answers::{PoolCheckAnswer, VerifyOfEnd};
+use crate::status::document::{PoolStatus, SourceEntry, State};
+use crate::units::convert::to_f64;
+use crate::volume::check::{Depth, Finding, check};
+use crate::wire::message::VolumeScan;
+
+/// Run a hub, in the foreground
+#[derive(Debug, Args)]
+pub struct HubArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+}
+
+/// Run a source, in the foreground
+#[derive(Debug, Args)]
+pub struct SourceArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+}
+
+/// Runs a hub until it is told to stop.
+pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
+    let config =
+        crate::config::load::load_hub(&arguments.config.file()?).map_err(Failure::Problems)?;
+    start_logging()?;
+    ended(hub::run(&config))
+}
+
+/// Runs a source until it is told to stop.
+pub fn run_source(arguments: &SourceArguments) -> Result<Done, Failure> {
+    let config = source::load(&arguments.config.file()?).map_err(Failure::Problems)?;
+    start_logging()?;
+    ended(source::run(&config))
+}
+
+fn start_logging() -> Result<(), Failure> {
+    let format = LogFormat::of_process();
+    let installed = format.and_then(logging::install);
+    installed.map_err(|error| Failure::failed(format!("no log: {error}"), ""))
+}
+
+fn ended(result: Result<()>) -> Result<Done, Failure> {
+    match result {
+        Ok(()) => Ok(Done::WELL),
+        Err(error) => {
+            let text = format!("{error:#}");
+            tracing::error!(reason = text, "ended");
+            Err(Failure::failed(text, "mend the cause named above and start again"))
+        }
+    }
+}
+
+/// The listeners of a process, bound before it says that it is up.
+#[derive(Debug)]
+struct Doors {
+    nbd: nbd::listen::Listener,
+    http: HttpListener,
+}
+
+impl Doors {
+    /// Binds both.
+    async fn bind(nbd_listen: &Listen, http_listen: &Listen) -> Result<Self> {
+        let listen = match nbd_listen {
+            Listen::Tcp(address) => nbd::listen::Listen::Tcp(*address),
+            Listen::Unix(path) => nbd::listen::Listen::Unix(path.clone()),
+        };
+        let nbd = nbd::listen::Listener::bind(&listen).await.context("nbd_listen")?;
+        let http = match http_listen {
+            Listen::Tcp(address) => HttpListener::tcp(*address).await?,
+            Listen::Unix(path) => {
+                sockets::remove_stale(path)
+                    .with_context(|| format!("http_listen: {}", path.display()))?;
+                HttpListener::unix(path)?
+            }
+        };
+        Ok(Self { nbd, http })
+    }
+
+    /// Serves until `stop`.
+    fn open(
+        self,
+        server: &nbd::serve::Server,
+        exports: Arc<dyn nbd::export::Exports>,
+        observed: Arc<dyn Observed>,
+        metrics: PrometheusHandle,
+        stop: &CancellationToken,
+    ) -> Vec<JoinHandle<()>> {
+        let (server, nbd_stop, http_stop) = (server.clone(), stop.clone(), stop.clone());
+        let http = self.http;
+        tracing::info!(http = http.describe(), "metrics and status");
+        vec![
+            tokio::spawn(async move { server.run(self.nbd, exports, nbd_stop).await }),
+            tokio::spawn(async move {
+                let served = crate::observe::server::serve(http, observed, metrics, http_stop);
+                if let Err(error) = served.await {
+                    tracing::error!(%error, "HTTP is not served any more");
+                }
+            }),
+        ]
+    }
+}
+
+/// Waits for tasks to end; a panic in one is reported, the others go on.
+async fn join(tasks: Vec<JoinHandle<()>>) {
+    for task in tasks {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "a task ended badly");
+        }
+    }
+}
+
+fn failed(message: impl Into<String>) -> AdminError {
+    AdminError::new(code::FAILED, message, "see the log of this process")
+}
+
+fn answer(value: &impl serde::Serialize) -> Result<Value, AdminError> {
+    serde_json::to_value(value)
+        .map_err(|error| AdminError::new(code::INTERNAL, error.to_string(), "report this"))
+}
+
+/// Walks a pool from its roots: `reachable + free = all`, every block against its hash.
+async fn pool_check(pool: Arc<Pool>) -> Result<Value, AdminError> {
+    let report = tokio::task::spawn_blocking(move || check(&pool, Depth::Data)).await;
+    let report = report.map_err(|error| failed(error.to_string()))?;
+    let report = report.map_err(|error| failed(error.to_string()))?;
+    let count = |wanted: fn(&Finding) -> bool| {
+        crate::units::convert::to_u64(report.findings.iter().filter(|f| wanted(f)).count())
+    };
+    answer(&PoolCheckAnswer {
+        schema: SCHEMA,
+        sound: report.is_clean(),
+        all_blocks: report.total,
+        reachable_blocks: report.reachable + report.only_pinned + report.in_flight,
+        free_blocks: report.free,
+        leaked_blocks: count(|finding| matches!(finding, Finding::Lost { .. })),
+        contested_blocks: count(|finding| matches!(finding, Finding::ReachableButFree { .. })),
+        bad_blocks: count(|finding| matches!(finding, Finding::Damaged { .. })),
+        faults: report.findings.iter().map(ToString::to_string).collect(),
+    })
+}
+
+/// What one end read of a volume; nothing if it did not say.
+fn end_of(scan: Option<VolumeScan>) -> VerifyOfEnd {
+    VerifyOfEnd {
+        root: scan.and_then(|scan| scan.root),
+        blocks_read: scan.map_or(0, |scan| scan.blocks_read),
+        bad_blocks: scan.map_or(0, |scan| scan.bad_blocks),
+    }
+}
+
+/// The pool in the status document; none if its state is lost.
+fn pool_status(pool: &Pool) -> Option<PoolStatus> {
+    let space = pool.space().ok()?;
+    Some(PoolStatus {
+        total_bytes: source::bytes_of(space.total),
+        free_bytes: source::bytes_of(space.free),
+        used_bytes: source::bytes_of(space.used),
+        pinned_bytes: source::bytes_of(space.pinned),
+    })
+}
+
+/// The pool's series.
+fn collect_pool(pool: &Pool) {
+    metrics::counter!(names::CATALOG_COMMITS.name).absolute(pool.transactions());
+    if let Some(status) = pool_status(pool) {
+        metrics::gauge!(names::POOL_CAPACITY_BYTES.name).set(to_f64(status.total_bytes));
+        metrics::gauge!(names::POOL_FREE_BYTES.name).set(to_f64(status.free_bytes));
+        metrics::gauge!(names::POOL_USED_BYTES.name).set(to_f64(status.used_bytes));
+        metrics::gauge!(names::POOL_PINNED_BYTES.name).set(to_f64(status.pinned_bytes));
+    }
+    if let Ok((pins, _)) = pool.pin_counts() {
+        metrics::gauge!(names::IMAGE_PINS.name).set(to_f64(pins));
+    }
+    metrics::counter!(names::DEVICE_ERRORS.name, "device" => "pool")
+        .absolute(u64::from(pool.first_error().is_some()));
+}
+
+/// What CPs carried of one kind.
+fn collect_carried(kind: &'static str, blocks: u64, bytes: u64) {
+    metrics::counter!(names::CHECKPOINT_BLOCKS.name, "kind" => kind).absolute(blocks);
+    metrics::counter!(names::CHECKPOINT_BYTES.name, "kind" => kind).absolute(bytes);
+}
+
+/// The NBD server's series.
+fn collect_nbd(server: &nbd::serve::Server) {
+    let counters = server.counters();
+    metrics::gauge!(names::NBD_CONNECTIONS.name).set(to_f64(counters.connections_open()));
+}
+
+/// The series of one source, the same on both ends.
+fn collect_source(entry: &SourceEntry) {
+    let source = entry.name.to_string();
+    for state in State::ALL {
+        let value = if state == entry.state { 1.0 } else { 0.0 };
+        metrics::gauge!(
+            names::SOURCE_STATE.name, "source" => source.clone(), "state" => state.as_str()
+        )
+        .set(value);
+    }
+    let count = |name: &'static str, value: u64| {
+        metrics::counter!(name, "source" => source.clone()).absolute(value);
+    };
+    count(names::SOURCE_ACKNOWLEDGED_BYTES.name, entry.acknowledged_bytes);
+    count(names::SOURCE_STAGED_BYTES.name, entry.staged_bytes);
+    count(names::SOURCE_DRAINED_BYTES.name, entry.drained_bytes);
+    count(names::SOURCE_APPLIED_BYTES.name, entry.applied_bytes);
+    count(names::SOURCE_VISIBLE_BYTES.name, entry.visible_bytes);
+    let gauge = |name: &'static str, value: f64| {
+        metrics::gauge!(name, "source" => source.clone()).set(value);
+    };
+    gauge(names::SOURCE_LAG_BYTES.name, to_f64(entry.lag_bytes));
+    gauge(names::SOURCE_LAG_SECONDS.name, entry.lag_seconds);
+    if let Some(age) = entry.image_age_seconds {
+        gauge(names::SOURCE_IMAGE_AGE_SECONDS.name, age);
+    }
+    for volume in &entry.volumes {
+        metrics::gauge!(
+            names::VOLUME_SIZE_BYTES.name,
+            "source" => source.clone(), "volume" => volume.name.to_string()
+        )
+        .set(to_f64(volume.size_bytes));
+    }
+}

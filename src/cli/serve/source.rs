@@ -1,0 +1,298 @@
+//! `mirrorhub source`: puts a source together from its configuration and runs it in the foreground.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::{Doors, answer, end_of, failed, join, pool_check};
+use crate::cli::signals::{Signal, Signals};
+use crate::config::schema::{Apply, ReplicationConfig, SourceConfig};
+use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
+use crate::control::server::{Admin, AdminServer};
+use crate::filer::shared::Apply as FilerApply;
+use crate::filer::status::{SourceState, Status};
+use crate::filer::{CheckpointError, DeviceOptions, Filer, FilerOptions};
+use crate::metric::catalogue as names;
+use crate::nbd::serve::{Options, Server};
+use crate::nvlog::RingStatus;
+use crate::observe::server::Observed;
+use crate::status::SCHEMA;
+use crate::status::answers::{
+    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfVolume, VolumeRoot,
+};
+use crate::status::document::{
+    NvramStatus, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
+};
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::convert::to_f64;
+use crate::units::names::SourceName;
+use crate::units::numbers::ByteCount;
+
+/// A clean stop waits this long for the last CP to be published.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs a source until it is told to stop.
+pub fn run(config: &SourceConfig) -> Result<()> {
+    let metrics = crate::observe::recorder::install("source")?;
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    runtime.block_on(async {
+        let mut signals = Signals::install().context("cannot catch signals")?;
+        let admin = AdminServer::bind(&config.data_dir).await?;
+        let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
+        let filer = Arc::new(Filer::start(options(config)).await?);
+        let server = Server::new(Options::default());
+        let stop = CancellationToken::new();
+        let policy = policy(&config.replication);
+        let view = Arc::new(View { filer: filer.clone(), server: server.clone(), policy });
+        let mut tasks = doors.open(&server, filer.exports(), view.clone(), metrics, &stop);
+        let admin_stop = CancellationToken::new();
+        let admin_task = tokio::spawn(admin.run(view, admin_stop.clone()));
+        while signals.next().await == Signal::Reload {
+            tracing::warn!("a reload of source.toml is not available in this version: restart");
+        }
+        tracing::info!("stopping");
+        // The volumes are told first, so that what is ordered is in the last CP; status and
+        // metrics answer until it is published.
+        if let Err(error) = filer.stop().await {
+            tracing::warn!(%error, "stopped without a last CP");
+        }
+        stop.cancel();
+        admin_stop.cancel();
+        tasks.push(admin_task);
+        join(tasks).await;
+        anyhow::Ok(())
+    })
+}
+
+fn options(config: &SourceConfig) -> FilerOptions {
+    let device = config.pool.devices.first();
+    let pool = device.map(|device| (device.path.clone(), device.size)).unwrap_or_default();
+    FilerOptions {
+        name: config.name.clone(),
+        hub: config.hub,
+        hub_timeout: config.replication.hub_timeout,
+        volumes: config.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
+        nvram: DeviceOptions { path: config.nvram.path.clone(), size: config.nvram.size },
+        pool: DeviceOptions { path: pool.0, size: pool.1 },
+        checkpoint_interval: config.checkpoint_interval,
+        apply: match config.replication.apply {
+            Apply::Inline => FilerApply::Inline,
+            Apply::Reference | Apply::Replay => FilerApply::Reference,
+        },
+        accept_lost_nvram: false,
+        stop_timeout: STOP_TIMEOUT,
+    }
+}
+
+fn policy(replication: &ReplicationConfig) -> Policy {
+    Policy {
+        mode: replication.mode.to_string(),
+        ack: replication.ack.to_string(),
+        apply: replication.apply.to_string(),
+        on_hub_loss: replication.on_hub_loss.to_string(),
+        cache: "writethrough".to_owned(),
+    }
+}
+
+/// What the outside sees of a running source.
+#[derive(Debug)]
+struct View {
+    filer: Arc<Filer>,
+    server: Server,
+    policy: Policy,
+}
+
+impl View {
+    fn own_name(&self, only: Option<&SourceName>) -> Result<SourceName, AdminError> {
+        let name = self.filer.status().name;
+        match only {
+            Some(other) if *other != name => Err(AdminError::new(
+                code::UNKNOWN_SOURCE,
+                format!("this is source {name}, not {other}"),
+                "ask the hub, or leave the name out",
+            )),
+            _ => Ok(name),
+        }
+    }
+
+    async fn checkpoint(&self, only: Option<&SourceName>) -> Result<Value, AdminError> {
+        let name = self.own_name(only)?;
+        let lost = |error: CheckpointError| {
+            let message = format!("checkpoint of {name}: {error}");
+            AdminError::new(code::HUB_LOST, message, "see `mirrorhub status`")
+        };
+        let (cp, roots) = self.filer.checkpoint().await.map_err(lost)?;
+        let volumes = self.filer.status().volumes;
+        let named = |number, root| {
+            let volume = volumes.iter().find(|volume| volume.number == number)?;
+            Some(VolumeRoot { name: volume.name.clone(), root })
+        };
+        let volumes = roots.iter().filter_map(|&(number, root)| named(number, root)).collect();
+        let sources = vec![CheckpointOfSource { name: name.clone(), cp: cp.0, volumes }];
+        answer(&CheckpointAnswer { schema: SCHEMA, sources })
+    }
+
+    async fn verify(&self, target: Option<&Target>) -> Result<Value, AdminError> {
+        let name = self.own_name(target.map(|target| &target.source))?;
+        let read = self.filer.verify().await;
+        let read = read.map_err(|error| failed(format!("verify of {name}: {error}")))?;
+        for problem in &read.problems {
+            tracing::error!(source = %name, problem, "verify");
+        }
+        let status = self.filer.status();
+        let mut volumes = Vec::new();
+        for volume in &read.volumes {
+            let known = status.volumes.iter().find(|known| known.number == volume.volume);
+            let Some(known) = known else { continue };
+            if target.is_some_and(|t| t.volume.as_ref().is_some_and(|v| *v != known.name)) {
+                continue;
+            }
+            volumes.push(VerifyOfVolume {
+                source: name.clone(),
+                volume: known.name.clone(),
+                cp: read.cp.0,
+                equal: volume.is_equal() && read.problems.is_empty(),
+                source_end: end_of(volume.here),
+                hub_end: end_of(volume.hub),
+            });
+        }
+        let equal = volumes.iter().all(|volume| volume.equal) && read.problems.is_empty();
+        answer(&VerifyAnswer { schema: SCHEMA, equal, volumes })
+    }
+}
+
+impl Admin for View {
+    fn handle(
+        &self,
+        request: Request,
+        _progress: ProgressSender,
+    ) -> BoxFuture<'_, Result<Value, AdminError>> {
+        Box::pin(async move {
+            match request {
+                Request::Status { source } => {
+                    self.own_name(source.as_ref())?;
+                    answer(&self.status())
+                }
+                Request::Checkpoint { source } => self.checkpoint(source.as_ref()).await,
+                Request::Verify { target } => self.verify(target.as_ref()).await,
+                Request::PoolCheck {} => pool_check(self.filer.pool().clone()).await,
+            }
+        })
+    }
+}
+
+impl Observed for View {
+    fn collect(&self) {
+        let status = self.filer.status();
+        super::collect_source(&entry(&status, &self.policy));
+        let (counters, source) = (&status.counters, status.name.to_string());
+        super::collect_carried("reference", counters.references, counters.reference_bytes);
+        super::collect_carried("inline", counters.inline_blocks, counters.inline_bytes);
+        super::collect_carried("hole", counters.holes, counters.hole_bytes);
+        metrics::counter!(names::SOURCE_CHECKPOINTS.name, "source" => source.clone())
+            .absolute(counters.checkpoints_done);
+        metrics::counter!(names::SOURCE_CHECKPOINTS_REJECTED.name, "source" => source)
+            .absolute(counters.checkpoints_rejected);
+        if let Some(ring) = &status.ring {
+            collect_ring(ring);
+        }
+        super::collect_pool(self.filer.pool());
+        super::collect_nbd(&self.server);
+    }
+
+    fn status(&self) -> StatusDocument {
+        let status = self.filer.status();
+        let nvram = status.ring.as_ref().map(nvram_status);
+        let pool = super::pool_status(self.filer.pool());
+        StatusDocument::source(entry(&status, &self.policy), nvram, pool)
+    }
+}
+
+/// The ring in the status document.
+pub(super) fn nvram_status(ring: &RingStatus) -> NvramStatus {
+    NvramStatus {
+        used_bytes: ring.written.0.saturating_sub(ring.release_wanted.0),
+        capacity_bytes: ring.capacity.0,
+        durability: ring.durability.to_string(),
+    }
+}
+
+/// The ring's series.
+pub(super) fn collect_ring(ring: &RingStatus) {
+    let status = nvram_status(ring);
+    metrics::gauge!(names::NVRAM_CAPACITY_BYTES.name).set(to_f64(status.capacity_bytes));
+    metrics::gauge!(names::NVRAM_USED_BYTES.name).set(to_f64(status.used_bytes));
+    for (cursor, position) in
+        [("released", ring.released), ("durable", ring.durable), ("written", ring.written)]
+    {
+        metrics::gauge!(names::NVRAM_CURSOR_BYTES.name, "cursor" => cursor).set(to_f64(position.0));
+    }
+    metrics::counter!(names::NVRAM_COMMITS.name).absolute(ring.commits);
+    metrics::counter!(names::DEVICE_SYNCS.name, "device" => "nvram").absolute(ring.syncs);
+    metrics::counter!(names::DEVICE_ERRORS.name, "device" => "nvram")
+        .absolute(u64::from(ring.latched.is_some()));
+}
+
+fn entry(status: &Status, policy: &Policy) -> SourceEntry {
+    let state = match status.state {
+        SourceState::Waiting => State::Waiting,
+        SourceState::Syncing => State::Syncing,
+        SourceState::InSync => State::InSync,
+        SourceState::Behind => State::Behind,
+        SourceState::Offline => State::Offline,
+        SourceState::Faulted => State::Faulted,
+    };
+    let ladder = &status.ladder;
+    let visible = ladder.visible_bytes.min(ladder.hub_bytes);
+    let lag = if ladder.hub_bytes > visible { status.lag.as_secs_f64() } else { 0.0 };
+    SourceEntry {
+        name: status.name.clone(),
+        id: Some(status.id),
+        state,
+        reason: status.reason.clone(),
+        next_step: status.next_step.clone(),
+        policy: Some(policy.clone()),
+        alone_since: None,
+        epoch: status.epoch.number,
+        generation: status.generation.number,
+        applied_cp: status.common_cp.map_or(0, |cp| cp.0),
+        image_age_seconds: status.common_cp.map(|_| lag),
+        lag_bytes: ladder.hub_bytes - visible,
+        lag_seconds: lag,
+        acknowledged_bytes: ladder.hub_bytes,
+        staged_bytes: ladder.hub_bytes,
+        drained_bytes: visible,
+        applied_bytes: visible,
+        visible_bytes: visible,
+        volumes: status
+            .volumes
+            .iter()
+            .map(|volume| VolumeStatus {
+                name: volume.name.clone(),
+                size_bytes: volume.size.0,
+                root: volume.root,
+            })
+            .collect(),
+    }
+}
+
+/// Bytes of so many blocks.
+pub(super) fn bytes_of(blocks: crate::units::numbers::BlockCount) -> u64 {
+    blocks.bytes().unwrap_or(ByteCount(u64::MAX / BLOCK_BYTES_U64 * BLOCK_BYTES_U64)).0
+}
+
+/// The configuration of a source, or why there is none.
+pub fn load(file: &Path) -> Result<SourceConfig, crate::config::problem::Problems> {
+    crate::config::load::load_source(file)
+}

@@ -1,0 +1,290 @@
+//! The checkpoint thread: makes a CP out of each frozen interval, at both ends.
+//!
+//! One thread a source. An interval is frozen when a partition or the pool is full (by the writer
+//! who finds it so), when the interval is over, or on command; an empty one never is. Then:
+//!
+//! 1. the freeze is durable in the own ring (R6)
+//! 2. plan: what changed, blocks known in part filled from the tree of the CP before
+//! 3. the session may send PartitionFull and the data
+//! 4. own tree, published in the own pool; only then CpEnd leaves (the hub is never ahead)
+//! 5. the hub says that it has published the same roots
+//! 6. ring space up to the freeze is released, buffers go, waiting writers go on
+//!
+//! After a crash between any two steps the same interval is recovered from the ring and goes
+//! through the same steps: same transfers, same references; a tree that is published already is
+//! not written again, and planning over it gives the same content.
+//!
+//! If the own pool fails, or a block of the base cannot be read, the source fails: writes and
+//! flushes get its reason. A pool that is full makes the CP wait.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::buffers::{Buffers, Page};
+use super::feed::DurableFreeze;
+use super::identity::Extension;
+use super::order::Frozen;
+use super::plan::{Plan, Step};
+use super::shared::{Common, Pins, Shared};
+use super::signals::{CpData, Roots};
+use super::tree;
+use crate::pool::error::PoolError;
+use crate::pool::pointer::{TreeRoot, VolumeKey};
+use crate::pool::publish::Publish;
+use crate::pool::write_set::{Budget, WriteSet};
+use crate::units::convert::to_u64;
+use crate::units::numbers::{CpNumber, Vbn, VolumeNumber};
+use crate::volume::error::VolumeError;
+use crate::volume::writer::{Content, TreeWriter};
+
+/// Pause before a CP is tried again that the own pool had no room for.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// Longest sleep while nothing is asked.
+const IDLE_PAUSE: Duration = Duration::from_secs(3600);
+
+/// What was heard while idle.
+enum Heard {
+    /// A writer has frozen the interval.
+    Frozen,
+    Wanted,
+    Stop,
+    Nothing,
+}
+
+/// The thread is told to end.
+struct Stopped;
+
+/// The checkpoint thread.
+#[derive(Debug)]
+pub struct Checkpointer {
+    shared: Arc<Shared>,
+    interval: Duration,
+    last: Instant,
+    /// The interval that is frozen was frozen here, or found frozen at the start.
+    asked: bool,
+}
+
+impl Checkpointer {
+    /// A thread that freezes what was ordered every `interval`. The first one comes after a part
+    /// of it that the source's id decides, so that many sources do not freeze at once.
+    pub fn new(shared: Arc<Shared>, interval: Duration) -> Self {
+        let [spread, ..] = shared.source.0;
+        let head_start = interval / 256 * u32::from(spread);
+        let last = Instant::now().checked_sub(head_start).unwrap_or_else(Instant::now);
+        let asked = shared.order.frozen().is_some();
+        Self { shared, interval, last, asked }
+    }
+
+    /// Runs until it is told to stop, or the source has failed.
+    pub fn run(mut self) {
+        let _guard = self.shared.fail_on_panic("the checkpoint thread panicked");
+        while self.turn().is_ok() {}
+    }
+
+    fn turn(&mut self) -> Result<(), Stopped> {
+        if let Some(frozen) = self.shared.order.frozen() {
+            if !std::mem::take(&mut self.asked) {
+                self.shared.counters.checkpoints_full.add(1);
+            }
+            self.last = Instant::now();
+            return self.finish(frozen);
+        }
+        match self.listen() {
+            Heard::Stop => return Err(Stopped),
+            Heard::Frozen => {}
+            Heard::Wanted => {
+                if self.freeze() {
+                    self.shared.counters.checkpoints_command.add(1);
+                }
+            }
+            Heard::Nothing if self.last.elapsed() >= self.interval => {
+                self.last = Instant::now();
+                if self.freeze() {
+                    self.shared.counters.checkpoints_interval.add(1);
+                }
+            }
+            Heard::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// Freezes unless there is nothing to say, or a writer was quicker.
+    fn freeze(&mut self) -> bool {
+        self.asked = self.shared.order.freeze().is_some();
+        self.asked
+    }
+
+    fn listen(&self) -> Heard {
+        let left = (self.last + self.interval).saturating_duration_since(Instant::now());
+        let heard = self.shared.checkpoint.wait(left.min(IDLE_PAUSE), |inbox| {
+            if inbox.stop {
+                Some(Heard::Stop)
+            } else if inbox.frozen.is_some() {
+                Some(Heard::Frozen)
+            } else if std::mem::take(&mut inbox.wanted) {
+                Some(Heard::Wanted)
+            } else {
+                None
+            }
+        });
+        heard.unwrap_or(Heard::Nothing)
+    }
+
+    /// Brings a frozen interval to its end at both ends.
+    fn finish(&self, frozen: Arc<Frozen>) -> Result<(), Stopped> {
+        let freeze = self.durable_freeze(frozen.cp)?;
+        let plan = self.or_fail(self.plan(&frozen.buffers), "the plan of a CP")?;
+        drop(frozen);
+        self.shared.order.filled(freeze.cp, &plan.filled);
+        let plan = Arc::new(Plan { filled: Vec::new(), ..plan });
+        let rows = self.shared.outbox.rows_of(freeze.cp);
+        self.shared.session.frozen(CpData { freeze, plan: Arc::clone(&plan), rows });
+        let roots = self.own_tree(&plan, &freeze)?;
+        drop(plan);
+        self.shared.order.settled(freeze.cp);
+        self.shared.session.committed(freeze.cp, roots.clone());
+        self.wait_for(|inbox| inbox.done.take_if(|done| *done == freeze.cp).map(|_| ()))?;
+        self.done(&freeze, roots);
+        Ok(())
+    }
+
+    fn durable_freeze(&self, cp: CpNumber) -> Result<DurableFreeze, Stopped> {
+        self.wait_for(|inbox| inbox.frozen.take_if(|freeze| freeze.cp == cp))
+    }
+
+    fn wait_for<T>(
+        &self,
+        mut word: impl FnMut(&mut super::signals::CheckpointInbox) -> Option<T>,
+    ) -> Result<T, Stopped> {
+        loop {
+            let heard = self.shared.checkpoint.wait(IDLE_PAUSE, |inbox| {
+                word(inbox).map(Ok).or_else(|| inbox.stop.then_some(Err(Stopped)))
+            });
+            if let Some(heard) = heard {
+                return heard;
+            }
+        }
+    }
+
+    fn or_fail<T>(&self, result: Result<T, VolumeError>, what: &str) -> Result<T, Stopped> {
+        result.map_err(|error| {
+            self.shared.fail(&format!("{what} failed: {error}"));
+            Stopped
+        })
+    }
+
+    fn plan(&self, buffers: &Buffers) -> Result<Plan, VolumeError> {
+        let pins = self.shared.pins();
+        Plan::build(buffers, |volume, vbn, page: &mut Page| match pins.get(&volume) {
+            Some(pin) => tree::read_block(pin, Vbn(vbn), page),
+            None => Err(PoolError::UnknownVolume { key: self.key(volume) }.into()),
+        })
+    }
+
+    /// Writes and publishes the own tree, unless an earlier run of this CP has.
+    fn own_tree(&self, plan: &Plan, freeze: &DurableFreeze) -> Result<Roots, Stopped> {
+        let (own_cp, roots) = self.shared.own();
+        if own_cp >= freeze.cp {
+            return Ok(roots);
+        }
+        let started = Instant::now();
+        loop {
+            match self.publish(plan, freeze) {
+                Ok(roots) => {
+                    let spent = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    self.shared.counters.tree_ms.add(spent);
+                    return Ok(roots);
+                }
+                Err(VolumeError::Pool(error @ PoolError::Full { .. })) => {
+                    tracing::warn!(source = %self.shared.name, %error, "CP waits for room");
+                    let reason = format!("CP {} waits for room here: {error}", freeze.cp);
+                    self.shared.set_rejected(Some(reason));
+                    self.pause()?;
+                }
+                Err(error) => return self.or_fail(Err(error), "the own pool"),
+            }
+        }
+    }
+
+    fn pause(&self) -> Result<(), Stopped> {
+        let stop = |inbox: &mut super::signals::CheckpointInbox| inbox.stop.then_some(());
+        match self.shared.checkpoint.wait(FULL_PAUSE, stop) {
+            Some(()) => Err(Stopped),
+            None => Ok(()),
+        }
+    }
+
+    fn publish(&self, plan: &Plan, freeze: &DurableFreeze) -> Result<Roots, VolumeError> {
+        let shared = &self.shared;
+        let before = shared.pins();
+        let mut write_set = shared.pool.begin(Budget::Reserve);
+        let mut volumes = Vec::with_capacity(plan.volumes.len());
+        for planned in &plan.volumes {
+            let key = self.key(planned.volume);
+            let base = before.get(&planned.volume).ok_or(PoolError::UnknownVolume { key })?.tree();
+            let root = self.write_volume(&mut write_set, key, base, freeze.cp, &planned.steps)?;
+            volumes.push((planned.volume, root));
+        }
+        let affiliation = shared.affiliation();
+        let extension =
+            Extension { nvram_made: true, hub: affiliation.hub, transfer: freeze.place.transfer };
+        let published = shared.pool.publish(Publish {
+            write_set,
+            source: shared.source,
+            cp: freeze.cp,
+            sequence: freeze.place.sequence,
+            stream_hash: freeze.place.hash,
+            epoch: affiliation.epoch,
+            generation: None,
+            extension: Some(extension.encode().to_vec()),
+            volumes,
+        })?;
+        let pins = pin_all(shared)?;
+        shared.set_own(freeze.cp, published.roots.clone(), pins);
+        Ok(published.roots)
+    }
+
+    fn write_volume(
+        &self,
+        set: &mut WriteSet,
+        key: VolumeKey,
+        base: TreeRoot,
+        cp: CpNumber,
+        steps: &[Step],
+    ) -> Result<TreeRoot, VolumeError> {
+        let mut writer = TreeWriter::new(&self.shared.pool, set, key, base, cp)?;
+        for step in steps {
+            match step {
+                Step::Block { vbn, data, .. } => writer.put(Vbn(*vbn), Content::Data(data))?,
+                Step::Hole { vbn, count } => writer.put_hole_range(Vbn(*vbn), *count)?,
+            }
+        }
+        self.shared.counters.tree_blocks.add(to_u64(steps.len()));
+        writer.finish()
+    }
+
+    /// Both ends have published the CP: everything kept for it goes (invariant 4).
+    fn done(&self, freeze: &DurableFreeze, roots: Roots) {
+        let shared = &self.shared;
+        if let Some(ring) = shared.ring() {
+            ring.release(freeze.end);
+        }
+        shared.outbox.drop_upto(freeze.cp);
+        shared.set_rejected(None);
+        shared.counters.checkpoints_done.add(1);
+        let pins = shared.pins();
+        shared.common.send_replace(Some(Common { cp: freeze.cp, roots, pins }));
+        shared.order.thaw(freeze.cp);
+        tracing::info!(source = %shared.name, cp = %freeze.cp, "CP published at both ends");
+    }
+
+    fn key(&self, volume: VolumeNumber) -> VolumeKey {
+        VolumeKey { source: self.shared.source, volume }
+    }
+}
+
+/// Pins all volumes as they are published now.
+pub fn pin_all(shared: &Shared) -> Result<Pins, PoolError> {
+    let pins = shared.pool.pin_source(shared.source)?;
+    Ok(Arc::new(pins.into_iter().map(|pin| (pin.key().volume, Arc::new(pin))).collect()))
+}

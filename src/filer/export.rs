@@ -1,0 +1,421 @@
+//! The volumes of a source as NBD exports.
+//!
+//! Called by the NBD server. A read lays the open buffers over the frozen ones over the tree of
+//! the newest own CP: what is in memory is taken under the order's lock, the tree is read without
+//! it, by a pin taken at the same moment. A write is ordered, then answered when both ends hold
+//! it (`completion`); FUA is the same, since nothing is answered earlier. A flush waits for the
+//! highest sequence number its volume had when it came (R17).
+//!
+//! No export is opened before the hub was asked what it holds (R1), nor while the source stops.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio_util::sync::CancellationToken;
+
+use super::buffers::{Found, Page, Piece, lay, over};
+use super::completion::{Acknowledged, Refusal};
+use super::order::Change;
+use super::shared::{LinkState, Shared};
+use super::tree;
+use crate::nbd::export::{
+    ErrorCode, Export, ExportError, ExportFuture, ExportInfo, Exports, Extent, Listed, OpenError,
+    OpenFuture, Segment,
+};
+use crate::pool::Pin;
+use crate::pool::error::PoolError;
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::convert::{to_u64, to_usize};
+use crate::units::numbers::{SequenceNumber, Vbn, VolumeNumber};
+use crate::volume::error::VolumeError;
+use crate::volume::reader::SegmentContent;
+use crate::wire::message::VolumeOffer;
+
+/// A part that is read from the tree is handed on as it is from this length on.
+const HAND_ON_BYTES: usize = 64 << 10;
+/// Tries of a read whose pin the pool gave up.
+const PIN_TRIES: usize = 8;
+
+/// All volumes of a source.
+#[derive(Debug)]
+pub struct SourceExports {
+    shared: Arc<Shared>,
+    stopping: CancellationToken,
+}
+
+impl SourceExports {
+    /// The volumes of a source; `stopping` ends them.
+    pub fn new(shared: Arc<Shared>, stopping: CancellationToken) -> Self {
+        Self { shared, stopping }
+    }
+
+    fn full_name(&self, volume: &VolumeOffer) -> String {
+        format!("{}/{}", self.shared.name, volume.name)
+    }
+
+    fn find(&self, name: &str) -> Option<&VolumeOffer> {
+        match &self.shared.volumes[..] {
+            [only] if name.is_empty() => Some(only),
+            volumes => volumes
+                .iter()
+                .find(|volume| volume.name.as_str() == name || self.full_name(volume) == name),
+        }
+    }
+
+    fn open_now(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+        let volume = self.find(name).ok_or(OpenError::Unknown)?;
+        if self.stopping.is_cancelled() {
+            return Err(OpenError::Shutdown);
+        }
+        if !*self.shared.serving.borrow() {
+            return Err(OpenError::Refused(why_not_serving(&self.shared)));
+        }
+        let mut info = ExportInfo::new(self.full_name(volume), volume.size);
+        info.description = format!("volume {} of source {}", volume.name, self.shared.name);
+        info.multi_conn = true;
+        let (shared, ended) = (Arc::clone(&self.shared), self.stopping.clone());
+        Ok(Arc::new(VolumeExport { shared, volume: volume.number, info, ended }))
+    }
+}
+
+fn why_not_serving(shared: &Shared) -> Cow<'static, str> {
+    match shared.link() {
+        LinkState::Waiting { reason } | LinkState::Offline { reason, .. } => {
+            format!("the source waits for its hub before it serves: {reason}").into()
+        }
+        LinkState::Connected { .. } => "the source fetches its log from the hub".into(),
+        LinkState::Halted(refused) => format!("{}: {}", refused.reason, refused.next_step).into(),
+    }
+}
+
+impl Exports for SourceExports {
+    fn list(&self) -> Vec<Listed> {
+        let listed = |volume: &VolumeOffer| Listed {
+            name: self.full_name(volume),
+            description: format!("volume {} of source {}", volume.name, self.shared.name),
+        };
+        self.shared.volumes.iter().map(listed).collect()
+    }
+
+    fn open<'a>(&'a self, name: &'a str) -> OpenFuture<'a> {
+        Box::pin(std::future::ready(self.open_now(name)))
+    }
+}
+
+/// One volume, open for one client.
+#[derive(Debug)]
+struct VolumeExport {
+    shared: Arc<Shared>,
+    volume: VolumeNumber,
+    info: ExportInfo,
+    ended: CancellationToken,
+}
+
+/// What memory says about a range, and what keeps the tree below it.
+struct Look {
+    pieces: Vec<Piece>,
+    pin: Arc<Pin>,
+}
+
+impl VolumeExport {
+    /// Refuses what comes after a stop. The server has checked the range; what slipped through
+    /// would fail the whole source at its next CP, so it is checked here as well.
+    fn guard(&self, offset: u64, length: u64) -> Result<(), ExportError> {
+        if self.ended.is_cancelled() {
+            return Err(error_of(&Refusal::Stopped));
+        }
+        match offset.checked_add(length) {
+            Some(end) if end <= self.info.size.0 => Ok(()),
+            _ => Err(ExportError::new(ErrorCode::Inval, "past the end of the volume")),
+        }
+    }
+
+    async fn change(&self, offset: u64, change: Change, fua: bool) -> Result<(), ExportError> {
+        let length = match &change {
+            Change::Write(data) => to_u64(data.len()),
+            Change::Trim(length) | Change::Zeroes(length) => *length,
+        };
+        self.guard(offset, length)?;
+        let ordered = self.shared.order.change(self.volume, offset, &change).await;
+        drop(change);
+        let sequence = match ordered {
+            Ok(Some(sequence)) => sequence,
+            // Nothing was changed; FUA asks for what was before.
+            Ok(None) if fua => self.shared.order.last_of(self.volume),
+            Ok(None) => SequenceNumber(0),
+            Err(refusal) => return Err(self.counted(&refusal)),
+        };
+        self.reached(sequence).await.map(drop)
+    }
+
+    async fn reached(&self, sequence: SequenceNumber) -> Result<Acknowledged, ExportError> {
+        let answer = self.shared.completion.wait(sequence).await;
+        answer.map_err(|refusal| self.counted(&refusal))
+    }
+
+    fn counted(&self, refusal: &Refusal) -> ExportError {
+        self.shared.counters.errors.add(1);
+        error_of(refusal)
+    }
+
+    fn look(&self, offset: u64, length: u64) -> Result<Look, ExportError> {
+        let first = offset / BLOCK_BYTES_U64;
+        let count = (offset + length).div_ceil(BLOCK_BYTES_U64) - first;
+        let (open, frozen, pin) = self.shared.order.look(|open, frozen| {
+            // Taken together: the tree is that of the frozen CP or of the one before it.
+            let pin = self.shared.pins().get(&self.volume).cloned();
+            (open.pieces(self.volume, first, count), frozen.cloned(), pin)
+        });
+        let pin = pin.ok_or_else(|| io_error("the volume has no tree"))?;
+        let pin = if pin.has_ended() { self.pin_again()? } else { pin };
+        let mut pieces = match frozen {
+            Some(frozen) => over(open, &frozen.buffers, self.volume),
+            None => open,
+        };
+        if pin.tree().top.is_hole() {
+            pieces.iter_mut().for_each(over_nothing);
+        }
+        Ok(Look { pieces, pin })
+    }
+
+    /// The pool gave the pin of the newest CP up: that one is published, so it is pinned anew. A
+    /// newer one is right as well, while its buffers are still laid over it.
+    fn pin_again(&self) -> Result<Arc<Pin>, ExportError> {
+        let pin = self.shared.pool.pin(self.shared.source, self.volume);
+        pin.map(Arc::new).map_err(|error| io_error(error.to_string()))
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        offset: u64,
+        length: u64,
+        work: impl Fn(Look) -> Result<T, VolumeError> + Clone + Send + 'static,
+    ) -> Result<T, ExportError> {
+        for _ in 0..PIN_TRIES {
+            let look = self.look(offset, length)?;
+            let below = |piece: &Piece| matches!(piece.found, Found::Base | Found::Overlay { .. });
+            let answer = if look.pieces.iter().any(below) {
+                let work = work.clone();
+                let joined = tokio::task::spawn_blocking(move || work(look)).await;
+                joined.map_err(|error| io_error(error.to_string()))?
+            } else {
+                work(look)
+            };
+            match answer {
+                Err(VolumeError::Pool(PoolError::PinEnded { .. })) => {}
+                Err(error) => {
+                    self.shared.counters.errors.add(1);
+                    tracing::error!(volume = %self.info.name, offset, length, %error, "read failed");
+                    return Err(io_error(error.to_string()));
+                }
+                Ok(answer) => return Ok(answer),
+            }
+        }
+        Err(io_error("the pool needs all its space for writes"))
+    }
+}
+
+fn io_error(message: impl Into<Cow<'static, str>>) -> ExportError {
+    ExportError::new(ErrorCode::Io, message)
+}
+
+fn error_of(refusal: &Refusal) -> ExportError {
+    let code = match refusal {
+        Refusal::Failed(_) => ErrorCode::Io,
+        Refusal::Stopped => ErrorCode::Shutdown,
+    };
+    ExportError::new(code, refusal.to_string())
+}
+
+/// Below is a tree that was never written.
+fn over_nothing(piece: &mut Piece) {
+    match std::mem::replace(&mut piece.found, Found::Hole) {
+        Found::Base | Found::Hole => {}
+        // Bytes that are not known are zero in an overlay.
+        Found::Overlay { data, .. } | Found::Data(data) => piece.found = Found::Data(data),
+    }
+}
+
+/// Collects an answer: neighbouring bytes in one piece, holes as such.
+#[derive(Default)]
+struct Answer {
+    out: Vec<Segment>,
+    data: BytesMut,
+}
+
+impl Answer {
+    fn data(&mut self, bytes: &[u8]) {
+        self.data.extend_from_slice(bytes);
+    }
+
+    fn bytes(&mut self, bytes: Vec<u8>) {
+        if bytes.len() >= HAND_ON_BYTES {
+            self.flush();
+            self.out.push(Segment::Data(bytes.into()));
+        } else {
+            self.data(&bytes);
+        }
+    }
+
+    fn hole(&mut self, length: u64) {
+        self.flush();
+        match self.out.last_mut() {
+            Some(Segment::Hole(before)) => *before += length,
+            _ => self.out.push(Segment::Hole(length)),
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.data.is_empty() {
+            self.out.push(Segment::Data(self.data.split().freeze()));
+        }
+    }
+
+    fn finish(mut self) -> Vec<Segment> {
+        self.flush();
+        self.out
+    }
+}
+
+/// The part of a piece that lies in `offset..end`, in bytes of the volume.
+fn clip(piece: &Piece, offset: u64, end: u64) -> (u64, u64) {
+    let start = piece.vbn * BLOCK_BYTES_U64;
+    (start.max(offset), (start + piece.count * BLOCK_BYTES_U64).min(end))
+}
+
+fn part(page: &Page, start: u64, end: u64) -> &[u8] {
+    let inside = to_usize(start % BLOCK_BYTES_U64);
+    &page[inside..inside + to_usize(end - start)]
+}
+
+fn assemble(look: Look, offset: u64, length: u64) -> Result<Vec<Segment>, VolumeError> {
+    let mut answer = Answer::default();
+    for piece in look.pieces {
+        let (start, end) = clip(&piece, offset, offset + length);
+        match piece.found {
+            Found::Data(page) => answer.data(part(&page, start, end)),
+            Found::Hole => answer.hole(end - start),
+            Found::Base => {
+                for segment in tree::read(&look.pin, start, end - start)? {
+                    match segment.content {
+                        SegmentContent::Data(bytes) => answer.bytes(bytes),
+                        SegmentContent::Hole => answer.hole(segment.length),
+                    }
+                }
+            }
+            Found::Overlay { data, known } => {
+                let mut page = [0; crate::units::BLOCK_BYTES];
+                tree::read_block(&look.pin, Vbn(piece.vbn), &mut page)?;
+                lay(&mut page, &data, &known);
+                answer.data(part(&page, start, end));
+            }
+        }
+    }
+    Ok(answer.finish())
+}
+
+fn describe(look: Look, range: (u64, u64), at_most: usize) -> Result<Vec<Extent>, VolumeError> {
+    let mut extents: Vec<Extent> = Vec::new();
+    let mut push = |length: u64, hole: bool| {
+        let full = extents.len() == at_most;
+        match extents.last_mut() {
+            Some(last) if last.hole == hole => last.length += length,
+            _ if full => return false,
+            _ => extents.push(Extent { length, hole, zero: hole }),
+        }
+        true
+    };
+    'pieces: for piece in look.pieces {
+        let (start, end) = clip(&piece, range.0, range.1);
+        match piece.found {
+            Found::Data(_) | Found::Overlay { .. } => {
+                if !push(end - start, false) {
+                    break;
+                }
+            }
+            Found::Hole => {
+                if !push(end - start, true) {
+                    break;
+                }
+            }
+            Found::Base => {
+                let mut told = 0;
+                for extent in tree::extents(&look.pin, start, end - start, at_most)? {
+                    told += extent.length;
+                    if !push(extent.length, extent.hole) {
+                        break 'pieces;
+                    }
+                }
+                if told < end - start {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(extents)
+}
+
+impl Export for VolumeExport {
+    fn info(&self) -> &ExportInfo {
+        &self.info
+    }
+
+    fn read(&self, offset: u64, length: u32) -> ExportFuture<'_, Vec<Segment>> {
+        let length = u64::from(length);
+        self.shared.counters.reads.add(1);
+        self.shared.counters.read_bytes.add(length);
+        Box::pin(async move {
+            self.guard(offset, length)?;
+            self.blocking(offset, length, move |look| assemble(look, offset, length)).await
+        })
+    }
+
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> ExportFuture<'_, ()> {
+        self.shared.counters.writes.add(1);
+        self.shared.counters.written_bytes.add(to_u64(data.len()));
+        Box::pin(self.change(offset, Change::Write(data), fua))
+    }
+
+    fn flush(&self) -> ExportFuture<'_, ()> {
+        self.shared.counters.flushes.add(1);
+        let sequence = self.shared.order.last_of(self.volume);
+        Box::pin(async move { self.reached(sequence).await.map(drop) })
+    }
+
+    fn trim(&self, offset: u64, length: u32, fua: bool) -> ExportFuture<'_, ()> {
+        self.shared.counters.trims.add(1);
+        Box::pin(self.change(offset, Change::Trim(u64::from(length)), fua))
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u32,
+        _no_hole: bool,
+        fua: bool,
+    ) -> ExportFuture<'_, ()> {
+        // Zeroes are a hole on both ends, whoever wrote them (R15): there is no space behind
+        // them to promise; a later write reserves its own.
+        self.shared.counters.zeroes.add(1);
+        Box::pin(self.change(offset, Change::Zeroes(u64::from(length)), fua))
+    }
+
+    fn cache(&self, offset: u64, length: u32) -> ExportFuture<'_, ()> {
+        // Nodes and dirty blocks are in memory; data is the page cache's affair.
+        Box::pin(std::future::ready(self.guard(offset, length.into())))
+    }
+
+    fn extents(&self, offset: u64, length: u32, at_most: usize) -> ExportFuture<'_, Vec<Extent>> {
+        let length = u64::from(length);
+        let range = (offset, offset + length);
+        Box::pin(async move {
+            self.guard(offset, length)?;
+            self.blocking(offset, length, move |look| describe(look, range, at_most)).await
+        })
+    }
+
+    fn ended(&self) -> Option<CancellationToken> {
+        Some(self.ended.clone())
+    }
+}

@@ -1,0 +1,421 @@
+//! Runs a source: orders what clients write, keeps it in the NVRAM, forwards it, checkpoints it.
+//!
+//! Floor 7. The way of a write, as a list of names:
+//!
+//! ```text
+//! export -> order -+-> buffers (open interval) ............ read by export, over frozen, over tree
+//!                  '-> queue -> feed -+-> outbox -> forwarder -> hub
+//!                                     '-> nvlog ring
+//! ring durable, hub durable -> completion -> the client's answer
+//! order.freeze -> feed (mark) -> checkpoint: plan -> session frozen, own tree -> pool
+//!              -> session committed -> hub: CpDone -> checkpoint: release ring, outbox, buffers
+//! ```
+//!
+//! Pure, without lock, clock or device: [`ranges`], [`buffers`], [`plan`], [`space`],
+//! [`identity`]. Shells: [`order`], [`outbox`], [`completion`], [`feed`] (called by the ring's
+//! committing thread), [`forwarder`] with [`sending`] (one task), [`checkpoint`] (one thread),
+//! [`export`] (called by the NBD server), [`recover`] (the start), [`verify`], [`status`].
+//!
+//! This version promises `sync` with hub loss waited out: a write is answered when both ends hold
+//! it durably, and clients wait while the hub is away.
+
+pub mod buffers;
+pub mod checkpoint;
+pub mod completion;
+pub mod counters;
+pub mod export;
+pub mod feed;
+pub mod forwarder;
+pub mod identity;
+pub mod order;
+pub mod outbox;
+pub mod plan;
+pub mod ranges;
+pub mod recover;
+pub mod sending;
+pub mod shared;
+pub mod signals;
+pub mod space;
+pub mod status;
+pub mod tree;
+pub mod verify;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use self::checkpoint::Checkpointer;
+use self::completion::Refusal;
+use self::export::SourceExports;
+use self::forwarder::{ForwardOptions, Forwarder};
+use self::recover::{RecoverError, Store, Wanted};
+use self::shared::{Apply, Backoff, LinkState, Shared};
+use self::signals::Roots;
+use self::status::Status;
+use self::verify::{Verification, VerifyError};
+use crate::device::Device;
+use crate::device::file::{Access, FileDevice, FileError};
+use crate::device::latch::Latch;
+use crate::nvlog::format::HEADER_BYTES;
+use crate::nvlog::{RingOptions, RingShape};
+use crate::pool::PoolOptions;
+use crate::units::ids::{RandomError, random_u64};
+use crate::units::names::{SourceName, VolumeName};
+use crate::units::numbers::{ByteCount, CpNumber};
+
+/// Pause before the first new try to reach the hub, and the longest.
+const BACKOFF: Backoff = Backoff { least: Duration::from_millis(50), most: Duration::from_secs(2) };
+/// Caches of the pool, of the 64 MiB that a source takes beside its NVRAM's size.
+const CATALOG_CACHE_BYTES: u64 = 8 << 20;
+const NODE_CACHE_BYTES: u64 = 24 << 20;
+/// How often a checkpoint that waits looks whether the hub is still there.
+const TICK: Duration = Duration::from_millis(20);
+
+/// A device of a source: where, and how large it is made.
+#[derive(Debug, Clone)]
+pub struct DeviceOptions {
+    /// A file, made if it is missing; or a block device.
+    pub path: PathBuf,
+    /// Size of a file that is made, and what an existing one must have.
+    pub size: ByteCount,
+}
+
+/// How a source runs.
+#[derive(Debug, Clone)]
+pub struct FilerOptions {
+    /// Its name.
+    pub name: SourceName,
+    /// Where the hub listens. Loopback: there is no TLS yet.
+    pub hub: SocketAddr,
+    /// How long the hub may be silent before the connection is made anew.
+    pub hub_timeout: Duration,
+    /// Its volumes.
+    pub volumes: Vec<(VolumeName, ByteCount)>,
+    /// The NVRAM: two partitions of half of it each. `size` counts the ring's data area.
+    pub nvram: DeviceOptions,
+    /// The pool's device.
+    pub pool: DeviceOptions,
+    /// Time between two CPs.
+    pub checkpoint_interval: Duration,
+    /// How CP data travels.
+    pub apply: Apply,
+    /// The NVRAM may be gone: what the hub holds is fetched.
+    pub accept_lost_nvram: bool,
+    /// How long a stop waits for the last CP.
+    pub stop_timeout: Duration,
+}
+
+/// Why a source does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A device.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// What is on the devices.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    /// No random numbers.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// A file has another size than configured.
+    #[error("{path}: has {met} bytes, the configuration asks for {wanted}", path = .path.display())]
+    Size { path: PathBuf, wanted: u64, met: u64 },
+    /// Plain TCP leaves this machine.
+    #[error("hub {0} is not on this machine: without TLS a source dials loopback only")]
+    NotLoopback(SocketAddr),
+    /// Fewer than one volume, or too many.
+    #[error("a source has 1 to {max} volumes, not {met}")]
+    Volumes { met: usize, max: usize },
+    /// No thread, or the starting one panicked.
+    #[error("cannot start: {0}")]
+    Thread(String),
+}
+
+/// Why a checkpoint was not published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CheckpointError {
+    /// The hub is lost (R20).
+    #[error("the hub is lost: {0}")]
+    HubLost(String),
+    /// The source has failed.
+    #[error("{0}")]
+    Failed(Arc<str>),
+    /// It is being stopped.
+    #[error("the source is being stopped")]
+    Stopped,
+}
+
+/// A running source.
+#[derive(Debug)]
+pub struct Filer {
+    shared: Arc<Shared>,
+    hub_timeout: Duration,
+    stop_timeout: Duration,
+    stopping: CancellationToken,
+    forwarder: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    checkpointer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// How a source behaves, apart from its stores.
+#[derive(Debug, Clone)]
+pub(crate) struct Behaviour {
+    pub(crate) wanted: Wanted,
+    pub(crate) forward: ForwardOptions,
+    pub(crate) checkpoint_interval: Duration,
+    pub(crate) stop_timeout: Duration,
+}
+
+impl Filer {
+    /// Opens or makes the stores, recovers, and sets everything going. Clients are served once
+    /// the hub was asked what it holds (R1).
+    pub async fn start(options: FilerOptions) -> Result<Self, StartError> {
+        if !options.hub.ip().is_loopback() {
+            return Err(StartError::NotLoopback(options.hub));
+        }
+        let (met, max) = (options.volumes.len(), crate::limits::VOLUMES_PER_SOURCE_MAX);
+        if met == 0 || met > max {
+            return Err(StartError::Volumes { met, max });
+        }
+        let behaviour = Behaviour {
+            wanted: Wanted {
+                name: options.name.clone(),
+                volumes: options.volumes.clone(),
+                apply: options.apply,
+                accept_lost_nvram: options.accept_lost_nvram,
+                ring: RingOptions { thread_name: "nvram".to_owned(), ..RingOptions::default() },
+                ring_shape: RingShape::default(),
+                pool: PoolOptions {
+                    catalog_cache_bytes: CATALOG_CACHE_BYTES,
+                    node_cache_bytes: NODE_CACHE_BYTES,
+                    ..PoolOptions::default()
+                },
+            },
+            forward: ForwardOptions {
+                hub: options.hub,
+                hub_timeout: options.hub_timeout,
+                backoff: BACKOFF,
+                seed: random_u64()?,
+            },
+            checkpoint_interval: options.checkpoint_interval,
+            stop_timeout: options.stop_timeout,
+        };
+        let (nvram, pool) = (options.nvram, options.pool);
+        let opened = tokio::task::spawn_blocking(move || {
+            let area = ByteCount(nvram.size.0 + HEADER_BYTES);
+            let nvram = DeviceOptions { size: area, ..nvram };
+            let nvram = open_store(&nvram, Access::Direct, FileDevice::create)?;
+            let pool = open_store(&pool, Access::Cached, FileDevice::create_unwritten)?;
+            Ok::<_, StartError>((nvram, pool))
+        });
+        let (nvram, pool) = joined(opened.await)??;
+        Self::start_on(behaviour, nvram, pool).await
+    }
+
+    /// Starts on open devices.
+    pub(crate) async fn start_on(
+        behaviour: Behaviour,
+        nvram: Store,
+        pool: Store,
+    ) -> Result<Self, StartError> {
+        let Behaviour { wanted, forward, checkpoint_interval, stop_timeout } = behaviour;
+        let recovered =
+            tokio::task::spawn_blocking(move || recover::recover(&wanted, &nvram, &pool));
+        let started = joined(recovered.await)??;
+        let shared = started.shared;
+        let hub_timeout = forward.hub_timeout;
+        let forwarder = Forwarder::new(Arc::clone(&shared), forward, started.primary);
+        let forwarder = tokio::spawn(forwarder.run());
+        let checkpointer = Checkpointer::new(Arc::clone(&shared), checkpoint_interval);
+        let checkpointer = std::thread::Builder::new()
+            .name("checkpoint".to_owned())
+            .spawn(move || checkpointer.run())
+            .map_err(|error| StartError::Thread(error.to_string()))?;
+        Ok(Self {
+            shared,
+            hub_timeout,
+            stop_timeout,
+            stopping: CancellationToken::new(),
+            forwarder: Mutex::new(Some(forwarder)),
+            checkpointer: Mutex::new(Some(checkpointer)),
+        })
+    }
+
+    /// Its volumes, for the NBD server.
+    pub fn exports(&self) -> Arc<SourceExports> {
+        Arc::new(SourceExports::new(Arc::clone(&self.shared), self.stopping.clone()))
+    }
+
+    /// Waits until clients are served, or the source stops.
+    pub async fn served(&self) {
+        let mut serving = self.shared.serving.subscribe();
+        tokio::select! {
+            _ = serving.wait_for(|serving| *serving) => {}
+            () = self.stopping.cancelled() => {}
+        }
+    }
+
+    /// Makes a CP of everything that was ordered before this call, unless there is nothing to
+    /// say, and returns number and roots when both ends have published it.
+    pub fn checkpoint(
+        &self,
+    ) -> impl Future<Output = Result<(CpNumber, Roots), CheckpointError>> + Send + 'static {
+        let (shared, patience) = (Arc::clone(&self.shared), self.hub_timeout);
+        async move { checkpoint_of(&shared, patience).await }
+    }
+
+    /// Reads every block of the newest common CP at both ends and compares the roots.
+    pub fn verify(
+        &self,
+    ) -> impl Future<Output = Result<Verification, VerifyError>> + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        async move { verify::verify(&shared).await }
+    }
+
+    /// Its pool, for checks and metrics.
+    pub fn pool(&self) -> &Arc<crate::pool::Pool> {
+        &self.shared.pool
+    }
+
+    /// What it says about itself.
+    pub fn status(&self) -> Status {
+        status::status(&self.shared)
+    }
+
+    /// Stops cleanly: no new request, what is ordered is made durable, the last CP is published if
+    /// the hub is there, the hub hears good-bye, the ring's header knows everything. Returns
+    /// whether the last CP was published. Does nothing the second time.
+    pub async fn stop(&self) -> Result<(), CheckpointError> {
+        self.stopping.cancel();
+        let shared = &self.shared;
+        shared.order.refuse(Refusal::Stopped);
+        let last = shared.order.figures().sequence;
+        shared.completion.own_reached(last).await;
+        let published = tokio::time::timeout(self.stop_timeout, self.last_checkpoint()).await;
+        let published =
+            published.unwrap_or_else(|_| Err(CheckpointError::HubLost("no CP in time".to_owned())));
+        shared.completion.refuse(Refusal::Stopped);
+        shared.session.stop();
+        let forwarder = self.forwarder.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(forwarder) = forwarder {
+            // A panic there was reported by the runtime.
+            drop(forwarder.await);
+        }
+        shared.checkpoint.stop();
+        let thread = self.checkpointer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ring = shared.ring().cloned();
+        let ended = tokio::task::spawn_blocking(move || {
+            if let Some(thread) = thread {
+                // A panic there was printed by its hook.
+                drop(thread.join());
+            }
+            if let Some(ring) = ring {
+                ring.stop();
+            }
+        });
+        drop(ended.await);
+        published
+    }
+
+    async fn last_checkpoint(&self) -> Result<(), CheckpointError> {
+        if !*self.shared.serving.borrow() {
+            return Ok(());
+        }
+        let reached = self.shared.completion.wait(self.shared.order.figures().sequence);
+        if self.shared.is_connected() {
+            // What it says does not matter: the checkpoint below fails if the hub is gone.
+            drop(tokio::time::timeout(self.hub_timeout, reached).await);
+        }
+        // A hub that is not there now is not waited for.
+        checkpoint_of(&self.shared, Duration::ZERO).await.map(|_| ())
+    }
+}
+
+impl Drop for Filer {
+    /// Without a stop nothing is drained; what is durable is recovered at the next start.
+    fn drop(&mut self) {
+        self.stopping.cancel();
+        self.shared.order.refuse(Refusal::Stopped);
+        self.shared.completion.refuse(Refusal::Stopped);
+        self.shared.session.stop();
+        self.shared.checkpoint.stop();
+    }
+}
+
+async fn checkpoint_of(
+    shared: &Arc<Shared>,
+    patience: Duration,
+) -> Result<(CpNumber, Roots), CheckpointError> {
+    let mut common = shared.common.subscribe();
+    let target = shared.order.target();
+    shared.checkpoint.want();
+    let mut lost = Duration::ZERO;
+    loop {
+        let newest = common.borrow_and_update().clone();
+        let (own_cp, roots) = shared.own();
+        if newest.is_none() && target.is_none() {
+            // Nothing was written since the start, and no CP is under way: the own one is the
+            // common one, and no other will be made.
+            return Ok((own_cp, roots));
+        }
+        if let Some(newest) = newest.filter(|newest| target.is_none_or(|cp| newest.cp >= cp)) {
+            return Ok((newest.cp, newest.roots));
+        }
+        if let Some(failed) = shared.failed() {
+            return Err(CheckpointError::Failed(failed));
+        }
+        match shared.link() {
+            LinkState::Connected { .. } => lost = Duration::ZERO,
+            LinkState::Halted(refused) => return Err(CheckpointError::HubLost(refused.reason)),
+            LinkState::Waiting { reason } | LinkState::Offline { reason, .. } => {
+                if lost >= patience {
+                    return Err(CheckpointError::HubLost(reason));
+                }
+            }
+        }
+        if shared.session.stopping() {
+            return Err(CheckpointError::Stopped);
+        }
+        if tokio::time::timeout(TICK, common.changed()).await.is_err() {
+            lost += TICK;
+        }
+    }
+}
+
+fn joined<T>(result: Result<T, tokio::task::JoinError>) -> Result<T, StartError> {
+    result.map_err(|error| StartError::Thread(error.to_string()))
+}
+
+/// Opens a file or block device, or makes the file.
+fn open_store(
+    options: &DeviceOptions,
+    access: Access,
+    create: fn(&std::path::Path, ByteCount, Access) -> Result<FileDevice, FileError>,
+) -> Result<Store, StartError> {
+    let DeviceOptions { path, size } = options;
+    let (device, new) = match FileDevice::open(path, access) {
+        Ok(device) => (device, false),
+        Err(FileError::Missing(_)) => {
+            make_parent(path)?;
+            (create(path, *size, access)?, true)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let met = device.size().0;
+    if met < size.0 || !new && met != size.0 && path.is_file() {
+        return Err(StartError::Size { path: path.clone(), wanted: size.0, met });
+    }
+    Ok(Store { device: Arc::new(Latch::new(device)), new })
+}
+
+fn make_parent(path: &std::path::Path) -> Result<(), FileError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let failed = |error| FileError::Io { path: path.to_owned(), operation: "create_dir", error };
+    std::fs::create_dir_all(parent).map_err(failed)
+}

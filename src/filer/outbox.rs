@@ -1,0 +1,334 @@
+//! The transfer table: every transfer this source holds, and where.
+//!
+//! A row is made when the feed forms a transfer, or when recovery finds one; it goes when its CP
+//! is done at both ends. The forwarder sends from here, the plan of a CP takes its references
+//! from here. Recent bodies stay in memory, older ones are read back from the ring.
+//!
+//! Invariants: rows stand in the order of the line, each directly behind the one before; a body
+//! is dropped from memory only when the ring holds it durably; what is kept in memory beyond
+//! that is at most [`RECENT_BYTES_MAX`].
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::plan::TransferRow;
+use crate::record::marks::Place;
+use crate::record::transfer::Transfer;
+use crate::session::primary::Held;
+use crate::units::convert::to_u64;
+use crate::units::numbers::{CpNumber, LogPosition, TransferId};
+
+/// Bodies kept in memory although the ring has them.
+pub const RECENT_BYTES_MAX: u64 = 16 << 20;
+
+/// Where the body of a transfer is.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// In memory.
+    Memory(Bytes),
+    /// In the ring, in the record at this position.
+    Ring(LogPosition),
+}
+
+/// Where a transfer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Formed,
+    Adopted,
+    Recovered,
+}
+
+#[derive(Debug)]
+struct Row {
+    held: Held,
+    origin: Origin,
+    cp: CpNumber,
+    /// Ordinal, counted through its CP, of its first whole block.
+    first_ordinal: u64,
+    ordinals: u64,
+    /// Bytes of all transfers up to and with this one, since the start.
+    upto_bytes: u64,
+    since: Instant,
+    /// Start of its record, once that is durable.
+    position: Option<LogPosition>,
+    body: Option<Bytes>,
+}
+
+/// How far the transfers got, in bytes since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ladder {
+    /// Formed here.
+    pub formed_bytes: u64,
+    /// Durable here.
+    pub durable_bytes: u64,
+    /// Durable on the hub.
+    pub hub_bytes: u64,
+    /// In a CP that both ends have published.
+    pub visible_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ladder: Ladder,
+    /// The last transfer that is durable here.
+    own_durable: TransferId,
+    rows: VecDeque<Row>,
+    /// Rows that the forwarder has been told of.
+    told: usize,
+    /// Bytes of bodies in memory that the ring has as well.
+    recent_bytes: u64,
+    /// Rows before this have no such body.
+    recent_from: usize,
+}
+
+/// The transfer table.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    state: Mutex<State>,
+    /// A row was added.
+    formed: Notify,
+}
+
+impl Outbox {
+    /// Adds a transfer that was formed just now. Its body stays in memory until the ring has it.
+    pub fn push(&self, transfer: &Transfer) {
+        self.lock().push(transfer, Origin::Formed, None);
+        self.formed.notify_one();
+    }
+
+    /// Adds a transfer that the hub sent: the session knows it already (R1).
+    pub fn adopted(&self, transfer: &Transfer) {
+        self.lock().push(transfer, Origin::Adopted, None);
+    }
+
+    /// Adds a transfer that was found in the ring. The session is made with it.
+    pub fn recovered(&self, transfer: &Transfer, position: LogPosition) {
+        let mut state = self.lock();
+        state.push(transfer, Origin::Recovered, Some(position));
+        state.told = state.rows.len();
+    }
+
+    /// The record of that transfer is durable at `position`.
+    pub fn durable(&self, id: TransferId, position: LogPosition) {
+        let mut state = self.lock();
+        let Some(at) = state.find(id) else { panic!("transfer {id} is durable and not held") };
+        state.rows[at].position = Some(position);
+        let bytes = state.rows[at].body.as_ref().map_or(0, |body| to_u64(body.len()));
+        state.ladder.durable_bytes = state.rows[at].upto_bytes;
+        state.own_durable = id;
+        state.recent_bytes += bytes;
+        state.shed();
+    }
+
+    /// The last transfer that became durable here since the start, or was found so.
+    pub fn own_durable(&self) -> TransferId {
+        self.lock().own_durable
+    }
+
+    /// The hub holds everything up to that transfer.
+    pub fn acknowledged(&self, id: TransferId) {
+        let mut state = self.lock();
+        if let Some(at) = state.find(id) {
+            state.ladder.hub_bytes = state.ladder.hub_bytes.max(state.rows[at].upto_bytes);
+        }
+    }
+
+    /// Rows added since the last call, in order.
+    pub fn take_formed(&self) -> Vec<Held> {
+        let mut state = self.lock();
+        let told = state.told;
+        state.told = state.rows.len();
+        let new = state.rows.range(told..).filter(|row| row.origin == Origin::Formed);
+        new.map(|row| row.held).collect()
+    }
+
+    /// Waits until a row was added; may return without one.
+    pub async fn formed(&self) {
+        self.formed.notified().await;
+    }
+
+    /// Where the body of a held transfer is.
+    pub fn body(&self, id: TransferId) -> Option<Body> {
+        let state = self.lock();
+        let row = &state.rows[state.find(id)?];
+        match (&row.body, row.position) {
+            (Some(body), _) => Some(Body::Memory(body.clone())),
+            (None, Some(position)) => Some(Body::Ring(position)),
+            (None, None) => panic!("the body of transfer {id} is nowhere"),
+        }
+    }
+
+    /// The transfers of a CP, for references.
+    pub fn rows_of(&self, cp: CpNumber) -> Arc<[TransferRow]> {
+        let state = self.lock();
+        let of_cp = state.rows.iter().filter(|row| row.cp == cp);
+        let row = |row: &Row| TransferRow {
+            id: row.held.place.transfer,
+            first_ordinal: row.first_ordinal,
+        };
+        of_cp.map(row).collect()
+    }
+
+    /// Drops the rows up to and with that CP; they are released.
+    pub fn drop_upto(&self, cp: CpNumber) {
+        let mut state = self.lock();
+        while state.rows.front().is_some_and(|row| row.cp <= cp) {
+            let Some(row) = state.rows.pop_front() else { break };
+            state.ladder.visible_bytes = row.upto_bytes;
+            if let (Some(_), Some(body)) = (row.position, &row.body) {
+                state.recent_bytes -= to_u64(body.len());
+            }
+            state.told = state.told.saturating_sub(1);
+            state.recent_from = state.recent_from.saturating_sub(1);
+        }
+    }
+
+    /// All rows, for the session's start.
+    pub fn all(&self) -> Vec<Held> {
+        self.lock().rows.iter().map(|row| row.held).collect()
+    }
+
+    /// How far the transfers got, and since when the oldest one waits that no common CP has.
+    pub fn ladder(&self) -> (Ladder, Option<Instant>) {
+        let state = self.lock();
+        (state.ladder, state.rows.front().map(|row| row.since))
+    }
+
+    /// Number of rows and bytes of all bodies in memory, for status.
+    pub fn figures(&self) -> (u64, u64) {
+        let state = self.lock();
+        let memory = state.rows.iter().filter_map(|row| row.body.as_ref());
+        (to_u64(state.rows.len()), memory.map(|body| to_u64(body.len())).sum())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn push(&mut self, transfer: &Transfer, origin: Origin, position: Option<LogPosition>) {
+        let header = transfer.header();
+        let place = Place {
+            transfer: header.id,
+            sequence: transfer.last_sequence(),
+            hash: transfer.hash_after(),
+        };
+        let first_ordinal = match self.rows.back() {
+            Some(last) if last.cp == header.cp => last.first_ordinal + last.ordinals,
+            _ => 0,
+        };
+        self.ladder.formed_bytes += to_u64(transfer.bytes().len());
+        if position.is_some() {
+            self.own_durable = header.id;
+            self.ladder.durable_bytes = self.ladder.formed_bytes;
+        }
+        self.rows.push_back(Row {
+            upto_bytes: self.ladder.formed_bytes,
+            since: Instant::now(),
+            held: Held { place, bytes: to_u64(transfer.bytes().len()) },
+            origin,
+            cp: header.cp,
+            first_ordinal,
+            ordinals: transfer.ordinals(),
+            position,
+            body: if position.is_none() { Some(transfer.bytes().clone()) } else { None },
+        });
+    }
+
+    fn find(&self, id: TransferId) -> Option<usize> {
+        self.rows.binary_search_by(|row| row.held.place.transfer.cmp(&id)).ok()
+    }
+
+    /// Forgets the oldest bodies that the ring has.
+    fn shed(&mut self) {
+        while self.recent_bytes > RECENT_BYTES_MAX {
+            let Some(row) = self.rows.get_mut(self.recent_from) else { return };
+            if row.position.is_none() {
+                return;
+            }
+            self.recent_from += 1;
+            if let Some(body) = row.body.take() {
+                self.recent_bytes -= to_u64(body.len());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::entry::{Entry, EntryKind};
+    use crate::record::transfer::{Builder, TransferHeader};
+    use crate::units::hash::{StreamHash, crc32c};
+    use crate::units::numbers::{SequenceNumber, VolumeNumber};
+
+    fn transfer(counter: u64, cp: u32, length: u32) -> Transfer {
+        let data = Bytes::from(vec![7; usize::try_from(length).unwrap()]);
+        let entry = Entry {
+            kind: EntryKind::Write,
+            volume: VolumeNumber(0),
+            offset: 0,
+            length,
+            crc: crc32c(&data),
+        };
+        let mut builder = Builder::default();
+        builder.push(entry, data);
+        builder.finish(TransferHeader {
+            id: TransferId { generation: 1, counter },
+            cp: CpNumber(cp),
+            partition: 0,
+            first_sequence: SequenceNumber(counter),
+            previous: TransferId { generation: 1, counter: counter - 1 },
+            hash_before: StreamHash::ZERO,
+            own_durable: TransferId::NONE,
+        })
+    }
+
+    fn id(counter: u64) -> TransferId {
+        TransferId { generation: 1, counter }
+    }
+
+    #[test]
+    fn ordinals_count_through_a_cp_and_start_again() {
+        let outbox = Outbox::default();
+        for (counter, cp, length) in [(1, 1, 8192), (2, 1, 100), (3, 1, 4096), (4, 2, 4096)] {
+            outbox.push(&transfer(counter, cp, length));
+        }
+        let row = |counter, first_ordinal| TransferRow { id: id(counter), first_ordinal };
+        assert_eq!(outbox.rows_of(CpNumber(1))[..], [row(1, 0), row(2, 2), row(3, 2)]);
+        assert_eq!(outbox.rows_of(CpNumber(2))[..], [row(4, 0)]);
+        assert_eq!(outbox.take_formed().len(), 4);
+        outbox.drop_upto(CpNumber(1));
+        assert!(outbox.body(id(3)).is_none());
+        outbox.push(&transfer(5, 2, 4096));
+        assert_eq!(outbox.take_formed()[0].place.transfer, id(5));
+        assert_eq!(outbox.rows_of(CpNumber(2))[..], [row(4, 0), row(5, 1)]);
+    }
+
+    /// Only what the ring has is forgotten, oldest first, and memory stays bounded.
+    #[test]
+    fn old_bodies_are_read_from_the_ring() {
+        let outbox = Outbox::default();
+        let each = 256 << 10;
+        for counter in 1..=100_u64 {
+            outbox.push(&transfer(counter, 1, each));
+        }
+        assert!(matches!(outbox.body(id(1)), Some(Body::Memory(_))), "not durable yet");
+        for counter in 1..=99_u64 {
+            outbox.durable(id(counter), LogPosition(counter * 512));
+        }
+        assert!(matches!(outbox.body(id(1)), Some(Body::Ring(LogPosition(512)))));
+        assert!(matches!(outbox.body(id(99)), Some(Body::Memory(_))));
+        assert!(matches!(outbox.body(id(100)), Some(Body::Memory(_))));
+        let (rows, memory) = outbox.figures();
+        assert_eq!(rows, 100);
+        assert!(memory <= RECENT_BYTES_MAX + (300 << 10));
+        outbox.drop_upto(CpNumber(1));
+        assert_eq!(outbox.figures(), (0, 0));
+    }
+}

@@ -1,0 +1,191 @@
+//! One connection to the hub, as far as it sends: what waits, in order, and the data of a CP.
+//!
+//! Used by `forwarder`. Transfers go first; CP data is formed a frame at a time, only while little
+//! waits before it and the hub's window allows, but at least an eighth of the bytes are its own,
+//! so that a CP ends under any load (section 8).
+//!
+//! Invariant: messages leave in the order the session asked for; what waits here beyond
+//! [`AHEAD_BYTES_MAX`] has not been read from the ring yet.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::outbox::Body;
+use super::plan::Frames;
+use super::shared::{Apply, Shared};
+use super::signals::CpData;
+use crate::limits::{CP_FRAME_BYTES_MAX, MIB};
+use crate::link::Outgoing;
+use crate::nvlog::RingError;
+use crate::units::convert::to_u64;
+use crate::units::numbers::{CpNumber, TransferId};
+use crate::wire::message::{Frame, Message, Updates};
+
+/// Bytes of transfers that are formed into frames ahead of the socket.
+const AHEAD_BYTES_MAX: u64 = MIB;
+/// So many bytes of transfers may pass for each byte of CP data that waits.
+const TRANSFER_SHARE: u64 = 7;
+
+#[derive(Debug)]
+enum ToSend {
+    Message(Message),
+    Transfer(TransferId),
+    Data { cp: CpNumber, inline: bool },
+}
+
+/// Data of a CP on its way.
+#[derive(Debug)]
+struct DataOut {
+    cp: CpNumber,
+    frames: Frames,
+}
+
+/// What goes out on one connection.
+#[derive(Debug)]
+pub struct SendSide {
+    shared: Arc<Shared>,
+    queue: VecDeque<ToSend>,
+    /// Frames for the socket.
+    pub outgoing: Outgoing,
+    /// The session asked for the data of this CP; `true` if all inline.
+    wanted: Option<(CpNumber, bool)>,
+    data: Option<DataOut>,
+    /// Bytes of CP data sent on this connection, taken by the hub, and allowed beyond.
+    data_sent: u64,
+    data_taken: u64,
+    data_window: u64,
+    /// Bytes of transfers since the last CP frame.
+    passed_bytes: u64,
+    /// When the hub was last heard.
+    pub heard: Instant,
+}
+
+impl SendSide {
+    /// An empty one.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            queue: VecDeque::new(),
+            outgoing: Outgoing::default(),
+            wanted: None,
+            data: None,
+            data_sent: 0,
+            data_taken: 0,
+            data_window: 0,
+            passed_bytes: 0,
+            heard: Instant::now(),
+        }
+    }
+
+    /// Queues a message.
+    pub fn message(&mut self, message: Message) {
+        self.queue.push_back(ToSend::Message(message));
+    }
+
+    /// Queues a held transfer. The session keeps their bytes within the hub's credit.
+    pub fn transfer(&mut self, id: TransferId) {
+        self.queue.push_back(ToSend::Transfer(id));
+    }
+
+    /// Queues the start of a CP's data.
+    pub fn data(&mut self, cp: CpNumber, inline: bool) {
+        self.queue.push_back(ToSend::Data { cp, inline });
+    }
+
+    /// Bytes of CP data the hub has taken, and may be sent beyond.
+    pub fn window(&mut self, taken: u64, limit: u64) {
+        self.data_taken = taken;
+        self.data_window = limit;
+    }
+
+    /// Forms frames as far as the socket should have them. Returns a CP whose data is all formed,
+    /// with its bytes, once.
+    pub async fn fill(
+        &mut self,
+        data: Option<&CpData>,
+    ) -> Result<Option<(CpNumber, u64)>, RingError> {
+        self.start_data(data);
+        while self.outgoing.bytes() < AHEAD_BYTES_MAX
+            && let Some(next) = self.queue.pop_front()
+        {
+            match next {
+                ToSend::Message(message) => self.outgoing.push(Frame::new(&message, Bytes::new())),
+                ToSend::Transfer(id) => self.push_transfer(id).await?,
+                ToSend::Data { cp, inline } => self.wanted = Some((cp, inline)),
+            }
+            self.start_data(data);
+            if self.owes_data() && self.window_open() {
+                self.push_data();
+            }
+        }
+        while self.queue.is_empty() && self.outgoing.is_shallow() && self.window_open() {
+            if !self.push_data() {
+                let Some(out) = self.data.take() else { return Ok(None) };
+                let counts = out.frames.counts();
+                self.shared.counters.sent(counts);
+                return Ok(Some((out.cp, counts.payload_bytes())));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn push_transfer(&mut self, id: TransferId) -> Result<(), RingError> {
+        // A transfer that the hub has applied meanwhile is not held any more.
+        let Some(body) = self.shared.outbox.body(id) else { return Ok(()) };
+        let body = match body {
+            Body::Memory(body) => body,
+            Body::Ring(position) => {
+                let shared = Arc::clone(&self.shared);
+                let read = tokio::task::spawn_blocking(move || {
+                    shared.ring().map(|ring| ring.read(position))
+                });
+                match read.await {
+                    Ok(Some(record)) => record?.1,
+                    Ok(None) | Err(_) => return Ok(()),
+                }
+            }
+        };
+        self.shared.counters.transfers_sent.add(1);
+        self.shared.counters.transfer_bytes_sent.add(to_u64(body.len()));
+        self.passed_bytes += to_u64(body.len());
+        self.outgoing.push(Frame::new(&Message::Transfer, body));
+        Ok(())
+    }
+
+    /// Begins with the data that was asked for, once its plan is there: after a restart the
+    /// session may ask before it is made again.
+    fn start_data(&mut self, data: Option<&CpData>) {
+        let planned = |cp: CpNumber| data.filter(|data| data.freeze.cp == cp);
+        let Some((cp, inline)) = self.wanted else { return };
+        let Some(data) = planned(cp) else { return };
+        self.wanted = None;
+        let inline = inline || self.shared.apply == Apply::Inline;
+        let frames = Frames::new(Arc::clone(&data.plan), Arc::clone(&data.rows), inline);
+        self.data = Some(DataOut { cp, frames });
+        self.passed_bytes = 0;
+    }
+
+    fn owes_data(&self) -> bool {
+        self.data.is_some() && self.passed_bytes >= TRANSFER_SHARE * CP_FRAME_BYTES_MAX
+    }
+
+    fn window_open(&self) -> bool {
+        // A hub may claim to have taken more than it was sent.
+        let under_way = self.data_sent.saturating_sub(self.data_taken);
+        self.data.is_some() && under_way + CP_FRAME_BYTES_MAX <= self.data_window
+    }
+
+    /// Forms one frame of CP data; `false` if there is no more.
+    fn push_data(&mut self) -> bool {
+        let Some(out) = &mut self.data else { return false };
+        let Some((volume, payload)) = out.frames.next_frame() else { return false };
+        self.data_sent += to_u64(payload.len());
+        self.passed_bytes = 0;
+        let message = Message::Updates(Updates { cp: out.cp, volume });
+        self.outgoing.push(Frame::new(&message, payload.into()));
+        true
+    }
+}

@@ -1,0 +1,184 @@
+//! What the threads of a source tell each other, as slots instead of queues.
+//!
+//! The committing thread, the forwarder, timers and commands leave word for the checkpoint
+//! thread ([`CheckpointSignals`]); the checkpoint thread and commands leave word for the
+//! forwarder ([`SessionSignals`]). At most one CP is under way, so one slot of each kind is
+//! enough, and no word is lost: it stays until it was taken.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::feed::DurableFreeze;
+use super::plan::{Plan, TransferRow};
+use crate::units::hash::Root;
+use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::wire::message::Scanned;
+
+/// Scans that wait for the checkpoint thread or the forwarder.
+const SCANS_MAX: usize = 8;
+
+/// Word for the checkpoint thread.
+#[derive(Debug, Default)]
+pub struct CheckpointInbox {
+    /// The freeze of a CP is durable.
+    pub frozen: Option<DurableFreeze>,
+    /// The hub has published a CP.
+    pub done: Option<CpNumber>,
+    /// Somebody wants a CP now.
+    pub wanted: bool,
+    /// End the thread.
+    pub stop: bool,
+}
+
+/// The way to the checkpoint thread.
+#[derive(Debug, Default)]
+pub struct CheckpointSignals {
+    inbox: Mutex<CheckpointInbox>,
+    changed: Condvar,
+}
+
+impl CheckpointSignals {
+    /// A freeze is durable.
+    pub fn frozen(&self, freeze: DurableFreeze) {
+        self.leave(|inbox| {
+            let earlier = inbox.frozen.replace(freeze);
+            assert!(earlier.is_none(), "one CP is under way at a time");
+        });
+    }
+
+    /// The hub has published a CP.
+    pub fn done(&self, cp: CpNumber) {
+        self.leave(|inbox| inbox.done = Some(cp));
+    }
+
+    /// Somebody wants a CP.
+    pub fn want(&self) {
+        self.leave(|inbox| inbox.wanted = true);
+    }
+
+    /// The thread is to end.
+    pub fn stop(&self) {
+        self.leave(|inbox| inbox.stop = true);
+    }
+
+    /// Waits at most `timeout` for word that `ready` accepts; takes what it is given to.
+    pub fn wait<T>(
+        &self,
+        timeout: Duration,
+        mut ready: impl FnMut(&mut CheckpointInbox) -> Option<T>,
+    ) -> Option<T> {
+        let mut inbox = self.lock();
+        if let Some(word) = ready(&mut inbox) {
+            return Some(word);
+        }
+        let waited = self.changed.wait_timeout(inbox, timeout);
+        inbox = waited.unwrap_or_else(PoisonError::into_inner).0;
+        ready(&mut inbox)
+    }
+
+    fn leave(&self, word: impl FnOnce(&mut CheckpointInbox)) {
+        word(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, CheckpointInbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the forwarder needs to send the data of a CP.
+#[derive(Debug, Clone)]
+pub struct CpData {
+    /// The CP and its place.
+    pub freeze: DurableFreeze,
+    /// Its changed blocks.
+    pub plan: Arc<Plan>,
+    /// Its transfers.
+    pub rows: Arc<[TransferRow]>,
+}
+
+/// Roots of all volumes.
+pub type Roots = Vec<(VolumeNumber, Root)>;
+
+/// Word for the forwarder.
+#[derive(Debug, Default)]
+pub struct SessionInbox {
+    /// The freeze of this CP is durable and its plan is made.
+    pub frozen: Option<CpData>,
+    /// The own commit of this CP is durable.
+    pub committed: Option<(CpNumber, Roots)>,
+    /// Ask the hub to scan a CP.
+    pub scan: Option<(CpNumber, u64)>,
+    /// Answers to scans that the hub asked for.
+    pub scanned: Vec<Scanned>,
+    /// Say good-bye and end.
+    pub stop: bool,
+}
+
+/// The way to the forwarder.
+#[derive(Debug, Default)]
+pub struct SessionSignals {
+    inbox: Mutex<SessionInbox>,
+    changed: Notify,
+}
+
+impl SessionSignals {
+    /// A CP is frozen and planned.
+    pub fn frozen(&self, data: CpData) {
+        self.leave(|inbox| inbox.frozen = Some(data));
+    }
+
+    /// The own commit of a CP is durable.
+    pub fn committed(&self, cp: CpNumber, roots: Roots) {
+        self.leave(|inbox| inbox.committed = Some((cp, roots)));
+    }
+
+    /// The hub is to scan a CP.
+    pub fn scan(&self, cp: CpNumber, token: u64) {
+        self.leave(|inbox| inbox.scan = Some((cp, token)));
+    }
+
+    /// The answer to a scan the hub asked for. A hub that asks faster than it is answered gets
+    /// the newest answers.
+    pub fn scanned(&self, scanned: Scanned) {
+        self.leave(|inbox| {
+            if inbox.scanned.len() == SCANS_MAX {
+                inbox.scanned.remove(0);
+            }
+            inbox.scanned.push(scanned);
+        });
+    }
+
+    /// The forwarder is to end.
+    pub fn stop(&self) {
+        self.leave(|inbox| inbox.stop = true);
+    }
+
+    /// Takes all word; `stop` stays.
+    pub fn take(&self) -> SessionInbox {
+        let mut inbox = self.lock();
+        let stop = inbox.stop;
+        std::mem::replace(&mut *inbox, SessionInbox { stop, ..SessionInbox::default() })
+    }
+
+    /// Whether the forwarder is to end.
+    pub fn stopping(&self) -> bool {
+        self.lock().stop
+    }
+
+    /// Waits for new word; may return without.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn leave(&self, word: impl FnOnce(&mut SessionInbox)) {
+        word(&mut self.lock());
+        self.changed.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SessionInbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,205 @@
+//! What a source says about itself: one snapshot for status, metrics and health.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::counters::CounterValues;
+use super::order::{Figures, Lacking};
+use super::outbox::Ladder;
+use super::shared::{LinkState, Shared};
+use super::signals::Roots;
+use crate::nvlog::RingStatus;
+use crate::pool::space::Space;
+use crate::units::hash::Root;
+use crate::units::ids::{HubId, SourceId, VolumeId};
+use crate::units::names::{SourceName, VolumeName};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
+
+/// How a source is, in one word (section 13 of the design).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SourceState {
+    /// Has not met its hub since the start: serves nobody yet.
+    Waiting,
+    /// Fetches its log from the hub.
+    Syncing,
+    /// Every acknowledged write is on the hub.
+    InSync,
+    /// Connected, but the hub refused the last CP.
+    Behind,
+    /// The hub is away: clients wait.
+    Offline,
+    /// Needs an administrator.
+    Faulted,
+}
+
+impl SourceState {
+    /// Stable word for status and metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Syncing => "syncing",
+            Self::InSync => "in-sync",
+            Self::Behind => "behind",
+            Self::Offline => "offline",
+            Self::Faulted => "faulted",
+        }
+    }
+}
+
+/// One volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeStatus {
+    /// Its number.
+    pub number: VolumeNumber,
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size.
+    pub size: ByteCount,
+    /// Its root at the newest own CP.
+    pub root: Option<Root>,
+}
+
+/// Everything at one moment.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// Its name.
+    pub name: SourceName,
+    /// Its id.
+    pub id: SourceId,
+    /// In one word.
+    pub state: SourceState,
+    /// Why.
+    pub reason: String,
+    /// What to do about it; empty if nothing.
+    pub next_step: String,
+    /// Whether clients are served.
+    pub serving: bool,
+    /// Its hub, once known.
+    pub hub: Option<HubId>,
+    /// Epoch in force.
+    pub epoch: Epoch,
+    /// This boot.
+    pub generation: Generation,
+    /// Everything up to here is durable in the own NVRAM.
+    pub own_durable: SequenceNumber,
+    /// Everything up to here is durable on the hub.
+    pub hub_durable: SequenceNumber,
+    /// Newest own CP.
+    pub own_cp: CpNumber,
+    /// Newest CP of both ends.
+    pub common_cp: Option<CpNumber>,
+    /// Bytes of transfers, by how far they got.
+    pub ladder: Ladder,
+    /// How long the oldest transfer waits that no common CP has.
+    pub lag: Duration,
+    /// Time since the start.
+    pub uptime: Duration,
+    /// Requests that wait to be acknowledged.
+    pub unacknowledged: usize,
+    /// Order and partitions.
+    pub order: Figures,
+    /// Held transfers, and bytes of them in memory.
+    pub held: (u64, u64),
+    /// The ring.
+    pub ring: Option<RingStatus>,
+    /// The pool; `None` if its state is lost.
+    pub space: Option<Space>,
+    /// Its volumes.
+    pub volumes: Vec<VolumeStatus>,
+    /// What was counted.
+    pub counters: CounterValues,
+}
+
+/// State, reason and next step.
+fn judge(shared: &Shared) -> (SourceState, String, String) {
+    if let Some(failed) = shared.failed() {
+        let next = "repair or replace the device and restart the source";
+        return (SourceState::Faulted, failed.to_string(), next.to_owned());
+    }
+    let serving = *shared.serving.borrow();
+    match shared.link() {
+        LinkState::Halted(refused) => (SourceState::Faulted, refused.reason, refused.next_step),
+        LinkState::Waiting { reason } => {
+            let next = "start the hub, or check `hub` in source.toml";
+            (SourceState::Waiting, reason, next.to_owned())
+        }
+        LinkState::Offline { reason, .. } => {
+            let next = "clients wait until the hub is back";
+            (SourceState::Offline, reason, next.to_owned())
+        }
+        LinkState::Connected { .. } if !serving => {
+            (SourceState::Syncing, "fetches its log from the hub".to_owned(), String::new())
+        }
+        LinkState::Connected { .. } => match shared.rejected() {
+            Some(reason) => {
+                let next = "it is tried again by itself; see the hub's status";
+                (SourceState::Behind, reason, next.to_owned())
+            }
+            None => {
+                let (reason, next) = in_sync(shared.order.figures().lacking);
+                (SourceState::InSync, reason.to_owned(), next.to_owned())
+            }
+        },
+    }
+}
+
+fn in_sync(lacking: Option<Lacking>) -> (&'static str, &'static str) {
+    match lacking {
+        None => ("every acknowledged write is durable on the hub", ""),
+        Some(Lacking::Nvram) => (
+            "writes wait: both partitions of the NVRAM are full",
+            "they go on with the next checkpoint; a larger NVRAM makes it rarer",
+        ),
+        Some(Lacking::Pool) => {
+            ("writes wait: the own pool is full", "trim what is not needed, or give it more space")
+        }
+    }
+}
+
+fn volumes(shared: &Shared, roots: &Roots) -> Vec<VolumeStatus> {
+    let of = |number| roots.iter().find(|(volume, _)| *volume == number).map(|(_, root)| *root);
+    let status = shared.volumes.iter().map(|volume| VolumeStatus {
+        number: volume.number,
+        id: volume.id,
+        name: volume.name.clone(),
+        size: volume.size,
+        root: of(volume.number),
+    });
+    status.collect()
+}
+
+/// Takes the snapshot.
+pub fn status(shared: &Arc<Shared>) -> Status {
+    let (state, reason, next_step) = judge(shared);
+    let affiliation = shared.affiliation();
+    let (own_durable, hub_durable) = shared.completion.cursors();
+    let (own_cp, roots) = shared.own();
+    let (ladder, oldest) = shared.outbox.ladder();
+    Status {
+        name: shared.name.clone(),
+        id: shared.source,
+        state,
+        reason,
+        next_step,
+        serving: *shared.serving.borrow(),
+        hub: affiliation.hub,
+        epoch: affiliation.epoch,
+        generation: shared.generation,
+        own_durable,
+        hub_durable,
+        own_cp,
+        common_cp: shared.common.borrow().as_ref().map(|common| common.cp),
+        ladder,
+        lag: oldest.map_or(Duration::ZERO, |since| since.elapsed()),
+        uptime: shared.started.elapsed(),
+        unacknowledged: shared.completion.waiting(),
+        order: shared.order.figures(),
+        held: shared.outbox.figures(),
+        ring: shared.ring().map(crate::nvlog::Handle::status),
+        space: shared.pool.space().ok(),
+        volumes: volumes(shared, &roots),
+        counters: shared.counters.values(),
+    }
+}

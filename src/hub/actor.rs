@@ -1,0 +1,780 @@
+//! The source actor: the shell around the mirror's session machine, one for each source.
+//!
+//! It lives on one arbiter, and so do its connection's tasks. Its handlers never block: the ring,
+//! the source log, the applier and the catalog are reached through queues, and come back through
+//! the lane's bell or a message. It owns no state that a restart would lose: what counts is in the
+//! lane and the catalog, and [`SourceActor::resume`] starts from there after a panic.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use actix::{Actor, AsyncContext, Context, Handler, Message as ActorMessage};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::applier::Job;
+use super::lane::Lane;
+use super::shared::Shared;
+use super::stager::Staged;
+use super::status::Snapshot;
+use crate::limits::{
+    ACTOR_MAILBOX_MESSAGES, CP_CREDIT_BYTES, LOG_CREDIT_BYTES_MIN, TRANSFER_BYTES_MAX,
+};
+use crate::record::marks::Place;
+use crate::record::transfer::Transfer;
+use crate::session::mirror::{Action, Arrived, Event, Mirror};
+use crate::units::convert::to_u64;
+use crate::units::ids::SourceId;
+use crate::units::names::SourceName;
+use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
+use crate::wire::message::{
+    Ack, Frame, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeOffer, VolumeRoot,
+};
+
+/// What the actor holds of its connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// Tells this connection's messages from an older one's.
+    pub number: u64,
+    /// Frames to send, in order.
+    pub frames: mpsc::Sender<Frame>,
+    /// The newest acknowledgement; a newer one replaces it.
+    pub ack: Arc<ArcSwap<Option<Ack>>>,
+    /// Rung when `ack` was set.
+    pub ack_bell: Arc<tokio::sync::Notify>,
+    /// Ends the connection's tasks.
+    pub cancel: DropGuard,
+}
+
+/// A connection that has said Hello.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct Connected {
+    /// What it said.
+    pub hello: Hello,
+    /// How to reach it.
+    pub peer: Peer,
+}
+
+/// A frame of the connection with that number.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct FrameIn {
+    /// The connection.
+    pub number: u64,
+    /// What came.
+    pub content: Content,
+}
+
+/// What a frame held, checked as far as the connection can.
+#[derive(Debug)]
+pub enum Content {
+    /// A transfer with right checksums.
+    Transfer(Transfer),
+    /// Updates of a CP.
+    Updates { cp: CpNumber, volume: VolumeNumber, payload: Bytes },
+    /// Anything else.
+    Other(Message),
+    /// Something else than a frame: the reason to close.
+    Bad(String),
+    /// The connection is gone.
+    Gone(String),
+}
+
+/// The lane's bell rang.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct Progress;
+
+/// The catalog has recorded what the session asked for.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct Recorded {
+    /// For which connection.
+    pub number: u64,
+    /// The lane, or why it was not recorded.
+    pub result: Result<Arc<Lane>, String>,
+}
+
+/// A refill was sent, or could not be.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct LogSent {
+    /// To which connection.
+    pub number: u64,
+    /// Up to where.
+    pub upto: Option<Place>,
+}
+
+/// The administrator asks for a checkpoint: answered when it is published.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "oneshot::Receiver<Result<(CpNumber, Vec<VolumeRoot>), String>>")]
+pub struct WantCheckpoint;
+
+/// The administrator asks the source to read a CP; `None` asks which CP is published.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "oneshot::Receiver<Result<Scanned, String>>")]
+pub struct WantScan(pub CpNumber);
+
+/// A test asks for a panic in this actor's handler.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct Panic;
+
+type CheckpointReply = oneshot::Sender<Result<(CpNumber, Vec<VolumeRoot>), String>>;
+
+/// One source's actor.
+#[derive(Debug)]
+pub struct SourceActor {
+    shared: Arc<Shared>,
+    name: SourceName,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    machine: Option<Mirror>,
+    lane: Option<Arc<Lane>>,
+    peer: Option<Peer>,
+    /// Updates that came before their CP could be started.
+    early: VecDeque<(VolumeNumber, Bytes)>,
+    job: Option<Arc<Job>>,
+    /// Content of the event being handled, for Stage and Feed.
+    current: Option<Content>,
+    asked: BTreeMap<u64, CheckpointReply>,
+    waiting: Vec<(CpNumber, CheckpointReply)>,
+    scans: BTreeMap<u64, oneshot::Sender<Result<Scanned, String>>>,
+    /// One place: this end reads its image for the source.
+    scanning: Arc<Semaphore>,
+    next_token: u64,
+    last_frame: Option<Instant>,
+    refused: Option<Refused>,
+    refill_from: Option<Place>,
+    _alive: Alive,
+}
+
+/// Tells the supervisor when the actor is gone: in a panic nothing else would.
+#[derive(Debug)]
+struct Alive {
+    name: SourceName,
+    died: mpsc::Sender<SourceName>,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        // Full or closed only when the hub ends: nobody is left to replace it then.
+        if self.died.try_send(self.name.clone()).is_err() {
+            tracing::debug!(source = %self.name, "actor ended with the hub");
+        }
+    }
+}
+
+impl SourceActor {
+    /// An actor for the source of that name; takes up whatever an earlier one left.
+    pub fn resume(
+        shared: Arc<Shared>,
+        name: SourceName,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        died: mpsc::Sender<SourceName>,
+    ) -> Self {
+        let lane = shared.lanes.get(&name);
+        let mourned = name.clone();
+        Self {
+            shared,
+            name,
+            snapshot,
+            machine: None,
+            lane,
+            peer: None,
+            early: VecDeque::new(),
+            job: None,
+            current: None,
+            asked: BTreeMap::new(),
+            waiting: Vec::new(),
+            scans: BTreeMap::new(),
+            scanning: Arc::new(Semaphore::new(1)),
+            next_token: 1,
+            last_frame: None,
+            refused: None,
+            refill_from: None,
+            _alive: Alive { name: mourned, died },
+        }
+    }
+
+    /// The machine, once everything an earlier actor had under way has come to rest.
+    fn machine(&mut self) -> Result<&mut Mirror, String> {
+        if self.machine.is_none() {
+            let mut last = Place::default();
+            let mut fault = None;
+            if let Some(lane) = &self.lane {
+                if let Some(job) = lane.job() {
+                    job.abort();
+                    return Err("a CP is being given up".to_owned());
+                }
+                // An outcome of a job that the earlier actor began is in the catalog already.
+                drop(lane.outcome());
+                let cursors = lane.cursors();
+                let rest = cursors.durable == cursors.staged && cursors.drained == cursors.durable;
+                if !rest && cursors.fault.is_none() {
+                    return Err("entries are still being stored".to_owned());
+                }
+                last = cursors.drained;
+                fault = cursors.fault;
+            }
+            let known = self.shared.known(&self.name)?;
+            let mut machine = Mirror::new(known, last, LOG_CREDIT_BYTES_MIN, CP_CREDIT_BYTES);
+            if let Some(fault) = fault {
+                machine.step(Event::Faulted(fault.to_string()));
+            }
+            self.machine = Some(machine);
+        }
+        self.machine.as_mut().ok_or_else(|| "no session machine".to_owned())
+    }
+
+    fn step(&mut self, event: Event, context: &mut Context<Self>) {
+        let actions = match self.machine() {
+            Ok(machine) => machine.step(event),
+            Err(reason) => {
+                self.refuse(busy(reason));
+                return;
+            }
+        };
+        for action in actions {
+            self.act(action, context);
+        }
+        self.publish();
+    }
+
+    fn act(&mut self, action: Action, context: &mut Context<Self>) {
+        match action {
+            Action::Send(Message::Ack(ack)) => self.acknowledge(ack),
+            Action::Send(message) => self.send(&message),
+            Action::Record { source, generation, epoch, volumes } => {
+                self.record(source, generation, epoch, volumes, context);
+            }
+            Action::Stage => self.stage(),
+            Action::Apply { cp, last } => self.apply(cp, last),
+            Action::Feed => self.feed(),
+            Action::Finish(end) => {
+                if let Some(job) = self.job.take() {
+                    job.finish(end);
+                }
+            }
+            Action::Abort => {
+                self.early.clear();
+                if let Some(job) = self.job.take() {
+                    job.abort();
+                }
+            }
+            Action::DropLogs(cp) => {
+                if let Some(lane) = &self.lane {
+                    self.shared.drain.drop_logs(lane.clone(), cp);
+                }
+            }
+            Action::SendLog { from } => {
+                self.refill_from = Some(from);
+                self.send_log(context);
+            }
+            Action::Joined => {
+                self.refused = None;
+                // What an older connection's CP had taken is not this one's.
+                if let Some(lane) = &self.lane {
+                    lane.updates_taken();
+                }
+                tracing::info!(source = %self.name, "source is in session");
+            }
+            Action::Scan { cp, token } => self.scan(cp, token),
+            Action::Scanned(scanned) => {
+                if let Some(reply) = self.scans.remove(&scanned.token) {
+                    drop(reply.send(Ok(scanned)));
+                }
+            }
+            Action::CheckpointAt { token, cp } => {
+                if let Some(reply) = self.asked.remove(&token) {
+                    self.waiting.push((cp, reply));
+                    self.answer_checkpoints();
+                }
+            }
+            Action::Refuse(refused) => self.refuse(refused),
+            Action::Close { reason } => {
+                let planned = matches!(&self.current, Some(Content::Other(Message::Going(_))));
+                if planned {
+                    tracing::info!(source = %self.name, reason, "source goes");
+                    self.hang_up();
+                } else {
+                    self.refuse(broken(reason));
+                }
+            }
+        }
+    }
+
+    /// Has the catalog keep what a Hello brought; the answer comes as [`Recorded`].
+    fn record(
+        &self,
+        source: SourceId,
+        generation: Generation,
+        epoch: Epoch,
+        volumes: Vec<VolumeOffer>,
+        context: &mut Context<Self>,
+    ) {
+        let (shared, name) = (self.shared.clone(), self.name.clone());
+        let number = self.peer.as_ref().map_or(0, |peer| peer.number);
+        let address = context.address();
+        actix::spawn(async move {
+            let result = tokio::task::spawn_blocking(move || {
+                shared.record(&name, source, generation, epoch, &volumes)
+            })
+            .await
+            .unwrap_or_else(|error| Err(error.to_string()));
+            if address.send(Recorded { number, result }).await.is_err() {
+                tracing::debug!("recorded for an actor that is gone");
+            }
+        });
+    }
+
+    fn acknowledge(&self, ack: Ack) {
+        if let Some(peer) = &self.peer {
+            peer.ack.store(Arc::new(Some(ack)));
+            peer.ack_bell.notify_one();
+        }
+    }
+
+    fn send(&mut self, message: &Message) {
+        let Some(peer) = &self.peer else { return };
+        if peer.frames.try_send(Frame::new(message, Bytes::new())).is_err() {
+            tracing::warn!(source = %self.name, "source does not take its answers, closing");
+            self.hang_up();
+        }
+    }
+
+    fn refuse(&mut self, refused: Refused) {
+        self.shared.counters.refused(refused.code);
+        tracing::warn!(
+            source = %self.name,
+            code = refused.code.word(),
+            reason = refused.reason,
+            "source refused"
+        );
+        self.send(&Message::Refused(refused.clone()));
+        self.refused = Some(refused);
+        // The frame is queued before the tasks are told to end: they flush, then close.
+        self.hang_up();
+    }
+
+    /// Refuses a new connection; the one in session stays. Its tasks end when `peer` is dropped,
+    /// and deliver the reason first.
+    fn turn_away(&mut self, peer: &Peer, refused: Refused) {
+        self.shared.counters.refused(refused.code);
+        let (code, reason) = (refused.code.word(), &refused.reason);
+        tracing::warn!(source = %self.name, code, reason, "connection refused");
+        let frame = Frame::new(&Message::Refused(refused.clone()), Bytes::new());
+        if peer.frames.try_send(frame).is_err() {
+            tracing::debug!("a refused connection did not take its reason");
+        }
+        if self.peer.is_none() {
+            self.refused = Some(refused);
+            self.publish();
+        }
+    }
+
+    fn hang_up(&mut self) {
+        if self.peer.take().is_some()
+            && let Some(machine) = &mut self.machine
+        {
+            for action in machine.step(Event::Disconnected) {
+                if action == Action::Abort
+                    && let Some(job) = self.job.take()
+                {
+                    job.abort();
+                }
+            }
+        }
+        self.early.clear();
+        self.refill_from = None;
+        for (_, reply) in std::mem::take(&mut self.asked) {
+            drop(reply.send(Err("the source went away".to_owned())));
+        }
+        for (_, reply) in std::mem::take(&mut self.scans) {
+            drop(reply.send(Err("the source went away".to_owned())));
+        }
+    }
+
+    fn stage(&mut self) {
+        let Some(Content::Transfer(transfer)) = self.current.take() else {
+            panic!("the machine stages a transfer that did not come");
+        };
+        let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else {
+            panic!("a transfer is staged without a lane");
+        };
+        let bytes = transfer.data_bytes();
+        lane.ladder.received_bytes.fetch_add(bytes, Ordering::Relaxed);
+        lane.ladder.transfers.fetch_add(1, Ordering::Relaxed);
+        let staged = Staged { lane: lane.clone(), epoch: machine.known().epoch, transfer };
+        self.shared.stager.stage(staged);
+    }
+
+    fn apply(&mut self, cp: CpNumber, last: Place) {
+        let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else { return };
+        let job = Job::new(lane.clone(), cp, last, machine.known().epoch);
+        for (volume, payload) in self.early.drain(..) {
+            job.feed(volume, payload);
+        }
+        self.shared.jobs.push(job.clone());
+        self.job = Some(job);
+    }
+
+    fn feed(&mut self) {
+        let Some(Content::Updates { volume, payload, .. }) = self.current.take() else {
+            panic!("the machine feeds updates that did not come");
+        };
+        match &self.job {
+            Some(job) => job.feed(volume, payload),
+            None => self.early.push_back((volume, payload)),
+        }
+    }
+
+    /// Starts the refill once everything durable lies in the log, from which it is read.
+    fn send_log(&mut self, context: &mut Context<Self>) {
+        let (Some(lane), Some(peer)) = (&self.lane, &self.peer) else { return };
+        let cursors = lane.cursors();
+        let Some(from) = self.refill_from.take_if(|_| cursors.drained == cursors.durable) else {
+            return;
+        };
+        let (shared, source, number) = (self.shared.clone(), lane.source(), peer.number);
+        let (applied, upto) = (cursors.applied, cursors.durable);
+        let (frames, address) = (peer.frames.clone(), context.address());
+        actix::spawn(async move {
+            let sent = tokio::task::spawn_blocking(move || {
+                shared.refill(source, applied, from, upto, |transfer| {
+                    let frame = Frame::new(&Message::Refill, transfer.bytes().clone());
+                    frames.blocking_send(frame).map_err(|_| "the source went away".to_owned())
+                })
+            })
+            .await;
+            let upto = match sent {
+                Ok(Ok(upto)) => upto,
+                Ok(Err(error)) => {
+                    tracing::warn!(error, "log could not be sent back");
+                    None
+                }
+                Err(error) => {
+                    tracing::error!(%error, "refill task failed");
+                    None
+                }
+            };
+            if address.send(LogSent { number, upto }).await.is_err() {
+                tracing::debug!("log sent for an actor that is gone");
+            }
+        });
+    }
+
+    /// Reads every block of the image of `cp` and tells the source the roots. One reading of an
+    /// image at a time, however many are asked for and on however many connections.
+    fn scan(&mut self, cp: CpNumber, token: u64) {
+        let Some(peer) = &self.peer else { return };
+        let (frames, shared, name) = (peer.frames.clone(), self.shared.clone(), self.name.clone());
+        let Ok(place) = self.scanning.clone().try_acquire_owned() else {
+            let problems = vec!["this image is being read already".to_owned()];
+            self.send(&Message::Scanned(Scanned { cp, token, volumes: vec![], problems }));
+            return;
+        };
+        actix::spawn(async move {
+            let scanned =
+                tokio::task::spawn_blocking(move || shared.scan(&name, cp, |_, _, _| {})).await;
+            let scanned = match scanned {
+                Ok(Ok((volumes, problems))) => Scanned { cp, token, volumes, problems },
+                Ok(Err(problem)) => Scanned { cp, token, volumes: vec![], problems: vec![problem] },
+                Err(error) => {
+                    let problems = vec![format!("reading failed: {error}")];
+                    Scanned { cp, token, volumes: vec![], problems }
+                }
+            };
+            drop(place);
+            drop(frames.send(Frame::new(&Message::Scanned(scanned), Bytes::new())).await);
+        });
+    }
+
+    fn progressed(&mut self, context: &mut Context<Self>) {
+        let Some(lane) = self.lane.clone() else { return };
+        if self.machine.is_none() {
+            return;
+        }
+        let cursors = lane.cursors();
+        self.step(Event::Durable(cursors.durable), context);
+        self.step(Event::Drained(cursors.drained), context);
+        let taken = lane.updates_taken();
+        if taken > 0 {
+            self.step(Event::UpdatesTaken(taken), context);
+        }
+        if let Some((cp, outcome)) = lane.outcome() {
+            self.job = None;
+            self.step(Event::Applied { cp, outcome }, context);
+        }
+        if let Some(fault) = &cursors.fault {
+            self.step(Event::Faulted(fault.to_string()), context);
+        }
+        self.send_log(context);
+        self.step(Event::Credit(self.credit(&lane)), context);
+        self.answer_checkpoints();
+    }
+
+    /// What the source may have under way: its share of the ring or half of what is free, its
+    /// log's room, whichever is less (section 8).
+    fn credit(&self, lane: &Lane) -> u64 {
+        let used = lane.cursors().ring_bytes;
+        let free = self.shared.stager.ring().map_or(0, |ring| ring.room());
+        let share = self.shared.share_bytes(&self.name).saturating_sub(used);
+        let ring = share.max(free / 2).min(LOG_CREDIT_BYTES_MIN);
+        let log = self.shared.log_room(&self.name, lane.source());
+        let credit = ring.min(log.saturating_sub(used));
+        // Steps of a transfer, so that small changes make no traffic.
+        credit - credit % (TRANSFER_BYTES_MAX / 4)
+    }
+
+    fn answer_checkpoints(&mut self) {
+        let Some(machine) = &self.machine else { return };
+        let known = machine.known();
+        for (cp, reply) in std::mem::take(&mut self.waiting) {
+            if cp <= known.applied_cp {
+                drop(reply.send(Ok((known.applied_cp, known.roots.clone()))));
+            } else {
+                self.waiting.push((cp, reply));
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let Some(machine) = &self.machine else { return };
+        self.snapshot.store(Arc::new(Snapshot::of(
+            &self.name,
+            machine,
+            self.lane.as_ref(),
+            self.peer.is_some(),
+            self.refused.as_ref(),
+            self.last_frame,
+        )));
+    }
+
+    fn is_current(&self, number: u64) -> bool {
+        self.peer.as_ref().is_some_and(|peer| peer.number == number)
+    }
+}
+
+/// The peer broke the protocol.
+fn broken(reason: String) -> Refused {
+    let next_step = "both ends must run a supported mirrorhub".to_owned();
+    Refused { code: RefusedCode::Protocol, reason, next_step }
+}
+
+fn busy(reason: String) -> Refused {
+    Refused { code: RefusedCode::Busy, reason, next_step: "wait, the source tries again".into() }
+}
+
+impl Actor for SourceActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.set_mailbox_capacity(ACTOR_MAILBOX_MESSAGES);
+        if let Some(lane) = self.lane.clone() {
+            listen(&lane, context);
+        }
+        if self.machine().is_ok() {
+            self.publish();
+        }
+    }
+}
+
+/// Carries the lane's bell into the mailbox until the actor is gone.
+fn listen(lane: &Arc<Lane>, context: &mut Context<SourceActor>) {
+    let (lane, address) = (lane.clone(), context.address());
+    actix::spawn(async move {
+        loop {
+            lane.changed.notified().await;
+            if address.send(Progress).await.is_err() {
+                // The next actor of this source must not miss what this one was told.
+                lane.changed.notify_one();
+                return;
+            }
+        }
+    });
+}
+
+impl Handler<Connected> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Connected, context: &mut Self::Context) {
+        // A stranger or a clone must not cut the connection that is in session.
+        let accepted = match self.machine() {
+            Ok(machine) => machine.accepts(&message.hello),
+            Err(reason) => Err(busy(reason)),
+        };
+        if let Err(refused) = accepted {
+            self.turn_away(&message.peer, refused);
+            return;
+        }
+        self.hang_up();
+        self.last_frame = Some(Instant::now());
+        self.peer = Some(message.peer);
+        self.step(Event::Hello(message.hello), context);
+    }
+}
+
+impl Handler<FrameIn> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, message: FrameIn, context: &mut Self::Context) {
+        if !self.is_current(message.number) {
+            return;
+        }
+        self.last_frame = Some(Instant::now());
+        if let (Content::Transfer(transfer), Some(lane)) = (&message.content, &self.lane)
+            && !lane.within_credit(to_u64(transfer.bytes().len()))
+        {
+            let reason = format!("transfer {} is over the credit", transfer.id());
+            self.refuse(broken(reason));
+            self.publish();
+            return;
+        }
+        let event = match &message.content {
+            Content::Transfer(transfer) => Event::Transfer(Arrived {
+                header: *transfer.header(),
+                place: Place {
+                    transfer: transfer.id(),
+                    sequence: transfer.last_sequence(),
+                    hash: transfer.hash_after(),
+                },
+            }),
+            Content::Updates { cp, payload, .. } => {
+                Event::Updates { cp: *cp, bytes: to_u64(payload.len()) }
+            }
+            Content::Other(other) => Event::Received(other.clone()),
+            Content::Bad(reason) => {
+                self.refuse(broken(reason.clone()));
+                self.publish();
+                return;
+            }
+            Content::Gone(reason) => {
+                tracing::info!(source = %self.name, reason, "source disconnected");
+                self.hang_up();
+                self.publish();
+                return;
+            }
+        };
+        self.current = Some(message.content);
+        self.step(event, context);
+        self.current = None;
+    }
+}
+
+impl Handler<Progress> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Progress, context: &mut Self::Context) {
+        self.progressed(context);
+    }
+}
+
+impl Handler<Recorded> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Recorded, context: &mut Self::Context) {
+        if !self.is_current(message.number) {
+            return;
+        }
+        match message.result {
+            Ok(lane) => {
+                if self.lane.is_none() {
+                    listen(&lane, context);
+                    self.lane = Some(lane);
+                }
+                self.step(Event::Recorded, context);
+            }
+            Err(reason) => self.refuse(busy(reason)),
+        }
+    }
+}
+
+impl Handler<LogSent> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, message: LogSent, context: &mut Self::Context) {
+        if self.is_current(message.number) {
+            self.step(Event::LogSent(message.upto), context);
+        }
+    }
+}
+
+impl Handler<WantCheckpoint> for SourceActor {
+    type Result = actix::MessageResult<WantCheckpoint>;
+
+    fn handle(&mut self, _: WantCheckpoint, context: &mut Self::Context) -> Self::Result {
+        let (reply, answer) = oneshot::channel();
+        let joined = self.machine.as_ref().is_some_and(Mirror::is_joined);
+        if joined {
+            let token = self.next_token;
+            self.next_token += 1;
+            self.asked.insert(token, reply);
+            self.step(Event::WantCheckpoint(token), context);
+        } else {
+            drop(reply.send(Err("the source is not connected".to_owned())));
+        }
+        actix::MessageResult(answer)
+    }
+}
+
+impl Handler<WantScan> for SourceActor {
+    type Result = actix::MessageResult<WantScan>;
+
+    fn handle(&mut self, message: WantScan, _: &mut Self::Context) -> Self::Result {
+        let (reply, answer) = oneshot::channel();
+        if self.machine.as_ref().is_some_and(Mirror::is_joined) {
+            let token = self.next_token;
+            self.next_token += 1;
+            self.scans.insert(token, reply);
+            self.send(&Message::Scan(Scan { cp: message.0, token }));
+        } else {
+            drop(reply.send(Err("the source is not connected".to_owned())));
+        }
+        actix::MessageResult(answer)
+    }
+}
+
+impl Handler<Panic> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+        panic!("asked for by a test");
+    }
+}
+
+/// How long a connection may be silent: a source sends a heartbeat each second.
+pub const SILENCE_MAX: Duration = Duration::from_secs(15);
+
+/// The ends of a peer that its connection's tasks keep.
+#[derive(Debug)]
+pub struct PeerEnds {
+    /// Frames the actor sends.
+    pub frames: mpsc::Receiver<Frame>,
+    /// The newest acknowledgement.
+    pub ack: Arc<ArcSwap<Option<Ack>>>,
+    /// Rung when it was set.
+    pub bell: Arc<tokio::sync::Notify>,
+    /// Cancelled when the actor lets go.
+    pub cancel: CancellationToken,
+}
+
+/// A peer for the actor and the ends for its connection.
+pub fn peer(number: u64, frames_max: usize) -> (Peer, PeerEnds) {
+    let (sender, frames) = mpsc::channel(frames_max);
+    let ack = Arc::new(ArcSwap::from_pointee(None));
+    let bell = Arc::new(tokio::sync::Notify::new());
+    let cancel = CancellationToken::new();
+    let peer = Peer {
+        number,
+        frames: sender,
+        ack: ack.clone(),
+        ack_bell: bell.clone(),
+        cancel: cancel.clone().drop_guard(),
+    };
+    (peer, PeerEnds { frames, ack, bell, cancel })
+}

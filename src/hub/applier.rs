@@ -1,0 +1,384 @@
+//! The applier: builds the image of a CP from what the hub already has.
+//!
+//! A fixed number of slots (threads) serves jobs of all sources, oldest first. A job takes Updates
+//! frames as they come, looks each reference up in the source log, builds the trees copy-on-write,
+//! and publishes only if every root equals the source's (invariant 3). Whatever goes wrong before
+//! that leaves the old image as it is: the write set is dropped and its blocks are free again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::extension;
+use super::lane::{Lane, lock};
+use crate::pool::Pool;
+use crate::pool::error::PoolError;
+use crate::pool::pointer::{TreeRoot, VolumeKey};
+use crate::pool::publish::Publish;
+use crate::pool::write_set::{Budget, WriteSet};
+use crate::record::marks::Place;
+use crate::session::mirror::Outcome;
+use crate::sourcelog::{LogReader, LogStore};
+use crate::units::hash::Root;
+use crate::units::numbers::{CpNumber, Epoch, Vbn, VolumeNumber};
+use crate::volume::error::VolumeError;
+use crate::volume::writer::{Content, TreeWriter};
+use crate::wire::message::{CpEnd, VolumeRoot};
+use crate::wire::updates::{Decoder, Run, inline_blocks};
+
+/// What a job is told while it runs.
+#[derive(Debug)]
+enum Input {
+    Updates { volume: VolumeNumber, payload: Bytes },
+    Finish(CpEnd),
+    Abort,
+}
+
+/// One CP of one source to be applied.
+#[derive(Debug)]
+pub struct Job {
+    lane: Arc<Lane>,
+    cp: CpNumber,
+    last: Place,
+    epoch: Epoch,
+    /// Bounded by the `cp` credit.
+    inputs: Mutex<VecDeque<Input>>,
+    wake: Condvar,
+}
+
+impl Job {
+    /// A job for the CP of `lane` that ends at `last`.
+    pub fn new(lane: Arc<Lane>, cp: CpNumber, last: Place, epoch: Epoch) -> Arc<Self> {
+        let (inputs, wake) = (Mutex::default(), Condvar::new());
+        Arc::new(Self { lane, cp, last, epoch, inputs, wake })
+    }
+
+    /// The CP.
+    pub fn cp(&self) -> CpNumber {
+        self.cp
+    }
+
+    /// Hands over a frame of Updates.
+    pub fn feed(&self, volume: VolumeNumber, payload: Bytes) {
+        self.put(Input::Updates { volume, payload });
+    }
+
+    /// All updates were handed over.
+    pub fn finish(&self, end: CpEnd) {
+        self.put(Input::Finish(end));
+    }
+
+    /// Give it up.
+    pub fn abort(&self) {
+        self.put(Input::Abort);
+    }
+
+    fn put(&self, input: Input) {
+        lock(&self.inputs).push_back(input);
+        self.wake.notify_one();
+    }
+
+    fn next(&self) -> Input {
+        let mut inputs = lock(&self.inputs);
+        loop {
+            if let Some(input) = inputs.pop_front() {
+                return input;
+            }
+            inputs =
+                self.wake.wait(inputs).unwrap_or_else(|_: PoisonError<_>| std::process::abort());
+        }
+    }
+}
+
+/// Jobs that wait for a slot; at most one a source.
+#[derive(Debug, Default)]
+pub struct JobQueue {
+    jobs: Mutex<(VecDeque<Arc<Job>>, bool)>,
+    wake: Condvar,
+}
+
+impl JobQueue {
+    /// An empty queue.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Queues a job behind the others.
+    pub fn push(&self, job: Arc<Job>) {
+        job.lane.begin_job(job.clone());
+        lock(&self.jobs).0.push_back(job);
+        self.wake.notify_one();
+    }
+
+    /// Slots end when their job ends.
+    pub fn stop(&self) {
+        lock(&self.jobs).1 = true;
+        self.wake.notify_all();
+    }
+
+    fn next(&self) -> Option<Arc<Job>> {
+        let mut jobs = lock(&self.jobs);
+        loop {
+            if jobs.1 {
+                return None;
+            }
+            if let Some(job) = jobs.0.pop_front() {
+                return Some(job);
+            }
+            jobs = self.wake.wait(jobs).unwrap_or_else(|_: PoisonError<_>| std::process::abort());
+        }
+    }
+}
+
+/// One slot; [`Applier::run`] is the body of its thread.
+#[derive(Debug)]
+pub struct Applier {
+    queue: Arc<JobQueue>,
+    pool: Arc<Pool>,
+    store: Arc<LogStore>,
+}
+
+/// Why a job did not publish.
+enum Stop {
+    Aborted,
+    NoSpace,
+    Rejected {
+        differs: Option<VolumeRoot>,
+        reason: String,
+    },
+    /// The hub's own pool failed: to ask the source again would not help, and is no divergence.
+    Faulted(String),
+}
+
+impl From<PoolError> for Stop {
+    fn from(error: PoolError) -> Self {
+        if matches!(error, PoolError::Full { .. } | PoolError::CatalogFull { .. }) {
+            Self::NoSpace
+        } else if error.latches() || matches!(error, PoolError::Latched { .. }) {
+            Self::Faulted(format!("the hub's pool failed: {error}"))
+        } else {
+            Self::Rejected { differs: None, reason: error.to_string() }
+        }
+    }
+}
+
+impl From<VolumeError> for Stop {
+    fn from(error: VolumeError) -> Self {
+        match error {
+            VolumeError::Pool(error) => error.into(),
+            other @ (VolumeError::Node { .. }
+            | VolumeError::Size { .. }
+            | VolumeError::PastEnd { .. }
+            | VolumeError::OutOfRange { .. }
+            | VolumeError::TooLong { .. }
+            | VolumeError::Order { .. }
+            | VolumeError::BaseTooYoung { .. }
+            | VolumeError::SizesDiffer { .. }) => rejected(&other),
+        }
+    }
+}
+
+impl Applier {
+    /// A slot that serves `queue`.
+    pub fn new(queue: Arc<JobQueue>, pool: Arc<Pool>, store: Arc<LogStore>) -> Self {
+        Self { queue, pool, store }
+    }
+
+    /// Serves jobs until the queue is stopped.
+    pub fn run(self) {
+        while let Some(job) = self.queue.next() {
+            let outcome = match self.apply(&job) {
+                Ok(roots) => Outcome::Published(roots),
+                Err(Stop::Aborted) => Outcome::Aborted,
+                Err(Stop::NoSpace) => Outcome::NoSpace,
+                Err(Stop::Faulted(reason)) => {
+                    job.lane.fault(&reason);
+                    Outcome::Aborted
+                }
+                Err(Stop::Rejected { differs, reason }) => {
+                    tracing::warn!(source = %job.lane.name(), cp = %job.cp, reason, "CP refused");
+                    job.lane.ladder.rejected.fetch_add(1, Ordering::Relaxed);
+                    Outcome::Rejected { differs, reason }
+                }
+            };
+            job.lane.end_job(job.cp, outcome);
+        }
+    }
+
+    /// The trees, the comparison, the commit. After an error the rest of the CP's frames is still
+    /// taken, so that the answer comes when the source expects one.
+    fn apply(&self, job: &Job) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
+        let mut inputs = Inputs { job, ended: false };
+        let result = self.build(&mut inputs);
+        while result.is_err() && !inputs.ended {
+            if let Input::Updates { payload, .. } = inputs.next() {
+                job.lane.take_updates(payload.len());
+            }
+        }
+        result
+    }
+
+    fn build(&self, inputs: &mut Inputs<'_>) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
+        let job = inputs.job;
+        let source = job.lane.source();
+        let log = self.store.reader(source, job.cp).map_err(|error| rejected(&error))?;
+        if log.last() != job.last {
+            // What the source calls the end of the CP would become its published place.
+            let (met, wanted) = (log.last().transfer, job.last.transfer);
+            return Err(rejected(&format!("the CP's log ends at {met}, the source says {wanted}")));
+        }
+        let bases: BTreeMap<VolumeNumber, TreeRoot> = self
+            .pool
+            .catalog()
+            .volumes(source)?
+            .into_iter()
+            .map(|row| (row.key.volume, row.tree))
+            .collect();
+        let mut write_set = self.pool.begin(Budget::Ordinary);
+        let mut built = BTreeMap::new();
+        let mut input = inputs.next();
+        loop {
+            match input {
+                Input::Abort => return Err(Stop::Aborted),
+                Input::Finish(end) => return self.finish(job, write_set, &bases, built, &end),
+                Input::Updates { volume, payload } => {
+                    let base = bases.get(&volume).filter(|_| !built.contains_key(&volume));
+                    let base = base.ok_or_else(|| {
+                        rejected(&format!("updates of volume {volume} are out of place"))
+                    })?;
+                    let key = VolumeKey { source, volume };
+                    let mut writer =
+                        TreeWriter::new(&self.pool, &mut write_set, key, *base, job.cp)?;
+                    let mut payload = payload;
+                    input = loop {
+                        put_runs(job, &log, &mut writer, base, &payload)?;
+                        job.lane.take_updates(payload.len());
+                        match inputs.next() {
+                            Input::Updates { volume: next, payload: more } if next == volume => {
+                                payload = more;
+                            }
+                            other @ (Input::Updates { .. } | Input::Finish(_) | Input::Abort) => {
+                                break other;
+                            }
+                        }
+                    };
+                    built.insert(volume, writer.finish()?);
+                }
+            }
+        }
+    }
+
+    fn finish(
+        &self,
+        job: &Job,
+        write_set: WriteSet,
+        bases: &BTreeMap<VolumeNumber, TreeRoot>,
+        built: BTreeMap<VolumeNumber, TreeRoot>,
+        end: &CpEnd,
+    ) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
+        let mut roots = Vec::with_capacity(bases.len());
+        for (&volume, base) in bases {
+            let root = built.get(&volume).unwrap_or(base).root();
+            let wanted = end.roots.iter().find(|wanted| wanted.volume == volume);
+            if wanted.is_none_or(|wanted| wanted.root != root) {
+                let differs = Some(VolumeRoot { volume, root });
+                let reason = match wanted {
+                    Some(wanted) => format!(
+                        "root of volume {volume} is {root} here and {} at the source",
+                        wanted.root
+                    ),
+                    None => format!("the source announced no root for volume {volume}"),
+                };
+                return Err(Stop::Rejected { differs, reason });
+            }
+            roots.push((volume, root));
+        }
+        if end.roots.len() != roots.len() {
+            return Err(rejected(&"the source announced roots of volumes unknown here"));
+        }
+        self.pool.publish(Publish {
+            write_set,
+            source: job.lane.source(),
+            cp: job.cp,
+            sequence: job.last.sequence,
+            stream_hash: job.last.hash,
+            epoch: job.epoch,
+            generation: None,
+            extension: Some(extension::encode(&job.last)),
+            volumes: built.into_iter().collect(),
+        })?;
+        job.lane.published(job.cp, job.last);
+        Ok(roots)
+    }
+}
+
+fn rejected(reason: &dyn std::fmt::Display) -> Stop {
+    Stop::Rejected { differs: None, reason: reason.to_string() }
+}
+
+/// A job's inputs, and whether the last of them was taken.
+struct Inputs<'a> {
+    job: &'a Job,
+    ended: bool,
+}
+
+impl Inputs<'_> {
+    fn next(&mut self) -> Input {
+        let input = self.job.next();
+        self.ended = !matches!(input, Input::Updates { .. });
+        input
+    }
+}
+
+/// Puts the runs of one payload into the tree.
+fn put_runs(
+    job: &Job,
+    log: &LogReader,
+    writer: &mut TreeWriter<'_>,
+    base: &TreeRoot,
+    payload: &[u8],
+) -> Result<(), Stop> {
+    let ladder = &job.lane.ladder;
+    let mut runs = Decoder::new(payload, base.size.blocks().0);
+    let mut counted = 0;
+    while let Some(run) = runs.next() {
+        let bytes = runs.position() - counted;
+        counted = runs.position();
+        match run.map_err(|error| rejected(&error))? {
+            Run::Hole { vbn, count } => {
+                writer.put_hole_range(vbn, count)?;
+                ladder.hole_blocks.fetch_add(count, Ordering::Relaxed);
+                ladder.hole_bytes.fetch_add(bytes, Ordering::Relaxed);
+            }
+            Run::Inline { vbn, count, blocks } => {
+                for (at, (_, block)) in (vbn.0..).zip(inline_blocks(blocks)) {
+                    writer.put(Vbn(at), Content::Data(block))?;
+                }
+                ladder.inline_blocks.fetch_add(count, Ordering::Relaxed);
+                ladder.inline_bytes.fetch_add(bytes, Ordering::Relaxed);
+            }
+            Run::Reference { vbn, count, transfer, ordinal } => {
+                let mut at = vbn.0;
+                let mut failed = None;
+                let read = log.run(transfer, ordinal, count, |_, block| {
+                    if failed.is_none() {
+                        failed = writer.put(Vbn(at), Content::Data(block)).err();
+                    }
+                    at += 1;
+                });
+                if let Some(error) = failed {
+                    return Err(error.into());
+                }
+                // The block stays as it was; the roots will differ and the CP is repaired (R15).
+                if let Err(error) = read {
+                    return Err(rejected(&error));
+                }
+                ladder.reference_blocks.fetch_add(count, Ordering::Relaxed);
+                ladder.reference_bytes.fetch_add(bytes, Ordering::Relaxed);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! Connections of sources: accept, Hello, hand over to the source's arbiter, read, write.
+//!
+//! Until a peer has said a Hello with a known name it costs one of a bounded number of places and
+//! has a deadline; nothing is stored for it. After that its socket lives on the arbiter of its
+//! source's actor, with one reading and one writing task. Whatever ends a connection is told to
+//! the actor with its reason, and touches nobody else.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::actor::{Connected, Content, FrameIn, PeerEnds, SILENCE_MAX, SourceActor, peer};
+use super::shared::Shared;
+use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, SEND_QUEUE_FRAMES};
+use crate::link::{FrameReader, LinkError, Outgoing};
+use crate::record::transfer::Transfer;
+use crate::wire::message::{Frame, Hello, Message, Refused, RefusedCode};
+
+/// How long an ending connection may take to deliver what was queued for it.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
+
+/// Accepts sources until `stop`.
+pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, address)) => {
+                let Ok(place) = places.clone().try_acquire_owned() else {
+                    shared.counters.refused(RefusedCode::Busy);
+                    continue;
+                };
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    let peer = address.to_string();
+                    if let Err(reason) = greet(stream, &peer, &shared).await {
+                        shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+                        tracing::info!(peer, reason, "connection refused");
+                    }
+                    drop(place);
+                });
+            }
+            // Out of descriptors: what is open goes on, the next accept waits for one to close.
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Reads Hello and hands the connection to its source's arbiter.
+async fn greet(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<(), String> {
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let mut reader = FrameReader::new(stream);
+    let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
+    let hello = match tokio::time::timeout(deadline, reader.next()).await {
+        Err(_) => {
+            shared.counters.refused(RefusedCode::Protocol);
+            return Err("said nothing in time".to_owned());
+        }
+        Ok(Err(error)) => {
+            shared.counters.refused(RefusedCode::Protocol);
+            return refuse(reader, RefusedCode::Protocol, error.to_string()).await;
+        }
+        Ok(Ok((Message::Hello(hello), _))) => hello,
+        Ok(Ok((other, _))) => {
+            shared.counters.refused(RefusedCode::Protocol);
+            let reason = format!("began with {} instead of Hello", other.name());
+            return refuse(reader, RefusedCode::Protocol, reason).await;
+        }
+    };
+    let Some(entry) = shared.registry.get(&hello.name) else {
+        shared.counters.refused(RefusedCode::UnknownSource);
+        let reason = format!("no file for source {} on this hub", hello.name);
+        return refuse(reader, RefusedCode::UnknownSource, reason).await;
+    };
+    let (stream, rest) = reader.into_parts();
+    let stream = stream.into_std().map_err(|error: io::Error| error.to_string())?;
+    tracing::debug!(peer, source = %hello.name, "hello");
+    let number = shared.counters.connections.fetch_add(1, Ordering::Relaxed) + 1;
+    let task = {
+        let actor = entry.actor.clone();
+        async move {
+            match TcpStream::from_std(stream) {
+                Ok(stream) => serve(stream, rest, hello, number, actor).await,
+                Err(error) => tracing::warn!(%error, "connection lost in hand-over"),
+            }
+        }
+    };
+    if shared.arbiters.spawn(entry.arbiter, task) {
+        Ok(())
+    } else {
+        Err("the hub is stopping".to_owned())
+    }
+}
+
+async fn refuse(
+    reader: FrameReader<TcpStream>,
+    code: RefusedCode,
+    reason: String,
+) -> Result<(), String> {
+    let next_step = match code {
+        RefusedCode::UnknownSource => "put a file for this source into the hub's sources directory",
+        RefusedCode::Busy => "wait, the source tries again",
+        RefusedCode::Version
+        | RefusedCode::OtherSource
+        | RefusedCode::OtherHub
+        | RefusedCode::Generation
+        | RefusedCode::Diverged
+        | RefusedCode::Gap
+        | RefusedCode::Volume
+        | RefusedCode::Faulted
+        | RefusedCode::Protocol => "both ends must run a supported mirrorhub",
+    };
+    let refused = Refused { code, reason: reason.clone(), next_step: next_step.to_owned() };
+    let mut outgoing = Outgoing::default();
+    outgoing.push(Frame::new(&Message::Refused(refused), Bytes::new()));
+    let (mut stream, _) = reader.into_parts();
+    // The peer may be gone already; its reason is logged by the caller either way.
+    let sent = tokio::time::timeout(FLUSH_MAX, async {
+        while !outgoing.is_empty() {
+            outgoing.write_some(&mut stream).await?;
+        }
+        stream.shutdown().await
+    });
+    match sent.await {
+        Ok(Ok(())) => Err(reason),
+        Ok(Err(error)) => Err(format!("{reason} ({error})")),
+        Err(_) => Err(format!("{reason} (not taken in time)")),
+    }
+}
+
+/// The life of a connection on its arbiter.
+async fn serve(
+    stream: TcpStream,
+    rest: bytes::BytesMut,
+    hello: Hello,
+    number: u64,
+    actor: actix::Addr<SourceActor>,
+) {
+    let (peer, ends) = peer(number, SEND_QUEUE_FRAMES);
+    let cancel = ends.cancel.clone();
+    if actor.send(Connected { hello, peer }).await.is_err() {
+        // It died in a panic and is being replaced; the source tries again.
+        let reason = "the source's actor is being replaced".to_owned();
+        let refused = refuse(FrameReader::new(stream), RefusedCode::Busy, reason).await;
+        tracing::info!(?refused, "connection refused");
+        return;
+    }
+    let (read, write) = stream.into_split();
+    let writer = actix::spawn(write_frames(write, ends));
+    let mut reader = FrameReader::with_buffer(read, rest);
+    loop {
+        let next = tokio::select! {
+            () = cancel.cancelled() => break,
+            next = tokio::time::timeout(SILENCE_MAX, reader.next()) => next,
+        };
+        let content = match next {
+            Err(_) => Content::Gone("silent for too long".to_owned()),
+            Ok(next) => content(next),
+        };
+        let last = matches!(content, Content::Gone(_) | Content::Bad(_));
+        if actor.send(FrameIn { number, content }).await.is_err() || last {
+            break;
+        }
+    }
+    cancel.cancel();
+    if let Err(error) = writer.await {
+        tracing::debug!(%error, "writer of a connection ended badly");
+    }
+}
+
+/// Checks as much of a frame as needs no knowledge of the session.
+fn content(next: Result<(Message, Bytes), LinkError>) -> Content {
+    match next {
+        Ok((Message::Transfer, payload)) => match Transfer::parse(payload) {
+            Ok(transfer) => Content::Transfer(transfer),
+            Err(error) => Content::Bad(error.to_string()),
+        },
+        Ok((Message::Updates(updates), payload)) => {
+            Content::Updates { cp: updates.cp, volume: updates.volume, payload }
+        }
+        Ok((other, _)) => Content::Other(other),
+        Err(LinkError::Frame(error)) => Content::Bad(error.to_string()),
+        Err(error) => Content::Gone(error.to_string()),
+    }
+}
+
+async fn write_frames(mut stream: OwnedWriteHalf, ends: PeerEnds) {
+    let PeerEnds { mut frames, ack, bell, cancel } = ends;
+    let mut outgoing = Outgoing::default();
+    let none = Arc::new(None);
+    let take_ack = |outgoing: &mut Outgoing| {
+        if let Some(ack) = *ack.swap(none.clone()) {
+            outgoing.push(Frame::new(&Message::Ack(ack), Bytes::new()));
+        }
+    };
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => break,
+            frame = frames.recv() => {
+                // What is acknowledged goes before what builds on it.
+                take_ack(&mut outgoing);
+                let Some(frame) = frame else { break };
+                outgoing.push(frame);
+            }
+            () = bell.notified() => take_ack(&mut outgoing),
+            written = outgoing.write_some(&mut stream), if !outgoing.is_empty() => {
+                if written.is_err() {
+                    cancel.cancel();
+                    return;
+                }
+            }
+        }
+        while outgoing.is_shallow() {
+            let Ok(frame) = frames.try_recv() else { break };
+            outgoing.push(frame);
+        }
+    }
+    // A reason that was queued is delivered before the connection closes.
+    while let Ok(frame) = frames.try_recv() {
+        outgoing.push(frame);
+    }
+    let flush = async {
+        while !outgoing.is_empty() {
+            outgoing.write_some(&mut stream).await?;
+        }
+        stream.shutdown().await
+    };
+    if !matches!(tokio::time::timeout(FLUSH_MAX, flush).await, Ok(Ok(()))) {
+        tracing::debug!("connection closed with answers undelivered");
+    }
+}

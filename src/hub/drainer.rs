@@ -1,0 +1,279 @@
+//! The drainer: moves durable records from the ring into the source logs and gives ring room back.
+//!
+//! One thread, in ring order, never waiting for one source (R10): a record of a faulted source is
+//! passed over, and copied forward to the head of the ring when it would hold the ring's end. Log
+//! writes are not synced at once; when ring room is wanted, one sync makes all dirty logs durable
+//! and the ring moves on. A log whose CP was published before that is never synced.
+//!
+//! Invariant 4: the ring is released up to a record only when that record's log is synced, its
+//! CP is published, or it was copied forward durably.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::lane::{Lane, lock};
+use super::stager::{Staged, Stager};
+use crate::record::transfer::Transfer;
+use crate::sourcelog::LogStore;
+use crate::units::ids::SourceId;
+use crate::units::numbers::{CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
+
+/// A durable record that waits for the drainer.
+#[derive(Debug)]
+pub struct Drainable {
+    /// The transfer and whose it is.
+    pub staged: Staged,
+    /// Ring position behind its record.
+    pub end: LogPosition,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    records: VecDeque<Drainable>,
+    drops: Vec<(Arc<Lane>, CpNumber)>,
+    sync_wanted: bool,
+    stopping: bool,
+    failed: bool,
+}
+
+/// What the drainer is asked to do. Bounded by the ring: each record lies in it.
+#[derive(Debug, Default)]
+pub struct DrainQueue {
+    inbox: Mutex<Inbox>,
+    wake: Condvar,
+}
+
+impl DrainQueue {
+    /// An empty queue.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// A record is durable.
+    pub fn push(&self, record: Drainable) {
+        lock(&self.inbox).records.push_back(record);
+        self.wake.notify_one();
+    }
+
+    /// A CP was published: its logs and older ones are dropped.
+    pub fn drop_logs(&self, lane: Arc<Lane>, cp: CpNumber) {
+        lock(&self.inbox).drops.push((lane, cp));
+        self.wake.notify_one();
+    }
+
+    /// The ring failed: nothing more will come.
+    pub fn fail(&self, reason: &str) {
+        tracing::error!(reason, "the ring failed, draining what is durable");
+        lock(&self.inbox).failed = true;
+        self.wake.notify_one();
+    }
+
+    /// Drain everything, sync, release, end.
+    pub fn stop(&self) {
+        lock(&self.inbox).stopping = true;
+        self.wake.notify_one();
+    }
+
+    fn wait(&self) -> Inbox {
+        let mut inbox: MutexGuard<'_, Inbox> = lock(&self.inbox);
+        while inbox.records.is_empty()
+            && inbox.drops.is_empty()
+            && !inbox.sync_wanted
+            && !inbox.stopping
+            && !inbox.failed
+        {
+            inbox = self.wake.wait(inbox).unwrap_or_else(|_: PoisonError<_>| std::process::abort());
+        }
+        let stopping = inbox.stopping;
+        let taken = std::mem::take(&mut *inbox);
+        inbox.stopping = stopping;
+        taken
+    }
+}
+
+/// A record in the ring that is not released.
+#[derive(Debug)]
+pub struct InRing {
+    lane: Arc<Lane>,
+    end: LogPosition,
+    bytes: u64,
+    epoch: Epoch,
+    cp: CpNumber,
+    id: TransferId,
+    sequence: SequenceNumber,
+    drained: bool,
+    /// On its way to the head of the ring.
+    copying: bool,
+    /// Durable at the head of the ring: this place may go.
+    copied: bool,
+}
+
+impl InRing {
+    /// A record that recovery found at `start`.
+    pub fn found(
+        lane: Arc<Lane>,
+        epoch: Epoch,
+        start: LogPosition,
+        bytes: u64,
+        cp: CpNumber,
+        (id, sequence): (TransferId, SequenceNumber),
+        drained: bool,
+    ) -> Self {
+        let end = LogPosition(start.0 + bytes);
+        Self { lane, end, bytes, epoch, cp, id, sequence, drained, copying: false, copied: false }
+    }
+
+    fn start(&self) -> LogPosition {
+        LogPosition(self.end.0 - self.bytes)
+    }
+}
+
+/// The drainer's own state; [`Drainer::run`] is the body of its thread.
+#[derive(Debug)]
+pub struct Drainer {
+    queue: Arc<DrainQueue>,
+    store: Arc<LogStore>,
+    stager: Arc<Stager>,
+    in_ring: VecDeque<InRing>,
+}
+
+impl Drainer {
+    /// A drainer for a ring that holds `in_ring`, in ring order.
+    pub fn new(
+        queue: Arc<DrainQueue>,
+        store: Arc<LogStore>,
+        stager: Arc<Stager>,
+        in_ring: VecDeque<InRing>,
+    ) -> Self {
+        Self { queue, store, stager, in_ring }
+    }
+
+    /// Runs until stopped.
+    pub fn run(mut self) {
+        self.release();
+        loop {
+            let work = self.queue.wait();
+            for record in work.records {
+                self.drain(record);
+            }
+            for (lane, cp) in work.drops {
+                if let Err(error) = self.store.drop_through(lane.source(), cp) {
+                    tracing::warn!(source = %lane.name(), %cp, %error, "old log not deleted");
+                }
+            }
+            self.release();
+            if work.stopping || self.oldest_half() > 0 {
+                self.sync();
+                self.release();
+                self.copy_forward();
+            }
+            if work.stopping || work.failed {
+                return;
+            }
+        }
+    }
+
+    fn drain(&mut self, record: Drainable) {
+        let Drainable { staged, end } = record;
+        let place = staged.place();
+        let faulted = staged.lane.cursors().fault.is_some();
+        if faulted {
+            let source = staged.lane.source();
+            let same = |old: &&mut InRing| old.id == place.transfer && old.lane.source() == source;
+            for old in self.in_ring.iter_mut().filter(same) {
+                old.copied |= old.copying;
+            }
+        }
+        let drained = !faulted
+            && match self.store.append(staged.lane.source(), staged.epoch, &staged.transfer) {
+                Ok(_) => {
+                    staged.lane.drained(place, staged.transfer.data_bytes());
+                    true
+                }
+                Err(error) => {
+                    staged.lane.fault(&error.to_string());
+                    false
+                }
+            };
+        self.in_ring.push_back(InRing {
+            end,
+            bytes: staged.record_bytes(),
+            epoch: staged.epoch,
+            cp: staged.transfer.header().cp,
+            id: place.transfer,
+            sequence: place.sequence,
+            drained,
+            copying: false,
+            copied: false,
+            lane: staged.lane,
+        });
+    }
+
+    /// Gives back the longest prefix of the ring that nobody needs.
+    fn release(&mut self) {
+        let mut upto = None;
+        while let Some(front) = self.in_ring.front() {
+            let cursors = front.lane.cursors();
+            let synced = front.drained && front.sequence <= cursors.synced.sequence;
+            if !(synced || front.copied || front.cp <= cursors.applied_cp) {
+                break;
+            }
+            front.lane.released(front.bytes);
+            upto = Some(front.end);
+            self.in_ring.pop_front();
+        }
+        if let (Some(upto), Some(ring)) = (upto, self.stager.ring()) {
+            ring.release(upto);
+        }
+    }
+
+    /// How many of the oldest records lie in the half of the ring that is wanted back.
+    fn oldest_half(&self) -> usize {
+        let Some(ring) = self.stager.ring() else { return 0 };
+        let status = ring.status();
+        let wanted = status.written.0.saturating_sub(status.capacity.0 / 2);
+        self.in_ring.partition_point(|record| record.start().0 < wanted)
+    }
+
+    fn sync(&mut self) {
+        let mut lanes: BTreeMap<SourceId, Arc<Lane>> = BTreeMap::new();
+        for record in self.in_ring.iter().filter(|record| record.drained) {
+            lanes.entry(record.lane.source()).or_insert_with(|| record.lane.clone());
+        }
+        let dirty: Vec<SourceId> = lanes.keys().copied().collect();
+        for (source, result) in self.store.sync(&dirty) {
+            let Some(lane) = lanes.get(&source) else { continue };
+            match result {
+                Ok(place) => lane.synced(place),
+                Err(error) => lane.fault(&error.to_string()),
+            }
+        }
+    }
+
+    /// Where a faulted source holds the ring's end, its records move to the head (R10).
+    fn copy_forward(&mut self) {
+        let oldest = self.oldest_half();
+        let Some(ring) = self.stager.ring() else { return };
+        for record in self.in_ring.iter_mut().take(oldest) {
+            let faulted = record.lane.cursors().fault.is_some();
+            if !faulted || record.copying || record.copied {
+                continue;
+            }
+            let read = ring.read(record.start()).map_err(|error| error.to_string());
+            let parsed =
+                read.and_then(|(_, body)| Transfer::parse(body).map_err(|error| error.to_string()));
+            match parsed {
+                Ok(transfer) => {
+                    record.copying = true;
+                    let lane = record.lane.clone();
+                    self.stager.copy_forward(Staged { lane, epoch: record.epoch, transfer });
+                }
+                Err(error) => {
+                    let source = record.lane.name();
+                    tracing::error!(%source, %error, "record cannot be copied forward");
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The lane of one source: how far its entries have come, shared by everybody who moves them.
+//!
+//! Stager, drainer and applier write their own cursor; the source's actor reads all of them when
+//! [`Lane::changed`] is rung. The lane outlives the actor: a restarted actor resumes from it.
+//!
+//! ```text
+//! applied <= drained <= durable <= staged          (in the source's sequence)
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use super::applier::Job;
+use crate::limits::LOG_CREDIT_BYTES_MIN;
+use crate::record::marks::Place;
+use crate::session::mirror::Outcome;
+use crate::units::convert::to_u64;
+use crate::units::ids::SourceId;
+use crate::units::names::SourceName;
+use crate::units::numbers::CpNumber;
+
+/// The cursors of one source.
+#[derive(Debug, Clone, Default)]
+pub struct Cursors {
+    /// Last transfer handed to the stager.
+    pub staged: Place,
+    /// Last transfer durable in the ring.
+    pub durable: Place,
+    /// Last transfer in the source log.
+    pub drained: Place,
+    /// Last transfer whose source log is synced.
+    pub synced: Place,
+    /// Published CP.
+    pub applied_cp: CpNumber,
+    /// Its place.
+    pub applied: Place,
+    /// Bytes of the ring that this source's records take.
+    pub ring_bytes: u64,
+    /// Bytes of transfers received and not yet durable: what the `log` credit bounds.
+    pub under_way_bytes: u64,
+    /// First failure of this source's log or of the ring.
+    pub fault: Option<Arc<str>>,
+    /// Client bytes durable here that no published CP holds, and when their first came, by CP.
+    pub invisible: BTreeMap<CpNumber, (u64, Instant)>,
+}
+
+impl Cursors {
+    /// When the oldest entry came that the image does not show.
+    pub fn oldest_invisible(&self) -> Option<Instant> {
+        self.invisible.values().map(|(_, since)| *since).min()
+    }
+}
+
+/// Bytes that have passed each step of the ladder since the process started.
+#[derive(Debug, Default)]
+pub struct Ladder {
+    /// Client bytes received in transfers.
+    pub received_bytes: AtomicU64,
+    /// Client bytes staged durably.
+    pub staged_bytes: AtomicU64,
+    /// Client bytes drained.
+    pub drained_bytes: AtomicU64,
+    /// Bytes applied by reference.
+    pub reference_blocks: AtomicU64,
+    /// Blocks that travelled in CP data.
+    pub inline_blocks: AtomicU64,
+    /// Blocks that became holes.
+    pub hole_blocks: AtomicU64,
+    /// Bytes of Updates payload that say references.
+    pub reference_bytes: AtomicU64,
+    /// Bytes of Updates payload that carry data.
+    pub inline_bytes: AtomicU64,
+    /// Bytes of Updates payload that say holes.
+    pub hole_bytes: AtomicU64,
+    /// Transfers received.
+    pub transfers: AtomicU64,
+    /// Client bytes in published CPs.
+    pub visible_bytes: AtomicU64,
+    /// CPs published.
+    pub checkpoints: AtomicU64,
+    /// CPs refused (R19: never normal).
+    pub rejected: AtomicU64,
+}
+
+/// One source's lane.
+#[derive(Debug)]
+pub struct Lane {
+    name: SourceName,
+    source: SourceId,
+    cursors: Mutex<Cursors>,
+    job: Mutex<Option<Arc<Job>>>,
+    outcome: Mutex<Option<(CpNumber, Outcome)>>,
+    taken_bytes: AtomicU64,
+    /// Rung when a cursor moved, updates were taken, or an apply ended.
+    pub changed: Notify,
+    /// Counters for metrics and status.
+    pub ladder: Ladder,
+}
+
+/// A lock whose holder panicked holds a state nobody knows: the process must not go on with it.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|_: PoisonError<_>| std::process::abort())
+}
+
+impl Lane {
+    /// A lane that stands at `cursors`.
+    pub fn new(name: SourceName, source: SourceId, cursors: Cursors) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            source,
+            cursors: Mutex::new(cursors),
+            job: Mutex::new(None),
+            outcome: Mutex::new(None),
+            taken_bytes: AtomicU64::new(0),
+            changed: Notify::new(),
+            ladder: Ladder::default(),
+        })
+    }
+
+    /// The source's name.
+    pub fn name(&self) -> &SourceName {
+        &self.name
+    }
+
+    /// The source's id.
+    pub fn source(&self) -> SourceId {
+        self.source
+    }
+
+    /// A copy of the cursors.
+    pub fn cursors(&self) -> Cursors {
+        lock(&self.cursors).clone()
+    }
+
+    /// A transfer was handed to the stager.
+    pub fn staged(&self, place: Place, record_bytes: u64, transfer_bytes: u64) {
+        let mut cursors = lock(&self.cursors);
+        assert!(cursors.staged.sequence < place.sequence, "transfers are staged in order");
+        cursors.staged = place;
+        cursors.ring_bytes += record_bytes;
+        cursors.under_way_bytes += transfer_bytes;
+    }
+
+    /// Whether so many more bytes of transfers are within the `log` credit. What was given out
+    /// changes while transfers are on their way; the most that is ever given out does not.
+    pub fn within_credit(&self, transfer_bytes: u64) -> bool {
+        lock(&self.cursors).under_way_bytes.saturating_add(transfer_bytes) <= LOG_CREDIT_BYTES_MIN
+    }
+
+    /// As if that many bytes had come and the ring stood still.
+    #[cfg(test)]
+    pub fn stand_still(&self, transfer_bytes: u64) {
+        lock(&self.cursors).under_way_bytes = transfer_bytes;
+    }
+
+    /// A record is durable in the ring. A copied-forward record is behind the cursor already.
+    pub fn durable(&self, place: Place, cp: CpNumber, data_bytes: u64, transfer_bytes: u64) {
+        let mut cursors = lock(&self.cursors);
+        if cursors.durable.sequence < place.sequence {
+            cursors.durable = place;
+            cursors.under_way_bytes -= transfer_bytes;
+            cursors.invisible.entry(cp).or_insert_with(|| (0, Instant::now())).0 += data_bytes;
+            self.ladder.staged_bytes.fetch_add(data_bytes, Ordering::Relaxed);
+        }
+        drop(cursors);
+        self.changed.notify_one();
+    }
+
+    /// A transfer lies in the source log.
+    pub fn drained(&self, place: Place, data_bytes: u64) {
+        let mut cursors = lock(&self.cursors);
+        if cursors.drained.sequence < place.sequence {
+            assert!(place.sequence <= cursors.durable.sequence, "drained before durable");
+            cursors.drained = place;
+            self.ladder.drained_bytes.fetch_add(data_bytes, Ordering::Relaxed);
+        }
+        drop(cursors);
+        self.changed.notify_one();
+    }
+
+    /// The source log is synced up to here.
+    pub fn synced(&self, place: Place) {
+        let mut cursors = lock(&self.cursors);
+        if cursors.synced.sequence < place.sequence {
+            cursors.synced = place;
+        }
+    }
+
+    /// The ring gave room of this source back.
+    pub fn released(&self, record_bytes: u64) {
+        let mut cursors = lock(&self.cursors);
+        cursors.ring_bytes = cursors.ring_bytes.saturating_sub(record_bytes);
+        drop(cursors);
+        self.changed.notify_one();
+    }
+
+    /// Takes more room of the ring for a record that is copied forward.
+    pub fn copied_forward(&self, record_bytes: u64) {
+        lock(&self.cursors).ring_bytes += record_bytes;
+    }
+
+    /// A CP was published.
+    pub fn published(&self, cp: CpNumber, place: Place) {
+        let mut cursors = lock(&self.cursors);
+        assert!(cursors.applied_cp < cp, "CP numbers rise");
+        cursors.applied_cp = cp;
+        cursors.applied = place;
+        let later = cursors.invisible.split_off(&cp.next());
+        let shown = std::mem::replace(&mut cursors.invisible, later);
+        let bytes = shown.values().map(|(bytes, _)| bytes).sum();
+        self.ladder.visible_bytes.fetch_add(bytes, Ordering::Relaxed);
+        drop(cursors);
+        self.ladder.checkpoints.fetch_add(1, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// The first failure stays (invariant 7).
+    pub fn fault(&self, reason: &str) {
+        let mut cursors = lock(&self.cursors);
+        if cursors.fault.is_none() {
+            tracing::error!(source = %self.name, reason, "source is faulted");
+            cursors.fault = Some(reason.into());
+        }
+        drop(cursors);
+        self.changed.notify_one();
+    }
+
+    /// The applier took bytes of Updates.
+    pub fn take_updates(&self, bytes: usize) {
+        self.taken_bytes.fetch_add(to_u64(bytes), Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// Bytes of Updates taken since this was last asked.
+    pub fn updates_taken(&self) -> u64 {
+        self.taken_bytes.swap(0, Ordering::Relaxed)
+    }
+
+    /// The job under way, if any.
+    pub fn job(&self) -> Option<Arc<Job>> {
+        lock(&self.job).clone()
+    }
+
+    /// Registers a job; there is one at a time.
+    pub fn begin_job(&self, job: Arc<Job>) {
+        let mut slot = lock(&self.job);
+        assert!(slot.is_none(), "one CP of a source is applied at a time");
+        *slot = Some(job);
+    }
+
+    /// The job ended.
+    pub fn end_job(&self, cp: CpNumber, outcome: Outcome) {
+        *lock(&self.job) = None;
+        *lock(&self.outcome) = Some((cp, outcome));
+        self.changed.notify_one();
+    }
+
+    /// How the last job ended, once.
+    pub fn outcome(&self) -> Option<(CpNumber, Outcome)> {
+        lock(&self.outcome).take()
+    }
+}

@@ -1,0 +1,57 @@
+//! The registry: every source the hub has a file for, by name.
+//!
+//! A dashmap behind a wall: guards never leave this file, since one held across an `.await`
+//! deadlocks. Each entry holds the actor's present address (it changes when a panicked actor is
+//! replaced), the lane, and the snapshot that status reads.
+
+use std::sync::Arc;
+
+use actix::Addr;
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+
+use super::actor::SourceActor;
+use super::status::Snapshot;
+use crate::units::names::SourceName;
+
+/// One source of the hub.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its actor.
+    pub actor: Addr<SourceActor>,
+    /// What status shows; the actor replaces it, readers never wait.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Arbiter the actor and its connection live on.
+    pub arbiter: usize,
+}
+
+/// All sources of the hub.
+#[derive(Debug, Default)]
+pub struct Registry {
+    entries: DashMap<SourceName, Entry>,
+}
+
+impl Registry {
+    /// An empty one.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// The source of that name.
+    pub fn get(&self, name: &SourceName) -> Option<Entry> {
+        self.entries.get(name).map(|entry| entry.value().clone())
+    }
+
+    /// Adds or replaces a source.
+    pub fn put(&self, name: SourceName, entry: Entry) {
+        self.entries.insert(name, entry);
+    }
+
+    /// All sources by name.
+    pub fn all(&self) -> Vec<(SourceName, Entry)> {
+        let mut all: Vec<_> =
+            self.entries.iter().map(|entry| (entry.key().clone(), entry.value().clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+}

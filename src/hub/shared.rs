@@ -1,0 +1,310 @@
+//! What all parts of a hub share, and the blocking questions that actors hand to other threads.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use actix::ArbiterHandle;
+
+use super::applier::JobQueue;
+use super::drainer::DrainQueue;
+use super::extension;
+use super::lane::{Cursors, Lane, lock};
+use super::registry::Registry;
+use super::stager::Stager;
+use crate::pool::Pool;
+use crate::pool::error::PoolError;
+use crate::pool::pointer::{TreeRoot, VolumeKey};
+use crate::pool::rows::{SourceRow, VolumeRow};
+use crate::record::marks::Place;
+use crate::record::transfer::Transfer;
+use crate::session::mirror::Known;
+use crate::sourcelog::LogStore;
+use crate::units::convert::to_u64;
+use crate::units::ids::{HubId, SourceId};
+use crate::units::names::{SourceName, VolumeName};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation};
+use crate::volume;
+use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRoot, VolumeScan};
+
+/// What the hub's files say of one source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceSetting {
+    /// Its name.
+    pub name: SourceName,
+    /// Guaranteed part of the ring, if the file names one.
+    pub nvram_share: Option<ByteCount>,
+    /// Bytes of log the source may fill, if the file names one.
+    pub log_limit: Option<ByteCount>,
+    /// Volumes the file pins; empty pins none.
+    pub volumes: Vec<(VolumeName, ByteCount)>,
+}
+
+/// Counters of the whole hub.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections that reached a source.
+    pub connections: AtomicU64,
+    /// Connections that did not.
+    pub handshakes_failed: AtomicU64,
+    restarts: Mutex<BTreeMap<SourceName, u64>>,
+    refused: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Counters {
+    /// A connection was refused.
+    pub fn refused(&self, code: RefusedCode) {
+        *lock(&self.refused).entry(code.word()).or_default() += 1;
+    }
+
+    /// An actor was replaced after a panic.
+    pub fn restarted(&self, name: &SourceName) {
+        *lock(&self.restarts).entry(name.clone()).or_default() += 1;
+    }
+
+    /// How often that source's actor was replaced.
+    pub fn restarts_of(&self, name: &SourceName) -> u64 {
+        lock(&self.restarts).get(name).copied().unwrap_or(0)
+    }
+
+    /// Refusals by reason.
+    pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.refused).clone()
+    }
+}
+
+/// The lanes by name. Lanes are few and change rarely: a plain map behind a lock.
+#[derive(Debug, Default)]
+pub struct Lanes(Mutex<BTreeMap<SourceName, Arc<Lane>>>);
+
+impl Lanes {
+    /// The lane of that source, once it was here.
+    pub fn get(&self, name: &SourceName) -> Option<Arc<Lane>> {
+        lock(&self.0).get(name).cloned()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Lane>> {
+        lock(&self.0).values().cloned().collect()
+    }
+
+    /// The lane of that source, made now if need be.
+    pub fn get_or_make(&self, name: &SourceName, make: impl FnOnce() -> Arc<Lane>) -> Arc<Lane> {
+        lock(&self.0).entry(name.clone()).or_insert_with(make).clone()
+    }
+}
+
+/// One arbiter a core.
+#[derive(Debug)]
+pub struct Arbiters(pub Vec<ArbiterHandle>);
+
+impl Arbiters {
+    /// Runs a task on an arbiter; false if that has ended.
+    pub fn spawn(&self, at: usize, task: impl Future<Output = ()> + Send + 'static) -> bool {
+        self.0.get(at).is_some_and(|arbiter| arbiter.spawn(task))
+    }
+}
+
+/// The parts of a hub.
+#[derive(Debug)]
+pub struct Shared {
+    /// The hub's id.
+    pub hub: HubId,
+    /// Images and catalog.
+    pub pool: Arc<Pool>,
+    /// Source logs.
+    pub store: Arc<LogStore>,
+    /// Into the ring.
+    pub stager: Arc<Stager>,
+    /// Out of the ring.
+    pub drain: Arc<DrainQueue>,
+    /// To the applier.
+    pub jobs: Arc<JobQueue>,
+    /// Sources by name.
+    pub registry: Arc<Registry>,
+    /// Lanes by name.
+    pub lanes: Lanes,
+    /// Threads of actors and connections.
+    pub arbiters: Arbiters,
+    /// How long a reader may pin an image.
+    pub image_pin: Duration,
+    /// What the files say.
+    pub settings: arc_swap::ArcSwap<BTreeMap<SourceName, SourceSetting>>,
+    /// Counters.
+    pub counters: Counters,
+}
+
+impl Shared {
+    /// What is durably known of a source.
+    pub fn known(&self, name: &SourceName) -> Result<Known, String> {
+        let settings = self.settings.load();
+        let pinned = settings.get(name).map(|setting| setting.volumes.clone()).unwrap_or_default();
+        let pinned = pinned.into_iter().map(|(name, size)| (name.to_string(), size.0)).collect();
+        let mut known = Known {
+            hub: self.hub,
+            source: None,
+            generation: Generation::default(),
+            epoch: Epoch::default(),
+            volumes: Vec::new(),
+            pinned,
+            applied_cp: CpNumber(0),
+            applied: Place::default(),
+            roots: Vec::new(),
+            cp_max: CpNumber(0),
+        };
+        let catalog = self.pool.catalog();
+        let rows = catalog.sources().map_err(|error| error.to_string())?;
+        if let Some(row) = rows.into_iter().find(|row| row.name == *name) {
+            let volumes = catalog.volumes(row.id).map_err(|error| error.to_string())?;
+            known.source = Some(row.id);
+            known.generation = row.generation;
+            known.epoch = row.epoch;
+            known.applied_cp = row.applied;
+            known.applied = extension::place(&row)?;
+            known.cp_max = row.highest_cp;
+            for volume in volumes {
+                let root = VolumeRoot { volume: volume.key.volume, root: volume.tree.root() };
+                known.roots.push(root);
+                known.volumes.push(VolumeOffer {
+                    number: volume.key.volume,
+                    id: volume.id,
+                    name: volume.name,
+                    size: volume.tree.size,
+                });
+            }
+        }
+        Ok(known)
+    }
+
+    /// Makes what a Hello brought durable: generation, epoch, new volumes; makes the lane.
+    pub fn record(
+        &self,
+        name: &SourceName,
+        source: SourceId,
+        generation: Generation,
+        epoch: Epoch,
+        volumes: &[VolumeOffer],
+    ) -> Result<Arc<Lane>, String> {
+        let catalog = self.pool.catalog();
+        let text = |error: PoolError| error.to_string();
+        let mut row = catalog
+            .source(source)
+            .map_err(text)?
+            .unwrap_or_else(|| SourceRow::new(source, name.clone()));
+        if row.generation != generation || row.epoch != epoch || row.name != *name {
+            row.name = name.clone();
+            row.generation = generation;
+            row.epoch = epoch;
+            catalog.put_source(row).map_err(text)?;
+        }
+        let present = catalog.volumes(source).map_err(text)?;
+        for offer in volumes {
+            if present.iter().any(|old| old.key.volume == offer.number) {
+                continue;
+            }
+            catalog
+                .put_volume(VolumeRow {
+                    key: VolumeKey { source, volume: offer.number },
+                    id: offer.id,
+                    name: offer.name.clone(),
+                    tree: TreeRoot::empty(offer.size),
+                })
+                .map_err(text)?;
+        }
+        if self.lanes.get(name).is_none() {
+            let text = |error: crate::sourcelog::LogError| error.to_string();
+            self.store.recover(source, CpNumber(0)).map_err(text)?;
+            self.store.reset(source, Some(Place::default())).map_err(text)?;
+        }
+        Ok(self.lanes.get_or_make(name, || Lane::new(name.clone(), source, Cursors::default())))
+    }
+
+    /// Hands a source its own log behind `from` up to `upto`; `None` if `from` is not on the line.
+    pub fn refill(
+        &self,
+        source: SourceId,
+        applied: Place,
+        from: Place,
+        upto: Place,
+        mut send: impl FnMut(&Transfer) -> Result<(), String>,
+    ) -> Result<Option<Place>, String> {
+        let mut joined = from == applied;
+        let mut last = from;
+        for cp in self.store.cps(source) {
+            let reader = self.store.reader(source, cp).map_err(|error| error.to_string())?;
+            for transfer in reader.transfers() {
+                let transfer = transfer.map_err(|error| error.to_string())?;
+                let place = Place {
+                    transfer: transfer.id(),
+                    sequence: transfer.last_sequence(),
+                    hash: transfer.hash_after(),
+                };
+                if place.sequence > upto.sequence {
+                    break;
+                }
+                if joined && place.sequence > from.sequence {
+                    send(&transfer)?;
+                    last = place;
+                }
+                joined |= place == from;
+            }
+        }
+        Ok(joined.then_some(last))
+    }
+
+    /// Reads every block of the image of `cp` and recomputes its roots. `progress` is told volume,
+    /// blocks passed and blocks in all.
+    pub fn scan(
+        &self,
+        name: &SourceName,
+        cp: CpNumber,
+        mut progress: impl FnMut(&VolumeName, u64, u64),
+    ) -> Result<(Vec<VolumeScan>, Vec<String>), String> {
+        let lane = self.lanes.get(name).ok_or("the source was never here")?;
+        let rows = self.pool.catalog().volumes(lane.source()).map_err(|error| error.to_string())?;
+        let mut volumes = Vec::new();
+        let mut problems = Vec::new();
+        let pins = self.pool.pin_source(lane.source()).map_err(|error| error.to_string())?;
+        for (row, pin) in rows.iter().zip(&pins) {
+            if pin.cp() != cp || pin.key() != row.key {
+                return Err(format!("CP {cp} is not the published one any more"));
+            }
+            let all = pin.tree().size.blocks().0;
+            let report = |passed| progress(&row.name, passed, all);
+            let scanned = volume::scan::scan(&self.pool, &pin.tree(), report)
+                .and_then(|scanned| Ok(pin.check().map(|()| scanned)?));
+            match scanned {
+                Ok(scanned) => {
+                    let named = |problem| format!("volume {}: {problem}", row.name);
+                    volumes.push(VolumeScan {
+                        volume: row.key.volume,
+                        root: scanned.root,
+                        blocks_read: scanned.blocks_read,
+                        bad_blocks: scanned.bad_blocks,
+                    });
+                    problems.extend(scanned.problems.into_iter().map(named));
+                }
+                Err(error) => problems.push(format!("volume {}: {error}", row.name)),
+            }
+        }
+        Ok((volumes, problems))
+    }
+
+    /// A source's guaranteed part of the ring: what its file says, else an equal part of half.
+    pub fn share_bytes(&self, name: &SourceName) -> u64 {
+        let settings = self.settings.load();
+        let capacity = self.stager.ring().map_or(0, |ring| ring.status().capacity.0);
+        let named = settings.get(name).and_then(|setting| setting.nvram_share);
+        let count = to_u64(settings.len()).max(1);
+        named.map_or(capacity / 2 / count, |share| share.0)
+    }
+
+    /// Bytes that still fit into a source's log: what its file allows, and what the store does.
+    pub fn log_room(&self, name: &SourceName, source: SourceId) -> u64 {
+        let limit = self.settings.load().get(name).and_then(|setting| setting.log_limit);
+        let room = limit.map(|limit| limit.0.saturating_sub(self.store.bytes(source)));
+        self.store.room(source).min(room.unwrap_or(u64::MAX))
+    }
+}

@@ -1,0 +1,171 @@
+//! The stager: puts transfers of all sources into the one NVRAM ring, in order of arrival.
+//!
+//! Actors call [`Stager::stage`]; the ring's committing thread takes what has gathered, writes it
+//! with one durable write and comes back through [`Feed`]: each transfer's lane moves its durable
+//! cursor, and the record goes to the drainer. The queue is bounded by the credits that the actors
+//! gave out (a source never has more under way than its credit).
+//!
+//! A failed commit is final: every lane is faulted with the ring's first error, nothing is
+//! acknowledged any more (invariant 7).
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::drainer::{DrainQueue, Drainable};
+use super::lane::{Lane, lock};
+use crate::device::DeviceError;
+use crate::nvlog::{Committed, DurableToken, Feed, Handle, Pending};
+use crate::record::envelope::{RecordKind, record_bytes};
+use crate::record::marks::Place;
+use crate::record::transfer::Transfer;
+use crate::units::convert::to_u64;
+use crate::units::numbers::Epoch;
+
+/// A transfer on its way through the ring.
+#[derive(Debug, Clone)]
+pub struct Staged {
+    /// Whose it is.
+    pub lane: Arc<Lane>,
+    /// Under which epoch it was taken.
+    pub epoch: Epoch,
+    /// The transfer.
+    pub transfer: Transfer,
+}
+
+impl Staged {
+    /// Bytes of its record in the ring.
+    pub fn record_bytes(&self) -> u64 {
+        record_bytes(to_u64(self.transfer.bytes().len()))
+    }
+
+    /// Its place in the source's history.
+    pub fn place(&self) -> Place {
+        Place {
+            transfer: self.transfer.id(),
+            sequence: self.transfer.last_sequence(),
+            hash: self.transfer.hash_after(),
+        }
+    }
+}
+
+/// What waits for the committing thread.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Staged>,
+    failed: Option<Arc<str>>,
+}
+
+/// The stager; shared by all actors.
+#[derive(Debug, Default)]
+pub struct Stager {
+    queue: Mutex<Queue>,
+    handle: OnceLock<Handle>,
+}
+
+impl Stager {
+    /// A stager whose ring is started with [`Stager::start`].
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// The ring runs.
+    pub fn start(&self, handle: Handle) {
+        assert!(self.handle.set(handle).is_ok(), "the stager is started once");
+    }
+
+    /// The ring, for status and release.
+    pub fn ring(&self) -> Option<&Handle> {
+        self.handle.get()
+    }
+
+    /// Queues a transfer. The lane's durable cursor says when it is durable.
+    pub fn stage(&self, staged: Staged) {
+        let transfer_bytes = to_u64(staged.transfer.bytes().len());
+        staged.lane.staged(staged.place(), staged.record_bytes(), transfer_bytes);
+        self.push(staged);
+    }
+
+    /// Queues a copy of a record that the drainer could not drain (R10).
+    pub fn copy_forward(&self, staged: Staged) {
+        staged.lane.copied_forward(staged.record_bytes());
+        self.push(staged);
+    }
+
+    fn push(&self, staged: Staged) {
+        let mut queue = lock(&self.queue);
+        if let Some(reason) = queue.failed.clone() {
+            drop(queue);
+            staged.lane.fault(&reason);
+            return;
+        }
+        queue.waiting.push_back(staged);
+        drop(queue);
+        if let Some(handle) = self.handle.get() {
+            handle.wake();
+        }
+    }
+}
+
+/// The stager's end in the committing thread.
+#[derive(Debug)]
+pub struct StagerFeed {
+    stager: Arc<Stager>,
+    drain: Arc<DrainQueue>,
+    writing: VecDeque<Staged>,
+}
+
+impl StagerFeed {
+    /// Feeds the ring from `stager`; what is durable goes to `drain`.
+    pub fn new(stager: Arc<Stager>, drain: Arc<DrainQueue>) -> Self {
+        Self { stager, drain, writing: VecDeque::new() }
+    }
+}
+
+impl Feed for StagerFeed {
+    fn take(&mut self, bytes_max: u64) -> Vec<Pending> {
+        let mut queue = lock(&self.stager.queue);
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = queue.waiting.front() {
+            bytes += next.record_bytes();
+            if bytes > bytes_max && !batch.is_empty() {
+                break;
+            }
+            let Some(staged) = queue.waiting.pop_front() else { break };
+            batch.push(Pending {
+                kind: RecordKind::Transfer,
+                source: staged.lane.source(),
+                epoch: staged.epoch,
+                body: staged.transfer.bytes().clone(),
+                ticket: 0,
+            });
+            self.writing.push_back(staged);
+        }
+        batch
+    }
+
+    fn committed(&mut self, batch: Vec<Committed>, token: &DurableToken) {
+        for done in batch {
+            assert!(done.end <= token.upto(), "a record is durable with its commit");
+            let Some(staged) = self.writing.pop_front() else {
+                panic!("the ring committed a record that was not staged");
+            };
+            let (cp, bytes) = (staged.transfer.header().cp, staged.transfer.data_bytes());
+            let transfer_bytes = to_u64(staged.transfer.bytes().len());
+            staged.lane.durable(staged.place(), cp, bytes, transfer_bytes);
+            self.drain.push(Drainable { staged, end: done.end });
+        }
+    }
+
+    fn failed(&mut self, error: &DeviceError) {
+        let reason: Arc<str> = format!("the hub's NVRAM failed: {error}").into();
+        let mut queue = lock(&self.stager.queue);
+        queue.failed = Some(reason.clone());
+        let waiting = std::mem::take(&mut queue.waiting);
+        drop(queue);
+        for staged in self.writing.drain(..).chain(waiting) {
+            staged.lane.fault(&reason);
+        }
+        self.drain.fail(&reason);
+    }
+}

@@ -1,0 +1,212 @@
+//! What status shows of a source on the hub.
+//!
+//! The actor publishes a [`Snapshot`] after each step; status, metrics and the page read the
+//! newest one and never wait for the data path.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::lane::{Cursors, Lane};
+use crate::session::mirror::Mirror;
+use crate::units::names::SourceName;
+use crate::units::numbers::{CpNumber, Epoch, Generation};
+use crate::wire::message::{Refused, VolumeOffer, VolumeRoot};
+
+/// States of section 13 that a hub of this version can be in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceState {
+    /// Never seen.
+    Waiting,
+    /// Connected; everything it sent is durable here.
+    InSync,
+    /// Connected, but its last CP was refused.
+    Behind,
+    /// Not connected.
+    Offline,
+    /// Its log or the ring failed, or it was refused.
+    Faulted,
+}
+
+impl SourceState {
+    /// The stable word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::InSync => "in-sync",
+            Self::Behind => "behind",
+            Self::Offline => "offline",
+            Self::Faulted => "faulted",
+        }
+    }
+}
+
+/// Counted bytes and blocks of a source since the hub started.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Totals {
+    /// Client bytes received.
+    pub received_bytes: u64,
+    /// Client bytes made durable.
+    pub staged_bytes: u64,
+    /// Client bytes drained.
+    pub drained_bytes: u64,
+    /// Client bytes in published CPs.
+    pub visible_bytes: u64,
+    /// Transfers received.
+    pub transfers: u64,
+    /// CPs published.
+    pub checkpoints: u64,
+    /// CPs refused.
+    pub rejected: u64,
+    /// Blocks applied by reference.
+    pub reference_blocks: u64,
+    /// Blocks applied inline.
+    pub inline_blocks: u64,
+    /// Blocks that became holes.
+    pub hole_blocks: u64,
+    /// Bytes of Updates payload that say references.
+    pub reference_bytes: u64,
+    /// Bytes of Updates payload that carry data.
+    pub inline_bytes: u64,
+    /// Bytes of Updates payload that say holes.
+    pub hole_bytes: u64,
+}
+
+/// One source at one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Its name.
+    pub name: SourceName,
+    /// Its id, once it was here.
+    pub source: Option<crate::units::ids::SourceId>,
+    /// State, reason, next step.
+    pub state: SourceState,
+    /// Why.
+    pub reason: String,
+    /// What to do, or that nothing is to be done.
+    pub next_step: String,
+    /// Epoch in force.
+    pub epoch: Epoch,
+    /// Newest generation.
+    pub generation: Generation,
+    /// Published CP.
+    pub applied_cp: CpNumber,
+    /// CP being applied.
+    pub applying: Option<CpNumber>,
+    /// Volumes.
+    pub volumes: Vec<VolumeOffer>,
+    /// Roots of the published CP.
+    pub roots: Vec<VolumeRoot>,
+    /// The lane's cursors.
+    pub cursors: Cursors,
+    /// Totals.
+    pub totals: Totals,
+    /// Whether a connection is in session.
+    pub connected: bool,
+    /// When the source was last heard, if ever since the hub started.
+    pub heard: Option<Instant>,
+}
+
+impl Snapshot {
+    /// A source that was never here.
+    pub fn waiting(name: SourceName) -> Self {
+        Self {
+            name,
+            source: None,
+            state: SourceState::Waiting,
+            reason: "the source has never connected".to_owned(),
+            next_step: "start `mirrorhub source` on the filer".to_owned(),
+            epoch: Epoch::default(),
+            generation: Generation::default(),
+            applied_cp: CpNumber(0),
+            applying: None,
+            volumes: Vec::new(),
+            roots: Vec::new(),
+            cursors: Cursors::default(),
+            totals: Totals::default(),
+            connected: false,
+            heard: None,
+        }
+    }
+
+    /// What the actor knows now.
+    pub fn of(
+        name: &SourceName,
+        machine: &Mirror,
+        lane: Option<&Arc<Lane>>,
+        connected: bool,
+        refused: Option<&Refused>,
+        heard: Option<Instant>,
+    ) -> Self {
+        let known = machine.known();
+        let cursors = lane.map(|lane| lane.cursors()).unwrap_or_default();
+        let (state, reason, next_step) = judge(machine, &cursors, connected, refused);
+        Self {
+            name: name.clone(),
+            source: known.source,
+            state,
+            reason,
+            next_step,
+            epoch: known.epoch,
+            generation: known.generation,
+            applied_cp: known.applied_cp,
+            applying: machine.applying(),
+            volumes: known.volumes.clone(),
+            roots: known.roots.clone(),
+            cursors,
+            totals: lane.map(|lane| totals(lane)).unwrap_or_default(),
+            connected: connected && machine.is_joined(),
+            heard,
+        }
+    }
+}
+
+fn judge(
+    machine: &Mirror,
+    cursors: &Cursors,
+    connected: bool,
+    refused: Option<&Refused>,
+) -> (SourceState, String, String) {
+    let nothing = || "nothing to do".to_owned();
+    if let Some(fault) = &cursors.fault {
+        let next = "mend the cause, then restart the hub".to_owned();
+        return (SourceState::Faulted, fault.to_string(), next);
+    }
+    if let Some(refused) = refused.filter(|_| !connected) {
+        let state = SourceState::Offline;
+        return (state, format!("refused: {}", refused.reason), refused.next_step.clone());
+    }
+    if machine.known().source.is_none() {
+        let next = "start `mirrorhub source` on the filer".to_owned();
+        return (SourceState::Waiting, "the source has never connected".to_owned(), next);
+    }
+    if !connected || !machine.is_joined() {
+        let next = "start the source or mend the network; it reconnects by itself".to_owned();
+        return (SourceState::Offline, "the source is not connected".to_owned(), next);
+    }
+    if machine.last_refusal().is_some() {
+        let reason = machine.last_refusal().unwrap_or_default().to_owned();
+        return (SourceState::Behind, reason, "the source sends the CP again".to_owned());
+    }
+    (SourceState::InSync, "every acknowledged write is durable here".to_owned(), nothing())
+}
+
+fn totals(lane: &Lane) -> Totals {
+    let ladder = &lane.ladder;
+    let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    Totals {
+        received_bytes: get(&ladder.received_bytes),
+        staged_bytes: get(&ladder.staged_bytes),
+        drained_bytes: get(&ladder.drained_bytes),
+        visible_bytes: get(&ladder.visible_bytes),
+        transfers: get(&ladder.transfers),
+        checkpoints: get(&ladder.checkpoints),
+        rejected: get(&ladder.rejected),
+        reference_blocks: get(&ladder.reference_blocks),
+        inline_blocks: get(&ladder.inline_blocks),
+        hole_blocks: get(&ladder.hole_blocks),
+        reference_bytes: get(&ladder.reference_bytes),
+        inline_bytes: get(&ladder.inline_bytes),
+        hole_bytes: get(&ladder.hole_bytes),
+    }
+}

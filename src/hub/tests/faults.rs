@@ -1,0 +1,212 @@
+//! One source's log fails, or one source is flat out: the others do not notice.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::fake::Fake;
+use super::{image_root, in_system, options, start_again, until};
+use crate::hub::Hub;
+use crate::hub::status::SourceState;
+use crate::units::numbers::{ByteCount, CpNumber, Generation, TransferId, Vbn};
+use crate::volume::check::{Depth, check};
+use crate::wire::message::{Message, RefusedCode};
+
+/// Puts a file where the source's log directory was; the next log of it cannot be made.
+fn break_log(dir: &Path, source: &Fake) -> PathBuf {
+    let logs = dir.join("logs").join(source.id.to_string());
+    let aside = dir.join("aside");
+    std::fs::rename(&logs, &aside).unwrap();
+    std::fs::write(&logs, b"not a directory").unwrap();
+    aside
+}
+
+fn mend_log(dir: &Path, source: &Fake, aside: &Path) {
+    let logs = dir.join("logs").join(source.id.to_string());
+    std::fs::remove_file(&logs).unwrap();
+    std::fs::rename(aside, &logs).unwrap();
+}
+
+fn state(hub: &Hub, name: &str) -> SourceState {
+    let snapshots = hub.snapshots();
+    snapshots.iter().find(|shown| shown.name.as_str() == name).unwrap().state
+}
+
+/// Sends transfers of a second CP into a log that cannot be made, until the hub says so; their
+/// ids, and the last one that was acknowledged.
+async fn into_the_fault(a: &mut Fake, count: u64) -> (Vec<TransferId>, TransferId) {
+    a.cp = a.cp.next();
+    let mut sent = Vec::new();
+    for at in 0..count {
+        let transfer = a.write(at % 200, 7, 1);
+        if !a.try_send(&Message::Transfer, transfer.bytes().clone()).await {
+            break;
+        }
+        sent.push(transfer.id());
+    }
+    let mut acked = TransferId::default();
+    loop {
+        match a.receive().await {
+            Some(Message::Ack(ack)) => acked = ack.id,
+            Some(Message::Refused(refused)) => {
+                assert_eq!(refused.code, RefusedCode::Faulted);
+            }
+            Some(other) => panic!("{other:?}"),
+            None => return (sent, acked),
+        }
+    }
+}
+
+#[test]
+fn a_failed_log_faults_its_source_alone() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a", "b"])).await.unwrap();
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        a.put(0, 1).await;
+        a.acked().await;
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        until("drained", || lane.cursors().drained == a.last).await;
+        break_log(dir.path(), &a);
+        let begin = Instant::now();
+        into_the_fault(&mut a, 1).await;
+        until("a is faulted", || state(&hub, "a") == SourceState::Faulted).await;
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+        for vbn in 0..50 {
+            b.put(vbn, 2).await;
+            b.acked().await;
+        }
+        assert_eq!(state(&hub, "b"), SourceState::InSync);
+        let again = a.connect(hub.address()).await;
+        assert!(matches!(again, Message::Refused(no) if no.code == RefusedCode::Faulted));
+        hub.stop().await;
+    });
+}
+
+/// The ring laps while a faulted source's records lie in it: they move to its head, whole and in
+/// order, and are all there when the cause is mended and the hub restarted (R10).
+#[test]
+fn nothing_of_a_faulted_source_is_lost_while_the_ring_laps() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = || {
+            let mut settings = options(dir.path(), &["a", "b"]);
+            settings.pool.1 = ByteCount(256 << 20);
+            settings
+        };
+        let hub = Hub::start(settings()).await.unwrap();
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        let first = a.put(0, 1).await;
+        a.acked().await;
+        assert!(matches!(a.checkpoint(&[(0, first)]).await, Message::CpDone(_)));
+        a.put(3, 1).await;
+        a.acked().await;
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        until("drained", || lane.cursors().drained == a.last).await;
+        let aside = break_log(dir.path(), &a);
+        let (sent, acked) = into_the_fault(&mut a, 300).await;
+        let ring = hub.shared().stager.ring().unwrap().clone();
+        let (begin, capacity) = (ring.status().written.0, ring.status().capacity.0);
+        let mut fill = 0_u8;
+        while ring.status().written.0 < begin + 5 * capacity {
+            let mut last = None;
+            for _ in 0..12 {
+                fill = fill % 250 + 1;
+                let transfer = b.write(0, fill, 64);
+                b.send_transfer(&transfer).await;
+                last = Some(transfer.id());
+                b.acked().await;
+            }
+            let last = last.unwrap();
+            let done = b.checkpoint_with(|encoder| encoder.reference(Vbn(0), 64, last, 0)).await;
+            assert!(matches!(done, Message::CpDone(_)), "{done:?}");
+        }
+        assert_eq!(state(&hub, "b"), SourceState::InSync);
+        // What was on its way when the log failed became durable a moment after the refusal.
+        let durable = lane.cursors().durable;
+        println!("{} sent, {acked} acknowledged, {} durable", sent.len(), durable.transfer);
+        assert!(durable.transfer >= acked);
+        hub.stop().await;
+        drop((ring, lane, hub));
+        mend_log(dir.path(), &a, &aside);
+        let hub = start_again(settings()).await;
+        a.generation = Generation { number: 2, id: 5 };
+        let welcome = a.welcomed(hub.address()).await;
+        assert!(welcome.last.0 >= acked, "{} is less than {acked}", welcome.last.0);
+        assert_eq!(welcome.last, durable.into(), "everything durable is there");
+        b.generation = Generation { number: 2, id: 5 };
+        assert_eq!(b.welcomed(hub.address()).await.last, b.last.into());
+        let report = check(&hub.shared().pool, Depth::Data).unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
+        assert_eq!(image_root(&hub, &b), b.root());
+        assert_eq!(welcome.applied_cp, CpNumber(1));
+        hub.stop().await;
+    });
+}
+
+/// One source flat out, one quiet: the quiet one's acknowledgements stay quick.
+#[test]
+fn a_quiet_source_beside_a_loud_one() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = options(dir.path(), &["a", "b"]);
+        settings.pool.1 = ByteCount(256 << 20);
+        let hub = Hub::start(settings).await.unwrap();
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        let alone = latencies(&mut b, Duration::from_millis(700)).await;
+        let stop = std::rc::Rc::new(std::cell::Cell::new(false));
+        let stopped = stop.clone();
+        let loud = actix::spawn(async move {
+            let (mut rounds, mut fill) = (0_u64, 0_u8);
+            while !stopped.get() {
+                let mut last = None;
+                for _ in 0..8 {
+                    fill = fill % 250 + 1;
+                    let transfer = a.write(0, fill, 64);
+                    a.send_transfer(&transfer).await;
+                    last = Some(transfer.id());
+                }
+                a.acked().await;
+                let last = last.unwrap();
+                let done = a.checkpoint_with(|encoder| encoder.reference(Vbn(0), 64, last, 0));
+                assert!(matches!(done.await, Message::CpDone(_)));
+                rounds += 1;
+            }
+            rounds
+        });
+        let beside = latencies(&mut b, Duration::from_secs(2)).await;
+        stop.set(true);
+        let rounds = loud.await.unwrap();
+        let p99 = |sorted: &[Duration]| sorted[sorted.len() * 99 / 100];
+        println!(
+            "p99 of an Ack alone {:?} ({}), beside {} MiB from the loud one {:?} ({})",
+            p99(&alone),
+            alone.len(),
+            rounds * 2,
+            p99(&beside),
+            beside.len()
+        );
+        assert!(rounds > 2, "the loud source was not loud");
+        assert!(p99(&beside) < Duration::from_millis(500), "{:?}", p99(&beside));
+        hub.stop().await;
+    });
+}
+
+/// Latencies of single writes for that long, sorted.
+async fn latencies(source: &mut Fake, length: Duration) -> Vec<Duration> {
+    let begin = Instant::now();
+    let mut all = Vec::new();
+    while begin.elapsed() < length {
+        let sent = Instant::now();
+        source.put(1, 1).await;
+        source.acked().await;
+        all.push(sent.elapsed());
+    }
+    all.sort();
+    all
+}

@@ -1,0 +1,355 @@
+//! The hub as a whole, in one process, against sources made by hand.
+
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test names the one message it wants")]
+
+mod fake;
+mod faults;
+mod hostile;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use self::fake::Fake;
+use super::shared::SourceSetting;
+use super::status::SourceState;
+use super::{Hub, HubOptions};
+use crate::units::hash::Root;
+use crate::units::numbers::{ByteCount, CpNumber, Generation};
+use crate::volume::check::{Depth, check};
+use crate::wire::message::{Message, RefusedCode};
+
+fn options(dir: &Path, names: &[&str]) -> HubOptions {
+    HubOptions {
+        data_dir: dir.to_owned(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        nvram: (dir.join("nvram"), ByteCount(16 << 20)),
+        log_dir: dir.join("logs"),
+        pool: (dir.join("disk0"), ByteCount(128 << 20)),
+        sources: names
+            .iter()
+            .map(|name| SourceSetting {
+                name: name.parse().unwrap(),
+                nvram_share: None,
+                log_limit: None,
+                volumes: vec![],
+            })
+            .collect(),
+        image_pin: Duration::from_secs(3600),
+        appliers: 2,
+        arbiters: 2,
+    }
+}
+
+fn in_system<F: Future<Output = ()>>(test: F) {
+    actix::System::new().block_on(test);
+}
+
+/// Starts a hub where one was stopped: its arbiters let go of the files a moment later.
+async fn start_again(options: HubOptions) -> Hub {
+    let begin = Instant::now();
+    loop {
+        match Hub::start(options.clone()).await {
+            Ok(hub) => return hub,
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("in use"), "{text}");
+                assert!(begin.elapsed() < Duration::from_secs(10), "{text}");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{what}: not in time");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn log_files(dir: &Path, source: &Fake) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir.join("logs").join(source.id.to_string())) else {
+        return vec![];
+    };
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "log"));
+    files.sort();
+    files
+}
+
+fn image_root(hub: &Hub, source: &Fake) -> Root {
+    let (volumes, problems) = hub
+        .shared()
+        .scan(&source.name.parse().unwrap(), CpNumber(source.cp.0 - 1), |_, _, _| {})
+        .unwrap();
+    assert_eq!(problems, Vec::<String>::new());
+    volumes[0].root.unwrap()
+}
+
+/// The ladder with two sources, step by step (issue text).
+#[test]
+fn the_ladder() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a", "b"])).await.unwrap();
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        let of_b = b.put(3, 9).await;
+        b.acked().await;
+        let first = a.put(0, 1).await;
+        a.acked().await;
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        let ring = hub.shared().stager.ring().unwrap();
+        assert!(lane.cursors().durable == a.last, "acknowledged, so durable in the ring");
+        until("a is drained", || lane.cursors().drained == a.last).await;
+        assert_eq!(hub.shared().store.last(a.id), Some(a.last), "in the file of its source");
+        assert_eq!(hub.shared().store.last(b.id), Some(b.last));
+        assert_eq!(log_files(dir.path(), &a).len(), 1);
+        assert!(lane.cursors().ring_bytes > 0, "not synced, not published: its room is not free");
+        assert_eq!(ring.status().release_wanted.0, 0);
+        // The CP of partition A is under way while new writes go to the file of B.
+        let old = log_files(dir.path(), &a);
+        let bytes = a.updates(&[(0, first)]).await;
+        let root = a.root();
+        let place = a.last;
+        a.cp = a.cp.next();
+        let second = a.put(1, 2).await;
+        a.acked().await;
+        until("B is drained", || lane.cursors().drained == a.last).await;
+        let both = log_files(dir.path(), &a);
+        assert_eq!(both.len(), 2, "two partitions, two files");
+        let file_b = both.iter().find(|file| !old.contains(file)).unwrap().clone();
+        let content_b = std::fs::read(&file_b).unwrap();
+        let end = {
+            let Message::CpEnd(mut end) = a.end(bytes, root) else { unreachable!() };
+            end.cp = CpNumber(1);
+            end.place = place.into();
+            Message::CpEnd(end)
+        };
+        a.send(&end, Bytes::new()).await;
+        assert!(matches!(a.other().await, Some(Message::CpDone(done)) if done.cp == CpNumber(1)));
+        until("the file of A is gone", || log_files(dir.path(), &a) == [file_b.clone()]).await;
+        assert_eq!(std::fs::read(&file_b).unwrap(), content_b, "the file of B is untouched");
+        assert_eq!(hub.shared().store.last(b.id), Some(b.last), "the other source is untouched");
+        assert!(matches!(a.checkpoint(&[(1, second)]).await, Message::CpDone(_)));
+        assert_eq!(image_root(&hub, &a), a.root());
+        assert!(matches!(b.checkpoint(&[(3, of_b)]).await, Message::CpDone(_)));
+        assert_eq!(image_root(&hub, &b), b.root());
+        until("all room is free", || lane.cursors().ring_bytes == 0).await;
+        let report = check(&hub.shared().pool, Depth::Data).unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
+        hub.stop().await;
+    });
+}
+
+/// Restarted at each step of the ladder, the hub has everything it acknowledged.
+#[test]
+fn a_restart_between_any_two_steps_loses_nothing() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut a = Fake::new("a");
+        for step in 0..4 {
+            let hub = start_again(options(dir.path(), &["a"])).await;
+            a.generation = Generation { number: a.generation.number + 1, id: 5 };
+            a.counter = 0;
+            let welcome = a.welcomed(hub.address()).await;
+            assert_eq!(welcome.last, a.last.into(), "step {step}: nothing acknowledged is lost");
+            let id = a.put(step, 7).await;
+            a.acked().await;
+            match step {
+                0 => {}
+                1 => {
+                    a.updates(&[(step, id)]).await;
+                }
+                _ => {
+                    let references: Vec<_> = vec![(step, id)];
+                    // Blocks of the steps before come inline-free from their own transfers.
+                    let answer = a.checkpoint(&references).await;
+                    // Steps 0 and 1 were never checkpointed: roots differ, the CP is refused.
+                    let refused = matches!(answer, Message::CpRejected(_));
+                    assert_eq!(refused, step == 2 || a.cp == CpNumber(1), "{answer:?}");
+                }
+            }
+            hub.stop().await;
+        }
+    });
+}
+
+#[test]
+fn a_wrong_root_is_refused_and_the_old_image_stays() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+        let mut a = Fake::new("a");
+        a.welcomed(hub.address()).await;
+        let first = a.put(0, 1).await;
+        a.acked().await;
+        assert!(matches!(a.checkpoint(&[(0, first)]).await, Message::CpDone(_)));
+        let good = a.root();
+        let second = a.put(1, 2).await;
+        a.acked().await;
+        let bytes = a.updates(&[(1, second)]).await;
+        let wrong = a.end(bytes, Root([1; 32]));
+        a.send(&wrong, Bytes::new()).await;
+        let Some(Message::CpRejected(no)) = a.other().await else { panic!("not refused") };
+        assert_eq!(no.differs.unwrap().root, a.root(), "the hub names the root it has built");
+        assert_eq!(image_root(&hub, &a), good);
+        let state = hub.snapshots()[0].state;
+        assert_eq!(state, SourceState::Behind);
+        // The same again, with the right root, is taken.
+        assert!(matches!(a.checkpoint(&[(1, second)]).await, Message::CpDone(_)));
+        assert_eq!(image_root(&hub, &a), a.root());
+        assert_eq!(hub.snapshots()[0].totals.rejected, 1);
+        let report = check(&hub.shared().pool, Depth::Data).unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
+        hub.stop().await;
+    });
+}
+
+/// A panic in one source's actor: it is back, the other source's connection is not touched.
+#[test]
+fn a_panic_in_one_actor_stays_there() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a", "b"])).await.unwrap();
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        a.put(0, 1).await;
+        a.acked().await;
+        let name = "a".parse().unwrap();
+        let entry = hub.shared().registry.get(&name).unwrap();
+        let begin = Instant::now();
+        assert!(entry.actor.send(super::actor::Panic).await.is_err());
+        assert!(a.other().await.is_none(), "its connection is closed");
+        until("the actor was replaced", || hub.shared().counters.restarts_of(&name) == 1).await;
+        let welcome = loop {
+            match a.connect(hub.address()).await {
+                Message::Welcome(welcome) => break welcome,
+                Message::Refused(refused) => assert_eq!(refused.code, RefusedCode::Busy),
+                other => panic!("{other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert!(begin.elapsed() < Duration::from_secs(2));
+        assert_eq!(welcome.last, a.last.into());
+        b.put(0, 1).await;
+        b.acked().await;
+        assert_eq!(hub.shared().counters.restarts_of(&name), 1);
+        assert_eq!(hub.shared().counters.restarts_of(&"b".parse().unwrap()), 0);
+        hub.stop().await;
+    });
+}
+
+#[test]
+fn strangers_are_refused_with_their_reason() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+        let refused = |message| match message {
+            Message::Refused(refused) => refused.code,
+            other => panic!("{other:?} instead of Refused"),
+        };
+        let address = hub.address();
+        let mut a = Fake::new("a");
+        a.welcomed(address).await;
+        let mut unknown = Fake::new("nobody");
+        assert_eq!(refused(unknown.connect(address).await), RefusedCode::UnknownSource);
+        let mut other = Fake::new("x");
+        other.name = "a".to_owned();
+        assert_eq!(refused(other.connect(address).await), RefusedCode::OtherSource);
+        let mut clone = Fake::new("a");
+        clone.generation.id = 99;
+        assert_eq!(refused(clone.connect(address).await), RefusedCode::Generation);
+        let mut version = Fake::new("a");
+        let hello = crate::wire::message::Hello { version_min: 9, version: 9, ..version.hello() };
+        assert_eq!(refused(version.connect_with(address, hello).await), RefusedCode::Version);
+        let mut size = Fake::new("a");
+        let mut hello = size.hello();
+        hello.volumes[0].size = ByteCount(4096);
+        assert_eq!(refused(size.connect_with(address, hello).await), RefusedCode::Volume);
+        assert_eq!(hub.shared().counters.refusals().len(), 5);
+        hub.stop().await;
+    });
+}
+
+/// Many sources signal in one moment: their CPs share catalog commits.
+#[test]
+fn cps_of_different_sources_share_commits() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let names: Vec<String> = (0..8).map(|n| format!("s{n}")).collect();
+        let refs: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut options = options(dir.path(), &refs);
+        options.appliers = 8;
+        let hub = Arc::new(Hub::start(options).await.unwrap());
+        let mut sources = Vec::new();
+        for name in &refs {
+            let mut source = Fake::new(name);
+            source.welcomed(hub.address()).await;
+            let id = source.put(1, 4).await;
+            source.acked().await;
+            sources.push((source, id));
+        }
+        let before = hub.shared().pool.transactions();
+        let mut running = Vec::new();
+        for (mut source, id) in sources {
+            running.push(actix::spawn(async move {
+                let answer = source.checkpoint(&[(1, id)]).await;
+                assert!(matches!(answer, Message::CpDone(_)), "{answer:?}");
+                source
+            }));
+        }
+        for task in running {
+            let source = task.await.unwrap();
+            assert_eq!(image_root(&hub, &source), source.root());
+        }
+        let commits = hub.shared().pool.transactions() - before;
+        assert!(commits < 8, "8 CPs took {commits} commits");
+        hub.stop().await;
+    });
+}
+
+/// A reader that stays longer than `image_pin` is sent away; one that leaves keeps nothing.
+#[test]
+fn a_pin_ends_after_its_time() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = options(dir.path(), &["a"]);
+        options.image_pin = Duration::from_millis(50);
+        let hub = Hub::start(options).await.unwrap();
+        let mut a = Fake::new("a");
+        a.welcomed(hub.address()).await;
+        let images = super::images::Images::new(hub.shared().clone());
+        let image = crate::nbd::export::Exports::open(&*images, "a/vol0").await.unwrap();
+        assert_eq!(hub.shared().pool.pin_counts().unwrap().0, 1);
+        image.ended().unwrap().cancelled().await;
+        drop(image);
+        assert_eq!(hub.shared().pool.pin_counts().unwrap().0, 0);
+        hub.stop().await;
+    });
+}
+
+/// A hub stops also while a source is in the middle of sending a CP.
+#[test]
+fn a_stop_does_not_wait_for_updates() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+        let mut a = Fake::new("a");
+        a.welcomed(hub.address()).await;
+        let id = a.put(0, 1).await;
+        a.acked().await;
+        a.updates(&[(0, id)]).await;
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        until("the CP is being applied", || lane.job().is_some()).await;
+        tokio::time::timeout(Duration::from_secs(10), hub.stop()).await.expect("it stops");
+        assert_eq!(lane.cursors().applied_cp, CpNumber(0));
+    });
+}

@@ -1,0 +1,120 @@
+//! The CP under way at a hub: told, fed, ended, published or given up.
+//!
+//! Called by [`super::Mirror::step`]. An apply begins when its log is drained and ends once; data
+//! over the credit closes the connection, data of an attempt that has ended is passed over.
+
+use super::super::CP_NUMBER_MAX;
+use super::{Action, Apply, ApplyState, Mirror, Outcome, State};
+use crate::record::marks::Place;
+use crate::units::numbers::CpNumber;
+use crate::wire::message::{CpDone, CpEnd, CpRejected, Message, PartitionFull, VolumeRoot};
+
+impl Mirror {
+    pub(super) fn partition_full(&mut self, full: &PartitionFull, actions: &mut Vec<Action>) {
+        let last = Place::from(full.last);
+        if full.cp <= self.known.applied_cp {
+            actions.push(Action::Send(Message::CpDone(CpDone { cp: full.cp })));
+        } else if self.apply.is_some() {
+            self.close(format!("CP {} while another is under way", full.cp), actions);
+        } else if last.sequence > self.received.sequence
+            || last.sequence <= self.known.applied.sequence
+            || full.cp > CP_NUMBER_MAX
+        {
+            let reason = format!("CP {} ends at {}, out of place", full.cp, last.transfer);
+            self.close(reason, actions);
+        } else {
+            self.known.cp_max = self.known.cp_max.max(full.cp);
+            let state = ApplyState::Waiting;
+            self.apply = Some(Apply { cp: full.cp, last, state, update_bytes: 0, end: None });
+        }
+    }
+
+    pub(super) fn updates(&mut self, cp: CpNumber, bytes: u64, actions: &mut Vec<Action>) {
+        if !matches!(self.state, State::Joined) {
+            self.close("Updates before Welcome", actions);
+            return;
+        }
+        let under_way = self.cp_came - self.cp_taken;
+        if bytes > self.cp_credit.saturating_sub(under_way) {
+            let credit = self.cp_credit;
+            let reason = format!("{bytes} bytes of CP data over {under_way}, credit is {credit}");
+            self.close(reason, actions);
+            return;
+        }
+        self.cp_came += bytes;
+        match &mut self.apply {
+            Some(apply) if apply.cp == cp && apply.end.is_none() => {
+                apply.update_bytes += bytes;
+                actions.push(Action::Feed);
+            }
+            // Left over from a CP that was refused or was published already: taken and dropped.
+            _ => self.updates_taken(bytes, actions),
+        }
+    }
+
+    pub(super) fn updates_taken(&mut self, bytes: u64, actions: &mut Vec<Action>) {
+        if matches!(self.state, State::Joined) {
+            // What is said late, of an older connection or an ended apply, is counted already.
+            self.cp_taken = self.cp_taken.saturating_add(bytes).min(self.cp_came);
+            self.acknowledge(actions);
+        }
+    }
+
+    pub(super) fn cp_end(&mut self, end: CpEnd, actions: &mut Vec<Action>) {
+        match &mut self.apply {
+            Some(apply) if apply.cp == end.cp && apply.end.is_none() => {
+                if apply.update_bytes != end.update_bytes || Place::from(end.place) != apply.last {
+                    let reason = format!("CpEnd of CP {} does not fit its data", end.cp);
+                    self.close(reason, actions);
+                } else {
+                    apply.end = Some(end);
+                }
+            }
+            // Left over, like Updates.
+            None if end.cp <= self.known.applied_cp || self.given_up == Some(end.cp) => {}
+            _ => self.close(format!("CpEnd of CP {}, not under way", end.cp), actions),
+        }
+    }
+
+    pub(super) fn applied(&mut self, cp: CpNumber, outcome: Outcome, actions: &mut Vec<Action>) {
+        let Some(apply) = self.apply.take_if(|apply| apply.cp == cp) else {
+            panic!("an apply of CP {cp} ended that was not under way");
+        };
+        assert!(apply.state != ApplyState::Waiting, "an apply ended that was not begun");
+        let joined = matches!(self.state, State::Joined);
+        if self.cp_taken < self.cp_came {
+            // What the applier left is dropped with the apply.
+            self.updates_taken(self.cp_came, actions);
+        }
+        self.given_up = (!matches!(outcome, Outcome::Published(_))).then_some(cp);
+        let reject = |differs, reason: String, no_space| {
+            Action::Send(Message::CpRejected(CpRejected { cp, differs, reason, no_space }))
+        };
+        self.last_refusal = match &outcome {
+            Outcome::Published(_) => None,
+            Outcome::Rejected { reason, .. } => Some(reason.clone()),
+            Outcome::NoSpace => Some("the hub's pool is full".to_owned()),
+            Outcome::Aborted => self.last_refusal.take(),
+        };
+        match outcome {
+            Outcome::Published(roots) => {
+                self.known.applied_cp = cp;
+                self.known.applied = apply.last;
+                self.known.cp_max = self.known.cp_max.max(cp);
+                let root = |(volume, root)| VolumeRoot { volume, root };
+                self.known.roots = roots.into_iter().map(root).collect();
+                actions.push(Action::DropLogs(cp));
+                if joined {
+                    actions.push(Action::Send(Message::CpDone(CpDone { cp })));
+                }
+            }
+            Outcome::Rejected { differs, reason } if joined => {
+                actions.push(reject(differs, reason, false));
+            }
+            Outcome::NoSpace if joined => {
+                actions.push(reject(None, "the hub's pool is full".to_owned(), true));
+            }
+            Outcome::Rejected { .. } | Outcome::NoSpace | Outcome::Aborted => {}
+        }
+    }
+}

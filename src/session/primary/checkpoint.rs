@@ -1,0 +1,120 @@
+//! The CP under way at a source: announced, sent, ended, then done or refused.
+//!
+//! Called by [`super::Primary::step`]. PartitionFull leaves only behind the CP's last transfer,
+//! CpEnd only behind all data and the own commit (R6); the partition is released only behind
+//! CpDone and the own commit (invariant 4), whatever the hub says.
+
+use super::{Action, Data, PendingCp, Primary, refused};
+use crate::record::marks::Place;
+use crate::units::hash::Root;
+use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::wire::message::{CpEnd, CpRejected, Message, PartitionFull, RefusedCode, VolumeRoot};
+
+impl Primary {
+    /// Whether PartitionFull of `cp` was sent on this connection and is not answered.
+    pub(super) fn is_announced(&self, cp: CpNumber) -> bool {
+        self.pending.as_ref().is_some_and(|pending| {
+            let announced = match pending.data {
+                Data::Waiting | Data::Parked => false,
+                Data::Sending | Data::Sent(_) | Data::Ended => true,
+            };
+            pending.cp == cp && announced
+        })
+    }
+
+    /// Invariant 4: released behind CpDone and the own commit, whatever the hub says.
+    pub(super) fn done(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
+        let Some(pending) = self.pending.take_if(|pending| pending.cp == cp) else {
+            self.close("CpDone of a CP that is not under way", actions);
+            return;
+        };
+        let released = self.find(pending.place).filter(|&released| released <= self.acked);
+        let Some(released) = released.filter(|_| cp <= self.own_cp) else {
+            self.close("CpDone of a CP that is not committed or not acknowledged", actions);
+            self.pending = Some(pending);
+            return;
+        };
+        self.held.drain(..released);
+        self.sent -= released;
+        self.acked -= released;
+        self.held_after = pending.place;
+        actions.push(Action::Done { cp });
+    }
+
+    /// R19: refused once it is sent again, refused twice it is sent all inline, then it is the end.
+    pub(super) fn rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
+        let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == no.cp) else {
+            self.close("CpRejected of a CP that is not under way", actions);
+            return;
+        };
+        let (cp, reason, no_space) = (no.cp, no.reason.clone(), no.no_space);
+        if no_space {
+            pending.data = Data::Parked;
+        } else if pending.refusals >= 2 {
+            let reason = format!("CP {cp} was refused {} times: {reason}", pending.refusals + 1);
+            let next = "compare both ends with `mirrorhub verify`";
+            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
+            return;
+        } else {
+            pending.refusals += 1;
+            pending.inline = pending.refusals >= 2;
+            pending.data = Data::Waiting;
+        }
+        actions.push(Action::Rejected { cp, reason, no_space });
+    }
+
+    pub(super) fn frozen(&mut self, cp: CpNumber, place: Place) {
+        assert!(self.pending.is_none(), "one CP is under way at a time");
+        assert!(self.find(place).is_some(), "a CP ends at a transfer that is held");
+        self.cp_max = self.cp_max.max(cp);
+        self.pending = Some(PendingCp {
+            cp,
+            place,
+            roots: None,
+            data: Data::Waiting,
+            inline: false,
+            refusals: 0,
+        });
+    }
+
+    pub(super) fn committed(&mut self, cp: CpNumber, roots: Vec<(VolumeNumber, Root)>) {
+        // A CP that the hub had published before a restart may be done before it is told here.
+        self.own_cp = self.own_cp.max(cp);
+        if let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == cp) {
+            let roots = roots.into_iter().map(|(volume, root)| VolumeRoot { volume, root });
+            pending.roots = Some(roots.collect());
+        }
+    }
+
+    pub(super) fn data_sent(&mut self, cp: CpNumber, bytes: u64) {
+        if let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == cp)
+            && pending.data == Data::Sending
+        {
+            pending.data = Data::Sent(bytes);
+        }
+    }
+
+    pub(super) fn pump_cp(&mut self, actions: &mut Vec<Action>) {
+        let sent = match self.sent.checked_sub(1) {
+            Some(last) => self.held[last].place.sequence,
+            None => self.held_after.sequence,
+        };
+        let Some(pending) = &mut self.pending else { return };
+        if pending.data == Data::Waiting && sent >= pending.place.sequence {
+            pending.data = Data::Sending;
+            let full = PartitionFull { cp: pending.cp, last: pending.place.into() };
+            actions.push(Action::Send(Message::PartitionFull(full)));
+            actions.push(Action::SendData { cp: pending.cp, inline: pending.inline });
+        }
+        if let (Data::Sent(update_bytes), Some(roots)) = (pending.data, &pending.roots) {
+            pending.data = Data::Ended;
+            let end = CpEnd {
+                cp: pending.cp,
+                place: pending.place.into(),
+                roots: roots.clone(),
+                update_bytes,
+            };
+            actions.push(Action::Send(Message::CpEnd(end)));
+        }
+    }
+}

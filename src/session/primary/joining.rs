@@ -1,0 +1,224 @@
+//! How a source comes together with its hub: Hello, the judgement of Welcome, the refill.
+//!
+//! Called by [`super::Primary::step`]. Nothing of a hub is believed before its Welcome was judged
+//! whole (R1, R5, R12); a hub that is not this source's halts the session with a reason.
+
+use super::super::CP_NUMBER_MAX;
+use super::{Action, Held, Primary, State, refused};
+use crate::record::marks::Place;
+use crate::units::hash::StreamHash;
+use crate::units::numbers::{CpNumber, TransferId};
+use crate::wire::message::{
+    Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, WantLog, Welcome,
+};
+
+impl Primary {
+    pub(super) fn connected(&mut self, actions: &mut Vec<Action>) {
+        if self.state == State::Halted {
+            return;
+        }
+        assert!(self.state == State::Away, "one connection at a time");
+        self.state = State::Greeting;
+        actions.push(Action::Send(Message::Hello(Hello {
+            version: PROTOCOL_VERSION,
+            version_min: PROTOCOL_VERSION_MIN,
+            name: self.identity.name.clone(),
+            source: self.identity.source,
+            hub: self.identity.hub,
+            generation: self.identity.generation,
+            epoch: self.identity.epoch,
+            volumes: self.identity.volumes.clone(),
+            held_after: self.held_after.into(),
+            last: self.last().into(),
+            own_durable: self.own_durable,
+            own_cp: self.own_cp,
+            cp_max: self.cp_max,
+            serving: self.serving,
+        })));
+    }
+
+    /// Compares the two histories and decides how they join (R1, R7).
+    pub(super) fn welcomed(&mut self, welcome: &Welcome, actions: &mut Vec<Action>) {
+        if let Err(refused) = self.accepts(welcome) {
+            self.halt(refused, actions);
+            return;
+        }
+        self.cp_max = self.cp_max.max(welcome.cp_max);
+        self.log_credit = welcome.log_credit;
+        self.cp_credit = welcome.cp_credit;
+        self.identity.hub = Some(welcome.hub);
+        self.identity.epoch = welcome.epoch;
+        actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
+        let hub_last = Place::from(welcome.last);
+        match self.find(hub_last) {
+            Some(position) => {
+                self.acked = position;
+                self.sent = position;
+                self.settle(welcome.applied_cp, actions);
+                self.join(actions);
+            }
+            None => {
+                self.settle(welcome.applied_cp, actions);
+                self.state = State::Refilling { target: hub_last };
+                actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
+            }
+        }
+    }
+
+    /// Whether this hub is ours, and its image and log lie on this source's line (R1, R5, R12).
+    fn accepts(&self, welcome: &Welcome) -> Result<(), Refused> {
+        let known = &self.identity;
+        if !(PROTOCOL_VERSION_MIN..=PROTOCOL_VERSION).contains(&welcome.version) {
+            let reason = format!("the hub answers with protocol version {}", welcome.version);
+            return Err(refused(RefusedCode::Version, reason, "upgrade the hub first"));
+        }
+        if let Some(hub) = known.hub.filter(|&hub| hub != welcome.hub) {
+            let reason = format!("this source belongs to hub {hub}, not to hub {}", welcome.hub);
+            return Err(refused(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
+        }
+        if known.epoch.number > 0 && known.epoch != welcome.epoch {
+            let reason = format!(
+                "the hub is in epoch {} ({:016x}), this source in epoch {} ({:016x}): somebody \
+                 else has become primary, or the hub was rolled back",
+                welcome.epoch.number, welcome.epoch.id, known.epoch.number, known.epoch.id
+            );
+            return Err(refused(
+                RefusedCode::Diverged,
+                reason,
+                "see `mirrorhub status` on the hub",
+            ));
+        }
+        if welcome.cp_max > CP_NUMBER_MAX {
+            let reason = format!("the hub says that CP {} was used", welcome.cp_max);
+            return Err(refused(
+                RefusedCode::Protocol,
+                reason,
+                "see `mirrorhub status` on the hub",
+            ));
+        }
+        if welcome.applied_cp > self.own_cp {
+            let reason = format!(
+                "the hub has published CP {}, this source has committed only CP {}: its state was \
+                 rolled back",
+                welcome.applied_cp, self.own_cp
+            );
+            return Err(refused(
+                RefusedCode::Diverged,
+                reason,
+                "restore the newer state directory",
+            ));
+        }
+        self.joins(welcome)
+    }
+
+    /// Compares the two histories.
+    fn joins(&self, welcome: &Welcome) -> Result<(), Refused> {
+        let (hub_last, applied) = (Place::from(welcome.last), Place::from(welcome.applied));
+        let resync = "a resync is needed; see docs/operations.md";
+        if hub_last.sequence > self.last().sequence {
+            if self.serving {
+                let reason = format!(
+                    "the hub holds transfer {} that this running source never sent",
+                    hub_last.transfer
+                );
+                let next = "look for a second source with this state directory";
+                return Err(refused(RefusedCode::Diverged, reason, next));
+            }
+        } else if self.find(hub_last).is_none() {
+            let (code, what) = if hub_last.sequence < self.held_after.sequence {
+                (RefusedCode::Gap, "ends before the oldest transfer held here")
+            } else {
+                (RefusedCode::Diverged, "is not on this source's line")
+            };
+            let reason = format!(
+                "the hub's log of this source, ending with transfer {} (sequence {}), {what}",
+                hub_last.transfer, hub_last.sequence
+            );
+            return Err(refused(code, reason, resync));
+        }
+        // What was released here was published there. A source that lost its NVRAM holds nothing,
+        // but has its own CP still to send.
+        let refillable = self.pending.as_ref().is_some_and(|cp| cp.place == self.held_after);
+        let behind = applied.sequence < self.held_after.sequence;
+        let elsewhere = self
+            .pending
+            .as_ref()
+            .is_some_and(|pending| pending.cp == welcome.applied_cp && pending.place != applied);
+        if behind && !refillable || !behind && self.find(applied).is_none() || elsewhere {
+            let code = if behind { RefusedCode::Gap } else { RefusedCode::Diverged };
+            let reason = format!(
+                "the hub's image, CP {} at sequence {}, is not this source's past: the hub was \
+                 rolled back, or the histories went different ways",
+                welcome.applied_cp, applied.sequence
+            );
+            return Err(refused(code, reason, resync));
+        }
+        Ok(())
+    }
+
+    pub(super) fn refilled(
+        &mut self,
+        held: Held,
+        previous: TransferId,
+        hash_before: StreamHash,
+        actions: &mut Vec<Action>,
+    ) {
+        let last = self.last();
+        let joins = previous == last.transfer && hash_before == last.hash;
+        let rises = held.place.sequence > last.sequence && held.place.transfer > last.transfer;
+        let State::Refilling { target } = self.state else {
+            self.close("a refilled transfer that was not asked for", actions);
+            return;
+        };
+        if !joins || !rises || held.place.sequence > target.sequence {
+            self.close("a refilled transfer does not follow the last one", actions);
+            return;
+        }
+        self.held.push_back(held);
+        actions.push(Action::Adopt);
+    }
+
+    /// A CP that the hub had published before the connection broke is done: before a refill, so
+    /// that what is adopted finds the room and the number it had.
+    pub(super) fn settle(&mut self, applied: CpNumber, actions: &mut Vec<Action>) {
+        let Some(pending) = self.pending.as_ref().filter(|pending| pending.cp <= applied) else {
+            return;
+        };
+        let (cp, place) = (pending.cp, pending.place);
+        // The image lies on this line (`joins`), so the hub has everything up to there.
+        self.acked = self.acked.max(self.find(place).unwrap_or_default());
+        self.sent = self.sent.max(self.acked);
+        self.done(cp, actions);
+    }
+
+    pub(super) fn join(&mut self, actions: &mut Vec<Action>) {
+        self.state = State::Streaming;
+        self.cp_taken = 0;
+        actions.push(Action::HubDurable(self.acked_place()));
+        actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
+        if !self.serving {
+            self.serving = true;
+            actions.push(Action::Serve);
+        }
+    }
+
+    pub(super) fn refused(&mut self, refused: Refused, actions: &mut Vec<Action>) {
+        match refused.code {
+            RefusedCode::Busy
+            | RefusedCode::Faulted
+            | RefusedCode::UnknownSource
+            | RefusedCode::Protocol => {
+                self.close(refused.reason, actions);
+            }
+            RefusedCode::Version
+            | RefusedCode::OtherSource
+            | RefusedCode::OtherHub
+            | RefusedCode::Generation
+            | RefusedCode::Diverged
+            | RefusedCode::Gap
+            | RefusedCode::Volume => {
+                self.halt(refused, actions);
+            }
+        }
+    }
+}

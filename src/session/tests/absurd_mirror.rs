@@ -1,0 +1,655 @@
+//! A hub whose source is absurd: each message in each state, clones, and CPs that end badly.
+
+use super::super::CP_NUMBER_MAX;
+use super::super::mirror::{Action, Arrived, Event, Known, Mirror, Outcome};
+use super::absurd_primary::line;
+use super::world::{generation, hub_id, offers, root_of, source_id, transfer};
+use crate::limits::{VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
+use crate::record::marks::Place;
+use crate::units::hash::{Root, StreamHash};
+use crate::units::ids::{HubId, SourceId, VolumeId};
+use crate::units::numbers::{
+    ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
+};
+use crate::wire::message::{
+    Ack, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Hello, Message, PartitionFull,
+    Ping, Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Updates, VolumeOffer, VolumeRoot,
+    WantCheckpoint, WantLog, Welcome,
+};
+
+const CREDIT: u64 = 1000;
+const CP_CREDIT: u64 = 100;
+
+fn known() -> Known {
+    Known {
+        hub: hub_id(),
+        source: None,
+        generation: Generation::default(),
+        epoch: Epoch::default(),
+        volumes: Vec::new(),
+        pinned: Vec::new(),
+        applied_cp: CpNumber(0),
+        applied: Place::default(),
+        roots: Vec::new(),
+        cp_max: CpNumber(0),
+    }
+}
+
+fn hub() -> Mirror {
+    Mirror::new(known(), Place::default(), CREDIT, CP_CREDIT)
+}
+
+fn hello(number: u32) -> Hello {
+    Hello {
+        version: 1,
+        version_min: 1,
+        name: "filer-a".parse().unwrap(),
+        source: source_id(),
+        hub: Some(hub_id()),
+        generation: generation(number),
+        epoch: Epoch::default(),
+        volumes: offers(),
+        held_after: Place::default().into(),
+        last: Place::default().into(),
+        own_durable: TransferId::NONE,
+        own_cp: CpNumber(0),
+        cp_max: CpNumber(0),
+        serving: false,
+    }
+}
+
+fn receive(machine: &mut Mirror, message: Message) -> Vec<Action> {
+    machine.step(Event::Received(message))
+}
+
+fn welcomes(actions: &[Action]) -> Option<Welcome> {
+    actions.iter().find_map(|action| match action {
+        Action::Send(Message::Welcome(welcome)) => Some(welcome.clone()),
+        _ => None,
+    })
+}
+
+fn join(machine: &mut Mirror, number: u32) -> Welcome {
+    let actions = machine.step(Event::Hello(hello(number)));
+    assert!(matches!(actions.last(), Some(Action::Record { .. })), "{actions:?}");
+    welcomes(&machine.step(Event::Recorded)).unwrap()
+}
+
+fn joined() -> Mirror {
+    let mut machine = hub();
+    join(&mut machine, 1);
+    machine
+}
+
+fn stage(machine: &mut Mirror, line: &[Arrived]) {
+    for arrived in line {
+        assert_eq!(machine.step(Event::Transfer(*arrived)), [Action::Stage]);
+    }
+}
+
+fn settle(machine: &mut Mirror, place: Place) -> Vec<Action> {
+    let mut actions = machine.step(Event::Durable(place));
+    actions.extend(machine.step(Event::Drained(place)));
+    actions
+}
+
+fn full(cp: u32, last: Place) -> Message {
+    Message::PartitionFull(PartitionFull { cp: CpNumber(cp), last: last.into() })
+}
+
+fn end(cp: u32, place: Place, update_bytes: u64) -> Message {
+    let roots = vec![VolumeRoot { volume: VolumeNumber(0), root: root_of(place) }];
+    Message::CpEnd(CpEnd { cp: CpNumber(cp), place: place.into(), roots, update_bytes })
+}
+
+fn updates(machine: &mut Mirror, cp: u32, bytes: u64) -> Vec<Action> {
+    machine.step(Event::Updates { cp: CpNumber(cp), bytes })
+}
+
+fn applied(machine: &mut Mirror, cp: u32, outcome: Outcome) -> Vec<Action> {
+    machine.step(Event::Applied { cp: CpNumber(cp), outcome })
+}
+
+fn published(place: Place) -> Outcome {
+    Outcome::Published(vec![(VolumeNumber(0), root_of(place))])
+}
+
+fn rejected() -> Outcome {
+    Outcome::Rejected { differs: None, reason: "differs".into() }
+}
+
+/// CP 1 of two transfers runs; one frame of 10 bytes was fed.
+fn applying(line: &[Arrived]) -> Mirror {
+    let mut machine = joined();
+    stage(&mut machine, line);
+    let last = line.last().unwrap().place;
+    settle(&mut machine, last);
+    let actions = receive(&mut machine, full(1, last));
+    assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last }]);
+    assert_eq!(updates(&mut machine, 1, 10), [Action::Feed]);
+    machine
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reaction {
+    Close,
+    Refuse,
+    Ignore,
+    Act,
+}
+use Reaction::{Act, Close, Ignore, Refuse};
+
+fn reaction(actions: &[Action]) -> Reaction {
+    if actions.iter().any(|action| matches!(action, Action::Refuse(_))) {
+        Refuse
+    } else if actions.iter().any(|action| matches!(action, Action::Close { .. })) {
+        assert_eq!(actions.len(), 1, "something is done beside Close: {actions:?}");
+        Close
+    } else if actions.is_empty() {
+        Ignore
+    } else {
+        Act
+    }
+}
+
+/// The messages, and what each gets while joining, joined, refilling, and applying.
+fn table(last: Place) -> Vec<(Message, [Reaction; 4])> {
+    let cp = CpNumber(1);
+    let scanned = || Scanned { cp, token: 1, volumes: vec![], problems: vec![] };
+    let refused = Refused { code: RefusedCode::Gap, reason: "no".into(), next_step: "no".into() };
+    let rejected = CpRejected { cp, differs: None, reason: "differs".into(), no_space: false };
+    vec![
+        (Message::Hello(hello(1)), [Close; 4]),
+        (Message::Transfer, [Close; 4]),
+        (Message::Updates(Updates { cp, volume: VolumeNumber(0) }), [Close; 4]),
+        (full(1, last), [Close, Act, Close, Close]),
+        (full(2, last), [Close, Act, Close, Close]),
+        (end(1, last, 10), [Close, Close, Close, Act]),
+        (Message::WantLog(WantLog { from: Place::default().into() }), [Close, Act, Close, Close]),
+        (Message::CheckpointAt(CheckpointAt { token: 1, cp }), [Close, Act, Act, Act]),
+        (Message::Scan(Scan { cp, token: 1 }), [Close, Act, Act, Act]),
+        (Message::Scanned(scanned()), [Close, Act, Act, Act]),
+        (Message::Ping(Ping { sequence: SequenceNumber(0), token: 1 }), [Act; 4]),
+        (Message::Pong(Pong { token: 1 }), [Ignore; 4]),
+        (Message::Going(Going { reason: "stops".into() }), [Close; 4]),
+        // What only a hub says.
+        (Message::Welcome(join(&mut hub(), 1)), [Close; 4]),
+        (Message::Refused(refused), [Close; 4]),
+        (Message::Ack(Ack { id: TransferId::NONE, log_credit: 0, cp_taken: 0 }), [Close; 4]),
+        (Message::WantCheckpoint(WantCheckpoint { token: 1 }), [Close; 4]),
+        (Message::CpDone(CpDone { cp }), [Close; 4]),
+        (Message::CpRejected(rejected), [Close; 4]),
+        (Message::Refill, [Close; 4]),
+        (Message::RefillEnd(RefillEnd { last: last.into() }), [Close; 4]),
+        (Message::Fenced(Fenced { epoch: Epoch { number: 9, id: 9 } }), [Close; 4]),
+    ]
+}
+
+/// Every message in every state. A source that speaks out of turn loses the connection; nothing is
+/// taken without one or behind Close.
+#[test]
+fn every_message_in_every_state() {
+    let line = line(2);
+    let last = line[1].place;
+    let table = table(last);
+    let mut joining = hub();
+    joining.step(Event::Hello(hello(1)));
+    let mut staged = joined();
+    stage(&mut staged, &line);
+    settle(&mut staged, last);
+    let mut refilling = staged.clone();
+    receive(&mut refilling, Message::WantLog(WantLog { from: Place::default().into() }));
+    let states = [joining, staged, refilling, applying(&line)];
+    for (message, wanted) in &table {
+        for (state, wanted) in states.iter().zip(wanted) {
+            let mut machine = state.clone();
+            let actions = receive(&mut machine, message.clone());
+            let met = reaction(&actions);
+            assert_eq!(met, *wanted, "{message:?} in {state:?} gives {actions:?}");
+            if met == Close {
+                for (message, _) in &table {
+                    assert_eq!(receive(&mut machine, message.clone()), [], "{message:?}");
+                }
+                assert_eq!(machine.step(Event::Transfer(line[0])), []);
+                assert_eq!(updates(&mut machine, 1, 1), []);
+                assert!(!machine.is_joined());
+            }
+        }
+        assert_eq!(receive(&mut hub(), message.clone()), [], "without a connection");
+    }
+    let mut machine = states[0].clone();
+    assert_eq!(reaction(&machine.step(Event::Transfer(line[0]))), Close, "before Welcome");
+    assert_eq!(reaction(&updates(&mut states[0].clone(), 1, 1)), Close, "before Welcome");
+}
+
+/// R7: what does not follow is neither stored nor acknowledged; a repeat is acknowledged only as
+/// far as it is durable.
+#[test]
+fn a_transfer_follows_or_is_not_taken() {
+    let line = line(3);
+    let mut machine = joined();
+    stage(&mut machine, &line[..2]);
+    machine.step(Event::Durable(line[0].place));
+    let ack = |actions: &[Action]| match actions {
+        [Action::Send(Message::Ack(ack))] => ack.id,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ack(&machine.step(Event::Transfer(line[0]))), line[0].header.id, "repeated");
+    assert_eq!(ack(&machine.step(Event::Transfer(line[1]))), line[0].header.id, "not durable");
+    let forged = |change: fn(&mut Arrived)| {
+        let mut arrived = line[2];
+        change(&mut arrived);
+        reaction(&machine.clone().step(Event::Transfer(arrived)))
+    };
+    assert_eq!(forged(|_| {}), Act);
+    assert_eq!(forged(|t| t.header.previous = TransferId { generation: 1, counter: 1 }), Close);
+    assert_eq!(forged(|t| t.header.hash_before = StreamHash([9; 16])), Close);
+    assert_eq!(forged(|t| t.header.first_sequence = SequenceNumber(2)), Close);
+    assert_eq!(forged(|t| t.header.first_sequence = SequenceNumber(4)), Close);
+    assert_eq!(forged(|t| t.header.cp = CpNumber(0)), Close, "CP 0 is no CP");
+    assert_eq!(forged(|t| t.header.cp = CpNumber(u32::MAX)), Close);
+    let later = TransferId { generation: 2, counter: 1 };
+    let mut arrived = line[2];
+    (arrived.header.id, arrived.place.transfer) = (later, later);
+    let actions = machine.clone().step(Event::Transfer(arrived));
+    assert_eq!(reaction(&actions), Close, "a boot that was not announced");
+    let mut other = line[1];
+    other.place.hash = StreamHash([9; 16]);
+    assert_eq!(reaction(&machine.step(Event::Transfer(other))), Close, "two contents");
+    assert_eq!(machine.ladder()[0], line[1].place);
+    let mut machine = joined();
+    assert_eq!(reaction(&machine.step(Event::Transfer(line[1]))), Close, "a gap");
+}
+
+/// A label of an ended CP would have the transfer dropped with that CP's log.
+#[test]
+fn a_transfer_of_an_ended_cp_is_not_taken() {
+    let first = line(2);
+    let last = first[1].place;
+    let next = |cp| transfer(last, TransferId { generation: 1, counter: 3 }, CpNumber(cp), 3);
+    let mut machine = applying(&first);
+    assert_eq!(reaction(&machine.clone().step(Event::Transfer(next(1)))), Close);
+    assert_eq!(machine.clone().step(Event::Transfer(next(2))), [Action::Stage]);
+    receive(&mut machine, end(1, last, 10));
+    applied(&mut machine, 1, published(last));
+    assert_eq!(reaction(&machine.clone().step(Event::Transfer(next(1)))), Close);
+    assert_eq!(machine.step(Event::Transfer(next(2))), [Action::Stage]);
+    // A repeat of what is applied is acknowledged and not kept (R15).
+    let actions = machine.step(Event::Transfer(first[0]));
+    assert!(matches!(actions[..], [Action::Send(Message::Ack(_))]), "{actions:?}");
+}
+
+#[test]
+fn partition_full_is_held_to_what_came() {
+    let line = line(2);
+    let mut machine = joined();
+    stage(&mut machine, &line);
+    let beyond = Place { sequence: SequenceNumber(3), ..line[1].place };
+    assert_eq!(reaction(&receive(&mut machine.clone(), full(1, beyond))), Close);
+    assert_eq!(reaction(&receive(&mut machine.clone(), full(1, Place::default()))), Close);
+    let too_high = CP_NUMBER_MAX.next().0;
+    assert_eq!(reaction(&receive(&mut machine.clone(), full(too_high, line[1].place))), Close);
+    // Not drained: nothing is applied yet, and a second CP does not stand in line.
+    assert_eq!(receive(&mut machine, full(1, line[0].place)), []);
+    assert_eq!(reaction(&receive(&mut machine.clone(), full(2, line[1].place))), Close);
+    assert_eq!(machine.applying(), Some(CpNumber(1)));
+    let actions = settle(&mut machine, line[0].place);
+    let begin = Action::Apply { cp: CpNumber(1), last: line[0].place };
+    assert_eq!(actions.last(), Some(&begin), "{actions:?}");
+}
+
+#[test]
+fn a_published_cp_told_again_is_done_again() {
+    let line = line(2);
+    let last = line[1].place;
+    let mut machine = applying(&line);
+    receive(&mut machine, end(1, last, 10));
+    let done = Action::Send(Message::CpDone(CpDone { cp: CpNumber(1) }));
+    let actions = applied(&mut machine, 1, published(last));
+    assert!(actions.contains(&Action::DropLogs(CpNumber(1))), "{actions:?}");
+    assert!(actions.contains(&done), "{actions:?}");
+    for _ in 0..2 {
+        assert_eq!(receive(&mut machine, full(1, last)), std::slice::from_ref(&done));
+        // Its data and its end are passed over, and counted.
+        let actions = updates(&mut machine, 1, 10);
+        assert!(matches!(actions[..], [Action::Send(Message::Ack(_))]), "{actions:?}");
+        assert_eq!(receive(&mut machine, end(1, last, 10)), []);
+    }
+}
+
+#[test]
+fn cp_end_is_held_to_its_data() {
+    let line = line(2);
+    let last = line[1].place;
+    let machine = applying(&line);
+    for bad in [end(1, last, 9), end(1, last, 11), end(1, line[0].place, 10), end(2, last, 10)] {
+        assert_eq!(reaction(&receive(&mut machine.clone(), bad)), Close);
+    }
+    let mut machine = machine.clone();
+    let actions = receive(&mut machine, end(1, last, 10));
+    assert!(matches!(actions[..], [Action::Finish(_)]), "{actions:?}");
+    assert_eq!(reaction(&receive(&mut machine, end(1, last, 10))), Close, "twice");
+}
+
+/// Data that comes before the log is drained waits with the shell, bounded by the credit.
+#[test]
+fn updates_before_the_apply_are_fed_in_order_and_bounded() {
+    let line = line(2);
+    let last = line[1].place;
+    let mut machine = joined();
+    stage(&mut machine, &line);
+    assert_eq!(receive(&mut machine, full(1, last)), []);
+    for _ in 0..10 {
+        assert_eq!(updates(&mut machine, 1, 10), [Action::Feed]);
+    }
+    assert_eq!(reaction(&updates(&mut machine.clone(), 1, 1)), Close, "over the credit");
+    assert_eq!(receive(&mut machine, end(1, last, 100)), []);
+    let actions = settle(&mut machine, last);
+    let [Action::Send(_), Action::Apply { .. }, Action::Finish(_)] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    let actions = machine.step(Event::UpdatesTaken(10));
+    assert!(matches!(actions[..], [Action::Send(Message::Ack(Ack { cp_taken: 10, .. }))]));
+}
+
+#[test]
+fn updates_before_partition_full_are_dropped_and_counted() {
+    let mut machine = joined();
+    for n in 1..=50 {
+        let actions = updates(&mut machine, 7, CP_CREDIT);
+        let [Action::Send(Message::Ack(ack))] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(ack.cp_taken, n * CP_CREDIT);
+    }
+    assert_eq!(reaction(&receive(&mut machine, end(7, Place::default(), 10))), Close);
+}
+
+/// What crosses a refusal on the wire does no harm, and the window is whole again afterwards.
+#[test]
+fn what_is_left_of_a_refused_cp_is_passed_over() {
+    let line = line(2);
+    let last = line[1].place;
+    for outcome in [rejected(), Outcome::NoSpace] {
+        let mut machine = applying(&line);
+        updates(&mut machine, 1, 30);
+        let actions = applied(&mut machine, 1, outcome.clone());
+        let [Action::Send(Message::Ack(ack)), Action::Send(Message::CpRejected(no))] = &actions[..]
+        else {
+            panic!("{actions:?}")
+        };
+        assert_eq!((ack.cp_taken, no.no_space), (40, outcome == Outcome::NoSpace));
+        let actions = updates(&mut machine, 1, 20);
+        assert!(matches!(actions[..], [Action::Send(Message::Ack(Ack { cp_taken: 60, .. }))]));
+        // The applier says late what it took: it was counted.
+        let actions = machine.step(Event::UpdatesTaken(40));
+        assert!(matches!(actions[..], [Action::Send(Message::Ack(Ack { cp_taken: 60, .. }))]));
+        assert_eq!(receive(&mut machine, end(1, last, 60)), []);
+        // The second try counts its own bytes.
+        let actions = receive(&mut machine, full(1, last));
+        assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last }]);
+        assert_eq!(updates(&mut machine, 1, 5), [Action::Feed]);
+        let actions = receive(&mut machine, end(1, last, 5));
+        assert!(matches!(actions[..], [Action::Finish(_)]), "{actions:?}");
+    }
+}
+
+fn code(machine: &mut Mirror, hello: Hello) -> Option<RefusedCode> {
+    let judged = machine.accepts(&hello).err();
+    let before = machine.is_joined();
+    let actions = machine.step(Event::Hello(hello));
+    let [Action::Refuse(refused)] = &actions[..] else {
+        assert_eq!(judged, None);
+        return None;
+    };
+    assert_eq!(judged.as_ref(), Some(refused), "the question and the step agree");
+    assert!(!refused.next_step.is_empty());
+    assert_eq!(machine.is_joined(), before, "a refused Hello ends no session");
+    Some(refused.code)
+}
+
+#[test]
+fn versions_overlap_or_are_refused() {
+    let version = |version, version_min| Hello { version, version_min, ..hello(1) };
+    assert_eq!(code(&mut hub(), version(0, 0)), Some(RefusedCode::Version));
+    assert_eq!(code(&mut hub(), version(3, 2)), Some(RefusedCode::Version));
+    assert_eq!(code(&mut hub(), version(1, 1)), None);
+    let mut machine = hub();
+    assert_eq!(code(&mut machine, version(9, 1)), None, "a newer source that still speaks ours");
+    assert_eq!(welcomes(&machine.step(Event::Recorded)).map(|welcome| welcome.version), Some(1));
+}
+
+/// Invariant 12: ids decide. None of these ends the session of the original.
+#[test]
+fn who_is_somebody_else_is_refused() {
+    let mut machine = hub();
+    join(&mut machine, 5);
+    let epoch = machine.known().epoch;
+    let other = |change: &dyn Fn(&mut Hello)| {
+        let mut hello = hello(6);
+        change(&mut hello);
+        hello
+    };
+    let cases: Vec<(Hello, RefusedCode)> = vec![
+        (other(&|h| h.source = SourceId([9; 16])), RefusedCode::OtherSource),
+        (other(&|h| h.hub = Some(HubId([9; 16]))), RefusedCode::OtherHub),
+        (other(&|h| h.epoch = Epoch { number: 2, id: 1 }), RefusedCode::Diverged),
+        (other(&|h| h.epoch = Epoch { number: 1, id: epoch.id + 1 }), RefusedCode::Diverged),
+        (other(&|h| h.generation = generation(4)), RefusedCode::Generation),
+        (other(&|h| h.generation = Generation { number: 5, id: 1 }), RefusedCode::Generation),
+        (other(&|h| h.cp_max = CpNumber(u32::MAX)), RefusedCode::Protocol),
+        (other(&|h| h.own_cp = CpNumber(u32::MAX)), RefusedCode::Protocol),
+    ];
+    for (hello, wanted) in cases {
+        assert_eq!(code(&mut machine, hello.clone()), Some(wanted), "{hello:?}");
+    }
+    assert_eq!(machine.known().generation, generation(5));
+    assert_eq!(code(&mut machine, other(&|h| h.epoch = epoch)), None);
+}
+
+/// A copy of the state directory boots beside the original: whoever has the newer boot counter
+/// goes on, the other one is refused, in both orders of connecting.
+#[test]
+fn one_of_two_clones_is_refused_in_either_order() {
+    // The copy was made while boot 3 ran and boots as 4 with an id of its own.
+    let copy = Hello { generation: Generation { number: 4, id: 77 }, ..hello(4) };
+    // First the copy, then the running original.
+    let mut machine = hub();
+    join(&mut machine, 3);
+    assert_eq!(code(&mut machine, copy.clone()), None);
+    machine.step(Event::Recorded);
+    assert_eq!(code(&mut machine, hello(3)), Some(RefusedCode::Generation));
+    // The original boots as 4 too, with another id.
+    assert_eq!(code(&mut machine, hello(4)), Some(RefusedCode::Generation));
+    // First the original's boot 4, then the copy.
+    let mut machine = hub();
+    join(&mut machine, 4);
+    assert_eq!(code(&mut machine, copy.clone()), Some(RefusedCode::Generation));
+    assert!(machine.is_joined());
+    // A hub that restarts knows it still.
+    let known = machine.known().clone();
+    let mut machine = Mirror::new(known, Place::default(), CREDIT, CP_CREDIT);
+    assert_eq!(code(&mut machine, copy), Some(RefusedCode::Generation));
+    assert_eq!(code(&mut machine, hello(4)), None, "the same boot connects again");
+}
+
+#[test]
+fn volumes_are_held_to_what_is_known() {
+    let offer = |number: u32, id: u8, name: &str, size: u64| VolumeOffer {
+        number: VolumeNumber(number),
+        id: VolumeId([id; 16]),
+        name: name.parse().unwrap(),
+        size: ByteCount(size),
+    };
+    let with = |volumes: Vec<VolumeOffer>| Hello { volumes, ..hello(1) };
+    let first = || offers().remove(0);
+    let second = || offer(1, 4, "vol1", 4096);
+    let mut machine = joined();
+    let refused: Vec<Vec<VolumeOffer>> = vec![
+        vec![],
+        vec![VolumeOffer { size: ByteCount(4096), ..first() }],
+        vec![VolumeOffer { id: VolumeId([9; 16]), ..first() }],
+        vec![VolumeOffer { number: VolumeNumber(9), ..first() }],
+        vec![VolumeOffer { name: "other".parse().unwrap(), ..first() }],
+        vec![first(), offer(1, 4, "vol1", 4097)],
+        vec![first(), offer(1, 4, "vol1", VOLUME_BYTES_MAX + 4096)],
+        vec![first(), offer(0, 4, "vol1", 4096)],
+        vec![first(), offer(1, 3, "vol1", 4096)],
+        vec![first(), offer(1, 4, "vol0", 4096)],
+        vec![first(), second(), second()],
+        vec![first(); VOLUMES_PER_SOURCE_MAX + 1],
+    ];
+    for volumes in refused {
+        let count = volumes.len();
+        let text = format!("{:?}", volumes.last());
+        assert_eq!(code(&mut machine, with(volumes)), Some(RefusedCode::Volume), "{count} {text}");
+    }
+    assert_eq!(machine.known().volumes, offers());
+    assert_eq!(code(&mut machine, with(vec![first(), second()])), None, "a new one");
+    assert_eq!(code(&mut machine, with(vec![second(), first()])), None, "in any order");
+    assert_eq!(code(&mut machine, with(vec![first()])), Some(RefusedCode::Volume), "one is gone");
+    // Pinned on the hub.
+    let pinned = vec![("vol0".to_owned(), 1 << 20)];
+    let mut machine = Mirror::new(Known { pinned, ..known() }, Place::default(), CREDIT, CP_CREDIT);
+    assert_eq!(code(&mut machine, with(vec![first(), second()])), Some(RefusedCode::Volume));
+    assert_eq!(code(&mut machine, with(vec![first()])), None);
+}
+
+/// A newer accepted Hello ends the older session; Welcome waits for what is queued.
+#[test]
+fn welcome_waits_for_the_older_session_to_come_to_rest() {
+    let line = line(2);
+    let mut machine = joined();
+    stage(&mut machine, &line);
+    machine.step(Event::Hello(hello(2)));
+    assert!(!machine.is_joined());
+    assert_eq!(machine.step(Event::Recorded), []);
+    assert_eq!(machine.step(Event::Durable(line[0].place)), []);
+    let actions = machine.step(Event::Durable(line[1].place));
+    assert_eq!(welcomes(&actions).map(|welcome| welcome.last), Some(line[1].place.into()));
+    // In the other order.
+    let mut machine = joined();
+    stage(&mut machine, &line);
+    machine.step(Event::Hello(hello(2)));
+    assert_eq!(machine.step(Event::Durable(line[1].place)), []);
+    assert!(welcomes(&machine.step(Event::Recorded)).is_some());
+}
+
+#[test]
+fn a_lost_connection_gives_up_what_is_not_whole() {
+    let line = line(2);
+    let last = line[1].place;
+    // Waiting for the drainer: forgotten without a word.
+    let mut machine = joined();
+    stage(&mut machine, &line);
+    receive(&mut machine, full(1, last));
+    updates(&mut machine, 1, 10);
+    assert_eq!(machine.step(Event::Disconnected), []);
+    assert_eq!(machine.applying(), None);
+    settle(&mut machine, last);
+    join(&mut machine, 2);
+    let actions = receive(&mut machine, full(1, last));
+    assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last }], "it begins anew");
+    // Running: aborted, and Welcome waits for the end of that.
+    for outcome in [Outcome::Aborted, rejected(), Outcome::NoSpace] {
+        let mut machine = applying(&line);
+        assert_eq!(machine.step(Event::Disconnected), [Action::Abort]);
+        machine.step(Event::Hello(hello(2)));
+        assert_eq!(machine.step(Event::Recorded), []);
+        assert_eq!(machine.step(Event::UpdatesTaken(10)), [], "of the older connection");
+        let actions = applied(&mut machine, 1, outcome);
+        assert_eq!(welcomes(&actions).map(|welcome| welcome.applied_cp), Some(CpNumber(0)));
+        // Late news of the older connection do not open the new one's window.
+        let actions = machine.step(Event::UpdatesTaken(10));
+        assert!(matches!(actions[..], [Action::Send(Message::Ack(Ack { cp_taken: 0, .. }))]));
+        receive(&mut machine, full(1, last));
+        assert_eq!(updates(&mut machine, 1, CP_CREDIT), [Action::Feed]);
+        assert_eq!(reaction(&updates(&mut machine, 1, 1)), Close);
+    }
+}
+
+/// All of the CP is here: it is published without its source, and Welcome says so.
+#[test]
+fn a_whole_cp_is_published_without_its_source() {
+    let line = line(2);
+    let last = line[1].place;
+    let mut machine = applying(&line);
+    receive(&mut machine, end(1, last, 10));
+    assert_eq!(machine.step(Event::Disconnected), []);
+    machine.step(Event::Hello(hello(1)));
+    assert_eq!(machine.step(Event::Recorded), [], "Welcome waits for the apply");
+    let actions = applied(&mut machine, 1, published(last));
+    assert_eq!(actions[0], Action::DropLogs(CpNumber(1)));
+    let welcome = welcomes(&actions).unwrap();
+    assert_eq!((welcome.applied_cp, welcome.applied), (CpNumber(1), last.into()));
+    assert_eq!(welcome.roots, [VolumeRoot { volume: VolumeNumber(0), root: root_of(last) }]);
+    assert!(!actions.iter().any(|action| matches!(action, Action::Send(Message::CpDone(_)))));
+}
+
+#[test]
+fn a_refill_is_ended_only_when_it_is_whole() {
+    let line = line(3);
+    let begin = || {
+        let mut machine = joined();
+        stage(&mut machine, &line);
+        settle(&mut machine, line[2].place);
+        let from = line[0].place;
+        let actions = receive(&mut machine, Message::WantLog(WantLog { from: from.into() }));
+        assert_eq!(actions, [Action::SendLog { from }]);
+        machine
+    };
+    let mut machine = begin();
+    assert_eq!(machine.step(Event::Credit(5)), [], "the source does not listen yet");
+    let actions = machine.step(Event::LogSent(Some(line[2].place)));
+    let ended = Action::Send(Message::RefillEnd(RefillEnd { last: line[2].place.into() }));
+    let [first, Action::Send(Message::Ack(ack))] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((first, ack.log_credit), (&ended, 5), "the credit is told behind the refill");
+    assert_eq!(reaction(&begin().step(Event::LogSent(Some(line[1].place)))), Close, "short");
+    assert_eq!(reaction(&begin().step(Event::LogSent(None))), Refuse);
+    let mut machine = begin();
+    machine.step(Event::Disconnected);
+    assert_eq!(machine.step(Event::LogSent(Some(line[2].place))), [], "nobody is there");
+}
+
+#[test]
+fn a_faulted_log_refuses_its_source_and_nobody_else_is_asked() {
+    let line = line(2);
+    let mut machine = applying(&line);
+    let actions = machine.step(Event::Faulted("EIO".into()));
+    let [Action::Refuse(refused), Action::Abort] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(refused.code, RefusedCode::Faulted);
+    assert_eq!(machine.step(Event::Faulted("ENOSPC".into())), [], "the first reason stays");
+    assert_eq!(applied(&mut machine, 1, Outcome::Aborted), []);
+    let refused = machine.accepts(&hello(1)).unwrap_err();
+    assert_eq!(refused.code, RefusedCode::Faulted);
+    assert!(refused.reason.contains("EIO"), "{}", refused.reason);
+}
+
+/// R6: a number in the log or in an announced CP was used, whatever its source remembers.
+#[test]
+fn numbers_seen_here_count_as_used() {
+    let first = line(1);
+    let mut machine = joined();
+    stage(&mut machine, &first);
+    let id = TransferId { generation: 1, counter: 2 };
+    let next = transfer(first[0].place, id, CpNumber(4), 2);
+    stage(&mut machine, &[next]);
+    assert_eq!(machine.known().cp_max, CpNumber(3), "the CP before the open one");
+    receive(&mut machine, full(5, next.place));
+    assert_eq!(machine.known().cp_max, CpNumber(5));
+    settle(&mut machine, next.place);
+    machine.step(Event::Disconnected);
+    applied(&mut machine, 5, Outcome::Aborted);
+    assert_eq!(join(&mut machine, 2).cp_max, CpNumber(5));
+}
+
+/// An apply ends once; what says otherwise is a fault of the shell and must not be acknowledged.
+#[test]
+#[should_panic(expected = "ended that was not under way")]
+fn an_apply_that_was_not_begun_cannot_end() {
+    applied(&mut joined(), 1, Outcome::Published(vec![(VolumeNumber(0), Root([0; 32]))]));
+}
+
+#[test]
+#[should_panic(expected = "durable before received")]
+fn nothing_is_durable_before_it_came() {
+    joined().step(Event::Durable(line(1)[0].place));
+}

@@ -1,0 +1,232 @@
+//! What must hold in every simulated world, after every step and for every action.
+//!
+//! The numbers in the messages are the invariants of design.md, section 5, and the rules R1 to R20.
+
+use std::hash::{Hash, Hasher};
+
+use super::super::{mirror, primary};
+use super::world::{Frame, Record, UPDATE_BYTES, World};
+use crate::record::marks::Place;
+use crate::units::convert::to_u64;
+use crate::units::numbers::CpNumber;
+use crate::wire::message::Message;
+
+impl World {
+    /// The state of both stores, after every step.
+    pub(super) fn judge(&mut self) {
+        let problem = self.judge_promises().or_else(|| self.judge_hub_log());
+        if let Some(problem) = problem {
+            self.fail(problem);
+        }
+    }
+
+    fn judge_promises(&self) -> Option<String> {
+        let (source, hub) = (&self.source, &self.hub);
+        let own = source.last_of(source.durable);
+        if !self.damaged && !self.on_line(self.acked, own) {
+            let acked = self.acknowledged();
+            return Some(format!("invariant 1: write {acked} is not at the source, {own:?}"));
+        }
+        if !self.on_line(self.acked, hub.last()) {
+            let (acked, last) = (self.acknowledged(), hub.last());
+            return Some(format!("invariant 1: write {acked} is not on the hub, {last:?}"));
+        }
+        let (cp, place) = hub.image;
+        if hub.content != place {
+            return Some(format!("invariant 3: CP {cp} holds {:?}, not {place:?}", hub.content));
+        }
+        if cp.0 > 0 && self.committed.get(&cp) != Some(&place) {
+            return Some(format!("R6: CP {cp} is published, the source never committed it so"));
+        }
+        if cp > source.own.0 {
+            return Some(format!("R6: the hub's CP {cp} is ahead of the source"));
+        }
+        None
+    }
+
+    /// The hub's log continues its image without a gap, and each label says on which side of a
+    /// published CP a transfer lies (invariants 4 and 6).
+    fn judge_hub_log(&self) -> Option<String> {
+        let (cp, image) = self.hub.image;
+        let mut last = image;
+        for arrived in &self.hub.log {
+            let (header, place) = (&arrived.header, arrived.place);
+            let applied = place.sequence <= image.sequence;
+            if applied != (header.cp <= cp) {
+                let id = header.id;
+                return Some(format!("R6: transfer {id} of CP {} beside CP {cp}", header.cp));
+            }
+            if applied {
+                continue;
+            }
+            let joins = header.previous == last.transfer && header.hash_before == last.hash;
+            if !joins || header.first_sequence != last.sequence.next() {
+                return Some(format!("R7: transfer {} does not follow {last:?}", header.id));
+            }
+            last = place;
+        }
+        None
+    }
+
+    pub(super) fn judge_source_action(&mut self, action: &primary::Action) {
+        use primary::Action;
+        let problem = match action {
+            Action::Send(Message::PartitionFull(full)) => {
+                let cp = full.cp;
+                let written = |record: &Record| match record {
+                    Record::Freeze { cp: frozen, .. } => *frozen == cp,
+                    Record::Transfer(_) => false,
+                };
+                let durable = self.source.ring[..self.source.durable].iter().any(written);
+                (!durable && self.source.own.0 < cp)
+                    .then(|| format!("R6: PartitionFull of CP {cp} before its freeze is durable"))
+                    .or_else(|| self.judge_labels(cp, full.last.into()))
+            }
+            Action::Send(Message::CpEnd(end)) if end.cp > self.source.own.0 => {
+                Some(format!("R6: CpEnd of CP {} before the own commit", end.cp))
+            }
+            Action::Done { cp } if *cp > self.source.own.0 || *cp > self.hub.image.0 => {
+                Some(format!("invariant 4: partition of CP {cp} released too early"))
+            }
+            Action::Serve => {
+                let last = self.source.up.as_ref().unwrap().last;
+                (!self.on_line(self.acked, last))
+                    .then(|| "R1: served without an acknowledged write".to_owned())
+            }
+            Action::HubDurable(place) => (!self.on_line(*place, self.hub.last()))
+                .then(|| format!("invariant 1: {place:?} is taken for durable on the hub")),
+            Action::DataWindow { taken, .. } => {
+                let sent = self.source.up.as_ref().unwrap().data.0;
+                (*taken > sent).then(|| format!("{taken} bytes of CP data taken, {sent} sent"))
+            }
+            _ => None,
+        };
+        if let Some(problem) = problem.filter(|_| !self.faults.actions_unjudged) {
+            self.fail(problem);
+        }
+    }
+
+    /// Everything up to the end of a CP carries its number or a lower one, nothing behind it does.
+    fn judge_labels(&self, cp: CpNumber, last: Place) -> Option<String> {
+        let ring = self.source.ring.iter().filter_map(|record| match record {
+            Record::Transfer(arrived) => Some(arrived),
+            Record::Freeze { .. } => None,
+        });
+        let wrong = ring
+            .chain(&self.hub.log)
+            .find(|t| (t.place.sequence <= last.sequence) != (t.header.cp <= cp))?;
+        let (id, label) = (wrong.header.id, wrong.header.cp);
+        Some(format!("R6: transfer {id} says CP {label}, CP {cp} ends at {last:?}"))
+    }
+
+    pub(super) fn judge_hub_action(&mut self, action: &mirror::Action) {
+        use mirror::Action;
+        let hub = &self.hub;
+        let up = hub.up.as_ref().unwrap();
+        let problem = match action {
+            Action::Send(Message::Ack(ack)) if ack.id > hub.last().transfer => {
+                Some(format!("invariant 1: Ack of {} before it is durable", ack.id))
+            }
+            Action::Send(Message::Welcome(welcome)) => {
+                let whole = Place::from(welcome.last) == hub.last() && hub.durable == hub.log.len();
+                (!whole || up.record.is_some() || up.job.is_some())
+                    .then(|| "R7: Welcome before all that is queued came to rest".to_owned())
+            }
+            Action::Send(Message::CpDone(done)) if done.cp > hub.image.0 => {
+                Some(format!("invariant 4: CpDone of CP {} before its commit", done.cp))
+            }
+            Action::DropLogs(cp) if *cp > hub.image.0 => {
+                Some(format!("invariant 4: logs of CP {cp} dropped before its commit"))
+            }
+            Action::Feed => {
+                let job = up.job.as_ref().map_or(0, |job| job.fed.len() - job.taken);
+                let bytes = to_u64(job + up.early.len() + 1) * UPDATE_BYTES;
+                (bytes > self.shape.1).then(|| format!("invariant 8: {bytes} bytes of CP data"))
+            }
+            _ => None,
+        };
+        if let Some(problem) = problem.filter(|_| !self.faults.actions_unjudged) {
+            self.fail(problem);
+        }
+    }
+
+    /// Equal for worlds that behave alike: connection numbers count only in so far as the ends
+    /// agree on them.
+    pub(super) fn fingerprint<H: Hasher>(&self, to: &mut H) {
+        let place = |place: Place, to: &mut H| (place.transfer, place.hash).hash(to);
+        self.budget.hash(to);
+        (self.damaged, self.link_lied, self.source.generation, self.entries).hash(to);
+        place(self.acked, to);
+        let source = &self.source;
+        (source.durable, source.hub.is_some(), source.own.0).hash(to);
+        place(source.own.1, to);
+        place(source.base, to);
+        place(source.released, to);
+        for record in &source.ring {
+            match record {
+                Record::Transfer(arrived) => (0, arrived.place.hash, arrived.header.cp).hash(to),
+                Record::Freeze { cp, .. } => (1, cp).hash(to),
+            }
+        }
+        let mut connections = (None, None);
+        if let Some(up) = &source.up {
+            connections.0 = up.connection;
+            (up.serving, up.halted, up.counter, up.label, up.sending).hash(to);
+            (up.data, up.parked).hash(to);
+            up.frozen.map(|frozen| (frozen.cp, frozen.told, frozen.committed)).hash(to);
+            place(up.released, to);
+            place(up.hub_durable, to);
+            up.machine.fingerprint(to);
+        }
+        let hub = &self.hub;
+        (hub.generation, hub.source.is_some(), hub.image.0, hub.durable, hub.log.len()).hash(to);
+        place(hub.image.1, to);
+        hub.log.iter().for_each(|arrived| (arrived.place.hash, arrived.header.cp).hash(to));
+        if let Some(up) = &hub.up {
+            connections.1 = up.connection;
+            (up.drained, up.early.len(), up.log_credit).hash(to);
+            up.record.map(|(number, ..)| Some(number) == up.connection).hash(to);
+            up.refill.map(|from| from.hash).hash(to);
+            if let Some(job) = &up.job {
+                (job.cp, job.fed.len(), job.taken, job.end.is_some(), job.abort).hash(to);
+            }
+            up.machine.fingerprint(to);
+        }
+        (connections.0 == connections.1, connections.0.is_some(), connections.1.is_some()).hash(to);
+        for (direction, queue) in [(0, &self.to_hub), (1, &self.to_source)] {
+            for (number, frame) in queue {
+                (direction, Some(*number) == connections.0, Some(*number) == connections.1)
+                    .hash(to);
+                hash_frame(frame, to);
+            }
+        }
+    }
+}
+
+fn hash_frame<H: Hasher>(frame: &Frame, to: &mut H) {
+    match frame {
+        Frame::Transfer(arrived) => (1, arrived.place.hash).hash(to),
+        Frame::Refill(arrived) => (2, arrived.place.hash).hash(to),
+        Frame::Updates(updates) => (3, updates.cp, updates.base.hash, updates.inline).hash(to),
+        Frame::Message(message) => {
+            message.name().hash(to);
+            match message {
+                Message::Hello(hello) => {
+                    (hello.generation, hello.last.1, hello.held_after.1, hello.own_cp).hash(to);
+                    (hello.cp_max, hello.serving, hello.hub.is_some()).hash(to);
+                }
+                Message::Welcome(welcome) => {
+                    (welcome.last.2, welcome.applied_cp, welcome.log_credit).hash(to);
+                }
+                Message::PartitionFull(full) => (full.cp, full.last.2).hash(to),
+                Message::CpEnd(end) => (end.cp, end.place.2, end.update_bytes).hash(to),
+                Message::Ack(ack) => (ack.id, ack.log_credit, ack.cp_taken).hash(to),
+                Message::CpDone(done) => done.cp.hash(to),
+                Message::CpRejected(no) => (no.cp, no.no_space).hash(to),
+                Message::WantLog(want) => want.from.2.hash(to),
+                Message::RefillEnd(end) => end.last.2.hash(to),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Every short history of the two machines: breadth first, so that what is found is shortest.
+//!
+//! The default form stays under some seconds; `MIRRORHUB_FULL=1` runs the long one. A world
+//! without another fault to come that has nothing left to do must be in step: that is convergence,
+//! for every history at once.
+
+use std::collections::{HashSet, VecDeque};
+use std::hash::Hasher;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::world::{Budget, Faults, Step, World};
+
+/// How a search ended.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// Every history was seen.
+    Nothing { states: usize },
+    /// The limit was reached.
+    Limit { states: usize },
+    /// This went wrong.
+    Violation { problem: String, path: Vec<Step>, states: usize },
+}
+
+impl Found {
+    /// The violation, for a control that must find one.
+    #[track_caller]
+    pub(super) fn problem(self) -> String {
+        match self {
+            Self::Violation { problem, path, .. } => format!("{problem} (after {path:?})"),
+            other => panic!("the control found no violation: {other:?}"),
+        }
+    }
+
+    /// Fails unless every history was seen and none was bad.
+    #[track_caller]
+    pub(super) fn nothing(self) -> usize {
+        match self {
+            Self::Nothing { states } => states,
+            Self::Limit { states } => panic!("{states} states were not enough"),
+            Self::Violation { problem, path, states } => {
+                let mut steps = String::new();
+                for (at, step) in path.iter().enumerate() {
+                    steps += &format!("\n  {:3} {step:?}", at + 1);
+                }
+                panic!("after {states} states: {problem}{steps}");
+            }
+        }
+    }
+}
+
+/// Fingerprints of the worlds that were seen: 128 bits, which no two share by accident.
+#[derive(Default)]
+struct Seen {
+    bytes: Bytes,
+    worlds: HashSet<[u8; 16]>,
+}
+
+/// A hasher that keeps what it is fed.
+#[derive(Default)]
+struct Bytes(Vec<u8>);
+
+impl Hasher for Bytes {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        0
+    }
+}
+
+impl Seen {
+    fn insert(&mut self, world: &World) -> bool {
+        self.bytes.0.clear();
+        world.fingerprint(&mut self.bytes);
+        let hash = blake3::hash(&self.bytes.0);
+        self.worlds.insert(*hash.as_bytes().first_chunk().unwrap())
+    }
+}
+
+/// Does `step`; a panic of a machine is a violation like any other.
+pub(super) fn advance(world: &mut World, step: Step) {
+    let result = catch_unwind(AssertUnwindSafe(|| world.apply(step)));
+    if let Err(panic) = result {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
+        world.problem = Some(format!("panic: {}", text.unwrap_or_default()));
+    }
+}
+
+/// Walks every history of `budget`, at most `limit` states.
+pub(super) fn search(faults: Faults, budget: Budget, shape: (u32, u64), limit: usize) -> Found {
+    let mut seen = Seen::default();
+    let mut parents: Vec<(usize, Step)> = vec![(0, Step::Connect)];
+    let start = World::new(faults, budget, shape);
+    seen.insert(&start);
+    let mut queue = VecDeque::from([(0, start)]);
+    while let Some((index, world)) = queue.pop_front() {
+        let steps = world.enabled();
+        if world.is_stuck(&steps) {
+            let problem = "nothing more happens and the ends are not in step".to_owned();
+            return violation(problem, &parents, index);
+        }
+        for step in steps {
+            let mut next = world.clone();
+            advance(&mut next, step);
+            if next.problem.is_none() && !seen.insert(&next) {
+                continue;
+            }
+            parents.push((index, step));
+            let index = parents.len() - 1;
+            if let Some(problem) = next.problem {
+                return violation(problem, &parents, index);
+            }
+            if parents.len() > limit {
+                return Found::Limit { states: parents.len() };
+            }
+            queue.push_back((index, next));
+        }
+    }
+    Found::Nothing { states: parents.len() }
+}
+
+fn violation(problem: String, parents: &[(usize, Step)], mut index: usize) -> Found {
+    let mut path = Vec::new();
+    while index > 0 {
+        path.push(parents[index].1);
+        index = parents[index].0;
+    }
+    path.reverse();
+    Found::Violation { problem, path, states: parents.len() }
+}
+
+/// Whether the long forms were asked for.
+pub(super) fn full() -> bool {
+    std::env::var_os("MIRRORHUB_FULL").is_some_and(|value| value == "1")
+}
+
+/// Searches all of `budget` with every rule on; the long form has more of it.
+fn holds(budget: Budget, more: Budget) {
+    let budget = if full() { more } else { budget };
+    let shapes: &[(u32, u64)] =
+        if full() || budget.rejects > 0 { &[(1, 10), (2, 10)] } else { &[(1, 10)] };
+    for &shape in shapes {
+        let states = search(Faults::default(), budget, shape, 30_000_000).nothing();
+        println!("{states} histories, {shape:?}, {budget:?}");
+    }
+}
+
+const NONE: Budget = Budget {
+    writes: 0,
+    cps: 0,
+    cuts: 0,
+    source_crashes: 0,
+    hub_crashes: 0,
+    rots: 0,
+    rejects: 0,
+    no_space: 0,
+    drops: 0,
+    repeats: 0,
+    credits: 0,
+};
+
+#[test]
+fn no_history_without_faults_goes_wrong() {
+    let budget = Budget { writes: 3, cps: 2, ..NONE };
+    holds(budget, Budget { writes: 4, cps: 3, ..NONE });
+}
+
+#[test]
+fn no_cut_goes_wrong() {
+    let budget = Budget { writes: 2, cps: 1, cuts: 1, ..NONE };
+    holds(budget, Budget { cps: 2, cuts: 2, ..budget });
+}
+
+#[test]
+fn no_crash_of_the_source_goes_wrong() {
+    let budget = Budget { writes: 2, cps: 2, source_crashes: 1, ..NONE };
+    holds(budget, Budget { source_crashes: 2, ..budget });
+}
+
+#[test]
+fn no_crash_of_the_hub_goes_wrong() {
+    let budget = Budget { writes: 3, cps: 2, hub_crashes: 1, ..NONE };
+    holds(budget, Budget { writes: 3, cps: 2, hub_crashes: 2, ..NONE });
+}
+
+#[test]
+fn no_crash_of_both_ends_goes_wrong() {
+    let budget = Budget { writes: 2, cps: 1, source_crashes: 1, hub_crashes: 1, ..NONE };
+    holds(budget, Budget { writes: 3, cps: 2, ..budget });
+}
+
+#[test]
+fn no_cut_with_crashes_goes_wrong() {
+    let budget = Budget { writes: 1, cps: 1, cuts: 1, source_crashes: 1, hub_crashes: 1, ..NONE };
+    holds(budget, Budget { writes: 2, ..budget });
+}
+
+/// The last durable record of the source is damaged when its power is cut: a freeze, or a
+/// transfer that the hub has.
+#[test]
+fn no_rot_at_the_source_goes_wrong() {
+    let budget = Budget { writes: 2, cps: 2, rots: 1, ..NONE };
+    holds(budget, Budget { writes: 3, hub_crashes: 1, ..budget });
+}
+
+#[test]
+fn no_refusal_goes_wrong() {
+    let budget = Budget { writes: 1, cps: 1, rejects: 2, no_space: 1, ..NONE };
+    holds(budget, Budget { writes: 2, cuts: 1, ..budget });
+}
+
+#[test]
+fn no_change_of_credit_goes_wrong() {
+    let budget = Budget { writes: 2, cps: 1, credits: 3, ..NONE };
+    holds(budget, Budget { source_crashes: 1, ..budget });
+}
+
+/// TCP neither loses nor repeats; if something between the ends does, the connection may close,
+/// but nothing false is stored, acknowledged or published.
+#[test]
+fn no_lying_link_goes_wrong() {
+    let budget = Budget { writes: 2, cps: 1, drops: 1, repeats: 1, ..NONE };
+    holds(budget, Budget { writes: 3, ..budget });
+}
+
+/// The shortest history that goes wrong with one rule off.
+#[track_caller]
+fn control(faults: Faults, budget: Budget, wanted: &str) {
+    let problem = search(faults, budget, (1, 10), 3_000_000).problem();
+    assert!(problem.starts_with(wanted), "{problem}");
+}
+
+const CRASHES: Budget = Budget { writes: 2, cps: 1, source_crashes: 1, hub_crashes: 1, ..NONE };
+
+#[test]
+fn control_an_ack_before_durable_is_found() {
+    let faults = Faults { ack_before_durable: true, ..Faults::default() };
+    control(faults, CRASHES, "invariant 1: Ack of 1.1 before");
+    let harm = Faults { actions_unjudged: true, ..faults };
+    control(harm, CRASHES, "invariant 1: write 1 is not on the hub");
+}
+
+#[test]
+fn control_a_cp_end_before_the_own_commit_is_found() {
+    let faults = Faults { end_before_commit: true, ..Faults::default() };
+    control(faults, CRASHES, "R6: CpEnd of CP 1 before the own commit");
+    let harm = Faults { actions_unjudged: true, ..faults };
+    control(harm, CRASHES, "R6: CP 1 is published, the source never committed it");
+}
+
+#[test]
+fn control_a_freeze_that_is_no_record_is_found() {
+    let faults = Faults { freeze_not_durable: true, ..Faults::default() };
+    control(faults, CRASHES, "R6: PartitionFull of CP 1 before its freeze");
+    // The record also orders the own commit behind the CP's transfers: without it the pool has
+    // what the log cannot send again.
+    let harm = Faults { actions_unjudged: true, ..faults };
+    control(harm, CRASHES, "the source halts: the hub's log");
+}
+
+#[test]
+fn control_a_welcome_before_durable_is_found() {
+    let faults = Faults { welcome_before_durable: true, ..Faults::default() };
+    let budget = Budget { cuts: 1, ..CRASHES };
+    control(faults, budget, "R7: Welcome before");
+    let harm = Faults { actions_unjudged: true, ..faults };
+    control(harm, budget, "invariant 1: write 1 is not on the hub");
+}
+
+#[test]
+fn control_an_unchecked_predecessor_is_found() {
+    let faults = Faults { predecessor_unchecked: true, ..Faults::default() };
+    let budget = Budget { writes: 2, drops: 1, ..NONE };
+    control(faults, budget, "R7: transfer 1.2 does not follow");
+}
+
+#[test]
+fn control_a_kept_late_transfer_is_found() {
+    let faults = Faults { late_transfer_kept: true, ..Faults::default() };
+    let budget = Budget { writes: 1, cps: 1, repeats: 1, ..NONE };
+    control(faults, budget, "R7: transfer 1.1 does not follow");
+}
+
+/// The machine itself will not form ids that fall: without that the hub would take the new
+/// transfer for a repeat of the old one and acknowledge it (see the model).
+#[test]
+fn control_an_id_without_its_generation_is_found() {
+    let faults = Faults { generation_not_in_id: true, ..Faults::default() };
+    control(faults, CRASHES, "panic: transfers are formed in order");
+}
+
+#[test]
+fn control_serving_before_welcome_is_found() {
+    let faults = Faults { serve_before_welcome: true, ..Faults::default() };
+    control(faults, CRASHES, "the source halts: the hub's log");
+}
+
+/// Two rules stand behind each other here: the chain refuses what the session let through.
+#[test]
+fn control_a_session_that_is_not_flushed_is_found() {
+    let faults = Faults { session_not_flushed: true, ..Faults::default() };
+    let budget = Budget { cuts: 1, ..CRASHES };
+    control(faults, budget, "the hub closes: transfer 1.2");
+    let harm = Faults { predecessor_unchecked: true, ..faults };
+    control(harm, budget, "R7: transfer 1.2 does not follow");
+}
+
+#[test]
+fn control_labels_that_do_not_count_are_found() {
+    let faults = Faults { labels_not_counted: true, ..Faults::default() };
+    control(faults, Budget { cps: 2, ..CRASHES }, "R6: transfer 1.2 says CP 2, CP 1 ends");
+}
+
+#[test]
+fn control_a_log_dropped_before_its_commit_is_found() {
+    let faults = Faults { drop_before_publish: true, ..Faults::default() };
+    control(faults, CRASHES, "invariant 1: write 1 is not on the hub");
+}
+
+/// R19: refused, refused again, refused with every block inline: given up with its reason.
+#[test]
+fn a_cp_refused_three_times_is_the_end() {
+    let budget = Budget { writes: 1, cps: 1, rejects: 3, ..NONE };
+    control(Faults::default(), budget, "the source halts: CP 1 was refused 3 times");
+}

@@ -1,0 +1,217 @@
+//! The simulated source: what its shell and stores do.
+
+use super::super::super::mirror::Arrived;
+use super::super::super::primary::{self, Held};
+use super::{Frame, FrozenCp, Record, Sending, TRANSFER_BYTES, UPDATE_BYTES, Updates, World};
+use super::{root_of, transfer};
+use crate::units::numbers::{TransferId, VolumeNumber};
+
+impl World {
+    pub(super) fn write(&mut self) {
+        self.budget.writes -= 1;
+        self.entries += 1;
+        let (content, faults, generation) = (self.entries, self.faults, self.source.generation);
+        let up = self.source_up();
+        up.counter += 1;
+        let generation = if faults.generation_not_in_id { 1 } else { generation };
+        let id = TransferId { generation, counter: up.counter };
+        let arrived = transfer(up.last, id, up.label, content);
+        let before = std::mem::replace(&mut up.last, arrived.place);
+        self.parents.insert(arrived.place.hash, before);
+        self.source.ring.push(Record::Transfer(arrived));
+        let held = Held { place: arrived.place, bytes: TRANSFER_BYTES };
+        self.step_source(primary::Event::Formed(held), None);
+    }
+
+    pub(super) fn source_sync(&mut self) {
+        let fresh = self.source.ring[self.source.durable..].to_vec();
+        self.source.durable = self.source.ring.len();
+        for record in fresh {
+            if let Record::Freeze { cp, place } = record {
+                self.source_up().frozen.as_mut().unwrap().told = true;
+                self.step_source(primary::Event::Frozen { cp, place }, None);
+                if self.faults.end_before_commit {
+                    let roots = vec![(VolumeNumber(0), root_of(place))];
+                    self.step_source(primary::Event::Committed { cp, roots }, None);
+                }
+            }
+        }
+    }
+
+    pub(super) fn freeze(&mut self) {
+        self.budget.cps -= 1;
+        let faults = self.faults;
+        let up = self.source_up();
+        let (cp, place) = (up.machine.cp_max().next(), up.last);
+        up.label = cp.next();
+        up.frozen = Some(FrozenCp { cp, place, told: faults.freeze_not_durable, committed: false });
+        if faults.freeze_not_durable {
+            self.step_source(primary::Event::Frozen { cp, place }, None);
+        } else {
+            self.source.ring.push(Record::Freeze { cp, place });
+        }
+    }
+
+    pub(super) fn own_commit(&mut self) {
+        let up = self.source_up();
+        let frozen = up.frozen.as_mut().unwrap();
+        frozen.committed = true;
+        let (cp, place) = (frozen.cp, frozen.place);
+        self.source.base = self.source.own.1;
+        self.source.own = (cp, place);
+        if let Some(other) = self.committed.insert(cp, place)
+            && other != place
+        {
+            self.fail(format!("CP {cp} was committed twice with different content"));
+        }
+        let roots = vec![(VolumeNumber(0), root_of(place))];
+        self.step_source(primary::Event::Committed { cp, roots }, None);
+    }
+
+    pub(super) fn send_data(&mut self) {
+        let own = self.source.own;
+        let base = self.source.base;
+        let up = self.source_up();
+        let sending = up.sending.as_mut().unwrap();
+        let (cp, inline) = (sending.cp, sending.inline);
+        if sending.left == 0 {
+            let bytes = sending.bytes;
+            up.sending = None;
+            self.step_source(primary::Event::DataSent { cp, bytes }, None);
+            return;
+        }
+        sending.left -= 1;
+        sending.bytes += UPDATE_BYTES;
+        up.data.0 += UPDATE_BYTES;
+        let to = up.frozen.unwrap().place;
+        let base = if own.0 == cp { base } else { own.1 };
+        let number = up.connection.unwrap();
+        self.to_hub.push_back((number, Frame::Updates(Updates { cp, base, to, inline })));
+    }
+
+    pub(super) fn source_release(&mut self) {
+        let released = self.source_up().released;
+        self.source.released = released;
+        let before = self.source.ring.len();
+        let gone = |record: &Record| match record {
+            Record::Transfer(arrived) => arrived.place.sequence <= released.sequence,
+            Record::Freeze { place, .. } => place.sequence <= released.sequence,
+        };
+        let durable_gone =
+            self.source.ring[..self.source.durable].iter().filter(|r| gone(r)).count();
+        self.source.ring.retain(|record| !gone(record));
+        assert!(before - self.source.ring.len() == durable_gone, "released before durable");
+        self.source.durable -= durable_gone;
+    }
+
+    pub(super) fn connect(&mut self) {
+        self.connections += 1;
+        let number = self.connections;
+        let up = self.source_up();
+        up.connection = Some(number);
+        up.data = (0, 0, 0);
+        self.step_source(primary::Event::Connected, None);
+    }
+
+    pub(super) fn lose_source_side(&mut self) {
+        let up = self.source_up();
+        let number = up.connection.take();
+        up.sending = None;
+        up.parked = false;
+        self.to_source.retain(|(of, _)| Some(*of) != number);
+        self.step_source(primary::Event::Disconnected, None);
+    }
+
+    pub(super) fn deliver_to_source(&mut self) {
+        let (number, frame) = self.to_source.pop_front().unwrap();
+        if self.source.up.as_ref().unwrap().connection != Some(number) {
+            return;
+        }
+        match frame {
+            Frame::Message(message) => {
+                self.step_source(primary::Event::Received(message), None);
+            }
+            Frame::Refill(arrived) => {
+                let event = primary::Event::Refilled {
+                    held: Held { place: arrived.place, bytes: TRANSFER_BYTES },
+                    previous: arrived.header.previous,
+                    hash_before: arrived.header.hash_before,
+                };
+                self.step_source(event, Some(arrived));
+            }
+            Frame::Transfer(_) | Frame::Updates(_) => self.fail("a frame went the wrong way"),
+        }
+    }
+
+    pub(in super::super) fn step_source(
+        &mut self,
+        event: primary::Event,
+        refilled: Option<Arrived>,
+    ) {
+        let actions = self.source_up().machine.step(event);
+        for action in actions {
+            self.act_source(action, refilled);
+        }
+    }
+
+    pub(super) fn act_source(&mut self, action: primary::Action, refilled: Option<Arrived>) {
+        use primary::Action;
+        self.judge_source_action(&action);
+        let updates = self.shape.0;
+        let up = self.source.up.as_mut().unwrap();
+        match action {
+            Action::Send(message) => match up.connection {
+                Some(number) => self.to_hub.push_back((number, Frame::Message(message))),
+                None => self.fail("the source sends without a connection"),
+            },
+            Action::SendTransfer(id) => {
+                let number = up.connection;
+                let found = self.source.ring.iter().find_map(|record| match record {
+                    Record::Transfer(arrived) if arrived.header.id == id => Some(*arrived),
+                    Record::Transfer(_) | Record::Freeze { .. } => None,
+                });
+                match (number, found) {
+                    (Some(number), Some(arrived)) => {
+                        self.to_hub.push_back((number, Frame::Transfer(arrived)));
+                    }
+                    _ => self.fail(format!("transfer {id} cannot be sent")),
+                }
+            }
+            Action::SendData { cp, inline } => {
+                up.sending = Some(Sending { cp, inline, left: updates, bytes: 0 });
+            }
+            Action::DataWindow { taken, limit } => (up.data.1, up.data.2) = (taken, limit),
+            Action::HubDurable(place) => up.hub_durable = place,
+            Action::Adopt => {
+                let arrived = refilled.unwrap();
+                up.last = arrived.place;
+                self.source.ring.push(Record::Transfer(arrived));
+            }
+            Action::Joined { hub, epoch } => {
+                (self.source.hub, self.source.epoch) = (Some(hub), epoch);
+            }
+            Action::Serve => {
+                if !std::mem::replace(&mut up.serving, true) {
+                    up.label = up.machine.cp_max().next();
+                }
+            }
+            Action::Done { cp } => {
+                let frozen = up.frozen.take().filter(|frozen| frozen.cp == cp).unwrap();
+                up.released = frozen.place;
+                up.sending = None;
+            }
+            Action::Rejected { no_space, .. } => up.parked = no_space,
+            Action::Close { reason } => {
+                if !self.link_lied {
+                    self.fail(format!("the source closes: {reason}"));
+                }
+                self.lose_source_side();
+            }
+            Action::Halt(refused) => {
+                up.halted = true;
+                self.fail(format!("the source halts: {}", refused.reason));
+            }
+            Action::Checkpoint { .. } | Action::Scan { .. } | Action::Scanned(_) => {}
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! The log files that are open right now: a bounded number, the least recently used closed first.
+//!
+//! Everybody who reads or writes a log file asks here for a [`Handle`] and holds it for one call
+//! of the kernel or a few, never while asking for another: so a thread that waits for room never
+//! keeps others waiting.
+//!
+//! Invariant: a file that is not open has no unsynced writes. A dirty file is closed only after
+//! its own fdatasync, through the descriptor that wrote it; if that fails the source is faulted.
+//! What was written before a sync began is known by stamps: each write takes one when it has
+//! returned, a sync covers every stamp taken before it began.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::error::{FaultLatch, LogError, io_error};
+use super::files::{Files, LogFile};
+use super::format::{Identity, SECTOR_BYTES};
+use crate::units::ids::RingId;
+
+/// A log file by name: where it lies, whose it is, and whom its errors fault.
+#[derive(Debug)]
+pub(super) struct LogName {
+    pub(super) path: PathBuf,
+    /// The path, for messages.
+    pub(super) text: Arc<str>,
+    pub(super) identity: Identity,
+    pub(super) fault: Arc<FaultLatch>,
+}
+
+impl LogName {
+    pub(super) fn corrupt(&self, offset: u64, what: impl fmt::Display) -> LogError {
+        LogError::Corrupt { file: Arc::clone(&self.text), offset, what: what.to_string().into() }
+    }
+
+    fn gone(&self) -> LogError {
+        LogError::NoLog { source_id: self.identity.source, cp: self.identity.cp }
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    file: Arc<dyn LogFile>,
+    name: Arc<LogName>,
+    handles: u32,
+    used_at: u64,
+    /// Stamp of the last write that returned.
+    written: u64,
+    /// Stamps up to here are on the medium.
+    synced: u64,
+    /// A write may be on its way or broken off: dirty whatever the stamps say.
+    writing: u32,
+    /// An fdatasync is on its way.
+    syncing: bool,
+}
+
+impl Open {
+    fn is_dirty(&self) -> bool {
+        self.writing > 0 || self.written > self.synced
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// The descriptor that a log is read and written by now.
+    current: HashMap<RingId, u64>,
+    /// All open descriptors by the number they were opened with; a discarded one that somebody
+    /// still holds is no longer current.
+    open: HashMap<u64, Open>,
+    /// Rises with every use: for least recently used.
+    clock: u64,
+    /// Rises with every write.
+    stamp: u64,
+}
+
+/// The open files of a store.
+#[derive(Debug)]
+pub(super) struct OpenFiles {
+    files: Arc<dyn Files>,
+    table: Mutex<Table>,
+    released: Condvar,
+    open_max: usize,
+}
+
+/// One open file, for the length of a call.
+#[derive(Debug)]
+pub(super) struct Handle<'a> {
+    /// Stands first, so that the descriptor is closed before it is said to be free.
+    file: Arc<dyn LogFile>,
+    hold: Hold<'a>,
+}
+
+#[derive(Debug)]
+struct Hold<'a> {
+    owner: &'a OpenFiles,
+    number: u64,
+    for_write: bool,
+}
+
+impl Deref for Handle<'_> {
+    type Target = dyn LogFile;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.file
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.owner.release(self.number, self.for_write);
+    }
+}
+
+impl OpenFiles {
+    pub(super) fn new(files: Arc<dyn Files>, open_max: usize) -> Self {
+        assert!(open_max > 0, "a store without descriptors cannot work");
+        Self { files, table: Mutex::default(), released: Condvar::new(), open_max }
+    }
+
+    pub(super) fn files(&self) -> &dyn Files {
+        &*self.files
+    }
+
+    /// The file, for reading.
+    pub(super) fn reading(&self, name: &Arc<LogName>) -> Result<Handle<'_>, LogError> {
+        self.take(name, false)
+    }
+
+    /// The file, for writing: it counts as dirty from here to the next sync.
+    pub(super) fn writing(&self, name: &Arc<LogName>) -> Result<Handle<'_>, LogError> {
+        self.take(name, true)
+    }
+
+    /// Takes in a file that was just made; it counts as dirty.
+    pub(super) fn adopt(
+        &self,
+        name: &Arc<LogName>,
+        make: impl FnOnce(&dyn Files) -> Result<Arc<dyn LogFile>, LogError>,
+    ) -> Result<Handle<'_>, LogError> {
+        let mut table = self.room(self.lock());
+        let file = make(&*self.files)?;
+        Ok(self.insert(&mut table, name, file, true))
+    }
+
+    /// Everything written so far is covered by a sync that begins after this call.
+    pub(super) fn stamp(&self) -> u64 {
+        self.lock().stamp
+    }
+
+    /// A sync of the whole file system that began at that stamp has succeeded.
+    pub(super) fn all_synced(&self, stamp: u64) {
+        for open in self.lock().open.values_mut() {
+            open.synced = open.synced.max(stamp.min(open.written));
+        }
+    }
+
+    pub(super) fn is_dirty(&self, log: RingId) -> bool {
+        self.lock().current(log).is_some_and(Open::is_dirty)
+    }
+
+    /// All files with writes that no sync has covered, of whatever source.
+    pub(super) fn dirty_names(&self) -> Vec<Arc<LogName>> {
+        let table = self.lock();
+        let dirty = table.open.values().filter(|open| open.is_dirty());
+        dirty.map(|open| Arc::clone(&open.name)).collect()
+    }
+
+    /// Syncs one file through the descriptor it was written by, if it is dirty. An error faults
+    /// its source, and a faulted source is not synced again: the kernel would report success for
+    /// pages it has given up (invariant 7).
+    pub(super) fn sync_one(&self, name: &Arc<LogName>) -> Result<(), LogError> {
+        let log = name.identity.log;
+        let mut table = self.lock();
+        let (handle, stamp) = loop {
+            name.fault.check_io()?;
+            match table.current(log) {
+                Some(open) if open.is_dirty() && open.syncing => {
+                    // A descriptor reports an error once: the other sync may get it and this one
+                    // a success. So wait until it has latched what it got.
+                    table = self.released.wait(table).unwrap_or_else(PoisonError::into_inner);
+                }
+                Some(open) if open.is_dirty() => {
+                    let stamp = table.stamp;
+                    let Some(handle) = self.hold(&mut table, log, false) else { return Ok(()) };
+                    break (handle, stamp);
+                }
+                Some(_) | None => return Ok(()),
+            }
+        };
+        table.set_syncing(handle.hold.number, true);
+        drop(table);
+        let result = handle.sync_data().map_err(io_error(&name.text, "fdatasync"));
+        let result = name.fault.latching(result);
+        let mut table = self.lock();
+        table.set_syncing(handle.hold.number, false);
+        if let (Ok(()), Some(open)) = (&result, table.open.get_mut(&handle.hold.number)) {
+            open.synced = open.synced.max(stamp.min(open.written));
+        }
+        drop(table);
+        result
+    }
+
+    /// Closes the file without syncing it: it was dropped, or what it holds is given up.
+    pub(super) fn discard(&self, log: RingId) {
+        let mut table = self.lock();
+        let Some(number) = table.current.remove(&log) else { return };
+        if table.open.get(&number).is_some_and(|open| open.handles == 0) {
+            table.open.remove(&number);
+        }
+        self.released.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, name: &Arc<LogName>, for_write: bool) -> Result<Handle<'_>, LogError> {
+        let mut table = self.lock();
+        if let Some(handle) = self.hold(&mut table, name.identity.log, for_write) {
+            return Ok(handle);
+        }
+        let mut table = self.room(table);
+        // Making room lets go of the lock: somebody else may have opened it.
+        if let Some(handle) = self.hold(&mut table, name.identity.log, for_write) {
+            return Ok(handle);
+        }
+        let file = match self.files.open(&name.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(name.gone()),
+            Err(error) => return Err(io_error(&name.text, "open")(error)),
+        };
+        check_identity(name, &*file)?;
+        Ok(self.insert(&mut table, name, file, for_write))
+    }
+
+    fn hold(&self, table: &mut Table, log: RingId, for_write: bool) -> Option<Handle<'_>> {
+        table.clock += 1;
+        let clock = table.clock;
+        let number = *table.current.get(&log)?;
+        let open = table.open.get_mut(&number)?;
+        open.handles += 1;
+        open.writing += u32::from(for_write);
+        open.used_at = clock;
+        Some(self.handle(&open.file, number, for_write))
+    }
+
+    fn insert(
+        &self,
+        table: &mut Table,
+        name: &Arc<LogName>,
+        file: Arc<dyn LogFile>,
+        for_write: bool,
+    ) -> Handle<'_> {
+        table.clock += 1;
+        let number = table.clock;
+        let open = Open {
+            file,
+            name: Arc::clone(name),
+            handles: 1,
+            used_at: number,
+            written: 0,
+            synced: 0,
+            writing: u32::from(for_write),
+            syncing: false,
+        };
+        let handle = self.handle(&open.file, number, for_write);
+        table.open.insert(number, open);
+        table.current.insert(name.identity.log, number);
+        handle
+    }
+
+    fn handle(&self, file: &Arc<dyn LogFile>, number: u64, for_write: bool) -> Handle<'_> {
+        Handle { file: Arc::clone(file), hold: Hold { owner: self, number, for_write } }
+    }
+
+    /// Closes files until one more may be opened.
+    fn room<'a>(&'a self, mut table: MutexGuard<'a, Table>) -> MutexGuard<'a, Table> {
+        while table.open.len() >= self.open_max {
+            let idle = table.open.iter().filter(|(_, open)| open.handles == 0);
+            let oldest = idle.min_by_key(|(_, open)| (open.is_dirty(), open.used_at));
+            let Some((&number, open)) = oldest else {
+                table = self.released.wait(table).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let name = Arc::clone(&open.name);
+            if open.is_dirty() {
+                drop(table);
+                // A failed sync faults the file's own source; the file may be closed then, since
+                // nothing behind its synced place is trusted any more.
+                let failed = self.sync_one(&name).is_err();
+                table = self.lock();
+                if !failed {
+                    continue;
+                }
+            }
+            if table.open.get(&number).is_some_and(|open| open.handles == 0) {
+                table.open.remove(&number);
+                if table.current.get(&name.identity.log) == Some(&number) {
+                    table.current.remove(&name.identity.log);
+                }
+            }
+        }
+        table
+    }
+
+    fn release(&self, number: u64, wrote: bool) {
+        let mut table = self.lock();
+        table.stamp += u64::from(wrote);
+        let stamp = table.stamp;
+        let Some(open) = table.open.get_mut(&number) else { return };
+        open.handles -= 1;
+        if wrote {
+            open.writing -= 1;
+            open.written = stamp;
+        }
+        let (unused, log) = (open.handles == 0, open.name.identity.log);
+        if unused && table.current.get(&log) != Some(&number) {
+            table.open.remove(&number);
+        }
+        self.released.notify_all();
+    }
+}
+
+impl Table {
+    fn current(&self, log: RingId) -> Option<&Open> {
+        self.open.get(self.current.get(&log)?)
+    }
+
+    fn set_syncing(&mut self, number: u64, syncing: bool) {
+        if let Some(open) = self.open.get_mut(&number) {
+            open.syncing = syncing;
+        }
+    }
+}
+
+/// A file that is opened again must be the one that was closed.
+fn check_identity(name: &LogName, file: &dyn LogFile) -> Result<(), LogError> {
+    let mut sector = [0; SECTOR_BYTES];
+    let read = file.read_at(0, &mut sector).map_err(io_error(&name.text, "read"))?;
+    if read < SECTOR_BYTES {
+        return Err(name.corrupt(0, format_args!("the file ends after {read} bytes")));
+    }
+    let met = Identity::decode(&sector).map_err(|error| name.corrupt(error.offset(), error))?;
+    if met != name.identity {
+        let what = format!("the file is now log {}, it was {}", met.log, name.identity.log);
+        return Err(LogError::Foreign { file: Arc::clone(&name.text), what: what.into() });
+    }
+    Ok(())
+}

@@ -1,0 +1,474 @@
+//! A file system in memory for tests: it counts what is open, fails on demand, and forgets at a
+//! power cut what was not synced.
+//!
+//! Each file has two contents: what the cache has and what the medium has. A sync copies the
+//! first to the second. [`SimFiles::power_cut`] decides by a seed, sector by sector, name by name,
+//! what of the difference reached the medium; in data also rubbish may be there instead. A failed
+//! sync drops the dirty sectors as a kernel does: later syncs succeed without writing them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::files::{Files, LogFile};
+use crate::units::convert::{to_u64, to_usize};
+
+const SECTOR: usize = 512;
+const HEADER: usize = 4096;
+
+/// Small, seeded and good enough to pick with (splitmix64).
+#[derive(Debug, Clone)]
+pub(super) struct Chance(pub(super) u64);
+
+impl Chance {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+/// What may fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Op {
+    Create,
+    Write,
+    /// Half of the bytes are written, then the error comes.
+    ShortWrite,
+    Allocate,
+    Truncate,
+    /// The file's dirty sectors do not reach the medium, whoever syncs.
+    Writeback,
+    SyncDir,
+    Remove,
+}
+
+#[derive(Debug, Default)]
+struct Inode {
+    cache: Vec<u8>,
+    medium: Vec<u8>,
+    /// Sectors given up after a failed writeback, with the content they had then.
+    lost: HashMap<usize, Vec<u8>>,
+    /// A failed writeback that no fdatasync has reported yet.
+    error: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    inodes: Vec<Inode>,
+    names: BTreeMap<PathBuf, usize>,
+    medium_names: BTreeMap<PathBuf, usize>,
+    dirs: BTreeSet<PathBuf>,
+    medium_dirs: BTreeSet<PathBuf>,
+    rules: Vec<(Op, String, i32)>,
+    open: usize,
+    open_peak: usize,
+    calls: u64,
+    die_at: Option<u64>,
+    no_allocate: bool,
+    no_sync: bool,
+    file_syncs: u64,
+    system_syncs: u64,
+}
+
+/// The whole file system.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SimFiles(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct SimFile {
+    files: SimFiles,
+    path: PathBuf,
+    inode: usize,
+}
+
+impl SimFiles {
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.0.lock().unwrap())
+    }
+
+    /// From now on `op` fails with that errno on paths that contain `text`.
+    pub(super) fn fail(&self, op: Op, text: &str, errno: i32) {
+        self.with(|s| s.rules.push((op, text.to_owned(), errno)));
+    }
+
+    pub(super) fn heal(&self) {
+        self.with(|s| s.rules.clear());
+    }
+
+    /// Every call from the `n`-th on fails: the process is as good as dead.
+    pub(super) fn die_at(&self, call: u64) {
+        self.with(|s| s.die_at = Some(call));
+    }
+
+    pub(super) fn calls(&self) -> u64 {
+        self.with(|s| s.calls)
+    }
+
+    pub(super) fn without_allocate(&self) {
+        self.with(|s| s.no_allocate = true);
+    }
+
+    /// Syncs report success and do nothing: the negative control.
+    pub(super) fn without_sync(&self) {
+        self.with(|s| s.no_sync = true);
+    }
+
+    /// Descriptors open now, and the most that ever were.
+    pub(super) fn open_now_and_peak(&self) -> (usize, usize) {
+        self.with(|s| (s.open, s.open_peak))
+    }
+
+    /// Calls of fdatasync and of syncfs.
+    pub(super) fn syncs(&self) -> (u64, u64) {
+        self.with(|s| (s.file_syncs, s.system_syncs))
+    }
+
+    pub(super) fn content(&self, path: &Path) -> Option<Vec<u8>> {
+        self.with(|s| Some(s.inodes[*s.names.get(path)?].cache.clone()))
+    }
+
+    /// Puts a file there, on the medium as well.
+    pub(super) fn put(&self, path: &Path, content: &[u8]) {
+        self.with(|s| {
+            let (cache, medium) = (content.to_vec(), content.to_vec());
+            s.inodes.push(Inode { cache, medium, ..Inode::default() });
+            s.names.insert(path.to_owned(), s.inodes.len() - 1);
+            s.medium_names.insert(path.to_owned(), s.inodes.len() - 1);
+            let dir = path.parent().unwrap().to_owned();
+            s.dirs.insert(dir.clone());
+            s.medium_dirs.insert(dir);
+        });
+    }
+
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.with(|s| s.names.keys().cloned().collect())
+    }
+
+    /// A separate copy of everything, as after a mere kill.
+    pub(super) fn copy(&self) -> Self {
+        let copy = Self::default();
+        self.with(|from| {
+            copy.with(|to| {
+                to.names = from.names.clone();
+                to.medium_names = from.medium_names.clone();
+                to.dirs = from.dirs.clone();
+                to.medium_dirs = from.medium_dirs.clone();
+                to.inodes = from.inodes.iter().map(Inode::copy).collect();
+            });
+        });
+        copy
+    }
+
+    /// What a power cut leaves; `rubbish` lets unsynced data sectors hold anything.
+    pub(super) fn power_cut(&self, chance: &mut Chance, rubbish: bool) -> Self {
+        let after = self.copy();
+        after.with(|s| {
+            for inode in &mut s.inodes {
+                inode.power_cut(chance, rubbish);
+            }
+            s.lose_dirs(chance);
+            let mut paths: Vec<PathBuf> = s.names.keys().cloned().collect();
+            paths.extend(s.medium_names.keys().cloned());
+            paths.sort();
+            paths.dedup();
+            for path in paths {
+                let from = if chance.below(2) == 0 { &s.names } else { &s.medium_names };
+                match from.get(&path).copied() {
+                    Some(inode) => {
+                        s.names.insert(path.clone(), inode);
+                        s.medium_names.insert(path, inode);
+                    }
+                    None => {
+                        s.names.remove(&path);
+                        s.medium_names.remove(&path);
+                    }
+                }
+            }
+        });
+        after
+    }
+}
+
+impl State {
+    fn step(&mut self, op: Option<Op>, path: &Path) -> io::Result<()> {
+        self.calls += 1;
+        if self.die_at.is_some_and(|at| self.calls >= at) {
+            return Err(io::Error::other("the process is dead"));
+        }
+        let text = path.to_string_lossy();
+        match self.rules.iter().find(|(rule, part, _)| Some(*rule) == op && text.contains(part)) {
+            Some((_, _, errno)) => Err(io::Error::from_raw_os_error(*errno)),
+            None => Ok(()),
+        }
+    }
+
+    /// A directory whose own name was not durable takes all names in it with it.
+    fn lose_dirs(&mut self, chance: &mut Chance) {
+        let medium = self.medium_dirs.clone();
+        self.dirs.retain(|dir| medium.contains(dir) || chance.below(2) == 0);
+        self.medium_dirs = self.dirs.clone();
+        let dirs = self.dirs.clone();
+        let there = |path: &PathBuf| path.parent().is_some_and(|dir| dirs.contains(dir));
+        self.names.retain(|path, _| there(path));
+        self.medium_names.retain(|path, _| there(path));
+    }
+
+    /// Writes an inode back, or gives its dirty sectors up.
+    fn write_back(&mut self, path: &Path, inode: usize) {
+        let text = path.to_string_lossy();
+        let fails = self
+            .rules
+            .iter()
+            .any(|(op, part, _)| *op == Op::Writeback && text.contains(part.as_str()));
+        if !self.no_sync {
+            self.inodes[inode].write_back(fails);
+        }
+    }
+}
+
+impl Inode {
+    fn copy(&self) -> Self {
+        let (cache, medium) = (self.cache.clone(), self.medium.clone());
+        Self { cache, medium, lost: self.lost.clone(), error: false }
+    }
+
+    fn dirty(&self) -> Vec<usize> {
+        let sectors = self.cache.len().max(self.medium.len()).div_ceil(SECTOR);
+        (0..sectors).filter(|n| sector(&self.cache, *n) != sector(&self.medium, *n)).collect()
+    }
+
+    fn write_back(&mut self, fails: bool) {
+        let dirty = self.dirty();
+        let mut clean = dirty.is_empty();
+        for number in dirty {
+            let now = sector(&self.cache, number);
+            if self.lost.get(&number) == Some(&now) {
+                continue;
+            }
+            clean = false;
+            if fails {
+                self.lost.insert(number, now);
+            } else {
+                self.lost.remove(&number);
+                put_sector(&mut self.medium, number, &now);
+            }
+        }
+        if fails {
+            self.error |= !clean;
+        } else {
+            self.medium.resize(self.cache.len(), 0);
+        }
+    }
+
+    fn power_cut(&mut self, chance: &mut Chance, rubbish: bool) {
+        let (old, new) = (self.medium.len(), self.cache.len());
+        let mut left = self.medium.clone();
+        for number in self.dirty() {
+            let in_header = number * SECTOR < HEADER;
+            let choice = chance.below(if rubbish && !in_header { 4 } else { 2 });
+            let bytes = match choice {
+                0 => sector(&self.medium, number),
+                3 => (0..SECTOR).map(|_| chance.next().to_le_bytes()[0]).collect(),
+                _ => sector(&self.cache, number),
+            };
+            put_sector(&mut left, number, &bytes);
+        }
+        // The length is the old one, the new one, or that of some pages in between.
+        let between =
+            old.min(new) + to_usize(chance.below(to_u64(old.abs_diff(new)) / 4096 + 1)) * 4096;
+        let lengths = [old, new, between];
+        left.resize(lengths[to_usize(chance.below(3))], 0);
+        self.cache = left.clone();
+        self.medium = left;
+        self.lost.clear();
+    }
+}
+
+fn sector(content: &[u8], number: usize) -> Vec<u8> {
+    let start = (number * SECTOR).min(content.len());
+    let end = (start + SECTOR).min(content.len());
+    let mut bytes = content[start..end].to_vec();
+    bytes.resize(SECTOR, 0);
+    bytes
+}
+
+fn put_sector(content: &mut Vec<u8>, number: usize, bytes: &[u8]) {
+    let end = (number + 1) * SECTOR;
+    if content.len() < end {
+        content.resize(end, 0);
+    }
+    content[end - SECTOR..end].copy_from_slice(bytes);
+}
+
+impl Files for SimFiles {
+    fn create_dir(&self, path: &Path) -> io::Result<bool> {
+        self.with(|s| {
+            s.step(None, path)?;
+            Ok(s.dirs.insert(path.to_owned()))
+        })
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        self.with(|s| {
+            s.step(None, path)?;
+            let inside = s.names.keys().filter(|name| name.parent() == Some(path));
+            Ok(inside.filter_map(|name| name.file_name()).map(OsString::from).collect())
+        })
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
+        self.with(|s| {
+            s.step(Some(Op::Create), path)?;
+            if s.names.contains_key(path) {
+                return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+            }
+            s.inodes.push(Inode::default());
+            s.names.insert(path.to_owned(), s.inodes.len() - 1);
+            Ok(())
+        })?;
+        self.open(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
+        let inode = self.with(|s| {
+            s.step(None, path)?;
+            let inode = s.names.get(path).copied().ok_or(io::ErrorKind::NotFound)?;
+            s.open += 1;
+            s.open_peak = s.open_peak.max(s.open);
+            Ok::<_, io::Error>(inode)
+        })?;
+        Ok(Arc::new(SimFile { files: self.clone(), path: path.to_owned(), inode }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.with(|s| {
+            s.step(None, to)?;
+            let inode = s.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+            s.names.insert(to.to_owned(), inode);
+            Ok(())
+        })
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.with(|s| {
+            s.step(Some(Op::Remove), path)?;
+            s.names.remove(path).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+        })
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.with(|s| {
+            s.step(Some(Op::SyncDir), path)?;
+            if s.no_sync {
+                return Ok(());
+            }
+            s.medium_names.retain(|name, _| name.parent() != Some(path));
+            let inside = s.names.iter().filter(|(name, _)| name.parent() == Some(path));
+            let inside: Vec<_> = inside.map(|(name, inode)| (name.clone(), *inode)).collect();
+            s.medium_names.extend(inside);
+            let dirs = s.dirs.iter().filter(|dir| dir.parent() == Some(path)).cloned();
+            s.medium_dirs.extend(dirs.collect::<Vec<_>>());
+            Ok(())
+        })
+    }
+
+    fn sync_file_system(&self) -> io::Result<()> {
+        self.with(|s| {
+            s.system_syncs += 1;
+            s.step(None, Path::new(""))?;
+            for (path, inode) in s.names.clone() {
+                s.write_back(&path, inode);
+            }
+            if !s.no_sync {
+                s.medium_names = s.names.clone();
+                s.medium_dirs = s.dirs.clone();
+            }
+            // Told once, and told again by each file's own fdatasync.
+            let failed = s.inodes.iter().any(|inode| inode.error);
+            if failed { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
+        })
+    }
+}
+
+impl LogFile for SimFile {
+    fn length(&self) -> io::Result<u64> {
+        self.files.with(|s| Ok(to_u64(s.inodes[self.inode].cache.len())))
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.files.with(|s| {
+            let cache = &s.inodes[self.inode].cache;
+            let start = to_usize(offset).min(cache.len());
+            let count = buffer.len().min(cache.len() - start);
+            buffer[..count].copy_from_slice(&cache[start..start + count]);
+            Ok(count)
+        })
+    }
+
+    fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        self.files.with(|s| {
+            let bytes = parts.concat();
+            s.step(Some(Op::Write), &self.path)?;
+            let short = s.step(Some(Op::ShortWrite), &self.path);
+            let written = if short.is_ok() { bytes.len() } else { bytes.len() / 2 };
+            let inode = &mut s.inodes[self.inode];
+            let end = to_usize(offset) + written;
+            // What is written again is dirty again, whatever it holds.
+            let touched = (end - written) / SECTOR..end.div_ceil(SECTOR);
+            inode.lost.retain(|number, _| !touched.contains(number));
+            let cache = &mut inode.cache;
+            if cache.len() < end {
+                cache.resize(end, 0);
+            }
+            cache[end - written..end].copy_from_slice(&bytes[..written]);
+            short
+        })
+    }
+
+    fn allocate(&self, _offset: u64, _bytes: u64) -> io::Result<()> {
+        self.files.with(|s| {
+            if s.no_allocate {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            s.step(Some(Op::Allocate), &self.path)
+        })
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.files.with(|s| {
+            s.step(Some(Op::Truncate), &self.path)?;
+            let inode = &mut s.inodes[self.inode];
+            inode.cache.resize(to_usize(length), 0);
+            inode.lost.retain(|number, _| *number < to_usize(length) / SECTOR);
+            Ok(())
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.files.with(|s| {
+            s.file_syncs += 1;
+            s.step(None, &self.path)?;
+            s.write_back(&self.path, self.inode);
+            // The kernel reports a failed writeback once to a descriptor.
+            if std::mem::take(&mut s.inodes[self.inode].error) {
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        self.files.with(|s| s.open -= 1);
+    }
+}

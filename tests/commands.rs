@@ -1,0 +1,314 @@
+//! The commands as a user types them, the real binary against an admin socket whose answers are
+//! known: what is printed, and with which exit code (section 13).
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use mirrorhub::control::message::{AdminError, ProgressSender, Request, code};
+use mirrorhub::control::server::{Admin, AdminServer};
+use mirrorhub::status::answers::{
+    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
+};
+use mirrorhub::status::document::{SourceEntry, State, StatusDocument};
+use mirrorhub::units::hash::Root;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_mirrorhub");
+
+/// A hub with one source in that state, whose verify finds both ends equal or not.
+#[derive(Clone, Copy)]
+struct Fake {
+    state: State,
+    equal: bool,
+}
+
+fn entry(state: State) -> SourceEntry {
+    SourceEntry {
+        name: "filer-a".parse().unwrap(),
+        id: None,
+        state,
+        reason: "because of the test".into(),
+        next_step: "end the test".into(),
+        policy: None,
+        alone_since: None,
+        epoch: 1,
+        generation: 1,
+        applied_cp: 7,
+        image_age_seconds: Some(0.0),
+        lag_bytes: 0,
+        lag_seconds: 0.0,
+        acknowledged_bytes: 4096,
+        staged_bytes: 4096,
+        drained_bytes: 4096,
+        applied_bytes: 4096,
+        visible_bytes: 4096,
+        volumes: Vec::new(),
+    }
+}
+
+impl Fake {
+    fn answer(self, request: Request) -> Result<Value, AdminError> {
+        let json = |value: Result<Value, serde_json::Error>| Ok(value.unwrap());
+        match request {
+            Request::Status { source: Some(name) } if name.as_str() != "filer-a" => {
+                let message = format!("there is no source {name}");
+                Err(AdminError::new(code::UNKNOWN_SOURCE, message, "mirrorhub status lists them"))
+            }
+            Request::Status { .. } => {
+                let document = StatusDocument::hub(vec![entry(self.state)], None, None);
+                json(serde_json::to_value(document))
+            }
+            Request::Checkpoint { .. } => {
+                let root = Root([0xab; 32]);
+                let volumes = vec![VolumeRoot { name: "vol0".parse().unwrap(), root }];
+                let source =
+                    CheckpointOfSource { name: "filer-a".parse().unwrap(), cp: 8, volumes };
+                json(serde_json::to_value(CheckpointAnswer { schema: 1, sources: vec![source] }))
+            }
+            Request::Verify { .. } => {
+                let end = |byte| VerifyOfEnd {
+                    root: Some(Root([byte; 32])),
+                    blocks_read: 1,
+                    bad_blocks: 0,
+                };
+                let volume = VerifyOfVolume {
+                    source: "filer-a".parse().unwrap(),
+                    volume: "vol0".parse().unwrap(),
+                    cp: 8,
+                    equal: self.equal,
+                    source_end: end(1),
+                    hub_end: end(if self.equal { 1 } else { 2 }),
+                };
+                let (equal, volumes) = (self.equal, vec![volume]);
+                json(serde_json::to_value(VerifyAnswer { schema: 1, equal, volumes }))
+            }
+            Request::PoolCheck {} => {
+                Err(AdminError::new(code::FAILED, "there is no pool here", ""))
+            }
+        }
+    }
+}
+
+impl Admin for Fake {
+    fn handle(
+        &self,
+        request: Request,
+        _progress: ProgressSender,
+    ) -> BoxFuture<'_, Result<Value, AdminError>> {
+        let fake = *self;
+        async move { fake.answer(request) }.boxed()
+    }
+}
+
+/// A directory with a configuration, and the process that belongs to it.
+struct Running {
+    directory: tempfile::TempDir,
+    stop: CancellationToken,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Running {
+    fn start(fake: Fake) -> Self {
+        let directory = configured();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let stop = CancellationToken::new();
+        let data_dir = directory.path().join("state");
+        let server = runtime.block_on(AdminServer::bind(&data_dir)).unwrap();
+        runtime.spawn(server.run(Arc::new(fake), stop.clone()));
+        Self { directory, stop, runtime }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.directory.path().join("hub.toml")
+    }
+
+    fn end(self) {
+        self.stop.cancel();
+        self.runtime.shutdown_timeout(std::time::Duration::from_secs(10));
+    }
+}
+
+fn configured() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let base = directory.path();
+    std::fs::create_dir_all(base.join("state")).unwrap();
+    std::fs::create_dir_all(base.join("sources.d")).unwrap();
+    let text = "[pool]\ndevices = [{ path = \"state/disk0\", size = \"1GiB\" }]\n";
+    std::fs::write(base.join("hub.toml"), text).unwrap();
+    directory
+}
+
+fn mirrorhub(config: Option<&Path>, arguments: &[&str]) -> Output {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).env_remove("MIRRORHUB_CONFIG").stdin(Stdio::null());
+    if let Some(config) = config {
+        command.arg("--config").arg(config);
+    }
+    command.output().unwrap()
+}
+
+/// Exit code, stdout, stderr.
+fn said(output: &Output) -> (i32, String, String) {
+    (
+        output.status.code().unwrap(),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+#[test]
+fn status_is_shown_printed_and_checked() {
+    for (state, level, word) in
+        [(State::InSync, 0, "OK"), (State::Behind, 1, "WARNING"), (State::Offline, 2, "CRITICAL")]
+    {
+        let running = Running::start(Fake { state, equal: true });
+        let config = running.config();
+        let (code, out, error) = said(&mirrorhub(Some(&config), &["status"]));
+        assert_eq!((code, error.as_str()), (0, ""));
+        assert!(out.contains(&format!("filer-a  {}", sign(state))), "{out}");
+        assert!(!out.contains('\x1b'), "colours in a pipe: {out}");
+        let (code, out, _) = said(&mirrorhub(Some(&config), &["status", "--json"]));
+        let document: StatusDocument = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, document.sources()), (0, &[entry(state)][..]));
+        let (code, out, _) = said(&mirrorhub(Some(&config), &["status", "--check"]));
+        assert_eq!(code, level);
+        assert!(out.starts_with(&format!("MIRRORHUB {word} - ")), "{out}");
+        running.end();
+    }
+}
+
+fn sign(state: State) -> String {
+    let sign = match state.word().level() {
+        0 => '\u{25cf}',
+        1 => '\u{25b2}',
+        _ => '\u{2716}',
+    };
+    format!("{sign} {state}")
+}
+
+#[test]
+fn an_unknown_source_is_a_failure_with_a_next_step() {
+    let running = Running::start(Fake { state: State::InSync, equal: true });
+    let (code, out, error) = said(&mirrorhub(Some(&running.config()), &["status", "filer-z"]));
+    assert_eq!((code, out.as_str()), (1, ""));
+    let wanted = "error: status: there is no source filer-z\n  next: mirrorhub status lists them\n";
+    assert_eq!(error, wanted);
+    let (code, _, _) = said(&mirrorhub(Some(&running.config()), &["status", "filer-z", "--check"]));
+    assert_eq!(code, 3);
+    running.end();
+}
+
+#[test]
+fn checkpoint_prints_its_number_and_roots() {
+    let running = Running::start(Fake { state: State::InSync, equal: true });
+    let (code, out, error) = said(&mirrorhub(Some(&running.config()), &["checkpoint", "filer-a"]));
+    let root = "ab".repeat(32);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert_eq!(out, format!("filer-a: CP 8 is published\n  vol0  {root}\n"));
+    let (code, out, _) = said(&mirrorhub(Some(&running.config()), &["checkpoint", "--json"]));
+    let answer: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &answer["sources"][0]["cp"], &answer["schema"]), (0, &8.into(), &1.into()));
+    running.end();
+}
+
+#[test]
+fn verify_says_by_its_exit_code_whether_both_ends_are_equal() {
+    for equal in [true, false] {
+        let running = Running::start(Fake { state: State::InSync, equal });
+        let arguments = ["verify", "filer-a/vol0"];
+        let (code, out, error) = said(&mirrorhub(Some(&running.config()), &arguments));
+        assert_eq!((code, error.as_str()), (i32::from(!equal), ""));
+        let verdict = if equal { "equal" } else { "NOT EQUAL" };
+        assert!(out.contains(&format!("filer-a/vol0: {verdict} at CP 8")), "{out}");
+        let (code, out, _) = said(&mirrorhub(Some(&running.config()), &["verify", "--json"]));
+        let answer: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, &answer["equal"]), (i32::from(!equal), &equal.into()));
+        running.end();
+    }
+}
+
+#[test]
+fn a_process_that_is_not_there_is_named_with_the_way_to_start_it() {
+    let directory = configured();
+    let config = directory.path().join("hub.toml");
+    for arguments in [&["status"][..], &["checkpoint"], &["verify"]] {
+        let (code, out, error) = said(&mirrorhub(Some(&config), arguments));
+        assert_eq!((code, out.as_str()), (3, ""));
+        assert!(error.contains(&format!("{}/state/admin.sock", directory.path().display())));
+        let start = format!("start it: mirrorhub hub --config {}", config.display());
+        assert!(error.contains(&start), "{error}");
+    }
+    let (code, out, _) = said(&mirrorhub(Some(&config), &["status", "--check"]));
+    assert!(code == 3 && out.starts_with("MIRRORHUB UNKNOWN - status: no process"), "{out}");
+}
+
+#[test]
+fn a_wrong_configuration_is_exit_code_78_and_a_wrong_line_is_2() {
+    let directory = configured();
+    let config = directory.path().join("hub.toml");
+    let (code, out, error) = said(&mirrorhub(Some(&config), &["config", "check"]));
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(out.contains(": ok, a hub with 0 sources\n"), "{out}");
+    std::fs::write(&config, "data_dri = \"state\"\n").unwrap();
+    let (code, out, error) = said(&mirrorhub(Some(&config), &["config", "check"]));
+    assert_eq!((code, out.as_str()), (78, ""));
+    assert!(error.contains("hub.toml:1:1") && error.contains("did you mean `data_dir`?"));
+    let (code, out, _) = said(&mirrorhub(Some(&config), &["config", "check", "--json"]));
+    let answer: Value = serde_json::from_str(&out).unwrap();
+    let problems = answer["problems"].as_array().unwrap();
+    let slip = problems.iter().find(|problem| problem["key"] == "data_dri").unwrap();
+    assert_eq!((code, &answer["ok"], &slip["line"]), (78, &false.into(), &1.into()));
+    std::fs::write(&config, "data_dir = 1\n").unwrap();
+    assert_eq!(said(&mirrorhub(Some(&config), &["status"])).0, 78);
+    for arguments in
+        [&["statsu"][..], &["status", "--json", "--check"], &["status", "No/Name"], &[]]
+    {
+        assert_eq!(said(&mirrorhub(None, arguments)).0, 2, "{arguments:?}");
+    }
+    assert_eq!(said(&mirrorhub(None, &["--help"])).0, 0);
+    assert_eq!(said(&mirrorhub(None, &["--version"])).1, "mirrorhub 0.1.0\n");
+}
+
+#[test]
+fn hash_man_and_completions_need_no_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let image = path.join("image");
+    std::fs::write(&image, vec![0; 8192]).unwrap();
+    let (code, out, _) = said(&mirrorhub(None, &["hash", &image.display().to_string()]));
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"mirrorhub root v1").update(&8192_u64.to_le_bytes()).update(&[0; 16]);
+    assert_eq!((code, out), (0, format!("{}\n", hasher.finalize().to_hex())));
+    let (code, _, error) = said(&mirrorhub(None, &["hash", &path.display().to_string()]));
+    assert!(code == 1 && error.contains("neither a file nor a block device"), "{error}");
+
+    assert_eq!(said(&mirrorhub(None, &["man", &path.display().to_string()])).0, 0);
+    let page = std::fs::read_to_string(path.join("mirrorhub-status.1")).unwrap();
+    assert!(page.contains("MIRRORHUB_CONFIG"), "{page}");
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, out, _) = said(&mirrorhub(None, &["completions", shell]));
+        assert!(code == 0 && out.contains("checkpoint"), "{shell}");
+    }
+}
+
+/// `mirrorhub completions zsh | head -1`: the reader that goes is no failure.
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut child = Command::new(BINARY)
+        .args(["completions", "zsh"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let (code, _, error) = said(&child.wait_with_output().unwrap());
+    assert_eq!((code, error.as_str()), (0, ""));
+}

@@ -1,0 +1,733 @@
+//! Peers that break the protocol, by hand and by mutation, against real processes: the process
+//! lives, good clients go on, nothing is kept of the bad ones, each has its answer.
+
+#![expect(clippy::wildcard_enum_match_arm, reason = "a test names the messages it wants")]
+#![expect(clippy::too_many_lines, reason = "one list of bad things with their answers")]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use mirrorhub::nbd::client::Client;
+use mirrorhub::record::entry::{Entry, EntryKind};
+use mirrorhub::record::marks::Place;
+use mirrorhub::record::transfer::{Builder, Transfer, TransferHeader};
+use mirrorhub::units::hash::{Root, crc32c};
+use mirrorhub::units::ids::{HubId, SourceId, VolumeId};
+use mirrorhub::units::numbers::{
+    ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
+};
+use mirrorhub::wire::message::{
+    Ack, CpDone, CpEnd, Frame, Hello, Message, PROTOCOL_VERSION, PartitionFull, Refused,
+    RefusedCode, Updates, VolumeOffer, VolumeRoot, Welcome,
+};
+
+use crate::harness::oracle::{Known, Writer};
+use crate::harness::{
+    Cluster, SourceSettings, descriptors, http_get, metric_sum, pause, resident_kib, wait_for,
+};
+
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// SplitMix64: chance from a seed.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % u64::try_from(bound).expect("small")).expect("small")
+    }
+
+    /// Breaks one place of a recorded connection.
+    fn mutate(&mut self, bytes: &mut Vec<u8>) {
+        let at = self.below(bytes.len());
+        let end = (at + 1 + self.below(60)).min(bytes.len());
+        match self.below(7) {
+            0 => bytes[at] ^= 1 << self.below(8),
+            1 => bytes[at] = self.next().to_le_bytes()[0],
+            2 => bytes.truncate(at + 1),
+            3 if end - at < bytes.len() => drop(bytes.drain(at..end)),
+            4 => {
+                let copy = bytes[at..end].to_vec();
+                bytes.splice(at..at, copy);
+            }
+            5 => {
+                let fresh: Vec<u8> = (at..end).map(|_| self.next().to_le_bytes()[0]).collect();
+                bytes.splice(at..at, fresh);
+            }
+            _ => {
+                let extreme = [0, 1, 0x7fff_ffff, 0x8000_0000, u32::MAX, 1 << 20, 0x0010_0001];
+                let value = extreme[self.below(extreme.len())].to_le_bytes();
+                let end = (at + 4).min(bytes.len());
+                bytes[at..end].copy_from_slice(&value[..end - at]);
+            }
+        }
+    }
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("MIRRORHUB_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or(20_261_121);
+    println!("MIRRORHUB_SEED={seed}");
+    seed
+}
+
+fn rounds() -> usize {
+    if std::env::var_os("MIRRORHUB_FULL").is_some() { 3000 } else { 600 }
+}
+
+fn bytes_of(message: &Message, payload: &[u8]) -> Vec<u8> {
+    let frame = Frame::new(message, payload.to_vec().into());
+    [&frame.head[..], &frame.payload[..]].concat()
+}
+
+/// Reads one frame.
+fn read_message(stream: &mut TcpStream) -> Option<(Message, Vec<u8>)> {
+    let mut prefix = [0; 8];
+    stream.read_exact(&mut prefix).ok()?;
+    let length = |at: usize| {
+        let word = u32::from_le_bytes(prefix[at..at + 4].try_into().expect("four bytes"));
+        usize::try_from(word).expect("small")
+    };
+    let mut header = vec![0; length(0)];
+    let mut payload = vec![0; length(4)];
+    stream.read_exact(&mut header).ok()?;
+    stream.read_exact(&mut payload).ok()?;
+    let bytes = u64::try_from(payload.len()).expect("small");
+    Some((Message::decode(&header, bytes).expect("a frame of the other end is good"), payload))
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("the hub takes connections");
+    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    stream.set_nodelay(true).expect("nodelay");
+    stream
+}
+
+/// What the hub said before it closed: names of messages, `Refused` with its word.
+fn answers(mut stream: TcpStream) -> Vec<String> {
+    let mut heard = Vec::new();
+    while let Some((message, _)) = read_message(&mut stream) {
+        match message {
+            Message::Refused(refused) => heard.push(format!("Refused {}", refused.code.word())),
+            // How many there are is a matter of chance.
+            Message::Ack(_) => {}
+            other => heard.push(other.name().to_owned()),
+        }
+    }
+    let mut rest = [0; 1];
+    match stream.read(&mut rest) {
+        Ok(0) => {}
+        Ok(_) => panic!("half a frame from the hub"),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}"),
+    }
+    heard
+}
+
+/// Says that and nothing more; what the hub answers.
+fn say(address: SocketAddr, bytes: &[u8]) -> Vec<String> {
+    let mut stream = connect(address);
+    // The hub may close in the middle: that is its right.
+    drop(stream.write_all(bytes));
+    answers(stream)
+}
+
+/// Says Hello, waits for Welcome, goes on with `bytes`; what the hub answers to these.
+fn say_joined(address: SocketAddr, hello: &[u8], bytes: &[u8]) -> Vec<String> {
+    let mut stream = connect(address);
+    stream.write_all(hello).expect("sent");
+    let first = read_message(&mut stream).map(|(message, _)| message.name());
+    assert_eq!(first, Some("Welcome"));
+    drop(stream.write_all(bytes));
+    drop(stream.shutdown(Shutdown::Write));
+    answers(stream)
+}
+
+/// A recorded source: its frames as it would send them.
+struct Record {
+    hello: Hello,
+    transfer: Transfer,
+}
+
+impl Record {
+    fn new(name: &str) -> Self {
+        let data = vec![7; 8192];
+        let mut builder = Builder::default();
+        let (length, crc) = (8192, crc32c(&data));
+        let volume = VolumeNumber(0);
+        let entry = Entry { kind: EntryKind::Write, volume, offset: 4096, length, crc };
+        builder.push(entry, data.into());
+        let transfer = builder.finish(TransferHeader {
+            id: TransferId { generation: 1, counter: 1 },
+            cp: CpNumber(1),
+            partition: 0,
+            first_sequence: SequenceNumber(1),
+            previous: TransferId::default(),
+            hash_before: Place::default().hash,
+            own_durable: TransferId::default(),
+        });
+        let hello = Hello {
+            version: PROTOCOL_VERSION,
+            version_min: PROTOCOL_VERSION,
+            name: name.parse().expect("a name"),
+            source: SourceId([0xaa; 16]),
+            hub: None,
+            generation: Generation { number: 1, id: 11 },
+            epoch: Epoch::default(),
+            volumes: vec![VolumeOffer {
+                number: VolumeNumber(0),
+                id: VolumeId([7; 16]),
+                name: "vol0".parse().expect("a name"),
+                size: ByteCount(1 << 20),
+            }],
+            held_after: Place::default().into(),
+            last: Place::default().into(),
+            own_durable: TransferId::default(),
+            own_cp: CpNumber(0),
+            cp_max: CpNumber(0),
+            serving: true,
+        };
+        Self { hello, transfer }
+    }
+
+    fn hello_with(&self, change: impl FnOnce(&mut Hello)) -> Vec<u8> {
+        let mut hello = self.hello.clone();
+        change(&mut hello);
+        bytes_of(&Message::Hello(hello), &[])
+    }
+
+    fn hello(&self) -> Vec<u8> {
+        self.hello_with(|_| {})
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            transfer: self.transfer.id(),
+            sequence: self.transfer.last_sequence(),
+            hash: self.transfer.hash_after(),
+        }
+    }
+
+    fn checkpoint(&self, cp: u32) -> [Vec<u8>; 3] {
+        let cp = CpNumber(cp);
+        let volume = VolumeNumber(0);
+        let mut encoder = mirrorhub::wire::updates::Encoder::new(65_536);
+        encoder.reference(mirrorhub::units::numbers::Vbn(1), 2, self.transfer.id(), 0);
+        let updates = encoder.finish();
+        let place = self.place().into();
+        let update_bytes = u64::try_from(updates.len()).expect("small");
+        let roots = vec![VolumeRoot { volume, root: Root([3; 32]) }];
+        [
+            bytes_of(&Message::PartitionFull(PartitionFull { cp, last: place }), &[]),
+            bytes_of(&Message::Updates(Updates { cp, volume }), &updates),
+            bytes_of(&Message::CpEnd(CpEnd { cp, place, roots, update_bytes }), &[]),
+        ]
+    }
+
+    fn transfer(&self) -> Vec<u8> {
+        bytes_of(&Message::Transfer, self.transfer.bytes())
+    }
+
+    /// A whole connection, with a CP whose root is wrong, so that nothing of it is published.
+    fn whole(&self) -> Vec<u8> {
+        [self.hello(), self.transfer(), self.checkpoint(1).concat()].concat()
+    }
+}
+
+fn refusals(cluster: &Cluster, reason: &str) -> f64 {
+    let (status, page) = http_get(&cluster.hub_url("/metrics"));
+    assert!(status.contains("200"), "{status}");
+    metric_sum(&page, "mirrorhub_refused_connections_total", &format!("reason=\"{reason}\""))
+}
+
+/// Latencies of single synchronous writes for that long: p99.
+fn p99_of_writes(socket: &Path, export: &str, length: Duration) -> Duration {
+    let mut client = Client::unix(socket, export, PATIENCE).expect("the volume opens");
+    let begin = Instant::now();
+    let mut all = Vec::new();
+    while begin.elapsed() < length {
+        let sent = Instant::now();
+        client.write(32 << 20, &[9; 4096]).expect("a good client's write");
+        all.push(sent.elapsed());
+    }
+    all.sort();
+    all[all.len() * 99 / 100]
+}
+
+/// Each bad thing alone, with the answer that belongs to it.
+#[test]
+fn every_bad_frame_has_its_answer() {
+    let mut cluster = Cluster::prepare(&[SourceSettings::new("filer-a"), SourceSettings::new("z")]);
+    cluster.start_hub();
+    cluster.start_source("filer-a");
+    cluster.wait_in_sync("filer-a");
+    let address = cluster.hub_address();
+    let record = Record::new("z");
+    let prefix = |header: u32, payload: u32| [header.to_le_bytes(), payload.to_le_bytes()].concat();
+    let framed = |header: &[u8]| {
+        let length = u32::try_from(header.len()).expect("small");
+        [prefix(length, 0), header.to_vec()].concat()
+    };
+    let long_hello = framed(&[&record.hello()[8..], &[0xc0][..]].concat());
+    let mut damaged = record.transfer();
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    let epoch = Epoch { number: 7, id: 7 };
+    let [full, updates, end] = record.checkpoint(1);
+    let protocol = vec!["Refused protocol"];
+    let before = [
+        ("no header", prefix(0, 0), protocol.clone()),
+        ("4 GiB of header", prefix(u32::MAX, 0), protocol.clone()),
+        ("4 GiB of payload", prefix(8, u32::MAX), protocol.clone()),
+        ("one byte over", prefix(262_145, 0), protocol.clone()),
+        ("unknown kind", framed(&[99]), protocol.clone()),
+        ("no MessagePack", framed(&[1, 0xc1]), protocol.clone()),
+        ("trailing bytes", long_hello, protocol.clone()),
+        ("HTTP", b"GET / HTTP/1.1\r\nHost: hub\r\n\r\n".to_vec(), protocol.clone()),
+        ("a transfer first", record.transfer(), protocol.clone()),
+        (
+            "unknown version",
+            record.hello_with(|h| (h.version, h.version_min) = (9, 9)),
+            vec!["Refused version"],
+        ),
+        ("unknown name", Record::new("nobody").hello(), vec!["Refused unknown_source"]),
+        ("another source's name", Record::new("filer-a").hello(), vec!["Refused other_source"]),
+        (
+            "other hub",
+            record.hello_with(|h| h.hub = Some(HubId([5; 16]))),
+            vec!["Refused other_hub"],
+        ),
+        ("other epoch", record.hello_with(|h| h.epoch = epoch), vec!["Refused diverged"]),
+    ];
+    for (what, bytes, expected) in before {
+        assert_eq!(say(address, &bytes), expected, "{what}");
+    }
+    let of_joined = [
+        ("damaged data", damaged),
+        ("another line", bytes_of(&Message::Transfer, Record::other_line().bytes())),
+        ("Hello twice", record.hello()),
+        ("a Welcome", framed(&[33])),
+        ("CpEnd alone", end),
+        ("a CP of nothing", full),
+        (
+            "an Ack",
+            bytes_of(
+                &Message::Ack(Ack { id: TransferId::default(), log_credit: 1, cp_taken: 1 }),
+                &[],
+            ),
+        ),
+    ];
+    let hello = record.hello();
+    for (what, bytes) in of_joined {
+        assert_eq!(say_joined(address, &hello, &bytes), protocol, "{what}");
+    }
+    // Updates of no CP are left over from one that was refused: taken, dropped, and no answer.
+    assert_eq!(say_joined(address, &hello, &updates), Vec::<String>::new());
+    let newer = record.hello_with(|h| h.generation.number = 5);
+    assert_eq!(say_joined(address, &newer, &framed(&[33])), protocol);
+    assert_eq!(say(address, &record.hello()), ["Refused generation"], "an old generation");
+    let shown = cluster.on_hub("z");
+    for nothing in ["staged_bytes", "drained_bytes", "applied_cp"] {
+        assert_eq!(shown[nothing], 0, "{nothing} of a source that only broke the protocol");
+    }
+    assert_eq!(cluster.on_hub("filer-a")["state"], "in-sync");
+    for (reason, least) in [
+        ("protocol", 16.0),
+        ("version", 1.0),
+        ("unknown_source", 1.0),
+        ("other_source", 1.0),
+        ("other_hub", 1.0),
+        ("generation", 1.0),
+        ("diverged", 1.0),
+    ] {
+        assert!(refusals(&cluster, reason) >= least, "{reason} {}", refusals(&cluster, reason));
+    }
+}
+
+impl Record {
+    /// A transfer that follows something that never was.
+    fn other_line() -> Transfer {
+        let data = vec![8; 4096];
+        let mut builder = Builder::default();
+        let entry = Entry {
+            kind: EntryKind::Write,
+            volume: VolumeNumber(0),
+            offset: 0,
+            length: 4096,
+            crc: crc32c(&data),
+        };
+        builder.push(entry, data.into());
+        builder.finish(TransferHeader {
+            id: TransferId { generation: 1, counter: 5 },
+            cp: CpNumber(1),
+            partition: 0,
+            first_sequence: SequenceNumber(5),
+            previous: TransferId { generation: 1, counter: 4 },
+            hash_before: mirrorhub::units::hash::StreamHash([4; 16]),
+            own_durable: TransferId::default(),
+        })
+    }
+}
+
+/// Silence, half a frame, one byte a second: closed at the deadline, counted, nobody waits.
+#[test]
+fn silent_and_slow_peers_are_closed() {
+    let mut cluster = Cluster::start(&[SourceSettings::new("filer-a")]);
+    let socket = cluster.path("filer-a/nbd.sock");
+    // What a log and its CP keep open is open before it is counted.
+    let quiet = p99_of_writes(&socket, "filer-a/vol0", Duration::from_secs(1));
+    let id = cluster.hub_process().id();
+    let (before, memory) = (descriptors(id), resident_kib(id));
+    let address = cluster.hub_address();
+    let begin = Instant::now();
+    let mut silent: Vec<TcpStream> = (0..200).map(|_| connect(address)).collect();
+    let hello = Record::new("filer-a").hello();
+    let half = silent.last_mut().expect("some");
+    drop(half.write_all(&hello[..hello.len() / 2]));
+    let p99 = p99_of_writes(&socket, "filer-a/vol0", Duration::from_secs(2));
+    println!("p99 of a write {quiet:?}, beside 200 silent connections {p99:?}");
+    assert!(p99 < quiet * 3 + Duration::from_millis(20));
+    assert_eq!(cluster.on_hub("filer-a")["state"], "in-sync");
+    assert!(refusals(&cluster, "busy") >= 100.0, "over the bound they are turned away");
+    // One byte now and then does not extend the deadline.
+    for at in 0..3 {
+        drop(silent[0].write_all(&hello[at..=at]));
+        pause(Duration::from_millis(500));
+    }
+    for stream in silent {
+        let left = PATIENCE.saturating_sub(begin.elapsed()).max(Duration::from_millis(100));
+        stream.set_read_timeout(Some(left)).expect("timeout");
+        assert_eq!(answers(stream), Vec::<String>::new());
+    }
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    assert!(refusals(&cluster, "protocol") >= 1.0, "a silent peer is counted");
+    wait_for("descriptors are closed", Duration::from_secs(10), || descriptors(id) <= before);
+    assert!(resident_kib(id) < memory + (64 << 10));
+}
+
+/// Mutations of a whole connection of one source while another one serves a good client.
+#[test]
+fn mutated_connections_disturb_nobody() {
+    let mut cluster = Cluster::prepare(&[SourceSettings::new("filer-a"), SourceSettings::new("z")]);
+    cluster.start_hub();
+    cluster.start_source("filer-a");
+    cluster.wait_in_sync("filer-a");
+    let address = cluster.hub_address();
+    let socket = cluster.path("filer-a/nbd.sock");
+    let quiet = p99_of_writes(&socket, "filer-a/vol0", Duration::from_secs(2));
+    let id = cluster.hub_process().id();
+    let (before, memory) = (descriptors(id), resident_kib(id));
+    let mut chance = Chance(seed());
+    let whole = Record::new("z").whole();
+    let probe = {
+        let socket = socket.clone();
+        std::thread::spawn(move || p99_of_writes(&socket, "filer-a/vol0", Duration::from_secs(4)))
+    };
+    let writer = Writer::start(socket.clone(), "filer-a/vol0", Known::default(), 2, 3);
+    let begin = Instant::now();
+    for _ in 0..rounds() {
+        let mut bytes = whole.clone();
+        for _ in 0..=chance.below(3) {
+            chance.mutate(&mut bytes);
+        }
+        let mut stream = connect(address);
+        drop(stream.write_all(&bytes));
+        drop(stream.shutdown(Shutdown::Write));
+        let mut rest = Vec::new();
+        drop(stream.read_to_end(&mut rest));
+    }
+    let attacked = probe.join().expect("the good client goes on");
+    println!(
+        "{} connections in {:?}; p99 of a write {quiet:?}, attacked {attacked:?}",
+        rounds(),
+        begin.elapsed()
+    );
+    assert!(attacked < quiet * 3 + Duration::from_millis(20), "{quiet:?} before, {attacked:?}");
+    assert!(cluster.hub_process().runs());
+    assert!(writer.answered() > 0);
+    let known = writer.finish();
+    crate::crashes::check(&mut cluster, "filer-a", &known);
+    wait_for("descriptors are closed", Duration::from_secs(10), || descriptors(id) <= before + 1);
+    println!(
+        "descriptors {before} -> {}, resident {memory} -> {} KiB",
+        descriptors(id),
+        resident_kib(id)
+    );
+    assert!(resident_kib(id) < memory + (64 << 10));
+    assert_eq!(cluster.on_hub("z")["applied_cp"], 0, "nothing of it was published");
+    let (_, page) = http_get(&cluster.hub_url("/metrics"));
+    assert_eq!(metric_sum(&page, "mirrorhub_source_actor_restarts", ""), 0.0, "no actor panicked");
+    assert!(refusals(&cluster, "protocol") > 0.0);
+}
+
+/// A whole NBD connection: options, then requests.
+fn nbd_record(export: &str) -> Vec<u8> {
+    let option = |code: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).expect("small");
+        [b"IHAVEOPT", &code.to_be_bytes()[..], &length.to_be_bytes(), payload].concat()
+    };
+    let request = |flags: u16, kind: u16, offset: u64, length: u32| {
+        [
+            &0x2560_9513_u32.to_be_bytes()[..],
+            &flags.to_be_bytes(),
+            &kind.to_be_bytes(),
+            &77_u64.to_be_bytes(),
+            &offset.to_be_bytes(),
+            &length.to_be_bytes(),
+        ]
+        .concat()
+    };
+    let name_bytes = u32::try_from(export.len()).expect("small").to_be_bytes();
+    let go = [&name_bytes[..], export.as_bytes(), &[0, 0]].concat();
+    [
+        vec![0, 0, 0, 3],
+        option(3, &[]),
+        option(8, &[]),
+        option(7, &go),
+        request(0, 0, 4000, 20_000),
+        [request(1, 1, 4096, 700), vec![7; 700]].concat(),
+        request(0, 6, 100, 9000),
+        request(0, 4, 0, 65_536),
+        request(0, 7, 0, 1 << 20),
+        request(0, 3, 0, 0),
+        request(0, 2, 0, 0),
+    ]
+    .concat()
+}
+
+/// Mutated NBD connections to the source's and the hub's socket.
+#[test]
+fn mutated_nbd_connections_disturb_nobody() {
+    let mut cluster = Cluster::start(&[
+        SourceSettings::new("filer-a").volumes(&[("vol0", "64MiB"), ("prey", "16MiB")])
+    ]);
+    cluster.checkpoint("filer-a");
+    let own = cluster.path("filer-a/nbd.sock");
+    let quiet = p99_of_writes(&own, "filer-a/vol0", Duration::from_secs(1));
+    let ids = [cluster.source_process("filer-a").id(), cluster.hub_process().id()];
+    let before = ids.map(|id| (descriptors(id), resident_kib(id)));
+    let mut chance = Chance(seed());
+    let record = nbd_record("filer-a/prey");
+    let probe = {
+        let socket = own.clone();
+        std::thread::spawn(move || p99_of_writes(&socket, "filer-a/vol0", Duration::from_secs(3)))
+    };
+    for _ in 0..rounds() {
+        for socket in [&own, &cluster.path("hub/nbd.sock")] {
+            let mut bytes = record.clone();
+            for _ in 0..=chance.below(3) {
+                chance.mutate(&mut bytes);
+            }
+            let mut stream = UnixStream::connect(socket).expect("NBD is served");
+            stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+            drop(stream.write_all(&bytes));
+            drop(stream.shutdown(Shutdown::Write));
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).ok();
+        }
+    }
+    let attacked = probe.join().expect("the good client goes on");
+    println!("p99 of a write {quiet:?}, attacked {attacked:?}");
+    assert!(attacked < quiet * 3 + Duration::from_millis(20), "{quiet:?} before, {attacked:?}");
+    for (id, (descriptors_before, memory)) in ids.into_iter().zip(before) {
+        wait_for("descriptors are closed", Duration::from_secs(10), || {
+            descriptors(id) <= descriptors_before
+        });
+        println!("resident {memory} -> {} KiB", resident_kib(id));
+        assert!(resident_kib(id) < memory + (64 << 10));
+    }
+    crate::crashes::check(&mut cluster, "filer-a", &Known::default());
+}
+
+/// What the lying hub does with a connection.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Lie {
+    Close,
+    Garbage,
+    CloseAfterHello,
+    Busy,
+    AckBeforeWelcome,
+    WelcomeOfOldVersion,
+    AckOfUnsent,
+    EarlyCpDone,
+    StrangeRefill,
+    HalfAFrame,
+    CloseAfterTransfer,
+}
+
+const LIES: [Lie; 10] = [
+    Lie::Close,
+    Lie::Garbage,
+    Lie::CloseAfterHello,
+    Lie::Busy,
+    Lie::AckBeforeWelcome,
+    Lie::AckOfUnsent,
+    Lie::EarlyCpDone,
+    Lie::StrangeRefill,
+    Lie::HalfAFrame,
+    Lie::CloseAfterTransfer,
+];
+
+fn next_connection(listener: &TcpListener) -> TcpStream {
+    listener.set_nonblocking(true).expect("listener");
+    let mut found = None;
+    wait_for("the source connects again", PATIENCE, || {
+        found = listener.accept().ok();
+        found.is_some()
+    });
+    let (stream, _) = found.expect("accepted");
+    stream.set_nonblocking(false).expect("stream");
+    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    stream
+}
+
+fn tell(stream: &mut TcpStream, message: &Message) {
+    drop(stream.write_all(&bytes_of(message, &[])));
+}
+
+fn hello_of(stream: &mut TcpStream) -> Hello {
+    match read_message(stream) {
+        Some((Message::Hello(hello), _)) => hello,
+        other => panic!("{other:?} instead of Hello"),
+    }
+}
+
+fn welcome(hello: &Hello, version: u16) -> Message {
+    let empty = Place::default().into();
+    Message::Welcome(Welcome {
+        version,
+        hub: HubId([1; 16]),
+        epoch: Epoch { number: 1, id: 77 },
+        applied_cp: CpNumber(0),
+        roots: vec![],
+        applied: empty,
+        last: empty,
+        cp_max: hello.cp_max,
+        log_credit: 4 << 20,
+        cp_credit: 2 << 20,
+    })
+}
+
+/// The next transfer of the source; other frames are passed over.
+fn transfer_of(stream: &mut TcpStream) -> Option<Transfer> {
+    loop {
+        let (message, payload) = read_message(stream)?;
+        if message == Message::Transfer {
+            return Some(Transfer::parse(payload.into()).expect("a good transfer"));
+        }
+    }
+}
+
+fn lie(mut stream: TcpStream, lie: Lie) {
+    if lie == Lie::Close {
+        return;
+    }
+    if lie == Lie::Garbage {
+        drop(stream.write_all(&[0xff; 64]));
+        while read_message(&mut stream).is_some() {}
+        return;
+    }
+    let hello = hello_of(&mut stream);
+    let ack = Ack {
+        id: TransferId { generation: hello.generation.number, counter: 999_999 },
+        log_credit: 4 << 20,
+        cp_taken: 0,
+    };
+    let busy = Refused {
+        code: RefusedCode::Busy,
+        reason: "made up for a test".to_owned(),
+        next_step: "none".to_owned(),
+    };
+    match lie {
+        Lie::Close | Lie::Garbage | Lie::CloseAfterHello => return,
+        Lie::Busy => tell(&mut stream, &Message::Refused(busy)),
+        Lie::AckBeforeWelcome => tell(&mut stream, &Message::Ack(ack)),
+        Lie::WelcomeOfOldVersion => tell(&mut stream, &welcome(&hello, 0)),
+        Lie::AckOfUnsent
+        | Lie::EarlyCpDone
+        | Lie::StrangeRefill
+        | Lie::HalfAFrame
+        | Lie::CloseAfterTransfer => {
+            tell(&mut stream, &welcome(&hello, PROTOCOL_VERSION));
+            let transfer = transfer_of(&mut stream).expect("a write waits to be sent");
+            match lie {
+                Lie::AckOfUnsent => tell(&mut stream, &Message::Ack(ack)),
+                Lie::EarlyCpDone => tell(&mut stream, &Message::CpDone(CpDone { cp: CpNumber(1) })),
+                Lie::StrangeRefill => {
+                    drop(stream.write_all(&bytes_of(&Message::Refill, transfer.bytes())));
+                }
+                Lie::HalfAFrame => drop(stream.write_all(&[9, 0, 0])),
+                _ => {}
+            }
+            if matches!(lie, Lie::HalfAFrame | Lie::CloseAfterTransfer) {
+                return;
+            }
+        }
+    }
+    // The source is the one that closes.
+    while read_message(&mut stream).is_some() {}
+}
+
+/// A hub that lies, breaks off and refuses: no client write is answered by it, the source comes
+/// again with a growing pause and says why; the first honest Ack answers the write.
+#[test]
+fn no_lie_of_a_hub_acknowledges_a_write() {
+    let mut cluster = Cluster::prepare(&[SourceSettings::new("filer-a")]);
+    let listener = TcpListener::bind(cluster.hub_address()).expect("the hub's port");
+    cluster.start_source("filer-a");
+    // It serves only when a hub has welcomed it.
+    let mut stream = next_connection(&listener);
+    let hello = hello_of(&mut stream);
+    tell(&mut stream, &welcome(&hello, PROTOCOL_VERSION));
+    let socket = cluster.path("filer-a/nbd.sock");
+    let writer = Writer::start(socket.clone(), "filer-a/vol0", Known::default(), 4, 9);
+    transfer_of(&mut stream).expect("a first write");
+    drop(stream);
+    let mut pauses = Vec::new();
+    for what in LIES {
+        let since = Instant::now();
+        let stream = next_connection(&listener);
+        pauses.push(since.elapsed());
+        lie(stream, what);
+        let mut own = cluster.own_status("filer-a");
+        wait_for(&format!("{what:?}: status tells"), Duration::from_secs(5), || {
+            own = cluster.own_status("filer-a");
+            own["state"] == "offline"
+        });
+        let reason = own["reason"].as_str().unwrap_or_default().to_owned();
+        println!("{what:?}: {reason} (after a pause of {:?})", pauses.last().expect("one"));
+        assert!(!reason.is_empty(), "{what:?}: no reason");
+        assert_eq!(writer.answered(), 0, "{what:?} acknowledged a write");
+        assert!(cluster.source_process("filer-a").runs());
+    }
+    assert!(pauses.iter().sum::<Duration>() > Duration::from_millis(500), "no back-off {pauses:?}");
+    // The negative control: an honest Ack answers.
+    let mut stream = next_connection(&listener);
+    let hello = hello_of(&mut stream);
+    tell(&mut stream, &welcome(&hello, PROTOCOL_VERSION));
+    while writer.answered() == 0 {
+        let transfer = transfer_of(&mut stream).expect("it is sent again");
+        let ack = Ack { id: transfer.id(), log_credit: 4 << 20, cp_taken: 0 };
+        tell(&mut stream, &Message::Ack(ack));
+        pause(Duration::from_millis(20));
+    }
+    drop(stream);
+    // A hub of an impossible version ends it for good, and status says so.
+    lie(next_connection(&listener), Lie::WelcomeOfOldVersion);
+    wait_for("halted", Duration::from_secs(5), || {
+        cluster.own_status("filer-a")["state"] == "faulted"
+    });
+    let own = cluster.own_status("filer-a");
+    assert!(own["reason"].as_str().unwrap_or_default().contains("version 0"), "{own}");
+    cluster.kill_source("filer-a");
+    writer.finish();
+}
