@@ -1,6 +1,6 @@
 //! A bitmap over the data blocks of a pool, in pages.
 //!
-//! A page is what the catalog stores: 504 words, which with its key and checksum fill one 4 KiB
+//! A page is what the catalog stores: 503 words, which with its key and checksum fill one 4 KiB
 //! page of the catalog's database. The bitmap counts the set bits of each page, so that a search
 //! for free blocks skips full ones. Indexes count from the first data block.
 //!
@@ -9,7 +9,7 @@
 use crate::units::convert::{to_u64, to_usize};
 
 /// Words of a page. Unit tests shrink it, so that small pools have many.
-pub const PAGE_WORDS: usize = if cfg!(test) { 6 } else { 504 };
+pub const PAGE_WORDS: usize = if cfg!(test) { 6 } else { 503 };
 /// Bytes of a page's bits.
 pub const PAGE_BITS_BYTES: usize = PAGE_WORDS * 8;
 /// Blocks of a page.

@@ -6,10 +6,12 @@
 //!
 //! * [`label`]: what says that a device is a pool, and its layout
 //! * [`mod@pointer`]: the format of tree pointers and roots
-//! * [`space`], [`bitmap`], [`blockset`], [`pins`]: which blocks are free, in memory
-//! * [`store`], [`region`], [`rows`], [`mirror`]: the catalog
+//! * [`space`], [`bitmap`], [`blockset`], `pins`: which blocks are free, in memory
+//! * `room`: promises, blocks for a CP, pins
+//! * `free_log`: how the free map is stored
+//! * `store`, `region`, [`rows`], `mirror`: the catalog
 //! * [`write_set`], [`publish`]: how a CP is written and becomes durable and visible
-//! * [`read`], [`cache`]: verified reads
+//! * `read`, [`cache`]: verified reads
 //! * [`snapshot`]: one moment of the accounts, for `check`
 //!
 //! Invariants: a block that a published or pinned root reaches is never written (2); rows are
@@ -21,6 +23,7 @@ pub mod blockset;
 pub mod cache;
 pub mod catalog;
 pub mod error;
+mod free_log;
 pub mod label;
 mod mirror;
 mod pins;
@@ -28,6 +31,7 @@ pub mod pointer;
 pub mod publish;
 mod read;
 mod region;
+mod room;
 pub mod rows;
 pub mod snapshot;
 pub mod space;
@@ -42,19 +46,20 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use crate::device::Device;
 use crate::limits::{HISTORY_ROWS_MAX, MIB, POOL_CATALOG_ROW_BYTES_MAX, POOL_CATALOG_SPARE};
 use crate::units::ids::{PoolId, SourceId};
-use crate::units::numbers::{BlockCount, CpNumber, Pbn, VolumeNumber};
+use crate::units::numbers::CpNumber;
 
 use self::bitmap::Bitmap;
 use self::cache::BlockCache;
 use self::error::PoolError;
+use self::free_log::FreeLog;
 use self::label::{Label, Layout};
 use self::mirror::Mirror;
 use self::pins::PinName;
 use self::pointer::{TreeRoot, VolumeKey};
 use self::publish::Committer;
-use self::space::{Draw, Space, SpaceMap};
+use self::space::{Space, SpaceMap};
 use self::store::Store;
-use self::write_set::{Budget, Reservation, WriteSet};
+use self::write_set::{Budget, WriteSet};
 
 /// What a pool may use, and whose it must be.
 #[derive(Debug, Clone)]
@@ -85,6 +90,7 @@ impl Default for PoolOptions {
 #[derive(Debug)]
 struct State {
     space: SpaceMap,
+    free_log: FreeLog,
     mirror: Mirror,
 }
 
@@ -118,7 +124,8 @@ impl Pool {
         let store = Store::create(Arc::clone(&device), &label, options.catalog_cache_bytes)?;
         label::write_all(&*device, &label)?;
         let free = Bitmap::new(layout.data_blocks());
-        Ok(Self::start(device, label, options, store, Mirror::default(), free))
+        let free_log = FreeLog::new(&layout);
+        Ok(Self::start(device, label, options, store, Mirror::default(), (free, free_log)))
     }
 
     /// Opens an existing pool: label, catalog and free map are verified, nothing is pinned.
@@ -133,8 +140,8 @@ impl Pool {
             return Err(PoolError::WrongOwner { device, pool: label.pool, wanted, met });
         }
         let cache_bytes = options.catalog_cache_bytes;
-        let (store, mirror, published) = Store::open(Arc::clone(&device), &label, cache_bytes)?;
-        Ok(Self::start(device, label, options, store, mirror, published))
+        let (store, mirror, free_map) = Store::open(Arc::clone(&device), &label, cache_bytes)?;
+        Ok(Self::start(device, label, options, store, mirror, free_map))
     }
 
     fn start(
@@ -143,7 +150,7 @@ impl Pool {
         options: PoolOptions,
         store: Store,
         mirror: Mirror,
-        published: Bitmap,
+        (published, free_log): (Bitmap, FreeLog),
     ) -> Arc<Self> {
         let space = SpaceMap::new(&label.layout, published);
         Arc::new(Self {
@@ -151,7 +158,7 @@ impl Pool {
             device,
             label,
             options,
-            state: Mutex::new(State { space, mirror }),
+            state: Mutex::new(State { space, free_log, mirror }),
             store,
             committer: Committer::default(),
             transactions: AtomicU64::new(0),
@@ -194,111 +201,8 @@ impl Pool {
         WriteSet::new(Arc::clone(self), budget)
     }
 
-    /// Promises free blocks, so that what is ordered now can be written later (R18). Gives up
-    /// the oldest pins if that makes room.
-    pub fn reserve(self: &Arc<Self>, blocks: BlockCount) -> Result<Reservation, PoolError> {
-        let mut state = self.lock()?;
-        loop {
-            match state.space.hold(blocks.0) {
-                Ok(()) => return Ok(Reservation::new(Arc::clone(self), blocks.0)),
-                Err(error) => {
-                    let Space { free, pinned, .. } = state.space.report();
-                    if blocks.0 > free.0 + pinned.0 || !self.end_oldest_pin(&mut state) {
-                        return Err(error);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Takes up to so many blocks side by side. Before the reserve is touched the oldest pins are
-    /// given up, until there is room beside it or no pin holds anything (R18).
-    fn take(&self, wanted: u64, draw: Draw<'_>) -> Result<(Pbn, u64), PoolError> {
-        let mut state = self.lock()?;
-        while state.space.is_at_reserve() && self.end_oldest_pin(&mut state) {}
-        match state.space.take(wanted, draw) {
-            Some(run) => Ok(run),
-            None => Err(state.space.full(wanted)),
-        }
-    }
-
-    /// Gives up the pin that was made first, if pins hold any blocks at all.
-    fn end_oldest_pin(&self, state: &mut State) -> bool {
-        if state.space.pins.dead_blocks() == 0 {
-            return false;
-        }
-        let Some(free) = state.space.pins.end_oldest() else { return false };
-        state.space.release_all(&self.cache, &free);
-        true
-    }
-
-    /// Pins a volume as last published. The pool gives the pin up only when it needs the space.
-    pub fn pin(self: &Arc<Self>, source: SourceId, volume: VolumeNumber) -> Result<Pin, PoolError> {
-        let mut state = self.lock()?;
-        self.pin_locked(&mut state, VolumeKey { source, volume })
-    }
-
-    /// Pins all volumes of a source at one CP.
-    pub fn pin_source(self: &Arc<Self>, source: SourceId) -> Result<Vec<Pin>, PoolError> {
-        let mut made = Vec::new();
-        let mut state = self.lock()?;
-        if state.mirror.source(source).is_none() {
-            return Err(PoolError::UnknownSource { source_id: source });
-        }
-        let keys: Vec<_> = state.mirror.volumes(source).map(|row| row.key).collect();
-        for key in keys {
-            match self.pin_locked(&mut state, key) {
-                Ok(pin) => made.push(pin),
-                Err(error) => {
-                    // Pins are dropped without the lock.
-                    drop(state);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(made)
-    }
-
-    fn pin_locked(self: &Arc<Self>, state: &mut State, key: VolumeKey) -> Result<Pin, PoolError> {
-        let tree = state.mirror.volume(key).ok_or(PoolError::UnknownVolume { key })?.tree;
-        let source = state.mirror.source(key.source);
-        let cp = source.ok_or(PoolError::UnknownSource { source_id: key.source })?.applied;
-        state.space.pins.refuse_more()?;
-        Ok(self.pin_tree(state, key, cp, tree))
-    }
-
-    fn pin_tree(
-        self: &Arc<Self>,
-        state: &mut State,
-        key: VolumeKey,
-        cp: CpNumber,
-        tree: TreeRoot,
-    ) -> Pin {
-        let name = state.space.pins.add(key, cp, tree);
-        Pin { pool: Arc::clone(self), name, tree }
-    }
-
-    /// Readers that pin something, and pins given up since the pool was opened.
-    pub fn pin_counts(&self) -> Result<(u64, u64), PoolError> {
-        Ok(self.lock()?.space.pins.counts())
-    }
-
-    /// Gives up the pin that was made first, whatever it holds.
-    pub fn end_first_pin(&self) -> Result<bool, PoolError> {
-        let mut state = self.lock()?;
-        let Some(free) = state.space.pins.end_oldest() else { return Ok(false) };
-        state.space.release_all(&self.cache, &free);
-        Ok(true)
-    }
-
     fn lock(&self) -> Result<MutexGuard<'_, State>, PoolError> {
         self.state.lock().map_err(|_| PoolError::Poisoned)
-    }
-
-    fn unhold(&self, blocks: u64) {
-        if let Ok(mut state) = self.lock() {
-            state.space.unhold(blocks);
-        }
     }
 
     /// Refuses if an earlier error latched the pool.
@@ -402,51 +306,5 @@ impl Drop for Pin {
             let free = state.space.pins.release(&self.name);
             state.space.release_all(&self.pool.cache, &free);
         }
-    }
-}
-
-/// What breaks a pool on purpose, for negative controls.
-#[cfg(test)]
-impl Pool {
-    /// From now on freed blocks are given out at once.
-    pub(crate) fn break_allocator(&self) {
-        self.lock().unwrap().space.broken = true;
-    }
-
-    /// Blocks in the cache.
-    pub(crate) fn cached_blocks(&self) -> usize {
-        self.cache.len()
-    }
-
-    /// Makes the state unusable, as a panic in the middle of a change would.
-    pub(crate) fn poison(self: &Arc<Self>) {
-        let pool = Arc::clone(self);
-        let panicked = std::thread::spawn(move || {
-            let _state = pool.lock().unwrap();
-            panic!("on purpose");
-        });
-        assert!(panicked.join().is_err());
-    }
-
-    /// Marks a free block used and that one free in the stored map. Returns both.
-    pub(crate) fn break_accounts(&self, used: Pbn) -> (Pbn, Pbn) {
-        let mut state = self.lock().unwrap();
-        (state.space.break_map(used), used)
-    }
-
-    /// Gives a second volume the tree of the first.
-    pub(crate) fn break_twin(&self, key: VolumeKey, twin: VolumeKey) {
-        let mut state = self.lock().unwrap();
-        let mut row = state.mirror.volume(key).unwrap().clone();
-        row.key = twin;
-        state.mirror.load_volume(row);
-    }
-
-    /// Makes a source's applied CP another one.
-    pub(crate) fn break_cp(&self, source: SourceId, cp: CpNumber) {
-        let mut state = self.lock().unwrap();
-        let mut row = state.mirror.source(source).unwrap().clone();
-        row.applied = cp;
-        state.mirror.load_source(row);
     }
 }

@@ -4,14 +4,14 @@
 //! all that is queued and commits it; while it works, the next gather. One commit is:
 //!
 //! 1. `flush`: every block that the new roots reach is on the medium
-//! 2. one transaction: rows, history, changed pages of the free map
+//! 2. one transaction: rows, history, what changed in the free map
 //! 3. memory: the rows are visible, freed blocks are free or stand in a pin's deadlist
 //!
 //! A crash before the end of 2 leaves the old roots and a free map that fits them; after it, the
 //! new ones. A change that is refused (old epoch, full catalog, moved base) is left out and does
 //! not hold up the others. A failed flush or transaction latches the pool and fails them all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -25,7 +25,8 @@ use super::error::PoolError;
 use super::mirror::{Mirror, Staged};
 use super::pointer::{TreeRoot, VolumeKey};
 use super::rows::{HistoryRow, SourceRow, VolumeRow, check_extension, history_rows};
-use super::space::SpaceMap;
+use super::space::{MapChanges, SpaceMap};
+use super::store::FreeMapUpdate;
 use super::write_set::{Settled, WriteSet};
 use super::{Pool, State};
 
@@ -192,7 +193,7 @@ impl Committer {
 #[derive(Default)]
 struct Making {
     staged: Staged,
-    dirty: BTreeSet<u64>,
+    changes: MapChanges,
     settled: Vec<Settled>,
     /// Dropped without the state's lock.
     refused: Vec<WriteSet>,
@@ -226,21 +227,21 @@ impl Pool {
         }
         let transaction = self.transactions() + 1;
         let mut making = Making::default();
-        let pages = {
+        let mut free_map = None;
+        {
             let mut state = self.lock()?;
             for change in changes {
                 let outcome = self.stage(&mut state, &mut making, change, transaction);
                 making.outcomes.push(outcome);
             }
-            let (published, _) = state.space.maps();
-            making.dirty.iter().map(|&page| (page, published.page_bits(page))).collect::<Vec<_>>()
-        };
+            if !making.staged.is_empty() {
+                free_map = Some(self.stage_free_map(&mut state, &making.changes));
+            }
+        }
         let Making { staged, settled, refused, outcomes, .. } = making;
         drop(refused);
-        if staged.is_empty() {
-            return Ok(outcomes);
-        }
-        self.store().commit(&staged, &pages)?;
+        let Some(free_map) = free_map else { return Ok(outcomes) };
+        self.store().commit(&staged, &free_map)?;
         self.count_transaction().store(transaction, Ordering::Release);
         let mut state = self.lock()?;
         state.mirror.merge(staged);
@@ -257,6 +258,15 @@ impl Pool {
         Ok(outcomes)
     }
 
+    /// What the commit stores of the free map, as it is with all of the batch.
+    fn stage_free_map(&self, state: &mut State, changes: &MapChanges) -> FreeMapUpdate {
+        let first = self.label().layout.data_start;
+        let plan = state.free_log.plan(&changes.taken, &changes.freed, first);
+        let (published, _) = state.space.maps();
+        let pages = plan.pages.iter().map(|&page| (page, published.page_bits(page))).collect();
+        FreeMapUpdate { plan, pages }
+    }
+
     /// Enters one change into the batch, or refuses it and leaves the batch as it was.
     fn stage(
         &self,
@@ -265,7 +275,7 @@ impl Pool {
         change: Change,
         transaction: u64,
     ) -> Outcome {
-        let State { mirror, space } = state;
+        let State { mirror, space, .. } = state;
         let (staged, max) = (&mut making.staged, self.row_bytes_max());
         match change {
             Change::PutSource(row) => staged.put_source(mirror, *row, max)?,
@@ -278,7 +288,7 @@ impl Pool {
             Change::PutVolume(row) => staged.put_volume(mirror, *row, max)?,
             Change::RemoveVolume(key) => staged.remove_volume(mirror, key)?,
             Change::Publish(publish) => {
-                let rows = CpRows::of(&publish, staged, mirror, space, &mut making.dirty);
+                let rows = CpRows::of(&publish, staged, mirror, space, &mut making.changes);
                 let Publish { write_set, source, cp, .. } = *publish;
                 let rows = match rows {
                     Ok(rows) => rows,
@@ -317,7 +327,7 @@ impl CpRows {
         staged: &Staged,
         mirror: &Mirror,
         space: &mut SpaceMap,
-        dirty: &mut BTreeSet<u64>,
+        changes: &mut MapChanges,
     ) -> Result<Self, PoolError> {
         let mut source = staged.source(mirror, publish.source)?.clone();
         let (named, recorded) = (publish.epoch, source.epoch);
@@ -343,7 +353,7 @@ impl CpRows {
         check_extension(&source)?;
         let Publish { sequence, stream_hash, .. } = *publish;
         let history = HistoryRow { cp, sequence, stream_hash, roots };
-        space.stage(publish.write_set.account(), dirty)?;
+        space.stage(publish.write_set.account(), changes)?;
         Ok(Self { source, volumes, history })
     }
 

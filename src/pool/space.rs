@@ -70,6 +70,15 @@ pub(super) struct Account {
     pub(super) freed: BTreeMap<VolumeKey, FreedBlocks>,
 }
 
+/// What a commit changes in the published map.
+#[derive(Debug, Default)]
+pub(super) struct MapChanges {
+    /// Pages in which blocks were taken.
+    pub(super) taken: BTreeSet<u64>,
+    /// Blocks that were freed.
+    pub(super) freed: BlockSet,
+}
+
 /// The free map.
 #[derive(Debug)]
 pub(super) struct SpaceMap {
@@ -220,12 +229,12 @@ impl SpaceMap {
         cache.forget(pbn);
     }
 
-    /// Enters a CP into the published map, in memory; the caller stores the pages it adds to
-    /// `dirty`. Refused, and nothing changed, if it frees what is not published.
+    /// Enters a CP into the published map, in memory; the caller stores the changes noted in
+    /// `changes`. Refused, and nothing changed, if it frees what is not published.
     pub(super) fn stage(
         &mut self,
         account: &Account,
-        dirty: &mut BTreeSet<u64>,
+        changes: &mut MapChanges,
     ) -> Result<(), PoolError> {
         let (mut wrong, mut seen) = (None, BlockSet::default());
         for freed in account.freed.values() {
@@ -244,7 +253,7 @@ impl SpaceMap {
             freed.for_each(|pbn| {
                 let index = self.index(pbn).unwrap_or(u64::MAX);
                 self.published.remove(index);
-                dirty.insert(Bitmap::page_of(index));
+                changes.freed.insert(pbn);
             });
         }
         self.in_flight -= account.allocated.len() - account.dropped.len();
@@ -253,7 +262,7 @@ impl SpaceMap {
                 let index = self.index(pbn).unwrap_or(u64::MAX);
                 assert!(self.busy.get(index), "block {pbn} is published but was never given out");
                 assert!(self.published.insert(index), "block {pbn} is published twice");
-                dirty.insert(Bitmap::page_of(index));
+                changes.taken.insert(Bitmap::page_of(index));
             }
         });
         Ok(())
@@ -348,16 +357,16 @@ mod tests {
 
     #[test]
     fn a_freed_block_is_busy_until_the_commit_is_durable() {
-        let (mut map, cache, mut dirty) = (map(100), cache(), BTreeSet::new());
+        let (mut map, cache, mut changes) = (map(100), cache(), MapChanges::default());
         let first = allocate(&mut map, 5);
-        map.stage(&first, &mut dirty).unwrap();
+        map.stage(&first, &mut changes).unwrap();
         map.finish(&cache, first);
         assert_eq!((map.report().used, map.report().in_flight), (BlockCount(5), BlockCount(0)));
 
         let mut second = Account::default();
         second.freed.entry(KEY).or_default().insert(Pbn(12), CpNumber(1));
-        map.stage(&second, &mut dirty).unwrap();
-        assert_eq!(dirty, BTreeSet::from([0]));
+        map.stage(&second, &mut changes).unwrap();
+        assert_eq!((changes.taken, changes.freed.to_vec()), (BTreeSet::from([0]), vec![12]));
         assert_eq!((map.report().used, map.report().free), (BlockCount(4), BlockCount(95)));
         map.finish(&cache, second);
         assert_eq!(map.report().free, BlockCount(96));
@@ -365,12 +374,13 @@ mod tests {
 
     #[test]
     fn freeing_what_is_not_published_is_refused_and_changes_nothing() {
-        let (mut map, mut dirty) = (map(100), BTreeSet::new());
+        let (mut map, mut changes) = (map(100), MapChanges::default());
         let mut account = allocate(&mut map, 5);
         account.freed.entry(KEY).or_default().insert(Pbn(50), CpNumber(1));
-        let met = map.stage(&account, &mut dirty).unwrap_err();
+        let met = map.stage(&account, &mut changes).unwrap_err();
         assert!(met.to_string().contains("block 50 was freed"), "{met}");
-        assert_eq!((map.report().used, dirty.len()), (BlockCount(0), 0));
+        assert_eq!((map.report().used, changes.taken.len()), (BlockCount(0), 0));
+        assert!(changes.freed.is_empty());
     }
 
     #[test]

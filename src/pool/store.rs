@@ -1,12 +1,14 @@
 //! The catalog on the device: a `redb` database in the pool's catalog region.
 //!
 //! Tables: `meta` (whose catalog), `sources`, `volumes`, `history`, `free_map` (one row a page of
-//! the published bitmap). Everything is read once, at open; from then on `redb` only stores what
+//! the published bitmap: a row's header, the number of the commit that wrote it, the bits) and
+//! `free_log` (one row a commit, see the module of that name). Everything is read once, at open; from then on `redb` only stores what
 //! one commit changes, in one durable transaction, and answers questions about history. The
 //! caller has flushed all blocks that the new rows reach.
 //!
 //! A failed commit may have stored anything between nothing and all: the pool latches.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -17,23 +19,26 @@ use redb::{
 };
 
 use crate::device::Device;
-use crate::units::convert::to_usize;
+use crate::units::convert::{to_u64, to_usize};
 use crate::units::ids::SourceId;
 use crate::units::numbers::CpNumber;
 
-use super::bitmap::{Bitmap, PAGE_BITS_BYTES};
+use super::bitmap::{Bitmap, Extent, PAGE_BITS_BYTES};
 use super::error::PoolError;
-use super::label::Label;
+use super::free_log::{FreeLog, FreePlan, decode_row};
+use super::label::{Label, Layout};
 use super::mirror::{Mirror, Staged};
 use super::pointer::{keyed, unkeyed};
 use super::region::CatalogRegion;
 use super::rows::{HistoryRow, SourceRow, VolumeRow, corrupt, seal, unseal};
 
 const FREE_MAP_NAME: &str = "free_map";
+const FREE_LOG_NAME: &str = "free_log";
 const META_NAME: &str = "meta";
 const OWNER_KEY: &str = "pool";
-/// Bytes of a stored page: header of a row and bits. With its key it fills one page of `redb`.
-const FREE_PAGE_BYTES: usize = 8 + PAGE_BITS_BYTES;
+/// Bytes of a stored page: header of a row, commit and bits. With its key it fills one page of
+/// `redb`.
+const FREE_PAGE_BYTES: usize = 8 + 8 + PAGE_BITS_BYTES;
 
 const _: () = assert!(FREE_PAGE_BYTES + 8 + 16 <= 4096);
 
@@ -41,10 +46,17 @@ const META: TableDefinition<&str, &[u8]> = TableDefinition::new(META_NAME);
 const SOURCES: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new(SourceRow::TABLE);
 const VOLUMES: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(VolumeRow::TABLE);
 const HISTORY: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(HistoryRow::TABLE);
+const FREE_LOG: TableDefinition<u64, &[u8]> = TableDefinition::new(FREE_LOG_NAME);
 const FREE_MAP: TableDefinition<u64, &[u8; FREE_PAGE_BYTES]> = TableDefinition::new(FREE_MAP_NAME);
 
-/// One page of the published bitmap, as it shall be stored.
-pub(super) type FreePage = (u64, [u8; PAGE_BITS_BYTES]);
+/// What one commit stores of the published bitmap.
+#[derive(Debug)]
+pub(super) struct FreeMapUpdate {
+    /// Which pages, and the row of the log.
+    pub(super) plan: FreePlan,
+    /// The bits of those pages.
+    pub(super) pages: Vec<(u64, [u8; PAGE_BITS_BYTES])>,
+}
 
 /// The database.
 pub(super) struct Store {
@@ -69,11 +81,35 @@ fn owner_bytes(label: &Label) -> Vec<u8> {
     seal(META_NAME, OWNER_KEY.as_bytes(), &bytes)
 }
 
-fn free_page((page, bits): &FreePage) -> [u8; FREE_PAGE_BYTES] {
-    let sealed = seal(FREE_MAP_NAME, &page.to_le_bytes(), bits);
+fn free_page(page: u64, commit: u64, bits: &[u8; PAGE_BITS_BYTES]) -> [u8; FREE_PAGE_BYTES] {
+    let payload = [&commit.to_le_bytes()[..], bits].concat();
+    let sealed = seal(FREE_MAP_NAME, &page.to_le_bytes(), &payload);
     let mut bytes = [0; FREE_PAGE_BYTES];
     bytes.copy_from_slice(&sealed);
     bytes
+}
+
+/// Clears what a row of the log freed in pages that are older than the row. Returns those pages.
+fn apply_log(
+    bitmap: &mut Bitmap,
+    written: &[u64],
+    commit: u64,
+    row: &[u8],
+) -> Result<BTreeSet<u64>, String> {
+    let runs = decode_row(row, bitmap.blocks()).ok_or("it is no list of runs")?;
+    let mut older = BTreeSet::new();
+    for Extent { start, count } in runs {
+        for index in start..start + count {
+            let page = Bitmap::page_of(index);
+            if written.get(to_usize(page)).is_some_and(|written| *written < commit) {
+                older.insert(page);
+                if !bitmap.remove(index) {
+                    return Err(format!("block {index} was freed twice"));
+                }
+            }
+        }
+    }
+    Ok(older)
 }
 
 /// First and last key of one source.
@@ -97,9 +133,10 @@ impl Store {
             transaction.open_table(SOURCES).map_err(failed("create sources"))?;
             transaction.open_table(VOLUMES).map_err(failed("create volumes"))?;
             transaction.open_table(HISTORY).map_err(failed("create history"))?;
+            transaction.open_table(FREE_LOG).map_err(failed("create free log"))?;
             let mut pages = transaction.open_table(FREE_MAP).map_err(failed("create free map"))?;
             for page in 0..Bitmap::new(label.layout.data_blocks()).pages() {
-                let bytes = free_page(&(page, [0; PAGE_BITS_BYTES]));
+                let bytes = free_page(page, 0, &[0; PAGE_BITS_BYTES]);
                 pages.insert(page, &bytes).map_err(failed("write free map"))?;
             }
         }
@@ -115,12 +152,12 @@ impl Store {
         device: Arc<dyn Device>,
         label: &Label,
         cache_bytes: u64,
-    ) -> Result<(Self, Mirror, Bitmap), PoolError> {
+    ) -> Result<(Self, Mirror, (Bitmap, FreeLog)), PoolError> {
         let open = || {
             let store = Self::open_verified(device, label, cache_bytes)?;
             let mirror = store.load_rows()?;
-            let published = store.load_free_map(label.layout.data_blocks())?;
-            Ok((store, mirror, published))
+            let free_map = store.load_free_map(&label.layout)?;
+            Ok((store, mirror, free_map))
         };
         std::panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
             let what = "the database stopped over damage in its pages".to_string();
@@ -194,8 +231,9 @@ impl Store {
         Ok(mirror)
     }
 
-    /// The published bitmap. Every page must be there.
-    fn load_free_map(&self, blocks: u64) -> Result<Bitmap, PoolError> {
+    /// The published bitmap: every page must be there, and the log is applied to them.
+    fn load_free_map(&self, layout: &Layout) -> Result<(Bitmap, FreeLog), PoolError> {
+        let blocks = layout.data_blocks();
         let reader = self.database.begin_read().map_err(failed("read"))?;
         let pages = reader.open_table(FREE_MAP).map_err(failed("open free map"))?;
         let mut bitmap = Bitmap::new(blocks);
@@ -205,20 +243,42 @@ impl Store {
         if met != wanted {
             return Err(wrong(met, format!("{met} pages, wanted {wanted}")));
         }
+        let mut written = Vec::new();
         for row in pages.iter().map_err(failed("read free map"))? {
             let (key, value) = row.map_err(failed("read free map"))?;
             let page = key.value();
-            let bits = unseal(FREE_MAP_NAME, &page.to_le_bytes(), value.value())?;
+            let payload = unseal(FREE_MAP_NAME, &page.to_le_bytes(), value.value())?;
+            let Some((commit, bits)) = payload.split_first_chunk() else {
+                return Err(wrong(page, "it is too short".into()));
+            };
+            written.push(u64::from_le_bytes(*commit));
             let loaded = bits.first_chunk().is_some_and(|bits| bitmap.load_page(page, bits));
             if !loaded {
                 return Err(wrong(page, "it marks blocks past the end".into()));
             }
         }
-        Ok(bitmap)
+        let log = reader.open_table(FREE_LOG).map_err(failed("open free log"))?;
+        let (mut rows, mut stale) = (BTreeMap::new(), BTreeSet::new());
+        for row in log.iter().map_err(failed("read free log"))? {
+            let (key, value) = row.map_err(failed("read free log"))?;
+            let (commit, key) = (key.value(), key.value().to_le_bytes());
+            let payload = unseal(FREE_LOG_NAME, &key, value.value())?;
+            let pages = apply_log(&mut bitmap, &written, commit, payload)
+                .map_err(|what| corrupt(FREE_LOG_NAME, &commit.to_be_bytes(), what))?;
+            stale.extend(pages);
+            rows.insert(commit, to_u64(payload.len()));
+        }
+        let last = written.iter().chain(rows.keys()).max().copied().unwrap_or(0);
+        let free_log = FreeLog::stored(rows, stale, last, FreeLog::bytes_max(layout));
+        Ok((bitmap, free_log))
     }
 
     /// Stores all that one commit changes, in one durable transaction.
-    pub(super) fn commit(&self, staged: &Staged, pages: &[FreePage]) -> Result<(), PoolError> {
+    pub(super) fn commit(
+        &self,
+        staged: &Staged,
+        free_map: &FreeMapUpdate,
+    ) -> Result<(), PoolError> {
         let transaction = self.begin()?;
         {
             let mut table = transaction.open_table(SOURCES).map_err(failed("open sources"))?;
@@ -240,14 +300,29 @@ impl Store {
                 .map_err(failed("write volumes"))?;
             }
         }
-        {
-            let mut table = transaction.open_table(FREE_MAP).map_err(failed("open free map"))?;
-            for page in pages {
-                table.insert(page.0, &free_page(page)).map_err(failed("write free map"))?;
-            }
-        }
+        Self::commit_free_map(&transaction, free_map)?;
         Self::commit_history(&transaction, staged)?;
         transaction.commit().map_err(failed("commit"))
+    }
+
+    fn commit_free_map(
+        transaction: &WriteTransaction,
+        update: &FreeMapUpdate,
+    ) -> Result<(), PoolError> {
+        let FreePlan { commit, row, obsolete_below, .. } = &update.plan;
+        let mut table = transaction.open_table(FREE_MAP).map_err(failed("open free map"))?;
+        for (page, bits) in &update.pages {
+            let bytes = free_page(*page, *commit, bits);
+            table.insert(page, &bytes).map_err(failed("write free map"))?;
+        }
+        let mut table = transaction.open_table(FREE_LOG).map_err(failed("open free log"))?;
+        let cut = table.retain_in(..*obsolete_below, |_, _| false);
+        cut.map_err(failed("cut free log"))?;
+        if !row.is_empty() {
+            let sealed = seal(FREE_LOG_NAME, &commit.to_le_bytes(), row);
+            table.insert(commit, &*sealed).map_err(failed("write free log"))?;
+        }
+        Ok(())
     }
 
     fn commit_history(transaction: &WriteTransaction, staged: &Staged) -> Result<(), PoolError> {

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use crate::device::Device;
 pub(crate) use crate::device::sim::Chance;
 use crate::device::sim::{Call, On, SimDevice};
-use crate::units::numbers::ByteCount;
+use crate::pool::Pool;
+use crate::pool::pointer::VolumeKey;
+use crate::units::ids::SourceId;
+use crate::units::numbers::{ByteCount, CpNumber, Pbn};
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
 /// A simulated device.
@@ -57,4 +60,49 @@ pub(crate) fn block_at(device: &SimDevice, block: u64) -> [u8; BLOCK_BYTES] {
     let mut bytes = [0; BLOCK_BYTES];
     device.read_at(block * BLOCK_BYTES_U64, &mut bytes).unwrap();
     bytes
+}
+
+/// What breaks a pool on purpose, for negative controls.
+impl Pool {
+    /// From now on freed blocks are given out at once.
+    pub(crate) fn break_allocator(&self) {
+        self.lock().unwrap().space.broken = true;
+    }
+
+    /// Blocks in the cache.
+    pub(crate) fn cached_blocks(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Makes the state unusable, as a panic in the middle of a change would.
+    pub(crate) fn poison(self: &Arc<Self>) {
+        let pool = Arc::clone(self);
+        let panicked = std::thread::spawn(move || {
+            let _state = pool.lock().unwrap();
+            panic!("on purpose");
+        });
+        assert!(panicked.join().is_err());
+    }
+
+    /// Marks a free block used and that one free in the stored map. Returns both.
+    pub(crate) fn break_accounts(&self, used: Pbn) -> (Pbn, Pbn) {
+        let mut state = self.lock().unwrap();
+        (state.space.break_map(used), used)
+    }
+
+    /// Gives a second volume the tree of the first.
+    pub(crate) fn break_twin(&self, key: VolumeKey, twin: VolumeKey) {
+        let mut state = self.lock().unwrap();
+        let mut row = state.mirror.volume(key).unwrap().clone();
+        row.key = twin;
+        state.mirror.load_volume(row);
+    }
+
+    /// Makes a source's applied CP another one.
+    pub(crate) fn break_cp(&self, source: SourceId, cp: CpNumber) {
+        let mut state = self.lock().unwrap();
+        let mut row = state.mirror.source(source).unwrap().clone();
+        row.applied = cp;
+        state.mirror.load_source(row);
+    }
 }
