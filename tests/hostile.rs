@@ -420,6 +420,8 @@ fn mutated_connections_disturb_nobody() {
     // The probe has a volume of its own: the oracle knows every block of the other.
     let settings = SourceSettings::new("filer-a").volumes(&[("vol0", "64MiB"), ("vol1", "64MiB")]);
     let mut cluster = Cluster::prepare(&[settings, SourceSettings::new("z")]);
+    // A mutated CP that gets as far as its roots is refused: that is right here.
+    cluster.refusals_wanted = true;
     cluster.start_hub();
     cluster.start_source("filer-a");
     cluster.wait_in_sync("filer-a");
