@@ -23,7 +23,6 @@ use super::signals::CpData;
 use super::{identity::Extension, verify};
 use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
 use crate::link::FrameReader;
-use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::primary::{Action, Event, Held, Primary};
 use crate::units::convert::{low_u32, to_u64};
@@ -377,11 +376,7 @@ impl Forwarder {
         let transfer = Transfer::parse(payload)
             .map_err(|error| End::Broken(format!("a refilled transfer is bad: {error}")))?;
         let header = *transfer.header();
-        let place = Place {
-            transfer: header.id,
-            sequence: transfer.last_sequence(),
-            hash: transfer.hash_after(),
-        };
+        let place = transfer.place();
         let event = Event::Refilled {
             held: Held { place, bytes: to_u64(transfer.bytes().len()) },
             previous: header.previous,

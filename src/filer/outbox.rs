@@ -16,7 +16,6 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::plan::TransferRow;
-use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::primary::Held;
 use crate::units::convert::to_u64;
@@ -213,11 +212,7 @@ impl Outbox {
 impl State {
     fn push(&mut self, transfer: &Transfer, origin: Origin, position: Option<LogPosition>) {
         let header = transfer.header();
-        let place = Place {
-            transfer: header.id,
-            sequence: transfer.last_sequence(),
-            hash: transfer.hash_after(),
-        };
+        let place = transfer.place();
         let first_ordinal = match self.rows.back() {
             Some(last) if last.cp == header.cp => last.first_ordinal + last.ordinals,
             _ => 0,

@@ -636,14 +636,9 @@ impl Handler<FrameIn> for SourceActor {
             return;
         }
         let event = match &message.content {
-            Content::Transfer(transfer) => Event::Transfer(Arrived {
-                header: *transfer.header(),
-                place: Place {
-                    transfer: transfer.id(),
-                    sequence: transfer.last_sequence(),
-                    hash: transfer.hash_after(),
-                },
-            }),
+            Content::Transfer(transfer) => {
+                Event::Transfer(Arrived { header: *transfer.header(), place: transfer.place() })
+            }
             Content::Updates { cp, payload, .. } => {
                 Event::Updates { cp: *cp, bytes: to_u64(payload.len()) }
             }

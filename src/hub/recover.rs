@@ -388,11 +388,7 @@ impl Recovering {
         }
         match store.append(source, epoch, transfer) {
             Ok(_) => {
-                self.last = Place {
-                    transfer: transfer.id(),
-                    sequence: transfer.last_sequence(),
-                    hash: transfer.hash_after(),
-                };
+                self.last = transfer.place();
             }
             Err(error) => self.fault = Some(error.to_string()),
         }

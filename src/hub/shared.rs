@@ -236,11 +236,7 @@ impl Shared {
             let reader = self.store.reader(source, cp).map_err(|error| error.to_string())?;
             for transfer in reader.transfers() {
                 let transfer = transfer.map_err(|error| error.to_string())?;
-                let place = Place {
-                    transfer: transfer.id(),
-                    sequence: transfer.last_sequence(),
-                    hash: transfer.hash_after(),
-                };
+                let place = transfer.place();
                 if place.sequence > upto.sequence {
                     break;
                 }

@@ -40,11 +40,7 @@ impl Staged {
 
     /// Its place in the source's history.
     pub fn place(&self) -> Place {
-        Place {
-            transfer: self.transfer.id(),
-            sequence: self.transfer.last_sequence(),
-            hash: self.transfer.hash_after(),
-        }
+        self.transfer.place()
     }
 }
 

@@ -29,6 +29,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::entry::{ENTRY_BYTES, Entry, EntryError, extend_stream_hash};
+use super::marks::Place;
 use crate::limits::{TRANSFER_BYTES_MAX, TRANSFER_ENTRIES_MAX};
 use crate::units::BLOCK_BYTES;
 use crate::units::convert::{to_u64, to_usize, u32_to_usize};
@@ -154,6 +155,11 @@ impl Transfer {
     /// h(last_sequence).
     pub fn hash_after(&self) -> StreamHash {
         self.hash_after
+    }
+
+    /// The place in its source's history behind it.
+    pub fn place(&self) -> Place {
+        Place { transfer: self.id(), sequence: self.last_sequence(), hash: self.hash_after() }
     }
 
     /// Blocks with data that its entries write whole: the ordinals 0.. of references to it.

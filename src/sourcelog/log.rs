@@ -68,11 +68,7 @@ pub(super) fn new_path(path: &Path) -> PathBuf {
 
 /// The place behind a transfer.
 pub(super) fn place_after(transfer: &Transfer) -> Place {
-    Place {
-        transfer: transfer.id(),
-        sequence: transfer.last_sequence(),
-        hash: transfer.hash_after(),
-    }
+    transfer.place()
 }
 
 /// The place behind a transfer of which only the head was read.

@@ -86,11 +86,7 @@ impl<'a> Replay<'a> {
         }
         self.order.take_over(&transfer, false).map_err(|error| chain(position, last, &error))?;
         self.outbox.recovered(&transfer, position);
-        self.last = Place {
-            transfer: header.id,
-            sequence: transfer.last_sequence(),
-            hash: transfer.hash_after(),
-        };
+        self.last = transfer.place();
         Ok(())
     }
 

@@ -230,11 +230,7 @@ impl State {
             self.step(Event::Hello(hello), None);
         } else if message == Message::Transfer {
             let transfer = Transfer::parse(payload).unwrap();
-            let place = Place {
-                transfer: transfer.id(),
-                sequence: transfer.last_sequence(),
-                hash: transfer.hash_after(),
-            };
+            let place = transfer.place();
             let arrived = Arrived { header: *transfer.header(), place };
             self.step(Event::Transfer(arrived), Some(Input::Transfer(transfer)));
         } else if let Message::Updates(updates) = message {
@@ -317,11 +313,7 @@ impl State {
     }
 
     fn stage(&mut self, transfer: Transfer) {
-        let place = Place {
-            transfer: transfer.id(),
-            sequence: transfer.last_sequence(),
-            hash: transfer.hash_after(),
-        };
+        let place = transfer.place();
         self.history.push(transfer.clone());
         self.log.push(transfer);
         if self.control.hold_acks {
@@ -352,11 +344,7 @@ impl State {
         }
         let mut last = from;
         for transfer in behind {
-            last = Place {
-                transfer: transfer.id(),
-                sequence: transfer.last_sequence(),
-                hash: transfer.hash_after(),
-            };
+            last = transfer.place();
             self.send(&Message::Refill, transfer.bytes().clone());
         }
         self.step(Event::LogSent(Some(last)), None);

@@ -172,11 +172,7 @@ impl Fake {
             hash_before: self.last.hash,
             own_durable: self.last.transfer,
         });
-        self.last = Place {
-            transfer: transfer.id(),
-            sequence: transfer.last_sequence(),
-            hash: transfer.hash_after(),
-        };
+        self.last = transfer.place();
         transfer
     }
 

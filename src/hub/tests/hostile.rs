@@ -248,11 +248,7 @@ fn a_restarted_source_is_sent_its_own_log() {
         for have in [0_usize, 17, 40] {
             let from = have.checked_sub(1).map_or(Place::default(), |at| {
                 let transfer: &Transfer = &sent[at];
-                Place {
-                    transfer: transfer.id(),
-                    sequence: transfer.last_sequence(),
-                    hash: transfer.hash_after(),
-                }
+                transfer.place()
             });
             assert_eq!(back(&hub, &mut a).await.last, a.last.into());
             a.send(&Message::WantLog(WantLog { from: from.into() }), Bytes::new()).await;
