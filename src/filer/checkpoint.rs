@@ -7,7 +7,8 @@
 //! 2. plan: what changed, blocks known in part filled from the tree of the CP before
 //! 3. the session may send PartitionFull and the data
 //! 4. own tree, published in the own pool; only then CpEnd leaves (the hub is never ahead)
-//! 5. the hub says that it has published the same roots
+//! 5. the hub says that it has published the same roots; or the source is alone, and will bring
+//!    the hub's image up by a pass
 //! 6. ring space up to the freeze is released, buffers go, waiting writers go on
 //!
 //! After a crash between any two steps the same interval is recovered from the ring and goes
@@ -17,16 +18,16 @@
 //! If the own pool fails, or a block of the base cannot be read, the source fails: writes and
 //! flushes get its reason. A pool that is full makes the CP wait.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::buffers::{Buffers, Page};
 use super::feed::DurableFreeze;
 use super::identity::Extension;
-use super::order::Frozen;
+use super::order::{Frozen, Lacking};
 use super::plan::{Plan, Step};
 use super::shared::{Common, Pins, Shared};
-use super::signals::{CpData, Roots};
+use super::signals::{Committed, CpData, CpOver, Roots};
 use super::tree;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -41,6 +42,9 @@ use crate::volume::writer::{Content, TreeWriter};
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// Longest sleep while nothing is asked.
 const IDLE_PAUSE: Duration = Duration::from_secs(3600);
+
+/// How often a CP that waits for the hub looks whether writers wait for it.
+const PRESS_PAUSE: Duration = Duration::from_millis(50);
 
 /// What was heard while idle.
 enum Heard {
@@ -148,14 +152,32 @@ impl Checkpointer {
         let roots = self.own_tree(&plan, &freeze)?;
         drop(plan);
         self.shared.order.settled(freeze.cp);
-        self.shared.session.committed(freeze.cp, roots.clone());
-        self.wait_for(|inbox| inbox.done.take_if(|done| *done == freeze.cp).map(|_| ()))?;
-        self.done(&freeze, roots);
+        let pins = self.shared.pins();
+        self.shared.session.committed(Committed { cp: freeze.cp, roots: roots.clone(), pins });
+        let over = self.wait_until_over(freeze.cp)?;
+        self.done(&freeze, roots, over.alone);
         Ok(())
     }
 
     fn durable_freeze(&self, cp: CpNumber) -> Result<DurableFreeze, Stopped> {
         self.wait_for(|inbox| inbox.frozen.take_if(|freeze| freeze.cp == cp))
+    }
+
+    /// Waits until the partition may go. Writers who wait for its room are told of meanwhile: while
+    /// the hub's image is brought up, it can be had (R4).
+    fn wait_until_over(&self, cp: CpNumber) -> Result<CpOver, Stopped> {
+        loop {
+            let heard = self.shared.checkpoint.wait(PRESS_PAUSE, |inbox| {
+                let over = inbox.done.take_if(|over| over.cp == cp);
+                over.map(Ok).or_else(|| inbox.stop.then_some(Err(Stopped)))
+            });
+            if let Some(heard) = heard {
+                return heard;
+            }
+            if self.shared.order.figures().lacking == Some(Lacking::Nvram) {
+                self.shared.session.pressed(cp);
+            }
+        }
     }
 
     fn wait_for<T>(
@@ -232,8 +254,10 @@ impl Checkpointer {
             volumes.push((planned.volume, root));
         }
         let affiliation = shared.affiliation();
+        let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = shared.kept()?;
         let extension =
-            Extension { nvram_made: true, hub: affiliation.hub, transfer: freeze.place.transfer };
+            Extension { nvram_made: true, transfer: freeze.place.transfer, ..kept };
         let published = shared.pool.publish(Publish {
             write_set,
             source: shared.source,
@@ -269,8 +293,9 @@ impl Checkpointer {
         writer.finish()
     }
 
-    /// Both ends have published the CP: everything kept for it goes (invariant 4).
-    fn done(&self, freeze: &DurableFreeze, roots: Roots) {
+    /// Both ends have published the CP, or this one has while it is durably known to be alone:
+    /// everything kept for it goes (invariant 4).
+    fn done(&self, freeze: &DurableFreeze, roots: Roots, alone: bool) {
         let shared = &self.shared;
         if let Some(ring) = shared.ring() {
             ring.release(freeze.end);
@@ -278,10 +303,14 @@ impl Checkpointer {
         shared.outbox.drop_upto(freeze.cp);
         shared.set_rejected(None);
         shared.counters.checkpoints_done.add(1);
-        let pins = shared.pins();
-        shared.common.send_replace(Some(Common { cp: freeze.cp, roots, pins }));
+        if alone {
+            tracing::info!(source = %shared.name, cp = %freeze.cp, "CP published here, alone");
+        } else {
+            let pins = shared.pins();
+            shared.common.send_replace(Some(Common { cp: freeze.cp, roots, pins }));
+            tracing::info!(source = %shared.name, cp = %freeze.cp, "CP published at both ends");
+        }
         shared.order.thaw(freeze.cp);
-        tracing::info!(source = %shared.name, cp = %freeze.cp, "CP published at both ends");
     }
 
     fn key(&self, volume: VolumeNumber) -> VolumeKey {

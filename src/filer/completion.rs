@@ -28,6 +28,21 @@ pub enum Refusal {
     /// The source is being stopped.
     #[error("the source is being stopped")]
     Stopped,
+    /// Somebody else is primary (R12).
+    #[error("this source was fenced: another end is primary since epoch {0}")]
+    Fenced(u64),
+}
+
+/// Up to where writes are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gate {
+    /// What both ends hold.
+    #[default]
+    Both,
+    /// What this end holds.
+    Own,
+    /// Nothing.
+    Held,
 }
 
 /// Both ends hold everything up to a sequence number durably. Made in this file only.
@@ -79,6 +94,7 @@ struct State {
     hub: SequenceNumber,
     waiters: BTreeMap<(SequenceNumber, u64), oneshot::Sender<Answer>>,
     next_waiter: u64,
+    gate: Gate,
     refusal: Option<Refusal>,
 }
 
@@ -102,7 +118,7 @@ impl Completion {
             if let Some(refusal) = &state.refusal {
                 return Err(refusal.clone());
             }
-            if state.done() >= sequence {
+            if state.done() >= Some(sequence) {
                 return Ok(Acknowledged { sequence });
             }
             let (sender, receiver) = oneshot::channel();
@@ -148,6 +164,13 @@ impl Completion {
         state.answer();
     }
 
+    /// Changes up to where writes are answered.
+    pub fn set_gate(&self, gate: Gate) {
+        let mut state = self.lock();
+        state.gate = gate;
+        state.answer();
+    }
+
     /// Nothing is acknowledged any more; the first reason stays.
     pub fn refuse(&self, refusal: Refusal) {
         let mut state = self.lock();
@@ -177,8 +200,12 @@ impl Completion {
 }
 
 impl State {
-    fn done(&self) -> SequenceNumber {
-        self.own.min(self.hub)
+    fn done(&self) -> Option<SequenceNumber> {
+        match self.gate {
+            Gate::Both => Some(self.own.min(self.hub)),
+            Gate::Own => Some(self.own),
+            Gate::Held => None,
+        }
     }
 
     fn answer(&mut self) {
@@ -188,7 +215,7 @@ impl State {
         let done = self.done();
         while let Some(first) = self.waiters.first_entry() {
             let sequence = first.key().0;
-            if sequence > done {
+            if Some(sequence) > done {
                 break;
             }
             drop(first.remove().send(Ok(Acknowledged { sequence })));

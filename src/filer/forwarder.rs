@@ -2,10 +2,12 @@
 //!
 //! One task a source. It feeds [`Primary`] with what comes from the socket, from the feed and
 //! from the checkpoint thread, and does what the machine says. A connection that breaks, or on
-//! which the hub is silent for `hub_timeout`, is made anew after a pause; clients wait meanwhile
-//! and see no error. A history that does not join halts it: state and next step are shown, and
-//! nothing is tried again before a restart.
+//! which the hub is silent or makes no progress for `hub_timeout`, is made anew after a pause; when
+//! that takes `hub_timeout` the hub is lost, and the machine says what that means for clients.
+//! A history that does not join halts the way to the hub: state and next step are shown, and
+//! nothing is tried again before a restart; a source that serves alone goes on doing so.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,20 +18,24 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
 use super::completion::HubDurable;
-use super::order::AdoptError;
-use super::sending::SendSide;
-use super::shared::{Affiliation, Backoff, Common, LinkState, Shared};
-use super::signals::CpData;
-use super::{identity::Extension, verify};
+use super::identity::Extension;
+use super::order::{AdoptError, Lacking};
+use super::pass::PassData;
+use super::sending::{MoveError, SendSide};
+use super::shared::{Affiliation, Backoff, Common, LinkState, Pins, Shared};
+use super::signals::{Committed, CpData, CpOver};
+use super::verify;
+use crate::pool::error::PoolError;
 use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
 use crate::link::FrameReader;
+use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::primary::{Action, Event, Held, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
-use crate::units::numbers::{CpNumber, Epoch};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber};
 use crate::wire::message::{
-    CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, Welcome,
+    CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, VolumeRoot, Welcome,
 };
 
 /// Pause between two heartbeats.
@@ -50,6 +56,8 @@ pub struct ForwardOptions {
     pub backoff: Backoff,
     /// Seed of the pauses' jitter.
     pub seed: u64,
+    /// Bytes a second that a pass may send.
+    pub resync_limit: Option<ByteCount>,
 }
 
 /// Why a connection ended.
@@ -57,10 +65,21 @@ pub struct ForwardOptions {
 enum End {
     /// To be made anew.
     Broken(String),
+    /// To be made anew; the hub counts as lost.
+    Stalled(String),
     /// Not to be made anew.
     Halted(Refused),
     /// The source stops.
     Stopped,
+}
+
+/// When the hub last got on with what it was sent.
+#[derive(Debug)]
+struct Progress {
+    hub: SequenceNumber,
+    done: CpNumber,
+    taken: u64,
+    at: Instant,
 }
 
 /// The forwarder of one source.
@@ -73,6 +92,14 @@ pub struct Forwarder {
     /// The newest CP the machine was told of, and the newest that is done.
     told: CpNumber,
     done: CpNumber,
+    /// The newest own CP the machine was told of, readable.
+    own: (CpNumber, Pins),
+    /// Said by the shell while it did what the machine said.
+    follow: VecDeque<Event>,
+    /// Since when there is no session; `None` in one.
+    lost: Option<Instant>,
+    /// The hub took what it was sent, as far as it was known then.
+    progress: Progress,
     jitter: u64,
     retry_at: Option<Instant>,
     token: u64,
@@ -85,23 +112,54 @@ impl Forwarder {
         // A CP that was under way before the restart is known to the machine already.
         let told = shared.order.frozen().map_or(done, |frozen| frozen.cp);
         let (data, retry_at, token) = (None, None, 0);
-        Self { shared, options, primary, data, told, done, jitter, retry_at, token }
+        let own = (shared.own().0, shared.pins());
+        let follow = VecDeque::new();
+        let (now, nothing) = (Instant::now(), SequenceNumber(0));
+        let progress = Progress { hub: nothing, done, taken: 0, at: now };
+        let lost = Some(now);
+        Self {
+            shared,
+            options,
+            primary,
+            data,
+            told,
+            done,
+            own,
+            follow,
+            lost,
+            progress,
+            jitter,
+            retry_at,
+            token,
+        }
     }
 
     /// Runs until the source stops.
     pub async fn run(mut self) {
         let _guard = self.shared.fail_on_panic("the forwarder panicked");
         let mut pause = self.options.backoff.least;
+        let mut halted = self.start().await;
         while !self.shared.session.stopping() {
             let started = Instant::now();
-            match self.connection().await {
+            let end = match halted.take() {
+                Some(refused) => End::Halted(refused),
+                None => self.connection().await,
+            };
+            self.lost.get_or_insert_with(Instant::now);
+            match end {
                 End::Stopped => return,
                 End::Halted(refused) => {
                     tracing::error!(source = %self.shared.name, code = refused.code.word(),
                         reason = %refused.reason, next_step = %refused.next_step, "halted");
                     self.shared.set_link(LinkState::Halted(refused));
-                    self.wait_for_stop().await;
+                    self.away(None).await;
                     return;
+                }
+                End::Stalled(reason) => {
+                    // A slow hub is a lost hub, however quickly it is back.
+                    self.note_loss(reason);
+                    let since = Instant::now().checked_sub(self.options.hub_timeout);
+                    self.lost = since.or(self.lost);
                 }
                 End::Broken(reason) => {
                     self.note_loss(reason);
@@ -110,8 +168,19 @@ impl Forwarder {
                     }
                 }
             }
-            self.sleep(pause).await;
+            let jittered = self.jittered(pause);
+            self.away(Some(jittered)).await;
             pause = (pause * 2).min(self.options.backoff.most);
+        }
+    }
+
+    /// A source that was fenced stays so; the reason if it is.
+    async fn start(&mut self) -> Option<Refused> {
+        let fenced = self.shared.fenced()?;
+        let mut side = SendSide::new(Arc::clone(&self.shared));
+        match self.step(Event::Fenced(fenced), &mut side).await {
+            Err(End::Halted(refused)) => Some(refused),
+            Ok(()) | Err(End::Broken(_) | End::Stalled(_) | End::Stopped) => None,
         }
     }
 
@@ -121,18 +190,45 @@ impl Forwarder {
         }
     }
 
-    /// Sleeps for the pause and up to half of it more, so that sources do not come all at once.
-    async fn sleep(&mut self, pause: Duration) {
+    /// The pause and up to half of it more, so that sources do not come all at once.
+    fn jittered(&mut self, pause: Duration) -> Duration {
         self.jitter = self.jitter.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let extra = pause / 2 * low_u32(self.jitter >> 56) / 256;
-        let until = tokio::time::Instant::now() + pause + extra;
+        pause + pause / 2 * low_u32(self.jitter >> 56) / 256
+    }
+
+    /// Goes on without a session for a while, or until the source stops.
+    async fn away(&mut self, pause: Option<Duration>) {
+        let mut side = SendSide::new(Arc::clone(&self.shared));
+        let until = pause.map(|pause| tokio::time::Instant::now() + pause);
         while !self.shared.session.stopping() {
+            self.live(&mut side).await;
+            let shared = Arc::clone(&self.shared);
             tokio::select! {
-                () = tokio::time::sleep_until(until) => return,
-                // Other word stays in its slot until the session is back.
-                () = self.shared.session.changed() => {}
+                () = sleep_until(until) => return,
+                () = sleep_until(self.lost_at()) => {}
+                () = shared.session.changed() => {}
+                () = shared.outbox.formed() => {}
             }
         }
+    }
+
+    /// What goes on without a session: CPs, and the loss of the hub when its time is up.
+    async fn live(&mut self, side: &mut SendSide) {
+        let absorbed = self.absorb(side).await;
+        if self.lost_at().is_some_and(|at| at <= tokio::time::Instant::now()) {
+            // Said once; a session that comes and goes begins anew.
+            self.lost = None;
+            if let Err(end) = self.step(Event::HubLost, side).await {
+                tracing::warn!(source = %self.shared.name, ?end, "without a hub");
+            }
+        }
+        if let Err(end) = absorbed {
+            tracing::warn!(source = %self.shared.name, ?end, "without a hub");
+        }
+    }
+
+    fn lost_at(&self) -> Option<tokio::time::Instant> {
+        self.lost.map(|since| tokio::time::Instant::from_std(since + self.options.hub_timeout))
     }
 
     fn note_loss(&mut self, reason: String) {
@@ -151,18 +247,9 @@ impl Forwarder {
     }
 
     async fn connection(&mut self) -> End {
-        let connect = TcpStream::connect(self.options.hub);
-        let stream = tokio::select! {
-            connected = tokio::time::timeout(self.options.hub_timeout, connect) => match connected {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => {
-                    return End::Broken(format!("cannot reach hub {}: {error}", self.options.hub));
-                }
-                Err(_) => {
-                    return End::Broken(format!("hub {} does not answer", self.options.hub));
-                }
-            },
-            () = self.wait_for_stop() => return End::Stopped,
+        let stream = match self.connect().await {
+            Ok(stream) => stream,
+            Err(end) => return end,
         };
         if let Err(error) = tune(&stream) {
             return End::Broken(format!("socket options: {error}"));
@@ -171,6 +258,33 @@ impl Forwarder {
         // The machine says nothing to a lost connection.
         drop(self.primary.step(Event::Disconnected));
         end
+    }
+
+    /// Connects while everything else goes on.
+    async fn connect(&mut self) -> Result<TcpStream, End> {
+        let hub = self.options.hub;
+        let connect = tokio::time::timeout(self.options.hub_timeout, TcpStream::connect(hub));
+        let mut connect = std::pin::pin!(connect);
+        let mut side = SendSide::new(Arc::clone(&self.shared));
+        loop {
+            self.live(&mut side).await;
+            if self.shared.session.stopping() {
+                return Err(End::Stopped);
+            }
+            let shared = Arc::clone(&self.shared);
+            tokio::select! {
+                connected = &mut connect => return match connected {
+                    Ok(Ok(stream)) => Ok(stream),
+                    Ok(Err(error)) => {
+                        Err(End::Broken(format!("cannot reach hub {hub}: {error}")))
+                    }
+                    Err(_) => Err(End::Broken(format!("hub {hub} does not answer"))),
+                },
+                () = sleep_until(self.lost_at()) => {}
+                () = shared.session.changed() => {}
+                () = shared.outbox.formed() => {}
+            }
+        }
     }
 
     async fn session(&mut self, stream: TcpStream) -> End {
@@ -217,19 +331,29 @@ impl Forwarder {
         if let Some((cp, bytes)) = formed {
             return self.step(Event::DataSent { cp, bytes }, side).await;
         }
+        if !self.primary.is_streaming() {
+            self.live(side).await;
+        }
         let shared = Arc::clone(&self.shared);
-        let waits = !side.outgoing.is_empty();
+        let lost_at = self.lost_at();
         tokio::select! {
             frame = reader.next() => {
                 let (message, payload) = frame.map_err(|error| End::Broken(error.to_string()))?;
                 side.heard = Instant::now();
                 self.frame(message, payload, side).await
             }
-            written = side.outgoing.write_some(write), if waits => {
-                written.map_err(|error| End::Broken(format!("connection failed: {error}")))
-            }
+            moved = side.moved(write) => match moved {
+                Ok(()) => Ok(()),
+                Err(MoveError::Socket(error)) => {
+                    Err(End::Broken(format!("connection failed: {error}")))
+                }
+                Err(MoveError::Pass(reason)) => {
+                    Err(End::Broken(format!("the own image cannot be read: {reason}")))
+                }
+            },
             () = shared.outbox.formed() => Ok(()),
             () = shared.session.changed() => Ok(()),
+            () = sleep_until(lost_at) => Ok(()),
             _ = ticks.tick() => self.tick(side).await,
         }
     }
@@ -257,8 +381,12 @@ impl Forwarder {
         if let Some(data) = word.frozen {
             self.frozen(data, side).await?;
         }
-        if let Some((cp, roots)) = word.committed {
+        if let Some(Committed { cp, roots, pins }) = word.committed {
+            self.own = (cp, pins);
             self.step(Event::Committed { cp, roots }, side).await?;
+        }
+        if let Some(cp) = word.pressed {
+            self.step(Event::Pressed(cp), side).await?;
         }
         if self.primary.is_streaming() {
             if let Some((cp, token)) = word.scan {
@@ -298,6 +426,7 @@ impl Forwarder {
         if silent > patience {
             return Err(End::Broken(format!("the hub was silent for {} s", silent.as_secs())));
         }
+        self.look_for_progress()?;
         if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.step(Event::Retry, side).await?;
         }
@@ -305,6 +434,24 @@ impl Forwarder {
             self.token += 1;
             let sequence = self.shared.order.figures().sequence;
             side.message(Message::Ping(Ping { sequence, token: self.token }));
+        }
+        Ok(())
+    }
+
+    /// A transfer, or a CP whose room writers wait for, that gets on with nothing for
+    /// `hub_timeout`, is a lost hub (section 9).
+    fn look_for_progress(&mut self) -> Result<(), End> {
+        let (hub, taken) = (self.primary.hub_sequence(), self.primary.cp_taken());
+        let progress = &mut self.progress;
+        let moved = hub > progress.hub || self.done > progress.done || taken != progress.taken;
+        let full = self.shared.order.figures().lacking == Some(Lacking::Nvram);
+        let owes = self.primary.is_streaming() && (self.primary.is_sending() || full);
+        if moved || !owes {
+            *progress = Progress { hub, done: self.done, taken, at: Instant::now() };
+        } else if progress.at.elapsed() > self.options.hub_timeout {
+            let what = if full { "both partitions of the NVRAM are full and" } else { "" };
+            let seconds = progress.at.elapsed().as_secs();
+            return Err(End::Stalled(format!("{what} the hub got on with nothing for {seconds} s")));
         }
         Ok(())
     }
@@ -318,10 +465,11 @@ impl Forwarder {
         if message == Message::Refill {
             return self.refill(payload, side).await;
         }
-        if let Message::Welcome(welcome) = &message {
+        if let Message::Welcome(welcome) = message {
             side.window(0, welcome.cp_credit);
-            check_epoch(self.shared.affiliation(), welcome.hub, welcome.epoch)?;
-            self.common(welcome)?;
+            let past = self.is_past(&welcome).await?;
+            self.common(&welcome, past);
+            return self.step(Event::Welcomed { welcome, past }, side).await;
         }
         if let Message::Scanned(scanned) = &message {
             self.shared.scans.send_replace(Some(scanned.clone()));
@@ -329,46 +477,40 @@ impl Forwarder {
         self.step(Event::Received(message), side).await
     }
 
+    /// Whether the hub's image is one of this source's own CPs, content and place, or is empty (R5).
+    async fn is_past(&self, welcome: &Welcome) -> Result<bool, End> {
+        let (cp, place) = (welcome.applied_cp, Place::from(welcome.applied));
+        if cp == CpNumber(0) {
+            return Ok(place == Place::default());
+        }
+        let shared = Arc::clone(&self.shared);
+        let row = tokio::task::spawn_blocking(move || shared.pool.catalog().history(shared.source, cp));
+        let row = row.await.map_err(|error| End::Broken(format!("own catalog: {error}")))?;
+        let row = row.map_err(|error| {
+            let reason = format!("the own pool failed: {error}");
+            self.shared.fail(&reason);
+            End::Broken(reason)
+        })?;
+        Ok(row.is_some_and(|row| {
+            let root = |wanted: &VolumeRoot| {
+                // A volume that is new here was empty then.
+                let met = row.roots.iter().find(|(volume, _)| *volume == wanted.volume);
+                met.is_none_or(|(_, root)| *root == wanted.root)
+            };
+            row.sequence == place.sequence
+                && row.stream_hash == place.hash
+                && welcome.roots.iter().all(root)
+        }))
+    }
+
     /// A CP that both ends had published before this connection.
-    fn common(&self, welcome: &Welcome) -> Result<(), End> {
+    fn common(&self, welcome: &Welcome, past: bool) {
         let (cp, roots) = self.shared.own();
-        if cp != welcome.applied_cp {
-            return self.held_for(cp, welcome.applied_cp);
-        }
-        for root in &welcome.roots {
-            let own = roots.iter().find(|(volume, _)| *volume == root.volume);
-            if let Some((volume, own)) = own.filter(|(_, own)| *own != root.root) {
-                return Err(End::Halted(Refused {
-                    code: RefusedCode::Diverged,
-                    reason: format!(
-                        "volume {volume} at CP {cp} has root {own} here and {} on the hub",
-                        root.root
-                    ),
-                    next_step: "compare both ends with `mirrorhub verify`".to_owned(),
-                }));
-            }
-        }
-        if self.shared.common.borrow().as_ref().is_none_or(|known| known.cp < cp) {
+        let known = self.shared.common.borrow().as_ref().is_some_and(|known| known.cp >= cp);
+        if past && cp == welcome.applied_cp && !known {
             let pins = self.shared.pins();
             self.shared.common.send_replace(Some(Common { cp, roots, pins }));
         }
-        Ok(())
-    }
-
-    /// A CP that only this end has published can be sent as long as its log is held.
-    fn held_for(&self, own: CpNumber, applied: CpNumber) -> Result<(), End> {
-        let frozen = self.shared.order.frozen().map(|frozen| frozen.cp);
-        if own < applied || frozen == Some(own) {
-            return Ok(());
-        }
-        Err(End::Halted(Refused {
-            code: RefusedCode::Gap,
-            reason: format!(
-                "CP {own} is published here, the hub has CP {applied}, and the NVRAM does not \
-                 hold what lies between"
-            ),
-            next_step: "a resync is needed; see docs/operations.md".to_owned(),
-        }))
     }
 
     /// A transfer that the hub holds and this end lost (R1): checked like any other.
@@ -422,8 +564,11 @@ impl Forwarder {
     }
 
     async fn step(&mut self, event: Event, side: &mut SendSide) -> Result<(), End> {
-        for action in self.primary.step(event) {
-            self.act(action, side).await?;
+        self.follow.push_back(event);
+        while let Some(event) = self.follow.pop_front() {
+            for action in self.primary.step(event) {
+                self.act(action, side).await?;
+            }
         }
         Ok(())
     }
@@ -441,14 +586,38 @@ impl Forwarder {
             Action::SendTransfer(id) => side.transfer(id),
             Action::SendData { cp, inline } => side.data(cp, inline),
             Action::DataWindow { taken, limit } => side.window(taken, limit),
-            Action::Joined { hub, epoch } => self.joined(hub, epoch).await?,
+            Action::Joined { hub, epoch } => {
+                self.lost = None;
+                self.joined(hub, epoch).await?;
+            }
             Action::Serve => self.serve().await,
-            Action::Done { cp } => {
+            Action::Done { cp, alone } => {
                 // Its pages are not held any longer than they are needed.
                 self.data = None;
                 self.done = cp;
-                self.shared.checkpoint.done(cp);
+                self.shared.checkpoint.done(CpOver { cp, alone });
             }
+            Action::Answer(answering) => self.shared.answer(answering),
+            Action::MarkApart => {
+                let from = self.primary.hub_sequence().next();
+                let mark = (self.shared.epoch(), from);
+                self.note(move |extension| extension.alone = Some(mark)).await?;
+                self.shared.set_alone(Some(from));
+                self.follow.push_back(Event::Apart);
+            }
+            Action::ClearApart => {
+                self.note(|extension| extension.alone = None).await?;
+                self.shared.set_alone(None);
+                self.follow.push_back(Event::Together);
+            }
+            Action::Fence(epoch) => {
+                // First of all nobody is served any more; then it is made to last.
+                self.shared.fence(epoch);
+                self.note(move |extension| extension.fenced = Some(epoch)).await?;
+            }
+            Action::SendPass { cp, base } => self.send_pass(cp, base, side),
+            Action::PassEnded { cp } => self.pass_ended(cp),
+            Action::Freeze => self.shared.checkpoint.want(),
             Action::Checkpoint { token } => {
                 // Nothing to say: the newest common CP holds everything already.
                 let newest = self.shared.common.borrow().as_ref().map(|common| common.cp);
@@ -464,6 +633,50 @@ impl Forwarder {
             Action::Halt(refused) => return Err(End::Halted(refused)),
         }
         Ok(())
+    }
+
+    fn send_pass(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) {
+        assert!(self.own.0 == cp, "a pass sends the newest own CP that the machine knows");
+        tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up");
+        let progress = self.shared.begin_pass(cp, base);
+        let pins = Arc::clone(&self.own.1);
+        side.pass(PassData::start(cp, pins, base, self.options.resync_limit, progress));
+    }
+
+    fn pass_ended(&mut self, cp: CpNumber) {
+        self.shared.end_pass();
+        self.shared.set_rejected(None);
+        tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
+        if self.own.0 == cp {
+            let (shared, pins) = (&self.shared, Arc::clone(&self.own.1));
+            let roots = pins.iter().map(|(volume, pin)| (*volume, pin.tree().root())).collect();
+            shared.common.send_replace(Some(Common { cp, roots, pins }));
+        }
+    }
+
+    /// Changes what the source keeps about itself, durably.
+    async fn note(
+        &self,
+        change: impl FnOnce(&mut Extension) + Send + 'static,
+    ) -> Result<(), End> {
+        let shared = Arc::clone(&self.shared);
+        self.blocking(move || shared.note(change)).await
+    }
+
+    /// A change of the own catalog; a pool that fails fails the source.
+    async fn blocking(
+        &self,
+        work: impl FnOnce() -> Result<(), PoolError> + Send + 'static,
+    ) -> Result<(), End> {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                let reason = format!("the own pool failed: {error}");
+                self.shared.fail(&reason);
+                Err(End::Broken(reason))
+            }
+            Err(error) => Err(End::Broken(format!("own catalog: {error}"))),
+        }
     }
 
     fn rejected(&mut self, cp: CpNumber, reason: String, no_space: bool) {
@@ -484,26 +697,7 @@ impl Forwarder {
             return Ok(());
         }
         let shared = Arc::clone(&self.shared);
-        let kept = tokio::task::spawn_blocking(move || {
-            shared.pool.catalog().update_source(shared.source, move |row| {
-                row.epoch = epoch;
-                if let Ok(extension) = Extension::decode(&row.extension) {
-                    row.extension = Extension { hub: Some(hub), ..extension }.encode().to_vec();
-                }
-            })
-        });
-        match kept.await {
-            Ok(Ok(())) => {
-                self.shared.lock().affiliation = Affiliation { hub: Some(hub), epoch };
-                Ok(())
-            }
-            Ok(Err(error)) => {
-                let reason = format!("the own pool failed: {error}");
-                self.shared.fail(&reason);
-                Err(End::Broken(reason))
-            }
-            Err(error) => Err(End::Broken(format!("own catalog: {error}"))),
-        }
+        self.blocking(move || shared.join(hub, epoch)).await
     }
 
     /// What was adopted is durable here before the first client is served.
@@ -517,24 +711,12 @@ impl Forwarder {
     }
 }
 
-/// An epoch that is not the one known here is not ours (R12).
-fn check_epoch(known: Affiliation, hub: HubId, epoch: Epoch) -> Result<(), End> {
-    let halt = |reason: String, next_step: &str| {
-        let code = RefusedCode::Diverged;
-        Err(End::Halted(Refused { code, reason, next_step: next_step.to_owned() }))
-    };
-    if let Some(wanted) = known.hub.filter(|wanted| *wanted != hub) {
-        let reason = format!("this source belongs to hub {wanted}, hub {hub} answered");
-        return halt(reason, "check `hub` in source.toml");
+/// Pending without a time.
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
-    if known.epoch.number != 0 && known.epoch != epoch {
-        let reason = format!(
-            "the hub is in epoch {}/{:016x}, this source in {}/{:016x}: it is not the primary",
-            epoch.number, epoch.id, known.epoch.number, known.epoch.id
-        );
-        return halt(reason, "see `mirrorhub status` on the hub: failback brings it back");
-    }
-    Ok(())
 }
 
 /// Small frames leave at once, and little CP data stands unsent before a transfer.

@@ -29,6 +29,7 @@ pub mod forwarder;
 pub mod identity;
 pub mod order;
 pub mod outbox;
+pub mod pass;
 pub mod plan;
 pub mod ranges;
 pub mod recover;
@@ -69,6 +70,7 @@ use crate::pool::PoolOptions;
 use crate::units::ids::{RandomError, random_u64};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber};
+use crate::units::policy::OnHubLoss;
 
 /// Pause before the first new try to reach the hub, and the longest.
 const BACKOFF: Backoff = Backoff { least: Duration::from_millis(50), most: Duration::from_secs(2) };
@@ -106,6 +108,10 @@ pub struct FilerOptions {
     pub checkpoint_interval: Duration,
     /// How CP data travels.
     pub apply: Apply,
+    /// What happens to writes while the hub is lost.
+    pub on_hub_loss: OnHubLoss,
+    /// Bytes a second that bringing the hub's image up may send; `None` for no bound.
+    pub resync_limit: Option<ByteCount>,
     /// The NVRAM may be gone: what the hub holds is fetched.
     pub accept_lost_nvram: bool,
     /// How long a stop waits for the last CP.
@@ -188,6 +194,7 @@ impl Filer {
                 name: options.name.clone(),
                 volumes: options.volumes.clone(),
                 apply: options.apply,
+                on_hub_loss: options.on_hub_loss,
                 accept_lost_nvram: options.accept_lost_nvram,
                 ring: RingOptions { thread_name: "nvram".to_owned(), ..RingOptions::default() },
                 ring_shape: RingShape::default(),
@@ -202,6 +209,7 @@ impl Filer {
                 hub_timeout: options.hub_timeout,
                 backoff: BACKOFF,
                 seed: random_u64()?,
+                resync_limit: options.resync_limit,
             },
             checkpoint_interval: options.checkpoint_interval,
             stop_timeout: options.stop_timeout,

@@ -39,9 +39,10 @@ use crate::pool::{Pool, PoolOptions};
 use crate::record::envelope::RecordKind;
 use crate::record::marks::{MarkError, Place};
 use crate::record::transfer::TransferError;
-use crate::session::primary::{Event, Identity, Primary};
+use crate::session::primary::{Answering, Event, Identity, Own, Primary};
 use crate::units::ids::{RandomError, SourceId, VolumeId, random_u64};
 use crate::units::names::{SourceName, VolumeName};
+use crate::units::policy::OnHubLoss;
 use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, VolumeNumber};
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
@@ -120,6 +121,8 @@ pub struct Wanted {
     pub volumes: Vec<(VolumeName, ByteCount)>,
     /// How CP data travels.
     pub apply: Apply,
+    /// What happens to writes while the hub is lost.
+    pub on_hub_loss: OnHubLoss,
     /// The NVRAM may be gone: what the hub holds is fetched.
     pub accept_lost_nvram: bool,
     /// How the ring behaves and what it is made like.
@@ -370,6 +373,10 @@ fn share(
         own_roots,
         pins,
         rejected: None,
+        answering: Answering::Policy,
+        alone: extension.alone.map(|(_, from)| (from, Instant::now())),
+        fenced: extension.fenced,
+        pass: None,
     };
     Ok(Arc::new(Shared {
         name: row.name.clone(),
@@ -377,6 +384,7 @@ fn share(
         generation: row.generation,
         volumes: offers.collect(),
         apply: wanted.apply,
+        on_hub_loss: wanted.on_hub_loss,
         pool,
         order,
         completion,
@@ -391,6 +399,7 @@ fn share(
         scanning: AtomicBool::new(false),
         answering: AtomicBool::new(false),
         started: Instant::now(),
+        keeping: Mutex::new(()),
         state: Mutex::new(state),
     }))
 }
@@ -405,9 +414,11 @@ fn make_primary(shared: &Shared, replayed: &Replayed) -> Primary {
         generation: shared.generation,
         epoch: affiliation.epoch,
         volumes: shared.volumes.clone(),
+        on_hub_loss: shared.on_hub_loss,
     };
     let (own_cp, roots) = shared.own();
-    let mut primary = Primary::new(identity, replayed.held_after, shared.outbox.all(), own_cp);
+    let own = Own { cp: own_cp, roots: roots.clone(), apart: shared.alone().is_some() };
+    let mut primary = Primary::new(identity, replayed.held_after, shared.outbox.all(), own);
     if let Some(freeze) = replayed.freeze {
         // Without a connection there is nothing to do.
         drop(primary.step(Event::Frozen { cp: freeze.cp, place: freeze.place }));

@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::net::tcp::OwnedWriteHalf;
 
 use super::outbox::Body;
+use super::pass::PassData;
 use super::plan::Frames;
 use super::shared::{Apply, Shared};
 use super::signals::CpData;
@@ -29,11 +31,21 @@ const AHEAD_BYTES_MAX: u64 = MIB;
 /// So many bytes of transfers may pass for each byte of CP data that waits.
 const TRANSFER_SHARE: u64 = 7;
 
+/// Why nothing moves on a connection.
+#[derive(Debug)]
+pub enum MoveError {
+    /// The socket.
+    Socket(std::io::Error),
+    /// The own tree, in words.
+    Pass(String),
+}
+
 #[derive(Debug)]
 enum ToSend {
     Message(Message),
     Transfer(TransferId),
     Data { cp: CpNumber, inline: bool },
+    Pass(PassData),
 }
 
 /// Data of a CP on its way.
@@ -53,6 +65,7 @@ pub struct SendSide {
     /// The session asked for the data of this CP; `true` if all inline.
     wanted: Option<(CpNumber, bool)>,
     data: Option<DataOut>,
+    pass: Option<PassData>,
     /// Bytes of CP data sent on this connection, taken by the hub, and allowed beyond.
     data_sent: u64,
     data_taken: u64,
@@ -72,6 +85,7 @@ impl SendSide {
             outgoing: Outgoing::default(),
             wanted: None,
             data: None,
+            pass: None,
             data_sent: 0,
             data_taken: 0,
             data_window: 0,
@@ -95,6 +109,27 @@ impl SendSide {
         self.queue.push_back(ToSend::Data { cp, inline });
     }
 
+    /// Queues the data of a pass; it takes the place of any other data.
+    pub fn pass(&mut self, data: PassData) {
+        self.queue.push_back(ToSend::Pass(data));
+    }
+
+    /// Waits for the socket while something waits for it, or for data of a pass.
+    pub async fn moved(&mut self, write: &mut OwnedWriteHalf) -> Result<(), MoveError> {
+        let Self { outgoing, pass, .. } = self;
+        let waits = !outgoing.is_empty();
+        let walked = async {
+            match pass {
+                Some(pass) => pass.wait().await.map_err(MoveError::Pass),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            written = outgoing.write_some(write), if waits => written.map_err(MoveError::Socket),
+            walked = walked => walked,
+        }
+    }
+
     /// Bytes of CP data the hub has taken, and may be sent beyond.
     pub fn window(&mut self, taken: u64, limit: u64) {
         self.data_taken = taken;
@@ -114,7 +149,16 @@ impl SendSide {
             match next {
                 ToSend::Message(message) => self.outgoing.push(Frame::new(&message, Bytes::new())),
                 ToSend::Transfer(id) => self.push_transfer(id).await?,
-                ToSend::Data { cp, inline } => self.wanted = Some((cp, inline)),
+                ToSend::Data { cp, inline } => {
+                    // What an earlier attempt still had to send must not slip in before it.
+                    (self.data, self.pass) = (None, None);
+                    self.wanted = Some((cp, inline));
+                }
+                ToSend::Pass(data) => {
+                    (self.data, self.wanted) = (None, None);
+                    self.pass = Some(data);
+                    self.passed_bytes = 0;
+                }
             }
             self.start_data(data);
             if self.owes_data() && self.window_open() {
@@ -123,6 +167,13 @@ impl SendSide {
         }
         while self.queue.is_empty() && self.outgoing.is_shallow() && self.window_open() {
             if !self.push_data() {
+                if let Some(pass) = &self.pass {
+                    let ended = pass.ended().map(|bytes| (pass.cp, bytes));
+                    if ended.is_some() {
+                        self.pass = None;
+                    }
+                    return Ok(ended);
+                }
                 let Some(out) = self.data.take() else { return Ok(None) };
                 let counts = out.frames.counts();
                 self.shared.counters.sent(counts);
@@ -168,23 +219,31 @@ impl SendSide {
         self.passed_bytes = 0;
     }
 
+    fn has_data(&self) -> bool {
+        self.data.is_some() || self.pass.is_some()
+    }
+
     fn owes_data(&self) -> bool {
-        self.data.is_some() && self.passed_bytes >= TRANSFER_SHARE * CP_FRAME_BYTES_MAX
+        self.has_data() && self.passed_bytes >= TRANSFER_SHARE * CP_FRAME_BYTES_MAX
     }
 
     fn window_open(&self) -> bool {
         // A hub may claim to have taken more than it was sent.
         let under_way = self.data_sent.saturating_sub(self.data_taken);
-        self.data.is_some() && under_way + CP_FRAME_BYTES_MAX <= self.data_window
+        self.has_data() && under_way + CP_FRAME_BYTES_MAX <= self.data_window
     }
 
-    /// Forms one frame of CP data; `false` if there is no more.
+    /// Forms one frame of CP data; `false` if there is none now.
     fn push_data(&mut self) -> bool {
-        let Some(out) = &mut self.data else { return false };
-        let Some((volume, payload)) = out.frames.next_frame() else { return false };
+        let next = match (&mut self.data, &mut self.pass) {
+            (Some(out), _) => out.frames.next_frame().map(|frame| (out.cp, frame)),
+            (None, Some(pass)) => pass.take().map(|frame| (pass.cp, frame)),
+            (None, None) => None,
+        };
+        let Some((cp, (volume, payload))) = next else { return false };
         self.data_sent += to_u64(payload.len());
         self.passed_bytes = 0;
-        let message = Message::Updates(Updates { cp: out.cp, volume });
+        let message = Message::Updates(Updates { cp, volume });
         self.outgoing.push(Frame::new(&message, payload.into()));
         true
     }

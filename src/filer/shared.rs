@@ -11,16 +11,21 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::completion::{Completion, Refusal};
+use super::completion::{Completion, Gate, Refusal};
 use super::counters::Counters;
+use super::identity::Extension;
 use super::order::Order;
 use super::outbox::Outbox;
+use super::pass::Progress;
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::nvlog::Handle;
+use crate::pool::error::PoolError;
 use crate::pool::{Pin, Pool};
+use crate::session::primary::Answering;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
+use crate::units::policy::OnHubLoss;
+use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 use crate::wire::message::{Refused, Scanned, VolumeOffer};
 
 /// How CP data travels.
@@ -82,6 +87,8 @@ pub struct Shared {
     pub volumes: Vec<VolumeOffer>,
     /// How CP data travels.
     pub apply: Apply,
+    /// What happens to writes while the hub is lost.
+    pub on_hub_loss: OnHubLoss,
     /// Its pool.
     pub pool: Arc<Pool>,
     /// The one order.
@@ -110,6 +117,8 @@ pub struct Shared {
     pub answering: AtomicBool,
     /// When it was started.
     pub started: Instant,
+    /// Who reads, changes and writes the row's extension does so alone.
+    pub keeping: Mutex<()>,
     pub(super) state: Mutex<SharedState>,
 }
 
@@ -124,6 +133,27 @@ pub(super) struct SharedState {
     pub(super) pins: Pins,
     /// Last refusal of a CP by the hub, until one is published.
     pub(super) rejected: Option<String>,
+    /// How far writes are answered, as the session says.
+    pub(super) answering: Answering,
+    /// From where on the hub may lack acknowledged writes, and when that was noted here.
+    pub(super) alone: Option<(SequenceNumber, Instant)>,
+    /// Somebody else is primary in that epoch.
+    pub(super) fenced: Option<Epoch>,
+    /// The pass under way.
+    pub(super) pass: Option<PassStatus>,
+}
+
+/// A pass that brings the hub's image up.
+#[derive(Debug, Clone)]
+pub struct PassStatus {
+    /// To this CP.
+    pub cp: CpNumber,
+    /// From this one.
+    pub base: CpNumber,
+    /// Since when.
+    pub since: Instant,
+    /// How far the own trees were walked.
+    pub progress: Arc<Progress>,
 }
 
 impl Shared {
@@ -188,6 +218,99 @@ impl Shared {
     /// The hub refused a CP, or published one.
     pub fn set_rejected(&self, reason: Option<String>) {
         self.lock().rejected = reason;
+    }
+
+    /// The session says how far writes are answered.
+    pub fn answer(&self, answering: Answering) {
+        let mut state = self.lock();
+        if state.fenced.is_some() {
+            return;
+        }
+        state.answering = answering;
+        drop(state);
+        self.completion.set_gate(match answering {
+            Answering::Policy => Gate::Both,
+            Answering::Alone => Gate::Own,
+            Answering::Held => Gate::Held,
+        });
+    }
+
+    /// How far writes are answered.
+    pub fn answering(&self) -> Answering {
+        self.lock().answering
+    }
+
+    /// From where on the hub may lack acknowledged writes, and since when that is known here.
+    pub fn alone(&self) -> Option<(SequenceNumber, Instant)> {
+        self.lock().alone
+    }
+
+    /// The mark was set, or taken away; it is durable.
+    pub fn set_alone(&self, from: Option<SequenceNumber>) {
+        let mut state = self.lock();
+        state.alone = from.map(|from| (from, Instant::now()));
+    }
+
+    /// The epoch in which somebody else is primary (R12).
+    pub fn fenced(&self) -> Option<Epoch> {
+        self.lock().fenced
+    }
+
+    /// Nobody is served any more: somebody else is primary.
+    pub fn fence(&self, epoch: Epoch) {
+        self.lock().fenced = Some(epoch);
+        let refusal = Refusal::Fenced(epoch.number);
+        self.order.refuse(refusal.clone());
+        self.completion.refuse(refusal);
+        self.serving.send_replace(false);
+    }
+
+    /// A pass begins.
+    pub fn begin_pass(&self, cp: CpNumber, base: CpNumber) -> Arc<Progress> {
+        let progress = Arc::<Progress>::default();
+        let since = Instant::now();
+        self.lock().pass = Some(PassStatus { cp, base, since, progress: Arc::clone(&progress) });
+        progress
+    }
+
+    /// No pass is under way.
+    pub fn end_pass(&self) {
+        self.lock().pass = None;
+    }
+
+    /// The pass under way.
+    pub fn pass(&self) -> Option<PassStatus> {
+        self.lock().pass.clone()
+    }
+
+    /// Changes what the source keeps about itself; durable when this returns. May block.
+    pub fn note(&self, change: impl FnOnce(&mut Extension)) -> Result<(), PoolError> {
+        let _one = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut extension = self.kept()?;
+        change(&mut extension);
+        let bytes = extension.encode().to_vec();
+        self.pool.catalog().update_source(self.source, move |row| row.extension = bytes)
+    }
+
+    /// Hub and epoch of the session; durable when this returns. May block.
+    pub fn join(&self, hub: HubId, epoch: Epoch) -> Result<(), PoolError> {
+        let _one = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let extension = Extension { hub: Some(hub), ..self.kept()? };
+        let bytes = extension.encode().to_vec();
+        self.pool.catalog().update_source(self.source, move |row| {
+            row.epoch = epoch;
+            row.extension = bytes;
+        })?;
+        self.lock().affiliation = Affiliation { hub: Some(hub), epoch };
+        Ok(())
+    }
+
+    /// What the source keeps about itself; whoever writes it back holds `keeping`.
+    pub(super) fn kept(&self) -> Result<Extension, PoolError> {
+        let unknown = PoolError::UnknownSource { source_id: self.source };
+        let row = self.pool.catalog().source(self.source)?.ok_or(unknown)?;
+        let decoded = Extension::decode(&row.extension);
+        decoded.map_err(|error| PoolError::Inconsistent { what: error.to_string() })
     }
 
     /// A store failed: nothing is ordered or acknowledged any more (R17). The first reason stays.

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::feed::DurableFreeze;
 use super::plan::{Plan, TransferRow};
+use super::shared::Pins;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
 use crate::wire::message::Scanned;
@@ -19,13 +20,22 @@ use crate::wire::message::Scanned;
 /// Scans that wait for the checkpoint thread or the forwarder.
 const SCANS_MAX: usize = 8;
 
+/// A CP whose partition may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpOver {
+    /// Which.
+    pub cp: CpNumber,
+    /// It is committed here, and the hub is known to lack it.
+    pub alone: bool,
+}
+
 /// Word for the checkpoint thread.
 #[derive(Debug, Default)]
 pub struct CheckpointInbox {
     /// The freeze of a CP is durable.
     pub frozen: Option<DurableFreeze>,
-    /// The hub has published a CP.
-    pub done: Option<CpNumber>,
+    /// The partition of a CP may go: the hub has published it, or else it is committed `alone`.
+    pub done: Option<CpOver>,
     /// Somebody wants a CP now.
     pub wanted: bool,
     /// End the thread.
@@ -48,9 +58,9 @@ impl CheckpointSignals {
         });
     }
 
-    /// The hub has published a CP.
-    pub fn done(&self, cp: CpNumber) {
-        self.leave(|inbox| inbox.done = Some(cp));
+    /// The partition of a CP may go.
+    pub fn done(&self, over: CpOver) {
+        self.leave(|inbox| inbox.done = Some(over));
     }
 
     /// Somebody wants a CP.
@@ -104,6 +114,17 @@ pub struct CpData {
     pub rows: Arc<[TransferRow]>,
 }
 
+/// A CP that is durable in the own pool.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// Its number.
+    pub cp: CpNumber,
+    /// Its roots.
+    pub roots: Roots,
+    /// Keeps it readable.
+    pub pins: Pins,
+}
+
 /// Roots of all volumes.
 pub type Roots = Vec<(VolumeNumber, Root)>;
 
@@ -113,7 +134,9 @@ pub struct SessionInbox {
     /// The freeze of this CP is durable and its plan is made.
     pub frozen: Option<CpData>,
     /// The own commit of this CP is durable.
-    pub committed: Option<(CpNumber, Roots)>,
+    pub committed: Option<Committed>,
+    /// Writers wait for the room of this CP, which is committed here.
+    pub pressed: Option<CpNumber>,
     /// Ask the hub to scan a CP.
     pub scan: Option<(CpNumber, u64)>,
     /// Answers to scans that the hub asked for.
@@ -136,8 +159,13 @@ impl SessionSignals {
     }
 
     /// The own commit of a CP is durable.
-    pub fn committed(&self, cp: CpNumber, roots: Roots) {
-        self.leave(|inbox| inbox.committed = Some((cp, roots)));
+    pub fn committed(&self, committed: Committed) {
+        self.leave(|inbox| inbox.committed = Some(committed));
+    }
+
+    /// Writers wait for the room of a CP that is committed here.
+    pub fn pressed(&self, cp: CpNumber) {
+        self.leave(|inbox| inbox.pressed = Some(cp));
     }
 
     /// The hub is to scan a CP.

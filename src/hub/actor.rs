@@ -253,7 +253,7 @@ impl SourceActor {
                 self.record(source, generation, epoch, volumes, context);
             }
             Action::Stage => self.stage(),
-            Action::Apply { cp, last } => self.apply(cp, last),
+            Action::Apply { cp, last, is_pass } => self.apply(cp, last, is_pass),
             Action::Feed => self.feed(),
             Action::Finish(end) => {
                 if let Some(job) = self.job.take() {
@@ -413,9 +413,9 @@ impl SourceActor {
         self.shared.stager.stage(staged);
     }
 
-    fn apply(&mut self, cp: CpNumber, last: Place) {
+    fn apply(&mut self, cp: CpNumber, last: Place, is_pass: bool) {
         let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else { return };
-        let job = Job::new(lane.clone(), cp, last, machine.known().epoch);
+        let job = Job::new(lane.clone(), cp, last, machine.known().epoch, is_pass);
         for (volume, payload) in self.early.drain(..) {
             job.feed(volume, payload);
         }
@@ -499,17 +499,18 @@ impl SourceActor {
         if self.machine.is_none() {
             return;
         }
-        let cursors = lane.cursors();
-        self.step(Event::Durable(cursors.durable), context);
-        self.step(Event::Drained(cursors.drained), context);
         let taken = lane.updates_taken();
+        let (cursors, outcome) = lane.progress();
         if taken > 0 {
             self.step(Event::UpdatesTaken(taken), context);
         }
-        if let Some((cp, outcome)) = lane.outcome() {
+        // First: after a pass the cursors stand on the line behind it.
+        if let Some((cp, outcome)) = outcome {
             self.job = None;
             self.step(Event::Applied { cp, outcome }, context);
         }
+        self.step(Event::Durable(cursors.durable), context);
+        self.step(Event::Drained(cursors.drained), context);
         if let Some(fault) = &cursors.fault {
             self.step(Event::Faulted(fault.to_string()), context);
         }

@@ -43,6 +43,8 @@ pub struct Job {
     cp: CpNumber,
     last: Place,
     epoch: Epoch,
+    /// Built without the log, which goes on behind `last` afterwards.
+    is_pass: bool,
     /// Bounded by the `cp` credit.
     inputs: Mutex<VecDeque<Input>>,
     wake: Condvar,
@@ -50,14 +52,30 @@ pub struct Job {
 
 impl Job {
     /// A job for the CP of `lane` that ends at `last`.
-    pub fn new(lane: Arc<Lane>, cp: CpNumber, last: Place, epoch: Epoch) -> Arc<Self> {
+    pub fn new(
+        lane: Arc<Lane>,
+        cp: CpNumber,
+        last: Place,
+        epoch: Epoch,
+        is_pass: bool,
+    ) -> Arc<Self> {
         let (inputs, wake) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { lane, cp, last, epoch, inputs, wake })
+        Arc::new(Self { lane, cp, last, epoch, is_pass, inputs, wake })
     }
 
     /// The CP.
     pub fn cp(&self) -> CpNumber {
         self.cp
+    }
+
+    /// Its place in the source's history.
+    pub fn last(&self) -> Place {
+        self.last
+    }
+
+    /// Whether the source's log goes on behind it, wherever it stood.
+    pub fn is_pass(&self) -> bool {
+        self.is_pass
     }
 
     /// Hands over a frame of Updates.
@@ -190,7 +208,10 @@ impl Applier {
     pub fn run(self) {
         while let Some(job) = self.queue.next() {
             let outcome = match self.apply(&job) {
-                Ok(roots) => Outcome::Published(roots),
+                Ok(roots) => {
+                    job.lane.publish(&job, roots);
+                    continue;
+                }
                 Err(Stop::Aborted) => Outcome::Aborted,
                 Err(Stop::NoSpace) => Outcome::NoSpace,
                 Err(Stop::Faulted(reason)) => {
@@ -223,12 +244,7 @@ impl Applier {
     fn build(&self, inputs: &mut Inputs<'_>) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
         let job = inputs.job;
         let source = job.lane.source();
-        let log = self.store.reader(source, job.cp).map_err(|error| rejected(&error))?;
-        if log.last() != job.last {
-            // What the source calls the end of the CP would become its published place.
-            let (met, wanted) = (log.last().transfer, job.last.transfer);
-            return Err(rejected(&format!("the CP's log ends at {met}, the source says {wanted}")));
-        }
+        let log = self.log_of(job)?;
         let bases: BTreeMap<VolumeNumber, TreeRoot> = self
             .pool
             .catalog()
@@ -253,7 +269,7 @@ impl Applier {
                         TreeWriter::new(&self.pool, &mut write_set, key, *base, job.cp)?;
                     let mut payload = payload;
                     input = loop {
-                        put_runs(job, &log, &mut writer, base, &payload)?;
+                        put_runs(job, log.as_ref(), &mut writer, base, &payload)?;
                         job.lane.take_updates(payload.len());
                         match inputs.next() {
                             Input::Updates { volume: next, payload: more } if next == volume => {
@@ -268,6 +284,21 @@ impl Applier {
                 }
             }
         }
+    }
+
+    /// The log that the CP's references name; a pass has none.
+    fn log_of(&self, job: &Job) -> Result<Option<LogReader>, Stop> {
+        if job.is_pass {
+            return Ok(None);
+        }
+        let source = job.lane.source();
+        let log = self.store.reader(source, job.cp).map_err(|error| rejected(&error))?;
+        if log.last() != job.last {
+            // What the source calls the end of the CP would become its published place.
+            let (met, wanted) = (log.last().transfer, job.last.transfer);
+            return Err(rejected(&format!("the CP's log ends at {met}, the source says {wanted}")));
+        }
+        Ok(Some(log))
     }
 
     fn finish(
@@ -309,7 +340,12 @@ impl Applier {
             extension: Some(extension::encode(&job.last)),
             volumes: built.into_iter().collect(),
         })?;
-        job.lane.published(job.cp, job.last);
+        if job.is_pass {
+            // A cut before this leaves a log that ends before the image does: it is dropped at the
+            // next start.
+            let reset = self.store.reset(job.lane.source(), Some(job.last));
+            reset.map_err(|error| Stop::Faulted(format!("the source's log: {error}")))?;
+        }
         Ok(roots)
     }
 }
@@ -335,7 +371,7 @@ impl Inputs<'_> {
 /// Puts the runs of one payload into the tree.
 fn put_runs(
     job: &Job,
-    log: &LogReader,
+    log: Option<&LogReader>,
     writer: &mut TreeWriter<'_>,
     base: &TreeRoot,
     payload: &[u8],
@@ -360,6 +396,7 @@ fn put_runs(
                 ladder.inline_bytes.fetch_add(bytes, Ordering::Relaxed);
             }
             Run::Reference { vbn, count, transfer, ordinal } => {
+                let log = log.ok_or_else(|| rejected(&"a reference in a pass"))?;
                 let mut at = vbn.0;
                 let mut failed = None;
                 let read = log.run(transfer, ordinal, count, |_, block| {

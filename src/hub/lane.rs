@@ -21,7 +21,8 @@ use crate::session::mirror::Outcome;
 use crate::units::convert::to_u64;
 use crate::units::ids::SourceId;
 use crate::units::names::SourceName;
-use crate::units::numbers::CpNumber;
+use crate::units::hash::Root;
+use crate::units::numbers::{CpNumber, VolumeNumber};
 
 /// The cursors of one source.
 #[derive(Debug, Clone, Default)]
@@ -203,12 +204,20 @@ impl Lane {
         lock(&self.cursors).ring_bytes += record_bytes;
     }
 
-    /// A CP was published.
-    pub fn published(&self, cp: CpNumber, place: Place) {
+    /// The job has published its CP and ends. After a pass the source's log goes on behind it,
+    /// wherever it stood: whoever asks sees all of that at once ([`Lane::progress`]).
+    pub fn publish(&self, job: &Job, roots: Vec<(VolumeNumber, Root)>) {
+        let (cp, place) = (job.cp(), job.last());
         let mut cursors = lock(&self.cursors);
         assert!(cursors.applied_cp < cp, "CP numbers rise");
         cursors.applied_cp = cp;
         cursors.applied = place;
+        if job.is_pass() {
+            (cursors.staged, cursors.durable) = (place, place);
+            (cursors.drained, cursors.synced) = (place, place);
+        }
+        *lock(&self.outcome) = Some((cp, Outcome::Published(roots)));
+        *lock(&self.job) = None;
         let later = cursors.invisible.split_off(&cp.next());
         let shown = std::mem::replace(&mut cursors.invisible, later);
         let bytes = shown.values().map(|(bytes, _)| bytes).sum();
@@ -257,6 +266,12 @@ impl Lane {
         *lock(&self.job) = None;
         *lock(&self.outcome) = Some((cp, outcome));
         self.changed.notify_one();
+    }
+
+    /// The cursors and how the last job ended, once: as they were at one moment.
+    pub fn progress(&self) -> (Cursors, Option<(CpNumber, Outcome)>) {
+        let cursors = lock(&self.cursors);
+        (cursors.clone(), lock(&self.outcome).take())
     }
 
     /// How the last job ended, once.

@@ -115,8 +115,9 @@ pub enum Action {
     Record { source: SourceId, generation: Generation, epoch: Epoch, volumes: Vec<VolumeOffer> },
     /// Put the transfer of this event into the ring.
     Stage,
-    /// Begin to apply a CP; updates follow.
-    Apply { cp: CpNumber, last: Place },
+    /// Begin to apply a CP; updates follow. In a pass they need no log, and publishing it sets the
+    /// source's log to go on behind `last`.
+    Apply { cp: CpNumber, last: Place, is_pass: bool },
     /// Hand the Updates frame of this event to the applier. Frames fed before [`Action::Apply`]
     /// wait with the shell, at most the `cp` credit of them; they are dropped when the connection
     /// goes or a newer Hello is accepted.
@@ -175,6 +176,8 @@ struct Apply {
     state: ApplyState,
     update_bytes: u64,
     end: Option<CpEnd>,
+    /// Built without the log, which goes on behind `last` once it is published (R4).
+    is_pass: bool,
 }
 
 /// The mirror's machine for one source.
@@ -328,6 +331,10 @@ impl Mirror {
             return;
         }
         let Arrived { header, place } = arrived;
+        if self.apply.as_ref().is_some_and(|apply| apply.is_pass) {
+            self.close("a transfer while a pass is under way", actions);
+            return;
+        }
         if place.transfer == self.received.transfer && *place != self.received {
             let reason = format!("transfer {} came with two contents", header.id);
             self.close(reason, actions);
@@ -446,12 +453,17 @@ impl Mirror {
 
     fn pump(&mut self, actions: &mut Vec<Action>) {
         if let Some(apply) = &mut self.apply {
-            let ready = self.drained.sequence >= apply.last.sequence;
+            let ready = if apply.is_pass {
+                self.drained == self.received
+            } else {
+                self.drained.sequence >= apply.last.sequence
+            };
             if apply.state == ApplyState::Waiting && ready {
                 apply.state = ApplyState::Running;
                 // Updates that came before are still with the shell, in order.
                 let at = actions.iter().position(|action| *action == Action::Feed);
-                let start = Action::Apply { cp: apply.cp, last: apply.last };
+                let Apply { cp, last, is_pass, .. } = *apply;
+                let start = Action::Apply { cp, last, is_pass };
                 actions.insert(at.unwrap_or(actions.len()), start);
             }
             if apply.state == ApplyState::Running
@@ -492,8 +504,9 @@ impl Mirror {
         (received.hash, durable.hash, drained.hash).hash(to);
         (known.generation, known.applied_cp, known.cp_max, known.source.is_some()).hash(to);
         (self.log_credit, self.cp_credit, self.cp_came, self.cp_taken, self.given_up).hash(to);
-        if let Some(Apply { cp, last, state, update_bytes, end }) = &self.apply {
+        if let Some(Apply { cp, last, state, update_bytes, end, is_pass }) = &self.apply {
             (cp, last.hash, std::mem::discriminant(state), update_bytes, end.is_some()).hash(to);
+            is_pass.hash(to);
         }
     }
 }

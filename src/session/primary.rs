@@ -10,6 +10,7 @@
 //! A message that breaks the protocol ends the connection ([`Action::Close`]); a history that does
 //! not join ends the session until an administrator acts ([`Action::Halt`]).
 
+mod apart;
 mod checkpoint;
 mod joining;
 
@@ -22,7 +23,11 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{
     CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
-use crate::wire::message::{Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot};
+use crate::wire::message::{
+    Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot, Welcome,
+};
+
+use self::apart::Apart;
 
 /// Who the source is; constant for one run of it, but for hub and epoch, which Welcome may set.
 #[derive(Debug, Clone)]
@@ -39,6 +44,19 @@ pub struct Identity {
     pub epoch: Epoch,
     /// Its volumes.
     pub volumes: Vec<VolumeOffer>,
+    /// What it does when the hub is lost (section 9).
+    pub on_hub_loss: OnHubLoss,
+}
+
+/// What its own stores say at the start.
+#[derive(Debug, Clone, Default)]
+pub struct Own {
+    /// Its last own CP.
+    pub cp: CpNumber,
+    /// Roots of that CP.
+    pub roots: Vec<(VolumeNumber, Root)>,
+    /// The durable mark: the hub may lack writes that were acknowledged (R4).
+    pub apart: bool,
 }
 
 /// A transfer the source holds.
@@ -57,7 +75,10 @@ pub enum Event {
     Connected,
     /// The connection is gone.
     Disconnected,
-    /// A frame came, other than Refill.
+    /// Welcome came. `past` says whether the hub's image, as Welcome names it, is in the history of
+    /// this source's own CPs, or is empty (R5).
+    Welcomed { welcome: Welcome, past: bool },
+    /// A frame came, other than Welcome and Refill.
     Received(Message),
     /// A refilled transfer came and was checked; it follows the last one held.
     Refilled { held: Held, previous: TransferId, hash_before: crate::units::hash::StreamHash },
@@ -74,6 +95,16 @@ pub enum Event {
     DataSent { cp: CpNumber, bytes: u64 },
     /// Time to try a CP again that the hub could not take for lack of space.
     Retry,
+    /// The hub counts as lost: out of reach, or without progress, for `hub_timeout`.
+    HubLost,
+    /// The mark of [`Action::MarkApart`] is durable.
+    Apart,
+    /// The mark is durably gone, after [`Action::ClearApart`].
+    Together,
+    /// Writers wait for the room of this CP, which is committed here.
+    Pressed(CpNumber),
+    /// Found at the start: somebody else is primary in that epoch (R12).
+    Fenced(Epoch),
 }
 
 /// What the machine tells the shell, to be done in order.
@@ -98,8 +129,25 @@ pub enum Action {
     Joined { hub: HubId, epoch: Epoch },
     /// Clients may be served; their writes belong to CP [`Primary::cp_max`] + 1.
     Serve,
-    /// The CP is published on the hub: release its partition.
-    Done { cp: CpNumber },
+    /// Release the partition of the CP: it is published on the hub, or, `alone`, committed here
+    /// while the hub is known to lack it.
+    Done { cp: CpNumber, alone: bool },
+    /// How far writes are answered from now on.
+    Answer(Answering),
+    /// Note durably that the hub may lack what is acknowledged from now on; then say
+    /// [`Event::Apart`] (R4).
+    MarkApart,
+    /// Take that mark away durably; then say [`Event::Together`].
+    ClearApart,
+    /// Start to send all that was born since `base` as the data of the own CP `cp`, which is
+    /// pinned until [`Action::PassEnded`] or the next one of these; then say [`Event::DataSent`].
+    SendPass { cp: CpNumber, base: CpNumber },
+    /// The image is at `cp` of this source; what was pinned for it may go.
+    PassEnded { cp: CpNumber },
+    /// Cut a CP of what there is, unless one is under way.
+    Freeze,
+    /// Somebody else is primary in that epoch: note it durably, stop answering (R12).
+    Fence(Epoch),
     /// Somebody at the hub asks for a checkpoint; answered with `CheckpointAt`.
     Checkpoint { token: u64 },
     /// The hub asks to read every block of that CP.
@@ -112,6 +160,17 @@ pub enum Action {
     Close { reason: String },
     /// Close and do not connect again by yourself. What the source does alone is still told.
     Halt(Refused),
+}
+
+/// Up to where writes are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Answering {
+    /// As the policy says, with the hub in session.
+    Policy,
+    /// What is durable here: the hub is away, or does not join yet.
+    Alone,
+    /// Nothing, reads neither: `stop`, and the hub was not heard for `hub_timeout`.
+    Held,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,20 +224,22 @@ pub struct Primary {
     /// Last transfer known durable in the own NVRAM (R1).
     own_durable: TransferId,
     own_cp: CpNumber,
+    own_roots: Vec<VolumeRoot>,
     cp_max: CpNumber,
     pending: Option<PendingCp>,
+    apart: Apart,
+    answering: Answering,
 }
 
 impl Primary {
-    /// A machine for a source that holds `held` behind `held_after`, all of it durable, and whose
-    /// last own CP is `own_cp`. A CP that was frozen before the restart follows as
+    /// A machine for a source that holds `held` behind `held_after`, all of it durable. A CP that was frozen before the restart follows as
     /// [`Event::Frozen`] before the first [`Event::Connected`], and if its commit is durable as
     /// [`Event::Committed`] with its roots.
     pub fn new(
         identity: Identity,
         held_after: Place,
         held: impl IntoIterator<Item = Held>,
-        own_cp: CpNumber,
+        own: Own,
     ) -> Self {
         let held: VecDeque<Held> = held.into_iter().collect();
         let own_durable = held.back().map_or(held_after, |held| held.place).transfer;
@@ -195,9 +256,12 @@ impl Primary {
             log_credit: 0,
             cp_credit: 0,
             cp_taken: 0,
-            own_cp,
-            cp_max: own_cp,
+            own_cp: own.cp,
+            own_roots: apart::volume_roots(own.roots),
+            cp_max: own.cp,
             pending: None,
+            apart: Apart::new(own.apart),
+            answering: Answering::Policy,
         }
     }
 
@@ -217,6 +281,13 @@ impl Primary {
         match event {
             Event::Connected => self.connected(&mut actions),
             Event::Disconnected => self.disconnected(),
+            Event::Welcomed { welcome, past } => {
+                if self.state == State::Greeting {
+                    self.welcomed(&welcome, past, &mut actions);
+                } else if self.in_session() {
+                    self.close("Welcome is out of place", &mut actions);
+                }
+            }
             Event::Received(message) => {
                 if self.in_session() {
                     self.received(message, &mut actions);
@@ -241,12 +312,18 @@ impl Primary {
             Event::Committed { cp, roots } => self.committed(cp, roots),
             Event::DataSent { cp, bytes } => self.data_sent(cp, bytes),
             Event::Retry => {
-                if let Some(pending) = &mut self.pending
-                    && pending.data == Data::Parked
-                {
-                    pending.data = Data::Waiting;
+                let pending = self.pending.as_mut().map(|pending| &mut pending.data);
+                for data in pending.into_iter().chain(self.apart.pass_data()) {
+                    if *data == Data::Parked {
+                        *data = Data::Waiting;
+                    }
                 }
             }
+            Event::HubLost => self.hub_lost(&mut actions),
+            Event::Apart => self.marked(&mut actions),
+            Event::Together => self.apart.cleared(),
+            Event::Pressed(cp) => self.pressed(cp, &mut actions),
+            Event::Fenced(epoch) => self.fenced(epoch, &mut actions),
         }
         self.pump(&mut actions);
         self.check();
@@ -282,14 +359,15 @@ impl Primary {
         if let Some(pending) = &mut self.pending {
             pending.data = Data::Waiting;
         }
+        self.apart.disconnected();
     }
 
     fn received(&mut self, message: Message, actions: &mut Vec<Action>) {
         match (self.state, message) {
-            (State::Greeting, Message::Welcome(welcome)) => self.welcomed(&welcome, actions),
             (_, Message::Refused(refused)) => {
                 self.refused(refused, actions);
             }
+            (_, Message::Fenced(fenced)) => self.fenced(fenced.epoch, actions),
             (State::Refilling { target }, Message::RefillEnd(end)) => {
                 if Place::from(end.last) == target && self.last() == target {
                     self.acked = self.held.len();
@@ -302,6 +380,12 @@ impl Primary {
             (State::Streaming, Message::Ack(ack)) => self.ack(ack, actions),
             // The hub knows of a refill only when WantLog has come.
             (State::Refilling { .. }, Message::Ack(ack)) => self.log_credit = ack.log_credit,
+            (State::Streaming, Message::CpDone(done)) if self.apart.is_passing(done.cp) => {
+                self.pass_done(actions);
+            }
+            (State::Streaming, Message::CpRejected(no)) if self.apart.is_passing(no.cp) => {
+                self.pass_rejected(&no, actions);
+            }
             (State::Streaming, Message::CpDone(done)) => {
                 if self.is_announced(done.cp) {
                     self.done(done.cp, actions);
@@ -359,7 +443,8 @@ impl Primary {
     }
 
     fn pump(&mut self, actions: &mut Vec<Action>) {
-        if self.state != State::Streaming {
+        self.pump_apart(actions);
+        if self.state != State::Streaming || self.apart.is_syncing() {
             return;
         }
         while let Some(next) = self.held.get(self.sent) {
@@ -413,6 +498,16 @@ impl Primary {
         self.cp_max
     }
 
+    /// Whether the hub owes an acknowledgement.
+    pub fn is_sending(&self) -> bool {
+        self.is_streaming() && self.sent > self.acked
+    }
+
+    /// Bytes of CP data that the hub took on this connection.
+    pub fn cp_taken(&self) -> u64 {
+        self.cp_taken
+    }
+
     /// Last sequence number the hub has durably.
     pub fn hub_sequence(&self) -> SequenceNumber {
         self.acked_place().sequence
@@ -423,6 +518,8 @@ impl Primary {
     pub(super) fn fingerprint<H: std::hash::Hasher>(&self, to: &mut H) {
         use std::hash::Hash;
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
+        self.apart.fingerprint(to);
+        self.answering.hash(to);
         let target = match state {
             State::Refilling { target } => Some(target.hash),
             State::Away | State::Greeting | State::Streaming | State::Closing | State::Halted => {

@@ -217,6 +217,10 @@ pub struct PartitionFull {
     pub cp: CpNumber,
     /// Its last transfer.
     pub last: WirePlace,
+    /// A pass: the data makes this CP out of the image of CP `base`, without the log, which goes
+    /// on behind `last` once the CP is published (R4).
+    #[serde(default)]
+    pub base: Option<CpNumber>,
 }
 
 /// Changed blocks of one volume in a CP; the payload is [`super::updates`].
@@ -525,7 +529,7 @@ mod tests {
         let volume = VolumeNumber(1);
         let root = VolumeRoot { volume, root: Root([9; 32]) };
         round(Message::Transfer, b"x");
-        round(Message::PartitionFull(PartitionFull { cp: CpNumber(300), last: place() }), b"");
+        round(Message::PartitionFull(PartitionFull { cp: CpNumber(300), last: place(), base: None }), b"");
         round(Message::Updates(Updates { cp: CpNumber(1), volume }), b"y");
         let end = CpEnd { cp: CpNumber(1), place: place(), roots: vec![root], update_bytes: 5 };
         round(Message::CpEnd(end), b"");

@@ -193,7 +193,7 @@ impl Fake {
 
     /// Sends PartitionFull and the updates, by reference; not the end.
     pub async fn updates(&mut self, references: &[(u64, TransferId)]) -> u64 {
-        let full = PartitionFull { cp: self.cp, last: self.last.into() };
+        let full = PartitionFull { cp: self.cp, last: self.last.into(), base: None };
         self.send(&Message::PartitionFull(full), Bytes::new()).await;
         let mut encoder = Encoder::new(65_536);
         for &(vbn, transfer) in references {
@@ -247,7 +247,7 @@ impl Fake {
 
     /// PartitionFull and one frame of Updates; its bytes.
     pub async fn updates_with(&mut self, fill: impl FnOnce(&mut Encoder)) -> u64 {
-        let full = PartitionFull { cp: self.cp, last: self.last.into() };
+        let full = PartitionFull { cp: self.cp, last: self.last.into(), base: None };
         self.send(&Message::PartitionFull(full), Bytes::new()).await;
         let mut encoder = Encoder::new(1 << 20);
         fill(&mut encoder);

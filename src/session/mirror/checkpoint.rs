@@ -16,6 +16,8 @@ impl Mirror {
             actions.push(Action::Send(Message::CpDone(CpDone { cp: full.cp })));
         } else if self.apply.is_some() {
             self.close(format!("CP {} while another is under way", full.cp), actions);
+        } else if let Some(base) = full.base {
+            self.begin_pass(full.cp, last, base, actions);
         } else if last.sequence > self.received.sequence
             || last.sequence <= self.known.applied.sequence
             || full.cp > CP_NUMBER_MAX
@@ -25,8 +27,33 @@ impl Mirror {
         } else {
             self.known.cp_max = self.known.cp_max.max(full.cp);
             let state = ApplyState::Waiting;
-            self.apply = Some(Apply { cp: full.cp, last, state, update_bytes: 0, end: None });
+            let (update_bytes, end, is_pass) = (0, None, false);
+            self.apply = Some(Apply { cp: full.cp, last, state, update_bytes, end, is_pass });
         }
+    }
+
+    /// The data brings the image from `base` to the CP, without the log; behind it the log goes on
+    /// at `last`, wherever it stood (R4). What the log holds is kept until that is published.
+    fn begin_pass(
+        &mut self,
+        cp: CpNumber,
+        last: Place,
+        base: CpNumber,
+        actions: &mut Vec<Action>,
+    ) {
+        let known = &mut self.known;
+        let behind = last.sequence < known.applied.sequence;
+        if base != known.applied_cp || cp > CP_NUMBER_MAX || behind {
+            let reason = format!(
+                "a pass from CP {base} to CP {cp} at {}, the image is at CP {} ({})",
+                last.transfer, known.applied_cp, known.applied.transfer
+            );
+            self.close(reason, actions);
+            return;
+        }
+        known.cp_max = known.cp_max.max(cp);
+        let (state, update_bytes, end, is_pass) = (ApplyState::Waiting, 0, None, true);
+        self.apply = Some(Apply { cp, last, state, update_bytes, end, is_pass });
     }
 
     pub(super) fn updates(&mut self, cp: CpNumber, bytes: u64, actions: &mut Vec<Action>) {
@@ -103,7 +130,13 @@ impl Mirror {
                 self.known.cp_max = self.known.cp_max.max(cp);
                 let root = |(volume, root)| VolumeRoot { volume, root };
                 self.known.roots = roots.into_iter().map(root).collect();
-                actions.push(Action::DropLogs(cp));
+                if apply.is_pass {
+                    // The applier has set the log to the same place.
+                    (self.received, self.durable, self.drained) =
+                        (apply.last, apply.last, apply.last);
+                } else {
+                    actions.push(Action::DropLogs(cp));
+                }
                 if joined {
                     actions.push(Action::Send(Message::CpDone(CpDone { cp })));
                 }

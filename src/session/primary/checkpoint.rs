@@ -38,7 +38,7 @@ impl Primary {
         self.sent -= released;
         self.acked -= released;
         self.held_after = pending.place;
-        actions.push(Action::Done { cp });
+        actions.push(Action::Done { cp, alone: false });
     }
 
     /// R19: refused once it is sent again, refused twice it is sent all inline, then it is the end.
@@ -79,14 +79,19 @@ impl Primary {
 
     pub(super) fn committed(&mut self, cp: CpNumber, roots: Vec<(VolumeNumber, Root)>) {
         // A CP that the hub had published before a restart may be done before it is told here.
-        self.own_cp = self.own_cp.max(cp);
+        if cp >= self.own_cp {
+            self.own_cp = cp;
+            self.own_roots = super::apart::volume_roots(roots.clone());
+        }
         if let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == cp) {
-            let roots = roots.into_iter().map(|(volume, root)| VolumeRoot { volume, root });
-            pending.roots = Some(roots.collect());
+            pending.roots = Some(super::apart::volume_roots(roots.clone()));
         }
     }
 
     pub(super) fn data_sent(&mut self, cp: CpNumber, bytes: u64) {
+        if self.apart.data_sent(cp, bytes) {
+            return;
+        }
         if let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == cp)
             && pending.data == Data::Sending
         {
@@ -102,7 +107,8 @@ impl Primary {
         let Some(pending) = &mut self.pending else { return };
         if pending.data == Data::Waiting && sent >= pending.place.sequence {
             pending.data = Data::Sending;
-            let full = PartitionFull { cp: pending.cp, last: pending.place.into() };
+            let full =
+                PartitionFull { cp: pending.cp, last: pending.place.into(), base: None };
             actions.push(Action::Send(Message::PartitionFull(full)));
             actions.push(Action::SendData { cp: pending.cp, inline: pending.inline });
         }

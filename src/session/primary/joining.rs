@@ -7,10 +7,20 @@ use super::super::CP_NUMBER_MAX;
 use super::{Action, Held, Primary, State, refused};
 use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
-use crate::units::numbers::{CpNumber, TransferId};
+use crate::units::numbers::{CpNumber, Epoch, TransferId};
 use crate::wire::message::{
     Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, WantLog, Welcome,
 };
+
+/// How two histories come together.
+enum Joining {
+    /// The hub's last transfer is held: send what lies behind that many.
+    Resend(usize),
+    /// The hub holds more (R1).
+    Refill,
+    /// The logs do not join, the image is this source's past (R4).
+    Pass,
+}
 
 impl Primary {
     pub(super) fn connected(&mut self, actions: &mut Vec<Action>) {
@@ -37,30 +47,40 @@ impl Primary {
         })));
     }
 
-    /// Compares the two histories and decides how they join (R1, R7).
-    pub(super) fn welcomed(&mut self, welcome: &Welcome, actions: &mut Vec<Action>) {
-        if let Err(refused) = self.accepts(welcome) {
-            self.halt(refused, actions);
-            return;
-        }
+    /// Compares the two histories and decides how they join (R1, R5, R7).
+    pub(super) fn welcomed(&mut self, welcome: &Welcome, past: bool, actions: &mut Vec<Action>) {
+        let joining = match self.accepts(welcome).and_then(|()| self.joins(welcome, past)) {
+            Ok(joining) => joining,
+            Err(refused) => {
+                self.halt(refused, actions);
+                return;
+            }
+        };
         self.cp_max = self.cp_max.max(welcome.cp_max);
         self.log_credit = welcome.log_credit;
         self.cp_credit = welcome.cp_credit;
         self.identity.hub = Some(welcome.hub);
         self.identity.epoch = welcome.epoch;
         actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
-        let hub_last = Place::from(welcome.last);
-        match self.find(hub_last) {
-            Some(position) => {
+        match joining {
+            Joining::Resend(position) => {
                 self.acked = position;
                 self.sent = position;
                 self.settle(welcome.applied_cp, actions);
                 self.join(actions);
             }
-            None => {
+            Joining::Refill => {
+                let target = Place::from(welcome.last);
                 self.settle(welcome.applied_cp, actions);
-                self.state = State::Refilling { target: hub_last };
+                self.state = State::Refilling { target };
                 actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
+            }
+            Joining::Pass => {
+                self.settle(welcome.applied_cp, actions);
+                self.state = State::Streaming;
+                self.cp_taken = 0;
+                actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
+                self.begin_syncing(welcome.applied_cp, actions);
             }
         }
     }
@@ -108,23 +128,32 @@ impl Primary {
                 "restore the newer state directory",
             ));
         }
-        self.joins(welcome)
+        Ok(())
     }
 
-    /// Compares the two histories.
-    fn joins(&self, welcome: &Welcome) -> Result<(), Refused> {
+    /// Compares the two histories. What the hub holds beyond the own log, on the same line, is
+    /// fetched; an own log that begins behind the hub's, or went another way while this end was
+    /// alone, needs a pass over the image, which must be this source's past (R4, R5).
+    fn joins(&self, welcome: &Welcome, past: bool) -> Result<Joining, Refused> {
         let (hub_last, applied) = (Place::from(welcome.last), Place::from(welcome.applied));
-        let resync = "a resync is needed; see docs/operations.md";
-        if hub_last.sequence > self.last().sequence {
-            if self.serving {
-                let reason = format!(
-                    "the hub holds transfer {} that this running source never sent",
-                    hub_last.transfer
-                );
-                let next = "look for a second source with this state directory";
-                return Err(refused(RefusedCode::Diverged, reason, next));
+        let elsewhere = |code, reason| {
+            if past {
+                return Ok(Joining::Pass);
             }
-        } else if self.find(hub_last).is_none() {
+            let next = "the two histories went different ways: `mirrorhub failback` on the hub, \
+                        with --keep, names the side that stays; see docs/operations.md";
+            Err(refused(code, reason, next))
+        };
+        let beyond = hub_last.sequence > self.last().sequence;
+        if beyond && (self.serving || self.apart.is_marked()) {
+            let reason = format!(
+                "the hub holds transfer {} that this source, which has served alone, never sent",
+                hub_last.transfer
+            );
+            return elsewhere(RefusedCode::Diverged, reason);
+        }
+        let found = self.find(hub_last);
+        if !beyond && found.is_none() {
             let (code, what) = if hub_last.sequence < self.held_after.sequence {
                 (RefusedCode::Gap, "ends before the oldest transfer held here")
             } else {
@@ -134,26 +163,26 @@ impl Primary {
                 "the hub's log of this source, ending with transfer {} (sequence {}), {what}",
                 hub_last.transfer, hub_last.sequence
             );
-            return Err(refused(code, reason, resync));
+            return elsewhere(code, reason);
         }
         // What was released here was published there. A source that lost its NVRAM holds nothing,
         // but has its own CP still to send.
         let refillable = self.pending.as_ref().is_some_and(|cp| cp.place == self.held_after);
         let behind = applied.sequence < self.held_after.sequence;
-        let elsewhere = self
+        let other = self
             .pending
             .as_ref()
             .is_some_and(|pending| pending.cp == welcome.applied_cp && pending.place != applied);
-        if behind && !refillable || !behind && self.find(applied).is_none() || elsewhere {
+        if behind && !refillable || !behind && self.find(applied).is_none() || other {
             let code = if behind { RefusedCode::Gap } else { RefusedCode::Diverged };
             let reason = format!(
                 "the hub's image, CP {} at sequence {}, is not this source's past: the hub was \
                  rolled back, or the histories went different ways",
                 welcome.applied_cp, applied.sequence
             );
-            return Err(refused(code, reason, resync));
+            return elsewhere(code, reason);
         }
-        Ok(())
+        Ok(found.map_or(Joining::Refill, Joining::Resend))
     }
 
     pub(super) fn refilled(
@@ -196,10 +225,23 @@ impl Primary {
         self.cp_taken = 0;
         actions.push(Action::HubDurable(self.acked_place()));
         actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
-        if !self.serving {
-            self.serving = true;
-            actions.push(Action::Serve);
+        self.serve(actions);
+        self.catch_up(actions);
+    }
+
+    /// An end that sees a higher epoch stops at once (R12).
+    pub(super) fn fenced(&mut self, epoch: Epoch, actions: &mut Vec<Action>) {
+        if epoch.number <= self.identity.epoch.number {
+            self.close("Fenced with an epoch that is not higher", actions);
+            return;
         }
+        actions.push(Action::Fence(epoch));
+        let reason = format!(
+            "the hub has taken over in epoch {} ({:016x}): this source serves no more",
+            epoch.number, epoch.id
+        );
+        let next = "`mirrorhub failback` on the hub brings it back";
+        self.halt(refused(RefusedCode::Diverged, reason, next), actions);
     }
 
     pub(super) fn refused(&mut self, refused: Refused, actions: &mut Vec<Action>) {

@@ -94,7 +94,7 @@ fn settle(machine: &mut Mirror, place: Place) -> Vec<Action> {
 }
 
 fn full(cp: u32, last: Place) -> Message {
-    Message::PartitionFull(PartitionFull { cp: CpNumber(cp), last: last.into() })
+    Message::PartitionFull(PartitionFull { cp: CpNumber(cp), last: last.into(), base: None })
 }
 
 fn end(cp: u32, place: Place, update_bytes: u64) -> Message {

@@ -166,7 +166,7 @@ fn from_source() -> BoxedStrategy<Message> {
         1 => hello().prop_map(Message::Hello),
         1 => Just(Message::Transfer),
         8 => (cp(), place()).prop_map(|(cp, last)| {
-            Message::PartitionFull(PartitionFull { cp, last: last.into() })
+            Message::PartitionFull(PartitionFull { cp, last: last.into(), base: None })
         }),
         1 => cp().prop_map(|cp| Message::Updates(Updates { cp, volume: VolumeNumber(0) })),
         8 => (cp(), place(), prop_oneof![4 => Just(0u64), 1 => bytes()]).prop_map(
@@ -526,7 +526,7 @@ impl MirrorShell {
                 }
                 let cp = self.machine.known().cp_max.next();
                 self.full = Some((cp, received, 0));
-                Event::Received(Message::PartitionFull(PartitionFull { cp, last: received.into() }))
+                Event::Received(Message::PartitionFull(PartitionFull { cp, last: received.into(), base: None }))
             }
             ToMirror::EndNext => {
                 let (cp, place, update_bytes) = self.full?;

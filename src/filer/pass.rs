@@ -1,0 +1,235 @@
+//! The data of a pass: everything born since a CP, read from the pinned own tree (R4).
+//!
+//! A thread walks the trees and fills a short channel with payloads of Updates, all inline or
+//! holes; the forwarder sends them as the hub's window allows. Memory goes by the channel, not by
+//! what changed. A throttle bounds the bytes a second (`resync_limit`).
+//!
+//! A block that cannot be read ends the pass with its reason: nothing is left out silently.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::shared::Pins;
+use crate::limits::CP_FRAME_BYTES_MAX;
+use crate::pool::Pin;
+use crate::pool::pointer::Pointer;
+use crate::units::BLOCK_BYTES;
+use crate::units::convert::{to_u64, to_usize};
+use crate::units::numbers::{ByteCount, CpNumber, Vbn, VolumeNumber};
+use crate::volume::diff::born_since;
+use crate::wire::updates::Encoder;
+
+/// Payloads that wait for the socket.
+const AHEAD_FRAMES: usize = 4;
+/// Longest sleep of the throttle at a time.
+const THROTTLE_STEP: Duration = Duration::from_millis(100);
+
+/// How far a pass has come, for status.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Blocks of the volumes, and those the walk has passed, changed or not.
+    pub all_blocks: AtomicU64,
+    /// See `all_blocks`.
+    pub passed_blocks: AtomicU64,
+    /// Bytes of payload made.
+    pub bytes: AtomicU64,
+}
+
+/// One payload and its volume, or why there is no more.
+pub type Payload = Result<(VolumeNumber, Vec<u8>), String>;
+
+/// The far end of the walking thread.
+#[derive(Debug)]
+pub struct PassData {
+    /// Its CP.
+    pub cp: CpNumber,
+    payloads: mpsc::Receiver<Payload>,
+    next: Option<(VolumeNumber, Vec<u8>)>,
+    ended: bool,
+    bytes: u64,
+}
+
+impl PassData {
+    /// Begins to read what was born since `base` in `pins`. The thread ends with its receiver.
+    pub fn start(
+        cp: CpNumber,
+        pins: Pins,
+        base: CpNumber,
+        limit: Option<ByteCount>,
+        progress: Arc<Progress>,
+    ) -> Self {
+        let (sender, payloads) = mpsc::channel(AHEAD_FRAMES);
+        tokio::task::spawn_blocking(move || {
+            let mut walker = Walker { sender, limit, progress, started: Instant::now() };
+            if let Err(Some(reason)) = walker.walk(&pins, base) {
+                // Nobody listens any more if the connection has gone.
+                drop(walker.sender.blocking_send(Err(reason)));
+            }
+        });
+        Self { cp, payloads, next: None, ended: false, bytes: 0 }
+    }
+
+    /// Whether a payload is there to be sent.
+    pub fn is_ready(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Whether all was sent; its bytes.
+    pub fn ended(&self) -> Option<u64> {
+        (self.ended && self.next.is_none()).then_some(self.bytes)
+    }
+
+    /// Waits until a payload is there or the end is known; pending if neither is to be waited
+    /// for. An error is why the walk ended early.
+    pub async fn wait(&mut self) -> Result<(), String> {
+        if self.ended || self.next.is_some() {
+            return std::future::pending().await;
+        }
+        match self.payloads.recv().await {
+            Some(Ok(payload)) => self.next = Some(payload),
+            Some(Err(reason)) => return Err(reason),
+            None => self.ended = true,
+        }
+        Ok(())
+    }
+
+    /// The payload that is ready.
+    pub fn take(&mut self) -> Option<(VolumeNumber, Vec<u8>)> {
+        let taken = self.next.take()?;
+        self.bytes += to_u64(taken.1.len());
+        Some(taken)
+    }
+}
+
+/// `None` if nobody listens any more.
+type Ended = Option<String>;
+
+struct Walker {
+    sender: mpsc::Sender<Payload>,
+    limit: Option<ByteCount>,
+    progress: Arc<Progress>,
+    started: Instant,
+}
+
+impl Walker {
+    fn walk(&mut self, pins: &Pins, base: CpNumber) -> Result<(), Ended> {
+        let all = pins.values().map(|pin| pin.tree().size.blocks().0).sum();
+        self.progress.all_blocks.store(all, Ordering::Relaxed);
+        let mut before = 0;
+        for (&volume, pin) in pins.iter() {
+            self.volume(volume, pin, base, before)?;
+            before += pin.tree().size.blocks().0;
+            self.progress.passed_blocks.store(before, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn volume(
+        &mut self,
+        volume: VolumeNumber,
+        pin: &Pin,
+        base: CpNumber,
+        before: u64,
+    ) -> Result<(), Ended> {
+        let named = |error: &dyn std::fmt::Display| Some(format!("volume {volume}: {error}"));
+        let walk = born_since(pin.pool(), &pin.tree(), base).map_err(|error| named(&error))?;
+        let mut out = Out { volume, encoder: Encoder::new(CP_FRAME_BYTES_MAX), run: Vec::new() };
+        for item in walk {
+            let item = item.map_err(|error| named(&error))?;
+            self.progress.passed_blocks.store(before + item.vbn.0, Ordering::Relaxed);
+            let follows = out.run.last().is_some_and(|(vbn, _)| vbn.0 + 1 == item.vbn.0);
+            let full = to_u64(out.run.len()) >= out.encoder.inline_room();
+            if item.pointer.is_hole() || !follows || full {
+                self.put_run(&mut out, pin)?;
+            }
+            if item.pointer.is_hole() {
+                if !out.encoder.has_room() {
+                    self.send(&mut out)?;
+                }
+                out.encoder.hole(item.vbn, item.count);
+            } else {
+                out.run.push((item.vbn, item.pointer));
+            }
+        }
+        self.put_run(&mut out, pin)?;
+        self.send(&mut out)
+    }
+
+    /// Reads the blocks of the run and puts them into the payload.
+    fn put_run(&mut self, out: &mut Out, pin: &Pin) -> Result<(), Ended> {
+        let mut run = std::mem::take(&mut out.run);
+        while !run.is_empty() {
+            let room = to_usize(out.encoder.inline_room()).min(run.len());
+            if room == 0 {
+                self.send(out)?;
+                continue;
+            }
+            let rest = run.split_off(room);
+            let bytes = read(pin, &run).map_err(Some)?;
+            let blocks = bytes.as_chunks::<BLOCK_BYTES>().0;
+            if let Some((first, _)) = run.first() {
+                out.encoder.inline(*first, blocks.iter());
+            }
+            run = rest;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, out: &mut Out) -> Result<(), Ended> {
+        if out.encoder.is_empty() {
+            return Ok(());
+        }
+        let encoder = std::mem::replace(&mut out.encoder, Encoder::new(CP_FRAME_BYTES_MAX));
+        let payload = encoder.finish();
+        let made = to_u64(payload.len());
+        let bytes = self.progress.bytes.fetch_add(made, Ordering::Relaxed) + made;
+        self.throttle(bytes)?;
+        self.sender.blocking_send(Ok((out.volume, payload))).map_err(|_| None)
+    }
+
+    /// Waits until so many bytes are due.
+    fn throttle(&self, bytes: u64) -> Result<(), Ended> {
+        let Some(limit) = self.limit.filter(|limit| limit.0 > 0) else { return Ok(()) };
+        let due = Duration::from_nanos(
+            u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(limit.0))
+                .unwrap_or(u64::MAX),
+        );
+        while let Some(left) = due.checked_sub(self.started.elapsed()).filter(|left| !left.is_zero())
+        {
+            if self.sender.is_closed() {
+                return Err(None);
+            }
+            std::thread::sleep(left.min(THROTTLE_STEP));
+        }
+        Ok(())
+    }
+}
+
+/// A payload being made, and blocks side by side in the volume that are to be put into it.
+struct Out {
+    volume: VolumeNumber,
+    encoder: Encoder,
+    run: Vec<(Vbn, Pointer)>,
+}
+
+/// Reads blocks, those side by side in the pool at once, each verified.
+fn read(pin: &Pin, run: &[(Vbn, Pointer)]) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; run.len() * BLOCK_BYTES];
+    let mut at = 0;
+    while at < run.len() {
+        let beside = run[at..].windows(2).take_while(|pair| pair[0].1.pbn.0 + 1 == pair[1].1.pbn.0);
+        let count = beside.count() + 1;
+        let part = &run[at..at + count];
+        let crcs: Vec<u32> = part.iter().map(|(_, pointer)| pointer.crc).collect();
+        let target = &mut bytes[at * BLOCK_BYTES..(at + count) * BLOCK_BYTES];
+        let result = pin.pool().read_run(part[0].1.pbn, &crcs, target);
+        // A pin that the pool gave up is the reason, whatever was met in its blocks.
+        pin.check().map_err(|error| error.to_string())?;
+        result.map_err(|error| format!("block {}: {error}", part[0].0))?;
+        at += count;
+    }
+    Ok(bytes)
+}

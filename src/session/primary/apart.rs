@@ -1,0 +1,375 @@
+//! Away from the hub and back: serving alone, the passes that bring the image up, the way to
+//! `in-sync` (R4).
+//!
+//! Called by [`super::Primary::step`]. **Apart** is a durable mark: the hub may lack writes that
+//! were acknowledged. It stands before the first acknowledgement alone and before the first pass,
+//! and goes when everything that was acknowledged meanwhile is durable on the hub.
+//!
+//! ```text
+//! hub lost --MarkApart, Apart--> alone: a CP is done with the own commit
+//! Welcome, logs join ------------> catching up: transfers are sent, answers still alone
+//! Welcome, logs do not join -----> passes: the newest own CP is sent as what was born since the
+//!                                  image's; the image moves in one step; again, until they join
+//! caught up: answers need the hub again; all of before is durable there --ClearApart, Together-->
+//! ```
+//!
+//! While a pass runs no transfer is sent: what does not join the image protects nothing, and stays
+//! in the own NVRAM. If that fills up the CP that holds the room is done alone, and another pass,
+//! of what was written during this one, follows.
+
+use super::{Action, Answering, Data, PendingCp, Primary, State, refused};
+use crate::record::marks::Place;
+use crate::units::hash::Root;
+use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::policy::OnHubLoss;
+use crate::wire::message::{CpEnd, CpRejected, Message, PartitionFull, RefusedCode, VolumeRoot};
+
+/// Refusals of one pass before the source gives up.
+const PASS_REFUSALS_MAX: u32 = 3;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Mark {
+    Absent,
+    /// Being made durable.
+    Setting,
+    Set,
+    /// Being taken away durably.
+    Clearing,
+}
+
+/// The own CP that is sent whole, as far as the image lacks it.
+#[derive(Debug, Clone)]
+struct Pass {
+    cp: CpNumber,
+    place: Place,
+    base: CpNumber,
+    roots: Vec<VolumeRoot>,
+    data: Data,
+    refusals: u32,
+}
+
+/// How far a session has come in bringing both ends together.
+#[derive(Debug, Clone)]
+enum Way {
+    /// Nothing to bring together, or no session.
+    None,
+    /// The logs do not join: passes. `base` is the CP of the image; `asked` for a freeze.
+    Syncing { base: CpNumber, pass: Option<Pass>, asked: bool },
+    /// The logs join: until the hub has what was formed when this began.
+    Catching { target: Place },
+    /// Answers need the hub again: until it has what was formed when that began.
+    Closing { target: Place },
+}
+
+/// The mark, and the way back.
+#[derive(Debug, Clone)]
+pub(super) struct Apart {
+    mark: Mark,
+    way: Way,
+}
+
+pub(super) fn volume_roots(roots: Vec<(VolumeNumber, Root)>) -> Vec<VolumeRoot> {
+    roots.into_iter().map(|(volume, root)| VolumeRoot { volume, root }).collect()
+}
+
+impl Apart {
+    pub(super) fn new(marked: bool) -> Self {
+        Self { mark: if marked { Mark::Set } else { Mark::Absent }, way: Way::None }
+    }
+
+    /// Whether the mark may be found after a crash.
+    pub(super) fn is_marked(&self) -> bool {
+        self.mark != Mark::Absent
+    }
+
+    /// Whether the logs do not join yet.
+    pub(super) fn is_syncing(&self) -> bool {
+        matches!(self.way, Way::Syncing { .. })
+    }
+
+    fn pass(&self) -> Option<&Pass> {
+        if let Way::Syncing { pass, .. } = &self.way { pass.as_ref() } else { None }
+    }
+
+    fn pass_mut(&mut self) -> Option<&mut Pass> {
+        if let Way::Syncing { pass, .. } = &mut self.way { pass.as_mut() } else { None }
+    }
+
+    pub(super) fn pass_data(&mut self) -> Option<&mut Data> {
+        self.pass_mut().map(|pass| &mut pass.data)
+    }
+
+    /// Whether this CP was announced as a pass on this connection.
+    pub(super) fn is_passing(&self, cp: CpNumber) -> bool {
+        self.pass().is_some_and(|pass| {
+            let announced = matches!(pass.data, Data::Sending | Data::Sent(_) | Data::Ended);
+            announced && pass.cp == cp
+        })
+    }
+
+    pub(super) fn data_sent(&mut self, cp: CpNumber, bytes: u64) -> bool {
+        let Some(pass) = self.pass_mut().filter(|pass| pass.cp == cp) else { return false };
+        if pass.data == Data::Sending {
+            pass.data = Data::Sent(bytes);
+        }
+        true
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        // Where the image stands is said by the next Welcome.
+        self.way = Way::None;
+    }
+
+    pub(super) fn cleared(&mut self) {
+        if self.mark == Mark::Clearing {
+            self.mark = Mark::Absent;
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn fingerprint<H: std::hash::Hasher>(&self, to: &mut H) {
+        use std::hash::Hash;
+        self.mark.hash(to);
+        std::mem::discriminant(&self.way).hash(to);
+        match &self.way {
+            Way::None => {}
+            Way::Syncing { base, pass, asked } => {
+                (base, asked).hash(to);
+                if let Some(pass) = pass {
+                    let sent = if let Data::Sent(bytes) = pass.data { Some(bytes) } else { None };
+                    let data = std::mem::discriminant(&pass.data);
+                    (pass.cp, pass.base, data, sent, pass.refusals).hash(to);
+                }
+            }
+            Way::Catching { target } | Way::Closing { target } => target.hash.hash(to),
+        }
+    }
+}
+
+impl Primary {
+    /// Whether writes are acknowledged without the hub when it is away. A source that never was
+    /// welcomed is usable at once.
+    fn goes_on_alone(&self) -> bool {
+        self.identity.on_hub_loss == OnHubLoss::Continue || self.identity.hub.is_none()
+    }
+
+    /// Whether the logs of both ends join and everything acknowledged is on both.
+    pub fn is_in_sync(&self) -> bool {
+        self.is_streaming() && self.apart.mark == Mark::Absent && !self.apart.is_syncing()
+    }
+
+    /// The pass under way: its CP and that of the image it begins from.
+    pub fn pass(&self) -> Option<(CpNumber, CpNumber)> {
+        self.apart.pass().map(|pass| (pass.cp, pass.base))
+    }
+
+    pub(super) fn serve(&mut self, actions: &mut Vec<Action>) {
+        if !std::mem::replace(&mut self.serving, true) {
+            actions.push(Action::Serve);
+        }
+    }
+
+    fn answer(&mut self, answering: Answering, actions: &mut Vec<Action>) {
+        if self.answering != answering {
+            self.answering = answering;
+            actions.push(Action::Answer(answering));
+        }
+    }
+
+    fn mark(&mut self, actions: &mut Vec<Action>) {
+        match self.apart.mark {
+            Mark::Absent | Mark::Clearing => {
+                self.apart.mark = Mark::Setting;
+                actions.push(Action::MarkApart);
+            }
+            Mark::Setting | Mark::Set => {}
+        }
+    }
+
+    pub(super) fn hub_lost(&mut self, actions: &mut Vec<Action>) {
+        if self.is_streaming() {
+            return;
+        }
+        if !self.goes_on_alone() {
+            self.answer(Answering::Held, actions);
+            return;
+        }
+        self.mark(actions);
+        if self.apart.mark == Mark::Set {
+            self.answer(Answering::Alone, actions);
+            self.serve(actions);
+        }
+    }
+
+    pub(super) fn marked(&mut self, actions: &mut Vec<Action>) {
+        if self.apart.mark != Mark::Setting {
+            return;
+        }
+        self.apart.mark = Mark::Set;
+        if !self.is_streaming() || self.apart.is_syncing() {
+            self.apart_now(actions);
+        }
+    }
+
+    /// What holds from the moment that the mark is durable.
+    fn apart_now(&mut self, actions: &mut Vec<Action>) {
+        if self.goes_on_alone() {
+            self.answer(Answering::Alone, actions);
+        } else if self.is_streaming() {
+            self.answer(Answering::Policy, actions);
+        }
+        self.serve(actions);
+    }
+
+    /// The logs do not join; the image is at `base`.
+    pub(super) fn begin_syncing(&mut self, base: CpNumber, actions: &mut Vec<Action>) {
+        (self.sent, self.acked, self.in_flight_bytes) = (0, 0, 0);
+        self.apart.way = Way::Syncing { base, pass: None, asked: false };
+        self.mark(actions);
+        if self.apart.mark == Mark::Set {
+            self.apart_now(actions);
+        }
+    }
+
+    /// The logs join: everything behind the hub's last transfer is sent.
+    pub(super) fn catch_up(&mut self, actions: &mut Vec<Action>) {
+        if self.apart.mark == Mark::Absent {
+            self.apart.way = Way::None;
+            self.answer(Answering::Policy, actions);
+        } else {
+            // Marked or about to be: the same way clears it.
+            self.apart.way = Way::Catching { target: self.last() };
+            if !self.goes_on_alone() {
+                self.answer(Answering::Policy, actions);
+            }
+        }
+    }
+
+    pub(super) fn pressed(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
+        let apart = self.apart.mark == Mark::Set && self.goes_on_alone();
+        if apart && self.apart.is_syncing() {
+            self.done_alone(|pending| pending.cp == cp, actions);
+        }
+    }
+
+    /// Releases a CP that is committed here; the hub gets it by a pass.
+    fn done_alone(&mut self, which: impl Fn(&PendingCp) -> bool, actions: &mut Vec<Action>) {
+        let committed = |pending: &mut PendingCp| pending.roots.is_some() && which(pending);
+        let Some(pending) = self.pending.take_if(committed) else { return };
+        let Some(released) = self.find(pending.place) else {
+            panic!("a CP ends at a transfer that is held");
+        };
+        self.held.drain(..released);
+        self.sent = self.sent.saturating_sub(released);
+        self.acked = self.acked.saturating_sub(released);
+        self.held_after = pending.place;
+        actions.push(Action::Done { cp: pending.cp, alone: true });
+    }
+
+    pub(super) fn pump_apart(&mut self, actions: &mut Vec<Action>) {
+        if self.apart.mark != Mark::Set && !matches!(self.apart.way, Way::Closing { .. }) {
+            return;
+        }
+        if !self.in_session() && self.answering == Answering::Alone {
+            self.done_alone(|_| true, actions);
+        }
+        if self.state != State::Streaming {
+            return;
+        }
+        match self.apart.way {
+            Way::Syncing { pass: None, base, asked } => self.begin_pass(base, asked, actions),
+            Way::Syncing { pass: Some(_), .. } => self.pump_pass(actions),
+            Way::Catching { target } if self.acked_place().sequence >= target.sequence => {
+                self.answer(Answering::Policy, actions);
+                self.apart.way = Way::Closing { target: self.last() };
+                self.pump_apart(actions);
+            }
+            Way::Closing { target }
+                if self.apart.mark == Mark::Set
+                    && self.acked_place().sequence >= target.sequence =>
+            {
+                self.apart.mark = Mark::Clearing;
+                self.apart.way = Way::None;
+                actions.push(Action::ClearApart);
+            }
+            Way::None | Way::Catching { .. } | Way::Closing { .. } => {}
+        }
+    }
+
+    fn begin_pass(&mut self, base: CpNumber, asked: bool, actions: &mut Vec<Action>) {
+        // The newest own CP is the target; one that waits for the hub would only be older.
+        self.done_alone(|_| true, actions);
+        if self.own_cp > base {
+            let (cp, place) = (self.own_cp, self.held_after);
+            let (roots, data) = (self.own_roots.clone(), Data::Waiting);
+            let pass = Some(Pass { cp, place, base, roots, data, refusals: 0 });
+            self.apart.way = Way::Syncing { base, pass, asked: false };
+            self.pump_pass(actions);
+        } else if self.pending.is_some() {
+            // It is being committed.
+        } else if self.held.is_empty() {
+            let reason = "the hub holds entries of this source that it does not know, and it has \
+                          written nothing since that could replace them"
+                .to_owned();
+            let next = "restart the source: it asks the hub for them before it serves";
+            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
+        } else if !asked {
+            self.apart.way = Way::Syncing { base, pass: None, asked: true };
+            actions.push(Action::Freeze);
+        }
+    }
+
+    fn pump_pass(&mut self, actions: &mut Vec<Action>) {
+        let Some(pass) = self.apart.pass_mut() else { return };
+        let (cp, base) = (pass.cp, pass.base);
+        if pass.data == Data::Waiting {
+            pass.data = Data::Sending;
+            let full = PartitionFull { cp, last: pass.place.into(), base: Some(base) };
+            actions.push(Action::Send(Message::PartitionFull(full)));
+            actions.push(Action::SendPass { cp, base });
+        }
+        if let Data::Sent(update_bytes) = pass.data {
+            pass.data = Data::Ended;
+            let (place, roots) = (pass.place.into(), pass.roots.clone());
+            actions.push(Action::Send(Message::CpEnd(CpEnd { cp, place, roots, update_bytes })));
+        }
+    }
+
+    /// The image is at the pass's CP, the hub's log goes on behind its place.
+    pub(super) fn pass_done(&mut self, actions: &mut Vec<Action>) {
+        let Some(pass) = self.apart.pass() else { return };
+        if pass.data != Data::Ended {
+            self.close("CpDone of a pass that was not ended", actions);
+            return;
+        }
+        let (cp, place) = (pass.cp, pass.place);
+        actions.push(Action::PassEnded { cp });
+        match self.find(place) {
+            Some(position) => {
+                (self.sent, self.acked) = (position, position);
+                self.join(actions);
+            }
+            // Released meanwhile: what was written during the pass follows in the next one.
+            None => self.apart.way = Way::Syncing { base: cp, pass: None, asked: false },
+        }
+        self.pump_apart(actions);
+    }
+
+    pub(super) fn pass_rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
+        let Some(pass) = self.apart.pass_mut() else { return };
+        pass.refusals += 1;
+        let (cp, no_space) = (pass.cp, no.no_space);
+        let reason = no.reason.clone();
+        if no_space {
+            pass.data = Data::Parked;
+        } else if pass.refusals >= PASS_REFUSALS_MAX {
+            let reason = format!("the pass to CP {cp} was refused {} times: {reason}", pass.refusals);
+            let next = "compare both ends with `mirrorhub verify`";
+            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
+            return;
+        } else {
+            pass.data = Data::Waiting;
+        }
+        actions.push(Action::Rejected { cp, reason, no_space });
+    }
+}
