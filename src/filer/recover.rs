@@ -28,7 +28,7 @@ use super::feed::SourceFeed;
 use super::identity::{Extension, ExtensionError};
 use super::order::{Order, VolumeShape};
 use super::outbox::Outbox;
-use super::shared::{Affiliation, Apply, LinkState, Pins, Shared, SharedState};
+use super::shared::{Affiliation, LinkState, Pins, Shared, SharedState};
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::device::Device;
 use crate::nvlog::{Recovered, Ring, RingError, RingOptions, RingShape};
@@ -43,6 +43,7 @@ use crate::session::primary::{Event, Identity, Primary};
 use crate::units::ids::{RandomError, SourceId, VolumeId, random_u64};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, VolumeNumber};
+use crate::units::policy::Policy;
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
 use crate::wire::message::VolumeOffer;
@@ -118,8 +119,8 @@ pub struct Wanted {
     pub name: SourceName,
     /// Its volumes.
     pub volumes: Vec<(VolumeName, ByteCount)>,
-    /// How CP data travels.
-    pub apply: Apply,
+    /// What it promises.
+    pub policy: Policy,
     /// The NVRAM may be gone: what the hub holds is fetched.
     pub accept_lost_nvram: bool,
     /// How the ring behaves and what it is made like.
@@ -376,7 +377,7 @@ fn share(
         source: row.id,
         generation: row.generation,
         volumes: offers.collect(),
-        apply: wanted.apply,
+        policy: wanted.policy,
         pool,
         order,
         completion,
