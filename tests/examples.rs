@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use mirrorhub::config::load::{Kind, Loaded, load, load_hub, load_source};
 use mirrorhub::config::problem::Problems;
-use mirrorhub::config::schema::{Apply, Listen, OnHubLoss, ProcessConfig};
+use mirrorhub::config::schema::{Listen, ProcessConfig};
 use mirrorhub::config::sizing;
 use mirrorhub::config::unavailable::{UNAVAILABLE, When};
 use mirrorhub::units::numbers::ByteCount;
+use mirrorhub::units::policy::{Apply, OnHubLoss};
 
 fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

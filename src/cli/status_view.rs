@@ -315,6 +315,7 @@ mod tests {
                 apply: "reference".into(),
                 on_hub_loss: "stop".into(),
                 cache: "writethrough".into(),
+                lag_limit: None,
             }),
             alone_since: None,
             epoch: 1,

@@ -137,7 +137,8 @@ impl<'d> Reader<'d> {
             }
             Some(other) => {
                 let met = format!("is {}", kind_of(other));
-                let fix = format!("write [{key}] on a line of its own and its keys below");
+                let fix =
+                    format!("write [{}] on a line of its own and its keys below", section.path);
                 self.problem(section.span.clone(), section.path.clone(), met, "a section", fix);
             }
         }

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::ByteCount;
+use crate::units::policy::{Ack, Apply, Cache, LagLimit, Mode, OnHubLoss, Policy};
+use crate::units::words::words;
 
 /// Default of `data_dir`.
 pub const DATA_DIR: &str = "state";
@@ -124,13 +126,21 @@ pub struct SourceConfig {
     /// `[replication]`: what a write promises.
     pub replication: ReplicationConfig,
     /// `nbd.cache`: when a write is answered. Default `writethrough`. Restart.
-    pub cache: CacheMode,
+    pub cache: Cache,
     /// `[pool]`: where the volumes are kept.
     pub pool: PoolConfig,
     /// `pool.on_full`: what a write gets that has no room. Default `wait`. Live.
     pub on_full: OnFull,
     /// `[[volume]]`: at least one. A larger size is live, anything else a restart.
     pub volumes: Vec<VolumeConfig>,
+}
+
+impl SourceConfig {
+    /// What the source promises.
+    pub fn policy(&self) -> Policy {
+        let ReplicationConfig { mode, lag_limit, ack, apply, on_hub_loss, .. } = self.replication;
+        Policy { mode, ack, apply, on_hub_loss, cache: self.cache, lag_limit }
+    }
 }
 
 /// Where something listens.
@@ -200,43 +210,21 @@ pub struct VolumeConfig {
 pub struct ReplicationConfig {
     /// `mode`: when a write is answered. Default `sync`. Live at the next CP.
     pub mode: Mode,
+    /// `lag_limit`: how far the hub may be behind in `semi-sync`. Default 64MiB and 5s; 1MiB to
+    /// 1TiB, 10ms to 1h. Live at the next CP.
+    pub lag_limit: LagLimit,
     /// `ack`: what the hub has done before it acknowledges. Default `durable`. Live at the next CP.
     pub ack: Ack,
-    /// `apply`: how a CP travels. Default `reference`. Live at the next CP.
+    /// `apply`: how a CP travels. Default `reference`, in `cp-only` `inline`. Live at the next CP.
     pub apply: Apply,
-    /// `on_hub_loss`: what happens to writes while the hub is lost. In this version always
-    /// `stop`: they are held until the hub is back. Live at the next CP.
+    /// `on_hub_loss`: what happens to writes while the hub is lost. Default `continue`. Live at the
+    /// next CP.
     pub on_hub_loss: OnHubLoss,
     /// `hub_timeout`: silence after which the hub counts as lost. Default 5s, 100ms to 1h. Live.
     pub hub_timeout: Duration,
-}
-
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $variant:ident = $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name {
-            $($(#[$word_doc])* $variant,)*
-        }
-
-        impl $name {
-            /// Every value and its word in the file.
-            pub const WORDS: &'static [(&'static str, Self)] = &[$(($word, Self::$variant)),*];
-
-            /// Its word in the file, in status and in metrics.
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $word,)*
-                }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-    };
+    /// `resync_limit`: bytes a second that bringing the hub's image up may send. Default: no bound;
+    /// 64KiB to 1TiB.
+    pub resync_limit: Option<ByteCount>,
 }
 
 words! {
@@ -250,59 +238,6 @@ words! {
         Parity1 = "parity1",
         /// Any two devices may fail.
         Parity2 = "parity2",
-    }
-}
-words! {
-    /// When a write is answered.
-    Mode {
-        /// Durable here and acknowledged by the hub.
-        Sync = "sync",
-        /// Durable here, the hub at most `lag_limit` behind.
-        SemiSync = "semi-sync",
-        /// Durable here.
-        Async = "async",
-        /// Durable here; the hub gets CPs only.
-        CpOnly = "cp-only",
-    }
-}
-words! {
-    /// What the hub has done before it acknowledges a transfer.
-    Ack {
-        /// Synced it in the ring.
-        Durable = "durable",
-        /// Has it in memory.
-        Received = "received",
-        /// Synced it in the source log too.
-        Filed = "filed",
-    }
-}
-words! {
-    /// How a CP travels.
-    Apply {
-        /// By reference wherever the log has the whole block.
-        Reference = "reference",
-        /// All changed blocks are sent again.
-        Inline = "inline",
-        /// The hub applies the log itself.
-        Replay = "replay",
-    }
-}
-words! {
-    /// What happens to writes while the hub is lost.
-    OnHubLoss {
-        /// They are served alone and follow later.
-        Continue = "continue",
-        /// They are held.
-        Stop = "stop",
-    }
-}
-words! {
-    /// When an NBD write is answered.
-    CacheMode {
-        /// Under the rule of `replication.mode`.
-        Writethrough = "writethrough",
-        /// Once ordered and buffered; flush and FUA wait.
-        Writeback = "writeback",
     }
 }
 words! {

@@ -11,13 +11,16 @@ use super::problem::Problem;
 use super::quantity::Unfit;
 use super::reader::{Reader, Section};
 use super::schema::{
-    Ack, Apply, CHECKPOINT_INTERVAL, CacheMode, HUB_LISTEN, HUB_TIMEOUT, Mode, OnFull, OnHubLoss,
-    ReplicationConfig, SOURCE_HTTP_LISTEN, SOURCE_NBD_LISTEN, SOURCE_NVRAM, SourceConfig,
+    CHECKPOINT_INTERVAL, HUB_LISTEN, HUB_TIMEOUT, OnFull, ReplicationConfig, SOURCE_HTTP_LISTEN,
+    SOURCE_NBD_LISTEN, SOURCE_NVRAM, SourceConfig,
 };
 use super::text::Text;
 use super::unavailable;
-use crate::limits::{CHECKPOINT_INTERVAL_MS, HUB_TIMEOUT_MS};
+use crate::limits::{
+    CHECKPOINT_INTERVAL_MS, HUB_TIMEOUT_MS, LAG_BYTES, LAG_TIME_MS, RESYNC_LIMIT_BYTES,
+};
 use crate::units::names::SourceName;
+use crate::units::policy::{Ack, Apply, Cache, LagLimit, Mode, OnHubLoss};
 
 /// Reads a parsed file.
 pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Vec<Problem>> {
@@ -42,7 +45,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
     let checkpoint_interval = interval(&mut reader, &root);
     let replication = replication(&mut reader, &root);
     let nbd = reader.section(&root, "nbd");
-    let cache = reader.choice(&nbd, "cache", CacheMode::WORDS);
+    let cache = reader.choice(&nbd, "cache", Cache::WORDS);
     let ring = nvram.as_ref().map(|nvram| nvram.path.clone());
     let (pool, pool_section) = pool(&mut reader, &root, &[("nvram.path", ring)]);
     let on_full = reader.choice(&pool_section, "on_full", OnFull::WORDS);
@@ -65,7 +68,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
             nvram: nvram?,
             checkpoint_interval,
             replication,
-            cache: cache.map_or(CacheMode::Writethrough, Spanned::into_inner),
+            cache: cache.map_or(Cache::Writethrough, Spanned::into_inner),
             pool: pool?,
             on_full: on_full.map_or(OnFull::Wait, Spanned::into_inner),
             volumes,
@@ -100,15 +103,52 @@ fn replication<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> ReplicationCo
     let apply = reader.choice(&section, "apply", Apply::WORDS);
     let on_hub_loss = reader.choice(&section, "on_hub_loss", OnHubLoss::WORDS);
     let hub_timeout = reader.duration(&section, "hub_timeout", HUB_TIMEOUT_MS);
+    let resync_limit = reader.size(&section, "resync_limit", RESYNC_LIMIT_BYTES);
+    let limit = reader.section(&section, "lag_limit");
+    let lag_limit = lag_limit(reader, &limit);
     if let Some(mode) = &mode {
+        let limit = limit.table.map(|_| limit.span);
         contradictions(reader, mode, ack.as_ref(), apply.as_ref(), on_hub_loss.as_ref());
+        unlimited(reader, mode, limit);
     }
+    let mode = mode.map_or(Mode::Sync, Spanned::into_inner);
     ReplicationConfig {
-        mode: mode.map_or(Mode::Sync, Spanned::into_inner),
+        mode,
+        lag_limit,
         ack: ack.map_or(Ack::Durable, Spanned::into_inner),
-        apply: apply.map_or(Apply::Reference, Spanned::into_inner),
-        on_hub_loss: on_hub_loss.map_or(OnHubLoss::Stop, Spanned::into_inner),
+        apply: apply.map_or_else(|| apply_of(mode), Spanned::into_inner),
+        on_hub_loss: on_hub_loss.map_or(OnHubLoss::Continue, Spanned::into_inner),
+        resync_limit: resync_limit.map(Spanned::into_inner),
         hub_timeout: hub_timeout.map_or(HUB_TIMEOUT, Spanned::into_inner),
+    }
+}
+
+/// A limit where no mode reads it promises what nobody keeps.
+fn unlimited(reader: &mut Reader<'_>, mode: &Spanned<Mode>, limit: Option<std::ops::Range<usize>>) {
+    if let Some(span) = limit.filter(|_| *mode.get_ref() != Mode::SemiSync) {
+        let met = format!("{} knows no limit, only semi-sync does", mode.get_ref());
+        let keys = ("replication.lag_limit", "replication.mode");
+        let fix = "take lag_limit out, or write mode = \"semi-sync\"";
+        reader.contradiction(keys, (span, mode.span()), met, fix);
+    }
+}
+
+/// What of it is not written is the default: each key alone says something.
+fn lag_limit<'d>(reader: &mut Reader<'d>, section: &Section<'d>) -> LagLimit {
+    let bytes = reader.size(section, "bytes", LAG_BYTES.0..=LAG_BYTES.1);
+    let time = reader.duration(section, "time", LAG_TIME_MS);
+    let default = LagLimit::default();
+    LagLimit {
+        bytes: bytes.map_or(default.bytes, Spanned::into_inner),
+        time: time.map_or(default.time, Spanned::into_inner),
+    }
+}
+
+/// Without a log there is nothing to refer to.
+fn apply_of(mode: Mode) -> Apply {
+    match mode {
+        Mode::Sync | Mode::SemiSync | Mode::Async => Apply::Reference,
+        Mode::CpOnly => Apply::Inline,
     }
 }
 

@@ -65,13 +65,6 @@ pub const UNAVAILABLE: &[Unavailable] = &[
     row(SOURCE, "replication", "ack", When::Is("received"), "write \"durable\""),
     row(SOURCE, "replication", "ack", When::Is("filed"), "write \"durable\""),
     row(SOURCE, "replication", "apply", When::Is("replay"), "write \"reference\" or \"inline\""),
-    row(
-        SOURCE,
-        "replication",
-        "on_hub_loss",
-        When::Is("continue"),
-        "write \"stop\" or take it out: writes are held until the hub is back",
-    ),
     row(SOURCE, "nbd", "cache", When::Is("writeback"), "write \"writethrough\""),
     row(BOTH, "", "tls", When::Present, "take it out and listen on loopback or unix sockets"),
     row(BOTH, "", "plain_networks", When::Present, "take it out and listen on loopback"),

@@ -51,6 +51,7 @@ enum Heard {
     /// A writer has frozen the interval.
     Frozen,
     Wanted,
+    Forced,
     Stop,
     Nothing,
 }
@@ -101,6 +102,9 @@ impl Checkpointer {
                     self.shared.counters.checkpoints_command.add(1);
                 }
             }
+            Heard::Forced => {
+                self.asked = self.shared.order.freeze_anything();
+            }
             Heard::Nothing if self.last.elapsed() >= self.interval => {
                 self.last = Instant::now();
                 if self.freeze() {
@@ -131,6 +135,9 @@ impl Checkpointer {
                 Some(Heard::Stop)
             } else if inbox.frozen.is_some() {
                 Some(Heard::Frozen)
+            } else if self.serving() && std::mem::take(&mut inbox.forced) {
+                inbox.wanted = false;
+                Some(Heard::Forced)
             } else if self.serving() && std::mem::take(&mut inbox.wanted) {
                 Some(Heard::Wanted)
             } else {
@@ -256,8 +263,7 @@ impl Checkpointer {
         let affiliation = shared.affiliation();
         let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = shared.kept()?;
-        let extension =
-            Extension { nvram_made: true, transfer: freeze.place.transfer, ..kept };
+        let extension = Extension { nvram_made: true, transfer: freeze.place.transfer, ..kept };
         let published = shared.pool.publish(Publish {
             write_set,
             source: shared.source,

@@ -30,7 +30,7 @@ pub enum Refusal {
     Stopped,
     /// Somebody else is primary (R12).
     #[error("this source was fenced: another end is primary since epoch {0}")]
-    Fenced(u64),
+    Fenced(u32),
 }
 
 /// Up to where writes are answered.

@@ -223,7 +223,7 @@ fn io_error(message: impl Into<Cow<'static, str>>) -> ExportError {
 fn error_of(refusal: &Refusal) -> ExportError {
     let code = match refusal {
         Refusal::Failed(_) => ErrorCode::Io,
-        Refusal::Stopped => ErrorCode::Shutdown,
+        Refusal::Stopped | Refusal::Fenced(_) => ErrorCode::Shutdown,
     };
     ExportError::new(code, refusal.to_string())
 }

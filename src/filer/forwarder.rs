@@ -22,12 +22,12 @@ use super::identity::Extension;
 use super::order::{AdoptError, Lacking};
 use super::pass::PassData;
 use super::sending::{MoveError, SendSide};
-use super::shared::{Affiliation, Backoff, Common, LinkState, Pins, Shared};
+use super::shared::{Backoff, Common, LinkState, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver};
 use super::verify;
-use crate::pool::error::PoolError;
 use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
 use crate::link::FrameReader;
+use crate::pool::error::PoolError;
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::primary::{Action, Event, Held, Primary};
@@ -181,12 +181,6 @@ impl Forwarder {
         match self.step(Event::Fenced(fenced), &mut side).await {
             Err(End::Halted(refused)) => Some(refused),
             Ok(()) | Err(End::Broken(_) | End::Stalled(_) | End::Stopped) => None,
-        }
-    }
-
-    async fn wait_for_stop(&self) {
-        while !self.shared.session.stopping() {
-            self.shared.session.changed().await;
         }
     }
 
@@ -451,7 +445,9 @@ impl Forwarder {
         } else if progress.at.elapsed() > self.options.hub_timeout {
             let what = if full { "both partitions of the NVRAM are full and" } else { "" };
             let seconds = progress.at.elapsed().as_secs();
-            return Err(End::Stalled(format!("{what} the hub got on with nothing for {seconds} s")));
+            return Err(End::Stalled(format!(
+                "{what} the hub got on with nothing for {seconds} s"
+            )));
         }
         Ok(())
     }
@@ -484,7 +480,8 @@ impl Forwarder {
             return Ok(place == Place::default());
         }
         let shared = Arc::clone(&self.shared);
-        let row = tokio::task::spawn_blocking(move || shared.pool.catalog().history(shared.source, cp));
+        let row =
+            tokio::task::spawn_blocking(move || shared.pool.catalog().history(shared.source, cp));
         let row = row.await.map_err(|error| End::Broken(format!("own catalog: {error}")))?;
         let row = row.map_err(|error| {
             let reason = format!("the own pool failed: {error}");
@@ -617,7 +614,7 @@ impl Forwarder {
             }
             Action::SendPass { cp, base } => self.send_pass(cp, base, side),
             Action::PassEnded { cp } => self.pass_ended(cp),
-            Action::Freeze => self.shared.checkpoint.want(),
+            Action::Freeze => self.shared.checkpoint.force(),
             Action::Checkpoint { token } => {
                 // Nothing to say: the newest common CP holds everything already.
                 let newest = self.shared.common.borrow().as_ref().map(|common| common.cp);
@@ -655,10 +652,7 @@ impl Forwarder {
     }
 
     /// Changes what the source keeps about itself, durably.
-    async fn note(
-        &self,
-        change: impl FnOnce(&mut Extension) + Send + 'static,
-    ) -> Result<(), End> {
+    async fn note(&self, change: impl FnOnce(&mut Extension) + Send + 'static) -> Result<(), End> {
         let shared = Arc::clone(&self.shared);
         self.blocking(move || shared.note(change)).await
     }

@@ -57,7 +57,7 @@ use self::completion::Refusal;
 use self::export::SourceExports;
 use self::forwarder::{ForwardOptions, Forwarder};
 use self::recover::{RecoverError, Store, Wanted};
-use self::shared::{Apply, Backoff, LinkState, Shared};
+use self::shared::{Backoff, LinkState, Shared};
 use self::signals::Roots;
 use self::status::Status;
 use self::verify::{Verification, VerifyError};
@@ -70,7 +70,7 @@ use crate::pool::PoolOptions;
 use crate::units::ids::{RandomError, random_u64};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber};
-use crate::units::policy::OnHubLoss;
+use crate::units::policy::Policy;
 
 /// Pause before the first new try to reach the hub, and the longest.
 const BACKOFF: Backoff = Backoff { least: Duration::from_millis(50), most: Duration::from_secs(2) };
@@ -106,10 +106,8 @@ pub struct FilerOptions {
     pub pool: DeviceOptions,
     /// Time between two CPs.
     pub checkpoint_interval: Duration,
-    /// How CP data travels.
-    pub apply: Apply,
-    /// What happens to writes while the hub is lost.
-    pub on_hub_loss: OnHubLoss,
+    /// What it promises.
+    pub policy: Policy,
     /// Bytes a second that bringing the hub's image up may send; `None` for no bound.
     pub resync_limit: Option<ByteCount>,
     /// The NVRAM may be gone: what the hub holds is fetched.
@@ -193,8 +191,7 @@ impl Filer {
             wanted: Wanted {
                 name: options.name.clone(),
                 volumes: options.volumes.clone(),
-                apply: options.apply,
-                on_hub_loss: options.on_hub_loss,
+                policy: options.policy,
                 accept_lost_nvram: options.accept_lost_nvram,
                 ring: RingOptions { thread_name: "nvram".to_owned(), ..RingOptions::default() },
                 ring_shape: RingShape::default(),

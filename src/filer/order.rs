@@ -250,6 +250,24 @@ impl Order {
         cp
     }
 
+    /// Cuts the open interval off, be it empty, unless another is under way. Returns whether it did.
+    pub fn freeze_anything(&self) -> bool {
+        let cut = {
+            let mut state = self.lock();
+            let free = state.frozen.is_none();
+            if free {
+                let cp = state.open_cp;
+                state.queue.push_back(Queued::Freeze(cp));
+                state.cut_off();
+            }
+            free
+        };
+        if cut {
+            (self.wake)();
+        }
+        cut
+    }
+
     /// The interval under way.
     pub fn frozen(&self) -> Option<Arc<Frozen>> {
         self.lock().frozen.clone()
@@ -380,7 +398,7 @@ impl Order {
     /// interval that was frozen before is done: no two are under way at once.
     pub fn replay_freeze(&self, cp: CpNumber) -> Result<(), AdoptError> {
         let mut state = self.lock();
-        if cp != state.open_cp || state.open.is_empty() {
+        if cp != state.open_cp {
             return Err(AdoptError::Cp {
                 transfer: TransferId::NONE,
                 open: state.open_cp,

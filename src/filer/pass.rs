@@ -197,7 +197,8 @@ impl Walker {
             u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(limit.0))
                 .unwrap_or(u64::MAX),
         );
-        while let Some(left) = due.checked_sub(self.started.elapsed()).filter(|left| !left.is_zero())
+        while let Some(left) =
+            due.checked_sub(self.started.elapsed()).filter(|left| !left.is_zero())
         {
             if self.sender.is_closed() {
                 return Err(None);

@@ -28,7 +28,7 @@ use super::feed::SourceFeed;
 use super::identity::{Extension, ExtensionError};
 use super::order::{Order, VolumeShape};
 use super::outbox::Outbox;
-use super::shared::{Affiliation, Apply, LinkState, Pins, Shared, SharedState};
+use super::shared::{Affiliation, LinkState, Pins, Shared, SharedState};
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::device::Device;
 use crate::nvlog::{Recovered, Ring, RingError, RingOptions, RingShape};
@@ -42,8 +42,8 @@ use crate::record::transfer::TransferError;
 use crate::session::primary::{Answering, Event, Identity, Own, Primary};
 use crate::units::ids::{RandomError, SourceId, VolumeId, random_u64};
 use crate::units::names::{SourceName, VolumeName};
-use crate::units::policy::OnHubLoss;
 use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, VolumeNumber};
+use crate::units::policy::Policy;
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
 use crate::wire::message::VolumeOffer;
@@ -119,10 +119,8 @@ pub struct Wanted {
     pub name: SourceName,
     /// Its volumes.
     pub volumes: Vec<(VolumeName, ByteCount)>,
-    /// How CP data travels.
-    pub apply: Apply,
-    /// What happens to writes while the hub is lost.
-    pub on_hub_loss: OnHubLoss,
+    /// What it promises.
+    pub policy: Policy,
     /// The NVRAM may be gone: what the hub holds is fetched.
     pub accept_lost_nvram: bool,
     /// How the ring behaves and what it is made like.
@@ -383,8 +381,7 @@ fn share(
         source: row.id,
         generation: row.generation,
         volumes: offers.collect(),
-        apply: wanted.apply,
-        on_hub_loss: wanted.on_hub_loss,
+        policy: wanted.policy,
         pool,
         order,
         completion,
@@ -414,7 +411,7 @@ fn make_primary(shared: &Shared, replayed: &Replayed) -> Primary {
         generation: shared.generation,
         epoch: affiliation.epoch,
         volumes: shared.volumes.clone(),
-        on_hub_loss: shared.on_hub_loss,
+        on_hub_loss: shared.policy.on_hub_loss,
     };
     let (own_cp, roots) = shared.own();
     let own = Own { cp: own_cp, roots: roots.clone(), apart: shared.alone().is_some() };

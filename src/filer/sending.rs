@@ -17,13 +17,14 @@ use tokio::net::tcp::OwnedWriteHalf;
 use super::outbox::Body;
 use super::pass::PassData;
 use super::plan::Frames;
-use super::shared::{Apply, Shared};
+use super::shared::Shared;
 use super::signals::CpData;
 use crate::limits::{CP_FRAME_BYTES_MAX, MIB};
 use crate::link::Outgoing;
 use crate::nvlog::RingError;
 use crate::units::convert::to_u64;
 use crate::units::numbers::{CpNumber, TransferId};
+use crate::units::policy::Apply;
 use crate::wire::message::{Frame, Message, Updates};
 
 /// Bytes of transfers that are formed into frames ahead of the socket.
@@ -213,7 +214,7 @@ impl SendSide {
         let Some((cp, inline)) = self.wanted else { return };
         let Some(data) = planned(cp) else { return };
         self.wanted = None;
-        let inline = inline || self.shared.apply == Apply::Inline;
+        let inline = inline || self.shared.policy.apply == Apply::Inline;
         let frames = Frames::new(Arc::clone(&data.plan), Arc::clone(&data.rows), inline);
         self.data = Some(DataOut { cp, frames });
         self.passed_bytes = 0;

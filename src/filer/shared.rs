@@ -24,19 +24,9 @@ use crate::pool::{Pin, Pool};
 use crate::session::primary::Answering;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::SourceName;
-use crate::units::policy::OnHubLoss;
 use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
+use crate::units::policy::Policy;
 use crate::wire::message::{Refused, Scanned, VolumeOffer};
-
-/// How CP data travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Apply {
-    /// By reference wherever the log has the whole block.
-    #[default]
-    Reference,
-    /// All changed blocks are sent again.
-    Inline,
-}
 
 /// How things stand with the hub.
 #[derive(Debug, Clone)]
@@ -85,10 +75,8 @@ pub struct Shared {
     pub generation: Generation,
     /// Its volumes.
     pub volumes: Vec<VolumeOffer>,
-    /// How CP data travels.
-    pub apply: Apply,
-    /// What happens to writes while the hub is lost.
-    pub on_hub_loss: OnHubLoss,
+    /// What it promises.
+    pub policy: Policy,
     /// Its pool.
     pub pool: Arc<Pool>,
     /// The one order.

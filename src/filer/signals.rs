@@ -38,6 +38,8 @@ pub struct CheckpointInbox {
     pub done: Option<CpOver>,
     /// Somebody wants a CP now.
     pub wanted: bool,
+    /// Also of nothing: a CP number behind everything that the hub may hold is needed.
+    pub forced: bool,
     /// End the thread.
     pub stop: bool,
 }
@@ -61,6 +63,11 @@ impl CheckpointSignals {
     /// The partition of a CP may go.
     pub fn done(&self, over: CpOver) {
         self.leave(|inbox| inbox.done = Some(over));
+    }
+
+    /// A CP is needed, be it of nothing.
+    pub fn force(&self) {
+        self.leave(|inbox| inbox.forced = true);
     }
 
     /// Somebody wants a CP.

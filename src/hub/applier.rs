@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::extension;
+use super::extension::Extension;
 use super::lane::{Lane, lock};
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
@@ -337,7 +337,7 @@ impl Applier {
             stream_hash: job.last.hash,
             epoch: job.epoch,
             generation: None,
-            extension: Some(extension::encode(&job.last)),
+            extension: Some(Extension::mirror(job.last.transfer).encode()),
             volumes: built.into_iter().collect(),
         })?;
         if job.is_pass {

@@ -1,48 +1,180 @@
-//! The hub's own bytes in a source's catalog row: the transfer id of the published place.
+//! The hub's own bytes in a source's catalog row: the transfer id of the published place, and who
+//! serves the source's volumes.
 //!
 //! The row has sequence number and stream hash; with the transfer id they make the place at which
-//! the source's log goes on. 16 bytes: version 1 (`u32`), generation (`u32`), counter (`u64`),
-//! little-endian.
+//! the source's log goes on. They are written with every CP, and when a failover or a hand-over
+//! changes the state, in one commit with the epoch (R13). Version 2, little-endian, 64 bytes:
+//!
+//! | at | bytes | field |
+//! | --- | --- | --- |
+//! | 0 | 4 | format version: 2 |
+//! | 4 | 12 | last transfer of the published CP: generation (4), counter (8) |
+//! | 16 | 1 | state: 0 mirror, 1 failing over, 2 promoted, 3 handed over |
+//! | 17 | 7 | reserved, zero |
+//! | 24 | 12 | the fence: last transfer before it; zero in state mirror |
+//! | 36 | 8 | its last sequence number |
+//! | 44 | 16 | stream hash there |
+//! | 60 | 4 | reserved, zero |
+//!
+//! Version 1 is the first 16 bytes, and its state is mirror; it is read, and no longer written.
 
 use crate::pool::rows::SourceRow;
 use crate::record::marks::Place;
-use crate::units::numbers::TransferId;
+use crate::units::hash::StreamHash;
+use crate::units::numbers::{SequenceNumber, TransferId};
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+const EXTENSION_BYTES: usize = 64;
+const EXTENSION_BYTES_V1: usize = 16;
 
-/// The bytes for a place.
-pub fn encode(place: &Place) -> Vec<u8> {
-    let mut bytes = VERSION.to_le_bytes().to_vec();
-    bytes.extend_from_slice(&place.transfer.generation.to_le_bytes());
-    bytes.extend_from_slice(&place.transfer.counter.to_le_bytes());
-    bytes
+const _: () = assert!(EXTENSION_BYTES <= crate::limits::SOURCE_EXTENSION_BYTES_MAX);
+
+/// Who serves the source's volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum State {
+    /// The source; the hub mirrors it.
+    #[default]
+    Mirror,
+    /// Nobody: the source is fenced, its log is being replayed here.
+    FailingOver,
+    /// This hub.
+    Promoted,
+    /// Nobody: this hub has given up, the filer of the new epoch has not said that it has taken
+    /// over.
+    HandedOver,
 }
 
-/// The published place of a source; an error names bytes that a later version wrote.
+impl State {
+    const fn number(self) -> u8 {
+        match self {
+            Self::Mirror => 0,
+            Self::FailingOver => 1,
+            Self::Promoted => 2,
+            Self::HandedOver => 3,
+        }
+    }
+
+    const fn of(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Mirror),
+            1 => Some(Self::FailingOver),
+            2 => Some(Self::Promoted),
+            3 => Some(Self::HandedOver),
+            _ => None,
+        }
+    }
+}
+
+/// What the extension says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Extension {
+    /// Last transfer of the published CP.
+    pub transfer: TransferId,
+    /// Who serves.
+    pub state: State,
+    /// The place of the newest fence: a failover replays up to here, and nothing behind it.
+    pub fence: Place,
+}
+
+impl Extension {
+    /// A mirror whose published CP ends with that transfer.
+    pub fn mirror(transfer: TransferId) -> Self {
+        Self { transfer, ..Self::default() }
+    }
+
+    /// The bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = VERSION.to_le_bytes().to_vec();
+        put_transfer(&mut bytes, self.transfer);
+        bytes.extend_from_slice(&[self.state.number(), 0, 0, 0, 0, 0, 0, 0]);
+        put_transfer(&mut bytes, self.fence.transfer);
+        bytes.extend_from_slice(&self.fence.sequence.0.to_le_bytes());
+        bytes.extend_from_slice(&self.fence.hash.0);
+        bytes.resize(EXTENSION_BYTES, 0);
+        bytes
+    }
+
+    /// Reads the extension of a row; an error names bytes that a later version wrote. A row of a
+    /// source that has published nothing may have none.
+    pub fn of(row: &SourceRow) -> Result<Self, String> {
+        if row.extension.is_empty() && row.sequence.0 == 0 {
+            return Ok(Self::default());
+        }
+        decode(&row.extension)
+            .ok_or_else(|| format!("source {}: catalog row has an unknown extension", row.name))
+    }
+}
+
+/// The published place of a source.
 pub fn place(row: &SourceRow) -> Result<Place, String> {
-    if row.extension.is_empty() && row.sequence.0 == 0 {
-        return Ok(Place::default());
-    }
-    let unknown = || format!("source {}: catalog row has an unknown extension", row.name);
-    let bytes: [u8; 16] = row.extension.as_slice().try_into().map_err(|_| unknown())?;
-    let [v0, v1, v2, v3, g0, g1, g2, g3, counter @ ..] = bytes;
-    if u32::from_le_bytes([v0, v1, v2, v3]) != VERSION {
-        return Err(unknown());
-    }
-    let generation = u32::from_le_bytes([g0, g1, g2, g3]);
-    let transfer = TransferId { generation, counter: u64::from_le_bytes(counter) };
+    let transfer = Extension::of(row)?.transfer;
     Ok(Place { transfer, sequence: row.sequence, hash: row.stream_hash })
+}
+
+fn put_transfer(bytes: &mut Vec<u8>, transfer: TransferId) {
+    bytes.extend_from_slice(&transfer.generation.to_le_bytes());
+    bytes.extend_from_slice(&transfer.counter.to_le_bytes());
+}
+
+fn decode(bytes: &[u8]) -> Option<Extension> {
+    let (version, rest) = bytes.split_first_chunk()?;
+    let (transfer, rest) = take_transfer(rest)?;
+    match u32::from_le_bytes(*version) {
+        1 if bytes.len() == EXTENSION_BYTES_V1 => Some(Extension::mirror(transfer)),
+        VERSION if bytes.len() == EXTENSION_BYTES => {
+            let ([state, reserved @ ..], rest) = rest.split_first_chunk::<8>()?;
+            let (fenced, rest) = take_transfer(rest)?;
+            let (sequence, rest) = rest.split_first_chunk()?;
+            let (hash, last) = rest.split_first_chunk()?;
+            let zero = reserved.iter().chain(last).all(|byte| *byte == 0);
+            let sequence = SequenceNumber(u64::from_le_bytes(*sequence));
+            let fence = Place { transfer: fenced, sequence, hash: StreamHash(*hash) };
+            let state = State::of(*state).filter(|_| zero)?;
+            Some(Extension { transfer, state, fence })
+        }
+        _ => None,
+    }
+}
+
+fn take_transfer(bytes: &[u8]) -> Option<(TransferId, &[u8])> {
+    let (generation, rest) = bytes.split_first_chunk()?;
+    let (counter, rest) = rest.split_first_chunk()?;
+    let generation = u32::from_le_bytes(*generation);
+    Some((TransferId { generation, counter: u64::from_le_bytes(*counter) }, rest))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::hash::StreamHash;
     use crate::units::ids::SourceId;
-    use crate::units::numbers::SequenceNumber;
+
+    fn sample() -> Extension {
+        let fence = Place {
+            transfer: TransferId { generation: 4, counter: 0x0105 },
+            sequence: SequenceNumber(6),
+            hash: StreamHash([7; 16]),
+        };
+        let transfer = TransferId { generation: 3, counter: 9 };
+        Extension { transfer, state: State::Promoted, fence }
+    }
 
     #[test]
-    fn a_place_comes_back_and_unknown_bytes_are_refused() {
+    fn golden_bytes_and_back() {
+        let bytes = sample().encode();
+        assert_eq!(bytes.len(), 64);
+        assert_eq!(bytes[..17], [2, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 2]);
+        assert_eq!(bytes[17..24], [0; 7]);
+        assert_eq!(bytes[24..44], [4, 0, 0, 0, 5, 1, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[44..], [[7; 16].as_slice(), &[0; 4]].concat());
+        assert_eq!(decode(&bytes), Some(sample()));
+        for state in [State::Mirror, State::FailingOver, State::Promoted, State::HandedOver] {
+            let extension = Extension { state, ..sample() };
+            assert_eq!(decode(&extension.encode()), Some(extension));
+        }
+    }
+
+    #[test]
+    fn a_place_comes_back_and_version_1_is_a_mirror() {
         let mut row = SourceRow::new(SourceId([1; 16]), "filer-a".parse().unwrap());
         assert_eq!(place(&row), Ok(Place::default()));
         let transfer = TransferId { generation: 3, counter: 9 };
@@ -50,10 +182,26 @@ mod tests {
         row.sequence = there.sequence;
         row.stream_hash = there.hash;
         assert!(place(&row).is_err(), "a place without its transfer");
-        row.extension = encode(&there);
-        assert_eq!(row.extension, [1, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+        row.extension = vec![1, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(Extension::of(&row), Ok(Extension::mirror(transfer)));
         assert_eq!(place(&row), Ok(there));
-        row.extension[0] = 2;
-        assert!(place(&row).is_err());
+        row.extension = Extension::mirror(transfer).encode();
+        assert_eq!(place(&row), Ok(there));
+    }
+
+    #[test]
+    fn unknown_bytes_are_refused() {
+        let bad = |at: usize, value| {
+            let mut bytes = sample().encode();
+            bytes[at] = value;
+            decode(&bytes)
+        };
+        assert_eq!(bad(0, 3), None, "a later version");
+        assert_eq!(bad(0, 1), None, "version 1 is shorter");
+        assert_eq!(bad(16, 4), None, "no such state");
+        assert_eq!(bad(17, 1), None, "reserved");
+        assert_eq!(bad(63, 1), None, "reserved");
+        assert_eq!(decode(&sample().encode()[..63]), None);
+        assert_eq!(decode(&sample().encode()[..16]), None, "version 2 is longer");
     }
 }

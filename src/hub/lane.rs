@@ -19,9 +19,9 @@ use crate::limits::LOG_CREDIT_BYTES_MIN;
 use crate::record::marks::Place;
 use crate::session::mirror::Outcome;
 use crate::units::convert::to_u64;
+use crate::units::hash::Root;
 use crate::units::ids::SourceId;
 use crate::units::names::SourceName;
-use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
 
 /// The cursors of one source.

@@ -151,6 +151,12 @@ pub const NVRAM_SHARE_BYTES_MIN: u64 = LOG_CREDIT_BYTES_MIN;
 pub const CHECKPOINT_INTERVAL_MS: (u64, u64) = (100, 24 * 60 * 60 * 1000);
 /// Milliseconds without the hub after which it counts as lost.
 pub const HUB_TIMEOUT_MS: (u64, u64) = (100, 60 * 60 * 1000);
+/// Bytes a second of `resync_limit`.
+pub const RESYNC_LIMIT_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 40);
+/// Bytes that the hub may be behind in semi-sync: at least a transfer, so that one can be sent.
+pub const LAG_BYTES: (u64, u64) = (TRANSFER_BYTES_MAX, 1 << 40);
+/// Milliseconds that the hub may be behind in semi-sync.
+pub const LAG_TIME_MS: (u64, u64) = (10, 60 * 60 * 1000);
 /// Milliseconds that a pin lasts at most.
 pub const IMAGE_PIN_MS: (u64, u64) = (60 * 1000, 30 * 24 * 60 * 60 * 1000);
 /// Bytes of the path of a unix socket: `sun_path` of unix(7) without its final zero.

@@ -23,6 +23,7 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{
     CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
+use crate::units::policy::OnHubLoss;
 use crate::wire::message::{
     Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot, Welcome,
 };
@@ -144,7 +145,7 @@ pub enum Action {
     SendPass { cp: CpNumber, base: CpNumber },
     /// The image is at `cp` of this source; what was pinned for it may go.
     PassEnded { cp: CpNumber },
-    /// Cut a CP of what there is, unless one is under way.
+    /// Cut a CP of what there is, be it nothing, unless one is under way.
     Freeze,
     /// Somebody else is primary in that epoch: note it durably, stop answering (R12).
     Fence(Epoch),

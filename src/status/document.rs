@@ -67,7 +67,7 @@ impl fmt::Display for State {
 }
 
 /// What a source promises (section 9), in the words of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
     /// `sync`, `semi-sync`, `async` or `cp-only`.
     pub mode: String,
@@ -79,6 +79,34 @@ pub struct Policy {
     pub on_hub_loss: String,
     /// `writethrough` or `writeback`.
     pub cache: String,
+    /// The limit of `semi-sync`; not there in another mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_limit: Option<LagLimit>,
+}
+
+impl From<&crate::units::policy::Policy> for Policy {
+    fn from(policy: &crate::units::policy::Policy) -> Self {
+        let limit = policy.lag_limit;
+        let limited = policy.mode == crate::units::policy::Mode::SemiSync;
+        Self {
+            mode: policy.mode.to_string(),
+            ack: policy.ack.to_string(),
+            apply: policy.apply.to_string(),
+            on_hub_loss: policy.on_hub_loss.to_string(),
+            cache: policy.cache.to_string(),
+            lag_limit: limited
+                .then_some(LagLimit { bytes: limit.bytes.0, seconds: limit.time.as_secs_f64() }),
+        }
+    }
+}
+
+/// How far the hub may be behind in `semi-sync`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LagLimit {
+    /// Bytes that it may lack.
+    pub bytes: u64,
+    /// Age of the oldest write that it may lack.
+    pub seconds: f64,
 }
 
 /// Since when a source acknowledges writes without the hub.
@@ -282,6 +310,7 @@ mod tests {
                 apply: "reference".into(),
                 on_hub_loss: "stop".into(),
                 cache: "writethrough".into(),
+                lag_limit: None,
             }),
             alone_since: None,
             epoch: 1,

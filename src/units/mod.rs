@@ -8,6 +8,8 @@ pub mod hash;
 pub mod ids;
 pub mod names;
 pub mod numbers;
+pub mod policy;
+pub mod words;
 
 /// Bytes in one block of a volume and in one node of its tree.
 pub const BLOCK_BYTES: usize = 4096;

@@ -529,7 +529,10 @@ mod tests {
         let volume = VolumeNumber(1);
         let root = VolumeRoot { volume, root: Root([9; 32]) };
         round(Message::Transfer, b"x");
-        round(Message::PartitionFull(PartitionFull { cp: CpNumber(300), last: place(), base: None }), b"");
+        round(
+            Message::PartitionFull(PartitionFull { cp: CpNumber(300), last: place(), base: None }),
+            b"",
+        );
         round(Message::Updates(Updates { cp: CpNumber(1), volume }), b"y");
         let end = CpEnd { cp: CpNumber(1), place: place(), roots: vec![root], update_bytes: 5 };
         round(Message::CpEnd(end), b"");

@@ -11,10 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Doors, answer, end_of, failed, join, pool_check};
 use crate::cli::signals::{Signal, Signals};
-use crate::config::schema::{Apply, ReplicationConfig, SourceConfig};
+use crate::config::schema::SourceConfig;
 use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
 use crate::control::server::{Admin, AdminServer};
-use crate::filer::shared::Apply as FilerApply;
 use crate::filer::status::{SourceState, Status};
 use crate::filer::{CheckpointError, DeviceOptions, Filer, FilerOptions};
 use crate::metric::catalogue as names;
@@ -53,7 +52,7 @@ pub fn run(config: &SourceConfig) -> Result<()> {
         let filer = Arc::new(Filer::start(options(config)).await?);
         let server = Server::new(Options::default());
         let stop = CancellationToken::new();
-        let policy = policy(&config.replication);
+        let policy = Policy::from(&config.policy());
         let view = Arc::new(View { filer: filer.clone(), server: server.clone(), policy });
         let mut tasks = doors.open(&server, filer.exports(), view.clone(), metrics, &stop);
         let admin_stop = CancellationToken::new();
@@ -86,22 +85,10 @@ fn options(config: &SourceConfig) -> FilerOptions {
         nvram: DeviceOptions { path: config.nvram.path.clone(), size: config.nvram.size },
         pool: DeviceOptions { path: pool.0, size: pool.1 },
         checkpoint_interval: config.checkpoint_interval,
-        apply: match config.replication.apply {
-            Apply::Inline => FilerApply::Inline,
-            Apply::Reference | Apply::Replay => FilerApply::Reference,
-        },
+        policy: config.policy(),
+        resync_limit: config.replication.resync_limit,
         accept_lost_nvram: false,
         stop_timeout: STOP_TIMEOUT,
-    }
-}
-
-fn policy(replication: &ReplicationConfig) -> Policy {
-    Policy {
-        mode: replication.mode.to_string(),
-        ack: replication.ack.to_string(),
-        apply: replication.apply.to_string(),
-        on_hub_loss: replication.on_hub_loss.to_string(),
-        cache: "writethrough".to_owned(),
     }
 }
 

@@ -266,6 +266,7 @@ fn file_options(directory: &std::path::Path, hub: &Hub) -> FilerOptions {
         size: ByteCount(size),
     };
     FilerOptions {
+        resync_limit: None,
         name: "filer-a".parse().unwrap(),
         hub: hub.address,
         hub_timeout: Duration::from_secs(5),
@@ -273,7 +274,7 @@ fn file_options(directory: &std::path::Path, hub: &Hub) -> FilerOptions {
         nvram: device("nvram", 8 << 20),
         pool: device("disk0", 32 << 20),
         checkpoint_interval: Duration::from_secs(3600),
-        apply: Apply::Reference,
+        policy: promise(Apply::Reference),
         accept_lost_nvram: false,
         stop_timeout: Duration::from_secs(10),
     }

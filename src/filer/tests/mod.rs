@@ -13,7 +13,7 @@ use bytes::Bytes;
 use self::hub::Hub;
 use super::forwarder::ForwardOptions;
 use super::recover::{Store, Wanted};
-use super::shared::{Apply, Backoff};
+use super::shared::Backoff;
 use super::{Behaviour, Filer, StartError};
 use crate::device::sim::SimDevice;
 use crate::nbd::export::{Export, ExportError, Exports, Segment};
@@ -21,6 +21,7 @@ use crate::nvlog::format::HEADER_BYTES;
 use crate::nvlog::{RingOptions, RingShape};
 use crate::pool::PoolOptions;
 use crate::units::numbers::ByteCount;
+use crate::units::policy::{Apply, OnHubLoss, Policy};
 
 const RING_BYTES: u64 = 2 << 20;
 const POOL_BYTES: u64 = 16 << 20;
@@ -57,6 +58,11 @@ impl Stores {
     }
 }
 
+/// `sync` with `stop`, and CPs as told.
+fn promise(apply: Apply) -> Policy {
+    Policy { apply, on_hub_loss: OnHubLoss::Stop, ..Policy::default() }
+}
+
 fn behaviour(hub: &Hub, apply: Apply) -> Behaviour {
     let name =
         |name: &str| (name.parse().unwrap(), ByteCount(u64::try_from(VOLUME_BYTES).unwrap()));
@@ -64,13 +70,14 @@ fn behaviour(hub: &Hub, apply: Apply) -> Behaviour {
         wanted: Wanted {
             name: "filer-a".parse().unwrap(),
             volumes: vec![name("vol0"), name("vol1")],
-            apply,
+            policy: promise(apply),
             accept_lost_nvram: false,
             ring: RingOptions::default(),
             ring_shape: RingShape { area_bytes_min: 1 << 20, commit_bytes_max: 512 << 10 },
             pool: PoolOptions { node_cache_bytes: 1 << 20, ..PoolOptions::default() },
         },
         forward: ForwardOptions {
+            resync_limit: None,
             hub: hub.address,
             hub_timeout: Duration::from_secs(5),
             backoff: Backoff { least: Duration::from_millis(5), most: Duration::from_millis(20) },

@@ -34,13 +34,7 @@ impl Mirror {
 
     /// The data brings the image from `base` to the CP, without the log; behind it the log goes on
     /// at `last`, wherever it stood (R4). What the log holds is kept until that is published.
-    fn begin_pass(
-        &mut self,
-        cp: CpNumber,
-        last: Place,
-        base: CpNumber,
-        actions: &mut Vec<Action>,
-    ) {
+    fn begin_pass(&mut self, cp: CpNumber, last: Place, base: CpNumber, actions: &mut Vec<Action>) {
         let known = &mut self.known;
         let behind = last.sequence < known.applied.sequence;
         if base != known.applied_cp || cp > CP_NUMBER_MAX || behind {

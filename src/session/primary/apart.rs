@@ -307,12 +307,6 @@ impl Primary {
             self.pump_pass(actions);
         } else if self.pending.is_some() {
             // It is being committed.
-        } else if self.held.is_empty() {
-            let reason = "the hub holds entries of this source that it does not know, and it has \
-                          written nothing since that could replace them"
-                .to_owned();
-            let next = "restart the source: it asks the hub for them before it serves";
-            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
         } else if !asked {
             self.apart.way = Way::Syncing { base, pass: None, asked: true };
             actions.push(Action::Freeze);
@@ -363,7 +357,8 @@ impl Primary {
         if no_space {
             pass.data = Data::Parked;
         } else if pass.refusals >= PASS_REFUSALS_MAX {
-            let reason = format!("the pass to CP {cp} was refused {} times: {reason}", pass.refusals);
+            let reason =
+                format!("the pass to CP {cp} was refused {} times: {reason}", pass.refusals);
             let next = "compare both ends with `mirrorhub verify`";
             self.halt(refused(RefusedCode::Diverged, reason, next), actions);
             return;

@@ -8,7 +8,7 @@ use super::{Action, Data, PendingCp, Primary, refused};
 use crate::record::marks::Place;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
-use crate::wire::message::{CpEnd, CpRejected, Message, PartitionFull, RefusedCode, VolumeRoot};
+use crate::wire::message::{CpEnd, CpRejected, Message, PartitionFull, RefusedCode};
 
 impl Primary {
     /// Whether PartitionFull of `cp` was sent on this connection and is not answered.
@@ -107,8 +107,7 @@ impl Primary {
         let Some(pending) = &mut self.pending else { return };
         if pending.data == Data::Waiting && sent >= pending.place.sequence {
             pending.data = Data::Sending;
-            let full =
-                PartitionFull { cp: pending.cp, last: pending.place.into(), base: None };
+            let full = PartitionFull { cp: pending.cp, last: pending.place.into(), base: None };
             actions.push(Action::Send(Message::PartitionFull(full)));
             actions.push(Action::SendData { cp: pending.cp, inline: pending.inline });
         }

@@ -2,12 +2,13 @@
 
 use super::super::CP_NUMBER_MAX;
 use super::super::mirror::Arrived;
-use super::super::primary::{Action, Event, Held, Identity, Primary};
+use super::super::primary::{Action, Event, Held, Identity, Own, Primary};
 use super::world::{generation, hub_id, offers, root_of, source_id, transfer};
 use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
 use crate::units::ids::HubId;
 use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, TransferId, VolumeNumber};
+use crate::units::policy::OnHubLoss;
 use crate::wire::message::{
     Ack, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Message, PartitionFull, Ping,
     Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Updates, WantCheckpoint, WantLog,
@@ -52,8 +53,9 @@ fn source(line: &[Arrived], count: usize) -> Primary {
         generation: generation(2),
         epoch: EPOCH,
         volumes: offers(),
+        on_hub_loss: OnHubLoss::Stop,
     };
-    Primary::new(identity, Place::default(), line[..count].iter().map(held), CpNumber(0))
+    Primary::new(identity, Place::default(), line[..count].iter().map(held), Own::default())
 }
 
 fn welcome(last: Place) -> Welcome {
@@ -72,7 +74,15 @@ fn welcome(last: Place) -> Welcome {
 }
 
 fn receive(machine: &mut Primary, message: Message) -> Vec<Action> {
-    machine.step(Event::Received(message))
+    machine.step(received(message))
+}
+
+/// The shell says of a Welcome whether its image is the source's past: here it is not.
+pub(super) fn received(message: Message) -> Event {
+    match message {
+        Message::Welcome(welcome) => Event::Welcomed { welcome, past: false },
+        other => Event::Received(other),
+    }
 }
 
 fn greeting(line: &[Arrived], count: usize) -> Primary {
@@ -165,7 +175,7 @@ fn table(line: &[Arrived]) -> Vec<(Message, [Reaction; 4])> {
         (rejected(1, true), [Close, Close, Close, Act]),
         (Message::Refill, [Close; 4]),
         (Message::RefillEnd(RefillEnd { last: last.into() }), [Close; 4]),
-        (Message::Fenced(Fenced { epoch: Epoch { number: 9, id: 9 } }), [Close; 4]),
+        (Message::Fenced(Fenced { epoch: Epoch { number: 9, id: 9 } }), [Halt; 4]),
         (Message::Ping(Ping { sequence: SequenceNumber(0), token: 1 }), [Act; 4]),
         (Message::Pong(Pong { token: 1 }), [Ignore; 4]),
         (Message::Going(Going { reason: "stops".into() }), [Close; 4]),
@@ -308,7 +318,7 @@ fn cp_done_releases_once_and_only_what_is_safe_on_both_ends() {
     receive(&mut machine, ack(last.transfer));
     assert_eq!(reaction(&receive(&mut machine.clone(), done(2))), Close);
     // Right, then twice.
-    assert_eq!(receive(&mut machine, done(1)), [Action::Done { cp: CpNumber(1) }]);
+    assert_eq!(receive(&mut machine, done(1)), [Action::Done { cp: CpNumber(1), alone: false }]);
     assert_eq!(reaction(&receive(&mut machine, done(1))), Close);
     // Not committed here.
     let mut machine = streaming(&line);
@@ -402,7 +412,7 @@ fn a_hub_rolled_back_behind_what_was_released_is_a_gap() {
     let line = line(3);
     let mut machine = announced(&line[..2]);
     receive(&mut machine, ack(line[1].header.id));
-    assert_eq!(receive(&mut machine, done(1)), [Action::Done { cp: CpNumber(1) }]);
+    assert_eq!(receive(&mut machine, done(1)), [Action::Done { cp: CpNumber(1), alone: false }]);
     machine.step(Event::Formed(held(&line[2])));
     machine.step(Event::Disconnected);
     machine.step(Event::Connected);
@@ -428,8 +438,9 @@ fn the_first_hub_is_believed_and_no_other_afterwards() {
         generation: generation(1),
         epoch: Epoch::default(),
         volumes: offers(),
+        on_hub_loss: OnHubLoss::Stop,
     };
-    let mut machine = Primary::new(identity, Place::default(), [], CpNumber(0));
+    let mut machine = Primary::new(identity, Place::default(), [], Own::default());
     machine.step(Event::Connected);
     let actions = receive(&mut machine, Message::Welcome(welcome(Place::default())));
     assert_eq!(actions[0], Action::Joined { hub: hub_id(), epoch: EPOCH });
@@ -511,7 +522,7 @@ fn a_refill_settles_a_cp_that_is_published() {
     machine.step(Event::Connected);
     let there = Welcome { applied_cp: cp, applied: place.into(), ..welcome(line[2].place) };
     let actions = receive(&mut machine, Message::Welcome(there));
-    let done = actions.iter().position(|action| *action == Action::Done { cp });
+    let done = actions.iter().position(|action| *action == Action::Done { cp, alone: false });
     let want = Action::Send(Message::WantLog(WantLog { from: place.into() }));
     let want = actions.iter().position(|action| *action == want);
     assert!(done.is_some() && done < want, "{actions:?}");
@@ -532,7 +543,7 @@ fn welcome_settles_a_cp_that_is_published() {
     let (cp, place) = (CpNumber(1), line[1].place);
     let there = Welcome { applied_cp: cp, applied: place.into(), ..welcome(place) };
     let actions = receive(&mut machine, Message::Welcome(there));
-    assert!(actions.contains(&Action::Done { cp }), "{actions:?}");
+    assert!(actions.contains(&Action::Done { cp, alone: false }), "{actions:?}");
     assert!(!actions.iter().any(|action| matches!(action, Action::SendData { .. })));
 }
 
@@ -548,8 +559,9 @@ fn a_source_without_nvram_sends_its_own_cp() {
         generation: generation(2),
         epoch: EPOCH,
         volumes: offers(),
+        on_hub_loss: OnHubLoss::Stop,
     };
-    let mut machine = Primary::new(identity, place, [], cp);
+    let mut machine = Primary::new(identity, place, [], Own { cp, ..Own::default() });
     machine.step(Event::Frozen { cp, place });
     machine.step(Event::Committed { cp, roots: vec![] });
     machine.step(Event::Connected);
@@ -630,7 +642,8 @@ fn cp_end_leaves_behind_data_commit_and_transfers() {
     let ends = |actions: &[Action]| {
         actions.iter().any(|action| matches!(action, Action::Send(Message::CpEnd(_))))
     };
-    let full = Action::Send(Message::PartitionFull(PartitionFull { cp, last: place.into(), base: None }));
+    let full =
+        Action::Send(Message::PartitionFull(PartitionFull { cp, last: place.into(), base: None }));
     // The second transfer waits for credit, and PartitionFull with it.
     let mut machine = greeting(&line, 2);
     machine.step(Event::Frozen { cp, place });

@@ -11,8 +11,8 @@ use proptest::strategy::BoxedStrategy;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::super::mirror::{self, Arrived, Known, Mirror, Outcome};
-use super::super::primary::{self, Held, Identity, Primary};
-use super::absurd_primary::line;
+use super::super::primary::{self, Held, Identity, Own, Primary};
+use super::absurd_primary::{line, received};
 use super::search::full;
 use super::world::{generation, hub_id, offers, root_of, source_id, transfer};
 use crate::record::marks::Place;
@@ -21,6 +21,7 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::numbers::{
     CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
+use crate::units::policy::OnHubLoss;
 use crate::wire::message::{
     Ack, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Hello, Message, PartitionFull,
     Ping, Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Updates, WantCheckpoint, WantLog,
@@ -266,11 +267,12 @@ impl PrimaryShell {
             generation: generation(2),
             epoch: Epoch::default(),
             volumes: offers(),
+            on_hub_loss: OnHubLoss::Stop,
         };
         let line = line(5);
         let held = line[..held].iter().map(|t| Held { place: t.place, bytes: 100 });
         Self {
-            machine: Primary::new(identity, Place::default(), held, CpNumber(0)),
+            machine: Primary::new(identity, Place::default(), held, Own::default()),
             connected: false,
             serving: false,
             halted: false,
@@ -310,7 +312,7 @@ impl PrimaryShell {
             hash_before: arrived.header.hash_before,
         };
         match step {
-            ToPrimary::Message(message) => Some(Event::Received(message)),
+            ToPrimary::Message(message) => Some(received(message)),
             ToPrimary::Refilled(arrived) => Some(refill(arrived)),
             ToPrimary::RefillNext => {
                 let last = self.machine.last();
@@ -318,7 +320,7 @@ impl PrimaryShell {
             }
             ToPrimary::WelcomeNext => {
                 let place = self.hub_durable;
-                Some(Event::Received(Message::Welcome(self.welcome(place))))
+                Some(received(Message::Welcome(self.welcome(place))))
             }
             ToPrimary::AckNext(back) => {
                 let id = self.sent.iter().rev().nth(back).copied()?;
@@ -374,7 +376,7 @@ impl PrimaryShell {
                     self.serving = true;
                 }
                 Action::SendData { cp, .. } => self.sending = Some(cp),
-                Action::Done { cp } => {
+                Action::Done { cp, alone: false } => {
                     let (frozen, place) = self.frozen.take().unwrap();
                     assert_eq!(frozen, cp);
                     assert!(self.committed, "released before the own commit");
@@ -401,7 +403,15 @@ impl PrimaryShell {
                 | Action::Checkpoint { .. }
                 | Action::Scan { .. }
                 | Action::Scanned(_)
+                | Action::Fence(_)
                 | Action::Rejected { .. } => {}
+                other @ (Action::Done { alone: true, .. }
+                | Action::Answer(_)
+                | Action::MarkApart
+                | Action::ClearApart
+                | Action::SendPass { .. }
+                | Action::PassEnded { .. }
+                | Action::Freeze) => panic!("no peer makes a source under `stop` do {other:?}"),
             }
         }
     }
@@ -526,7 +536,11 @@ impl MirrorShell {
                 }
                 let cp = self.machine.known().cp_max.next();
                 self.full = Some((cp, received, 0));
-                Event::Received(Message::PartitionFull(PartitionFull { cp, last: received.into(), base: None }))
+                Event::Received(Message::PartitionFull(PartitionFull {
+                    cp,
+                    last: received.into(),
+                    base: None,
+                }))
             }
             ToMirror::EndNext => {
                 let (cp, place, update_bytes) = self.full?;
@@ -587,7 +601,7 @@ impl MirrorShell {
             let durable = self.machine.ladder()[1];
             assert!(before.sequence <= durable.sequence);
             match action {
-                Action::Apply { cp, last } => {
+                Action::Apply { cp, last, .. } => {
                     assert!(self.job.replace((cp, false, false)).is_none(), "two at once");
                     assert!(last.sequence <= self.machine.ladder()[2].sequence, "not drained");
                 }

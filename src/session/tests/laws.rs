@@ -4,6 +4,7 @@
 
 use std::hash::{Hash, Hasher};
 
+use super::super::primary::Answering;
 use super::super::{mirror, primary};
 use super::world::{Frame, Record, UPDATE_BYTES, World};
 use crate::record::marks::Place;
@@ -27,7 +28,11 @@ impl World {
             let acked = self.acknowledged();
             return Some(format!("invariant 1: write {acked} is not at the source, {own:?}"));
         }
-        if !self.on_line(self.acked, hub.last()) {
+        let alone = source.up.as_ref().is_some_and(|up| up.answering == Answering::Alone);
+        if alone && !source.apart {
+            return Some("R4: answers alone without the durable mark".to_owned());
+        }
+        if !source.apart && !self.on_line(self.acked, hub.last()) {
             let (acked, last) = (self.acknowledged(), hub.last());
             return Some(format!("invariant 1: write {acked} is not on the hub, {last:?}"));
         }
@@ -71,6 +76,11 @@ impl World {
     pub(super) fn judge_source_action(&mut self, action: &primary::Action) {
         use primary::Action;
         let problem = match action {
+            Action::Send(Message::PartitionFull(full)) if full.base.is_some() => {
+                let cp = full.cp;
+                (self.committed.get(&cp) != Some(&full.last.into()) || !self.source.apart)
+                    .then(|| format!("R4: a pass to CP {cp} that is not committed, or unmarked"))
+            }
             Action::Send(Message::PartitionFull(full)) => {
                 let cp = full.cp;
                 let written = |record: &Record| match record {
@@ -85,7 +95,12 @@ impl World {
             Action::Send(Message::CpEnd(end)) if end.cp > self.source.own.0 => {
                 Some(format!("R6: CpEnd of CP {} before the own commit", end.cp))
             }
-            Action::Done { cp } if *cp > self.source.own.0 || *cp > self.hub.image.0 => {
+            Action::Done { cp, alone: true } if *cp > self.source.own.0 || !self.source.apart => {
+                Some(format!("invariant 4: partition of CP {cp} released alone too early"))
+            }
+            Action::Done { cp, alone: false }
+                if *cp > self.source.own.0 || *cp > self.hub.image.0 =>
+            {
                 Some(format!("invariant 4: partition of CP {cp} released too early"))
             }
             Action::Serve => {
@@ -158,7 +173,7 @@ impl World {
         (self.damaged, self.link_lied, self.source.generation, self.entries).hash(to);
         place(self.acked, to);
         let source = &self.source;
-        (source.durable, source.hub.is_some(), source.own.0).hash(to);
+        (source.durable, source.hub.is_some(), source.own.0, source.apart).hash(to);
         place(source.own.1, to);
         place(source.base, to);
         place(source.released, to);
@@ -172,7 +187,8 @@ impl World {
         if let Some(up) = &source.up {
             connections.0 = up.connection;
             (up.serving, up.halted, up.counter, up.label, up.sending).hash(to);
-            (up.data, up.parked).hash(to);
+            (up.data, up.parked, up.marking, up.answering, up.wants_freeze).hash(to);
+            up.pass.map(|pass| (pass.cp, pass.base.hash, pass.sent)).hash(to);
             up.frozen.map(|frozen| (frozen.cp, frozen.told, frozen.committed)).hash(to);
             place(up.released, to);
             place(up.hub_durable, to);
@@ -189,6 +205,7 @@ impl World {
             up.refill.map(|from| from.hash).hash(to);
             if let Some(job) = &up.job {
                 (job.cp, job.fed.len(), job.taken, job.end.is_some(), job.abort).hash(to);
+                job.is_pass.hash(to);
             }
             up.machine.fingerprint(to);
         }
@@ -218,7 +235,7 @@ fn hash_frame<H: Hasher>(frame: &Frame, to: &mut H) {
                 Message::Welcome(welcome) => {
                     (welcome.last.2, welcome.applied_cp, welcome.log_credit).hash(to);
                 }
-                Message::PartitionFull(full) => (full.cp, full.last.2).hash(to),
+                Message::PartitionFull(full) => (full.cp, full.last.2, full.base).hash(to),
                 Message::CpEnd(end) => (end.cp, end.place.2, end.update_bytes).hash(to),
                 Message::Ack(ack) => (ack.id, ack.log_credit, ack.cp_taken).hash(to),
                 Message::CpDone(done) => done.cp.hash(to),

@@ -159,6 +159,7 @@ const NONE: Budget = Budget {
     drops: 0,
     repeats: 0,
     credits: 0,
+    losses: 0,
 };
 
 #[test]
@@ -217,6 +218,33 @@ fn no_change_of_credit_goes_wrong() {
     holds(budget, Budget { source_crashes: 1, ..budget });
 }
 
+/// `continue`: the hub counts as lost at any moment, the source serves alone, both come back.
+#[test]
+fn no_time_alone_goes_wrong() {
+    let budget = Budget { writes: 2, cps: 1, losses: 1, ..NONE };
+    holds(budget, Budget { writes: 3, cps: 2, ..budget });
+}
+
+#[test]
+fn no_time_alone_with_a_cut_goes_wrong() {
+    let budget = Budget { writes: 1, cps: 1, losses: 1, cuts: 1, ..NONE };
+    holds(budget, Budget { writes: 2, cps: 1, losses: 1, cuts: 1, ..NONE });
+}
+
+#[test]
+fn no_time_alone_with_a_crash_goes_wrong() {
+    let budget = Budget { writes: 1, cps: 1, losses: 1, source_crashes: 1, ..NONE };
+    holds(budget, Budget { writes: 2, ..budget });
+    let budget = Budget { writes: 1, cps: 1, losses: 1, hub_crashes: 1, ..NONE };
+    holds(budget, Budget { writes: 2, ..budget });
+}
+
+#[test]
+fn no_refused_pass_goes_wrong() {
+    let budget = Budget { writes: 1, cps: 1, losses: 1, cuts: 1, rejects: 1, ..NONE };
+    holds(budget, Budget { writes: 2, no_space: 1, ..budget });
+}
+
 /// TCP neither loses nor repeats; if something between the ends does, the connection may close,
 /// but nothing false is stored, acknowledged or published.
 #[test]
@@ -257,7 +285,7 @@ fn control_a_freeze_that_is_no_record_is_found() {
     // The record also orders the own commit behind the CP's transfers: without it the pool has
     // what the log cannot send again.
     let harm = Faults { actions_unjudged: true, ..faults };
-    control(harm, CRASHES, "the source halts: the hub's log");
+    control(harm, CRASHES, "panic: released before durable");
 }
 
 #[test]
@@ -294,7 +322,7 @@ fn control_an_id_without_its_generation_is_found() {
 #[test]
 fn control_serving_before_welcome_is_found() {
     let faults = Faults { serve_before_welcome: true, ..Faults::default() };
-    control(faults, CRASHES, "the source halts: the hub's log");
+    control(faults, CRASHES, "the source closes: a refilled transfer does not follow");
 }
 
 /// Two rules stand behind each other here: the chain refuses what the session let through.
@@ -317,6 +345,28 @@ fn control_labels_that_do_not_count_are_found() {
 fn control_a_log_dropped_before_its_commit_is_found() {
     let faults = Faults { drop_before_publish: true, ..Faults::default() };
     control(faults, CRASHES, "invariant 1: write 1 is not on the hub");
+}
+
+const ALONE: Budget = Budget { writes: 2, cps: 1, losses: 1, cuts: 1, ..NONE };
+
+#[test]
+fn control_answers_alone_before_the_mark_are_found() {
+    let faults = Faults { alone_before_mark: true, ..Faults::default() };
+    control(faults, ALONE, "R4: answers alone without the durable mark");
+}
+
+#[test]
+fn control_a_mark_that_goes_too_early_is_found() {
+    let faults = Faults { mark_cleared_early: true, ..Faults::default() };
+    control(faults, ALONE, "R4: answers alone without the durable mark");
+    let harm = Faults { actions_unjudged: true, ..faults };
+    control(harm, ALONE, "R4: answers alone without the durable mark");
+}
+
+#[test]
+fn control_a_log_that_stays_behind_a_pass_is_found() {
+    let faults = Faults { log_not_moved: true, ..Faults::default() };
+    control(faults, ALONE, "");
 }
 
 /// R19: refused, refused again, refused with every block inline: given up with its reason.

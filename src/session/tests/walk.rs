@@ -43,11 +43,13 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(seed: u64, faults: Faults) -> Self {
+    fn new(seed: u64, faults: Faults, lying: bool) -> Self {
         let mut chance = Chance(seed);
         let frames = u32::try_from(chance.below(3) + 1).unwrap();
         let credit = 10 * u64::try_from(chance.below(4) + 1).unwrap();
-        let world = World::new(faults, Budget::default(), (frames, credit));
+        // Every other walk goes on alone when the hub is lost.
+        let losses = u32::from(!lying && seed % 2 == 1);
+        let world = World::new(faults, Budget { losses, ..Budget::default() }, (frames, credit));
         Self { seed, chance, world, last: VecDeque::new(), steps: 0, faults: 0 }
     }
 
@@ -73,6 +75,7 @@ impl Walk {
 
     /// Some hundred steps with faults, then enough without.
     fn round(&mut self, lying: bool) {
+        let continues = self.world.source.continues;
         let few = |chance: &mut Chance, bound| u32::try_from(chance.below(bound)).unwrap();
         self.world.budget = Budget {
             writes: few(&mut self.chance, 60),
@@ -80,14 +83,16 @@ impl Walk {
             cuts: few(&mut self.chance, 6),
             source_crashes: few(&mut self.chance, 4),
             hub_crashes: few(&mut self.chance, 4),
-            // Twice before all is on the hub would need a resync.
-            rots: few(&mut self.chance, 2),
+            // Twice before all is on the hub would need a resync; with the hub away it can lose the
+            // last write, which cannot be closed (R1).
+            rots: if continues { 0 } else { few(&mut self.chance, 2) },
             // Three of one CP are the end (R19).
             rejects: few(&mut self.chance, 3),
             no_space: few(&mut self.chance, 4),
             drops: if lying { few(&mut self.chance, 4) } else { 0 },
             repeats: if lying { few(&mut self.chance, 4) } else { 0 },
             credits: few(&mut self.chance, 20),
+            losses: if continues { few(&mut self.chance, 4) } else { 0 },
         };
         let noisy = 100 + self.chance.below(600);
         for _ in 0..noisy {
@@ -131,7 +136,7 @@ impl Walk {
 }
 
 fn walk(seed: u64, faults: Faults, lying: bool, rounds: usize) -> Result<Walk, String> {
-    let mut walk = Walk::new(seed, faults);
+    let mut walk = Walk::new(seed, faults, lying);
     for _ in 0..rounds {
         walk.round(lying);
         if let Some(problem) = walk.problem() {

@@ -11,7 +11,7 @@ mod at_source;
 use std::collections::{BTreeMap, VecDeque};
 
 use super::super::mirror::{self, Arrived, Known, Mirror, Outcome};
-use super::super::primary::{self, Held, Identity, Primary};
+use super::super::primary::{self, Answering, Held, Identity, Own, Primary};
 use crate::record::entry::{Entry, EntryKind, extend_stream_hash};
 use crate::record::marks::Place;
 use crate::record::transfer::TransferHeader;
@@ -20,6 +20,7 @@ use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::numbers::{
     ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
+use crate::units::policy::OnHubLoss;
 use crate::wire::message::{CpEnd, Message, VolumeOffer};
 
 /// Bytes of a transfer on the wire.
@@ -52,6 +53,14 @@ pub(super) struct Faults {
     pub labels_not_counted: bool,
     /// The hub drops a CP's log before its commit is durable.
     pub drop_before_publish: bool,
+    /// Answers alone begin before the mark is durable.
+    pub alone_before_mark: bool,
+    /// The mark goes when the logs join.
+    pub mark_cleared_early: bool,
+    /// A pass is begun from an image that is not this source's past.
+    pub past_unchecked: bool,
+    /// What a pass has published does not move the hub's log.
+    pub log_not_moved: bool,
     /// Not a rule of the product: only the stores are judged, not what the machines say, to show
     /// that a broken rule does harm.
     pub actions_unjudged: bool,
@@ -78,6 +87,8 @@ pub(super) struct Budget {
     pub repeats: u32,
     /// The log credit changes.
     pub credits: u32,
+    /// The hub counts as lost; with any the policy is `continue`.
+    pub losses: u32,
 }
 
 /// A record of the source's ring.
@@ -103,6 +114,8 @@ pub(super) struct Updates {
     pub base: Place,
     pub to: Place,
     pub inline: bool,
+    /// Of a pass: against the image of the CP `base`, whatever the log holds.
+    pub pass: bool,
 }
 
 /// One thing that happens.
@@ -115,6 +128,11 @@ pub(super) enum Step {
     SendData,
     SourceRelease,
     Retry,
+    /// What the mark says is durable.
+    NoteMark,
+    SendPass,
+    /// Writers wait for the CP's room.
+    Press,
     Connect,
     ToSource,
     SourceNotices,
@@ -143,6 +161,7 @@ pub(super) enum Step {
     DropFrame,
     RepeatFrame,
     Credit,
+    HubLost,
 }
 
 impl Step {
@@ -161,6 +180,7 @@ impl Step {
                 | DropFrame
                 | RepeatFrame
                 | Credit
+                | HubLost
         )
     }
 }
@@ -201,6 +221,20 @@ pub(super) struct SourceUp {
     /// CP data sent and taken on this connection, and how much may be under way.
     pub data: (u64, u64, u64),
     pub parked: bool,
+    /// The mark that is being made durable.
+    pub marking: Option<bool>,
+    pub answering: Answering,
+    pub pass: Option<PassOut>,
+    pub wants_freeze: bool,
+}
+
+/// A pass being sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PassOut {
+    pub cp: CpNumber,
+    pub base: Place,
+    pub to: Place,
+    pub sent: bool,
 }
 
 /// The source.
@@ -215,6 +249,9 @@ pub(super) struct Source {
     pub own: (CpNumber, Place),
     /// Own CP before `own`: what CP data is made against.
     pub base: Place,
+    /// The durable mark: the hub may lack what was acknowledged.
+    pub apart: bool,
+    pub continues: bool,
     pub up: Option<SourceUp>,
 }
 
@@ -227,6 +264,7 @@ pub(super) struct Job {
     pub taken: usize,
     pub end: Option<CpEnd>,
     pub abort: bool,
+    pub is_pass: bool,
 }
 
 /// A running hub.
@@ -344,6 +382,8 @@ impl Source {
             released: Place::default(),
             own: Default::default(),
             base: Place::default(),
+            apart: false,
+            continues: false,
             up: None,
         }
     }
@@ -398,8 +438,12 @@ impl Source {
             generation: generation(self.generation),
             epoch: self.epoch,
             volumes: offers(),
+            on_hub_loss: if self.continues { OnHubLoss::Continue } else { OnHubLoss::Stop },
         };
-        let mut machine = Primary::new(identity, held_after, held, own_cp);
+        let roots = vec![(VolumeNumber(0), root_of(own))];
+        let apart = self.apart;
+        let mut machine =
+            Primary::new(identity, held_after, held, Own { cp: own_cp, roots, apart });
         let mut frozen = None;
         if let Some((cp, place, committed)) = pending {
             machine.step(primary::Event::Frozen { cp, place });
@@ -423,6 +467,10 @@ impl Source {
             sending: None,
             data: (0, 0, 0),
             parked: false,
+            marking: None,
+            answering: Answering::Policy,
+            pass: None,
+            wants_freeze: false,
         });
     }
 }
@@ -486,7 +534,10 @@ impl Hub {
         for update in &job.fed {
             let found = |sequence| self.log.iter().any(|t| t.place.sequence.0 == sequence);
             let missing = || (update.base.sequence.0 + 1..=update.to.sequence.0).any(|n| !found(n));
-            if update.base != self.content || !update.inline && missing() {
+            if update.base != self.content
+                || !update.inline && missing()
+                || update.pass != job.is_pass
+            {
                 return None;
             }
             content = update.to;
@@ -515,6 +566,7 @@ impl World {
             link_lied: false,
             problem: None,
         };
+        world.source.continues = budget.losses > 0;
         world.source.restart(faults);
         world.hub.restart(faults, shape.1);
         world
@@ -552,6 +604,8 @@ impl World {
         fault(b.drops, transfer, Step::DropFrame);
         fault(b.repeats, transfer, Step::RepeatFrame);
         fault(b.credits, up_h.is_some(), Step::Credit);
+        let away = up_s.as_ref().is_some_and(|up| up.connection.is_none() && up.marking.is_none());
+        fault(b.losses, away, Step::HubLost);
         if self.link_lied && self.is_stuck(&steps) {
             steps.push(Step::Timeout);
         }
@@ -577,13 +631,19 @@ impl World {
         may(source.durable < source.ring.len(), Step::SourceSync);
         let frozen_upto = up.released.sequence.max(source.own.1.sequence);
         let something = up.last.sequence > frozen_upto;
-        may(up.serving && self.budget.cps > 0 && up.frozen.is_none() && something, Step::Freeze);
+        let wanted = self.budget.cps > 0 || up.wants_freeze;
+        let something = something || up.wants_freeze;
+        may(up.serving && wanted && up.frozen.is_none() && something, Step::Freeze);
         let commit = up.frozen.is_some_and(|cp| cp.told && !cp.committed);
         may(commit, Step::OwnCommit);
         let room = up.data.0 - up.data.1 + UPDATE_BYTES <= up.data.2;
         may(up.sending.is_some_and(|sending| sending.left == 0 || room), Step::SendData);
         may(source.released != up.released, Step::SourceRelease);
         may(up.parked, Step::Retry);
+        may(up.marking.is_some(), Step::NoteMark);
+        may(up.pass.is_some_and(|pass| pass.sent || room), Step::SendPass);
+        let held = up.frozen.is_some_and(|cp| cp.committed) && up.machine.pass().is_some();
+        may(held && self.budget.writes > 0, Step::Press);
         let idle = up.connection.is_none() && !up.halted;
         may(idle && self.hub.up.is_some(), Step::Connect);
         may(!self.to_source.is_empty(), Step::ToSource);
@@ -632,6 +692,12 @@ impl World {
                 self.source_up().parked = false;
                 self.step_source(primary::Event::Retry, None);
             }
+            Step::NoteMark => self.note_mark(),
+            Step::SendPass => self.send_pass(),
+            Step::Press => {
+                let cp = self.source_up().frozen.unwrap().cp;
+                self.step_source(primary::Event::Pressed(cp), None);
+            }
             Step::Connect => self.connect(),
             Step::ToSource => self.deliver_to_source(),
             Step::SourceNotices | Step::Timeout => self.lose_source_side(),
@@ -659,7 +725,8 @@ impl World {
             | Step::NoSpace
             | Step::DropFrame
             | Step::RepeatFrame
-            | Step::Credit => self.fault(step),
+            | Step::Credit
+            | Step::HubLost => self.fault(step),
         }
         self.note_acknowledged();
         self.judge();
@@ -711,6 +778,10 @@ impl World {
                 let frame = self.to_hub.front().unwrap().clone();
                 self.to_hub.push_back(frame);
             }
+            Step::HubLost => {
+                spend(&mut self.budget.losses);
+                self.step_source(primary::Event::HubLost, None);
+            }
             _ => {
                 spend(&mut self.budget.credits);
                 let up = self.hub_up();
@@ -747,7 +818,12 @@ impl World {
     fn note_acknowledged(&mut self) {
         let Some(up) = &self.source.up else { return };
         let own = self.source.last_of(self.source.durable);
-        let both = if own.sequence < up.hub_durable.sequence { own } else { up.hub_durable };
+        let both = match up.answering {
+            Answering::Policy if own.sequence < up.hub_durable.sequence => own,
+            Answering::Policy => up.hub_durable,
+            Answering::Alone => own,
+            Answering::Held => return,
+        };
         if up.serving && both.sequence > self.acked.sequence {
             self.acked = both;
         }
@@ -779,6 +855,8 @@ impl World {
             && self.hub.last() == source.last
             && self.hub.image == self.source.own
             && source.hub_durable == source.last
+            && !self.source.apart
+            && source.answering == Answering::Policy
             && hub.job.is_none()
             && self.source.released == self.source.own.1
     }

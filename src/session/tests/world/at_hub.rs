@@ -105,6 +105,7 @@ impl World {
             return self.end_job(Outcome::Aborted);
         }
         let (cp, last, end) = (job.cp, job.last, job.end.clone().unwrap());
+        let job_is_pass = job.is_pass;
         let content = self.hub.build(job);
         let roots: Vec<_> = content.map(root_of).into_iter().collect();
         if end.roots.iter().map(|root| root.root).ne(roots.iter().copied()) {
@@ -114,6 +115,11 @@ impl World {
         }
         self.hub.image = (cp, last);
         self.hub.content = content.unwrap();
+        if job_is_pass && !self.faults.log_not_moved {
+            self.hub.log.clear();
+            self.hub.durable = 0;
+            self.hub_up().drained = 0;
+        }
         self.end_job(Outcome::Published(vec![(VolumeNumber(0), roots[0])]));
     }
 
@@ -170,12 +176,12 @@ impl World {
                 Some(Frame::Transfer(arrived)) => self.hub.log.push(*arrived),
                 _ => self.fail("Stage without a transfer"),
             },
-            Action::Apply { cp, last } => {
+            Action::Apply { cp, last, is_pass } => {
                 if up.job.is_some() {
                     return self.fail("two CPs are applied at once");
                 }
                 let fed = std::mem::take(&mut up.early);
-                up.job = Some(Job { cp, last, fed, taken: 0, end: None, abort: false });
+                up.job = Some(Job { cp, last, fed, taken: 0, end: None, abort: false, is_pass });
                 if faults.drop_before_publish {
                     self.drop_logs(cp);
                 }

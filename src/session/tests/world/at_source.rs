@@ -1,10 +1,14 @@
 //! The simulated source: what its shell and stores do.
 
 use super::super::super::mirror::Arrived;
-use super::super::super::primary::{self, Held};
-use super::{Frame, FrozenCp, Record, Sending, TRANSFER_BYTES, UPDATE_BYTES, Updates, World};
+use super::super::super::primary::{self, Answering, Held};
+use super::{
+    Frame, FrozenCp, PassOut, Record, Sending, TRANSFER_BYTES, UPDATE_BYTES, Updates, World,
+};
 use super::{root_of, transfer};
+use crate::record::marks::Place;
 use crate::units::numbers::{TransferId, VolumeNumber};
+use crate::wire::message::Message;
 
 impl World {
     pub(super) fn write(&mut self) {
@@ -39,8 +43,10 @@ impl World {
     }
 
     pub(super) fn freeze(&mut self) {
-        self.budget.cps -= 1;
         let faults = self.faults;
+        if !std::mem::take(&mut self.source_up().wants_freeze) {
+            self.budget.cps -= 1;
+        }
         let up = self.source_up();
         let (cp, place) = (up.machine.cp_max().next(), up.last);
         up.label = cp.next();
@@ -86,7 +92,30 @@ impl World {
         let to = up.frozen.unwrap().place;
         let base = if own.0 == cp { base } else { own.1 };
         let number = up.connection.unwrap();
-        self.to_hub.push_back((number, Frame::Updates(Updates { cp, base, to, inline })));
+        self.to_hub
+            .push_back((number, Frame::Updates(Updates { cp, base, to, inline, pass: false })));
+    }
+
+    pub(super) fn send_pass(&mut self) {
+        let up = self.source_up();
+        let pass = up.pass.as_mut().unwrap();
+        if std::mem::replace(&mut pass.sent, true) {
+            let cp = up.pass.take().unwrap().cp;
+            self.step_source(primary::Event::DataSent { cp, bytes: UPDATE_BYTES }, None);
+            return;
+        }
+        let PassOut { cp, base, to, .. } = *pass;
+        up.data.0 += UPDATE_BYTES;
+        let number = up.connection.unwrap();
+        let updates = Updates { cp, base, to, inline: true, pass: true };
+        self.to_hub.push_back((number, Frame::Updates(updates)));
+    }
+
+    pub(super) fn note_mark(&mut self) {
+        let mark = self.source_up().marking.take().unwrap();
+        self.source.apart = mark;
+        let event = if mark { primary::Event::Apart } else { primary::Event::Together };
+        self.step_source(event, None);
     }
 
     pub(super) fn source_release(&mut self) {
@@ -117,6 +146,7 @@ impl World {
         let up = self.source_up();
         let number = up.connection.take();
         up.sending = None;
+        up.pass = None;
         up.parked = false;
         self.to_source.retain(|(of, _)| Some(*of) != number);
         self.step_source(primary::Event::Disconnected, None);
@@ -128,6 +158,12 @@ impl World {
             return;
         }
         match frame {
+            Frame::Message(Message::Welcome(welcome)) => {
+                let place = Place::from(welcome.applied);
+                let known = self.committed.get(&welcome.applied_cp) == Some(&place);
+                let past = known || welcome.applied_cp.0 == 0 || self.faults.past_unchecked;
+                self.step_source(primary::Event::Welcomed { welcome, past }, None);
+            }
             Frame::Message(message) => {
                 self.step_source(primary::Event::Received(message), None);
             }
@@ -148,7 +184,12 @@ impl World {
         event: primary::Event,
         refilled: Option<Arrived>,
     ) {
+        let lost = matches!(event, primary::Event::HubLost);
         let actions = self.source_up().machine.step(event);
+        if lost && self.faults.alone_before_mark && self.source.continues {
+            self.source_up().answering = Answering::Alone;
+            self.source_up().serving = true;
+        }
         for action in actions {
             self.act_source(action, refilled);
         }
@@ -188,6 +229,9 @@ impl World {
                 self.source.ring.push(Record::Transfer(arrived));
             }
             Action::Joined { hub, epoch } => {
+                if self.faults.mark_cleared_early {
+                    self.source.apart = false;
+                }
                 (self.source.hub, self.source.epoch) = (Some(hub), epoch);
             }
             Action::Serve => {
@@ -195,7 +239,7 @@ impl World {
                     up.label = up.machine.cp_max().next();
                 }
             }
-            Action::Done { cp } => {
+            Action::Done { cp, .. } => {
                 let frozen = up.frozen.take().filter(|frozen| frozen.cp == cp).unwrap();
                 up.released = frozen.place;
                 up.sending = None;
@@ -211,6 +255,18 @@ impl World {
                 up.halted = true;
                 self.fail(format!("the source halts: {}", refused.reason));
             }
+            Action::Answer(answering) => up.answering = answering,
+            Action::MarkApart => up.marking = Some(true),
+            Action::ClearApart => up.marking = Some(false),
+            Action::SendPass { cp, base } => {
+                let base = self.committed.get(&base).copied().unwrap_or_default();
+                let to = self.committed[&cp];
+                up.sending = None;
+                up.pass = Some(PassOut { cp, base, to, sent: false });
+            }
+            Action::PassEnded { .. } => {}
+            Action::Freeze => up.wants_freeze = true,
+            Action::Fence(_) => self.fail("the source is fenced"),
             Action::Checkpoint { .. } | Action::Scan { .. } | Action::Scanned(_) => {}
         }
     }
