@@ -422,25 +422,38 @@ impl Primary {
     }
 
     fn ack(&mut self, ack: Ack, actions: &mut Vec<Action>) {
+        if self.apart.is_syncing() {
+            // It names the end of a log that does not join.
+            self.credits(ack, actions);
+            return;
+        }
         let upto = self.held.partition_point(|held| held.place.transfer <= ack.id);
         let named = upto.checked_sub(1).map(|at| self.held[at].place.transfer);
         if upto > self.sent || upto > self.acked && named != Some(ack.id) {
             self.close("an acknowledgement of a transfer that was not sent", actions);
             return;
         }
-        if ack.cp_taken < self.cp_taken {
-            self.close("an acknowledgement that takes CP data back", actions);
+        if !self.credits(ack, actions) {
             return;
         }
-        self.log_credit = ack.log_credit;
-        self.cp_taken = ack.cp_taken;
-        actions.push(Action::DataWindow { taken: ack.cp_taken, limit: self.cp_credit });
         if upto > self.acked {
             let bytes: u64 = self.held.range(self.acked..upto).map(|held| held.bytes).sum();
             self.in_flight_bytes -= bytes;
             self.acked = upto;
             actions.push(Action::HubDurable(self.acked_place()));
         }
+    }
+
+    /// What may be sent from now on; `false` if the connection is closed instead.
+    fn credits(&mut self, ack: Ack, actions: &mut Vec<Action>) -> bool {
+        if ack.cp_taken < self.cp_taken {
+            self.close("an acknowledgement that takes CP data back", actions);
+            return false;
+        }
+        self.log_credit = ack.log_credit;
+        self.cp_taken = ack.cp_taken;
+        actions.push(Action::DataWindow { taken: ack.cp_taken, limit: self.cp_credit });
+        true
     }
 
     fn pump(&mut self, actions: &mut Vec<Action>) {

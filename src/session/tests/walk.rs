@@ -177,7 +177,8 @@ fn control_a_walk_finds_a_broken_rule() {
         Faults { ack_before_durable: true, ..Faults::default() },
         Faults { end_before_commit: true, ..Faults::default() },
         Faults { welcome_before_durable: true, ..Faults::default() },
-        Faults { serve_before_welcome: true, ..Faults::default() },
+        Faults { alone_before_mark: true, ..Faults::default() },
+        Faults { mark_cleared_early: true, ..Faults::default() },
         Faults { drop_before_publish: true, ..Faults::default() },
     ];
     for faults in faults {
