@@ -59,6 +59,19 @@ pub const LOG_CREDIT_BYTES_MIN: u64 = 4 * TRANSFER_BYTES_MAX;
 /// Bytes of CP data one source may have under way (the `cp` credit).
 pub const CP_CREDIT_BYTES: u64 = 2 * MIB;
 
+/// Nodes asked for in one request of a pull: the answer stands before no transfer for long.
+pub const PULL_NODES_MAX: u64 = 62;
+/// Blocks asked for in one request of a pull, likewise.
+pub const PULL_BLOCKS_MAX: u64 = 31;
+/// Bytes of answers a pull may have under way or not yet written.
+pub const PULL_WINDOW_BYTES: u64 = CP_CREDIT_BYTES;
+/// Requests a pull may have under way.
+pub const PULL_REQUESTS_MAX: usize = 64;
+/// Blocks and holes a pull knows to differ, and has not yet written.
+pub const PULL_PARTS_MAX: u64 = 16_384;
+/// Smallest such number: twice what one node and the holes behind it become.
+pub const PULL_PARTS_MIN: u64 = 512;
+
 // ---- volumes and pool (sections 6, 11) ----
 
 /// Children of a tree node.
@@ -190,6 +203,7 @@ const _: () = {
     assert!(COMMIT_BYTES_MAX < RING_BYTES_MIN, "a group commit never laps its own ring");
     assert!(CP_FRAME_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(CP_FRAME_BYTES_MAX <= CP_CREDIT_BYTES);
+    assert!(PULL_PARTS_MIN <= PULL_PARTS_MAX && PULL_PARTS_MIN >= 4 * 128);
     assert!(POOL_RESERVE_BYTES_MIN * 4 <= POOL_DEVICE_BYTES_MIN);
     assert!(POOL_IO_BYTES_MAX == POOL_LEASE_BLOCKS * BLOCK_BYTES_U64, "a lease is one write");
     assert!(NBD_REQUEST_BYTES_MAX <= NBD_BYTES_IN_FLIGHT_MAX);

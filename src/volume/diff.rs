@@ -13,7 +13,7 @@ use crate::units::numbers::{CpNumber, Vbn};
 
 use super::error::VolumeError;
 use super::geometry::Geometry;
-use super::node::{Children, Node};
+use super::node::Children;
 use super::walk::Walk;
 
 /// The blocks and holes of `tree` written after `cp`, in order.
@@ -62,19 +62,6 @@ pub fn compare<'a>(
 }
 
 impl Compare<'_> {
-    fn children(
-        &self,
-        pool: &Pool,
-        pointer: &Pointer,
-        level: u8,
-        first: u64,
-    ) -> Result<Children, VolumeError> {
-        if pointer.is_hole() {
-            return Ok(Children::of_hole(pointer.birth, level, first, &self.geometry));
-        }
-        Node::read(pool, pointer)?.children()
-    }
-
     fn descend(
         &mut self,
         first: u64,
@@ -82,8 +69,8 @@ impl Compare<'_> {
         left: &Pointer,
         right: &Pointer,
     ) -> Result<(), VolumeError> {
-        let left = self.children(self.left_pool, left, level, first)?;
-        let right = self.children(self.right_pool, right, level, first)?;
+        let left = Children::under(self.left_pool, left, level, first, &self.geometry)?;
+        let right = Children::under(self.right_pool, right, level, first, &self.geometry)?;
         let span = Geometry::span(level - 1);
         for slot in (0..NODE_CHILDREN).rev() {
             let (left, right) = (left.0[slot], right.0[slot]);

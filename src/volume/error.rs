@@ -1,10 +1,29 @@
 //! What can go wrong with a volume tree.
 
+use std::fmt;
 use std::io;
 
 use crate::pool::error::PoolError;
 use crate::pool::pointer::PointerError;
-use crate::units::numbers::{BlockCount, ByteCount, CpNumber, Pbn, Vbn};
+use crate::units::numbers::{BlockCount, ByteCount, CpNumber, Pbn, Vbn, VolumeNumber};
+
+/// A node or a block (level 0) of a volume, named alike by both ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TreePlace {
+    /// Which volume.
+    pub volume: VolumeNumber,
+    /// 0 for a block, the level of the node otherwise.
+    pub level: u8,
+    /// Which one of its level.
+    pub index: u64,
+}
+
+impl fmt::Display for TreePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { volume, level, index } = self;
+        write!(f, "volume {volume} level {level} index {index}")
+    }
+}
 
 /// What can go wrong with a volume tree.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -10,6 +10,7 @@
 //! * [`walk`]: visits a tree, pruned by range and birth
 //! * [`reader`]: serves bytes and extents of a pinned CP
 //! * [`diff`]: what changed since a CP; where two trees differ
+//! * [`pull`], [`serve`]: make a tree equal to one at the other end, and answer that
 //! * [`scan`]: reads everything and computes the root anew
 //! * [`check`]: proves that everything reachable is whole and that reachable + free = all
 //!
@@ -21,9 +22,11 @@ pub mod diff;
 pub mod error;
 pub mod geometry;
 pub mod node;
+pub mod pull;
 pub mod reader;
 pub mod root;
 pub mod scan;
+pub mod serve;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

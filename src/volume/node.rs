@@ -63,6 +63,21 @@ impl Children {
         children
     }
 
+    /// The children of the node of that level at `first`, where `pointer` leads; those of a hole
+    /// are holes.
+    pub fn under(
+        pool: &Pool,
+        pointer: &Pointer,
+        level: u8,
+        first: u64,
+        geometry: &Geometry,
+    ) -> Result<Self, VolumeError> {
+        if pointer.is_hole() {
+            return Ok(Self::of_hole(pointer.birth, level, first, geometry));
+        }
+        Node::read(pool, pointer)?.children()
+    }
+
     /// Whether nothing is left.
     pub fn are_holes(&self) -> bool {
         self.0.iter().all(Pointer::is_hole)

@@ -179,11 +179,8 @@ impl<'a> TreeWriter<'a> {
                 }
                 None => (self.top, self.geometry.height, 0),
             };
-            let children = if pointer.is_hole() {
-                Children::of_hole(pointer.birth, child_level, first, &self.geometry)
-            } else {
-                Node::read(&self.pool, &pointer)?.children()?
-            };
+            let children =
+                Children::under(&self.pool, &pointer, child_level, first, &self.geometry)?;
             let changed = false;
             self.open.push(OpenNode { level: child_level, first, old: pointer, children, changed });
         }

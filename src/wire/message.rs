@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::frame::{FRAME_PREFIX_BYTES, FrameError, Lengths};
+use super::pull::{Pulled, WantBlocks, WantNodes};
 use crate::record::marks::Place;
 use crate::units::convert::to_u64;
 use crate::units::hash::{Root, StreamHash};
@@ -435,6 +436,8 @@ messages! {
     5 CpEnd(CpEnd) payload false;
     6 WantLog(WantLog) payload false;
     7 CheckpointAt(CheckpointAt) payload false;
+    8 Nodes(Pulled) payload true;
+    9 Blocks(Pulled) payload true;
     33 Welcome(Welcome) payload false;
     34 Refused(Refused) payload false;
     35 Ack(Ack) payload false;
@@ -444,6 +447,8 @@ messages! {
     39 Refill payload true;
     40 RefillEnd(RefillEnd) payload false;
     41 Fenced(Fenced) payload false;
+    42 WantNodes(WantNodes) payload false;
+    43 WantBlocks(WantBlocks) payload false;
     64 Ping(Ping) payload false;
     65 Pong(Pong) payload false;
     66 Going(Going) payload false;
@@ -495,6 +500,7 @@ impl Frame {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pull::Spans;
     use super::*;
 
     #[test]
@@ -544,6 +550,39 @@ mod tests {
             next_step: "resync".into(),
         };
         round(Message::Refused(refused), b"");
+        let (cp, number) = (CpNumber(70_000), 1 << 40);
+        let mut nodes = Spans::new();
+        [3, 4, 70_000].into_iter().for_each(|index| nodes.push(index));
+        round(Message::WantNodes(WantNodes { cp, volume, number, level: 1, nodes }), b"");
+        let mut blocks = Spans::new();
+        [0, 1 << 40].into_iter().for_each(|vbn| blocks.push(vbn));
+        round(Message::WantBlocks(WantBlocks { cp, volume, number, blocks }), b"");
+        round(Message::Nodes(Pulled { cp, volume, number }), b"n");
+        round(Message::Blocks(Pulled { cp, volume, number }), b"b");
+    }
+
+    /// The bounds on requests hold where frames are read: a list over its bound, rising again
+    /// where it must not, or empty, is a malformed message.
+    #[test]
+    fn a_pull_asks_for_a_bounded_number_of_places() {
+        let decode = |kind: u8, body: &[u8]| Message::decode(&[&[kind], body].concat(), 0);
+        assert!(decode(42, &[0x95, 1, 1, 1, 1, 0x91, 0x92, 0, 62]).is_ok());
+        let bad: [&[u8]; 4] = [
+            &[0x95, 1, 1, 1, 1, 0x91, 0x92, 0, 63],
+            &[0x95, 1, 1, 1, 1, 0x90],
+            &[0x95, 1, 1, 1, 1, 0xdd, 0xff, 0xff, 0xff, 0xff],
+            &[0x95, 1, 1, 1, 1, 0x91, 0x92, 0, 0],
+        ];
+        for body in bad {
+            let met = decode(42, body);
+            assert!(matches!(met, Err(FrameError::Malformed { kind: "WantNodes", .. })), "{met:?}");
+        }
+        assert!(decode(43, &[0x94, 1, 1, 1, 0x91, 0x92, 0, 31]).is_ok());
+        assert!(decode(43, &[0x94, 1, 1, 1, 0x91, 0x92, 0, 32]).is_err());
+        for kind in [8, 9] {
+            let met = Message::decode(&[kind, 0x93, 1, 1, 1], 0);
+            assert!(matches!(met, Err(FrameError::Payload { .. })), "{met:?}");
+        }
     }
 
     /// An acknowledgement is small: it is half of the wire's overhead at depth 1.
