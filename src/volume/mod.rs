@@ -10,6 +10,7 @@
 //! * [`walk`]: visits a tree, pruned by range and birth
 //! * [`reader`]: serves bytes and extents of a pinned CP
 //! * [`diff`]: what changed since a CP; where two trees differ
+//! * [`kept`]: gives back what only a kept CP has
 //! * [`scan`]: reads everything and computes the root anew
 //! * [`check`]: proves that everything reachable is whole and that reachable + free = all
 //!
@@ -20,6 +21,7 @@ pub mod check;
 pub mod diff;
 pub mod error;
 pub mod geometry;
+pub mod kept;
 pub mod node;
 pub mod reader;
 pub mod root;
