@@ -99,7 +99,13 @@ impl Images {
     /// The kept CPs of a source; a pool that does not answer lists none.
     fn list_kept(&self, source: &SourceName) -> Vec<Listed> {
         let Some(lane) = self.shared.lanes.get(source) else { return Vec::new() };
-        let all = self.shared.pool.catalog().kept(lane.source()).unwrap_or_default();
+        let all = match self.shared.pool.catalog().kept(lane.source()) {
+            Ok(all) => all,
+            Err(error) => {
+                tracing::warn!(%source, %error, "the kept CPs cannot be listed");
+                Vec::new()
+            }
+        };
         let mut listed = Vec::new();
         for row in all.iter().map(|kept| &kept.row) {
             for volume in &row.volumes {

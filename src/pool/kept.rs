@@ -19,7 +19,7 @@
 //!
 //! CPs are published while such a walk runs. It compares with the trees of the moment it began,
 //! pinned firmly; what later CPs free of the dropped CP is collected beside it, and the commit
-//! takes both. One drop at a time.
+//! takes both. It begins between two commits, so that no CP is in neither. One drop at a time.
 //!
 //! Readers of a kept CP hold it by count: a CP that is being read is not dropped.
 
@@ -347,6 +347,8 @@ impl Pool {
         source: SourceId,
         name: &KeptName,
     ) -> Result<KeptDrop, PoolError> {
+        // In the middle of a commit the rows are those before it, the free map is that behind it.
+        let _between = self.committer().between_commits()?;
         self.check_latch()?;
         let mut state = self.lock()?;
         let (same, others): (Vec<_>, Vec<_>) =

@@ -460,6 +460,34 @@ fn kept_cps_agree_with_the_model() {
     assert!(drops > 5, "{drops} drops");
 }
 
+/// Goal: a drop that begins in the middle of a commit misses nothing of that commit. Method: one
+/// thread publishes, another keeps and drops without pause, with an older CP kept and without.
+#[test]
+fn drops_and_commits_work_side_by_side() {
+    for with_older in [false, true] {
+        let (_, pool) = pool_with(POOL_BYTES_MIN, BLOCKS);
+        cp(&pool, 1, &some(1)).unwrap();
+        if with_older {
+            keep(&pool, "older");
+        }
+        std::thread::scope(|scope| {
+            let publisher = scope.spawn(|| {
+                for (number, byte) in (2..80).zip((1..9).cycle()) {
+                    let vbn = u64::from(number) * 3;
+                    cp(&pool, number, &[data(vbn, byte), data(vbn + 1, byte)]).unwrap();
+                }
+            });
+            while !publisher.is_finished() {
+                keep(&pool, "k");
+                drop_one(&pool, "k");
+            }
+        });
+        assert_clean(&pool);
+        let report = pool.space().unwrap();
+        assert_eq!(report.kept.0 > 0, with_older, "{report:?}");
+    }
+}
+
 /// The published root, and what is kept.
 type Visible = (Root, BTreeMap<KeptName, Root>);
 
