@@ -10,7 +10,8 @@ use futures_util::future::BoxFuture;
 use mirrorhub::control::message::{AdminError, ProgressSender, Request, code};
 use mirrorhub::control::server::{Admin, AdminServer};
 use mirrorhub::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, DropAnswer, KeptAnswer, KeptCp, KeptOfSource,
+    VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
 };
 use mirrorhub::status::document::{SourceEntry, State, StatusDocument};
 use mirrorhub::units::hash::Root;
@@ -86,6 +87,25 @@ impl Fake {
                 let (equal, volumes) = (self.equal, vec![volume]);
                 json(serde_json::to_value(VerifyAnswer { schema: 1, equal, volumes }))
             }
+            Request::Kept { .. } => {
+                let root = Root([0xab; 32]);
+                let volumes = vec![VolumeRoot { name: "vol0".parse().unwrap(), root }];
+                let kept =
+                    KeptCp { name: "mon".parse().unwrap(), cp: 7, held_bytes: 8192, volumes };
+                let source = KeptOfSource { name: "filer-a".parse().unwrap(), kept: vec![kept] };
+                json(serde_json::to_value(KeptAnswer { schema: 1, sources: vec![source] }))
+            }
+            Request::Drop { target } if target.name.as_str() != "mon" => {
+                let message = format!("{target} is not dropped: it is not kept");
+                Err(AdminError::new(code::UNKNOWN_KEPT, message, "mirrorhub kept lists them"))
+            }
+            Request::Drop { target } => json(serde_json::to_value(DropAnswer {
+                schema: 1,
+                source: target.source,
+                name: target.name,
+                cp: 7,
+                freed_bytes: 8192,
+            })),
             Request::PoolCheck {} => {
                 Err(AdminError::new(code::FAILED, "there is no pool here", ""))
             }
@@ -216,6 +236,37 @@ fn checkpoint_prints_its_number_and_roots() {
     let (code, out, _) = said(&mirrorhub(Some(&running.config()), &["checkpoint", "--json"]));
     let answer: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &answer["sources"][0]["cp"], &answer["schema"]), (0, &8.into(), &1.into()));
+    running.end();
+}
+
+#[test]
+fn kept_cps_are_listed_and_dropped_only_when_told_twice() {
+    let running = Running::start(Fake { state: State::InSync, equal: true });
+    let config = running.config();
+    let (code, out, error) = said(&mirrorhub(Some(&config), &["checkpoint", "--keep", "mon"]));
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert!(out.starts_with("filer-a: CP 8 is published and kept as mon\n"), "{out}");
+    let (code, out, _) = said(&mirrorhub(Some(&config), &["kept"]));
+    assert_eq!(code, 0);
+    assert!(out.starts_with("filer-a@mon  CP 7  holds 8.0 KiB\n  vol0  abab"), "{out}");
+    let (code, out, _) = said(&mirrorhub(Some(&config), &["kept", "filer-a", "--json"]));
+    let answer: KeptAnswer = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, answer.sources[0].kept[0].held_bytes), (0, 8192));
+
+    // Nobody is at a terminal here: without --yes it does not even ask the hub.
+    let (code, out, error) = said(&mirrorhub(Some(&config), &["drop", "filer-a@mon"]));
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert!(error.contains("nobody is there to confirm it"), "{error}");
+    let (code, out, _) = said(&mirrorhub(Some(&config), &["drop", "filer-a@mon", "--yes"]));
+    assert_eq!(code, 0);
+    assert_eq!(out, "filer-a@mon: CP 7 is no longer kept, 8.0 KiB are free again\n");
+    let (code, _, error) = said(&mirrorhub(Some(&config), &["drop", "filer-a@tue", "--yes"]));
+    assert_eq!(code, 1);
+    assert!(error.contains("next: mirrorhub kept lists them"), "{error}");
+    for bad in ["filer-a", "filer-a@", "filer-a@x@y", "filer-a/vol0@mon"] {
+        let (code, _, error) = said(&mirrorhub(Some(&config), &["drop", bad, "--yes"]));
+        assert_eq!(code, 2, "{bad}: {error}");
+    }
     running.end();
 }
 

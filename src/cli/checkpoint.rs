@@ -9,7 +9,7 @@ use super::locate::ConfigArgument;
 use super::terminal::Terminal;
 use crate::control::message::Request;
 use crate::status::answers::CheckpointAnswer;
-use crate::units::names::SourceName;
+use crate::units::names::{KeptName, SourceName};
 
 /// Make a consistency point and wait until it is published on the hub
 ///
@@ -18,6 +18,9 @@ use crate::units::names::SourceName;
 pub struct CheckpointArguments {
     /// Only this source
     source: Option<SourceName>,
+    /// Keep it under this name, on the hub: it is then served as SOURCE/VOLUME@NAME
+    #[arg(long, value_name = "NAME")]
+    keep: Option<KeptName>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -28,7 +31,8 @@ pub struct CheckpointArguments {
 /// Runs it.
 pub fn run(arguments: &CheckpointArguments, terminal: &Terminal) -> Result<Done, Failure> {
     let asked = Asked::of(&arguments.config)?;
-    let request = Request::Checkpoint { source: arguments.source.clone() };
+    let request =
+        Request::Checkpoint { source: arguments.source.clone(), keep: arguments.keep.clone() };
     let what = match &arguments.source {
         Some(source) => format!("checkpoint of {source}"),
         None => "checkpoint".into(),
@@ -38,18 +42,19 @@ pub fn run(arguments: &CheckpointArguments, terminal: &Terminal) -> Result<Done,
     if arguments.json {
         print_json(&answer)?
     } else {
-        print(&view(&answer))?
+        print(&view(&answer, arguments.keep.as_ref()))?
     }
     Ok(Done::WELL)
 }
 
-fn view(answer: &CheckpointAnswer) -> String {
+fn view(answer: &CheckpointAnswer, keep: Option<&KeptName>) -> String {
     if answer.sources.is_empty() {
         return "no source to make a CP of\n".into();
     }
+    let kept = keep.map(|name| format!(" and kept as {name}")).unwrap_or_default();
     let mut text = String::new();
     for source in &answer.sources {
-        text.push_str(&format!("{}: CP {} is published\n", source.name, source.cp));
+        text.push_str(&format!("{}: CP {} is published{kept}\n", source.name, source.cp));
         let widths = source.volumes.iter().map(|volume| volume.name.as_str().len());
         let width = widths.max().unwrap_or(0);
         for volume in &source.volumes {
@@ -72,9 +77,11 @@ mod tests {
         let volumes = vec![volume("v"), volume("vol0")];
         let source = CheckpointOfSource { name: "filer-a".parse().unwrap(), cp: 42, volumes };
         let root = "ab".repeat(32);
-        assert_eq!(
-            view(&CheckpointAnswer { schema: 1, sources: vec![source] }),
-            format!("filer-a: CP 42 is published\n  v     {root}\n  vol0  {root}\n")
-        );
+        let answer = CheckpointAnswer { schema: 1, sources: vec![source] };
+        let shown = format!("filer-a: CP 42 is published\n  v     {root}\n  vol0  {root}\n");
+        assert_eq!(view(&answer, None), shown);
+        let name = "mon".parse().unwrap();
+        let kept = shown.replace("published", "published and kept as mon");
+        assert_eq!(view(&answer, Some(&name)), kept);
     }
 }

@@ -5,7 +5,8 @@
 //! of section 13 ([`failure`]).
 //!
 //! * processes: [`serve`] (`hub`, `source`), [`demo`]
-//! * commands: [`status`], [`hash`], [`checkpoint`], [`verify`], [`config_check`], [`completions`], [`man`]
+//! * commands: [`status`], [`hash`], [`checkpoint`], [`kept`], [`mod@drop`], [`verify`],
+//!   [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
 //! * [`terminal`], [`words`], [`progress`]: colours and widths, sizes and times in words, bars
@@ -16,8 +17,10 @@ pub mod checkpoint;
 pub mod completions;
 pub mod config_check;
 pub mod demo;
+pub mod drop;
 pub mod failure;
 pub mod hash;
+pub mod kept;
 pub mod locate;
 pub mod logging;
 pub mod man;
@@ -62,6 +65,8 @@ enum Command {
     Demo(demo::DemoArguments),
     Status(status::StatusArguments),
     Checkpoint(checkpoint::CheckpointArguments),
+    Kept(kept::KeptArguments),
+    Drop(drop::DropArguments),
     Verify(verify::VerifyArguments),
     Hash(hash::HashArguments),
     #[command(subcommand)]
@@ -97,6 +102,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Hash(hash) => hash::run(hash, &terminal),
         Command::Status(status) => status::run(status, &terminal),
         Command::Checkpoint(checkpoint) => checkpoint::run(checkpoint, &terminal),
+        Command::Kept(kept) => kept::run(kept, &terminal),
+        Command::Drop(drop) => drop::run(drop, &terminal),
         Command::Verify(verify) => verify::run(verify, &terminal),
         Command::Config(config) => config_check::run(config, &terminal),
         Command::Completions(completions) => completions::run(completions),

@@ -106,15 +106,18 @@ fn stores(document: &StatusDocument) -> String {
         ));
     }
     if let Some(pool) = document.pool() {
-        let pinned = match pool.pinned_bytes {
+        let part = |bytes, whose| match bytes {
             0 => String::new(),
-            bytes => format!(", {} of it pinned by readers", size(bytes)),
+            bytes => format!(", {} of it {whose}", size(bytes)),
         };
+        let kept = part(pool.kept_bytes, "kept by name");
+        let pinned = part(pool.pinned_bytes, "pinned by readers");
+        let in_use = pool.used_bytes + pool.kept_bytes + pool.pinned_bytes;
         text.push_str(&format!(
-            "  pool   {} of {} in use ({}%), {} free{pinned}\n",
-            size(pool.used_bytes),
+            "  pool   {} of {} in use ({}%), {} free{kept}{pinned}\n",
+            size(in_use),
             size(pool.total_bytes),
-            percent(pool.used_bytes, pool.total_bytes),
+            percent(in_use, pool.total_bytes),
             size(pool.free_bytes),
         ));
     }
@@ -358,7 +361,8 @@ mod tests {
             Some(PoolStatus {
                 total_bytes: 8 << 30,
                 free_bytes: 5 << 30,
-                used_bytes: 3 << 30,
+                used_bytes: (3 << 30) - 96 * MIB,
+                kept_bytes: 32 * MIB,
                 pinned_bytes: 64 * MIB,
             }),
         )
@@ -369,7 +373,7 @@ mod tests {
         let wanted = "\
 hub  \u{2716} critical   3 sources: 1 in-sync, 1 behind, 1 offline
   NVRAM  20.0 MiB of 1.0 GiB in use (1%), durable by O_DIRECT|O_DSYNC
-  pool   3.0 GiB of 8.0 GiB in use (37%), 5.0 GiB free, 64.0 MiB of it pinned by readers
+  pool   3.0 GiB of 8.0 GiB in use (37%), 5.0 GiB free, 32.0 MiB of it kept by name, 64.0 MiB of it pinned by readers
 
 SOURCE   STATE        CP   LAG  IMAGE AGE  ACKNOWLEDGED  STAGED    DRAINED     APPLIED     VISIBLE
 filer-c  \u{2716} offline  1817   0 s      3h 4m       4.0 KiB       =          =           =           =

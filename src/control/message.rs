@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::status::SCHEMA;
-use crate::units::names::{NameError, SourceName, VolumeName};
+use crate::units::names::{KeptName, NameError, SourceName, VolumeName};
 
 /// What can be asked of a running process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,20 @@ pub enum Request {
         /// Only this one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<SourceName>,
+        /// Keep it under this name; a hub only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep: Option<KeptName>,
+    },
+    /// The CPs kept by name: a [`crate::status::answers::KeptAnswer`]; a hub only.
+    Kept {
+        /// Only this one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<SourceName>,
+    },
+    /// Give up a kept CP: a [`crate::status::answers::DropAnswer`]; a hub only.
+    Drop {
+        /// Which.
+        target: KeptTarget,
     },
     /// Read the last common CP at both ends and compare roots:
     /// a [`crate::status::answers::VerifyAnswer`].
@@ -75,6 +89,53 @@ impl Serialize for Target {
 }
 
 impl<'de> Deserialize<'de> for Target {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// `SOURCE@NAME`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptTarget {
+    /// The source.
+    pub source: SourceName,
+    /// Name of the kept CP.
+    pub name: KeptName,
+}
+
+/// Why a text names no kept CP.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeptTargetError {
+    /// There is no `@`.
+    #[error("a kept CP is named SOURCE@NAME")]
+    NoName,
+    /// One part is no name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+impl FromStr for KeptTarget {
+    type Err = KeptTargetError;
+
+    fn from_str(text: &str) -> Result<Self, KeptTargetError> {
+        let (source, name) = text.split_once('@').ok_or(KeptTargetError::NoName)?;
+        Ok(Self { source: source.parse()?, name: name.parse()? })
+    }
+}
+
+impl fmt::Display for KeptTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.source, self.name)
+    }
+}
+
+impl Serialize for KeptTarget {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for KeptTarget {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
@@ -133,6 +194,12 @@ pub mod code {
     pub const UNKNOWN_SOURCE: &str = "unknown-source";
     /// No such volume in that source.
     pub const UNKNOWN_VOLUME: &str = "unknown-volume";
+    /// No such kept CP of that source.
+    pub const UNKNOWN_KEPT: &str = "unknown-kept";
+    /// The name keeps another CP already.
+    pub const NAME_TAKEN: &str = "name-taken";
+    /// It is done at the hub, not here.
+    pub const HUB_ONLY: &str = "hub-only";
     /// Something else is in the way; later it may work.
     pub const BUSY: &str = "busy";
     /// The other end is not there.
@@ -231,8 +298,17 @@ mod tests {
         let cases = [
             (Request::Status { source: None }, r#"{"schema":1,"command":"status"}"#),
             (
-                Request::Checkpoint { source: Some("filer-a".parse().unwrap()) },
+                Request::Checkpoint { source: Some("filer-a".parse().unwrap()), keep: None },
                 r#"{"schema":1,"command":"checkpoint","source":"filer-a"}"#,
+            ),
+            (
+                Request::Checkpoint { source: None, keep: Some("mon".parse().unwrap()) },
+                r#"{"schema":1,"command":"checkpoint","keep":"mon"}"#,
+            ),
+            (Request::Kept { source: None }, r#"{"schema":1,"command":"kept"}"#),
+            (
+                Request::Drop { target: "filer-a@mon".parse().unwrap() },
+                r#"{"schema":1,"command":"drop","target":"filer-a@mon"}"#,
             ),
             (
                 Request::Verify { target: Some("filer-a/vol0".parse().unwrap()) },
@@ -276,6 +352,9 @@ mod tests {
             (r#"{"schema":1,"command":"pool-check","x":1}"#, "unknown field `x`"),
             (r#"{"schema":1,"command":"status","source":"../x"}"#, "a name is made of"),
             (r#"{"schema":1,"command":"verify","target":"a/b/c"}"#, "not '/'"),
+            (r#"{"schema":1,"command":"drop","target":"a"}"#, "named SOURCE@NAME"),
+            (r#"{"schema":1,"command":"drop","target":"a@b@c"}"#, "not '@'"),
+            (r#"{"schema":1,"command":"drop"}"#, "missing field `target`"),
         ];
         for (text, part) in cases {
             let error = parse_request(text.as_bytes()).unwrap_err();

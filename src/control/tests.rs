@@ -66,6 +66,7 @@ impl Admin for Fake {
                     Ok(json!("x".repeat(usize::try_from(ADMIN_MESSAGE_BYTES_MAX).unwrap())))
                 }
                 Request::Verify { target: None } => panic!("a fault of the program"),
+                Request::Kept { .. } | Request::Drop { .. } => Ok(Value::Null),
                 Request::PoolCheck {} => {
                     futures_util::future::pending::<()>().await;
                     drop(note);
@@ -151,7 +152,7 @@ async fn progress_comes_before_the_result_and_only_the_newest() {
     let running = Running::start().await;
     let mut seen = Vec::new();
     let socket = socket_path(running.directory.path());
-    let request = Request::Checkpoint { source: None };
+    let request = Request::Checkpoint { source: None, keep: None };
     let result =
         call(&socket, &request, None, &mut |progress| seen.push(progress.done)).await.unwrap();
     assert_eq!(result, json!("xxxxxxxxxx"));

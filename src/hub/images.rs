@@ -2,7 +2,8 @@
 //!
 //! `SOURCE/VOLUME` is the CP published when the client connects: opening pins it, the pin lives
 //! as long as the connection, and the image does not change under its reader. It is not
-//! multi-conn: two connections could pin two CPs (R17).
+//! multi-conn: two connections could pin two CPs (R17). `SOURCE/VOLUME@NAME` is a kept CP: always
+//! the same, with multi-conn and for any time; as long as it is open, it cannot be dropped.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::nbd::export::{
     OpenFuture, Segment,
 };
 use crate::pool::error::PoolError;
-use crate::units::names::{SourceName, VolumeName};
+use crate::units::names::{KeptName, SourceName, VolumeName};
 use crate::volume::reader;
 
 /// All images of a hub.
@@ -34,6 +35,9 @@ impl Images {
         let unknown = || OpenError::Unknown;
         let (source, volume) = name.split_once('/').ok_or_else(unknown)?;
         let source: SourceName = source.parse().map_err(|_| unknown())?;
+        if let Some((volume, kept)) = volume.split_once('@') {
+            return self.find_kept(name, &source, volume, kept);
+        }
         let volume: VolumeName = volume.parse().map_err(|_| unknown())?;
         let lane = self.shared.lanes.get(&source).ok_or_else(unknown)?;
         let failed = |error: PoolError| OpenError::Refused(error.to_string().into());
@@ -58,6 +62,61 @@ impl Images {
         let image = Arc::new(reader::Image::new(pin));
         Ok(Image { info, image, ended, _unused: unused.drop_guard() })
     }
+
+    /// `SOURCE/VOLUME@KEPT`.
+    fn find_kept(
+        &self,
+        name: &str,
+        source: &SourceName,
+        volume: &str,
+        kept: &str,
+    ) -> Result<Image, OpenError> {
+        let unknown = || OpenError::Unknown;
+        let volume: VolumeName = volume.parse().map_err(|_| unknown())?;
+        let kept: KeptName = kept.parse().map_err(|_| unknown())?;
+        let lane = self.shared.lanes.get(source).ok_or_else(unknown)?;
+        let failed = |error: PoolError| OpenError::Refused(error.to_string().into());
+        let pool = &self.shared.pool;
+        let all = pool.catalog().kept(lane.source()).map_err(failed)?;
+        let row = all.into_iter().find(|other| other.row.name == kept).ok_or_else(unknown)?.row;
+        let number = row.volumes.iter().find(|other| other.name == volume);
+        let number = number.ok_or_else(unknown)?.number;
+        let pin = match pool.pin_kept(lane.source(), &kept, number) {
+            // It was dropped a moment ago.
+            Err(PoolError::UnknownKept { .. } | PoolError::UnknownVolume { .. }) => {
+                return Err(unknown());
+            }
+            pin => pin.map_err(failed)?,
+        };
+        let mut info = ExportInfo::new(name, pin.tree().size);
+        info.description = format!("kept CP {} of {name}, root {}", pin.cp(), pin.tree().root());
+        info.read_only = true;
+        info.multi_conn = true;
+        let (image, ended) = (Arc::new(reader::Image::new(pin)), CancellationToken::new());
+        Ok(Image { info, image, ended, _unused: CancellationToken::new().drop_guard() })
+    }
+
+    /// The kept CPs of a source; a pool that does not answer lists none.
+    fn list_kept(&self, source: &SourceName) -> Vec<Listed> {
+        let Some(lane) = self.shared.lanes.get(source) else { return Vec::new() };
+        let all = match self.shared.pool.catalog().kept(lane.source()) {
+            Ok(all) => all,
+            Err(error) => {
+                tracing::warn!(%source, %error, "the kept CPs cannot be listed");
+                Vec::new()
+            }
+        };
+        let mut listed = Vec::new();
+        for row in all.iter().map(|kept| &kept.row) {
+            for volume in &row.volumes {
+                listed.push(Listed {
+                    name: format!("{source}/{}@{}", volume.name, row.name),
+                    description: format!("kept CP {}, read-only", row.cp),
+                });
+            }
+        }
+        listed
+    }
 }
 
 impl Exports for Images {
@@ -71,6 +130,7 @@ impl Exports for Images {
                     description: format!("image at CP {}, read-only", snapshot.applied_cp),
                 });
             }
+            listed.extend(self.list_kept(&source));
         }
         listed
     }

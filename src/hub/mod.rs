@@ -10,6 +10,7 @@
 //! * [`stager`]: into the ring; * [`drainer`]: out of it; * [`applier`]: CPs
 //! * [`lane`]: one source's cursors; * [`shared`]: what all parts share
 //! * [`registry`], [`status`], [`images`]: sources by name, what is shown, what is served
+//! * [`kept`]: CPs kept by name
 //! * [`recover`]: what a start does before anything else
 //!
 //! A fault of one source (its log, its actor, its connection) stays with that source (invariant
@@ -21,6 +22,7 @@ pub mod connection;
 pub mod drainer;
 mod extension;
 pub mod images;
+pub mod kept;
 pub mod lane;
 pub mod recover;
 pub mod registry;

@@ -111,6 +111,8 @@ pub const POOL_LEASE_BLOCKS: u64 = 256;
 pub const POOL_IO_BYTES_MAX: u64 = MIB;
 /// Catalog changes that gather while a commit runs; more callers wait.
 pub const POOL_GROUP_CHANGES_MAX: usize = 1024;
+/// CPs of one source kept by name.
+pub const KEPT_PER_SOURCE_MAX: usize = 256;
 /// Pinned images at once.
 pub const PINS_MAX: usize = 65_536;
 

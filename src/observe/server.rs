@@ -217,6 +217,7 @@ mod tests {
                 total_bytes: 100,
                 free_bytes: 0,
                 used_bytes: 100,
+                kept_bytes: 0,
                 pinned_bytes: 0,
             });
             StatusDocument::hub(Vec::new(), Some(nvram), pool)

@@ -180,6 +180,18 @@ impl FreedBlocks {
         self.by_birth.values().for_each(|blocks| blocks.for_each(&mut visit));
     }
 
+    /// Visits all with their births.
+    pub fn for_each_born(&self, mut visit: impl FnMut(Pbn, CpNumber)) {
+        for (birth, blocks) in &self.by_birth {
+            blocks.for_each(|pbn| visit(pbn, *birth));
+        }
+    }
+
+    /// Whether a block of that birth is there.
+    pub fn contains(&self, pbn: Pbn, birth: CpNumber) -> bool {
+        self.by_birth.get(&birth).is_some_and(|blocks| blocks.contains(pbn))
+    }
+
     /// Takes out the blocks born after `cp`: those that a tree of `cp` does not have.
     pub fn split_born_after(&mut self, cp: CpNumber) -> Self {
         let by_birth = match cp.0.checked_add(1) {
@@ -188,6 +200,14 @@ impl FreedBlocks {
         };
         let count = by_birth.values().map(BlockSet::len).sum();
         self.count -= count;
+        Self { by_birth, count }
+    }
+
+    /// The blocks born up to `cp`: those that a tree of `cp` has, if it had not lost them before.
+    pub fn born_upto(&self, cp: CpNumber) -> Self {
+        let by_birth: BTreeMap<_, _> =
+            self.by_birth.range(..=cp).map(|(birth, blocks)| (*birth, blocks.clone())).collect();
+        let count = by_birth.values().map(BlockSet::len).sum();
         Self { by_birth, count }
     }
 

@@ -26,6 +26,10 @@ impl Pool {
 }
 
 impl Catalog<'_> {
+    pub(super) fn pool(&self) -> &Pool {
+        self.pool
+    }
+
     /// All sources, by id.
     pub fn sources(&self) -> Result<Vec<SourceRow>, PoolError> {
         Ok(self.pool.lock()?.mirror.sources().cloned().collect())

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::device::DeviceError;
 use crate::units::hash::ContentHash;
 use crate::units::ids::{PoolId, SourceId};
+use crate::units::names::KeptName;
 use crate::units::numbers::{CpNumber, Epoch, Pbn, VolumeNumber};
 
 use super::pointer::VolumeKey;
@@ -101,6 +102,12 @@ pub enum PoolError {
     /// The pin was ended because the pool needed its blocks.
     #[error("the pinned CP {cp} was given up: the pool needed its space")]
     PinEnded { cp: CpNumber },
+    /// No such kept CP.
+    #[error("source {source_id} keeps no CP named {name}")]
+    UnknownKept { source_id: SourceId, name: KeptName },
+    /// It cannot be dropped, or read, now.
+    #[error("kept CP {name} is busy: {why}")]
+    KeptBusy { name: KeptName, why: String },
     /// The caller broke an invariant; its CP is refused and nothing else happens.
     #[error("inconsistent: {what}")]
     Inconsistent { what: String },
@@ -135,6 +142,8 @@ impl PoolError {
             | Self::BaseMoved { .. }
             | Self::RowRefused { .. }
             | Self::PinEnded { .. }
+            | Self::UnknownKept { .. }
+            | Self::KeptBusy { .. }
             | Self::Inconsistent { .. } => false,
         }
     }

@@ -7,13 +7,16 @@
 //! Pure memory. Refusals name the row; nothing is staged by a refused change.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::limits::{SOURCES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::units::convert::to_u64;
 use crate::units::ids::SourceId;
-use crate::units::numbers::VolumeNumber;
+use crate::units::names::KeptName;
+use crate::units::numbers::{CpNumber, VolumeNumber};
 
 use super::error::PoolError;
+use super::kept_row::KeptRow;
 use super::pointer::VolumeKey;
 use super::rows::{HistoryRow, SourceRow, VolumeRow, check_extension, stored};
 
@@ -23,6 +26,8 @@ pub(super) struct Mirror {
     sources: BTreeMap<SourceId, SourceRow>,
     volumes: BTreeMap<VolumeKey, VolumeRow>,
     history: BTreeMap<SourceId, u64>,
+    kept: BTreeMap<SourceId, BTreeMap<KeptName, Arc<KeptRow>>>,
+    kept_blocks: BTreeMap<(SourceId, CpNumber), u64>,
     row_bytes: u64,
 }
 
@@ -44,6 +49,35 @@ impl Mirror {
 
     pub(super) fn load_history(&mut self, source: SourceId) {
         *self.history.entry(source).or_default() += 1;
+    }
+
+    pub(super) fn load_kept(&mut self, row: KeptRow) {
+        self.row_bytes += row.stored_bytes();
+        self.kept.entry(row.source).or_default().insert(row.name.clone(), Arc::new(row));
+    }
+
+    pub(super) fn load_kept_blocks(&mut self, source: SourceId, cp: CpNumber, blocks: u64) {
+        self.kept_blocks.insert((source, cp), blocks);
+    }
+
+    /// The kept CPs of a source, by name.
+    pub(super) fn kept(&self, source: SourceId) -> impl Iterator<Item = &Arc<KeptRow>> {
+        self.kept.get(&source).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// All kept CPs.
+    pub(super) fn all_kept(&self) -> impl Iterator<Item = &Arc<KeptRow>> {
+        self.kept.values().flat_map(BTreeMap::values)
+    }
+
+    /// The length of a kept CP's deadlist.
+    pub(super) fn kept_blocks(&self, source: SourceId, cp: CpNumber) -> u64 {
+        self.kept_blocks.get(&(source, cp)).copied().unwrap_or(0)
+    }
+
+    /// The lengths of all deadlists together; `None` if that is no number.
+    pub(super) fn all_kept_blocks(&self) -> Option<u64> {
+        self.kept_blocks.values().try_fold(0u64, |sum, blocks| sum.checked_add(*blocks))
     }
 
     pub(super) fn source(&self, id: SourceId) -> Option<&SourceRow> {
@@ -91,6 +125,26 @@ impl Mirror {
             };
             self.row_bytes -= old.map_or(0, |old| stored(&old.encode()));
         }
+        for ((source, name), row) in staged.kept {
+            let rows = self.kept.entry(source).or_default();
+            let old = match row {
+                Some(row) => {
+                    self.row_bytes += row.stored_bytes();
+                    rows.insert(name, row)
+                }
+                None => rows.remove(&name),
+            };
+            self.row_bytes -= old.map_or(0, |old| old.stored_bytes());
+            if rows.is_empty() {
+                self.kept.remove(&source);
+            }
+        }
+        for (key, blocks) in staged.kept_blocks {
+            match blocks {
+                0 => self.kept_blocks.remove(&key),
+                _ => self.kept_blocks.insert(key, blocks),
+            };
+        }
         for (source, _) in staged.history {
             *self.history.entry(source).or_default() += 1;
         }
@@ -108,6 +162,9 @@ pub(super) struct Staged {
     pub(super) volumes: BTreeMap<VolumeKey, Option<VolumeRow>>,
     pub(super) history: Vec<(SourceId, HistoryRow)>,
     pub(super) history_cut: BTreeMap<SourceId, u64>,
+    pub(super) kept: BTreeMap<(SourceId, KeptName), Option<Arc<KeptRow>>>,
+    /// Lengths of deadlists; 0 has no row.
+    pub(super) kept_blocks: BTreeMap<(SourceId, CpNumber), u64>,
     /// What the new rows add, about; rows that shrink or go count at the merge.
     added_bytes: u64,
 }
@@ -115,7 +172,13 @@ pub(super) struct Staged {
 impl Staged {
     /// Whether nothing was changed.
     pub(super) fn is_empty(&self) -> bool {
-        self.sources.is_empty() && self.volumes.is_empty() && self.history.is_empty()
+        let Self { sources, volumes, history, history_cut: _, kept, kept_blocks, added_bytes: _ } =
+            self;
+        sources.is_empty()
+            && volumes.is_empty()
+            && history.is_empty()
+            && kept.is_empty()
+            && kept_blocks.is_empty()
     }
 
     /// A source as it will be.
@@ -290,8 +353,72 @@ impl Staged {
             let what = format!("source {source}");
             return Err(PoolError::RowRefused { what, why: "it still has volumes" });
         }
+        if !self.kept(mirror, source).is_empty() {
+            let what = format!("source {source}");
+            return Err(PoolError::RowRefused { what, why: "it still has kept CPs" });
+        }
         self.sources.insert(source, None);
         Ok(())
+    }
+
+    /// The kept CPs of a source as they will be, by name.
+    pub(super) fn kept(
+        &self,
+        mirror: &Mirror,
+        source: SourceId,
+    ) -> BTreeMap<KeptName, Arc<KeptRow>> {
+        let mut rows: BTreeMap<_, _> =
+            mirror.kept(source).map(|row| (row.name.clone(), Arc::clone(row))).collect();
+        for ((owner, name), row) in &self.kept {
+            if *owner == source {
+                match row {
+                    Some(row) => rows.insert(name.clone(), Arc::clone(row)),
+                    None => rows.remove(name),
+                };
+            }
+        }
+        rows
+    }
+
+    /// The newest kept CP of a source, as it will be: it has every block born up to it.
+    pub(super) fn kept_upto(&self, mirror: &Mirror, source: SourceId) -> Option<CpNumber> {
+        self.kept(mirror, source).values().map(|row| row.cp).max()
+    }
+
+    /// The length of a kept CP's deadlist as it will be.
+    pub(super) fn kept_blocks(&self, mirror: &Mirror, source: SourceId, cp: CpNumber) -> u64 {
+        let staged = self.kept_blocks.get(&(source, cp)).copied();
+        staged.unwrap_or_else(|| mirror.kept_blocks(source, cp))
+    }
+
+    /// Checks that a CP can be kept under its name. False if that name keeps it already.
+    pub(super) fn may_keep(
+        &mut self,
+        mirror: &Mirror,
+        row: &KeptRow,
+        max_bytes: u64,
+    ) -> Result<bool, PoolError> {
+        let what = || format!("kept CP {} of {}", row.name, row.source);
+        if row.cp == CpNumber(0) {
+            let why = "nothing was published yet";
+            return Err(PoolError::RowRefused { what: what(), why });
+        }
+        let rows = self.kept(mirror, row.source);
+        match rows.get(&row.name) {
+            Some(old) if old.cp == row.cp => return Ok(false),
+            Some(_) => {
+                let why = "the name keeps another CP";
+                return Err(PoolError::RowRefused { what: what(), why });
+            }
+            None => KeptRow::refuse_more(rows.len())?,
+        }
+        self.refuse_growth(mirror, 0, row.stored_bytes(), max_bytes)?;
+        Ok(true)
+    }
+
+    /// Keeps a CP.
+    pub(super) fn keep(&mut self, row: KeptRow) {
+        self.kept.insert((row.source, row.name.clone()), Some(Arc::new(row)));
     }
 
     /// Adds a CP to the history, which keeps the `rows_max` newest.

@@ -9,12 +9,13 @@
 //! * [`space`], [`bitmap`], [`blockset`], `pins`: which blocks are free, in memory
 //! * `room`: promises, blocks for a CP, pins
 //! * `free_log`: how the free map is stored
+//! * [`kept`], [`kept_row`]: CPs kept by name
 //! * `store`, `region`, [`rows`], `mirror`: the catalog
 //! * [`write_set`], [`publish`]: how a CP is written and becomes durable and visible
 //! * `read`, [`cache`]: verified reads
 //! * [`snapshot`]: one moment of the accounts, for `check`
 //!
-//! Invariants: a block that a published or pinned root reaches is never written (2); rows are
+//! Invariants: a block that a published, kept or pinned root reaches is never written (2); rows are
 //! visible only when durable, after everything they reach (R9); the first failed write or flush
 //! latches the pool (7); what is read is verified (11). Calls block; none is made from an actor.
 
@@ -24,6 +25,8 @@ pub mod cache;
 pub mod catalog;
 pub mod error;
 mod free_log;
+pub mod kept;
+pub mod kept_row;
 pub mod label;
 mod mirror;
 mod pins;
@@ -52,6 +55,8 @@ use self::bitmap::Bitmap;
 use self::cache::BlockCache;
 use self::error::PoolError;
 use self::free_log::FreeLog;
+use self::kept::KeptState;
+use self::kept_row::KeptBlocks;
 use self::label::{Label, Layout};
 use self::mirror::Mirror;
 use self::pins::PinName;
@@ -92,6 +97,7 @@ struct State {
     space: SpaceMap,
     free_log: FreeLog,
     mirror: Mirror,
+    kept: KeptState,
 }
 
 /// An open pool.
@@ -141,6 +147,11 @@ impl Pool {
         }
         let cache_bytes = options.catalog_cache_bytes;
         let (store, mirror, free_map) = Store::open(Arc::clone(&device), &label, cache_bytes)?;
+        let (kept, stored) = (mirror.all_kept_blocks(), free_map.0.count());
+        if kept.is_none_or(|kept| kept > stored) {
+            let what = format!("the deadlists are longer than {stored} blocks in use");
+            return Err(rows::corrupt(KeptBlocks::TABLE, &[], what));
+        }
         Ok(Self::start(device, label, options, store, mirror, free_map))
     }
 
@@ -150,15 +161,16 @@ impl Pool {
         options: PoolOptions,
         store: Store,
         mirror: Mirror,
-        (published, free_log): (Bitmap, FreeLog),
+        (stored, free_log): (Bitmap, FreeLog),
     ) -> Arc<Self> {
-        let space = SpaceMap::new(&label.layout, published);
+        let kept = mirror.all_kept_blocks().unwrap_or_default();
+        let space = SpaceMap::new(&label.layout, stored, kept);
         Arc::new(Self {
             cache: BlockCache::new(options.node_cache_bytes),
             device,
             label,
             options,
-            state: Mutex::new(State { space, free_log, mirror }),
+            state: Mutex::new(State { space, free_log, mirror, kept: KeptState::default() }),
             store,
             committer: Committer::default(),
             transactions: AtomicU64::new(0),
@@ -259,11 +271,20 @@ impl Pool {
     }
 }
 
-/// A volume at a published CP, kept for a reader. Dropping it gives its blocks back.
+/// What a pin holds.
+#[derive(Debug)]
+enum Held {
+    /// A CP that was published when it was pinned.
+    Pinned(PinName),
+    /// A volume of a CP kept by name.
+    Kept { key: VolumeKey, cp: CpNumber },
+}
+
+/// A volume at a published or kept CP, held for a reader. Dropping it gives its blocks back.
 #[derive(Debug)]
 pub struct Pin {
     pool: Arc<Pool>,
-    name: PinName,
+    held: Held,
     tree: TreeRoot,
 }
 
@@ -275,12 +296,18 @@ impl Pin {
 
     /// The volume.
     pub fn key(&self) -> VolumeKey {
-        self.name.key
+        match &self.held {
+            Held::Pinned(name) => name.key,
+            Held::Kept { key, .. } => *key,
+        }
     }
 
     /// The CP.
     pub fn cp(&self) -> CpNumber {
-        self.name.cp
+        match &self.held {
+            Held::Pinned(name) => name.cp,
+            Held::Kept { cp, .. } => *cp,
+        }
     }
 
     /// The pool.
@@ -290,21 +317,29 @@ impl Pin {
 
     /// Whether the pool has given it up: its blocks may be others' by now.
     pub fn has_ended(&self) -> bool {
-        self.name.has_ended()
+        match &self.held {
+            Held::Pinned(name) => name.has_ended(),
+            Held::Kept { .. } => false,
+        }
     }
 
     /// To be asked after each read by [`Pin::tree`]: what was read is the volume's only if the
     /// pin still held.
     pub fn check(&self) -> Result<(), PoolError> {
-        if self.has_ended() { Err(PoolError::PinEnded { cp: self.name.cp }) } else { Ok(()) }
+        if self.has_ended() { Err(PoolError::PinEnded { cp: self.cp() }) } else { Ok(()) }
     }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
         if let Ok(mut state) = self.pool.lock() {
-            let free = state.space.pins.release(&self.name);
-            state.space.release_all(&self.pool.cache, &free);
+            match &self.held {
+                Held::Pinned(name) => {
+                    let unpinned = state.space.pins.release(name);
+                    state.space.unpin(&self.pool.cache, &unpinned);
+                }
+                Held::Kept { key, cp } => state.kept.release(key.source, *cp),
+            }
         }
     }
 }

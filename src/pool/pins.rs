@@ -3,7 +3,9 @@
 //! A pin is an unnamed kept CP of one volume, in memory only: at a restart nobody reads. All
 //! readers of one volume at one CP share one entry. Blocks that a later CP frees while the entry
 //! needs them stand in its **deadlist**; when it goes, they move to the next older entry that
-//! was there when they were born, and the rest are free.
+//! was there when they were born, and the rest are no pin's. Blocks that a CP kept by name has as
+//! well stand here too; the free map knows them by their stored bit, so `space` tells the two
+//! apart. A **firm** pin is not given up for space: a drop holds one while it compares trees.
 //!
 //! Pure memory, under the pool's state lock. Invariant: a block stands in at most one deadlist:
 //! that of the newest pinned CP that has it.
@@ -14,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::limits::PINS_MAX;
 use crate::units::convert::to_u64;
-use crate::units::numbers::CpNumber;
+use crate::units::numbers::{CpNumber, Pbn};
 
 use super::blockset::FreedBlocks;
 use super::error::PoolError;
@@ -26,6 +28,8 @@ struct PinnedCp {
     id: u64,
     tree: TreeRoot,
     handles: u64,
+    /// Handles that forbid giving it up.
+    firm: u64,
     dead: FreedBlocks,
     ended: Arc<AtomicBool>,
 }
@@ -72,11 +76,37 @@ impl Pins {
             *next_id += 1;
             by_age.insert(id, (key, cp));
             let (dead, ended) = (FreedBlocks::default(), Arc::default());
-            PinnedCp { id, tree, handles: 0, dead, ended }
+            PinnedCp { id, tree, handles: 0, firm: 0, dead, ended }
         });
         entry.handles += 1;
         self.handles += 1;
         PinName { key, cp, id: entry.id, ended: Arc::clone(&entry.ended) }
+    }
+
+    /// From now on the entry is not given up for space.
+    pub(super) fn make_firm(&mut self, name: &PinName) {
+        if let Some(entry) = self.named(name) {
+            entry.firm += 1;
+        }
+    }
+
+    /// Takes that back.
+    pub(super) fn unmake_firm(&mut self, name: &PinName) {
+        if let Some(entry) = self.named(name) {
+            assert!(entry.firm > 0, "a pin is not firm that was to be");
+            entry.firm -= 1;
+        }
+    }
+
+    fn named(&mut self, name: &PinName) -> Option<&mut PinnedCp> {
+        let entry = self.by_volume.get_mut(&name.key).and_then(|cps| cps.get_mut(&name.cp))?;
+        (entry.id == name.id).then_some(entry)
+    }
+
+    /// Whether a block that a later CP freed stands in a deadlist here.
+    pub(super) fn have(&self, key: VolumeKey, pbn: Pbn, birth: CpNumber) -> bool {
+        let cps = self.by_volume.get(&key);
+        cps.is_some_and(|cps| cps.values().any(|entry| entry.dead.contains(pbn, birth)))
     }
 
     /// One reader less. Returns what is free now.
@@ -94,9 +124,14 @@ impl Pins {
     }
 
     /// Gives up the entry that was made first, its readers notwithstanding. Returns what is free
-    /// now, or `None` if nothing is pinned.
+    /// now, or `None` if there is none that may be given up.
     pub(super) fn end_oldest(&mut self) -> Option<FreedBlocks> {
-        let (&id, &(key, cp)) = self.by_age.first_key_value()?;
+        let firm = |key: &VolumeKey, cp: &CpNumber| {
+            let entry = self.by_volume.get(key).and_then(|cps| cps.get(cp));
+            entry.is_some_and(|entry| entry.firm > 0)
+        };
+        let oldest = self.by_age.iter().find(|(_, (key, cp))| !firm(key, cp));
+        let (&id, &(key, cp)) = oldest?;
         if let Some(entry) = self.by_volume.get(&key).and_then(|cps| cps.get(&cp)) {
             debug_assert_eq!(entry.id, id);
             entry.ended.store(true, Ordering::Release);
@@ -115,7 +150,7 @@ impl Pins {
         young
     }
 
-    /// Blocks that only pinned CPs have.
+    /// Blocks in all deadlists: no published tree has them.
     pub(super) fn dead_blocks(&self) -> u64 {
         self.dead
     }
@@ -154,7 +189,7 @@ impl Pins {
 mod tests {
     use super::*;
     use crate::units::ids::SourceId;
-    use crate::units::numbers::{ByteCount, Pbn, VolumeNumber};
+    use crate::units::numbers::{ByteCount, VolumeNumber};
 
     const KEY: VolumeKey = VolumeKey { source: SourceId([1; 16]), volume: VolumeNumber(1) };
 
@@ -207,6 +242,22 @@ mod tests {
         assert!(pins.keep(KEY, freed(&[(8, 1)])).is_empty());
         assert_eq!(numbers(&pins.release(&third)), [8]);
         assert!(pins.end_oldest().is_none());
+    }
+
+    #[test]
+    fn a_firm_pin_is_not_given_up() {
+        let mut pins = Pins::default();
+        let (firm, other) = (pin(&mut pins, 3), pin(&mut pins, 5));
+        pins.make_firm(&firm);
+        assert!(pins.keep(KEY, freed(&[(1, 4), (2, 1)])).is_empty());
+        assert!(pins.have(KEY, Pbn(2), CpNumber(1)));
+        assert!(!pins.have(KEY, Pbn(2), CpNumber(2)));
+        assert_eq!(numbers(&pins.end_oldest().unwrap()), [1], "the younger one goes");
+        assert!(other.has_ended() && !firm.has_ended());
+        assert!(pins.end_oldest().is_none());
+        pins.unmake_firm(&firm);
+        assert_eq!(numbers(&pins.end_oldest().unwrap()), [2]);
+        assert!(!pins.have(KEY, Pbn(2), CpNumber(1)));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!
 //! 1. `flush`: every block that the new roots reach is on the medium
 //! 2. one transaction: rows, history, what changed in the free map
-//! 3. memory: the rows are visible, freed blocks are free or stand in a pin's deadlist
+//! 3. memory: the rows are visible, freed blocks are free, kept, or stand in a pin's deadlist
 //!
 //! A crash before the end of 2 leaves the old roots and a free map that fits them; after it, the
 //! new ones. A change that is refused (old epoch, full catalog, moved base) is left out and does
@@ -19,9 +19,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use crate::limits::POOL_GROUP_CHANGES_MAX;
 use crate::units::hash::{Root, StreamHash};
 use crate::units::ids::SourceId;
+use crate::units::names::KeptName;
 use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 
+use super::blockset::FreedBlocks;
 use super::error::PoolError;
+use super::kept::{DropOrder, Dropped, Keep};
+use super::kept_row::KeptRow;
 use super::mirror::{Mirror, Staged};
 use super::pointer::{TreeRoot, VolumeKey};
 use super::rows::{HistoryRow, SourceRow, VolumeRow, check_extension, history_rows};
@@ -69,7 +73,9 @@ pub(super) type RowChange = Box<dyn FnOnce(&mut SourceRow) + Send>;
 
 /// One change of the catalog.
 pub(super) enum Change {
-    Publish(Box<Publish>),
+    Publish(Box<Publish>, Option<Keep>),
+    Keep(SourceId, KeptName),
+    DropKept(Box<DropOrder>),
     PutSource(Box<SourceRow>),
     UpdateSource(SourceId, RowChange),
     RemoveSource(SourceId),
@@ -80,7 +86,9 @@ pub(super) enum Change {
 impl fmt::Debug for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Publish(_) => "Publish",
+            Self::Publish(..) => "Publish",
+            Self::Keep(..) => "Keep",
+            Self::DropKept(_) => "DropKept",
             Self::PutSource(_) => "PutSource",
             Self::UpdateSource(..) => "UpdateSource",
             Self::RemoveSource(_) => "RemoveSource",
@@ -94,6 +102,8 @@ impl fmt::Debug for Change {
 #[derive(Debug, Clone)]
 pub(super) enum Done {
     Published(Published),
+    Kept(Arc<KeptRow>),
+    Dropped(Dropped),
     Row,
 }
 
@@ -194,7 +204,10 @@ impl Committer {
 struct Making {
     staged: Staged,
     changes: MapChanges,
-    settled: Vec<Settled>,
+    /// Each with the newest kept CP at its time.
+    settled: Vec<(Settled, Option<CpNumber>)>,
+    /// What dropped kept CPs give back.
+    dropped: Vec<BTreeMap<VolumeKey, FreedBlocks>>,
     /// Dropped without the state's lock.
     refused: Vec<WriteSet>,
     outcomes: Vec<Outcome>,
@@ -203,20 +216,32 @@ struct Making {
 impl Pool {
     /// Makes a CP durable and visible: blocks first, then all its roots in one transaction.
     /// Blocks the caller; concurrent calls share one device flush and one transaction.
-    pub fn publish(&self, mut publish: Publish) -> Result<Published, PoolError> {
+    pub fn publish(&self, publish: Publish) -> Result<Published, PoolError> {
+        self.publish_with(publish, None)
+    }
+
+    pub(super) fn publish_with(
+        &self,
+        mut publish: Publish,
+        keep: Option<Keep>,
+    ) -> Result<Published, PoolError> {
         self.check_latch()?;
         publish.write_set.flush_buffer()?;
-        match self.committer().submit(self, Change::Publish(Box::new(publish)))? {
+        match self.committer().submit(self, Change::Publish(Box::new(publish), keep))? {
             Done::Published(published) => Ok(published),
-            Done::Row => Err(PoolError::Inconsistent { what: "a CP was taken for a row".into() }),
+            Done::Kept(_) | Done::Dropped(_) | Done::Row => {
+                Err(PoolError::Inconsistent { what: "a CP was answered as another change".into() })
+            }
         }
     }
 
     /// Commits a batch. An error here concerns all of it.
     fn commit(&self, changes: Vec<Change>) -> Result<Vec<Outcome>, PoolError> {
         let has_blocks = |change: &Change| match change {
-            Change::Publish(publish) => publish.write_set.has_written(),
+            Change::Publish(publish, _) => publish.write_set.has_written(),
             Change::PutSource(_)
+            | Change::Keep(..)
+            | Change::DropKept(_)
             | Change::UpdateSource(..)
             | Change::RemoveSource(_)
             | Change::PutVolume(_)
@@ -238,7 +263,7 @@ impl Pool {
                 free_map = Some(self.stage_free_map(&mut state, &making.changes));
             }
         }
-        let Making { staged, settled, refused, outcomes, .. } = making;
+        let Making { staged, settled, dropped, refused, outcomes, .. } = making;
         drop(refused);
         let Some(free_map) = free_map else { return Ok(outcomes) };
         self.store().commit(&staged, &free_map)?;
@@ -247,12 +272,16 @@ impl Pool {
         state.mirror.merge(staged);
         let rests: Vec<_> = settled
             .into_iter()
-            .map(|settled| {
+            .map(|(settled, kept_upto)| {
                 let (account, rest) = settled.into_parts();
-                state.space.finish(self.cache(), account);
+                state.space.finish(self.cache(), account, kept_upto);
                 rest
             })
             .collect();
+        for freed in dropped {
+            state.space.finish_drop(self.cache(), &freed);
+            state.kept.finish_drop();
+        }
         drop(state);
         drop(rests);
         Ok(outcomes)
@@ -262,8 +291,8 @@ impl Pool {
     fn stage_free_map(&self, state: &mut State, changes: &MapChanges) -> FreeMapUpdate {
         let first = self.label().layout.data_start;
         let plan = state.free_log.plan(&changes.taken, &changes.freed, first);
-        let (published, _) = state.space.maps();
-        let pages = plan.pages.iter().map(|&page| (page, published.page_bits(page))).collect();
+        let (stored, _) = state.space.maps();
+        let pages = plan.pages.iter().map(|&page| (page, stored.page_bits(page))).collect();
         FreeMapUpdate { plan, pages }
     }
 
@@ -275,7 +304,7 @@ impl Pool {
         change: Change,
         transaction: u64,
     ) -> Outcome {
-        let State { mirror, space, .. } = state;
+        let State { mirror, space, kept, .. } = state;
         let (staged, max) = (&mut making.staged, self.row_bytes_max());
         match change {
             Change::PutSource(row) => staged.put_source(mirror, *row, max)?,
@@ -287,24 +316,52 @@ impl Pool {
             Change::RemoveSource(id) => staged.remove_source(mirror, id)?,
             Change::PutVolume(row) => staged.put_volume(mirror, *row, max)?,
             Change::RemoveVolume(key) => staged.remove_volume(mirror, key)?,
-            Change::Publish(publish) => {
-                let rows = CpRows::of(&publish, staged, mirror, space, &mut making.changes);
-                let Publish { write_set, source, cp, .. } = *publish;
-                let rows = match rows {
-                    Ok(rows) => rows,
-                    Err(error) => {
-                        making.refused.push(write_set);
-                        return Err(error);
-                    }
-                };
-                making.settled.push(write_set.settle(space, self.cache()));
-                let kept = self.history_rows(rows.history.roots.len());
-                let roots = rows.history.roots.clone();
-                rows.enter(&mut making.staged, mirror, source, kept);
-                return Ok(Done::Published(Published { cp, roots, transaction }));
+            Change::Keep(source, name) => {
+                let volumes = staged.volumes(mirror, source);
+                let row = KeptRow::of(staged.source(mirror, source)?, volumes.values(), name);
+                if staged.may_keep(mirror, &row, max)? {
+                    staged.keep(row.clone());
+                }
+                return Ok(Done::Kept(Arc::new(row)));
+            }
+            Change::DropKept(order) => {
+                let (dropped, freed) =
+                    order.stage((kept, mirror, space), staged, &mut making.changes)?;
+                making.dropped.push(freed);
+                return Ok(Done::Dropped(dropped));
+            }
+            Change::Publish(publish, keep) => {
+                return self.stage_cp(state, making, *publish, keep, transaction);
             }
         }
         Ok(Done::Row)
+    }
+
+    fn stage_cp(
+        &self,
+        state: &mut State,
+        making: &mut Making,
+        publish: Publish,
+        keep: Option<Keep>,
+        transaction: u64,
+    ) -> Outcome {
+        let State { mirror, space, kept, .. } = state;
+        let (staged, max) = (&mut making.staged, self.row_bytes_max());
+        let rows = CpRows::of(&publish, (keep, max), staged, mirror, (space, &mut making.changes));
+        let Publish { write_set, source, cp, .. } = publish;
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => {
+                making.refused.push(write_set);
+                return Err(error);
+            }
+        };
+        kept.collect(source, rows.kept_upto, &write_set.account().freed);
+        making.settled.push((write_set.settle(space, self.cache()), rows.kept_upto));
+        let history_rows = self.history_rows(rows.history.roots.len());
+        let roots = rows.history.roots.clone();
+        rows.enter(&mut making.staged, mirror, source, history_rows);
+        Ok(Done::Published(Published { cp, roots, transaction }))
     }
 
     fn history_rows(&self, volumes: usize) -> u64 {
@@ -318,16 +375,22 @@ struct CpRows {
     source: SourceRow,
     volumes: Vec<VolumeRow>,
     history: HistoryRow,
+    /// What it keeps, if anything.
+    keeps: Option<KeptRow>,
+    /// The newest CP that was kept when this one freed its blocks.
+    kept_upto: Option<CpNumber>,
+    /// Blocks it freed that stay for that one.
+    stayed: u64,
 }
 
 impl CpRows {
     /// Checks a CP against the rows as they will be, and enters its blocks into the free map.
     fn of(
         publish: &Publish,
-        staged: &Staged,
+        (keep, max_bytes): (Option<Keep>, u64),
+        staged: &mut Staged,
         mirror: &Mirror,
-        space: &mut SpaceMap,
-        changes: &mut MapChanges,
+        (space, changes): (&mut SpaceMap, &mut MapChanges),
     ) -> Result<Self, PoolError> {
         let mut source = staged.source(mirror, publish.source)?.clone();
         let (named, recorded) = (publish.epoch, source.epoch);
@@ -340,6 +403,12 @@ impl CpRows {
         }
         let mut all = staged.volumes(mirror, publish.source);
         let volumes = changed_volumes(publish, &all)?;
+        let mut kept_upto = staged.kept_upto(mirror, publish.source);
+        let mut keeps = None;
+        if let Some(Keep::Replaced(name)) = &keep {
+            keeps = Some(KeptRow::of(&source, all.values(), name.clone()));
+            kept_upto = Some(applied);
+        }
         all.extend(volumes.iter().map(|row| (row.key, row.clone())));
         let roots = all.values().map(|row| (row.key.volume, row.tree.root())).collect();
         source.applied = cp;
@@ -351,16 +420,30 @@ impl CpRows {
             source.extension.clone_from(extension);
         }
         check_extension(&source)?;
+        if let Some(Keep::New(name)) = keep {
+            keeps = Some(KeptRow::of(&source, all.values(), name));
+        }
+        let keeps = match keeps {
+            Some(row) if staged.may_keep(mirror, &row, max_bytes)? => Some(row),
+            Some(_) | None => None,
+        };
         let Publish { sequence, stream_hash, .. } = *publish;
         let history = HistoryRow { cp, sequence, stream_hash, roots };
-        space.stage(publish.write_set.account(), changes)?;
-        Ok(Self { source, volumes, history })
+        let stayed = space.stage(publish.write_set.account(), kept_upto, changes)?;
+        Ok(Self { source, volumes, history, keeps, kept_upto, stayed })
     }
 
-    fn enter(self, staged: &mut Staged, mirror: &Mirror, source: SourceId, kept: u64) {
+    fn enter(self, staged: &mut Staged, mirror: &Mirror, source: SourceId, history_rows: u64) {
         staged.sources.insert(source, Some(self.source));
         staged.volumes.extend(self.volumes.into_iter().map(|row| (row.key, Some(row))));
-        staged.add_history(mirror, source, self.history, kept);
+        staged.add_history(mirror, source, self.history, history_rows);
+        if let Some(row) = self.keeps {
+            staged.keep(row);
+        }
+        if let Some(kept) = self.kept_upto.filter(|_| self.stayed > 0) {
+            let blocks = staged.kept_blocks(mirror, source, kept) + self.stayed;
+            staged.kept_blocks.insert((source, kept), blocks);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::error::PoolError;
 use super::pointer::{TreeRoot, VolumeKey};
 use super::space::{Draw, Space};
 use super::write_set::Reservation;
-use super::{Pin, Pool, State};
+use super::{Held, Pin, Pool, State};
 
 impl Pool {
     /// Promises free blocks, so that what is ordered now can be written later (R18). Gives up
@@ -45,11 +45,11 @@ impl Pool {
 
     /// Gives up the pin that was made first, if pins hold any blocks at all.
     fn end_oldest_pin(&self, state: &mut State) -> bool {
-        if state.space.pins.dead_blocks() == 0 {
+        if state.space.only_pinned() == 0 {
             return false;
         }
-        let Some(free) = state.space.pins.end_oldest() else { return false };
-        state.space.release_all(&self.cache, &free);
+        let Some(unpinned) = state.space.pins.end_oldest() else { return false };
+        state.space.unpin(&self.cache, &unpinned);
         true
     }
 
@@ -96,7 +96,7 @@ impl Pool {
         tree: TreeRoot,
     ) -> Pin {
         let name = state.space.pins.add(key, cp, tree);
-        Pin { pool: Arc::clone(self), name, tree }
+        Pin { pool: Arc::clone(self), held: Held::Pinned(name), tree }
     }
 
     /// Readers that pin something, and pins given up since the pool was opened.
@@ -107,8 +107,8 @@ impl Pool {
     /// Gives up the pin that was made first, whatever it holds.
     pub fn end_first_pin(&self) -> Result<bool, PoolError> {
         let mut state = self.lock()?;
-        let Some(free) = state.space.pins.end_oldest() else { return Ok(false) };
-        state.space.release_all(&self.cache, &free);
+        let Some(unpinned) = state.space.pins.end_oldest() else { return Ok(false) };
+        state.space.unpin(&self.cache, &unpinned);
         Ok(true)
     }
 

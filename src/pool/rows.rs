@@ -137,7 +137,7 @@ pub(super) fn corrupt(table: &'static str, key: &[u8], what: String) -> PoolErro
 }
 
 /// Why a payload did not decode.
-struct Bad(String);
+pub(super) struct Bad(String);
 
 impl<E: fmt::Display> From<E> for Bad {
     fn from(error: E) -> Self {
@@ -146,7 +146,7 @@ impl<E: fmt::Display> From<E> for Bad {
 }
 
 /// Takes fields off the front of a payload.
-struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], Bad> {
@@ -155,7 +155,7 @@ impl<'a> Fields<'a> {
         Ok(part)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Bad> {
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Bad> {
         let (part, rest) = self.0.split_first_chunk::<N>().ok_or("row is too short")?;
         self.0 = rest;
         Ok(*part)
@@ -165,24 +165,24 @@ impl<'a> Fields<'a> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    fn u16(&mut self) -> Result<u16, Bad> {
+    pub(super) fn u16(&mut self) -> Result<u16, Bad> {
         self.array().map(u16::from_le_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32, Bad> {
+    pub(super) fn u32(&mut self) -> Result<u32, Bad> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64, Bad> {
+    pub(super) fn u64(&mut self) -> Result<u64, Bad> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn text(&mut self) -> Result<&'a str, Bad> {
+    pub(super) fn text(&mut self) -> Result<&'a str, Bad> {
         let length = usize::from(self.byte()?);
         Ok(std::str::from_utf8(self.bytes(length)?)?)
     }
 
-    fn end<T>(self, row: T) -> Result<T, Bad> {
+    pub(super) fn end<T>(self, row: T) -> Result<T, Bad> {
         if self.0.is_empty() {
             Ok(row)
         } else {
@@ -191,19 +191,19 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn put_text(bytes: &mut Vec<u8>, text: &str) {
+pub(super) fn put_text(bytes: &mut Vec<u8>, text: &str) {
     // A name has at most 63 bytes, so its length is the first of the eight.
     let [length, ..] = to_u64(text.len()).to_le_bytes();
     bytes.push(length);
     bytes.extend(text.as_bytes());
 }
 
-fn put_count(bytes: &mut Vec<u8>, count: usize) {
+pub(super) fn put_count(bytes: &mut Vec<u8>, count: usize) {
     let [low, high, ..] = to_u64(count).to_le_bytes();
     bytes.extend([low, high]);
 }
 
-fn read<T>(
+pub(super) fn read<T>(
     table: &'static str,
     key: &[u8],
     bytes: &[u8],

@@ -1,7 +1,8 @@
 //! One moment of a pool's accounts, for `check`.
 //!
 //! Taken between two commits: what the maps say and what the roots reach belong together. Every
-//! tree in it is pinned as long as the snapshot lives, so it can be walked while CPs go on.
+//! tree in it is pinned as long as the snapshot lives, so it can be walked while CPs go on; no
+//! kept CP is dropped meanwhile.
 
 use std::sync::Arc;
 
@@ -18,16 +19,20 @@ use super::{Pin, Pool};
 pub struct Snapshot {
     /// PBN of the block with index 0.
     pub first: u64,
-    /// The stored free map: blocks that published roots reach.
-    pub published: Bitmap,
+    /// The stored free map: blocks that published and kept roots reach.
+    pub stored: Bitmap,
     /// All blocks that are not free.
     pub busy: Bitmap,
     /// The counts.
     pub space: Space,
     /// Every published tree.
     pub published_trees: Vec<(VolumeKey, CpNumber, TreeRoot)>,
+    /// Every kept tree, newest CP first.
+    pub kept_trees: Vec<(VolumeKey, CpNumber, TreeRoot)>,
     /// Every pinned tree, the published ones among them; readers' own pins count once more.
     pub pins: Vec<Pin>,
+    /// Holds the kept ones.
+    _kept: Vec<Pin>,
 }
 
 impl Pool {
@@ -38,8 +43,8 @@ impl Pool {
         let mut pins = Vec::new();
         let mut state = self.lock()?;
         let space = state.space.report();
-        let (published, busy) = state.space.maps();
-        let (published, busy) = (published.clone(), busy.clone());
+        let (stored, busy) = state.space.maps();
+        let (stored, busy) = (stored.clone(), busy.clone());
         let mut pinned = Vec::new();
         state.space.pins.for_each(|key, cp, tree| pinned.push((key, cp, tree)));
         let mut published_trees = Vec::new();
@@ -50,9 +55,14 @@ impl Pool {
         for &(key, cp, tree) in pinned.iter().chain(&published_trees) {
             pins.push(self.pin_tree(&mut state, key, cp, tree));
         }
+        let mut kept_trees: Vec<_> =
+            state.mirror.all_kept().flat_map(|row| row.trees().collect::<Vec<_>>()).collect();
+        let hold = |&(key, cp, tree): &_| self.hold_kept(&mut state, key, cp, tree);
+        let kept = kept_trees.iter().map(hold).collect();
         drop(state);
         drop(between);
+        kept_trees.sort_by_key(|(_, cp, _)| std::cmp::Reverse(*cp));
         let first = self.label().layout.data_start;
-        Ok(Snapshot { first, published, busy, space, published_trees, pins })
+        Ok(Snapshot { first, stored, busy, space, published_trees, kept_trees, pins, _kept: kept })
     }
 }

@@ -1,11 +1,15 @@
 //! Which blocks may be written: the free map in memory.
 //!
-//! Two bitmaps over the data blocks. **Published**: what published roots reach; this one is
+//! Two bitmaps over the data blocks. **Stored**: what published and kept roots reach; this one is
 //! stored, page by page, in the same transaction as the roots. **Busy**: what may not be given
-//! out: published blocks, those of CPs under way, those freed by a commit that is not durable
+//! out: stored blocks, those of CPs under way, those freed by a commit that is not durable
 //! yet, and those that only pinned CPs have. A block is given out only if its busy bit is clear,
-//! so nothing that a published or pinned root reaches is ever overwritten (invariant 2), and a
-//! freed block comes back only after the commit that freed it is durable.
+//! so nothing that a published, kept or pinned root reaches is ever overwritten (invariant 2), and
+//! a freed block comes back only after the commit that freed it is durable.
+//!
+//! A block that a CP frees and that a kept CP has (it was born before that CP) simply keeps its
+//! stored bit; the commit that drops the kept CP clears it. So no crash can part the two, and an
+//! open has nothing to rebuild.
 //!
 //! Pure memory, under the pool's state lock. Broken accounts of a caller are refused before
 //! anything changes; our own panic.
@@ -14,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::limits::POOL_RESERVE_BYTES_MIN;
 use crate::units::BLOCK_BYTES_U64;
-use crate::units::numbers::{BlockCount, Pbn};
+use crate::units::numbers::{BlockCount, CpNumber, Pbn};
 
 use super::bitmap::{Bitmap, Extent};
 use super::blockset::{BlockSet, FreedBlocks};
@@ -38,6 +42,8 @@ pub struct Space {
     pub free: BlockCount,
     /// Blocks that published roots reach.
     pub used: BlockCount,
+    /// Blocks that only CPs kept by name have; readers may have them pinned as well.
+    pub kept: BlockCount,
     /// Blocks that only pinned CPs have.
     pub pinned: BlockCount,
     /// Blocks of CPs under way.
@@ -83,45 +89,61 @@ pub(super) struct MapChanges {
 #[derive(Debug)]
 pub(super) struct SpaceMap {
     first: u64,
-    published: Bitmap,
+    stored: Bitmap,
     busy: Bitmap,
     cursor: u64,
     held: u64,
     reserve: u64,
     in_flight: u64,
+    /// Stored blocks that no published root reaches.
+    kept: u64,
+    /// Blocks in the deadlists of pins that kept CPs have as well.
+    kept_and_pinned: u64,
+    /// Blocks of a dropped CP whose commit is not durable yet.
+    dropped: BlockSet,
     pub(super) pins: Pins,
     /// Gives out freed blocks at once: the negative control of the write trace test.
     #[cfg(test)]
     pub(super) broken: bool,
+    /// Frees what kept CPs have: the negative control of their tests.
+    #[cfg(test)]
+    pub(super) forgets_kept: bool,
 }
 
 impl SpaceMap {
-    /// The free map of a pool whose stored one is `published`.
-    pub(super) fn new(layout: &Layout, published: Bitmap) -> Self {
-        assert_eq!(published.blocks(), layout.data_blocks());
+    /// The free map of a pool whose stored one is `stored`, `kept` blocks of it being reached
+    /// by kept CPs only.
+    pub(super) fn new(layout: &Layout, stored: Bitmap, kept: u64) -> Self {
+        assert_eq!(stored.blocks(), layout.data_blocks());
         let least = POOL_RESERVE_BYTES_MIN / BLOCK_BYTES_U64;
         Self {
             first: layout.data_start,
-            busy: published.clone(),
+            busy: stored.clone(),
             reserve: (layout.data_blocks() / 20).max(least),
-            published,
+            stored,
             cursor: 0,
             held: 0,
             in_flight: 0,
+            kept,
+            kept_and_pinned: 0,
+            dropped: BlockSet::default(),
             pins: Pins::default(),
             #[cfg(test)]
             broken: false,
+            #[cfg(test)]
+            forgets_kept: false,
         }
     }
 
     /// How full it is.
     pub(super) fn report(&self) -> Space {
-        let (used, pinned) = (self.published.count(), self.pins.dead_blocks());
+        let used = self.stored.count().saturating_sub(self.kept);
         Space {
             total: BlockCount(self.busy.blocks()),
             free: BlockCount(self.free()),
             used: BlockCount(used),
-            pinned: BlockCount(pinned),
+            kept: BlockCount(self.kept),
+            pinned: BlockCount(self.only_pinned()),
             in_flight: BlockCount(self.in_flight),
             held: BlockCount(self.held),
             reserve: BlockCount(self.reserve),
@@ -130,7 +152,12 @@ impl SpaceMap {
 
     /// The stored map and the map of what is busy, for `check`.
     pub(super) fn maps(&self) -> (&Bitmap, &Bitmap) {
-        (&self.published, &self.busy)
+        (&self.stored, &self.busy)
+    }
+
+    /// Blocks that come back when all pins are gone.
+    pub(super) fn only_pinned(&self) -> u64 {
+        self.pins.dead_blocks() - self.kept_and_pinned
     }
 
     fn free(&self) -> u64 {
@@ -229,65 +256,154 @@ impl SpaceMap {
         cache.forget(pbn);
     }
 
-    /// Enters a CP into the published map, in memory; the caller stores the changes noted in
-    /// `changes`. Refused, and nothing changed, if it frees what is not published.
+    /// Enters a CP into the stored map, in memory; the caller stores the changes noted in
+    /// `changes`. What it frees and the CP `kept_upto`, the newest kept one, has stays; returns
+    /// how many these are. Refused, and nothing changed, if it frees what is not stored.
     pub(super) fn stage(
         &mut self,
         account: &Account,
+        kept_upto: Option<CpNumber>,
         changes: &mut MapChanges,
-    ) -> Result<(), PoolError> {
-        let (mut wrong, mut seen) = (None, BlockSet::default());
+    ) -> Result<u64, PoolError> {
+        self.refuse_strange(account.freed.values())?;
+        let mut stayed = 0;
         for freed in account.freed.values() {
-            freed.for_each(|pbn| {
-                let published = self.index(pbn).is_some_and(|index| self.published.get(index));
-                if !published || !seen.insert(pbn) {
-                    wrong = Some(pbn);
+            freed.for_each_born(|pbn, birth| {
+                if self.stays(birth, kept_upto) {
+                    stayed += 1;
+                } else {
+                    self.unstore(pbn, changes);
                 }
             });
         }
-        if let Some(pbn) = wrong {
-            let what = format!("block {pbn} was freed, but no published root has it, or it twice");
-            return Err(PoolError::Inconsistent { what });
-        }
-        for freed in account.freed.values() {
-            freed.for_each(|pbn| {
-                let index = self.index(pbn).unwrap_or(u64::MAX);
-                self.published.remove(index);
-                changes.freed.insert(pbn);
-            });
-        }
+        self.kept += stayed;
         self.in_flight -= account.allocated.len() - account.dropped.len();
         account.allocated.for_each(|pbn| {
             if !account.dropped.contains(pbn) {
                 let index = self.index(pbn).unwrap_or(u64::MAX);
                 assert!(self.busy.get(index), "block {pbn} is published but was never given out");
-                assert!(self.published.insert(index), "block {pbn} is published twice");
+                assert!(self.stored.insert(index), "block {pbn} is published twice");
                 changes.taken.insert(Bitmap::page_of(index));
             }
         });
+        Ok(stayed)
+    }
+
+    /// Takes the blocks out of the stored map that only a dropped CP had, in memory. Refused, and
+    /// nothing changed, if one of them is not stored.
+    pub(super) fn stage_drop(
+        &mut self,
+        freed: &BTreeMap<VolumeKey, FreedBlocks>,
+        changes: &mut MapChanges,
+    ) -> Result<(), PoolError> {
+        self.refuse_strange(freed.values())?;
+        let blocks: u64 = freed.values().map(FreedBlocks::len).sum();
+        if blocks > self.kept {
+            let what = format!("{blocks} blocks are dropped, {} are kept", self.kept);
+            return Err(PoolError::Inconsistent { what });
+        }
+        for freed in freed.values() {
+            freed.for_each(|pbn| {
+                self.unstore(pbn, changes);
+                self.dropped.insert(pbn);
+            });
+        }
+        self.kept -= blocks;
         Ok(())
     }
 
-    /// The commit of a staged CP is durable: what it freed is free, unless a pinned CP has it.
-    pub(super) fn finish(&mut self, cache: &BlockCache, account: Account) {
+    /// Whether a freed block is kept: a tree of CP `kept_upto` has all that is older.
+    fn stays(&self, birth: CpNumber, kept_upto: Option<CpNumber>) -> bool {
+        #[cfg(test)]
+        if self.forgets_kept {
+            return false;
+        }
+        kept_upto.is_some_and(|kept| birth <= kept)
+    }
+
+    fn refuse_strange<'a>(
+        &self,
+        all: impl Iterator<Item = &'a FreedBlocks>,
+    ) -> Result<(), PoolError> {
+        let (mut wrong, mut seen) = (None, BlockSet::default());
+        for freed in all {
+            freed.for_each(|pbn| {
+                let stored = self.index(pbn).is_some_and(|index| self.stored.get(index));
+                if !stored || !seen.insert(pbn) {
+                    wrong = Some(pbn);
+                }
+            });
+        }
+        let Some(pbn) = wrong else { return Ok(()) };
+        let what = format!("block {pbn} was freed, but no published root has it, or it twice");
+        Err(PoolError::Inconsistent { what })
+    }
+
+    fn unstore(&mut self, pbn: Pbn, changes: &mut MapChanges) {
+        let index = self.index(pbn).unwrap_or(u64::MAX);
+        self.stored.remove(index);
+        changes.freed.insert(pbn);
+    }
+
+    /// The commit of a staged CP is durable: what it freed is free, unless a pinned CP has it or
+    /// it stayed for the kept CP `kept_upto`.
+    pub(super) fn finish(
+        &mut self,
+        cache: &BlockCache,
+        account: Account,
+        kept_upto: Option<CpNumber>,
+    ) {
         account.dropped.for_each(|pbn| self.give_back(cache, pbn));
-        for (key, freed) in account.freed {
+        for (key, mut freed) in account.freed {
+            let mut stayed = FreedBlocks::default();
+            if let Some(kept) = kept_upto.filter(|kept| self.stays(*kept, kept_upto)) {
+                let young = freed.split_born_after(kept);
+                stayed = std::mem::replace(&mut freed, young);
+            }
             let free = self.pins.keep(key, freed);
-            self.release_all(cache, &free);
+            free.for_each(|pbn| self.release(cache, pbn));
+            let staying = stayed.len();
+            self.kept_and_pinned += staying - self.pins.keep(key, stayed).len();
         }
     }
 
-    /// Takes blocks back that no root has any more.
-    pub(super) fn release_all(&mut self, cache: &BlockCache, free: &FreedBlocks) {
-        free.for_each(|pbn| self.release(cache, pbn));
+    /// The commit that dropped a kept CP is durable: its blocks are free, unless pinned.
+    pub(super) fn finish_drop(
+        &mut self,
+        cache: &BlockCache,
+        freed: &BTreeMap<VolumeKey, FreedBlocks>,
+    ) {
+        self.dropped = BlockSet::default();
+        for (key, freed) in freed {
+            freed.for_each_born(|pbn, birth| {
+                if self.pins.have(*key, pbn, birth) {
+                    self.kept_and_pinned -= 1;
+                } else {
+                    self.release(cache, pbn);
+                }
+            });
+        }
+    }
+
+    /// Takes blocks back that no pin has any more. Those that a kept CP has stay busy, and those
+    /// of a drop that is not durable yet are left to [`SpaceMap::finish_drop`].
+    pub(super) fn unpin(&mut self, cache: &BlockCache, unpinned: &FreedBlocks) {
+        unpinned.for_each(|pbn| {
+            let stored = self.index(pbn).is_some_and(|index| self.stored.get(index));
+            if stored || self.dropped.contains(pbn) {
+                self.kept_and_pinned -= 1;
+            } else {
+                self.release(cache, pbn);
+            }
+        });
     }
 
     /// Marks a free block published and `used` not. Returns the former.
     #[cfg(test)]
     pub(super) fn break_map(&mut self, used: Pbn) -> Pbn {
         let lost = self.busy.clear_extent(0, 1).unwrap().start;
-        self.published.insert(lost);
-        self.published.remove(self.index(used).unwrap());
+        self.stored.insert(lost);
+        self.stored.remove(self.index(used).unwrap());
         Pbn(self.first + lost)
     }
 
@@ -307,14 +423,14 @@ impl SpaceMap {
 mod tests {
     use super::*;
     use crate::units::ids::SourceId;
-    use crate::units::numbers::{CpNumber, VolumeNumber};
+    use crate::units::numbers::VolumeNumber;
 
     const KEY: VolumeKey = VolumeKey { source: SourceId([1; 16]), volume: VolumeNumber(1) };
 
     fn map(blocks: u64) -> SpaceMap {
         let layout =
             Layout { total: blocks + 10, catalog_start: 2, catalog_blocks: 8, data_start: 10 };
-        let mut map = SpaceMap::new(&layout, Bitmap::new(blocks));
+        let mut map = SpaceMap::new(&layout, Bitmap::new(blocks), 0);
         map.reserve = 10;
         map
     }
@@ -359,16 +475,16 @@ mod tests {
     fn a_freed_block_is_busy_until_the_commit_is_durable() {
         let (mut map, cache, mut changes) = (map(100), cache(), MapChanges::default());
         let first = allocate(&mut map, 5);
-        map.stage(&first, &mut changes).unwrap();
-        map.finish(&cache, first);
+        map.stage(&first, None, &mut changes).unwrap();
+        map.finish(&cache, first, None);
         assert_eq!((map.report().used, map.report().in_flight), (BlockCount(5), BlockCount(0)));
 
         let mut second = Account::default();
         second.freed.entry(KEY).or_default().insert(Pbn(12), CpNumber(1));
-        map.stage(&second, &mut changes).unwrap();
+        map.stage(&second, None, &mut changes).unwrap();
         assert_eq!((changes.taken, changes.freed.to_vec()), (BTreeSet::from([0]), vec![12]));
         assert_eq!((map.report().used, map.report().free), (BlockCount(4), BlockCount(95)));
-        map.finish(&cache, second);
+        map.finish(&cache, second, None);
         assert_eq!(map.report().free, BlockCount(96));
     }
 
@@ -377,7 +493,7 @@ mod tests {
         let (mut map, mut changes) = (map(100), MapChanges::default());
         let mut account = allocate(&mut map, 5);
         account.freed.entry(KEY).or_default().insert(Pbn(50), CpNumber(1));
-        let met = map.stage(&account, &mut changes).unwrap_err();
+        let met = map.stage(&account, None, &mut changes).unwrap_err();
         assert!(met.to_string().contains("block 50 was freed"), "{met}");
         assert_eq!((map.report().used, changes.taken.len()), (BlockCount(0), 0));
         assert!(changes.freed.is_empty());

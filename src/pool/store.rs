@@ -2,9 +2,10 @@
 //!
 //! Tables: `meta` (whose catalog), `sources`, `volumes`, `history`, `free_map` (one row a page of
 //! the published bitmap: a row's header, the number of the commit that wrote it, the bits) and
-//! `free_log` (one row a commit, see the module of that name). Everything is read once, at open; from then on `redb` only stores what
-//! one commit changes, in one durable transaction, and answers questions about history. The
-//! caller has flushed all blocks that the new rows reach.
+//! `free_log` (one row a commit, see the module of that name), `kept` and `kept_blocks` (kept CPs;
+//! a pool from before there were any has no such tables). Everything is read once, at open; from
+//! then on `redb` only stores what one commit changes, in one durable transaction, and answers
+//! questions about history. The caller has flushed all blocks that the new rows reach.
 //!
 //! A failed commit may have stored anything between nothing and all: the pool latches.
 
@@ -14,8 +15,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use redb::{
-    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
-    WriteTransaction,
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    TableDefinition, TableError, WriteTransaction,
 };
 
 use crate::device::Device;
@@ -26,6 +27,7 @@ use crate::units::numbers::CpNumber;
 use super::bitmap::{Bitmap, Extent, PAGE_BITS_BYTES};
 use super::error::PoolError;
 use super::free_log::{FreeLog, FreePlan, decode_row};
+use super::kept_row::{KeptBlocks, KeptRow};
 use super::label::{Label, Layout};
 use super::mirror::{Mirror, Staged};
 use super::pointer::{keyed, unkeyed};
@@ -46,6 +48,8 @@ const META: TableDefinition<&str, &[u8]> = TableDefinition::new(META_NAME);
 const SOURCES: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new(SourceRow::TABLE);
 const VOLUMES: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(VolumeRow::TABLE);
 const HISTORY: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(HistoryRow::TABLE);
+const KEPT: TableDefinition<&[u8], &[u8]> = TableDefinition::new(KeptRow::TABLE);
+const KEPT_BLOCKS: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(KeptBlocks::TABLE);
 const FREE_LOG: TableDefinition<u64, &[u8]> = TableDefinition::new(FREE_LOG_NAME);
 const FREE_MAP: TableDefinition<u64, &[u8; FREE_PAGE_BYTES]> = TableDefinition::new(FREE_MAP_NAME);
 
@@ -228,7 +232,39 @@ impl Store {
             let (key, _) = row.map_err(failed("read history"))?;
             mirror.load_history(SourceId(unkeyed(&key.value()).0));
         }
+        Self::load_kept(&reader, &mut mirror)?;
         Ok(mirror)
+    }
+
+    /// The kept CPs and the lengths of their deadlists, each of a source or kept CP that is there.
+    fn load_kept(reader: &ReadTransaction, mirror: &mut Mirror) -> Result<(), PoolError> {
+        let kept = match reader.open_table(KEPT) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+            kept => kept.map_err(failed("open kept"))?,
+        };
+        for row in kept.iter().map_err(failed("read kept"))? {
+            let (key, value) = row.map_err(failed("read kept"))?;
+            let row = KeptRow::decode(key.value(), value.value())?;
+            let applied = mirror.source(row.source).map(|source| source.applied);
+            if applied.is_none_or(|applied| applied < row.cp) {
+                let what = "its source is missing or has not published that CP".to_string();
+                return Err(corrupt(KeptRow::TABLE, key.value(), what));
+            }
+            mirror.load_kept(row);
+        }
+        let blocks = reader.open_table(KEPT_BLOCKS).map_err(failed("open kept blocks"))?;
+        for row in blocks.iter().map_err(failed("read kept blocks"))? {
+            let (key, value) = row.map_err(failed("read kept blocks"))?;
+            let (source, cp) = unkeyed(&key.value());
+            let (source, cp) = (SourceId(source), CpNumber(cp));
+            if !mirror.kept(source).any(|row| row.cp == cp) {
+                let what = "no such CP is kept".to_string();
+                return Err(corrupt(KeptBlocks::TABLE, &key.value(), what));
+            }
+            let blocks = KeptBlocks::decode(&key.value(), value.value())?;
+            mirror.load_kept_blocks(source, cp, blocks);
+        }
+        Ok(())
     }
 
     /// The published bitmap: every page must be there, and the log is applied to them.
@@ -302,6 +338,7 @@ impl Store {
         }
         Self::commit_free_map(&transaction, free_map)?;
         Self::commit_history(&transaction, staged)?;
+        Self::commit_kept(&transaction, staged)?;
         transaction.commit().map_err(failed("commit"))
     }
 
@@ -321,6 +358,31 @@ impl Store {
         if !row.is_empty() {
             let sealed = seal(FREE_LOG_NAME, &commit.to_le_bytes(), row);
             table.insert(commit, &*sealed).map_err(failed("write free log"))?;
+        }
+        Ok(())
+    }
+
+    fn commit_kept(transaction: &WriteTransaction, staged: &Staged) -> Result<(), PoolError> {
+        if staged.kept.is_empty() && staged.kept_blocks.is_empty() {
+            return Ok(());
+        }
+        let mut table = transaction.open_table(KEPT).map_err(failed("open kept"))?;
+        for ((source, name), row) in &staged.kept {
+            let key = KeptRow::key_of(*source, name);
+            match row {
+                Some(row) => table.insert(&*key, &*row.encode()),
+                None => table.remove(&*key),
+            }
+            .map_err(failed("write kept"))?;
+        }
+        let mut table = transaction.open_table(KEPT_BLOCKS).map_err(failed("open kept blocks"))?;
+        for ((source, cp), blocks) in &staged.kept_blocks {
+            let key = KeptBlocks::key(*source, *cp);
+            match blocks {
+                0 => table.remove(&key),
+                _ => table.insert(&key, &*KeptBlocks::encode(*source, *cp, *blocks)),
+            }
+            .map_err(failed("write kept blocks"))?;
         }
         Ok(())
     }

@@ -69,6 +69,11 @@ impl Pool {
         self.lock().unwrap().space.broken = true;
     }
 
+    /// From now on CPs free what kept CPs have.
+    pub(crate) fn break_keeping(&self) {
+        self.lock().unwrap().space.forgets_kept = true;
+    }
+
     /// Blocks in the cache.
     pub(crate) fn cached_blocks(&self) -> usize {
         self.cache.len()

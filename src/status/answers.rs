@@ -1,9 +1,9 @@
-//! What the commands `checkpoint`, `verify` and `pool-check` answer; also their `--json`.
+//! What the commands `checkpoint`, `kept`, `drop`, `verify` and `pool-check` answer; also their `--json`.
 
 use serde::{Deserialize, Serialize};
 
 use crate::units::hash::Root;
-use crate::units::names::{SourceName, VolumeName};
+use crate::units::names::{KeptName, SourceName, VolumeName};
 
 /// A CP that is published on the hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,53 @@ pub struct VolumeRoot {
     pub name: VolumeName,
     /// Root.
     pub root: Root,
+}
+
+/// The CPs kept by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptAnswer {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// One of each source asked for, by name.
+    pub sources: Vec<KeptOfSource>,
+}
+
+/// What is kept of one source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptOfSource {
+    /// Name.
+    pub name: SourceName,
+    /// Its kept CPs, oldest first.
+    pub kept: Vec<KeptCp>,
+}
+
+/// One kept CP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptCp {
+    /// Its name.
+    pub name: KeptName,
+    /// Its number.
+    pub cp: u32,
+    /// Bytes that neither the image nor a newer kept CP has. The oldest gives back as much when it
+    /// is dropped, others less: the rest is older kept CPs', too.
+    pub held_bytes: u64,
+    /// Roots of its volumes.
+    pub volumes: Vec<VolumeRoot>,
+}
+
+/// A kept CP is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropAnswer {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// Source.
+    pub source: SourceName,
+    /// Its name.
+    pub name: KeptName,
+    /// Its number.
+    pub cp: u32,
+    /// Bytes that came back.
+    pub freed_bytes: u64,
 }
 
 /// Both ends have read every block of the last common CP and hashed it anew.

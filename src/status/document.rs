@@ -193,8 +193,11 @@ pub struct PoolStatus {
     pub total_bytes: u64,
     /// Free.
     pub free_bytes: u64,
-    /// In use, pinned bytes included.
+    /// What the published images take.
     pub used_bytes: u64,
+    /// What only CPs kept by name take.
+    #[serde(default)]
+    pub kept_bytes: u64,
     /// In use only because a reader pins an older CP.
     pub pinned_bytes: u64,
 }
@@ -347,12 +350,17 @@ mod tests {
             );
         let rest = r#""nvram":{"used_bytes":1,"capacity_bytes":2,"durability":"fdatasync"},"#
             .to_owned()
-            + r#""pool":{"total_bytes":4000,"free_bytes":3000,"used_bytes":1000,"pinned_bytes":1},"#
+            + r#""pool":{"total_bytes":4000,"free_bytes":3000,"used_bytes":1000,"kept_bytes":2,"pinned_bytes":1},"#
             + r#""health":{"word":"ok","reasons":[]}}"#;
         let nvram =
             NvramStatus { used_bytes: 1, capacity_bytes: 2, durability: "fdatasync".into() };
-        let pool =
-            PoolStatus { total_bytes: 4000, free_bytes: 3000, used_bytes: 1000, pinned_bytes: 1 };
+        let pool = PoolStatus {
+            total_bytes: 4000,
+            free_bytes: 3000,
+            used_bytes: 1000,
+            kept_bytes: 2,
+            pinned_bytes: 1,
+        };
         let hub = StatusDocument::hub(vec![entry()], Some(nvram.clone()), Some(pool.clone()));
         let text = serde_json::to_string(&hub).unwrap();
         assert_eq!(text, format!(r#"{{"schema":1,"sources":[{source}],{rest}"#));

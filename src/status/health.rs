@@ -211,7 +211,13 @@ mod tests {
     }
 
     fn pool(free_bytes: u64) -> PoolStatus {
-        PoolStatus { total_bytes: 100, free_bytes, used_bytes: 100 - free_bytes, pinned_bytes: 0 }
+        PoolStatus {
+            total_bytes: 100,
+            free_bytes,
+            used_bytes: 100 - free_bytes,
+            kept_bytes: 0,
+            pinned_bytes: 0,
+        }
     }
 
     fn codes(health: &Health) -> Vec<&str> {

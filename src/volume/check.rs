@@ -1,15 +1,17 @@
 //! Walks everything reachable and proves that nothing is lost, shared or damaged.
 //!
-//! Every tree that is published or pinned is walked, every node verified by checksum and content
-//! hash, on demand all data too. Then the accounts are compared, block by block:
+//! Every tree that is published, kept or pinned is walked, every node verified by checksum and
+//! content hash, on demand all data too. Then the accounts are compared, block by block:
 //!
 //! ```text
-//! reachable from published roots      = the stored free map's used blocks
-//! reachable from pins and not those   = the deadlists' blocks
-//! both, and the blocks of CPs under way = all that is not free
+//! reachable from published or kept roots = the stored free map's used blocks
+//! reachable from kept roots only         = the lengths of the kept CPs' deadlists
+//! reachable from pins and none of those  = what only pins hold
+//! all those, and the blocks of CPs under way = all that is not free
 //! ```
 //!
-//! No block may be reached twice from published roots. Trees are pinned while they are walked,
+//! A subtree of a kept tree that an earlier walk went through is not entered again: a node never
+//! changes, so all below it was seen. No block may be reached twice from published roots. Trees are pinned while they are walked,
 //! so CPs go on being published; what they change does not concern the accounts taken at the
 //! start. Findings are counted all and listed up to a bound.
 
@@ -46,6 +48,8 @@ pub enum Finding {
     Lost { pbn: Pbn },
     /// So many blocks are neither free nor reachable nor of a CP under way, or more than there are.
     Accounts { busy: u64, reachable: u64, in_flight: u64 },
+    /// So many blocks are counted as kept only, so many are reached only by kept roots.
+    Kept { counted: u64, only_kept: u64 },
     /// So many blocks are in deadlists, so many are reached only by pins.
     Deadlists { dead: u64, only_pinned: u64 },
     /// A pointer is younger than its CP.
@@ -67,6 +71,9 @@ impl fmt::Display for Finding {
             Self::Accounts { busy, reachable, in_flight } => {
                 write!(f, "{busy} blocks busy, {reachable} reachable and {in_flight} in flight")
             }
+            Self::Kept { counted, only_kept } => {
+                write!(f, "{counted} blocks counted as kept, {only_kept} reached only by kept CPs")
+            }
             Self::Deadlists { dead, only_pinned } => {
                 write!(f, "{dead} blocks in deadlists, {only_pinned} reached only by pins")
             }
@@ -83,7 +90,9 @@ impl fmt::Display for Finding {
 pub struct CheckReport {
     /// Published trees.
     pub volumes: u64,
-    /// Pinned trees beside those.
+    /// Kept trees.
+    pub kept: u64,
+    /// Pinned trees beside the published ones.
     pub pinned: u64,
     /// Nodes verified.
     pub nodes: u64,
@@ -91,6 +100,8 @@ pub struct CheckReport {
     pub data_blocks: u64,
     /// Blocks that published trees reach.
     pub reachable: u64,
+    /// Blocks that only kept trees reach; readers may have them pinned, too.
+    pub only_kept: u64,
     /// Blocks that only pinned trees reach.
     pub only_pinned: u64,
     /// Blocks of CPs under way.
@@ -136,6 +147,10 @@ pub fn check(pool: &Arc<Pool>, depth: Depth) -> Result<CheckReport, VolumeError>
         checker.report.volumes += 1;
         checker.walk(*key, *cp, tree, Kind::Published)?;
     }
+    for (key, cp, tree) in &snapshot.kept_trees {
+        checker.report.kept += 1;
+        checker.walk(*key, *cp, tree, Kind::Kept)?;
+    }
     for pin in &snapshot.pins {
         let tree = pin.tree();
         if !snapshot.published_trees.contains(&(pin.key(), pin.cp(), tree)) {
@@ -150,6 +165,7 @@ pub fn check(pool: &Arc<Pool>, depth: Depth) -> Result<CheckReport, VolumeError>
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Published,
+    Kept,
     Pinned,
 }
 
@@ -158,6 +174,7 @@ struct Checker<'a> {
     snapshot: &'a Snapshot,
     depth: Depth,
     published: Bitmap,
+    kept: Bitmap,
     pinned: Bitmap,
     batch: Vec<Pointer>,
     report: CheckReport,
@@ -177,6 +194,7 @@ impl<'a> Checker<'a> {
             snapshot,
             depth,
             published: Bitmap::new(blocks),
+            kept: Bitmap::new(blocks),
             pinned: Bitmap::new(blocks),
             batch: Vec::new(),
             report,
@@ -190,7 +208,8 @@ impl<'a> Checker<'a> {
         tree: &TreeRoot,
         kind: Kind,
     ) -> Result<(), VolumeError> {
-        for item in Walk::new(self.pool, tree)?.with_nodes() {
+        let mut walk = Walk::new(self.pool, tree)?.with_nodes();
+        while let Some(item) = walk.next() {
             let item = match item {
                 Ok(item) => item,
                 Err(error) => {
@@ -205,6 +224,12 @@ impl<'a> Checker<'a> {
             if item.pointer.is_hole() {
                 continue;
             }
+            if kind == Kind::Kept && self.was_reached(item.pointer.pbn) {
+                if item.level > 0 {
+                    walk.skip_children();
+                }
+                continue;
+            }
             if item.level > 0 {
                 self.report.nodes += 1;
             } else {
@@ -215,6 +240,13 @@ impl<'a> Checker<'a> {
         }
         self.verify_batch(key, cp);
         Ok(())
+    }
+
+    /// Whether a published or kept tree that was walked has the block. A damaged node has not
+    /// been reached by anybody.
+    fn was_reached(&self, pbn: Pbn) -> bool {
+        let index = pbn.0.checked_sub(self.snapshot.first).filter(|&at| at < self.report.total);
+        index.is_some_and(|index| self.published.get(index) || self.kept.get(index))
     }
 
     fn reach(&mut self, key: VolumeKey, vbn: Vbn, pbn: Pbn, kind: Kind) {
@@ -230,6 +262,9 @@ impl<'a> Checker<'a> {
                 if !self.published.insert(index) {
                     self.report.add(Finding::ReachedTwice { key, vbn, pbn });
                 }
+            }
+            Kind::Kept => {
+                self.kept.insert(index);
             }
             Kind::Pinned => {
                 self.pinned.insert(index);
@@ -289,23 +324,30 @@ impl<'a> Checker<'a> {
 
     /// Compares the accounts.
     fn finish(mut self) -> CheckReport {
-        let Snapshot { first, published, busy, space, .. } = self.snapshot;
+        let Snapshot { first, stored, busy, space, .. } = self.snapshot;
         let (mut lost, mut taken) = (Vec::new(), Vec::new());
         // A damaged node hides what is below it: its blocks are not lost, they are unseen.
         let whole = self.report.findings_count == 0;
-        published.for_each(|index| {
-            if whole && !self.published.get(index) && lost.len() < FINDINGS_MAX {
+        stored.for_each(|index| {
+            let reached = self.published.get(index) || self.kept.get(index);
+            if whole && !reached && lost.len() < FINDINGS_MAX {
                 lost.push(Finding::Lost { pbn: Pbn(first + index) });
             }
         });
-        self.published.for_each(|index| {
-            if !published.get(index) && taken.len() < FINDINGS_MAX {
+        let mut only_kept = 0;
+        let mut refuse_free = |index: u64| {
+            if !stored.get(index) && taken.len() < FINDINGS_MAX {
                 taken.push(Finding::ReachableButFree { pbn: Pbn(first + index) });
             }
+        };
+        self.published.for_each(&mut refuse_free);
+        self.kept.for_each(|index| {
+            only_kept += u64::from(!self.published.get(index));
+            refuse_free(index);
         });
         let mut only_pinned = 0;
         self.pinned.for_each(|index| {
-            only_pinned += u64::from(!self.published.get(index));
+            only_pinned += u64::from(!self.published.get(index) && !self.kept.get(index));
             if !busy.get(index) && taken.len() < FINDINGS_MAX {
                 taken.push(Finding::ReachableButFree { pbn: Pbn(first + index) });
             }
@@ -313,10 +355,15 @@ impl<'a> Checker<'a> {
         lost.into_iter().chain(taken).for_each(|finding| self.report.add(finding));
         self.report.reachable = self.published.count();
         self.report.only_pinned = only_pinned;
-        let reachable = self.report.reachable + only_pinned;
+        self.report.only_kept = only_kept;
+        let reachable = self.report.reachable + only_kept + only_pinned;
         let (busy, in_flight) = (busy.count(), self.report.in_flight);
         if whole && busy != reachable + in_flight {
             self.report.add(Finding::Accounts { busy, reachable, in_flight });
+        }
+        let counted = space.kept.0;
+        if whole && counted != only_kept {
+            self.report.add(Finding::Kept { counted, only_kept });
         }
         let dead = space.pinned.0;
         if whole && dead != only_pinned {

@@ -11,6 +11,7 @@
 //! * [`reader`]: serves bytes and extents of a pinned CP
 //! * [`diff`]: what changed since a CP; where two trees differ
 //! * [`pull`], [`serve`]: make a tree equal to one at the other end, and answer that
+//! * [`kept`]: gives back what only a kept CP has
 //! * [`scan`]: reads everything and computes the root anew
 //! * [`check`]: proves that everything reachable is whole and that reachable + free = all
 //!
@@ -21,6 +22,7 @@ pub mod check;
 pub mod diff;
 pub mod error;
 pub mod geometry;
+pub mod kept;
 pub mod node;
 pub mod pull;
 pub mod reader;

@@ -78,6 +78,11 @@ impl Children {
         Node::read(pool, pointer)?.children()
     }
 
+    /// What a tree without that volume has: nothing at all.
+    pub fn of_nothing() -> Self {
+        Self([Pointer::ZERO; NODE_CHILDREN].into())
+    }
+
     /// Whether nothing is left.
     pub fn are_holes(&self) -> bool {
         self.0.iter().all(Pointer::is_hole)

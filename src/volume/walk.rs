@@ -86,6 +86,11 @@ impl<'a> Walk<'a> {
         self
     }
 
+    /// Passes over what is below the node that was yielded last.
+    pub fn skip_children(&mut self) {
+        self.frames.pop();
+    }
+
     /// What a pointer means to this walk: passed over, yielded, entered.
     fn visit(
         &mut self,

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{Doors, answer, collect_source, end_of, failed, join, pool_check};
+use super::{Doors, answer, collect_source, end_of, failed, join, kept, pool_check};
 use crate::cli::signals::{Signal, Signals};
 use crate::config::schema::HubConfig;
 use crate::control::message::{
@@ -28,7 +28,7 @@ use crate::status::answers::{
 };
 use crate::status::document::{SourceEntry, State, StatusDocument, VolumeStatus};
 use crate::units::convert::to_f64;
-use crate::units::names::{SourceName, VolumeName};
+use crate::units::names::{KeptName, SourceName, VolumeName};
 use crate::wire::message as wire;
 
 /// Slots of the applier: as many as cores, at least two, so that one slow CP holds up nobody.
@@ -111,17 +111,30 @@ impl View {
         }
     }
 
-    async fn checkpoint(&self, only: Option<&SourceName>) -> Result<Value, AdminError> {
-        let mut sources = Vec::new();
-        for name in self.names(only)? {
+    async fn checkpoint(
+        &self,
+        only: Option<&SourceName>,
+        keep: Option<&KeptName>,
+    ) -> Result<Value, AdminError> {
+        let (names, mut sources) = (self.names(only)?, Vec::new());
+        if let Some(keep) = keep {
+            // Before anything is done: with several sources it is done for all or for none.
+            names.iter().try_for_each(|name| kept::refuse_taken(&self.hub, name, keep))?;
+        }
+        for name in names {
             let offline = |reason: String| {
                 let message = format!("checkpoint of {name}: {reason}");
                 AdminError::new(code::SOURCE_OFFLINE, message, "start the source or its network")
             };
             let (cp, roots) = self.hub.checkpoint(&name).await.map_err(offline)?;
             let snapshot = self.snapshot(&name)?;
-            let volumes = volume_roots(&snapshot, &roots);
-            sources.push(CheckpointOfSource { name, cp: cp.0, volumes });
+            sources.push(match keep {
+                Some(keep) => kept::keep(&self.hub, name, keep).await?,
+                None => {
+                    let volumes = volume_roots(&snapshot, &roots);
+                    CheckpointOfSource { name, cp: cp.0, volumes }
+                }
+            });
         }
         answer(&CheckpointAnswer { schema: SCHEMA, sources })
     }
@@ -237,7 +250,14 @@ impl Admin for View {
                     }
                     answer(&document)
                 }
-                Request::Checkpoint { source } => self.checkpoint(source.as_ref()).await,
+                Request::Checkpoint { source, keep } => {
+                    self.checkpoint(source.as_ref(), keep.as_ref()).await
+                }
+                Request::Kept { source } => kept::list(&self.hub, self.names(source.as_ref())?),
+                Request::Drop { target } => {
+                    self.names(Some(&target.source))?;
+                    kept::drop(&self.hub, target).await
+                }
                 Request::Verify { target } => self.verify(target.as_ref(), &progress).await,
                 Request::PoolCheck {} => pool_check(self.hub.shared().pool.clone()).await,
             }

@@ -5,6 +5,7 @@
 //! within bounds, state is written.
 
 mod hub;
+mod kept;
 mod source;
 
 use std::sync::Arc;
@@ -159,7 +160,10 @@ async fn pool_check(pool: Arc<Pool>) -> Result<Value, AdminError> {
         schema: SCHEMA,
         sound: report.is_clean(),
         all_blocks: report.total,
-        reachable_blocks: report.reachable + report.only_pinned + report.in_flight,
+        reachable_blocks: report.reachable
+            + report.only_kept
+            + report.only_pinned
+            + report.in_flight,
         free_blocks: report.free,
         leaked_blocks: count(|finding| matches!(finding, Finding::Lost { .. })),
         contested_blocks: count(|finding| matches!(finding, Finding::ReachableButFree { .. })),
@@ -184,6 +188,7 @@ fn pool_status(pool: &Pool) -> Option<PoolStatus> {
         total_bytes: source::bytes_of(space.total),
         free_bytes: source::bytes_of(space.free),
         used_bytes: source::bytes_of(space.used),
+        kept_bytes: source::bytes_of(space.kept),
         pinned_bytes: source::bytes_of(space.pinned),
     })
 }

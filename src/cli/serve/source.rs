@@ -171,7 +171,16 @@ impl Admin for View {
                     self.own_name(source.as_ref())?;
                     answer(&self.status())
                 }
-                Request::Checkpoint { source } => self.checkpoint(source.as_ref()).await,
+                Request::Checkpoint { source, keep: None } => {
+                    self.checkpoint(source.as_ref()).await
+                }
+                Request::Checkpoint { keep: Some(_), .. }
+                | Request::Kept { .. }
+                | Request::Drop { .. } => Err(AdminError::new(
+                    code::HUB_ONLY,
+                    "CPs are kept, listed and dropped on the hub, not on a source",
+                    "give the same command to the hub, with its --config",
+                )),
                 Request::Verify { target } => self.verify(target.as_ref()).await,
                 Request::PoolCheck {} => pool_check(self.filer.pool().clone()).await,
             }

@@ -5,6 +5,7 @@
 mod fake;
 mod faults;
 mod hostile;
+mod kept;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 
 mod births;
 mod faults;
+mod kept;
 mod model;
 mod publish;
 mod pull;
