@@ -28,6 +28,7 @@ use super::plan::{Plan, Step};
 use super::shared::{Common, Pins, Shared};
 use super::signals::{CpData, Roots};
 use super::tree;
+use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::publish::Publish;
@@ -138,6 +139,7 @@ impl Checkpointer {
 
     /// Brings a frozen interval to its end at both ends.
     fn finish(&self, frozen: Arc<Frozen>) -> Result<(), Stopped> {
+        let begun = Instant::now();
         let freeze = self.durable_freeze(frozen.cp)?;
         let plan = self.or_fail(self.plan(&frozen.buffers), "the plan of a CP")?;
         drop(frozen);
@@ -151,6 +153,7 @@ impl Checkpointer {
         self.shared.session.committed(freeze.cp, roots.clone());
         self.wait_for(|inbox| inbox.done.take_if(|done| *done == freeze.cp).map(|_| ()))?;
         self.done(&freeze, roots);
+        metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(begun.elapsed());
         Ok(())
     }
 

@@ -8,11 +8,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::extension;
 use super::lane::{Lane, lock};
+use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -43,6 +45,8 @@ pub struct Job {
     cp: CpNumber,
     last: Place,
     epoch: Epoch,
+    /// When the source said that it is frozen.
+    begun: Instant,
     /// Bounded by the `cp` credit.
     inputs: Mutex<VecDeque<Input>>,
     wake: Condvar,
@@ -52,7 +56,7 @@ impl Job {
     /// A job for the CP of `lane` that ends at `last`.
     pub fn new(lane: Arc<Lane>, cp: CpNumber, last: Place, epoch: Epoch) -> Arc<Self> {
         let (inputs, wake) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { lane, cp, last, epoch, inputs, wake })
+        Arc::new(Self { lane, cp, last, epoch, begun: Instant::now(), inputs, wake })
     }
 
     /// The CP.
@@ -298,6 +302,7 @@ impl Applier {
         if end.roots.len() != roots.len() {
             return Err(rejected(&"the source announced roots of volumes unknown here"));
         }
+        job.lane.built(job.cp);
         self.pool.publish(Publish {
             write_set,
             source: job.lane.source(),
@@ -310,6 +315,7 @@ impl Applier {
             volumes: built.into_iter().collect(),
         })?;
         job.lane.published(job.cp, job.last);
+        metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(job.begun.elapsed());
         Ok(roots)
     }
 }
