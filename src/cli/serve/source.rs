@@ -195,7 +195,7 @@ impl View {
             let verdict = match Verdict::of(&source_end, &hub_end) {
                 // Both ends read the same, and not what was announced with the CP.
                 Verdict::Equal if !volume.is_equal() => Verdict::Differ,
-                verdict => verdict,
+                verdict @ (Verdict::Equal | Verdict::Differ | Verdict::Unproven) => verdict,
             };
             volumes.push(VerifyOfVolume {
                 source: name.clone(),
