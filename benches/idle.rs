@@ -3,7 +3,8 @@
 //!
 //! `cargo bench --bench idle [-- --sources=N] [DIRECTORY]` (default: 100 real source processes in
 //! the temporary directory; one takes 8 MiB of NVRAM and a pool). Wanted: at most 1% of a
-//! core for the hub and for each source over 60 s. Prints, and checks nothing.
+//! core for the hub and for each source over 60 s. What it prints of the CPU is for the reader;
+//! memory beyond the bounds of the README fails it.
 
 mod ends;
 
@@ -18,6 +19,11 @@ const IDLE: Duration = Duration::from_secs(60);
 const LOAD: Duration = Duration::from_secs(8);
 /// The sources write at once under load, so many of them.
 const LOADED: usize = 8;
+/// Bounds of the README in MiB. No image is read here, so the hub has nothing of a reader under way.
+const HUB_MIB: f64 = 64.0 + 80.0;
+const HUB_MIB_A_SOURCE: f64 = 4.0 + 2.0;
+/// The NVRAM of `SIZES`, the program, and what a client here has under way, rounded up.
+const SOURCE_MIB: f64 = 8.0 + 64.0 + 1.0;
 const SIZES: Sizes =
     Sizes { hub_nvram: "512MiB", hub_pool: "4GiB", nvram: "8MiB", pool: "256MiB", volume: "32MiB" };
 
@@ -85,6 +91,10 @@ fn memory(ends: &Ends, when: &str) -> anyhow::Result<()> {
     }
     let most = each.into_iter().fold(0.0, f64::max);
     println!("resident {when}: hub {hub:.0} MiB, the largest source {most:.0} MiB");
+    let count = u32::try_from(ends.sources.len()).context("too many sources")?;
+    let hub_max = HUB_MIB + HUB_MIB_A_SOURCE * f64::from(count);
+    anyhow::ensure!(hub <= hub_max, "the hub has {hub:.0} MiB, more than {hub_max:.0}");
+    anyhow::ensure!(most <= SOURCE_MIB, "a source has {most:.0} MiB, more than {SOURCE_MIB:.0}");
     Ok(())
 }
 

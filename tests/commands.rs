@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use mirrorhub::control::message::{AdminError, ProgressSender, Request, code};
 use mirrorhub::control::server::{Admin, AdminServer};
 use mirrorhub::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, DropAnswer, KeptAnswer, KeptCp, KeptOfSource,
+    CheckpointAnswer, CheckpointOfSource, DropAnswer, KeptAnswer, KeptCp, KeptOfSource, Verdict,
     VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
 };
 use mirrorhub::status::document::{SourceEntry, State, StatusDocument};
@@ -24,7 +24,7 @@ const BINARY: &str = env!("CARGO_BIN_EXE_mirrorhub");
 #[derive(Clone, Copy)]
 struct Fake {
     state: State,
-    equal: bool,
+    verdict: Verdict,
 }
 
 fn entry(state: State) -> SourceEntry {
@@ -44,8 +44,8 @@ fn entry(state: State) -> SourceEntry {
         lag_seconds: 0.0,
         acknowledged_bytes: 4096,
         staged_bytes: 4096,
-        drained_bytes: 4096,
-        applied_bytes: 4096,
+        drained_bytes: Some(4096),
+        applied_bytes: Some(4096),
         visible_bytes: 4096,
         volumes: Vec::new(),
     }
@@ -76,16 +76,23 @@ impl Fake {
                     blocks_read: 1,
                     bad_blocks: 0,
                 };
+                let (mut source_end, hub_end) = (end(1), end(1));
+                match self.verdict {
+                    Verdict::Equal => {}
+                    Verdict::Differ => source_end = end(2),
+                    Verdict::Unproven => source_end.root = None,
+                }
+                assert_eq!(Verdict::of(&source_end, &hub_end), self.verdict);
                 let volume = VerifyOfVolume {
                     source: "filer-a".parse().unwrap(),
                     volume: "vol0".parse().unwrap(),
                     cp: 8,
-                    equal: self.equal,
-                    source_end: end(1),
-                    hub_end: end(if self.equal { 1 } else { 2 }),
+                    verdict: self.verdict,
+                    equal: self.verdict == Verdict::Equal,
+                    source_end,
+                    hub_end,
                 };
-                let (equal, volumes) = (self.equal, vec![volume]);
-                json(serde_json::to_value(VerifyAnswer { schema: 1, equal, volumes }))
+                json(serde_json::to_value(VerifyAnswer::of(vec![volume], Vec::new())))
             }
             Request::Kept { .. } => {
                 let root = Root([0xab; 32]);
@@ -140,7 +147,7 @@ impl Running {
             .build()
             .unwrap();
         let stop = CancellationToken::new();
-        let data_dir = directory.path().join("state");
+        let data_dir = directory.path().join("hub-state");
         let server = runtime.block_on(AdminServer::bind(&data_dir)).unwrap();
         runtime.spawn(server.run(Arc::new(fake), stop.clone()));
         Self { directory, stop, runtime }
@@ -159,9 +166,9 @@ impl Running {
 fn configured() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let base = directory.path();
-    std::fs::create_dir_all(base.join("state")).unwrap();
+    std::fs::create_dir_all(base.join("hub-state")).unwrap();
     std::fs::create_dir_all(base.join("sources.d")).unwrap();
-    let text = "[pool]\ndevices = [{ path = \"state/disk0\", size = \"1GiB\" }]\n";
+    let text = "[pool]\ndevices = [{ path = \"hub-state/disk0\", size = \"1GiB\" }]\n";
     std::fs::write(base.join("hub.toml"), text).unwrap();
     directory
 }
@@ -189,7 +196,7 @@ fn status_is_shown_printed_and_checked() {
     for (state, level, word) in
         [(State::InSync, 0, "OK"), (State::Behind, 1, "WARNING"), (State::Offline, 2, "CRITICAL")]
     {
-        let running = Running::start(Fake { state, equal: true });
+        let running = Running::start(Fake { state, verdict: Verdict::Equal });
         let config = running.config();
         let (code, out, error) = said(&mirrorhub(Some(&config), &["status"]));
         assert_eq!((code, error.as_str()), (0, ""));
@@ -216,7 +223,7 @@ fn sign(state: State) -> String {
 
 #[test]
 fn an_unknown_source_is_a_failure_with_a_next_step() {
-    let running = Running::start(Fake { state: State::InSync, equal: true });
+    let running = Running::start(Fake { state: State::InSync, verdict: Verdict::Equal });
     let (code, out, error) = said(&mirrorhub(Some(&running.config()), &["status", "filer-z"]));
     assert_eq!((code, out.as_str()), (1, ""));
     let wanted = "error: status: there is no source filer-z\n  next: mirrorhub status lists them\n";
@@ -228,7 +235,7 @@ fn an_unknown_source_is_a_failure_with_a_next_step() {
 
 #[test]
 fn checkpoint_prints_its_number_and_roots() {
-    let running = Running::start(Fake { state: State::InSync, equal: true });
+    let running = Running::start(Fake { state: State::InSync, verdict: Verdict::Equal });
     let (code, out, error) = said(&mirrorhub(Some(&running.config()), &["checkpoint", "filer-a"]));
     let root = "ab".repeat(32);
     assert_eq!((code, error.as_str()), (0, ""));
@@ -241,7 +248,7 @@ fn checkpoint_prints_its_number_and_roots() {
 
 #[test]
 fn kept_cps_are_listed_and_dropped_only_when_told_twice() {
-    let running = Running::start(Fake { state: State::InSync, equal: true });
+    let running = Running::start(Fake { state: State::InSync, verdict: Verdict::Equal });
     let config = running.config();
     let (code, out, error) = said(&mirrorhub(Some(&config), &["checkpoint", "--keep", "mon"]));
     assert_eq!((code, error.as_str()), (0, ""));
@@ -272,16 +279,21 @@ fn kept_cps_are_listed_and_dropped_only_when_told_twice() {
 
 #[test]
 fn verify_says_by_its_exit_code_whether_both_ends_are_equal() {
-    for equal in [true, false] {
-        let running = Running::start(Fake { state: State::InSync, equal });
+    for (verdict, shown, word) in [
+        (Verdict::Equal, "equal", "equal"),
+        (Verdict::Differ, "NOT EQUAL", "differ"),
+        (Verdict::Unproven, "unproven", "unproven"),
+    ] {
+        let equal = verdict == Verdict::Equal;
+        let running = Running::start(Fake { state: State::InSync, verdict });
         let arguments = ["verify", "filer-a/vol0"];
         let (code, out, error) = said(&mirrorhub(Some(&running.config()), &arguments));
         assert_eq!((code, error.as_str()), (i32::from(!equal), ""));
-        let verdict = if equal { "equal" } else { "NOT EQUAL" };
-        assert!(out.contains(&format!("filer-a/vol0: {verdict} at CP 8")), "{out}");
+        assert!(out.contains(&format!("filer-a/vol0: {shown} at CP 8")), "{out}");
         let (code, out, _) = said(&mirrorhub(Some(&running.config()), &["verify", "--json"]));
         let answer: Value = serde_json::from_str(&out).unwrap();
         assert_eq!((code, &answer["equal"]), (i32::from(!equal), &equal.into()));
+        assert_eq!(answer["verdict"], word);
         running.end();
     }
 }
@@ -293,7 +305,7 @@ fn a_process_that_is_not_there_is_named_with_the_way_to_start_it() {
     for arguments in [&["status"][..], &["checkpoint"], &["verify"]] {
         let (code, out, error) = said(&mirrorhub(Some(&config), arguments));
         assert_eq!((code, out.as_str()), (3, ""));
-        assert!(error.contains(&format!("{}/state/admin.sock", directory.path().display())));
+        assert!(error.contains(&format!("{}/hub-state/admin.sock", directory.path().display())));
         let start = format!("start it: mirrorhub hub --config {}", config.display());
         assert!(error.contains(&start), "{error}");
     }

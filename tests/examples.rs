@@ -141,13 +141,13 @@ fn the_examples_show_the_defaults() {
         path
     };
     std::fs::create_dir(directory.path().join("sources.d")).unwrap();
-    let pool = "[pool]\ndevices = [{ path = \"state/disk0\", size = \"8GiB\" }]\n";
-    let mut hub = load_hub(&least("hub.toml", pool)).unwrap();
+    let pool = |dir| format!("[pool]\ndevices = [{{ path = \"{dir}/disk0\", size = \"8GiB\" }}]\n");
+    let mut hub = load_hub(&least("hub.toml", &pool("hub-state"))).unwrap();
     let shown = load_hub(&project("config/hub.toml")).unwrap();
     let base = directory.path();
-    assert_eq!(hub.data_dir, base.join("state"));
-    assert_eq!(hub.nvram.path, base.join("state/nvram"));
-    assert_eq!(hub.log_dir, base.join("state/logs"));
+    assert_eq!(hub.data_dir, base.join("hub-state"));
+    assert_eq!(hub.nvram.path, base.join("hub-state/nvram"));
+    assert_eq!(hub.log_dir, base.join("hub-state/logs"));
     hub.sources.clone_from(&shown.sources);
     for (path, shown) in [
         (&mut hub.file, &shown.file),
@@ -162,10 +162,11 @@ fn the_examples_show_the_defaults() {
     assert_eq!(hub, shown);
 
     let text = "name = \"filer-a\"\nhub = \"127.0.0.1:7420\"\n".to_owned()
-        + pool
+        + &pool("source-state")
         + "[[volume]]\nname = \"vol0\"\nsize = \"1GiB\"\n";
     let mut source = load_source(&least("source.toml", &text)).unwrap();
     let shown = load_source(&project("config/source.toml")).unwrap();
+    assert_eq!(source.data_dir, base.join("source-state"));
     for (path, shown) in [
         (&mut source.file, &shown.file),
         (&mut source.data_dir, &shown.data_dir),

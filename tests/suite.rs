@@ -15,4 +15,5 @@ mod hostile;
 mod inject;
 mod nbd_clients;
 mod power;
+mod walkthrough;
 mod web;

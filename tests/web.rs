@@ -2,8 +2,11 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use crate::harness::{Cluster, SourceSettings, http_get, run, try_run};
+use mirrorhub::metric::catalogue::{self as names, ALL, DEVICES, Kind, Metric, Values};
+
+use crate::harness::{Cluster, SourceSettings, http_get, run, try_run, wait_for};
 
 fn promtool_accepts(metrics: &str) -> Result<(), String> {
     let mut tool = Command::new("promtool")
@@ -57,7 +60,7 @@ fn health_is_told_by_http_and_by_the_exit_code() {
     let (status, body) = http_get(&cluster.hub_url("/healthz"));
     assert_eq!((status.as_str(), check(&cluster)), ("HTTP/1.1 200 OK", Some(0)), "{body}");
     cluster.kill_source("filer-a");
-    crate::harness::wait_for("offline is shown", std::time::Duration::from_secs(10), || {
+    wait_for("offline is shown", Duration::from_secs(10), || {
         cluster.on_hub("filer-a")["state"] == "offline"
     });
     let (status, body) = http_get(&cluster.hub_url("/healthz"));
@@ -74,4 +77,130 @@ fn the_status_document_over_http_is_that_of_the_command() {
     let over_http: serde_json::Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!(over_http["schema"], 1);
     assert_eq!(over_http["sources"][0]["id"], cluster.hub_status()["sources"][0]["id"]);
+}
+
+/// What the hub alone can know.
+const OF_THE_HUB: [&Metric; 7] = [
+    &names::CONNECTIONS_REFUSED,
+    &names::SOURCE_DRAINED_BYTES,
+    &names::SOURCE_APPLIED_BYTES,
+    &names::SOURCE_RECEIVED_TRANSFERS,
+    &names::SOURCE_RECEIVED_BYTES,
+    &names::SOURCE_ACTOR_RESTARTS,
+    &names::SOURCE_LOG_BYTES,
+];
+/// What the source alone can know: the hub learns of no policy.
+const OF_THE_SOURCE: [&Metric; 1] = [&names::SOURCE_POLICY];
+
+/// Series of the catalogue that are not on a page.
+fn lacking(page: &str, hub: bool) -> Vec<String> {
+    let mut lacking = Vec::new();
+    for metric in ALL {
+        let elsewhere = if hub { &OF_THE_SOURCE[..] } else { &OF_THE_HUB[..] };
+        if elsewhere.iter().any(|other| other.name == metric.name) {
+            continue;
+        }
+        let name = match metric.kind {
+            Kind::Histogram { .. } => format!("{}_count", metric.name),
+            Kind::Counter | Kind::Gauge => metric.name.to_owned(),
+        };
+        let series = |label: &str| {
+            let of = |line: &&str| line.starts_with(&name) && line[name.len()..].contains(label);
+            page.lines().any(|line| of(&line) && line[name.len()..].starts_with(['{', ' ']))
+        };
+        let words = metric.labels.iter().find_map(|label| match label.values {
+            Values::Closed(words) => Some((label.name, words)),
+            Values::Sources | Values::Volumes | Values::One => None,
+        });
+        let Some((label, words)) = words else {
+            if !series("") {
+                lacking.push(name);
+            }
+            continue;
+        };
+        for word in words {
+            // A source has no source logs.
+            let none = !hub && words == DEVICES && *word == "log";
+            if !none && !series(&format!("{label}=\"{word}\"")) {
+                lacking.push(format!("{name} {label}={word}"));
+            }
+        }
+    }
+    lacking
+}
+
+/// Goal: no metric of the catalogue is a name that nothing sets, and nothing is set that is not in
+/// it; what was done shows in those that count it.
+#[test]
+fn every_metric_of_the_catalogue_is_on_the_page_of_its_process() {
+    let cluster = Cluster::start(&[SourceSettings::new("filer-a")]);
+    let volume = cluster.volume("filer-a", "vol0");
+    for command in ["write -P 1 0 8M", "flush", "discard 4M 1M", "read 0 64k"] {
+        run(Command::new("qemu-io").args(["-f", "raw", "-c", command, &volume]));
+    }
+    cluster.checkpoint("filer-a");
+    let (_, hub) = http_get(&cluster.hub_url("/metrics"));
+    let (_, source) = http_get(&cluster.source_url("filer-a", "/metrics"));
+    assert_eq!(lacking(&hub, true), Vec::<String>::new(), "on the hub");
+    let mut on_source = lacking(&source, false);
+    on_source.retain(|name| name != names::SOURCE_POLICY.name);
+    assert_eq!(on_source, Vec::<String>::new(), "on the source");
+    for page in [&hub, &source] {
+        for line in page.lines().filter(|line| line.starts_with("# TYPE ")) {
+            let name = line.split_whitespace().nth(2).expect("a name");
+            assert!(ALL.iter().any(|metric| metric.name == name), "{name} is not in the catalogue");
+        }
+        for counted in [
+            "mirrorhub_nvram_commit_duration_seconds_count",
+            "mirrorhub_nvram_commit_batch_bytes_count",
+            "mirrorhub_nvram_commit_batch_records_count",
+            "mirrorhub_checkpoint_duration_seconds_count",
+            "mirrorhub_device_syncs_total{device=\"nvram\"}",
+            "mirrorhub_device_syncs_total{device=\"pool\"}",
+        ] {
+            assert!(value(page, counted) >= 1.0, "{counted} in\n{page}");
+        }
+    }
+    for counted in [
+        "mirrorhub_client_write_duration_seconds_count",
+        "mirrorhub_nbd_requests_total{command=\"write\"}",
+        "mirrorhub_nbd_requests_total{command=\"read\"}",
+        "mirrorhub_nbd_requests_total{command=\"trim\"}",
+    ] {
+        assert!(value(&source, counted) >= 1.0, "{counted} in\n{source}");
+    }
+    // Negative control: a series that is gone is missed.
+    let less: Vec<&str> = hub.lines().filter(|line| !line.contains("device=\"log\"")).collect();
+    assert_eq!(lacking(&less.join("\n"), true).len(), 2);
+}
+
+/// Each end counts the time in which it does not hear the other: nobody knows then whether the
+/// image still equals the source, however little there was to write.
+#[test]
+fn the_age_of_an_image_counts_silence_at_both_ends() {
+    let mut cluster = Cluster::start(&[SourceSettings::new("filer-a")]);
+    run(Command::new("qemu-io").args([
+        "-f",
+        "raw",
+        "-c",
+        "write -P 1 0 1M",
+        &cluster.volume("filer-a", "vol0"),
+    ]));
+    cluster.checkpoint("filer-a");
+    let age = |entry: &serde_json::Value| entry["image_age_seconds"].as_f64().expect("an age");
+    let own = cluster.own_status("filer-a");
+    assert!(age(&own) < 0.001, "idle and in sync: {own}");
+    assert!(own["drained_bytes"].is_null() && own["applied_bytes"].is_null(), "{own}");
+    let there = cluster.on_hub("filer-a");
+    for cursor in ["drained_bytes", "applied_bytes", "visible_bytes"] {
+        assert!(there[cursor].as_u64() >= Some(1 << 20), "{cursor}: {there}");
+    }
+    cluster.kill_hub();
+    wait_for("the source counts", Duration::from_secs(20), || {
+        age(&cluster.own_status("filer-a")) > 1.0
+    });
+    // A hub that has not heard the source since its own start cannot know better.
+    cluster.kill_source("filer-a");
+    cluster.start_hub();
+    wait_for("the hub counts", Duration::from_secs(20), || age(&cluster.on_hub("filer-a")) > 1.0);
 }

@@ -206,6 +206,7 @@ fn row(source: &SourceEntry, paint: &Paint) -> Vec<(&'static str, Cell)> {
         0 => "=".to_owned(),
         lag => format!("-{}", size(lag)),
     };
+    let unknown = || "-".to_owned();
     let cells = [
         Cell::new(&source.name),
         state,
@@ -214,8 +215,8 @@ fn row(source: &SourceEntry, paint: &Paint) -> Vec<(&'static str, Cell)> {
         Cell::new(age),
         Cell::new(size(source.acknowledged_bytes)),
         Cell::new(behind(source.staged_bytes)),
-        Cell::new(behind(source.drained_bytes)),
-        Cell::new(behind(source.applied_bytes)),
+        Cell::new(source.drained_bytes.map_or_else(unknown, behind)),
+        Cell::new(source.applied_bytes.map_or_else(unknown, behind)),
         Cell::new(behind(source.visible_bytes)),
     ];
     row_cells_header().into_iter().zip(cells).collect()
@@ -329,8 +330,8 @@ mod tests {
             lag_seconds: if ladder[0] == ladder[4] { 0.0 } else { 12.0 },
             acknowledged_bytes: ladder[0],
             staged_bytes: ladder[1],
-            drained_bytes: ladder[2],
-            applied_bytes: ladder[3],
+            drained_bytes: Some(ladder[2]),
+            applied_bytes: Some(ladder[3]),
             visible_bytes: ladder[4],
             volumes: vec![
                 VolumeStatus {

@@ -8,11 +8,11 @@ use super::locate::ConfigArgument;
 use super::terminal::{Look, Terminal};
 use super::{Done, words};
 use crate::control::message::{Request, Target};
-use crate::status::answers::{VerifyAnswer, VerifyOfEnd, VerifyOfVolume};
+use crate::status::answers::{Unproven, Verdict, VerifyAnswer, VerifyOfEnd, VerifyOfVolume};
 
 /// Read every block of the last common CP at both ends and compare the roots
 ///
-/// Exit code 0: equal; 1: not.
+/// Exit code 0: equal; 1: they differ, or an end could not be read: then nothing is proven.
 #[derive(Debug, Args)]
 pub struct VerifyArguments {
     /// Only this source or volume
@@ -49,25 +49,36 @@ fn view(answer: &VerifyAnswer, look: Look) -> String {
     let mut text = String::new();
     for volume in &answer.volumes {
         let name = format!("{}/{}", volume.source, volume.volume);
-        let verdict = if volume.equal {
-            format!("{green}equal{plain}")
-        } else {
-            format!("{red}NOT EQUAL{plain}")
+        let verdict = match volume.verdict {
+            Verdict::Equal => format!("{green}equal{plain}"),
+            Verdict::Differ => format!("{red}NOT EQUAL{plain}"),
+            Verdict::Unproven => format!("{red}unproven{plain}"),
         };
         text.push_str(&format!("{name}: {verdict} at CP {}\n", volume.cp));
         text.push_str(&ends(volume));
     }
-    let bad = answer.volumes.iter().filter(|volume| !volume.equal).count();
+    for Unproven { source, reason } in &answer.unproven {
+        text.push_str(&format!("{source}: {red}unproven{plain}: {reason}\n"));
+    }
+    text + &summary(answer)
+}
+
+fn summary(answer: &VerifyAnswer) -> String {
+    let count = |verdict| answer.volumes.iter().filter(|volume| volume.verdict == verdict).count();
     let all = words::count(answer.volumes.len(), "volume");
-    text.push_str(&match (answer.equal, bad) {
-        (true, _) => format!("{all}: both ends are equal\n"),
-        (false, 0) => format!("{all} compared, but not all that was asked for\n"),
-        (false, bad) => format!(
-            "{bad} of {all} differ\n  next: mirrorhub status says what is repaired; \
-             a source that stays different is faulted\n"
+    match answer.verdict {
+        Verdict::Equal => format!("{all}: both ends are equal\n"),
+        Verdict::Differ => format!(
+            "{} of {all} differ\n  next: mirrorhub status says what is repaired; \
+             a source that stays different is faulted\n",
+            count(Verdict::Differ)
         ),
-    });
-    text
+        Verdict::Unproven => format!(
+            "unproven: {} of {all} read and equal, the rest was not read; no difference was found\n  \
+             next: mirrorhub status says what is away; then try again\n",
+            count(Verdict::Equal)
+        ),
+    }
 }
 
 /// One line if both ends say the same, else one for each.
@@ -81,6 +92,7 @@ fn ends(volume: &VerifyOfVolume) -> String {
 fn end(who: &str, found: &VerifyOfEnd) -> String {
     let root = match &found.root {
         Some(root) => root.to_string(),
+        None if found.bad_blocks == 0 => format!("{:<64}", "not read"),
         None => format!("{:<64}", "not known, since blocks could not be read"),
     };
     let bad = match found.bad_blocks {
@@ -101,20 +113,20 @@ mod tests {
     }
 
     fn volume(source_end: VerifyOfEnd, hub_end: VerifyOfEnd) -> VerifyOfVolume {
-        let equal = source_end == hub_end && hub_end.bad_blocks == 0;
+        let verdict = Verdict::of(&source_end, &hub_end);
         VerifyOfVolume {
             source: "filer-a".parse().unwrap(),
             volume: "vol0".parse().unwrap(),
             cp: 7,
-            equal,
+            verdict,
+            equal: verdict == Verdict::Equal,
             source_end,
             hub_end,
         }
     }
 
     fn shown(volumes: Vec<VerifyOfVolume>) -> String {
-        let equal = volumes.iter().all(|volume| volume.equal);
-        view(&VerifyAnswer { schema: 1, equal, volumes }, Look::PLAIN)
+        view(&VerifyAnswer::of(volumes, Vec::new()), Look::PLAIN)
     }
 
     #[test]
@@ -127,5 +139,22 @@ mod tests {
         assert!(text.contains("\n  hub     not known"), "{text}");
         assert!(text.contains("100 blocks read, 3 bad\n"), "{text}");
         assert!(text.contains("\n1 of 2 volumes differ\n"), "{text}");
+    }
+
+    /// A source that was away is no alarm of damage, and no proof either.
+    #[test]
+    fn what_was_not_read_is_unproven_and_not_different() {
+        let unread = VerifyOfEnd { root: None, blocks_read: 0, bad_blocks: 0 };
+        let text = shown(vec![volume(unread, found(1, 0)), volume(found(1, 0), found(1, 0))]);
+        assert!(text.contains("filer-a/vol0: unproven at CP 7\n  source  not read"), "{text}");
+        assert!(text.contains("\nunproven: 1 of 2 volumes read and equal"), "{text}");
+        let away = Unproven { source: "filer-b".parse().unwrap(), reason: "it is away".into() };
+        let text = view(&VerifyAnswer::of(Vec::new(), vec![away]), Look::PLAIN);
+        assert!(text.starts_with("filer-b: unproven: it is away\nunproven: 0 of 0 volumes"));
+        let nothing = shown(Vec::new());
+        assert!(nothing.starts_with("unproven: 0 of 0 volumes"), "{nothing}");
+        for text in [text, nothing] {
+            assert!(!text.contains("NOT EQUAL") && !text.contains("ends are equal"), "{text}");
+        }
     }
 }

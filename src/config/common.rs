@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::quantity::{Unfit, format_size};
 use super::reader::{Reader, Section, resolve};
-use super::schema::{DATA_DIR, DeviceConfig, Listen, NvramConfig, PoolConfig, Raid, VolumeConfig};
+use super::schema::{DeviceConfig, Listen, NvramConfig, PoolConfig, Raid, VolumeConfig};
 use crate::control::socket_path;
 use crate::limits::{
     POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN, RING_BYTES_MAX, RING_BYTES_MIN,
@@ -54,7 +54,8 @@ fn proposal(text: &str) -> Option<String> {
 pub(super) fn data_dir<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> Option<PathBuf> {
     let found = reader.path(root, "data_dir");
     let span = found.as_ref().map_or(0..0, Spanned::span);
-    let path = found.map_or_else(|| reader.text.base.join(DATA_DIR), Spanned::into_inner);
+    let path =
+        found.map_or_else(|| reader.text.base.join(reader.kind.data_dir()), Spanned::into_inner);
     let length = socket_path(&path).as_os_str().len();
     if length > UNIX_PATH_BYTES_MAX {
         let met = format!(
@@ -215,12 +216,16 @@ pub(super) fn pool<'d>(
     let devices: Vec<DeviceConfig> =
         members.iter().filter_map(|member| device(reader, member, &mut seen)).collect();
     if devices.is_empty() && reader.problems.len() == before {
-        let fix =
-            "write [pool] and below it devices = [{ path = \"state/disk0\", size = \"8GiB\" }]";
-        reader.missing(&section, "devices", fix);
+        let fix = format!("write [pool] and below it devices = [{}]", example_device(reader));
+        reader.missing(&section, "devices", &fix);
     }
     let complete = !devices.is_empty() && devices.len() == members.len();
     (complete.then_some(PoolConfig { raid, devices }), section)
+}
+
+/// A device as a file would name it, in the data directory of its own process.
+fn example_device(reader: &Reader<'_>) -> String {
+    format!("{{ path = \"{}/disk0\", size = \"8GiB\" }}", reader.kind.data_dir())
 }
 
 /// One of `pool.devices`; `seen` has the paths that are taken and by what.
@@ -233,8 +238,8 @@ fn device<'d>(
     let size = reader.size(member, "size", POOL_DEVICE_BYTES_MIN..=POOL_DEVICE_BYTES_MAX);
     for key in ["path", "size"] {
         if !member.has(key) {
-            let fix = "write { path = \"state/disk0\", size = \"8GiB\" }";
-            reader.missing(member, key, fix);
+            let fix = format!("write {}", example_device(reader));
+            reader.missing(member, key, &fix);
         }
     }
     if let Some(path) = &path

@@ -11,7 +11,9 @@ use toml::de::DeTable;
 use super::common;
 use super::problem::{Problem, Problems};
 use super::reader::Reader;
-use super::schema::{HubConfig, ProcessConfig, SourceConfig, SourceFile};
+use super::schema::{
+    HUB_DATA_DIR, HubConfig, ProcessConfig, SOURCE_DATA_DIR, SourceConfig, SourceFile,
+};
 use super::source_file::Judged;
 use super::text::Text;
 use super::{hub, source, source_file};
@@ -25,6 +27,17 @@ pub enum Kind {
     Source,
     /// A file of `sources.d`.
     SourceFile,
+}
+
+impl Kind {
+    /// `data_dir` where the file names none. Each kind has its own, since hub.toml and source.toml
+    /// may lie in one directory.
+    pub(super) const fn data_dir(self) -> &'static str {
+        match self {
+            Self::Hub => HUB_DATA_DIR,
+            Self::Source | Self::SourceFile => SOURCE_DATA_DIR,
+        }
+    }
 }
 
 /// What was loaded.

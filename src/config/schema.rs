@@ -14,8 +14,10 @@ use crate::units::numbers::ByteCount;
 use crate::units::policy::{Ack, Apply, Cache, LagLimit, Mode, OnHubLoss, Policy};
 use crate::units::words::words;
 
-/// Default of `data_dir`.
-pub const DATA_DIR: &str = "state";
+/// Default of the hub's `data_dir`. Not the source's: both files may lie in one directory.
+pub const HUB_DATA_DIR: &str = "hub-state";
+/// Default of the source's `data_dir`.
+pub const SOURCE_DATA_DIR: &str = "source-state";
 /// Default of the hub's `listen`.
 pub const HUB_LISTEN: &str = "127.0.0.1:7420";
 /// Default of the hub's `nbd_listen`.
@@ -44,8 +46,8 @@ pub const HUB_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct HubConfig {
     /// The file it was read from.
     pub file: PathBuf,
-    /// `data_dir`: where the hub keeps its NVRAM, catalog and `admin.sock`. Default `state` beside
-    /// the file. Restart.
+    /// `data_dir`: where the hub keeps its NVRAM, catalog and `admin.sock`. Default `hub-state`
+    /// beside the file. Restart.
     pub data_dir: PathBuf,
     /// `listen`: address and port for sources; loopback. Default `127.0.0.1:7420`. Port 0 takes a
     /// free one. Restart.
@@ -107,8 +109,8 @@ pub struct SourceConfig {
     pub file: PathBuf,
     /// `name`: the source's name, as on the hub. Required. Restart.
     pub name: SourceName,
-    /// `data_dir`: where the source keeps its NVRAM, catalog and `admin.sock`. Default `state`
-    /// beside the file. Restart.
+    /// `data_dir`: where the source keeps its NVRAM, catalog and `admin.sock`. Default
+    /// `source-state` beside the file. Restart.
     pub data_dir: PathBuf,
     /// `hub`: address and port of the hub; loopback. Required. Live.
     pub hub: SocketAddr,

@@ -34,6 +34,8 @@ use crate::units::convert::to_u64;
 /// Shorter under test, so that tests see it end.
 const IO_TIME: Duration =
     if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(ADMIN_IO_SECONDS_MAX) };
+/// What a refused connection may hold up the next one.
+const REFUSAL_TIME: Duration = Duration::from_millis(100);
 const PROGRESS_TIME: Duration = Duration::from_millis(ADMIN_PROGRESS_MS);
 
 /// Who does what is asked: a hub or a source.
@@ -125,7 +127,7 @@ impl AdminServer {
                         drop(place);
                     });
                 }
-                Err(_full) => refuse(&stream),
+                Err(_full) => refuse(&stream).await,
             }
         }
         connections.close();
@@ -195,14 +197,27 @@ fn bind_private(path: &Path) -> Result<UnixListener, BindError> {
     Ok(listener)
 }
 
-/// Says why and closes. The send buffer of a new connection is empty, so this does not wait.
-fn refuse(stream: &UnixStream) {
+/// Says why and closes. The send buffer of a new connection is empty, so this waits only until the
+/// runtime has seen that.
+async fn refuse(stream: &UnixStream) {
     let message = format!("{ADMIN_CONNECTIONS_MAX} commands are under way, that is the limit");
     let error = AdminError::new(code::BUSY, message, "wait for one of them, then try again");
-    if let Ok(line) = answer_line(&AnswerLine::Error(error))
-        && let Err(error) = stream.try_write(&line)
-    {
-        tracing::debug!(%error, "a refused admin connection did not take its reason");
+    let Ok(line) = answer_line(&AnswerLine::Error(error)) else { return };
+    let tell = async {
+        loop {
+            stream.writable().await?;
+            match stream.try_write(&line) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return written,
+            }
+        }
+    };
+    match timeout(REFUSAL_TIME, tell).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a refused admin connection did not take its reason");
+        }
+        Err(_) => tracing::debug!("a refused admin connection took no reason in time"),
     }
 }
 

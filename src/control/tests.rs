@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as PlainStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -25,6 +25,8 @@ use crate::limits::{ADMIN_CONNECTIONS_MAX, ADMIN_MESSAGE_BYTES_MAX};
 #[derive(Default)]
 struct Fake {
     given_up: Arc<AtomicBool>,
+    /// Pool checks begun.
+    begun: Arc<AtomicUsize>,
 }
 
 struct NoteDrop(Arc<AtomicBool>);
@@ -42,6 +44,7 @@ impl Admin for Fake {
         progress: ProgressSender,
     ) -> BoxFuture<'_, Result<Value, AdminError>> {
         let note = NoteDrop(Arc::clone(&self.given_up));
+        let begun = Arc::clone(&self.begun);
         async move {
             match request {
                 Request::Status { source: None } => Ok(json!({"schema": 1})),
@@ -68,9 +71,17 @@ impl Admin for Fake {
                 Request::Verify { target: None } => panic!("a fault of the program"),
                 Request::Kept { .. } | Request::Drop { .. } => Ok(Value::Null),
                 Request::PoolCheck {} => {
-                    futures_util::future::pending::<()>().await;
-                    drop(note);
-                    Ok(Value::Null)
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    let _note = note;
+                    // Progress all the while, so that a caller can see that it is waited for.
+                    let mut done = 0;
+                    loop {
+                        done += 1;
+                        let (what, object) = ("checking".into(), "pool".into());
+                        let unit = ProgressUnit::Steps;
+                        progress.send(Progress { what, object, done, total: None, unit });
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
                 }
             }
         }
@@ -83,6 +94,7 @@ struct Running {
     stop: CancellationToken,
     server: JoinHandle<()>,
     given_up: Arc<AtomicBool>,
+    begun: Arc<AtomicUsize>,
 }
 
 impl Running {
@@ -91,9 +103,9 @@ impl Running {
         let server = AdminServer::bind(directory.path()).await.unwrap();
         let stop = CancellationToken::new();
         let fake = Fake::default();
-        let given_up = Arc::clone(&fake.given_up);
+        let (given_up, begun) = (Arc::clone(&fake.given_up), Arc::clone(&fake.begun));
         let server = tokio::spawn(server.run(Arc::new(fake), stop.clone()));
-        Self { directory, stop, server, given_up }
+        Self { directory, stop, server, given_up, begun }
     }
 
     async fn call(&self, request: Request) -> Result<Value, CallError> {
@@ -202,9 +214,19 @@ async fn a_caller_that_goes_away_ends_its_command() {
     let running = Running::start().await;
     let mut stream = running.plain();
     stream.write_all(b"{\"schema\":1,\"command\":\"pool-check\"}\n").unwrap();
-    // Half closed: the caller still waits.
+    // Half closed: the caller still waits, and hears on.
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (stream, lines) = tokio::task::spawn_blocking(move || {
+        let mut reader = std::io::BufReader::new(stream);
+        let mut lines = String::new();
+        for _ in 0..3 {
+            std::io::BufRead::read_line(&mut reader, &mut lines).unwrap();
+        }
+        (reader, lines)
+    })
+    .await
+    .unwrap();
+    assert_eq!(lines.matches("\"progress\"").count(), 3, "{lines}");
     assert!(!running.given_up.load(Ordering::SeqCst), "a caller that waits was given up");
     drop(stream);
     let given_up = async {
@@ -221,7 +243,12 @@ async fn a_stop_tells_those_who_wait() {
     let running = Running::start().await;
     let waiting = said(running.plain(), b"{\"schema\":1,\"command\":\"pool-check\"}\n".to_vec());
     let waiting = tokio::spawn(waiting);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let begun = async {
+        while running.begun.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), begun).await.expect("the command begins");
     running.end().await;
     assert!(waiting.await.unwrap().contains(code::STOPPING));
 }
@@ -235,8 +262,11 @@ async fn connections_are_capped_and_the_next_one_hears_why() {
         stream.write_all(b"{\"schema\":1,\"command\":\"pool-check\"}\n").unwrap();
         held.push(stream);
     }
-    let text = said(running.plain(), Vec::new()).await;
-    assert!(text.contains(code::BUSY), "{text}");
+    // Each of them, however new its connection is when the reason is written.
+    for _ in 0..100 {
+        let text = said(running.plain(), Vec::new()).await;
+        assert!(text.contains(code::BUSY), "{text:?}");
+    }
     drop(held);
     let free = async {
         while running.call(Request::Status { source: None }).await.is_err() {

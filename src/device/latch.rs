@@ -6,6 +6,7 @@
 //! and then forgets it). Reads go on: what was durable before still is. A call that lies outside
 //! the device never reached it and latches nothing. Only a restart opens the latch again.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::{Device, DeviceError, Durability};
@@ -16,12 +17,13 @@ use crate::units::numbers::ByteCount;
 pub struct Latch<D> {
     inner: D,
     first: OnceLock<Arc<DeviceError>>,
+    syncs: AtomicU64,
 }
 
 impl<D: Device> Latch<D> {
     /// Guards `inner`.
     pub fn new(inner: D) -> Self {
-        Self { inner, first: OnceLock::new() }
+        Self { inner, first: OnceLock::new(), syncs: AtomicU64::new(0) }
     }
 
     /// The error that latched it, for status.
@@ -81,11 +83,19 @@ impl<D: Device> Device for Latch<D> {
     }
 
     fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.guard(|inner| inner.write_durable_at(offset, bytes))
+        self.guard(|inner| inner.write_durable_at(offset, bytes))?;
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.guard(D::flush)
+        self.guard(D::flush)?;
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
     }
 }
 
@@ -121,6 +131,10 @@ impl<D: Device + ?Sized> Device for Arc<D> {
 
     fn flush(&self) -> Result<(), DeviceError> {
         (**self).flush()
+    }
+
+    fn syncs(&self) -> u64 {
+        (**self).syncs()
     }
 }
 
@@ -167,6 +181,16 @@ mod tests {
             assert_eq!(sim.calls(), calls, "a latched device is not called for a write");
             assert!(attempt(On::Read).is_ok());
         }
+    }
+
+    #[test]
+    fn durable_writes_and_flushes_are_counted_and_failed_ones_are_not() {
+        let (device, _sim) = latched_by(On::Flush, Effect::Errno(5));
+        device.write_at(0, &[1; 512]).unwrap();
+        assert_eq!(device.syncs(), 0);
+        device.write_durable_at(0, &[1; 512]).unwrap();
+        assert!(device.flush().is_err());
+        assert_eq!(Arc::new(device).syncs(), 1);
     }
 
     /// Control: without the latch a flush that failed once succeeds the second time.

@@ -87,6 +87,10 @@ pub trait Device: Send + Sync + fmt::Debug {
     fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError>;
     /// Makes every write that returned before this call durable.
     fn flush(&self) -> Result<(), DeviceError>;
+    /// Durable writes and flushes done so far, for metrics; 0 from a device that does not count.
+    fn syncs(&self) -> u64 {
+        0
+    }
 }
 
 /// Checks that `offset..offset + length` lies inside a device of `size` bytes.

@@ -29,6 +29,7 @@ use super::plan::{Plan, Step};
 use super::shared::{Common, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver, Roots};
 use super::tree;
+use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::publish::Publish;
@@ -149,6 +150,7 @@ impl Checkpointer {
 
     /// Brings a frozen interval to its end at both ends.
     fn finish(&self, frozen: Arc<Frozen>) -> Result<(), Stopped> {
+        let begun = Instant::now();
         let freeze = self.durable_freeze(frozen.cp)?;
         let plan = self.or_fail(self.plan(&frozen.buffers), "the plan of a CP")?;
         drop(frozen);
@@ -163,6 +165,7 @@ impl Checkpointer {
         self.shared.session.committed(Committed { cp: freeze.cp, roots: roots.clone(), pins });
         let over = self.wait_until_over(freeze.cp)?;
         self.done(&freeze, roots, over.alone);
+        metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(begun.elapsed());
         Ok(())
     }
 

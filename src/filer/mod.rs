@@ -69,7 +69,7 @@ use crate::nvlog::{RingOptions, RingShape};
 use crate::pool::PoolOptions;
 use crate::units::ids::{RandomError, random_u64};
 use crate::units::names::{SourceName, VolumeName};
-use crate::units::numbers::{ByteCount, CpNumber};
+use crate::units::numbers::{ByteCount, CpNumber, VolumeNumber};
 use crate::units::policy::Policy;
 
 /// Pause before the first new try to reach the hub, and the longest.
@@ -275,12 +275,14 @@ impl Filer {
         async move { checkpoint_of(&shared, patience).await }
     }
 
-    /// Reads every block of the newest common CP at both ends and compares the roots.
+    /// Reads every block of the newest common CP at both ends and compares the roots. `progress` is
+    /// told volume, blocks passed and blocks in all of this end's reading.
     pub fn verify(
         &self,
+        progress: impl FnMut(VolumeNumber, u64, u64) + Send + Clone + 'static,
     ) -> impl Future<Output = Result<Verification, VerifyError>> + Send + 'static {
         let shared = Arc::clone(&self.shared);
-        async move { verify::verify(&shared).await }
+        async move { verify::verify(&shared, progress).await }
     }
 
     /// Its pool, for checks and metrics.

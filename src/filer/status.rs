@@ -94,6 +94,8 @@ pub struct Status {
     pub ladder: Ladder,
     /// How long the oldest transfer waits that no common CP has.
     pub lag: Duration,
+    /// How long the hub has not been heard; none while it is connected.
+    pub hub_silence: Option<Duration>,
     /// Time since the start.
     pub uptime: Duration,
     /// Requests that wait to be acknowledged.
@@ -145,6 +147,15 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
     }
 }
 
+/// A hub that was not heard since the start is silent at least since then.
+fn silence(shared: &Shared) -> Option<Duration> {
+    match shared.link() {
+        LinkState::Connected { .. } => None,
+        LinkState::Offline { since, .. } => Some(since.elapsed()),
+        LinkState::Waiting { .. } | LinkState::Halted(_) => Some(shared.started.elapsed()),
+    }
+}
+
 fn in_sync(lacking: Option<Lacking>) -> (&'static str, &'static str) {
     match lacking {
         None => ("every acknowledged write is durable on the hub", ""),
@@ -193,6 +204,7 @@ pub fn status(shared: &Arc<Shared>) -> Status {
         common_cp: shared.common.borrow().as_ref().map(|common| common.cp),
         ladder,
         lag: oldest.map_or(Duration::ZERO, |since| since.elapsed()),
+        hub_silence: silence(shared),
         uptime: shared.started.elapsed(),
         unacknowledged: shared.completion.waiting(),
         order: shared.order.figures(),

@@ -5,7 +5,7 @@
 //! any more is answered with no roots: the asker takes the newer one.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::shared::{Common, Pins, Shared};
@@ -16,8 +16,13 @@ use crate::wire::message::{Scanned, VolumeScan};
 
 /// How long the hub may read before the answer is given up.
 const ANSWER_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Tries, when the hub has moved on to a newer CP meanwhile.
-const TRIES: usize = 4;
+/// Tries, when the hub has moved on to a newer CP meanwhile or reads for another question.
+const TRIES: usize = 10;
+/// Time between two of them.
+const AGAIN_AFTER: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
+
+/// A hub that cannot read says so within this.
+const REFUSAL_MAX: Duration = Duration::from_millis(250);
 
 /// Why nothing was proven.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,9 +36,10 @@ pub enum VerifyError {
     /// The hub cannot be asked.
     #[error("the hub is not connected")]
     NoHub,
-    /// It did not answer, or newer CPs were published faster than it could read.
-    #[error("the hub gave no roots of CP {0}")]
-    NoAnswer(CpNumber),
+    /// It did not answer, reads for another question, or newer CPs were published faster than it
+    /// could read.
+    #[error("the hub gave no roots of CP {cp}: {reason}")]
+    NoAnswer { cp: CpNumber, reason: String },
     /// Own blocks could not be read.
     #[error("own copy: {0}")]
     Own(String),
@@ -73,12 +79,17 @@ pub struct Verification {
     pub problems: Vec<String>,
 }
 
-/// Reads every block that the pins keep. Blocks.
-fn scan_pins(pins: &Pins) -> (Vec<VolumeScan>, Vec<String>) {
+/// Reads every block that the pins keep, and tells volume, blocks passed and blocks in all.
+/// Blocks.
+fn scan_pins(
+    pins: &Pins,
+    mut progress: impl FnMut(VolumeNumber, u64, u64),
+) -> (Vec<VolumeScan>, Vec<String>) {
     let mut volumes = Vec::new();
     let mut problems = Vec::new();
     for (&volume, pin) in pins.iter() {
-        let scanned = scan(pin.pool(), &pin.tree(), |_| {})
+        let all = pin.tree().size.blocks().0;
+        let scanned = scan(pin.pool(), &pin.tree(), |passed| progress(volume, passed, all))
             .and_then(|scanned| Ok(pin.check().map(|()| scanned)?));
         match scanned {
             Ok(Scan { root, blocks_read, bad_blocks, problems: found }) => {
@@ -109,43 +120,75 @@ pub fn answer(shared: &Arc<Shared>, cp: CpNumber, token: u64) {
     let shared = Arc::clone(shared);
     // Its answer goes through the session's slot; nobody waits for the task itself.
     drop(tokio::task::spawn_blocking(move || {
-        let (volumes, problems) = pins.map_or_else(Default::default, |pins| scan_pins(&pins));
-        shared.answering.store(false, Ordering::Release);
+        let turn = Turn(&shared.answering);
+        let read = |pins| scan_pins(&pins, |_, _, _| {});
+        let (volumes, problems) = pins.map_or_else(Default::default, read);
+        drop(turn);
         shared.session.scanned(Scanned { cp, token, volumes, problems });
     }));
 }
 
-/// Ends the turn of one verification.
-struct Turn<'a>(&'a Shared);
+/// Ends the turn of one reading, also when it panics.
+struct Turn<'a>(&'a AtomicBool);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.scanning.store(false, Ordering::Release);
+        self.0.store(false, Ordering::Release);
     }
 }
 
-/// Reads the newest common CP at both ends.
-pub async fn verify(shared: &Arc<Shared>) -> Result<Verification, VerifyError> {
+/// Reads the newest common CP at both ends. `progress` is told volume, blocks passed and blocks in
+/// all of this end's reading.
+pub async fn verify(
+    shared: &Arc<Shared>,
+    progress: impl FnMut(VolumeNumber, u64, u64) + Send + Clone + 'static,
+) -> Result<Verification, VerifyError> {
     if shared.scanning.swap(true, Ordering::AcqRel) {
         return Err(VerifyError::Busy);
     }
-    let _turn = Turn(shared);
-    let mut last = CpNumber(0);
-    for _ in 0..TRIES {
+    let _turn = Turn(&shared.scanning);
+    let mut tries = 1;
+    loop {
         let common = shared.common.borrow().clone().ok_or(VerifyError::NoCommon)?;
-        last = common.cp;
-        let own = common.pins.clone();
-        let here = tokio::task::spawn_blocking(move || scan_pins(&own));
-        let there = ask_hub(shared, common.cp).await?;
-        let (here, problems) = here.await.map_err(|error| VerifyError::Own(error.to_string()))?;
-        if let Some(there) = there {
-            return Ok(compare(&common, &here, &there, problems));
+        match read_both_ends(shared, &common, progress.clone()).await? {
+            Ok(read) => return Ok(read),
+            Err(_) if tries < TRIES => tries += 1,
+            Err(reason) => return Err(VerifyError::NoAnswer { cp: common.cp, reason }),
         }
+        tokio::time::sleep(AGAIN_AFTER).await;
     }
-    Err(VerifyError::NoAnswer(last))
 }
 
-async fn ask_hub(shared: &Arc<Shared>, cp: CpNumber) -> Result<Option<Scanned>, VerifyError> {
+/// The inner error says why the hub has not read, which it may when asked again.
+async fn read_both_ends(
+    shared: &Arc<Shared>,
+    common: &Common,
+    progress: impl FnMut(VolumeNumber, u64, u64) + Send + 'static,
+) -> Result<Result<Verification, String>, VerifyError> {
+    let mut there = std::pin::pin!(ask_hub(shared, common.cp));
+    // A hub that cannot read says so at once; then this end need not read for nothing.
+    let early = match tokio::time::timeout(REFUSAL_MAX, &mut there).await {
+        Ok(early) => Some(early?),
+        Err(_) => None,
+    };
+    if let Some(Err(reason)) = early {
+        return Ok(Err(reason));
+    }
+    let own = common.pins.clone();
+    let here = tokio::task::spawn_blocking(move || scan_pins(&own, progress));
+    let there = match early {
+        Some(early) => early,
+        None => there.await?,
+    };
+    let (here, problems) = here.await.map_err(|error| VerifyError::Own(error.to_string()))?;
+    Ok(there.map(|there| compare(common, &here, &there, problems)))
+}
+
+/// What the hub has read, or why it has not: an answer without volumes has read nothing.
+async fn ask_hub(
+    shared: &Arc<Shared>,
+    cp: CpNumber,
+) -> Result<Result<Scanned, String>, VerifyError> {
     let mut answers = shared.scans.subscribe();
     answers.mark_unchanged();
     let token = crate::units::ids::random_u64().map_err(|e| VerifyError::Own(e.to_string()))?;
@@ -168,10 +211,16 @@ async fn ask_hub(shared: &Arc<Shared>, cp: CpNumber) -> Result<Option<Scanned>, 
         }
     };
     match tokio::time::timeout(ANSWER_MAX, answer).await {
-        Ok(Some(scanned)) if scanned.volumes.is_empty() && scanned.problems.is_empty() => Ok(None),
-        Ok(Some(scanned)) => Ok(Some(scanned)),
+        Ok(Some(scanned)) if scanned.volumes.is_empty() => {
+            let said = scanned.problems.into_iter().next();
+            Ok(Err(said.unwrap_or_else(|| "it has another CP by now".to_owned())))
+        }
+        Ok(Some(scanned)) => Ok(Ok(scanned)),
         Ok(None) => Err(VerifyError::NoHub),
-        Err(_) => Err(VerifyError::NoAnswer(cp)),
+        Err(_) => {
+            let reason = format!("no answer within {} h", ANSWER_MAX.as_secs() / 3600);
+            Err(VerifyError::NoAnswer { cp, reason })
+        }
     }
 }
 

@@ -8,11 +8,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::extension::Extension;
 use super::lane::{Lane, lock};
+use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -45,6 +47,8 @@ pub struct Job {
     epoch: Epoch,
     /// Built without the log, which goes on behind `last` afterwards.
     is_pass: bool,
+    /// When the source said that it is frozen.
+    begun: Instant,
     /// Bounded by the `cp` credit.
     inputs: Mutex<VecDeque<Input>>,
     wake: Condvar,
@@ -60,7 +64,8 @@ impl Job {
         is_pass: bool,
     ) -> Arc<Self> {
         let (inputs, wake) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { lane, cp, last, epoch, is_pass, inputs, wake })
+        let begun = Instant::now();
+        Arc::new(Self { lane, cp, last, epoch, is_pass, begun, inputs, wake })
     }
 
     /// The CP.
@@ -329,6 +334,7 @@ impl Applier {
         if end.roots.len() != roots.len() {
             return Err(rejected(&"the source announced roots of volumes unknown here"));
         }
+        job.lane.built(job.cp);
         self.pool.publish(Publish {
             write_set,
             source: job.lane.source(),
@@ -346,6 +352,7 @@ impl Applier {
             let reset = self.store.reset(job.lane.source(), Some(job.last));
             reset.map_err(|error| Stop::Faulted(format!("the source's log: {error}")))?;
         }
+        metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(job.begun.elapsed());
         Ok(roots)
     }
 }

@@ -1,23 +1,25 @@
 //! Connections of sources: accept, Hello, hand over to the source's arbiter, read, write.
 //!
 //! Until a peer has said a Hello with a known name it costs one of a bounded number of places and
-//! has a deadline; nothing is stored for it. After that its socket lives on the arbiter of its
+//! has a deadline; nothing is stored for it. When all places are taken, the one that has been
+//! silent for longest makes room: who says nothing cannot keep others out. After that its socket lives on the arbiter of its
 //! source's actor, with one reading and one writing task. Whatever ends a connection is told to
 //! the actor with its reason, and touches nobody else.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::actor::{Connected, Content, FrameIn, PeerEnds, SILENCE_MAX, SourceActor, peer};
+use super::lane::lock;
 use super::shared::Shared;
 use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, SEND_QUEUE_FRAMES};
 use crate::link::{FrameReader, LinkError, Outgoing};
@@ -29,7 +31,7 @@ const FLUSH_MAX: Duration = Duration::from_secs(5);
 
 /// Accepts sources until `stop`.
 pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let strangers = Arc::new(Strangers::default());
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -37,18 +39,19 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
         };
         match accepted {
             Ok((stream, address)) => {
-                let Ok(place) = places.clone().try_acquire_owned() else {
-                    shared.counters.refused(RefusedCode::Busy);
-                    continue;
-                };
-                let shared = shared.clone();
+                let (number, room) = strangers.admit(&shared);
+                let (shared, strangers) = (shared.clone(), strangers.clone());
                 tokio::spawn(async move {
                     let peer = address.to_string();
-                    if let Err(reason) = greet(stream, &peer, &shared).await {
+                    let greeted = tokio::select! {
+                        () = room.cancelled() => Err("made room for a newer one".to_owned()),
+                        greeted = greet(stream, &peer, &shared) => greeted,
+                    };
+                    if let Err(reason) = greeted {
                         shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
                         tracing::info!(peer, reason, "connection refused");
                     }
-                    drop(place);
+                    lock(&strangers.waiting).remove(&number);
                 });
             }
             // Out of descriptors: what is open goes on, the next accept waits for one to close.
@@ -57,6 +60,30 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+/// Connections that have not been handed over yet, by the order in which they came.
+#[derive(Debug, Default)]
+struct Strangers {
+    waiting: Mutex<BTreeMap<u64, CancellationToken>>,
+    next: AtomicU64,
+}
+
+impl Strangers {
+    /// A place for one more; if there is none, the oldest loses its own.
+    fn admit(&self, shared: &Shared) -> (u64, CancellationToken) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let room = CancellationToken::new();
+        let mut waiting = lock(&self.waiting);
+        while waiting.len() >= HANDSHAKES_MAX {
+            if let Some((_, oldest)) = waiting.pop_first() {
+                oldest.cancel();
+                shared.counters.refused(RefusedCode::Busy);
+            }
+        }
+        waiting.insert(number, room.clone());
+        (number, room)
     }
 }
 

@@ -31,8 +31,15 @@ impl Images {
         Arc::new(Self { shared })
     }
 
+    /// The image of that name; of the empty name, which clients send that name none, the only one.
     fn find(&self, name: &str) -> Result<Image, OpenError> {
         let unknown = || OpenError::Unknown;
+        if name.is_empty() {
+            return match &self.list()[..] {
+                [only] => self.find(&only.name),
+                _ => Err(unknown()),
+            };
+        }
         let (source, volume) = name.split_once('/').ok_or_else(unknown)?;
         let source: SourceName = source.parse().map_err(|_| unknown())?;
         if let Some((volume, kept)) = volume.split_once('@') {

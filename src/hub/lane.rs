@@ -65,6 +65,8 @@ pub struct Ladder {
     pub staged_bytes: AtomicU64,
     /// Client bytes drained.
     pub drained_bytes: AtomicU64,
+    /// Client bytes in trees that were built and proven.
+    pub applied_bytes: AtomicU64,
     /// Bytes applied by reference.
     pub reference_blocks: AtomicU64,
     /// Blocks that travelled in CP data.
@@ -202,6 +204,16 @@ impl Lane {
     /// Takes more room of the ring for a record that is copied forward.
     pub fn copied_forward(&self, record_bytes: u64) {
         lock(&self.cursors).ring_bytes += record_bytes;
+    }
+
+    /// The trees of a CP are built and proven; its commit is next.
+    pub fn built(&self, cp: CpNumber) {
+        let cursors = lock(&self.cursors);
+        let bytes: u64 = cursors.invisible.range(..=cp).map(|(_, (bytes, _))| bytes).sum();
+        let upto = self.ladder.visible_bytes.load(Ordering::Relaxed) + bytes;
+        // Not back, if a commit fails and its CP comes again.
+        self.ladder.applied_bytes.fetch_max(upto, Ordering::Relaxed);
+        drop(cursors);
     }
 
     /// The job has published its CP and ends. After a pass the source's log goes on behind it,

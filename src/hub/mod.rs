@@ -52,10 +52,41 @@ use self::status::Snapshot;
 use crate::limits::SOURCES_MAX;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber};
-use crate::wire::message::VolumeRoot;
+use crate::wire::message::{Scanned, VolumeRoot};
 
 /// A panicked actor is replaced after this.
 const RESTART_AFTER: Duration = Duration::from_millis(100);
+
+/// Times a source is asked to read for `verify`: it may be reading for another question, or have
+/// gone on to another CP than the one asked for.
+const VERIFY_TRIES: u32 = 10;
+/// Time between two of them.
+const VERIFY_AGAIN_AFTER: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 500 });
+/// A source that cannot read says so within this.
+const REFUSAL_MAX: Duration = Duration::from_millis(250);
+
+/// Why an end was not read.
+#[derive(Debug)]
+enum Unread {
+    /// It may be, when asked again.
+    Later(String),
+    /// It cannot be now.
+    Now(String),
+}
+
+/// The answer of a source that has read. One without volumes has read nothing: it is busy, or has
+/// another CP by now.
+fn whole(answer: Result<Scanned, String>) -> Result<Scanned, Unread> {
+    let scanned = answer.map_err(Unread::Now)?;
+    if !scanned.volumes.is_empty() {
+        return Ok(scanned);
+    }
+    let said = match scanned.problems.first() {
+        Some(problem) => problem.clone(),
+        None => format!("the source does not have CP {} any more", scanned.cp),
+    };
+    Err(Unread::Later(said))
+}
 
 /// What a hub is made of.
 #[derive(Debug, Clone)]
@@ -159,20 +190,51 @@ impl Hub {
     }
 
     /// Reads every block of the published CP at both ends. `progress` is told volume, blocks
-    /// passed and blocks in all of this end's reading.
+    /// passed and blocks in all of this end's reading. An error says why an end was not read; it
+    /// says nothing about the data.
     pub async fn verify(
         &self,
         name: &SourceName,
-        progress: impl FnMut(&VolumeName, u64, u64) + Send + 'static,
+        progress: impl FnMut(&VolumeName, u64, u64) + Send + Clone + 'static,
     ) -> Result<recover::Verified, String> {
-        let entry = self.shared.registry.get(name).ok_or("no such source")?;
+        let mut tries = 1;
+        loop {
+            match self.read_both_ends(name, progress.clone()).await {
+                Ok(verified) => return Ok(verified),
+                Err(Unread::Later(_)) if tries < VERIFY_TRIES => tries += 1,
+                Err(Unread::Later(reason) | Unread::Now(reason)) => return Err(reason),
+            }
+            tokio::time::sleep(VERIFY_AGAIN_AFTER).await;
+        }
+    }
+
+    async fn read_both_ends(
+        &self,
+        name: &SourceName,
+        progress: impl FnMut(&VolumeName, u64, u64) + Send + 'static,
+    ) -> Result<recover::Verified, Unread> {
+        let entry = self.shared.registry.get(name);
+        let entry = entry.ok_or_else(|| Unread::Now("no such source".to_owned()))?;
         let cp = entry.snapshot.load().applied_cp;
-        let answer = entry.actor.send(WantScan(cp)).await.map_err(|error| error.to_string())?;
+        if cp == CpNumber(0) {
+            return Err(Unread::Now("no CP of it is published yet".to_owned()));
+        }
+        let later = |error: &dyn std::fmt::Display| Unread::Later(error.to_string());
+        let mut answer = entry.actor.send(WantScan(cp)).await.map_err(|error| later(&error))?;
+        let replaced = |_| Unread::Later("the source's actor was replaced".to_owned());
+        // A source that cannot read says so at once; then this end need not read for nothing.
+        let early = match tokio::time::timeout(REFUSAL_MAX, &mut answer).await {
+            Ok(early) => Some(whole(early.map_err(replaced)?)?),
+            Err(_) => None,
+        };
         let (shared, name) = (self.shared.clone(), name.clone());
         let here = tokio::task::spawn_blocking(move || shared.scan(&name, cp, progress));
-        let there =
-            answer.await.unwrap_or_else(|_| Err("the source's actor was replaced".to_owned()))?;
-        let (roots, problems) = here.await.map_err(|error| error.to_string())??;
+        let there = match early {
+            Some(early) => early,
+            None => whole(answer.await.map_err(replaced)?)?,
+        };
+        let read = here.await.map_err(|error| Unread::Now(error.to_string()))?;
+        let (roots, problems) = read.map_err(Unread::Later)?;
         Ok(recover::Verified { cp, here: roots, problems, there })
     }
 

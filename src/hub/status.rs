@@ -50,6 +50,8 @@ pub struct Totals {
     pub staged_bytes: u64,
     /// Client bytes drained.
     pub drained_bytes: u64,
+    /// Client bytes in trees that were built and proven.
+    pub applied_bytes: u64,
     /// Client bytes in published CPs.
     pub visible_bytes: u64,
     /// Transfers received.
@@ -198,6 +200,7 @@ fn totals(lane: &Lane) -> Totals {
         received_bytes: get(&ladder.received_bytes),
         staged_bytes: get(&ladder.staged_bytes),
         drained_bytes: get(&ladder.drained_bytes),
+        applied_bytes: get(&ladder.applied_bytes),
         visible_bytes: get(&ladder.visible_bytes),
         transfers: get(&ladder.transfers),
         checkpoints: get(&ladder.checkpoints),

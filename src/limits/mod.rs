@@ -126,10 +126,16 @@ pub const NBD_OPTION_BYTES_MAX: u64 = 16 * KIB;
 pub const NBD_OPTIONS_MAX: usize = 256;
 /// Requests of one NBD connection under way at once.
 pub const NBD_REQUESTS_IN_FLIGHT_MAX: usize = 128;
-/// Request bytes of one NBD connection held in memory at once.
-pub const NBD_BYTES_IN_FLIGHT_MAX: u64 = 64 * MIB;
+/// Bytes of large requests of one NBD connection held in memory at once.
+pub const NBD_BYTES_IN_FLIGHT_MAX: u64 = 32 * MIB;
+/// Bytes of small requests of one NBD connection held in memory at once.
+pub const NBD_SMALL_BYTES_IN_FLIGHT_MAX: u64 = 8 * MIB;
 /// Request bytes of all NBD connections of a process held in memory at once.
 pub const NBD_BYTES_IN_FLIGHT_TOTAL: u64 = 512 * MIB;
+/// One part in so many of them is kept for small requests: large ones cannot take it away.
+pub const NBD_SMALL_SHARE: u64 = 4;
+/// The largest small request.
+pub const NBD_SMALL_REQUEST_BYTES_MAX: u64 = 256 * KIB;
 /// Replies under way hold back reading of further requests from this many bytes on.
 pub const NBD_EAGER_WRITE_BYTES: u64 = 256 * KIB;
 /// NBD connections of one process.
@@ -142,10 +148,11 @@ pub const NBD_OPTION_SKIP_BYTES_MAX: u64 = MIB;
 pub const NBD_WRITE_SKIP_BYTES_MAX: u64 = 2 * NBD_REQUEST_BYTES_MAX;
 /// Extents in one answer to a block status request.
 pub const NBD_EXTENTS_MAX: usize = 65_536;
-/// Seconds in which the next `NBD_STALL_BYTES` of a request or a reply, or its rest, must move.
-pub const NBD_STALL_SECONDS_MAX: u64 = 60;
-/// What must move within that time: a client that trickles must not hold memory for hours.
-pub const NBD_STALL_BYTES: u64 = MIB;
+/// Seconds for a request to come whole, or for the replies that wait to be taken, besides the time
+/// of their bytes. Not renewed by what moves: a client that trickles must not hold memory for hours.
+pub const NBD_STALL_SECONDS_MAX: u64 = 20;
+/// Bytes that a client must at least move in a second, inside a request or a reply.
+pub const NBD_RATE_BYTES_MIN: u64 = if cfg!(test) { 64 * MIB } else { MIB };
 /// Seconds a client is given to take the last replies when we hang up.
 pub const NBD_LINGER_SECONDS_MAX: u64 = 1;
 /// Seconds a stop waits for requests under way before it cuts their connections.
@@ -209,7 +216,12 @@ const _: () = {
     assert!(POOL_RESERVE_BYTES_MIN * 4 <= POOL_DEVICE_BYTES_MIN);
     assert!(POOL_IO_BYTES_MAX == POOL_LEASE_BLOCKS * BLOCK_BYTES_U64, "a lease is one write");
     assert!(NBD_REQUEST_BYTES_MAX <= NBD_BYTES_IN_FLIGHT_MAX);
-    assert!(NBD_BYTES_IN_FLIGHT_MAX <= NBD_BYTES_IN_FLIGHT_TOTAL);
+    assert!(NBD_SMALL_REQUEST_BYTES_MAX <= NBD_SMALL_BYTES_IN_FLIGHT_MAX);
+    assert!(
+        NBD_BYTES_IN_FLIGHT_MAX * 10 <= NBD_BYTES_IN_FLIGHT_TOTAL,
+        "a fraction of what all have"
+    );
+    assert!(NBD_SMALL_BYTES_IN_FLIGHT_MAX * 10 <= NBD_BYTES_IN_FLIGHT_TOTAL / NBD_SMALL_SHARE);
     assert!(NBD_OPTION_BYTES_MAX <= NBD_OPTION_SKIP_BYTES_MAX);
     assert!(NBD_EXTENTS_MAX <= 1 << 20, "the protocol's own bound");
     assert!(NVRAM_SHARE_BYTES_MIN >= LOG_CREDIT_BYTES_MIN, "credit stands on ring share (R10)");

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::protocol::request::Operation;
+use crate::metric::catalogue::CLIENT_WRITE_SECONDS;
 
 /// Counters of one kind of request.
 #[derive(Debug, Default)]
@@ -28,7 +29,7 @@ pub struct OperationTotals {
 }
 
 /// All counters of a server; shared by its connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     connections_open: AtomicU64,
     connections_total: AtomicU64,
@@ -36,6 +37,22 @@ pub struct Counters {
     protocol_errors: AtomicU64,
     panics: AtomicU64,
     operations: [OperationCounters; Operation::ALL.len()],
+    /// A handle, so that recording takes no lock.
+    write_seconds: metrics::Histogram,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            connections_open: AtomicU64::default(),
+            connections_total: AtomicU64::default(),
+            connections_refused: AtomicU64::default(),
+            protocol_errors: AtomicU64::default(),
+            panics: AtomicU64::default(),
+            operations: Default::default(),
+            write_seconds: metrics::histogram!(CLIENT_WRITE_SECONDS.name),
+        }
+    }
 }
 
 fn add(counter: &AtomicU64, value: u64) {
@@ -121,6 +138,9 @@ impl Counters {
 
     /// A request was answered, `bytes` with success or `None` with an error.
     pub(super) fn answered(&self, operation: Operation, bytes: Option<u64>, busy: Duration) {
+        if operation == Operation::Write && bytes.is_some() {
+            self.write_seconds.record(busy);
+        }
         let counters = self.of(operation);
         add(&counters.requests, 1);
         match bytes {

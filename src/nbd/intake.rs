@@ -14,19 +14,16 @@ use futures_util::stream;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use tokio::time::timeout;
 
-use super::budget::{Budget, Held};
+use super::budget::{Budget, Held, time_for};
 use super::end::End;
 use super::protocol::request::{Command, REQUEST_BYTES, Refusal, RequestHeader, Terms};
-use crate::limits::{NBD_EXTENTS_MAX, NBD_STALL_BYTES, NBD_WRITE_SKIP_BYTES_MAX};
+use crate::limits::{NBD_EXTENTS_MAX, NBD_WRITE_SKIP_BYTES_MAX};
 use crate::units::convert::{to_u64, to_usize, u32_to_usize};
 
 /// What an extent takes while an answer is made: as the export tells it and as it is sent.
 const EXTENT_BYTES: u64 = 32;
 /// Smallest extent that an export is expected to tell.
 const EXTENT_UNIT_BYTES: u64 = 512;
-
-/// Bytes that must come within the stall deadline.
-const STRETCH: usize = to_usize(NBD_STALL_BYTES);
 
 /// A request read whole.
 #[derive(Debug)]
@@ -91,9 +88,11 @@ impl<R: AsyncBufRead + Unpin> Intake<R> {
             Ok(command) => self.budget.take(cost(command)).await,
             Err(_) => Held::default(),
         };
+        // One deadline for the whole payload, whatever trickles in: the bytes are held meanwhile.
+        let deadline = self.stall + time_for(header.payload().into());
         let data = match &verdict {
-            Ok(_) => self.payload(u32_to_usize(header.payload())).await?,
-            Err(_) => self.skip(header.payload()).await?,
+            Ok(_) => within(deadline, self.payload(u32_to_usize(header.payload()))).await?,
+            Err(_) => self.skip(header.payload(), deadline).await?,
         };
         Ok(Incoming { header, verdict, data, held })
     }
@@ -113,46 +112,35 @@ impl<R: AsyncBufRead + Unpin> Intake<R> {
 
     /// Reads straight into the bytes that go to the export. `length` is bounded by the verdict
     /// and paid for.
-    async fn payload(&mut self, length: usize) -> Result<Bytes, End> {
+    async fn payload(&mut self, length: usize) -> io::Result<Bytes> {
         let mut data = BytesMut::with_capacity(length);
         while data.len() < length {
-            let goal = length.min(data.len() + STRETCH);
-            within(self.stall, async {
-                while data.len() < goal {
-                    let missing = goal - data.len();
-                    let mut room = (&mut data).limit(missing);
-                    if self.reader.read_buf(&mut room).await? == 0 {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                }
-                Ok(())
-            })
-            .await?;
+            let missing = length - data.len();
+            let mut room = (&mut data).limit(missing);
+            if self.reader.read_buf(&mut room).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
         Ok(data.freeze())
     }
 
-    async fn skip(&mut self, length: u32) -> Result<Bytes, End> {
+    async fn skip(&mut self, length: u32, deadline: Duration) -> Result<Bytes, End> {
         if u64::from(length) > NBD_WRITE_SKIP_BYTES_MAX {
             return Err(End::WriteTooLong(length));
         }
         let mut left = u32_to_usize(length);
-        while left > 0 {
-            let goal = left.saturating_sub(STRETCH);
-            within(self.stall, async {
-                while left > goal {
-                    let part = self.reader.fill_buf().await?.len().min(left - goal);
-                    if part == 0 {
-                        return Err(io::ErrorKind::UnexpectedEof.into());
-                    }
-                    self.reader.consume(part);
-                    left -= part;
+        within(deadline, async {
+            while left > 0 {
+                let part = self.reader.fill_buf().await?.len().min(left);
+                if part == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                Ok(())
-            })
-            .await?;
-        }
-        Ok(Bytes::new())
+                self.reader.consume(part);
+                left -= part;
+            }
+            Ok(Bytes::new())
+        })
+        .await
     }
 }
 
@@ -167,17 +155,17 @@ pub(super) async fn discard<R: AsyncBufRead + Unpin>(reader: &mut R) {
     }
 }
 
-/// A stretch of reading inside a request: it must get to its end, and in time.
+/// Reading inside a request: it must get to its end, and in time.
 async fn within<T>(
-    stall: Duration,
+    deadline: Duration,
     reading: impl Future<Output = io::Result<T>>,
-) -> Result<(), End> {
-    match timeout(stall, reading).await {
-        Ok(Ok(_)) => Ok(()),
+) -> Result<T, End> {
+    match timeout(deadline, reading).await {
+        Ok(Ok(read)) => Ok(read),
         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
             Err(End::Truncated("a request"))
         }
         Ok(Err(error)) => Err(End::Io(error)),
-        Err(_) => Err(End::Stalled(stall, "a request")),
+        Err(_) => Err(End::Stalled(deadline, "a request")),
     }
 }

@@ -42,7 +42,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Options {
     /// From connecting to the first request.
     pub handshake_deadline: Duration,
-    /// For the next MiB of a request or a reply, or its rest.
+    /// For a request or the replies that wait, besides the time of their bytes.
     pub stall_deadline: Duration,
     /// From a stop to the end of requests under way.
     pub drain_deadline: Duration,

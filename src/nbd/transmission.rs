@@ -23,7 +23,7 @@ use tokio::io::{AsyncBufRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::budget::{Budget, Pot};
+use super::budget::{Budget, Pot, time_for};
 use super::counters::Counters;
 use super::end::End;
 use super::execute::{Finished, execute, refuse_at_the_end};
@@ -31,7 +31,7 @@ use super::export::Export;
 use super::handshake::Opened;
 use super::intake::{Incoming, Intake};
 use super::outgoing::Outgoing;
-use crate::limits::{NBD_EAGER_WRITE_BYTES, NBD_REQUESTS_IN_FLIGHT_MAX, NBD_STALL_BYTES};
+use crate::limits::{NBD_EAGER_WRITE_BYTES, NBD_REQUESTS_IN_FLIGHT_MAX};
 
 /// What a connection shares with the others of its server.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub struct Surroundings<'a> {
     pub memory: &'a Pot,
     /// What is counted.
     pub counters: &'a Counters,
-    /// Time for the next `NBD_STALL_BYTES` inside a message.
+    /// Time for a message, besides that of its bytes.
     pub stall: Duration,
     /// What a client is given to take its last replies.
     pub linger: Duration,
@@ -73,7 +73,7 @@ where
         running: FuturesUnordered::new(),
         outgoing: Outgoing::default(),
         writer,
-        stall: Stall { after: stall, timer: Box::pin(sleep(stall)), moved: None },
+        stall: Stall { after: stall, timer: Box::pin(sleep(stall)), left: None },
         reading: true,
         refusing_since: None,
         linger,
@@ -145,28 +145,29 @@ enum Event {
     Idle,
 }
 
-/// Within this time all replies that wait must leave, or `NBD_STALL_BYTES` of them.
+/// The bytes that wait when a write first does not get on must leave within this time and their
+/// own; what is queued behind them has its turn afterwards.
 struct Stall {
     after: Duration,
     timer: Pin<Box<Sleep>>,
-    /// Bytes sent since the timer was set; `None` if it is not set.
-    moved: Option<u64>,
+    /// What of those bytes is still to be sent; `None` if the timer is not set.
+    left: Option<u64>,
 }
 
 impl Stall {
-    /// Called while a write is pending: ready when it has been for too long.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.moved.is_none() {
-            self.timer.as_mut().reset(Instant::now() + self.after);
-            self.moved = Some(0);
+    /// Called while a write of `waiting` bytes is pending: ready when it has been for too long.
+    fn poll(&mut self, waiting: u64, cx: &mut Context<'_>) -> Poll<()> {
+        if self.left.is_none() {
+            self.timer.as_mut().reset(Instant::now() + self.after + time_for(waiting));
+            self.left = Some(waiting);
         }
         self.timer.as_mut().poll(cx)
     }
 
-    /// Called when bytes were sent, and whether they were the last that waited.
-    fn sent(&mut self, bytes: u64, all: bool) {
-        let moved = self.moved.map(|moved| moved + bytes);
-        self.moved = moved.filter(|moved| !all && *moved < NBD_STALL_BYTES);
+    /// Called when bytes were sent.
+    fn sent(&mut self, bytes: u64) {
+        let left = self.left.map(|left| left.saturating_sub(bytes));
+        self.left = left.filter(|left| *left > 0);
     }
 }
 
@@ -237,13 +238,13 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
         let before = self.outgoing.bytes();
         match self.outgoing.poll_write(self.writer, cx) {
             Poll::Ready(Ok(())) => {
-                self.stall.sent(before - self.outgoing.bytes(), self.outgoing.is_empty());
+                self.stall.sent(before - self.outgoing.bytes());
                 Poll::Ready(Event::Sent)
             }
             Poll::Ready(Err(error)) => Poll::Ready(Event::Broken(End::Io(error))),
             Poll::Pending => {
                 let after = self.stall.after;
-                self.stall.poll(cx).map(|()| Event::Broken(End::Stalled(after, "a reply")))
+                self.stall.poll(before, cx).map(|()| Event::Broken(End::Stalled(after, "a reply")))
             }
         }
     }

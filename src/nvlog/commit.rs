@@ -25,8 +25,9 @@ use super::{Committed, Feed, Pending, RingOptions};
 use crate::device::buffer::AlignedBuffer;
 use crate::device::{Device, DeviceError};
 use crate::limits::RECORD_BYTES_MAX;
+use crate::metric::catalogue as names;
 use crate::record::envelope::{ENVELOPE_BYTES, Envelope, record_bytes};
-use crate::units::convert::{low_u32, to_u64, to_usize};
+use crate::units::convert::{low_u32, to_f64, to_u64, to_usize};
 use crate::units::hash::crc32c;
 use crate::units::numbers::{ByteCount, LogPosition};
 
@@ -117,6 +118,24 @@ pub(super) struct Committer {
     batch: AlignedBuffer,
     slot: AlignedBuffer,
     active_at: Instant,
+    figures: Figures,
+}
+
+/// Where group commits are recorded: handles, so that no lock is taken.
+struct Figures {
+    seconds: metrics::Histogram,
+    bytes: metrics::Histogram,
+    records: metrics::Histogram,
+}
+
+impl Figures {
+    fn new() -> Self {
+        Self {
+            seconds: metrics::histogram!(names::NVRAM_COMMIT_SECONDS.name),
+            bytes: metrics::histogram!(names::NVRAM_COMMIT_BATCH_BYTES.name),
+            records: metrics::histogram!(names::NVRAM_COMMIT_BATCH_RECORDS.name),
+        }
+    }
 }
 
 impl Committer {
@@ -131,6 +150,7 @@ impl Committer {
             cursors,
             held: VecDeque::new(),
             active_at: Instant::now(),
+            figures: Figures::new(),
         }
     }
 
@@ -220,7 +240,11 @@ impl Committer {
             return Ok(false);
         }
         let device = &*self.shared.device;
+        let begun = Instant::now();
         let syncs = write_log(device, self.cursors.capacity(), start, &self.batch[..filled])?;
+        self.figures.seconds.record(begun.elapsed());
+        self.figures.bytes.record(to_f64(to_u64(filled)));
+        self.figures.records.record(to_f64(to_u64(laid.len())));
         self.made_durable(laid, syncs);
         Ok(true)
     }

@@ -1,7 +1,8 @@
 //! A listener that bounds its connections: at most so many at once, none idle for long.
 //!
-//! HTTP clients that open connections and say nothing, or read nothing, would otherwise hold
-//! descriptors for ever.
+//! HTTP clients that open connections and say nothing, say it in drops, or read nothing, would
+//! otherwise hold descriptors for ever. So only what the server says starts the clock anew: a
+//! request has one deadline from the accept or the answer before it, whatever trickles in.
 
 use std::future::Future;
 use std::io;
@@ -24,8 +25,8 @@ pub struct Bounded<L> {
 }
 
 impl<L> Bounded<L> {
-    /// At most `connections_max` at once; one without a byte in `idle_max` is closed. Further
-    /// connections wait in the kernel's backlog.
+    /// At most `connections_max` at once; one that has not sent its request, or taken nothing of its
+    /// answer, within `idle_max` is closed. Further connections wait in the kernel's backlog.
     pub fn new(inner: L, connections_max: usize, idle_max: Duration) -> Self {
         Self { inner, places: Arc::new(Semaphore::new(connections_max)), idle_max }
     }
@@ -58,15 +59,14 @@ pub struct BoundedIo<I> {
 }
 
 impl<I> BoundedIo<I> {
-    /// Lets what the inner connection said pass, starts the idle clock anew if there was movement,
-    /// and ends a wait that has lasted too long.
+    /// Lets what the inner connection said pass, and ends a wait that has lasted too long: also one
+    /// that goes from byte to byte.
     fn watch<T>(
         &mut self,
         context: &mut Context<'_>,
         polled: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.idle.as_mut().reset(Instant::now() + self.idle_max);
             return polled;
         }
         match self.idle.as_mut().poll(context) {
@@ -94,6 +94,10 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for BoundedIo<I> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(context, bytes);
+        if matches!(polled, Poll::Ready(Ok(1..))) {
+            let due = Instant::now() + self.idle_max;
+            self.idle.as_mut().reset(due);
+        }
         self.watch(context, polled)
     }
 

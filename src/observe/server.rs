@@ -336,4 +336,50 @@ mod tests {
         }
         server.abort();
     }
+
+    /// Goal: a request that comes in drops has one deadline; no byte of it puts that off.
+    /// Method: both places are taken by clients that send a byte of a header all the while; each is
+    /// closed, and a third is served.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn trickling_requests_are_cut_and_their_places_come_back() {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let bounded = Bounded::new(tcp, 2, Duration::from_millis(300));
+        let app = Router::new().route("/", get(|| async { "here" }));
+        let server = tokio::spawn(async move { axum::serve(bounded, app).await });
+        let cut = Arc::new(AtomicU64::new(0));
+        let tricklers: Vec<_> = (0..2)
+            .map(|_| {
+                let mut stream = TcpStream::connect(address).unwrap();
+                let cut = Arc::clone(&cut);
+                std::thread::spawn(move || {
+                    stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+                    stream.write_all(b"GET / HTTP/1.1\r\nx: ").unwrap();
+                    // The read is the pause between two bytes.
+                    while stream.write_all(b"x").is_ok() {
+                        if matches!(stream.read(&mut [0; 64]), Ok(0)) {
+                            break;
+                        }
+                    }
+                    cut.fetch_add(1, Ordering::SeqCst);
+                })
+            })
+            .collect();
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            for trickler in tricklers {
+                trickler.join().unwrap();
+            }
+            text
+        });
+        let answer = tokio::time::timeout(Duration::from_secs(40), answer);
+        let answer = answer.await.expect("the tricklers are cut").unwrap();
+        assert!(answer.ends_with("here"), "{answer}");
+        assert_eq!(cut.load(Ordering::SeqCst), 2);
+        server.abort();
+    }
 }

@@ -208,6 +208,11 @@ impl Pool {
         self.first_error.get().cloned()
     }
 
+    /// Durable writes and flushes of its device so far.
+    pub fn syncs(&self) -> u64 {
+        self.device().syncs()
+    }
+
     /// Begins a CP. Nothing of it is visible before `publish`; dropping it gives all back.
     pub fn begin(self: &Arc<Self>, budget: Budget) -> WriteSet {
         WriteSet::new(Arc::clone(self), budget)

@@ -194,6 +194,11 @@ impl LogStore {
         self.ask(source, SourceLogs::bytes).unwrap_or(0)
     }
 
+    /// Syncs that the kernel was asked for so far: files, directories, the file system.
+    pub fn syncs(&self) -> u64 {
+        self.shared.open.syncs()
+    }
+
     /// Bytes of records that may still be appended: a transfer takes
     /// [`crate::record::envelope::record_bytes`] of its length. 0 if the source is faulted or was
     /// not recovered.

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Deref;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::error::{FaultLatch, LogError, io_error};
@@ -82,6 +83,8 @@ pub(super) struct OpenFiles {
     table: Mutex<Table>,
     released: Condvar,
     open_max: usize,
+    /// Syncs that the kernel was asked for.
+    syncs: AtomicU64,
 }
 
 /// One open file, for the length of a call.
@@ -116,7 +119,17 @@ impl Drop for Hold<'_> {
 impl OpenFiles {
     pub(super) fn new(files: Arc<dyn Files>, open_max: usize) -> Self {
         assert!(open_max > 0, "a store without descriptors cannot work");
-        Self { files, table: Mutex::default(), released: Condvar::new(), open_max }
+        let (table, released) = (Mutex::default(), Condvar::new());
+        Self { files, table, released, open_max, syncs: AtomicU64::new(0) }
+    }
+
+    /// Syncs that the kernel was asked for.
+    pub(super) fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_sync(&self) {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn files(&self) -> &dyn Files {
@@ -191,6 +204,7 @@ impl OpenFiles {
         };
         table.set_syncing(handle.hold.number, true);
         drop(table);
+        self.count_sync();
         let result = handle.sync_data().map_err(io_error(&name.text, "fdatasync"));
         let result = name.fault.latching(result);
         let mut table = self.lock();

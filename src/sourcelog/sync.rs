@@ -111,6 +111,7 @@ fn sync_slots(shared: &Shared, plans: &mut [Option<Plan<'_>>]) {
 /// One sync for everything; `false` if it reports an error and each file has to be asked.
 fn sync_all(open: &OpenFiles) -> bool {
     let stamp = open.stamp();
+    open.count_sync();
     match open.files().sync_file_system() {
         Ok(()) => {
             open.all_synced(stamp);
@@ -130,6 +131,7 @@ fn sync_all(open: &OpenFiles) -> bool {
 
 fn sync_dir(open: &OpenFiles, dir: &Path) -> Result<(), LogError> {
     let text: Arc<str> = dir.to_string_lossy().into();
+    open.count_sync();
     open.files().sync_dir(dir).map_err(io_error(&text, "fsync directory"))
 }
 

@@ -82,15 +82,70 @@ pub struct DropAnswer {
     pub freed_bytes: u64,
 }
 
+/// What reading both ends has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Both ends were read whole and have one root.
+    Equal,
+    /// Both ends were read and differ, or a block of one is bad.
+    Differ,
+    /// An end was not read: nothing is said about the data.
+    Unproven,
+}
+
+impl Verdict {
+    /// The verdict on two ends of a volume.
+    pub fn of(one: &VerifyOfEnd, other: &VerifyOfEnd) -> Self {
+        if one.bad_blocks > 0 || other.bad_blocks > 0 {
+            return Self::Differ;
+        }
+        match (&one.root, &other.root) {
+            (Some(one), Some(other)) if one == other => Self::Equal,
+            (Some(_), Some(_)) => Self::Differ,
+            (None, _) | (_, None) => Self::Unproven,
+        }
+    }
+}
+
 /// Both ends have read every block of the last common CP and hashed it anew.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyAnswer {
     /// [`super::SCHEMA`].
     pub schema: u32,
-    /// Whether every volume is equal and without a bad block.
+    /// `differ` if any volume does; `equal` if there is at least one and all of them are proven.
+    pub verdict: Verdict,
+    /// Whether the verdict is `equal`.
     pub equal: bool,
-    /// One of each volume asked for.
+    /// One of each volume asked for that was read.
     pub volumes: Vec<VerifyOfVolume>,
+    /// Sources that could not be read, or not whole.
+    pub unproven: Vec<Unproven>,
+}
+
+impl VerifyAnswer {
+    /// The answer to what was read. Nothing read is nothing proven.
+    pub fn of(volumes: Vec<VerifyOfVolume>, unproven: Vec<Unproven>) -> Self {
+        let any = |verdict| volumes.iter().any(|volume| volume.verdict == verdict);
+        let verdict = if any(Verdict::Differ) {
+            Verdict::Differ
+        } else if volumes.is_empty() || !unproven.is_empty() || any(Verdict::Unproven) {
+            Verdict::Unproven
+        } else {
+            Verdict::Equal
+        };
+        let equal = verdict == Verdict::Equal;
+        Self { schema: super::SCHEMA, verdict, equal, volumes, unproven }
+    }
+}
+
+/// A source about which nothing is proven.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unproven {
+    /// Source.
+    pub source: SourceName,
+    /// Why: one sentence, lower case, no full stop.
+    pub reason: String,
 }
 
 /// The comparison of one volume.
@@ -102,7 +157,9 @@ pub struct VerifyOfVolume {
     pub volume: VolumeName,
     /// CP that was read.
     pub cp: u32,
-    /// Whether the roots are equal and no block was bad.
+    /// What was found.
+    pub verdict: Verdict,
+    /// Whether the verdict is `equal`.
     pub equal: bool,
     /// The source's end.
     pub source_end: VerifyOfEnd,
@@ -113,7 +170,8 @@ pub struct VerifyOfVolume {
 /// What one end found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyOfEnd {
-    /// Root recomputed from the data read; null if a block could not be read.
+    /// Root recomputed from the data read; null if a block could not be read, or if this end did
+    /// not read at all: then `blocks_read` and `bad_blocks` are 0.
     pub root: Option<Root>,
     /// Blocks read; holes are known without reading.
     pub blocks_read: u64,
@@ -142,4 +200,51 @@ pub struct PoolCheckAnswer {
     pub bad_blocks: u64,
     /// The first faults in words, at most a hundred.
     pub faults: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(root: Option<u8>, bad_blocks: u64) -> VerifyOfEnd {
+        VerifyOfEnd { root: root.map(|byte| Root([byte; 32])), blocks_read: 1, bad_blocks }
+    }
+
+    fn volume(verdict: Verdict) -> VerifyOfVolume {
+        let (source, volume) = ("filer-a".parse().unwrap(), "vol0".parse().unwrap());
+        let (source_end, hub_end) = (end(None, 0), end(None, 0));
+        let equal = verdict == Verdict::Equal;
+        VerifyOfVolume { source, volume, cp: 1, verdict, equal, source_end, hub_end }
+    }
+
+    /// Only two roots that differ, or a bad block, are an alarm; an end that was not read is none.
+    #[test]
+    fn an_end_that_was_not_read_is_not_a_difference() {
+        for (one, other, verdict) in [
+            (end(Some(1), 0), end(Some(1), 0), Verdict::Equal),
+            (end(Some(1), 0), end(Some(2), 0), Verdict::Differ),
+            (end(None, 3), end(Some(1), 0), Verdict::Differ),
+            (end(Some(1), 0), end(None, 0), Verdict::Unproven),
+            (end(None, 0), end(None, 0), Verdict::Unproven),
+        ] {
+            assert_eq!(Verdict::of(&one, &other), verdict, "{one:?} {other:?}");
+            assert_eq!(Verdict::of(&other, &one), verdict, "{other:?} {one:?}");
+        }
+    }
+
+    #[test]
+    fn equal_needs_a_volume_and_every_source() {
+        let unproven = Unproven { source: "filer-b".parse().unwrap(), reason: "away".into() };
+        for (volumes, unproven, verdict) in [
+            (vec![], vec![], Verdict::Unproven),
+            (vec![volume(Verdict::Equal)], vec![], Verdict::Equal),
+            (vec![volume(Verdict::Equal)], vec![unproven.clone()], Verdict::Unproven),
+            (vec![volume(Verdict::Equal), volume(Verdict::Unproven)], vec![], Verdict::Unproven),
+            (vec![volume(Verdict::Differ), volume(Verdict::Unproven)], vec![], Verdict::Differ),
+            (vec![volume(Verdict::Differ)], vec![unproven], Verdict::Differ),
+        ] {
+            let answer = VerifyAnswer::of(volumes, unproven);
+            assert_eq!((answer.verdict, answer.equal), (verdict, verdict == Verdict::Equal));
+        }
+    }
 }

@@ -132,7 +132,8 @@ pub struct VolumeStatus {
 /// One source, as the hub or the source itself sees it.
 ///
 /// The five `*_bytes` of the ladder count bytes of entries since the same moment, so that their
-/// differences say what is under way; each is at most the one before.
+/// differences say what is under way; each is at most the one before. The two that only the hub
+/// knows are null on a source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceEntry {
     /// Name.
@@ -165,10 +166,10 @@ pub struct SourceEntry {
     pub acknowledged_bytes: u64,
     /// Durable in the hub's ring.
     pub staged_bytes: u64,
-    /// In the source log.
-    pub drained_bytes: u64,
-    /// In the image's new tree.
-    pub applied_bytes: u64,
+    /// In the source log; null on a source.
+    pub drained_bytes: Option<u64>,
+    /// In the image's new tree; null on a source.
+    pub applied_bytes: Option<u64>,
     /// In the published CP.
     pub visible_bytes: u64,
     /// Volumes, by name.
@@ -324,8 +325,8 @@ mod tests {
             lag_seconds: 0.25,
             acknowledged_bytes: 16_384,
             staged_bytes: 16_384,
-            drained_bytes: 12_288,
-            applied_bytes: 12_288,
+            drained_bytes: Some(12_288),
+            applied_bytes: Some(12_288),
             visible_bytes: 12_288,
             volumes: vec![VolumeStatus {
                 name: "vol0".parse().unwrap(),

@@ -203,8 +203,8 @@ mod tests {
             lag_seconds: 0.0,
             acknowledged_bytes: 0,
             staged_bytes: 0,
-            drained_bytes: 0,
-            applied_bytes: 0,
+            drained_bytes: Some(0),
+            applied_bytes: Some(0),
             visible_bytes: 0,
             volumes: Vec::new(),
         }

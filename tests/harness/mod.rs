@@ -20,7 +20,7 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_mirrorhub");
 
 /// A loopback address that no other test of this or another process uses, by chance of one in
 /// millions; ports on it are free as long as they differ.
-fn own_address(directory: &Path) -> Ipv4Addr {
+pub fn own_address(directory: &Path) -> Ipv4Addr {
     let hash = blake3::hash(directory.as_os_str().as_encoded_bytes());
     let [a, b, c] = [hash.as_bytes()[0], hash.as_bytes()[1], hash.as_bytes()[2]];
     Ipv4Addr::new(127, 1 + a % 250, b, 1 + c % 250)
@@ -31,8 +31,8 @@ const HUB_PORT: u16 = 7420;
 const HTTP_PORT: u16 = 7421;
 const SOURCE_HTTP_PORT: u16 = 7430;
 
-/// Waits until `done` is true; panics with `what` after `limit`. The pause between two looks is
-/// the only sleep of the suite.
+/// Waits until `done` is true; panics with `what` after `limit`. Tests wait with this for what they
+/// want to see; [`pause`] alone is for time that is itself what is tested.
 pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !done() {

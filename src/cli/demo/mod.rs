@@ -9,6 +9,7 @@ mod load;
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -20,10 +21,14 @@ use self::cluster::Cluster;
 use self::load::Load;
 use super::Done;
 use super::failure::Failure;
+use super::progress::ProgressShow;
+use super::terminal::{Look, Terminal};
+use crate::control::message::{Progress, ProgressUnit};
 use crate::nbd::client::Client;
 use crate::status::answers::CheckpointAnswer;
 use crate::units::convert::{to_f64, to_u64};
 use crate::units::hash::Root;
+use crate::units::ids::random_u64;
 use crate::units::numbers::ByteCount;
 use crate::volume::root::hash_reader;
 
@@ -45,34 +50,29 @@ pub struct DemoArguments {
 }
 
 /// Runs the demo; prints what it does and measures.
-pub fn run(arguments: &DemoArguments) -> Result<Done, Failure> {
-    match play(arguments) {
+pub fn run(arguments: &DemoArguments, terminal: &Terminal) -> Result<Done, Failure> {
+    match play(arguments, terminal.error) {
         Ok(()) => Ok(Done::WELL),
         Err(error) => Err(Failure::failed(format!("demo: {error:#}"), "")),
     }
 }
 
-fn play(demo: &DemoArguments) -> Result<()> {
-    let directory = std::env::temp_dir().join(format!("mirrorhub-demo-{}", std::process::id()));
-    fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot make {}", directory.display()))?;
+fn play(demo: &DemoArguments, look: Look) -> Result<()> {
+    if let Some(image) = &demo.image {
+        whole_blocks(image)?;
+    }
+    let directory = fresh_directory(&std::env::temp_dir())?;
     let image = match &demo.image {
         Some(image) => image.clone(),
         None => make_image(&directory)?,
     };
-    let size =
-        fs::metadata(&image).with_context(|| format!("cannot read {}", image.display()))?.len();
-    ensure!(
-        size > 0 && size.is_multiple_of(4096),
-        "{} has {size} bytes: an image has whole blocks of 4096 bytes",
-        image.display()
-    );
+    let size = whole_blocks(&image)?;
     let mut cluster = Cluster::new(&directory, &SOURCES, size)?;
     println!("state of this demo: {}", directory.display());
     let begin = Instant::now();
     cluster.start_all()?;
     println!("hub and {} sources in sync after {}", SOURCES.len(), seconds(begin.elapsed()));
-    let result = show(&mut cluster, &image, size);
+    let result = show(&mut cluster, &image, size, look);
     if let Err(error) = result {
         println!("logs of the processes are kept in {}", directory.display());
         return Err(error);
@@ -87,10 +87,34 @@ fn play(demo: &DemoArguments) -> Result<()> {
     Ok(())
 }
 
-fn show(cluster: &mut Cluster, image: &Path, size: u64) -> Result<()> {
+/// The size of an image that a volume can hold.
+fn whole_blocks(image: &Path) -> Result<u64> {
+    let size =
+        fs::metadata(image).with_context(|| format!("cannot read {}", image.display()))?.len();
+    ensure!(
+        size > 0 && size.is_multiple_of(4096),
+        "{} has {size} bytes: an image has whole blocks of 4096 bytes",
+        image.display()
+    );
+    Ok(size)
+}
+
+/// A directory that nobody else can have prepared: its name cannot be guessed, it is made here and
+/// now, and only its owner may enter it.
+fn fresh_directory(parent: &Path) -> Result<PathBuf> {
+    let number = random_u64().context("no random number for the name of a directory")?;
+    let directory = parent.join(format!("mirrorhub-demo-{number:016x}"));
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    Ok(directory)
+}
+
+fn show(cluster: &mut Cluster, image: &Path, size: u64, look: Look) -> Result<()> {
     println!("\n1. writing {} to each source over NBD, reading the hub's images", mib(size));
     for name in SOURCES {
-        write_image(cluster, name, image, size)?;
+        write_image(cluster, name, image, size, look)?;
     }
     println!("\n2. a consistency point: the same root, computed by three parties");
     compare(cluster, image, size)?;
@@ -132,7 +156,7 @@ fn make_image(directory: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-fn write_image(cluster: &Cluster, name: &str, image: &Path, size: u64) -> Result<()> {
+fn write_image(cluster: &Cluster, name: &str, image: &Path, size: u64, look: Look) -> Result<()> {
     let export = format!("{name}/vol0");
     let reader = {
         let (socket, export) = (cluster.image_socket(), export.clone());
@@ -141,6 +165,7 @@ fn write_image(cluster: &Cluster, name: &str, image: &Path, size: u64) -> Result
     let mut client = Client::unix(&cluster.volume_socket(name), &export, PATIENCE)?;
     let mut file = fs::File::open(image)?;
     let begin = Instant::now();
+    let mut progress = ProgressShow::new(look);
     let mut buffer = vec![0; CHUNK];
     let (mut offset, mut under_way) = (0, 0);
     while offset < size {
@@ -154,8 +179,16 @@ fn write_image(cluster: &Cluster, name: &str, image: &Path, size: u64) -> Result
                 client.reply()?.result.map_err(|code| anyhow::anyhow!("write: error {code}"))?;
             }
             under_way = 0;
+            progress.update(&Progress {
+                what: "writing".to_owned(),
+                object: export.clone(),
+                done: offset,
+                total: Some(size),
+                unit: ProgressUnit::Bytes,
+            });
         }
     }
+    progress.end();
     let took = begin.elapsed();
     let read = reader.join().map_err(|_| anyhow::anyhow!("the image's reader panicked"))??;
     println!(
@@ -257,4 +290,23 @@ fn mib(bytes: u64) -> String {
 fn rate(bytes: u64, took: Duration) -> u64 {
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
     bytes.saturating_mul(1000) / millis
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_directory_is_fresh_private_and_never_the_same() {
+        let parent = tempfile::tempdir().unwrap();
+        let (one, two) = (fresh_directory(parent.path()), fresh_directory(parent.path()));
+        let (one, two) = (one.unwrap(), two.unwrap());
+        assert_ne!(one, two);
+        assert_eq!(fs::metadata(&one).unwrap().permissions().mode() & 0o777, 0o700);
+        // Control: what exists is not taken over.
+        assert!(fs::DirBuilder::new().create(&one).is_err());
+        assert!(fresh_directory(&parent.path().join("missing")).is_err());
+    }
 }

@@ -2,29 +2,32 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{Doors, answer, collect_source, end_of, failed, join, kept, pool_check};
+use super::{
+    Doors, answer, collect_source, end_of, failed, join, kept, pool_check, unknown_volume,
+};
 use crate::cli::signals::{Signal, Signals};
 use crate::config::schema::HubConfig;
-use crate::control::message::{
-    AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
-};
+use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
 use crate::control::server::{Admin, AdminServer};
 use crate::hub::images::Images;
+use crate::hub::recover::Verified;
 use crate::hub::shared::SourceSetting;
-use crate::hub::status::{Snapshot, SourceState};
+use crate::hub::status::{Snapshot, SourceState, Totals};
 use crate::hub::{Hub, HubOptions};
 use crate::metric::catalogue as names;
 use crate::nbd::serve::{Options, Server};
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
 use crate::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, Unproven, Verdict, VerifyAnswer, VerifyOfVolume,
+    VolumeRoot,
 };
 use crate::status::document::{SourceEntry, State, StatusDocument, VolumeStatus};
 use crate::units::convert::to_f64;
@@ -48,7 +51,8 @@ pub fn run(config: &HubConfig) -> Result<()> {
         let hub = Arc::new(Hub::start(options).await?);
         let server = Server::new(Options::default());
         let stop = CancellationToken::new();
-        let view = Arc::new(View { hub: hub.clone(), server: server.clone() });
+        let started = Instant::now();
+        let view = Arc::new(View { hub: hub.clone(), server: server.clone(), started });
         let images = Images::new(hub.shared().clone());
         let mut tasks = doors.open(&server, images, view.clone(), metrics, &stop);
         tasks.push(tokio::spawn(admin.run(view, stop.clone())));
@@ -94,6 +98,7 @@ fn options(config: &HubConfig) -> HubOptions {
 struct View {
     hub: Arc<Hub>,
     server: Server,
+    started: Instant,
 }
 
 impl View {
@@ -115,6 +120,7 @@ impl View {
         &self,
         only: Option<&SourceName>,
         keep: Option<&KeptName>,
+        progress: &ProgressSender,
     ) -> Result<Value, AdminError> {
         let (names, mut sources) = (self.names(only)?, Vec::new());
         if let Some(keep) = keep {
@@ -126,7 +132,15 @@ impl View {
                 let message = format!("checkpoint of {name}: {reason}");
                 AdminError::new(code::SOURCE_OFFLINE, message, "start the source or its network")
             };
-            let (cp, roots) = self.hub.checkpoint(&name).await.map_err(offline)?;
+            let before = self.snapshot(&name)?.totals;
+            let total = before.staged_bytes.saturating_sub(before.visible_bytes);
+            let show = || {
+                let blocks = self.snapshot(&name).map_or(0, |now| carried(&now.totals));
+                let done = blocks.saturating_sub(carried(&before));
+                progress.send(super::publishing(&name, done, total));
+            };
+            let published = super::showing(self.hub.checkpoint(&name), show).await;
+            let (cp, roots) = published.map_err(offline)?;
             let snapshot = self.snapshot(&name)?;
             sources.push(match keep {
                 Some(keep) => kept::keep(&self.hub, name, keep).await?,
@@ -139,20 +153,6 @@ impl View {
         answer(&CheckpointAnswer { schema: SCHEMA, sources })
     }
 
-    /// The volumes of a source that could not be asked: not proven equal.
-    fn unproven(&self, name: &SourceName) -> Result<Vec<VerifyOfVolume>, AdminError> {
-        let snapshot = self.snapshot(name)?;
-        let volume = |offer: &wire::VolumeOffer| VerifyOfVolume {
-            source: name.clone(),
-            volume: offer.name.clone(),
-            cp: snapshot.applied_cp.0,
-            equal: false,
-            source_end: end_of(None),
-            hub_end: end_of(None),
-        };
-        Ok(snapshot.volumes.iter().map(volume).collect())
-    }
-
     fn snapshot(&self, name: &SourceName) -> Result<Arc<Snapshot>, AdminError> {
         let found = self.hub.snapshots().into_iter().find(|snapshot| snapshot.name == *name);
         found.ok_or_else(|| failed(format!("source {name} is gone")))
@@ -163,65 +163,69 @@ impl View {
         target: Option<&Target>,
         progress: &ProgressSender,
     ) -> Result<Value, AdminError> {
-        let mut volumes = Vec::new();
+        let only = target.and_then(|target| target.volume.as_ref());
+        let (mut volumes, mut unproven) = (Vec::new(), Vec::new());
         for name in self.names(target.map(|target| &target.source))? {
+            let known = self.snapshot(&name)?.volumes.clone();
+            if let Some(only) = only.filter(|only| !knows(&known, only)) {
+                return Err(unknown_volume(&name, only));
+            }
             let (show, source) = (progress.clone(), name.clone());
             let report = move |volume: &VolumeName, done, total| {
-                show.send(Progress {
-                    what: "reading".to_owned(),
-                    object: format!("{source}/{volume}"),
-                    done,
-                    total: Some(total),
-                    unit: ProgressUnit::Blocks,
-                });
+                show.send(super::reading(&source, volume, done, total));
             };
-            let read = match self.hub.verify(&name, report).await {
-                Ok(read) => read,
-                Err(error) if target.is_none() => {
-                    // One source that cannot be asked does not keep the others from being proven.
-                    tracing::warn!(source = %name, error, "not verified");
-                    volumes.extend(self.unproven(&name)?);
-                    continue;
+            match self.hub.verify(&name, report).await {
+                Ok(read) => volumes.extend(self.compared(&name, only, &read)?),
+                // One source that cannot be asked does not keep the others from being proven.
+                Err(reason) => {
+                    tracing::warn!(source = %name, reason, "not verified");
+                    unproven.push(Unproven { source: name, reason });
                 }
-                Err(error) => {
-                    let message = format!("verify of {name}: {error}");
-                    let next = "start the source or its network, then try again";
-                    return Err(AdminError::new(code::SOURCE_OFFLINE, message, next));
-                }
-            };
-            for problem in read.problems.iter().chain(&read.there.problems) {
-                tracing::error!(source = %name, problem, "verify");
-            }
-            let snapshot = self.snapshot(&name)?;
-            for offer in &snapshot.volumes {
-                if target.is_some_and(|t| t.volume.as_ref().is_some_and(|v| *v != offer.name)) {
-                    continue;
-                }
-                let find = |scans: &[wire::VolumeScan]| {
-                    scans.iter().find(|scan| scan.volume == offer.number).copied()
-                };
-                let (here, there) = (find(&read.here), find(&read.there.volumes));
-                volumes.push(VerifyOfVolume {
-                    source: name.clone(),
-                    volume: offer.name.clone(),
-                    cp: read.cp.0,
-                    equal: same(here, there),
-                    source_end: end_of(there),
-                    hub_end: end_of(here),
-                });
             }
         }
-        let equal = volumes.iter().all(|volume| volume.equal);
-        answer(&VerifyAnswer { schema: SCHEMA, equal, volumes })
+        answer(&VerifyAnswer::of(volumes, unproven))
+    }
+
+    /// What was read of a source, volume by volume.
+    fn compared(
+        &self,
+        name: &SourceName,
+        only: Option<&VolumeName>,
+        read: &Verified,
+    ) -> Result<Vec<VerifyOfVolume>, AdminError> {
+        for problem in read.problems.iter().chain(&read.there.problems) {
+            tracing::error!(source = %name, problem, "verify");
+        }
+        let compare = |offer: &wire::VolumeOffer| {
+            let find = |scans: &[wire::VolumeScan]| {
+                end_of(scans.iter().find(|scan| scan.volume == offer.number).copied())
+            };
+            let (hub_end, source_end) = (find(&read.here), find(&read.there.volumes));
+            let verdict = Verdict::of(&source_end, &hub_end);
+            VerifyOfVolume {
+                source: name.clone(),
+                volume: offer.name.clone(),
+                cp: read.cp.0,
+                verdict,
+                equal: verdict == Verdict::Equal,
+                source_end,
+                hub_end,
+            }
+        };
+        let snapshot = self.snapshot(name)?;
+        let asked = snapshot.volumes.iter().filter(|offer| only.is_none_or(|v| *v == offer.name));
+        Ok(asked.map(compare).collect())
     }
 }
 
-/// Whether both ends have read the volume whole and computed one root.
-fn same(here: Option<wire::VolumeScan>, there: Option<wire::VolumeScan>) -> bool {
-    let root = |scan: Option<wire::VolumeScan>| {
-        scan.filter(|scan| scan.bad_blocks == 0).and_then(|scan| scan.root)
-    };
-    root(here).is_some() && root(here) == root(there)
+/// Blocks that CPs have carried.
+fn carried(totals: &Totals) -> u64 {
+    totals.reference_blocks + totals.inline_blocks + totals.hole_blocks
+}
+
+/// Whether a source is known to have that volume, or its volumes are not known.
+fn knows(volumes: &[wire::VolumeOffer], name: &VolumeName) -> bool {
+    volumes.is_empty() || volumes.iter().any(|offer| offer.name == *name)
 }
 
 fn volume_roots(snapshot: &Snapshot, roots: &[wire::VolumeRoot]) -> Vec<VolumeRoot> {
@@ -251,7 +255,7 @@ impl Admin for View {
                     answer(&document)
                 }
                 Request::Checkpoint { source, keep } => {
-                    self.checkpoint(source.as_ref(), keep.as_ref()).await
+                    self.checkpoint(source.as_ref(), keep.as_ref(), &progress).await
                 }
                 Request::Kept { source } => kept::list(&self.hub, self.names(source.as_ref())?),
                 Request::Drop { target } => {
@@ -267,12 +271,13 @@ impl Admin for View {
 
 impl Observed for View {
     fn collect(&self) {
-        collect(&self.hub, &self.server);
+        collect(self);
     }
 
     fn status(&self) -> StatusDocument {
         let shared = self.hub.shared();
-        let sources = self.hub.snapshots().iter().map(|snapshot| entry(snapshot)).collect();
+        let sources =
+            self.hub.snapshots().iter().map(|snapshot| entry(snapshot, self.started)).collect();
         let ring = shared.stager.ring().map(|ring| ring.status());
         let nvram = ring.as_ref().map(super::source::nvram_status);
         let pool = super::pool_status(&shared.pool);
@@ -280,7 +285,7 @@ impl Observed for View {
     }
 }
 
-fn entry(snapshot: &Snapshot) -> SourceEntry {
+fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
     let state = match snapshot.state {
         SourceState::Waiting => State::Waiting,
         SourceState::InSync => State::InSync,
@@ -290,9 +295,12 @@ fn entry(snapshot: &Snapshot) -> SourceEntry {
     };
     let totals = &snapshot.totals;
     let lag = snapshot.cursors.oldest_invisible().map(|since| since.elapsed().as_secs_f64());
-    let silence =
-        snapshot.heard.filter(|_| !snapshot.connected).map(|at| at.elapsed().as_secs_f64());
-    let age = lag.unwrap_or(0.0).max(silence.unwrap_or(0.0));
+    // One that this process has never heard is silent at least since its start.
+    let silence = match snapshot.heard {
+        _ if snapshot.connected => 0.0,
+        heard => heard.unwrap_or(started).elapsed().as_secs_f64(),
+    };
+    let age = lag.unwrap_or(0.0).max(silence);
     let root = |number| snapshot.roots.iter().find(|r| r.volume == number).map(|r| r.root);
     SourceEntry {
         name: snapshot.name.clone(),
@@ -310,8 +318,8 @@ fn entry(snapshot: &Snapshot) -> SourceEntry {
         lag_seconds: lag.unwrap_or(0.0),
         acknowledged_bytes: totals.staged_bytes,
         staged_bytes: totals.staged_bytes,
-        drained_bytes: totals.drained_bytes,
-        applied_bytes: totals.visible_bytes,
+        drained_bytes: Some(totals.drained_bytes),
+        applied_bytes: Some(totals.applied_bytes),
         visible_bytes: totals.visible_bytes,
         volumes: snapshot
             .volumes
@@ -325,11 +333,12 @@ fn entry(snapshot: &Snapshot) -> SourceEntry {
     }
 }
 
-fn collect(hub: &Hub, server: &Server) {
-    let shared = hub.shared();
+fn collect(view: &View) {
+    let shared = view.hub.shared();
     let mut carried: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
-    for snapshot in hub.snapshots() {
-        collect_source(&entry(&snapshot));
+    let mut log_errors = 0;
+    for snapshot in view.hub.snapshots() {
+        collect_source(&entry(&snapshot, view.started));
         let (totals, source) = (&snapshot.totals, snapshot.name.to_string());
         let count = |name: &'static str, value: u64| {
             metrics::counter!(name, "source" => source.clone()).absolute(value);
@@ -341,6 +350,8 @@ fn collect(hub: &Hub, server: &Server) {
         let restarts = shared.counters.restarts_of(&snapshot.name);
         count(names::SOURCE_ACTOR_RESTARTS.name, restarts);
         let log = snapshot.source.map_or(0, |id| shared.store.bytes(id));
+        let fault = snapshot.source.and_then(|id| shared.store.fault(id));
+        log_errors += u64::from(fault.is_some());
         metrics::gauge!(names::SOURCE_LOG_BYTES.name, "source" => source.clone()).set(to_f64(log));
         for (kind, blocks, bytes) in [
             ("reference", totals.reference_blocks, totals.reference_bytes),
@@ -354,12 +365,16 @@ fn collect(hub: &Hub, server: &Server) {
     for (kind, (blocks, bytes)) in carried {
         super::collect_carried(kind, blocks, bytes);
     }
-    for (reason, count) in shared.counters.refusals() {
+    let refused: BTreeMap<_, _> = shared.counters.refusals().into_iter().collect();
+    for &reason in names::REFUSALS {
+        let count = refused.get(reason).copied().unwrap_or(0);
         metrics::counter!(names::CONNECTIONS_REFUSED.name, "reason" => reason).absolute(count);
     }
+    metrics::counter!(names::DEVICE_SYNCS.name, "device" => "log").absolute(shared.store.syncs());
+    metrics::counter!(names::DEVICE_ERRORS.name, "device" => "log").absolute(log_errors);
     if let Some(ring) = shared.stager.ring() {
         super::source::collect_ring(&ring.status());
     }
     super::collect_pool(&shared.pool);
-    super::collect_nbd(server);
+    super::collect_nbd(&view.server);
 }

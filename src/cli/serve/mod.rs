@@ -8,7 +8,9 @@ mod hub;
 mod kept;
 mod source;
 
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -22,15 +24,19 @@ use super::locate::ConfigArgument;
 use super::logging::{self, LogFormat};
 use super::{Done, sockets};
 use crate::config::schema::Listen;
-use crate::control::message::{AdminError, code};
+use crate::control::message::{AdminError, Progress, ProgressUnit, code};
+use crate::limits::ADMIN_PROGRESS_MS;
 use crate::metric::catalogue as names;
 use crate::nbd;
+use crate::nbd::protocol::request::Operation;
 use crate::observe::server::{HttpListener, Observed};
 use crate::pool::Pool;
 use crate::status::SCHEMA;
 use crate::status::answers::{PoolCheckAnswer, VerifyOfEnd};
 use crate::status::document::{PoolStatus, SourceEntry, State};
+use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
+use crate::units::names::{SourceName, VolumeName};
 use crate::volume::check::{Depth, Finding, check};
 use crate::wire::message::VolumeScan;
 
@@ -172,6 +178,46 @@ async fn pool_check(pool: Arc<Pool>) -> Result<Value, AdminError> {
     })
 }
 
+fn unknown_volume(source: &SourceName, volume: &VolumeName) -> AdminError {
+    let next = "`mirrorhub status --json` lists the volumes of each source";
+    AdminError::new(code::UNKNOWN_VOLUME, format!("source {source} has no volume {volume}"), next)
+}
+
+/// Waits for `work` and calls `show` again and again meanwhile.
+async fn showing<T>(work: impl Future<Output = T>, mut show: impl FnMut()) -> T {
+    let mut work = std::pin::pin!(work);
+    let mut tick = tokio::time::interval(Duration::from_millis(ADMIN_PROGRESS_MS));
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = tick.tick() => show(),
+        }
+    }
+}
+
+/// How far the CP of a source is: blocks that the hub was sent, of those that wait.
+fn publishing(source: &SourceName, done: u64, total_bytes: u64) -> Progress {
+    Progress {
+        what: "checkpoint of".to_owned(),
+        object: source.to_string(),
+        done,
+        // A CP may send more than clients wrote last: then it is as good as done.
+        total: Some((total_bytes / BLOCK_BYTES_U64).max(done)),
+        unit: ProgressUnit::Blocks,
+    }
+}
+
+/// How far the reading of a volume is.
+fn reading(source: &SourceName, volume: &VolumeName, done: u64, total: u64) -> Progress {
+    Progress {
+        what: "reading".to_owned(),
+        object: format!("{source}/{volume}"),
+        done,
+        total: Some(total),
+        unit: ProgressUnit::Blocks,
+    }
+}
+
 /// What one end read of a volume; nothing if it did not say.
 fn end_of(scan: Option<VolumeScan>) -> VerifyOfEnd {
     VerifyOfEnd {
@@ -205,6 +251,7 @@ fn collect_pool(pool: &Pool) {
     if let Ok((pins, _)) = pool.pin_counts() {
         metrics::gauge!(names::IMAGE_PINS.name).set(to_f64(pins));
     }
+    metrics::counter!(names::DEVICE_SYNCS.name, "device" => "pool").absolute(pool.syncs());
     metrics::counter!(names::DEVICE_ERRORS.name, "device" => "pool")
         .absolute(u64::from(pool.first_error().is_some()));
 }
@@ -219,6 +266,13 @@ fn collect_carried(kind: &'static str, blocks: u64, bytes: u64) {
 fn collect_nbd(server: &nbd::serve::Server) {
     let counters = server.counters();
     metrics::gauge!(names::NBD_CONNECTIONS.name).set(to_f64(counters.connections_open()));
+    for operation in Operation::ALL.into_iter().filter(|operation| *operation != Operation::Unknown)
+    {
+        let (command, totals) = (operation.name(), counters.operation(operation));
+        metrics::counter!(names::NBD_REQUESTS.name, "command" => command).absolute(totals.requests);
+        metrics::counter!(names::NBD_REQUEST_ERRORS.name, "command" => command)
+            .absolute(totals.errors);
+    }
 }
 
 /// The series of one source, the same on both ends.
@@ -236,8 +290,14 @@ fn collect_source(entry: &SourceEntry) {
     };
     count(names::SOURCE_ACKNOWLEDGED_BYTES.name, entry.acknowledged_bytes);
     count(names::SOURCE_STAGED_BYTES.name, entry.staged_bytes);
-    count(names::SOURCE_DRAINED_BYTES.name, entry.drained_bytes);
-    count(names::SOURCE_APPLIED_BYTES.name, entry.applied_bytes);
+    for (name, known) in [
+        (names::SOURCE_DRAINED_BYTES.name, entry.drained_bytes),
+        (names::SOURCE_APPLIED_BYTES.name, entry.applied_bytes),
+    ] {
+        if let Some(bytes) = known {
+            count(name, bytes);
+        }
+    }
     count(names::SOURCE_VISIBLE_BYTES.name, entry.visible_bytes);
     let gauge = |name: &'static str, value: f64| {
         metrics::gauge!(name, "source" => source.clone()).set(value);

@@ -9,11 +9,12 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{Doors, answer, end_of, failed, join, pool_check};
+use super::{Doors, answer, end_of, join, pool_check, unknown_volume};
 use crate::cli::signals::{Signal, Signals};
 use crate::config::schema::SourceConfig;
 use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
 use crate::control::server::{Admin, AdminServer};
+use crate::filer::counters::CounterValues;
 use crate::filer::status::{SourceState, Status};
 use crate::filer::{CheckpointError, DeviceOptions, Filer, FilerOptions};
 use crate::metric::catalogue as names;
@@ -22,7 +23,8 @@ use crate::nvlog::RingStatus;
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
 use crate::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, Unproven, Verdict, VerifyAnswer, VerifyOfVolume,
+    VolumeRoot,
 };
 use crate::status::document::{
     NvramStatus, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
@@ -113,13 +115,25 @@ impl View {
         }
     }
 
-    async fn checkpoint(&self, only: Option<&SourceName>) -> Result<Value, AdminError> {
+    async fn checkpoint(
+        &self,
+        only: Option<&SourceName>,
+        progress: &ProgressSender,
+    ) -> Result<Value, AdminError> {
         let name = self.own_name(only)?;
         let lost = |error: CheckpointError| {
             let message = format!("checkpoint of {name}: {error}");
             AdminError::new(code::HUB_LOST, message, "see `mirrorhub status`")
         };
-        let (cp, roots) = self.filer.checkpoint().await.map_err(lost)?;
+        let before = self.filer.status();
+        let total = before.ladder.hub_bytes.saturating_sub(before.ladder.visible_bytes);
+        let show = || {
+            let done = carried(&self.filer.status().counters);
+            let done = done.saturating_sub(carried(&before.counters));
+            progress.send(super::publishing(&name, done, total));
+        };
+        let published = super::showing(self.filer.checkpoint(), show).await;
+        let (cp, roots) = published.map_err(lost)?;
         let volumes = self.filer.status().volumes;
         let named = |number, root| {
             let volume = volumes.iter().find(|volume| volume.number == number)?;
@@ -130,40 +144,72 @@ impl View {
         answer(&CheckpointAnswer { schema: SCHEMA, sources })
     }
 
-    async fn verify(&self, target: Option<&Target>) -> Result<Value, AdminError> {
+    async fn verify(
+        &self,
+        target: Option<&Target>,
+        progress: &ProgressSender,
+    ) -> Result<Value, AdminError> {
         let name = self.own_name(target.map(|target| &target.source))?;
-        let read = self.filer.verify().await;
-        let read = read.map_err(|error| failed(format!("verify of {name}: {error}")))?;
+        let only = target.and_then(|target| target.volume.as_ref());
+        let known = self.filer.status().volumes;
+        if let Some(only) = only.filter(|only| !known.iter().any(|known| known.name == **only)) {
+            return Err(unknown_volume(&name, only));
+        }
+        let (show, source) = (progress.clone(), name.clone());
+        let names: Vec<_> = known.iter().map(|known| (known.number, known.name.clone())).collect();
+        let report = move |number, done, total| {
+            if let Some((_, volume)) = names.iter().find(|(known, _)| *known == number) {
+                show.send(super::reading(&source, volume, done, total));
+            }
+        };
+        let read = match self.filer.verify(report).await {
+            Ok(read) => read,
+            Err(error) => {
+                let unproven = Unproven { source: name, reason: error.to_string() };
+                return answer(&VerifyAnswer::of(Vec::new(), vec![unproven]));
+            }
+        };
         for problem in &read.problems {
             tracing::error!(source = %name, problem, "verify");
         }
-        let status = self.filer.status();
         let mut volumes = Vec::new();
         for volume in &read.volumes {
-            let known = status.volumes.iter().find(|known| known.number == volume.volume);
-            let Some(known) = known else { continue };
-            if target.is_some_and(|t| t.volume.as_ref().is_some_and(|v| *v != known.name)) {
+            let known = known.iter().find(|known| known.number == volume.volume);
+            let Some(known) = known.filter(|known| only.is_none_or(|o| *o == known.name)) else {
                 continue;
-            }
+            };
+            let (source_end, hub_end) = (end_of(volume.here), end_of(volume.hub));
+            let verdict = match Verdict::of(&source_end, &hub_end) {
+                // Both ends read the same, and not what was announced with the CP.
+                Verdict::Equal if !volume.is_equal() => Verdict::Differ,
+                verdict @ (Verdict::Equal | Verdict::Differ | Verdict::Unproven) => verdict,
+            };
             volumes.push(VerifyOfVolume {
                 source: name.clone(),
                 volume: known.name.clone(),
                 cp: read.cp.0,
-                equal: volume.is_equal() && read.problems.is_empty(),
-                source_end: end_of(volume.here),
-                hub_end: end_of(volume.hub),
+                verdict,
+                equal: verdict == Verdict::Equal,
+                source_end,
+                hub_end,
             });
         }
-        let equal = volumes.iter().all(|volume| volume.equal) && read.problems.is_empty();
-        answer(&VerifyAnswer { schema: SCHEMA, equal, volumes })
+        let unread = read.problems.first().cloned();
+        let unproven = unread.map(|reason| Unproven { source: name, reason });
+        answer(&VerifyAnswer::of(volumes, unproven.into_iter().collect()))
     }
+}
+
+/// Blocks that CPs have carried.
+fn carried(counters: &CounterValues) -> u64 {
+    counters.references + counters.inline_blocks + counters.holes
 }
 
 impl Admin for View {
     fn handle(
         &self,
         request: Request,
-        _progress: ProgressSender,
+        progress: ProgressSender,
     ) -> BoxFuture<'_, Result<Value, AdminError>> {
         Box::pin(async move {
             match request {
@@ -172,7 +218,7 @@ impl Admin for View {
                     answer(&self.status())
                 }
                 Request::Checkpoint { source, keep: None } => {
-                    self.checkpoint(source.as_ref()).await
+                    self.checkpoint(source.as_ref(), &progress).await
                 }
                 Request::Checkpoint { keep: Some(_), .. }
                 | Request::Kept { .. }
@@ -181,7 +227,7 @@ impl Admin for View {
                     "CPs are kept, listed and dropped on the hub, not on a source",
                     "give the same command to the hub, with its --config",
                 )),
-                Request::Verify { target } => self.verify(target.as_ref()).await,
+                Request::Verify { target } => self.verify(target.as_ref(), &progress).await,
                 Request::PoolCheck {} => pool_check(self.filer.pool().clone()).await,
             }
         })
@@ -252,6 +298,8 @@ fn entry(status: &Status, policy: &Policy) -> SourceEntry {
     let ladder = &status.ladder;
     let visible = ladder.visible_bytes.min(ladder.hub_bytes);
     let lag = if ladder.hub_bytes > visible { status.lag.as_secs_f64() } else { 0.0 };
+    // What the hub does not hear of may have changed: its image is only known to equal the past.
+    let silence = status.hub_silence.map_or(0.0, |silence| silence.as_secs_f64());
     SourceEntry {
         name: status.name.clone(),
         id: Some(status.id),
@@ -263,13 +311,13 @@ fn entry(status: &Status, policy: &Policy) -> SourceEntry {
         epoch: status.epoch.number,
         generation: status.generation.number,
         applied_cp: status.common_cp.map_or(0, |cp| cp.0),
-        image_age_seconds: status.common_cp.map(|_| lag),
+        image_age_seconds: status.common_cp.map(|_| lag.max(silence)),
         lag_bytes: ladder.hub_bytes - visible,
         lag_seconds: lag,
         acknowledged_bytes: ladder.hub_bytes,
         staged_bytes: ladder.hub_bytes,
-        drained_bytes: visible,
-        applied_bytes: visible,
+        drained_bytes: None,
+        applied_bytes: None,
         visible_bytes: visible,
         volumes: status
             .volumes

@@ -222,14 +222,14 @@ fn verify_reads_both_ends() {
         let export = open(&filer, "vol0").await;
         write(&export, 5000, &[3; 100_000]).await.unwrap();
         filer.checkpoint().await.unwrap();
-        let verified = filer.verify().await.unwrap();
+        let verified = filer.verify(|_, _, _| {}).await.unwrap();
         assert_eq!(verified.cp, CpNumber(1));
         assert!(verified.volumes.iter().all(VerifiedVolume::is_equal), "{verified:?}");
         let read = |at: usize| verified.volumes[at].here.map(|scan| scan.blocks_read);
         assert_eq!((read(0), read(1)), (Some(25), Some(0)));
         // Control: one flipped byte of the hub's image is found.
         hub.lock().images.get_mut(&VOL0).unwrap()[6000] ^= 1;
-        let verified = filer.verify().await.unwrap();
+        let verified = filer.verify(|_, _, _| {}).await.unwrap();
         assert!(!verified.volumes[0].is_equal() && verified.volumes[1].is_equal());
         filer.stop().await.unwrap();
     });

@@ -21,7 +21,7 @@ use super::{Hub, HubOptions};
 use crate::units::hash::Root;
 use crate::units::numbers::{ByteCount, CpNumber, Generation};
 use crate::volume::check::{Depth, check};
-use crate::wire::message::{Message, RefusedCode};
+use crate::wire::message::{Message, RefusedCode, Scanned, VolumeScan};
 
 fn options(dir: &Path, names: &[&str]) -> HubOptions {
     HubOptions {
@@ -276,6 +276,104 @@ fn strangers_are_refused_with_their_reason() {
         hello.volumes[0].size = ByteCount(4096);
         assert_eq!(refused(size.connect_with(address, hello).await), RefusedCode::Volume);
         assert_eq!(hub.shared().counters.refusals().len(), 5);
+        hub.stop().await;
+    });
+}
+
+/// Goal: connections that say nothing keep no source out, not even for the length of a handshake.
+/// Method: all places are taken by silent ones; a source is welcomed at once, the oldest silent
+/// one is closed for it and the newest is not.
+#[test]
+fn silent_connections_make_room_for_a_source() {
+    use tokio::io::AsyncReadExt;
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..crate::limits::HANDSHAKES_MAX {
+            silent.push(tokio::net::TcpStream::connect(hub.address()).await.unwrap());
+        }
+        let mut a = Fake::new("a");
+        let soon = Duration::from_secs(crate::limits::HANDSHAKE_SECONDS_MAX / 2);
+        tokio::time::timeout(soon, a.welcomed(hub.address())).await.expect("at once");
+        let oldest = tokio::time::timeout(soon, silent[0].read(&mut [0; 1])).await;
+        assert!(matches!(oldest, Ok(Ok(0) | Err(_))), "the oldest has made room: {oldest:?}");
+        let newest = silent.last_mut().unwrap();
+        let mut byte = [0; 1];
+        assert!(newest.try_read(&mut byte).is_err(), "only one had to make room");
+        assert_eq!(hub.shared().counters.refusals().get("busy"), Some(&1));
+        hub.stop().await;
+    });
+}
+
+/// Goal: a source that reads for another question, or has gone on, is no damage and no proof.
+#[test]
+fn a_source_that_has_not_read_is_asked_again_and_then_unproven() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+        let name = "a".parse().unwrap();
+        let unheard = hub.verify(&name, |_, _, _| {}).await.unwrap_err();
+        assert!(unheard.contains("no CP"), "{unheard}");
+        let mut a = Fake::new("a");
+        a.welcomed(hub.address()).await;
+        let first = a.put(0, 1).await;
+        a.acked().await;
+        assert!(matches!(a.checkpoint(&[(0, first)]).await, Message::CpDone(_)));
+        let root = a.root();
+        let mut busy = 0;
+        let answers = async {
+            // Two refusals, then the roots; after that it is busy for ever.
+            loop {
+                let Some(Message::Scan(scan)) = a.other().await else { return };
+                let read = VolumeScan {
+                    volume: crate::units::numbers::VolumeNumber(0),
+                    root: Some(root),
+                    blocks_read: 1,
+                    bad_blocks: 0,
+                };
+                let volumes = if busy == 2 { vec![read] } else { vec![] };
+                let problems = if busy == 2 { vec![] } else { vec!["it reads".to_owned()] };
+                busy += 1;
+                let scanned = Scanned { cp: scan.cp, token: scan.token, volumes, problems };
+                a.send(&Message::Scanned(scanned), Bytes::new()).await;
+            }
+        };
+        let asked = async {
+            let read = hub.verify(&name, |_, _, _| {}).await.unwrap();
+            assert_eq!(read.here[0].root, Some(root));
+            assert_eq!(read.there.volumes[0].root, Some(root));
+            hub.verify(&name, |_, _, _| {}).await.unwrap_err()
+        };
+        let unproven = tokio::select! {
+            () = answers => panic!("the hub has closed"),
+            unproven = asked => unproven,
+        };
+        assert_eq!(unproven, "it reads");
+        drop(a);
+        until("it is offline", || !hub.snapshots()[0].connected).await;
+        let away = hub.verify(&name, |_, _, _| {}).await.unwrap_err();
+        assert!(away.contains("not connected"), "{away}");
+        hub.stop().await;
+    });
+}
+
+/// The empty name opens the only image there is, and none where there are two.
+#[test]
+fn the_empty_name_opens_the_only_image() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a", "b"])).await.unwrap();
+        let images = super::images::Images::new(hub.shared().clone());
+        let open = async || crate::nbd::export::Exports::open(&*images, "").await;
+        assert!(open().await.is_err(), "there is none");
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        until("a is listed", || !hub.snapshots()[0].volumes.is_empty()).await;
+        assert_eq!(open().await.expect("the only one").info().name, "a/vol0");
+        b.welcomed(hub.address()).await;
+        until("b is listed", || hub.snapshots().iter().all(|s| !s.volumes.is_empty())).await;
+        assert!(open().await.is_err(), "there are two");
         hub.stop().await;
     });
 }

@@ -411,35 +411,77 @@ async fn requests_under_way_are_bounded_in_number() {
     running.finish().await;
 }
 
-/// One connection holds at most 64 MiB, all together what the options say; what waits is served
-/// when there is room.
+/// One connection holds at most 32 MiB of large requests, all together three quarters of what the
+/// options say; what waits is served when there is room.
 #[tokio::test]
 async fn bytes_under_way_are_bounded() {
     let gate = Gate::new();
     let options = Options { bytes_in_flight: ByteCount(100 << 20), ..options() };
     let running = Running::start(options, Arc::new(Only(gate.clone()))).await;
-    let (mut one, mut two) = (running.connect().await, running.connect().await);
-    one.open("x", false).await;
-    two.open("x", false).await;
     let length = 30 << 20;
-    for cookie in 0..4 {
-        one.request(READ, 0, cookie, GATED, length).await;
+    let mut clients = Vec::new();
+    for begun in [1, 2, 2] {
+        let mut client = running.connect().await;
+        client.open("x", false).await;
+        for cookie in 0..2 {
+            client.request(READ, 0, cookie, GATED, length).await;
+        }
+        until(|| gate.begun() == begun).await;
+        clients.push(client);
     }
-    until(|| gate.begun() == 2).await;
-    two.request(READ, 0, 0, GATED, length).await;
-    until(|| gate.begun() == 3).await;
-    two.request(READ, 0, 1, GATED, length).await;
-    assert_eq!(running.server.bytes_in_flight(), ByteCount(90 << 20));
+    assert_eq!(running.server.bytes_in_flight(), ByteCount(60 << 20));
     gate.gate.add_permits(6);
-    let take = async |client: &mut Client, count| {
-        for _ in 0..count {
+    let [one, two, three] = &mut clients[..] else { unreachable!() };
+    let take = async |client: &mut Client| {
+        for _ in 0..2 {
             assert_eq!(client.simple().await.0, 0);
             client.bytes(30 << 20).await;
         }
     };
-    tokio::join!(take(&mut one, 4), take(&mut two, 2));
+    tokio::join!(take(one), take(two), take(three));
     let active = gate.active_max.load(std::sync::atomic::Ordering::SeqCst);
-    assert_eq!(active, 3, "never more than three times 30 MiB in 100 MiB");
+    assert_eq!(active, 2, "never more than two times 30 MiB in 75 MiB");
+    running.finish().await;
+}
+
+/// Goal: clients that begin large writes and then send a byte now and then keep nobody else from
+/// reading and writing. Small requests go on beside them at once; a large one gets its turn when
+/// they are cut, which no byte puts off.
+#[tokio::test]
+async fn trickling_clients_do_not_starve_the_others() {
+    let options = Options {
+        stall_deadline: Duration::from_secs(4),
+        bytes_in_flight: ByteCount(64 << 20),
+        ..options()
+    };
+    let memory = Arc::new(Memory::new(ExportInfo::new("x", ByteCount(64 << 20))));
+    let running = Running::start(options, Arc::new(MemoryExports::new([memory]))).await;
+    let mut other = running.connect().await;
+    other.open("x", false).await;
+    let mut tasks = Vec::new();
+    for _ in 0..3 {
+        let mut client = running.connect().await;
+        client.open("x", false).await;
+        client.request(WRITE, 0, 1, 0, 16 << 20).await;
+        tasks.push(tokio::spawn(async move {
+            let mut tick = tokio::time::interval(Duration::from_millis(10));
+            while client.stream.write_all(b"x").await.is_ok() {
+                tick.tick().await;
+            }
+        }));
+    }
+    until(|| running.server.bytes_in_flight() == ByteCount(48 << 20)).await;
+    for cookie in 0..50 {
+        other.write(0, cookie, 0, &[7; 65_536]).await;
+        assert_eq!(other.simple().await, (0, cookie));
+    }
+    let held = running.server.bytes_in_flight();
+    assert_eq!(held, ByteCount(48 << 20), "the small ones went on beside them, not after them");
+    other.write(0, 99, 0, &vec![8; 16 << 20]).await;
+    assert_eq!(timeout(PATIENCE, other.simple()).await.expect("its turn"), (0, 99));
+    for task in tasks {
+        timeout(PATIENCE, task).await.expect("cut while trickling").unwrap();
+    }
     running.finish().await;
 }
 

@@ -1,0 +1,172 @@
+//! What a user meets first: the commands of the README, and the demo, just as they are printed.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::harness::{
+    BINARY, Cluster, Process, SourceSettings, own_address, run, status, try_run, wait_for,
+};
+
+fn project(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The commands of the README's section on a hub and a source.
+fn commands_of_the_readme() -> Vec<String> {
+    let readme = fs::read_to_string(project("README.md")).expect("README.md");
+    let (_, section) = readme.split_once("\n## A hub and a source\n").expect("the section");
+    let (_, block) = section.split_once("```text\n").expect("its commands");
+    let (block, _) = block.split_once("```").expect("their end");
+    block.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
+}
+
+/// Copies the example files; another loopback address and smaller sizes are the only changes.
+fn copy_examples(directory: &Path) -> String {
+    let address = own_address(directory).to_string();
+    fs::create_dir_all(directory.join("config/sources.d")).expect("directory");
+    for name in ["hub.toml", "source.toml", "sources.d/filer-a.toml"] {
+        let text = fs::read_to_string(project("config").join(name)).expect("an example");
+        let text = text.replace("127.0.0.1", &address);
+        let text = text.replace("\"1GiB\"", "\"64MiB\"").replace("\"512MiB\"", "\"32MiB\"");
+        let text = text.replace("\"8GiB\"", "\"1GiB\"");
+        fs::write(directory.join("config").join(name), text).expect("its copy");
+    }
+    address
+}
+
+fn shell(directory: &Path, line: &str) -> Command {
+    let programs = Path::new(BINARY).parent().expect("a directory");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(line).current_dir(directory);
+    command.env("PATH", format!("{}:{path}", programs.display()));
+    command
+}
+
+/// Goal: whoever types the README's commands, in their order and on the files that come with the
+/// program, gets a hub and a source that run side by side, and the root that is promised.
+#[test]
+fn the_commands_of_the_readme_work_together() {
+    let directory = tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("directory");
+    let base = directory.path();
+    let address = copy_examples(base);
+    let data: Vec<u8> =
+        (0..64_u32 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    fs::write(base.join("disk.img"), data).expect("disk.img");
+    let (hub, source) = (base.join("config/hub.toml"), base.join("config/source.toml"));
+    let mut running = Vec::new();
+    let mut printed = Vec::new();
+    for line in commands_of_the_readme() {
+        let line = line.replace("127.0.0.1", &address);
+        if line.starts_with("mirrorhub hub ") || line.starts_with("mirrorhub source ") {
+            let name = if running.is_empty() { "hub" } else { "source" };
+            let mut command = shell(base, &format!("exec {line}"));
+            running.push(Process::start(name, base.join(format!("{name}.log")), &mut command));
+            let config = if running.len() == 1 { &hub } else { &source };
+            wait_for(&line, Duration::from_secs(30), || {
+                assert!(running.iter_mut().all(Process::runs), "{line}: a process ended");
+                status(config).is_some_and(|status| {
+                    running.len() == 1 || status["source"]["state"] == "in-sync"
+                })
+            });
+            continue;
+        }
+        let output = run(&mut shell(base, &line));
+        printed.push((line, String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    assert_eq!(running.len(), 2, "the README starts a hub and a source");
+    run(Command::new("cmp").arg(base.join("disk.img")).arg(base.join("copy.img")));
+    let told = |start: &str| {
+        let found = printed.iter().find(|(line, _)| line.starts_with(start));
+        found.unwrap_or_else(|| panic!("the README has no {start:?}")).1.clone()
+    };
+    let root = told("mirrorhub hash").trim().to_owned();
+    assert!(told("mirrorhub checkpoint").contains(&root), "another root than that of the copy");
+    assert!(told("mirrorhub verify").contains("equal"), "verify: {}", told("mirrorhub verify"));
+    for process in &mut running {
+        assert!(process.stop(Duration::from_secs(20)).success());
+    }
+}
+
+fn said(command: &mut Command) -> (Option<i32>, String) {
+    let output = try_run(command);
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+fn verify(config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    said(Command::new(BINARY).arg("verify").args(arguments).arg("--config").arg(config))
+}
+
+/// Goal: `verify` ends with 0 only where something was read and is equal; a mistyped name is an
+/// error, and an end that is away is neither proof nor alarm.
+#[test]
+fn verify_proves_nothing_that_it_has_not_read() {
+    let mut cluster = Cluster::prepare(&[SourceSettings::new("filer-a")]);
+    cluster.start_hub();
+    let hub = cluster.hub_config();
+    let (code, text) = verify(&hub, &[]);
+    assert_eq!(code, Some(1), "no source was ever heard: {text}");
+    assert!(text.contains("filer-a: unproven"), "{text}");
+    cluster.start_all();
+    let volume = cluster.volume("filer-a", "vol0");
+    run(Command::new("qemu-io").args(["-f", "raw", "-c", "write -P 3 0 1M", &volume]));
+    cluster.checkpoint("filer-a");
+    let source = cluster.source_config("filer-a");
+    for config in [&hub, &source] {
+        let (code, text) = verify(config, &["filer-a/vol0"]);
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains("filer-a/vol0: equal"), "{text}");
+        let (code, text) = verify(config, &["filer-a/typo"]);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains("source filer-a has no volume typo"), "{text}");
+    }
+    cluster.kill_source("filer-a");
+    wait_for("offline is shown", Duration::from_secs(20), || {
+        cluster.on_hub("filer-a")["state"] == "offline"
+    });
+    for arguments in [&[][..], &["filer-a"], &["filer-a/vol0"]] {
+        let (code, text) = verify(&hub, arguments);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains("unproven") && !text.contains("NOT EQUAL"), "{text}");
+    }
+    let (code, text) = verify(&hub, &["--json"]);
+    let answer: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((code, &answer["verdict"]), (Some(1), &"unproven".into()), "{text}");
+    assert_eq!(
+        (&answer["equal"], &answer["unproven"][0]["source"]),
+        (&false.into(), &"filer-a".into())
+    );
+}
+
+/// The demo on a small image: its verdict, and nothing left behind.
+#[test]
+fn the_demo_proves_and_cleans_up() {
+    let directory = tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("directory");
+    let (image, state) = (directory.path().join("small.img"), directory.path().join("state"));
+    fs::create_dir(&state).expect("directory");
+    let block = |n: u32| blake3::hash(&n.to_le_bytes()).as_bytes().repeat(128);
+    fs::write(&image, (0..512).flat_map(block).collect::<Vec<u8>>()).expect("image");
+    let output = run(Command::new("timeout")
+        .args(["120", BINARY, "demo", "--image"])
+        .arg(&image)
+        .env("TMPDIR", &state));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("proven: no acknowledged write was lost"), "{text}");
+    assert!(text.contains(&crate::harness::hash(&image)), "the root of the file:\n{text}");
+    assert_eq!(fs::read_dir(&state).expect("directory").count(), 0, "state was left behind");
+    let mine = state.to_string_lossy().into_owned();
+    for process in fs::read_dir("/proc").expect("processes").flatten() {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        assert!(!line.contains(&mine), "left behind: {line}");
+    }
+    // Negative control: what is no image is refused, and leaves nothing either.
+    fs::write(&image, b"no whole blocks").expect("image");
+    let refused =
+        try_run(Command::new(BINARY).args(["demo", "--image"]).arg(&image).env("TMPDIR", &state));
+    assert!(!refused.status.success());
+    assert_eq!(fs::read_dir(&state).expect("directory").count(), 0, "a refusal leaves nothing");
+}
