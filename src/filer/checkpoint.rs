@@ -17,7 +17,7 @@
 //! If the own pool fails, or a block of the base cannot be read, the source fails: writes and
 //! flushes get its reason. A pool that is full makes the CP wait.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::buffers::{Buffers, Page};
@@ -232,8 +232,9 @@ impl Checkpointer {
             volumes.push((planned.volume, root));
         }
         let affiliation = shared.affiliation();
-        let extension =
-            Extension { nvram_made: true, hub: affiliation.hub, transfer: freeze.place.transfer };
+        let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = shared.kept()?;
+        let extension = Extension { nvram_made: true, transfer: freeze.place.transfer, ..kept };
         let published = shared.pool.publish(Publish {
             write_set,
             source: shared.source,

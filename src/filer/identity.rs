@@ -1,26 +1,34 @@
 //! What a source keeps about itself in its pool's catalog, beside the row's own fields.
 //!
 //! Pure. Written with the row: at the first start, when the hub is known, and with every CP (the
-//! name of its last transfer must be there when the NVRAM is not). Layout of the extension,
-//! little-endian, 48 bytes; the row around it carries the checksum:
+//! name of its last transfer must be there when the NVRAM is not), when the source goes alone and
+//! comes back, and when it is fenced. Layout of the extension, little-endian, 80 bytes; the row
+//! around it carries the checksum:
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 4 | magic `MHSX` |
-//! | 4 | 2 | format version: 1 |
+//! | 4 | 2 | format version: 2 |
 //! | 6 | 1 | 1 once the NVRAM was made |
-//! | 7 | 1 | reserved, zero |
+//! | 7 | 1 | bit 0: alone, bit 1: fenced |
 //! | 8 | 16 | id of the hub it belongs to; zero before the first Welcome |
 //! | 24 | 12 | last transfer of the published CP: generation (4), counter (8) |
-//! | 36 | 12 | reserved, zero |
+//! | 36 | 20 | alone: epoch number (4) and id (8), sequence number (8) from which on the hub may lack acknowledged writes (R4); zero if not |
+//! | 56 | 12 | fenced: epoch number (4) and id (8) in which another end is primary (R12); zero if not |
+//! | 68 | 12 | reserved, zero |
+//!
+//! Version 1 has 48 bytes: those up to 36, 12 of zero, and neither bit.
 
 use crate::units::ids::HubId;
-use crate::units::numbers::TransferId;
+use crate::units::numbers::{Epoch, SequenceNumber, TransferId};
 
 /// Bytes of the extension.
-pub const EXTENSION_BYTES: usize = 48;
-/// Format version written and read.
-pub const EXTENSION_VERSION: u16 = 1;
+pub const EXTENSION_BYTES: usize = 80;
+/// Format version written; version 1 is read.
+pub const EXTENSION_VERSION: u16 = 2;
+const FIRST_BYTES: usize = 48;
+const ALONE: u8 = 1;
+const FENCED: u8 = 2;
 const MAGIC: [u8; 4] = *b"MHSX";
 
 const _: () = assert!(EXTENSION_BYTES <= crate::limits::SOURCE_EXTENSION_BYTES_MAX);
@@ -35,7 +43,7 @@ pub enum ExtensionError {
     #[error("a source's extension begins with {0:02x?}, not with MHSX")]
     Magic([u8; 4]),
     /// Written by a later program.
-    #[error("a source's extension has version {0}, this program reads version 1")]
+    #[error("a source's extension has version {0}, this program reads versions 1 and 2")]
     Version(u16),
     /// A field out of its bounds.
     #[error("a source's extension: field {field} is {value}")]
@@ -51,6 +59,10 @@ pub struct Extension {
     pub hub: Option<HubId>,
     /// Last transfer of the published CP.
     pub transfer: TransferId,
+    /// From which sequence number on, in which epoch, the hub may lack acknowledged writes.
+    pub alone: Option<(Epoch, SequenceNumber)>,
+    /// The epoch in which somebody else is primary.
+    pub fenced: Option<Epoch>,
 }
 
 impl Extension {
@@ -63,6 +75,15 @@ impl Extension {
         out[8..24].copy_from_slice(&self.hub.unwrap_or_default().0);
         out[24..28].copy_from_slice(&self.transfer.generation.to_le_bytes());
         out[28..36].copy_from_slice(&self.transfer.counter.to_le_bytes());
+        if let Some((epoch, from)) = self.alone {
+            out[7] |= ALONE;
+            out[36..48].copy_from_slice(&epoch_bytes(epoch));
+            out[48..56].copy_from_slice(&from.0.to_le_bytes());
+        }
+        if let Some(epoch) = self.fenced {
+            out[7] |= FENCED;
+            out[56..68].copy_from_slice(&epoch_bytes(epoch));
+        }
         out
     }
 
@@ -71,38 +92,71 @@ impl Extension {
         if bytes.is_empty() {
             return Ok(Self::default());
         }
-        let Ok(bytes) = <&[u8; EXTENSION_BYTES]>::try_from(bytes) else {
-            return Err(ExtensionError::Length(bytes.len()));
+        let length = ExtensionError::Length(bytes.len());
+        let Some([a, b, c, d, low, high, made, flags]) = bytes.first_chunk().copied() else {
+            return Err(length);
         };
-        let [a, b, c, d, low, high, made, reserved, ..] = *bytes;
         if [a, b, c, d] != MAGIC {
             return Err(ExtensionError::Magic([a, b, c, d]));
         }
         let version = u16::from_le_bytes([low, high]);
-        if version != EXTENSION_VERSION {
-            return Err(ExtensionError::Version(version));
+        let (wanted, used, flags_max) = match version {
+            1 => (FIRST_BYTES, 36, 0),
+            2 => (EXTENSION_BYTES, 68, ALONE | FENCED),
+            _ => return Err(ExtensionError::Version(version)),
+        };
+        if bytes.len() != wanted {
+            return Err(length);
         }
         if made > 1 {
             return Err(ExtensionError::Field { field: "nvram made", value: made });
         }
-        let rest = bytes[36..].iter().copied().chain([reserved]).find(|byte| *byte != 0);
-        if let Some(value) = rest {
+        if flags > flags_max {
+            return Err(ExtensionError::Field { field: "flags", value: flags });
+        }
+        let mut all = [0; EXTENSION_BYTES];
+        all[..wanted].copy_from_slice(bytes);
+        let unused = |flag: u8, from: usize, to: usize| {
+            let is_set = flags & flag != 0;
+            all[from..to].iter().copied().find(|byte| !is_set && *byte != 0)
+        };
+        let rest = all[used..].iter().copied().find(|byte| *byte != 0);
+        if let Some(value) = rest.or(unused(ALONE, 36, 56)).or(unused(FENCED, 56, 68)) {
             return Err(ExtensionError::Field { field: "reserved", value });
         }
         let mut hub = [0; 16];
-        hub.copy_from_slice(&bytes[8..24]);
-        let mut counter = [0; 8];
-        counter.copy_from_slice(&bytes[28..36]);
-        let [g0, g1, g2, g3] = [bytes[24], bytes[25], bytes[26], bytes[27]];
+        hub.copy_from_slice(&all[8..24]);
+        let alone = (epoch_at(&all, 36), SequenceNumber(number_at(&all, 48)));
         Ok(Self {
             nvram_made: made == 1,
             hub: Some(HubId(hub)).filter(|hub| !hub.is_zero()),
             transfer: TransferId {
-                generation: u32::from_le_bytes([g0, g1, g2, g3]),
-                counter: u64::from_le_bytes(counter),
+                generation: epoch_at(&all, 24).number,
+                counter: number_at(&all, 28),
             },
+            alone: (flags & ALONE != 0).then_some(alone),
+            fenced: (flags & FENCED != 0).then_some(epoch_at(&all, 56)),
         })
     }
+}
+
+fn epoch_bytes(epoch: Epoch) -> [u8; 12] {
+    let mut out = [0; 12];
+    out[..4].copy_from_slice(&epoch.number.to_le_bytes());
+    out[4..].copy_from_slice(&epoch.id.to_le_bytes());
+    out
+}
+
+fn epoch_at(all: &[u8; EXTENSION_BYTES], at: usize) -> Epoch {
+    let mut number = [0; 4];
+    number.copy_from_slice(&all[at..at + 4]);
+    Epoch { number: u32::from_le_bytes(number), id: number_at(all, at + 4) }
+}
+
+fn number_at(all: &[u8; EXTENSION_BYTES], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&all[at..at + 8]);
+    u64::from_le_bytes(number)
 }
 
 #[cfg(test)]
@@ -114,16 +168,33 @@ mod tests {
             nvram_made: true,
             hub: Some(HubId([7; 16])),
             transfer: TransferId { generation: 2, counter: 0x0103 },
+            alone: Some((Epoch { number: 3, id: 4 }, SequenceNumber(0x0506))),
+            fenced: Some(Epoch { number: 7, id: 8 }),
         }
     }
 
     #[test]
     fn golden_bytes_and_back() {
         let bytes = sample().encode();
-        assert_eq!(&bytes[..9], b"MHSX\x01\0\x01\0\x07");
+        assert_eq!(&bytes[..9], b"MHSX\x02\0\x01\x03\x07");
         assert_eq!(&bytes[24..36], &[2, 0, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&bytes[36..50], &[3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 6, 5]);
+        assert_eq!(&bytes[56..62], &[7, 0, 0, 0, 8, 0]);
         assert_eq!(Extension::decode(&bytes), Ok(sample()));
+        let plain = Extension { alone: None, fenced: None, ..sample() };
+        assert_eq!(Extension::decode(&plain.encode()), Ok(plain));
         assert_eq!(Extension::decode(&[]), Ok(Extension::default()));
+    }
+
+    #[test]
+    fn version_1_is_read() {
+        let plain = Extension { alone: None, fenced: None, ..sample() };
+        let mut bytes = plain.encode()[..48].to_vec();
+        bytes[4] = 1;
+        assert_eq!(Extension::decode(&bytes), Ok(plain));
+        bytes[7] = 1;
+        let flags = ExtensionError::Field { field: "flags", value: 1 };
+        assert_eq!(Extension::decode(&bytes), Err(flags));
     }
 
     #[test]
@@ -134,10 +205,12 @@ mod tests {
             Extension::decode(&bytes).unwrap_err()
         };
         assert_eq!(bad(0, b'X'), ExtensionError::Magic(*b"XHSX"));
-        assert_eq!(bad(4, 2), ExtensionError::Version(2));
+        assert_eq!(bad(4, 3), ExtensionError::Version(3));
         assert_eq!(bad(6, 2), ExtensionError::Field { field: "nvram made", value: 2 });
-        assert_eq!(bad(7, 1), ExtensionError::Field { field: "reserved", value: 1 });
-        assert_eq!(bad(47, 9), ExtensionError::Field { field: "reserved", value: 9 });
-        assert_eq!(Extension::decode(&[0; 47]), Err(ExtensionError::Length(47)));
+        assert_eq!(bad(7, 4), ExtensionError::Field { field: "flags", value: 4 });
+        assert_eq!(bad(7, 1), ExtensionError::Field { field: "reserved", value: 7 });
+        assert_eq!(bad(79, 9), ExtensionError::Field { field: "reserved", value: 9 });
+        assert_eq!(Extension::decode(&[0; 7]), Err(ExtensionError::Length(7)));
+        assert_eq!(Extension::decode(&sample().encode()[..48]), Err(ExtensionError::Length(48)));
     }
 }

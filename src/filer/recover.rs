@@ -22,7 +22,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use self::replay::{Replay, Replayed};
-use super::completion::Completion;
+use super::completion::{Completion, Gate};
 use super::counters::Counters;
 use super::feed::SourceFeed;
 use super::identity::{Extension, ExtensionError};
@@ -186,6 +186,10 @@ pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, 
     order.raise_cp(row.applied.next());
     ring_cell.get_or_init(|| handle);
     let completion = Completion::recovered(replayed.last.sequence);
+    completion.set_gate(Gate::of(&wanted.policy));
+    for held in outbox.all() {
+        completion.formed(held.place.sequence, held.bytes);
+    }
     let parts = Parts { pool, order, outbox, completion, ring: ring_cell };
     let shared = share(wanted, &row, &extension, volumes, parts)?;
     let started = ring.start(Box::new(SourceFeed::new(Arc::clone(&shared), replayed.last)));
@@ -371,6 +375,7 @@ fn share(
         own_roots,
         pins,
         rejected: None,
+        mark: extension.alone,
     };
     Ok(Arc::new(Shared {
         name: row.name.clone(),
@@ -392,6 +397,7 @@ fn share(
         scanning: AtomicBool::new(false),
         answering: AtomicBool::new(false),
         started: Instant::now(),
+        keeping: Mutex::new(()),
         state: Mutex::new(state),
     }))
 }
@@ -406,6 +412,8 @@ fn make_primary(shared: &Shared, replayed: &Replayed) -> Primary {
         generation: shared.generation,
         epoch: affiliation.epoch,
         volumes: shared.volumes.clone(),
+        policy: shared.policy,
+        alone: shared.mark(),
     };
     let (own_cp, roots) = shared.own();
     let mut primary = Primary::new(identity, replayed.held_after, shared.outbox.all(), own_cp);

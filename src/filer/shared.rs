@@ -13,15 +13,17 @@ use tokio::sync::watch;
 
 use super::completion::{Completion, Refusal};
 use super::counters::Counters;
+use super::identity::Extension;
 use super::order::Order;
 use super::outbox::Outbox;
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::nvlog::Handle;
+use crate::pool::error::PoolError;
 use crate::pool::{Pin, Pool};
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
-use crate::units::policy::Policy;
+use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::{Refused, Scanned, VolumeOffer};
 
 /// How things stand with the hub.
@@ -101,6 +103,9 @@ pub struct Shared {
     pub answering: AtomicBool,
     /// When it was started.
     pub started: Instant,
+    /// Who reads, changes and writes the row's extension does so alone: a CP must not write back
+    /// what a mark has replaced meanwhile.
+    pub keeping: Mutex<()>,
     pub(super) state: Mutex<SharedState>,
 }
 
@@ -115,6 +120,8 @@ pub(super) struct SharedState {
     pub(super) pins: Pins,
     /// Last refusal of a CP by the hub, until one is published.
     pub(super) rejected: Option<String>,
+    /// The durable mark of writes acknowledged without the hub (R4).
+    pub(super) mark: Option<AloneMark>,
 }
 
 impl Shared {
@@ -179,6 +186,30 @@ impl Shared {
     /// The hub refused a CP, or published one.
     pub fn set_rejected(&self, reason: Option<String>) {
         self.lock().rejected = reason;
+    }
+
+    /// The durable mark of writes acknowledged without the hub (R4).
+    pub fn mark(&self) -> Option<AloneMark> {
+        self.lock().mark
+    }
+
+    /// Changes what the source keeps about itself; durable when this returns. May block.
+    pub fn note(&self, change: impl FnOnce(&mut Extension)) -> Result<(), PoolError> {
+        let _one = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut extension = self.kept()?;
+        change(&mut extension);
+        let bytes = extension.encode().to_vec();
+        self.pool.catalog().update_source(self.source, move |row| row.extension = bytes)?;
+        self.lock().mark = extension.alone;
+        Ok(())
+    }
+
+    /// What the source keeps about itself; whoever writes it back holds `keeping`.
+    pub(super) fn kept(&self) -> Result<Extension, PoolError> {
+        let unknown = PoolError::UnknownSource { source_id: self.source };
+        let row = self.pool.catalog().source(self.source)?.ok_or(unknown)?;
+        let decoded = Extension::decode(&row.extension);
+        decoded.map_err(|error| PoolError::Inconsistent { what: error.to_string() })
     }
 
     /// A store failed: nothing is ordered or acknowledged any more (R17). The first reason stays.

@@ -22,6 +22,7 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{
     CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
+use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::{Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot};
 
 /// Who the source is; constant for one run of it, but for hub and epoch, which Welcome may set.
@@ -39,6 +40,10 @@ pub struct Identity {
     pub epoch: Epoch,
     /// Its volumes.
     pub volumes: Vec<VolumeOffer>,
+    /// What it promises.
+    pub policy: Policy,
+    /// Since when writes may have been acknowledged without the hub (R4).
+    pub alone: Option<AloneMark>,
 }
 
 /// A transfer the source holds.

@@ -26,7 +26,9 @@ use crate::status::SCHEMA;
 use crate::status::answers::{
     CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
-use crate::status::document::{SourceEntry, State, StatusDocument, VolumeStatus};
+use crate::status::document::{
+    AloneSince, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
+};
 use crate::units::convert::to_f64;
 use crate::units::names::{SourceName, VolumeName};
 use crate::wire::message as wire;
@@ -280,8 +282,8 @@ fn entry(snapshot: &Snapshot) -> SourceEntry {
         state,
         reason: snapshot.reason.clone(),
         next_step: snapshot.next_step.clone(),
-        policy: None,
-        alone_since: None,
+        policy: snapshot.policy.as_ref().map(Policy::from),
+        alone_since: snapshot.alone.map(AloneSince::from),
         epoch: snapshot.epoch.number,
         generation: snapshot.generation.number,
         applied_cp: snapshot.applied_cp.0,

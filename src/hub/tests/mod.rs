@@ -5,6 +5,7 @@
 mod fake;
 mod faults;
 mod hostile;
+mod promises;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

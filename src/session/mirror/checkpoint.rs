@@ -103,6 +103,8 @@ impl Mirror {
                 self.known.cp_max = self.known.cp_max.max(cp);
                 let root = |(volume, root)| VolumeRoot { volume, root };
                 self.known.roots = roots.into_iter().map(root).collect();
+                // What is published needs no log; the source is told before CpDone builds on it.
+                self.filed(apply.last, actions);
                 actions.push(Action::DropLogs(cp));
                 if joined {
                     actions.push(Action::Send(Message::CpDone(CpDone { cp })));

@@ -8,6 +8,7 @@ use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
 use crate::units::ids::HubId;
 use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, TransferId, VolumeNumber};
+use crate::units::policy::Policy;
 use crate::wire::message::{
     Ack, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Message, PartitionFull, Ping,
     Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Updates, WantCheckpoint, WantLog,
@@ -52,6 +53,8 @@ fn source(line: &[Arrived], count: usize) -> Primary {
         generation: generation(2),
         epoch: EPOCH,
         volumes: offers(),
+        policy: Policy::default(),
+        alone: None,
     };
     Primary::new(identity, Place::default(), line[..count].iter().map(held), CpNumber(0))
 }
@@ -428,6 +431,8 @@ fn the_first_hub_is_believed_and_no_other_afterwards() {
         generation: generation(1),
         epoch: Epoch::default(),
         volumes: offers(),
+        policy: Policy::default(),
+        alone: None,
     };
     let mut machine = Primary::new(identity, Place::default(), [], CpNumber(0));
     machine.step(Event::Connected);
@@ -548,6 +553,8 @@ fn a_source_without_nvram_sends_its_own_cp() {
         generation: generation(2),
         epoch: EPOCH,
         volumes: offers(),
+        policy: Policy::default(),
+        alone: None,
     };
     let mut machine = Primary::new(identity, place, [], cp);
     machine.step(Event::Frozen { cp, place });

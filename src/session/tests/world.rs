@@ -20,6 +20,7 @@ use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::numbers::{
     ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
+use crate::units::policy::Policy;
 use crate::wire::message::{CpEnd, Message, VolumeOffer};
 
 /// Bytes of a transfer on the wire.
@@ -359,6 +360,19 @@ impl Source {
         places.into_iter().flatten().max_by_key(|place| place.sequence).unwrap()
     }
 
+    fn identity(&self) -> Identity {
+        Identity {
+            name: "filer-a".parse().unwrap(),
+            source: source_id(),
+            hub: self.hub,
+            generation: generation(self.generation),
+            epoch: self.epoch,
+            volumes: offers(),
+            policy: Policy::default(),
+            alone: None,
+        }
+    }
+
     /// Boots: what the ring and the pool hold decides what is under way.
     fn restart(&mut self, faults: Faults) {
         self.generation += 1;
@@ -391,15 +405,7 @@ impl Source {
             // The ring lost what the pool has: the pool's place is where the log begins.
             (held, held_after, last) = (Vec::new(), own, own);
         }
-        let identity = Identity {
-            name: "filer-a".parse().unwrap(),
-            source: source_id(),
-            hub: self.hub,
-            generation: generation(self.generation),
-            epoch: self.epoch,
-            volumes: offers(),
-        };
-        let mut machine = Primary::new(identity, held_after, held, own_cp);
+        let mut machine = Primary::new(self.identity(), held_after, held, own_cp);
         let mut frozen = None;
         if let Some((cp, place, committed)) = pending {
             machine.step(primary::Event::Frozen { cp, place });
@@ -465,6 +471,8 @@ impl Hub {
             applied: self.image.1,
             roots: Vec::new(),
             cp_max: applied_cp.max(labels.unwrap_or_default()),
+            policy: None,
+            alone: None,
         };
         let log_credit = 3 * TRANSFER_BYTES;
         self.up = Some(HubUp {
