@@ -19,6 +19,7 @@ use mirrorhub::units::ids::{HubId, SourceId, VolumeId};
 use mirrorhub::units::numbers::{
     ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
+use mirrorhub::units::policy::Policy;
 use mirrorhub::wire::message::{
     Ack, CpDone, CpEnd, Frame, Hello, Message, PROTOCOL_VERSION, PartitionFull, Refused,
     RefusedCode, Updates, VolumeOffer, VolumeRoot, Welcome,
@@ -195,6 +196,8 @@ impl Record {
             own_cp: CpNumber(0),
             cp_max: CpNumber(0),
             serving: true,
+            policy: Policy::default(),
+            alone: None,
         };
         Self { hello, transfer }
     }
@@ -202,7 +205,7 @@ impl Record {
     fn hello_with(&self, change: impl FnOnce(&mut Hello)) -> Vec<u8> {
         let mut hello = self.hello.clone();
         change(&mut hello);
-        bytes_of(&Message::Hello(hello), &[])
+        bytes_of(&Message::Hello(Box::new(hello)), &[])
     }
 
     fn hello(&self) -> Vec<u8> {
@@ -600,7 +603,7 @@ fn tell(stream: &mut TcpStream, message: &Message) {
 
 fn hello_of(stream: &mut TcpStream) -> Hello {
     match read_message(stream) {
-        Some((Message::Hello(hello), _)) => hello,
+        Some((Message::Hello(hello), _)) => *hello,
         other => panic!("{other:?} instead of Hello"),
     }
 }

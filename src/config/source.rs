@@ -107,9 +107,10 @@ fn replication<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> ReplicationCo
     let limit = reader.section(&section, "lag_limit");
     let lag_limit = lag_limit(reader, &limit);
     if let Some(mode) = &mode {
-        let limit = limit.table.map(|_| limit.span);
         contradictions(reader, mode, ack.as_ref(), apply.as_ref(), on_hub_loss.as_ref());
-        unlimited(reader, mode, limit);
+    }
+    if limit.table.is_some() {
+        unlimited(reader, section.has("mode"), mode.as_ref(), limit.span);
     }
     let mode = mode.map_or(Mode::Sync, Spanned::into_inner);
     ReplicationConfig {
@@ -123,13 +124,27 @@ fn replication<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> ReplicationCo
     }
 }
 
-/// A limit where no mode reads it promises what nobody keeps.
-fn unlimited(reader: &mut Reader<'_>, mode: &Spanned<Mode>, limit: Option<std::ops::Range<usize>>) {
-    if let Some(span) = limit.filter(|_| *mode.get_ref() != Mode::SemiSync) {
-        let met = format!("{} knows no limit, only semi-sync does", mode.get_ref());
-        let keys = ("replication.lag_limit", "replication.mode");
-        let fix = "take lag_limit out, or write mode = \"semi-sync\"";
-        reader.contradiction(keys, (span, mode.span()), met, fix);
+/// A limit that no mode reads promises what nobody keeps. A mode that is no mode is reported
+/// already.
+fn unlimited(
+    reader: &mut Reader<'_>,
+    written: bool,
+    mode: Option<&Spanned<Mode>>,
+    limit: std::ops::Range<usize>,
+) {
+    let fix = "take lag_limit out, or write mode = \"semi-sync\"";
+    match mode {
+        Some(mode) if *mode.get_ref() == Mode::SemiSync => {}
+        Some(mode) => {
+            let met = format!("{} knows no limit, only semi-sync does", mode.get_ref());
+            let keys = ("replication.lag_limit", "replication.mode");
+            reader.contradiction(keys, (limit, mode.span()), met, fix);
+        }
+        None if written => {}
+        None => {
+            let met = "mode is not written, and sync, its default, knows no limit";
+            reader.problem(limit, "replication.lag_limit and replication.mode", met, "", fix);
+        }
     }
 }
 
@@ -176,7 +191,7 @@ fn contradictions(
     let waits = matches!(mode.get_ref(), Mode::Sync | Mode::SemiSync);
     if let Some(stop) = on_hub_loss.filter(|loss| !waits && *loss.get_ref() == OnHubLoss::Stop) {
         let met = format!("{} answers writes without the hub, stop holds them", mode.get_ref());
-        let fix = "write on_hub_loss = \"continue\", or mode = \"sync\"";
+        let fix = "take on_hub_loss out, or write mode = \"sync\"";
         clash("replication.on_hub_loss", stop.span(), met, fix);
     }
 }

@@ -1,16 +1,22 @@
 //! Answers to clients: the one place that builds the acknowledgement of a write (invariant 1).
 //!
 //! A write, a flush or a FUA waits here for its sequence number; [`Acknowledged`] is made only
-//! when both ends hold everything up to it durably: [`OwnDurable`] comes out of a group commit of
+//! when what the [`Gate`] asks for has happened: [`OwnDurable`] comes out of a group commit of
 //! the own ring, [`HubDurable`] out of an action of the session. Neither can be made otherwise.
+//! A write under `cache = "writeback"` is told [`Buffered`], which promises nothing.
+//!
+//! The limit of `semi-sync` needs no timer: time alone only closes that gate, and every answer
+//! looks at the clock; what opens it is word of the hub, or another gate.
 //!
 //! The first failed log write is final (R17): every waiter, every later write, flush and FUA gets
 //! its reason. A stop ends the waiters without an acknowledgement; what they wrote may survive.
 //!
-//! Invariant: both cursors only rise; waiters are answered in sequence order.
+//! Invariant: both cursors only rise; waiters are answered in sequence order, so what is
+//! answered is a prefix of what was written (invariant 6), whatever the gate.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::{Notify, oneshot};
 
@@ -18,6 +24,7 @@ use crate::nvlog::DurableToken;
 use crate::record::marks::Place;
 use crate::session::primary::Action;
 use crate::units::numbers::SequenceNumber;
+use crate::units::policy::{LagLimit, Mode, Policy};
 
 /// Why a request is not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,21 +43,41 @@ pub enum Refusal {
 /// Up to where writes are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Gate {
-    /// What both ends hold.
+    /// What both ends hold durably: `sync`, in session.
     #[default]
     Both,
-    /// What this end holds.
+    /// What the own end holds durably: alone, syncing under `continue`, `async`, `cp-only`.
     Own,
-    /// Nothing.
+    /// What the own end holds durably, while the hub lacks no more than the limit; beyond it,
+    /// what both hold: `semi-sync`.
+    Lag(LagLimit),
+    /// Nothing: the hub is lost under `stop`. The source may have been replaced (R12).
     Held,
 }
 
-/// Both ends hold everything up to a sequence number durably. Made in this file only.
+impl Gate {
+    /// What an answer asks for in session.
+    pub const fn of(policy: &Policy) -> Self {
+        match policy.mode {
+            Mode::Sync => Self::Both,
+            Mode::SemiSync => Self::Lag(policy.lag_limit),
+            Mode::Async | Mode::CpOnly => Self::Own,
+        }
+    }
+}
+
+/// What the gate asks for has happened up to a sequence number. Made in this file only.
 #[derive(Debug)]
 #[must_use = "it is the answer to the client"]
 pub struct Acknowledged {
     sequence: SequenceNumber,
 }
+
+/// A write is ordered and will be stored in that order, if nothing fails. No more is promised: a
+/// flush is. Made in this file only.
+#[derive(Debug)]
+#[must_use = "it is the answer to the client"]
+pub struct Buffered(());
 
 impl Acknowledged {
     /// Up to where.
@@ -88,38 +115,146 @@ impl HubDurable {
 
 type Answer = Result<Acknowledged, Refusal>;
 
+/// A transfer that the hub lacks.
+#[derive(Debug, Clone, Copy)]
+struct Lacking {
+    last: SequenceNumber,
+    /// Bytes of all transfers up to and with this one, since the start.
+    upto_bytes: u64,
+    since: Instant,
+}
+
 #[derive(Debug, Default)]
 struct State {
+    gate: Gate,
     own: SequenceNumber,
     hub: SequenceNumber,
+    /// What the hub said last: less than `hub` if it has lost what it had acknowledged.
+    hub_said: SequenceNumber,
+    /// Transfers that the hub lacks, in order. Bounded by the NVRAM, which holds all of them.
+    lacking: VecDeque<Lacking>,
+    formed_bytes: u64,
+    hub_bytes: u64,
+    /// Highest sequence number answered under [`Gate::Own`] (R4).
+    answered_alone: SequenceNumber,
     waiters: BTreeMap<(SequenceNumber, u64), oneshot::Sender<Answer>>,
     next_waiter: u64,
-    gate: Gate,
     refusal: Option<Refusal>,
 }
 
+/// The monotonic clock; a test brings its own.
+type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
+
 /// The waiters and the two cursors.
-#[derive(Debug, Default)]
 pub struct Completion {
     state: Mutex<State>,
     own_moved: Notify,
+    /// The gate was set, or nothing is acknowledged any more.
+    gate_moved: Notify,
+    clock: Clock,
+}
+
+impl Default for Completion {
+    fn default() -> Self {
+        Self::recovered(SequenceNumber(0))
+    }
+}
+
+impl std::fmt::Debug for Completion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Completion").field("state", &self.lock()).finish_non_exhaustive()
+    }
 }
 
 impl Completion {
-    /// Resumes: the own ring holds everything up to `own`, that was recovered from it.
+    /// Resumes: the own ring holds everything up to `own`, that was recovered from it. The gate
+    /// is [`Gate::Both`] until it is set.
     pub fn recovered(own: SequenceNumber) -> Self {
-        Self { state: Mutex::new(State { own, ..State::default() }), own_moved: Notify::new() }
+        Self::with_clock(own, Box::new(Instant::now))
     }
 
-    /// Waits until everything up to `sequence` is durable at both ends.
+    fn with_clock(own: SequenceNumber, clock: Clock) -> Self {
+        let state = Mutex::new(State { own, ..State::default() });
+        Self { state, own_moved: Notify::new(), gate_moved: Notify::new(), clock }
+    }
+
+    /// Sets what an answer asks for from now on. What was answered stays answered: behind
+    /// [`Gate::Own`] the hub may lack it, up to [`Completion::answered_alone`].
+    pub fn set_gate(&self, gate: Gate) {
+        let now = (self.clock)();
+        let mut state = self.lock();
+        state.gate = gate;
+        state.answer(now);
+        drop(state);
+        self.gate_moved.notify_waiters();
+    }
+
+    /// What an answer asks for.
+    pub fn gate(&self) -> Gate {
+        self.lock().gate
+    }
+
+    /// The highest sequence number ever answered under [`Gate::Own`]: the mark of R4 stands until
+    /// the hub is durable beyond it.
+    pub fn answered_alone(&self) -> SequenceNumber {
+        self.lock().answered_alone
+    }
+
+    /// What the hub lacks: bytes of transfers, and since when the oldest of them waits.
+    pub fn lag(&self) -> (u64, Option<Instant>) {
+        let state = self.lock();
+        let since = state.lacking.front().map(|oldest| oldest.since);
+        (state.formed_bytes - state.hub_bytes, since)
+    }
+
+    /// A transfer of that many bytes was formed; the hub lacks it from now on.
+    pub fn formed(&self, last: SequenceNumber, bytes: u64) {
+        let since = (self.clock)();
+        let mut state = self.lock();
+        state.formed_bytes += bytes;
+        let upto_bytes = state.formed_bytes;
+        if last > state.hub {
+            state.lacking.push_back(Lacking { last, upto_bytes, since });
+        } else {
+            state.hub_bytes = upto_bytes;
+        }
+    }
+
+    /// A write was ordered and is in the buffers, under `cache = "writeback"`. Waits while the
+    /// gate is [`Gate::Held`].
+    pub async fn buffered(&self) -> Result<Buffered, Refusal> {
+        self.not_held().await.map(|()| Buffered(()))
+    }
+
+    /// Waits until the gate is not [`Gate::Held`]: a source that may have been replaced answers
+    /// neither writes nor reads.
+    pub async fn not_held(&self) -> Result<(), Refusal> {
+        loop {
+            let mut moved = std::pin::pin!(self.gate_moved.notified());
+            moved.as_mut().enable();
+            {
+                let state = self.lock();
+                if let Some(refusal) = &state.refusal {
+                    return Err(refusal.clone());
+                }
+                if state.gate != Gate::Held {
+                    return Ok(());
+                }
+            }
+            moved.await;
+        }
+    }
+
+    /// Waits until the gate lets `sequence` be answered.
     pub async fn wait(&self, sequence: SequenceNumber) -> Answer {
         let receiver = {
+            let now = (self.clock)();
             let mut state = self.lock();
             if let Some(refusal) = &state.refusal {
                 return Err(refusal.clone());
             }
-            if state.done() >= Some(sequence) {
-                return Ok(Acknowledged { sequence });
+            if state.done(now).is_some_and(|done| done >= sequence) {
+                return Ok(state.acknowledge(sequence));
             }
             let (sender, receiver) = oneshot::channel();
             let waiter = state.next_waiter;
@@ -149,26 +284,26 @@ impl Completion {
 
     /// The own ring holds more.
     pub fn own_durable(&self, proof: &OwnDurable) {
+        let now = (self.clock)();
         let mut state = self.lock();
         assert!(proof.0 >= state.own, "the own cursor may not step back");
         state.own = proof.0;
-        state.answer();
+        state.answer(now);
         drop(state);
         self.own_moved.notify_waiters();
     }
 
     /// The hub holds more. It may say less after it was restarted: that takes nothing back.
     pub fn hub_durable(&self, proof: &HubDurable) {
+        let now = (self.clock)();
         let mut state = self.lock();
+        state.hub_said = proof.0.sequence;
         state.hub = state.hub.max(proof.0.sequence);
-        state.answer();
-    }
-
-    /// Changes up to where writes are answered.
-    pub fn set_gate(&self, gate: Gate) {
-        let mut state = self.lock();
-        state.gate = gate;
-        state.answer();
+        let hub = state.hub;
+        while let Some(held) = state.lacking.pop_front_if(|oldest| oldest.last <= hub) {
+            state.hub_bytes = held.upto_bytes;
+        }
+        state.answer(now);
     }
 
     /// Nothing is acknowledged any more; the first reason stays.
@@ -181,6 +316,7 @@ impl Completion {
         }
         drop(state);
         self.own_moved.notify_waiters();
+        self.gate_moved.notify_waiters();
     }
 
     /// Own and hub cursor, for status.
@@ -200,34 +336,57 @@ impl Completion {
 }
 
 impl State {
-    fn done(&self) -> Option<SequenceNumber> {
+    /// Up to where the gate lets writes be answered.
+    fn done(&self, now: Instant) -> Option<SequenceNumber> {
         match self.gate {
             Gate::Both => Some(self.own.min(self.hub)),
             Gate::Own => Some(self.own),
+            Gate::Lag(limit) => Some(self.own.min(self.within(limit, now))),
             Gate::Held => None,
         }
     }
 
-    fn answer(&mut self) {
-        if self.refusal.is_some() {
-            return;
+    /// The last entry with which the hub lacks no more than the limit. An entry that is not in a
+    /// transfer yet is not durable either, so it need not be counted.
+    fn within(&self, limit: LagLimit, now: Instant) -> SequenceNumber {
+        let late = |since| now.saturating_duration_since(since) > limit.time;
+        // A hub that has lost something lacks more than is counted here, until it is back there.
+        let lost = self.hub_said < self.hub;
+        if lost || self.lacking.front().is_some_and(|oldest| late(oldest.since)) {
+            return self.hub;
         }
-        let done = self.done();
+        let room = self.hub_bytes.saturating_add(limit.bytes.0);
+        let fits = self.lacking.partition_point(|held| held.upto_bytes <= room);
+        fits.checked_sub(1).map_or(self.hub, |last| self.lacking[last].last)
+    }
+
+    fn acknowledge(&mut self, sequence: SequenceNumber) -> Acknowledged {
+        if self.gate == Gate::Own {
+            self.answered_alone = self.answered_alone.max(sequence);
+        }
+        Acknowledged { sequence }
+    }
+
+    fn answer(&mut self, now: Instant) {
+        let Some(done) = self.done(now).filter(|_| self.refusal.is_none()) else { return };
         while let Some(first) = self.waiters.first_entry() {
             let sequence = first.key().0;
-            if Some(sequence) > done {
+            if sequence > done {
                 break;
             }
-            drop(first.remove().send(Ok(Acknowledged { sequence })));
+            let waiter = first.remove();
+            drop(waiter.send(Ok(self.acknowledge(sequence))));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::units::hash::StreamHash;
-    use crate::units::numbers::TransferId;
+    use crate::units::numbers::{ByteCount, TransferId};
 
     fn hub(sequence: u64) -> HubDurable {
         HubDurable(Place {
@@ -303,6 +462,174 @@ mod tests {
             // Also for what both ends do hold: a flush after a failed log write fails.
             let later = completion.wait(SequenceNumber(1)).await;
             assert_eq!(later.unwrap_err(), Refusal::Failed("first".into()));
+        });
+    }
+
+    /// A completion with a clock of the test's own: seconds since its start.
+    fn clocked() -> (Completion, Arc<std::sync::atomic::AtomicU64>) {
+        let seconds = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let (start, now) = (Instant::now(), Arc::clone(&seconds));
+        let clock =
+            move || start + Duration::from_secs(now.load(std::sync::atomic::Ordering::Relaxed));
+        (Completion::with_clock(SequenceNumber(0), Box::new(clock)), seconds)
+    }
+
+    /// Whether a request for that sequence number would be answered now.
+    fn answers(completion: &Completion, sequence: u64) -> bool {
+        let now = (completion.clock)();
+        completion.lock().done(now).is_some_and(|done| done >= SequenceNumber(sequence))
+    }
+
+    /// The highest of `1..=n` that is answered; checks that all below it are, and none above.
+    fn prefix(completion: &Completion, n: u64) -> u64 {
+        let answered: Vec<u64> = (1..=n).filter(|&one| answers(completion, one)).collect();
+        let last = answered.last().copied().unwrap_or(0);
+        assert_eq!(answered, (1..=last).collect::<Vec<u64>>(), "a prefix, and nothing else");
+        last
+    }
+
+    const LIMIT: LagLimit = LagLimit { bytes: ByteCount(300), time: Duration::from_secs(5) };
+
+    /// Five transfers of 100 bytes and two entries each, all durable here.
+    fn five(completion: &Completion) {
+        for transfer in 1..=5 {
+            completion.formed(SequenceNumber(transfer * 2), 100);
+        }
+        completion.own_durable(&own(10));
+    }
+
+    /// Each gate answers exactly what it says, from the same two cursors: the negative control of
+    /// every gate are the others.
+    #[test]
+    fn each_gate_answers_a_prefix_of_its_own() {
+        let (completion, _) = clocked();
+        five(&completion);
+        completion.hub_durable(&hub(2));
+        for (gate, wanted) in
+            [(Gate::Both, 2), (Gate::Own, 10), (Gate::Lag(LIMIT), 8), (Gate::Held, 0)]
+        {
+            completion.set_gate(gate);
+            assert_eq!(prefix(&completion, 12), wanted, "{gate:?}");
+        }
+    }
+
+    /// Semi-sync: at most the limit's bytes ahead of the hub, and never ahead of the own ring.
+    #[test]
+    fn the_hub_lacks_no_more_bytes_than_the_limit() {
+        let (completion, _) = clocked();
+        completion.set_gate(Gate::Lag(LIMIT));
+        assert!(!answers(&completion, 1), "not durable here");
+        five(&completion);
+        assert_eq!(completion.lag().0, 500);
+        assert_eq!(prefix(&completion, 10), 6, "three transfers of 100 bytes");
+        completion.hub_durable(&hub(2));
+        assert_eq!(prefix(&completion, 10), 8);
+        completion.hub_durable(&hub(4));
+        assert_eq!(prefix(&completion, 11), 10, "never what is not durable here");
+        assert_eq!(completion.lag().0, 300);
+        // The hub acknowledges within a transfer: that transfer is not counted as there.
+        completion.formed(SequenceNumber(12), 100);
+        completion.own_durable(&own(12));
+        completion.hub_durable(&hub(5));
+        assert_eq!(prefix(&completion, 12), 10);
+    }
+
+    #[test]
+    fn the_oldest_that_the_hub_lacks_is_no_older_than_the_limit() {
+        let (completion, seconds) = clocked();
+        let at = |second| seconds.store(second, std::sync::atomic::Ordering::Relaxed);
+        completion.set_gate(Gate::Lag(LagLimit { bytes: ByteCount(u64::MAX), ..LIMIT }));
+        five(&completion);
+        assert_eq!(prefix(&completion, 10), 10);
+        at(5);
+        assert_eq!(prefix(&completion, 10), 10, "as old as the limit");
+        at(6);
+        assert_eq!(prefix(&completion, 10), 0);
+        completion.hub_durable(&hub(4));
+        assert_eq!(prefix(&completion, 10), 4, "the next is as old");
+        completion.formed(SequenceNumber(11), 1);
+        completion.own_durable(&own(11));
+        completion.hub_durable(&hub(10));
+        assert_eq!(prefix(&completion, 11), 11, "the one that is left is young");
+        at(60);
+        assert_eq!(prefix(&completion, 11), 10);
+    }
+
+    /// A hub that was set back lacks more than was counted: until it is there again nothing is
+    /// answered ahead of it, and nothing that was answered is taken back.
+    #[test]
+    fn a_hub_that_lost_something_gives_no_room_ahead() {
+        let (completion, _) = clocked();
+        completion.set_gate(Gate::Lag(LIMIT));
+        five(&completion);
+        completion.hub_durable(&hub(6));
+        assert_eq!(prefix(&completion, 10), 10);
+        completion.hub_durable(&hub(2));
+        assert_eq!(prefix(&completion, 10), 6);
+        completion.hub_durable(&hub(6));
+        assert_eq!(prefix(&completion, 10), 10);
+    }
+
+    #[test]
+    fn what_was_answered_alone_is_remembered() {
+        runtime().block_on(async {
+            let completion = Completion::default();
+            completion.own_durable(&own(9));
+            completion.hub_durable(&hub(3));
+            assert!(completion.wait(SequenceNumber(3)).await.is_ok());
+            assert_eq!(completion.answered_alone(), SequenceNumber(0), "both had it");
+            completion.set_gate(Gate::Own);
+            assert!(completion.wait(SequenceNumber(7)).await.is_ok());
+            assert!(completion.wait(SequenceNumber(4)).await.is_ok());
+            completion.set_gate(Gate::Both);
+            assert_eq!(completion.answered_alone(), SequenceNumber(7));
+            let later = completion.wait(SequenceNumber(5));
+            let catch_up = async {
+                assert_eq!(completion.waiting(), 1, "new answers need both again");
+                completion.hub_durable(&hub(8));
+            };
+            let (answer, ()) = tokio::join!(later, catch_up);
+            assert!(answer.is_ok());
+            assert_eq!(completion.answered_alone(), SequenceNumber(7));
+        });
+    }
+
+    /// A waiter is answered by the change of the gate itself.
+    #[test]
+    fn a_gate_that_opens_answers_who_waits_and_a_held_one_nobody() {
+        runtime().block_on(async {
+            let completion = Completion::default();
+            completion.own_durable(&own(5));
+            completion.hub_durable(&hub(5));
+            completion.set_gate(Gate::Held);
+            let waiter = completion.wait(SequenceNumber(4));
+            let (buffered, read) = (completion.buffered(), completion.not_held());
+            let open = async {
+                assert_eq!(completion.waiting(), 1, "although both ends hold it");
+                completion.set_gate(Gate::Own);
+            };
+            let (answer, buffered, read, ()) = tokio::join!(waiter, buffered, read, open);
+            assert!(answer.is_ok() && buffered.is_ok() && read.is_ok());
+            completion.set_gate(Gate::Held);
+            let (buffered, ()) = tokio::join!(completion.buffered(), async {
+                completion.refuse(Refusal::Stopped);
+            });
+            assert_eq!(buffered.unwrap_err(), Refusal::Stopped);
+        });
+    }
+
+    /// R17: nothing is even buffered after a failed log write, and every flush fails.
+    #[test]
+    fn a_buffered_write_is_refused_after_a_failure() {
+        runtime().block_on(async {
+            let completion = Completion::default();
+            assert!(completion.buffered().await.is_ok());
+            completion.refuse(Refusal::Failed("broken".into()));
+            for gate in [Gate::Both, Gate::Own, Gate::Lag(LIMIT), Gate::Held] {
+                completion.set_gate(gate);
+                assert!(completion.buffered().await.is_err());
+                assert!(completion.wait(SequenceNumber(0)).await.is_err(), "{gate:?}");
+            }
         });
     }
 

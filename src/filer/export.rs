@@ -2,9 +2,11 @@
 //!
 //! Called by the NBD server. A read lays the open buffers over the frozen ones over the tree of
 //! the newest own CP: what is in memory is taken under the order's lock, the tree is read without
-//! it, by a pin taken at the same moment. A write is ordered, then answered when both ends hold
-//! it (`completion`); FUA is the same, since nothing is answered earlier. A flush waits for the
-//! highest sequence number its volume had when it came (R17).
+//! it, by a pin taken at the same moment. A write is ordered, then answered when the policy says
+//! so (`completion`); FUA is the same, since nothing is answered earlier. Under
+//! `cache = "writeback"` a write without FUA is answered once it is ordered and buffered, as a
+//! disk with a volatile cache does. A flush waits for the highest sequence number its volume had
+//! when it came, on any connection (R17); after a failed log write every later one fails.
 //!
 //! No export is opened before the hub was asked what it holds (R1), nor while the source stops.
 
@@ -28,6 +30,7 @@ use crate::pool::error::PoolError;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::numbers::{SequenceNumber, Vbn, VolumeNumber};
+use crate::units::policy::Cache;
 use crate::volume::error::VolumeError;
 use crate::volume::reader::SegmentContent;
 use crate::wire::message::VolumeOffer;
@@ -146,12 +149,25 @@ impl VolumeExport {
             Ok(None) => SequenceNumber(0),
             Err(refusal) => return Err(self.counted(&refusal)),
         };
+        if self.shared.policy.cache == Cache::Writeback && !fua {
+            let buffered = self.shared.completion.buffered().await;
+            return buffered.map(drop).map_err(|refusal| self.counted(&refusal));
+        }
         self.reached(sequence).await.map(drop)
     }
 
     async fn reached(&self, sequence: SequenceNumber) -> Result<Acknowledged, ExportError> {
         let answer = self.shared.completion.wait(sequence).await;
         answer.map_err(|refusal| self.counted(&refusal))
+    }
+
+    /// A source that may have been replaced answers no read: it could be stale (section 9). What
+    /// else refuses writes does not keep reads from going on.
+    async fn held_back(&self) -> Result<(), ExportError> {
+        match self.shared.completion.not_held().await {
+            Ok(()) | Err(Refusal::Failed(_)) => Ok(()),
+            Err(refusal @ (Refusal::Stopped | Refusal::Fenced(_))) => Err(self.counted(&refusal)),
+        }
     }
 
     fn counted(&self, refusal: &Refusal) -> ExportError {
@@ -367,6 +383,7 @@ impl Export for VolumeExport {
         self.shared.counters.read_bytes.add(length);
         Box::pin(async move {
             self.guard(offset, length)?;
+            self.held_back().await?;
             self.blocking(offset, length, move |look| assemble(look, offset, length)).await
         })
     }

@@ -106,6 +106,7 @@ impl SourceFeed {
     fn keep(&mut self, transfer: &Transfer) -> Pending {
         let last = transfer.last_sequence();
         self.last = Place { transfer: transfer.id(), sequence: last, hash: transfer.hash_after() };
+        self.shared.completion.formed(last, to_u64(transfer.bytes().len()));
         self.under_way.push_back(Formed::Transfer { id: transfer.id(), last });
         self.pending(RecordKind::Transfer, transfer.bytes().clone())
     }

@@ -595,16 +595,12 @@ impl Forwarder {
                 self.shared.checkpoint.done(CpOver { cp, alone });
             }
             Action::Answer(answering) => self.shared.answer(answering),
-            Action::MarkApart => {
-                let from = self.primary.hub_sequence().next();
-                let mark = (self.shared.epoch(), from);
+            Action::MarkApart(mark) => {
                 self.note(move |extension| extension.alone = Some(mark)).await?;
-                self.shared.set_alone(Some(from));
                 self.follow.push_back(Event::Apart);
             }
             Action::ClearApart => {
                 self.note(|extension| extension.alone = None).await?;
-                self.shared.set_alone(None);
                 self.follow.push_back(Event::Together);
             }
             Action::Fence(epoch) => {

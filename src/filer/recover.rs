@@ -22,7 +22,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use self::replay::{Replay, Replayed};
-use super::completion::Completion;
+use super::completion::{Completion, Gate};
 use super::counters::Counters;
 use super::feed::SourceFeed;
 use super::identity::{Extension, ExtensionError};
@@ -186,6 +186,10 @@ pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, 
     order.raise_cp(row.applied.next());
     ring_cell.get_or_init(|| handle);
     let completion = Completion::recovered(replayed.last.sequence);
+    completion.set_gate(Gate::of(&wanted.policy));
+    for held in outbox.all() {
+        completion.formed(held.place.sequence, held.bytes);
+    }
     let parts = Parts { pool, order, outbox, completion, ring: ring_cell };
     let shared = share(wanted, &row, &extension, volumes, parts)?;
     let started = ring.start(Box::new(SourceFeed::new(Arc::clone(&shared), replayed.last)));
@@ -372,7 +376,8 @@ fn share(
         pins,
         rejected: None,
         answering: Answering::Policy,
-        alone: extension.alone.map(|(_, from)| (from, Instant::now())),
+        mark: extension.alone,
+        marked_at: Instant::now(),
         fenced: extension.fenced,
         pass: None,
     };
@@ -411,10 +416,11 @@ fn make_primary(shared: &Shared, replayed: &Replayed) -> Primary {
         generation: shared.generation,
         epoch: affiliation.epoch,
         volumes: shared.volumes.clone(),
-        on_hub_loss: shared.policy.on_hub_loss,
+        policy: shared.policy,
+        alone: shared.mark(),
     };
     let (own_cp, roots) = shared.own();
-    let own = Own { cp: own_cp, roots: roots.clone(), apart: shared.alone().is_some() };
+    let own = Own { cp: own_cp, roots: roots.clone() };
     let mut primary = Primary::new(identity, replayed.held_after, shared.outbox.all(), own);
     if let Some(freeze) = replayed.freeze {
         // Without a connection there is nothing to do.

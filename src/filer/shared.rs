@@ -24,8 +24,8 @@ use crate::pool::{Pin, Pool};
 use crate::session::primary::Answering;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
-use crate::units::policy::Policy;
+use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
+use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::{Refused, Scanned, VolumeOffer};
 
 /// How things stand with the hub.
@@ -105,7 +105,8 @@ pub struct Shared {
     pub answering: AtomicBool,
     /// When it was started.
     pub started: Instant,
-    /// Who reads, changes and writes the row's extension does so alone.
+    /// Who reads, changes and writes the row's extension does so alone: a CP must not write back
+    /// what a mark has replaced meanwhile.
     pub keeping: Mutex<()>,
     pub(super) state: Mutex<SharedState>,
 }
@@ -123,8 +124,9 @@ pub(super) struct SharedState {
     pub(super) rejected: Option<String>,
     /// How far writes are answered, as the session says.
     pub(super) answering: Answering,
-    /// From where on the hub may lack acknowledged writes, and when that was noted here.
-    pub(super) alone: Option<(SequenceNumber, Instant)>,
+    /// The durable mark of writes acknowledged without the hub (R4), and when it was met here.
+    pub(super) mark: Option<AloneMark>,
+    pub(super) marked_at: Instant,
     /// Somebody else is primary in that epoch.
     pub(super) fenced: Option<Epoch>,
     /// The pass under way.
@@ -217,7 +219,7 @@ impl Shared {
         state.answering = answering;
         drop(state);
         self.completion.set_gate(match answering {
-            Answering::Policy => Gate::Both,
+            Answering::Policy => Gate::of(&self.policy),
             Answering::Alone => Gate::Own,
             Answering::Held => Gate::Held,
         });
@@ -228,15 +230,15 @@ impl Shared {
         self.lock().answering
     }
 
-    /// From where on the hub may lack acknowledged writes, and since when that is known here.
-    pub fn alone(&self) -> Option<(SequenceNumber, Instant)> {
-        self.lock().alone
+    /// The durable mark of writes acknowledged without the hub (R4).
+    pub fn mark(&self) -> Option<AloneMark> {
+        self.lock().mark
     }
 
-    /// The mark was set, or taken away; it is durable.
-    pub fn set_alone(&self, from: Option<SequenceNumber>) {
-        let mut state = self.lock();
-        state.alone = from.map(|from| (from, Instant::now()));
+    /// How long the mark is known here to stand.
+    pub fn marked_for(&self) -> Option<Duration> {
+        let state = self.lock();
+        state.mark.map(|_| state.marked_at.elapsed())
     }
 
     /// The epoch in which somebody else is primary (R12).
@@ -277,7 +279,13 @@ impl Shared {
         let mut extension = self.kept()?;
         change(&mut extension);
         let bytes = extension.encode().to_vec();
-        self.pool.catalog().update_source(self.source, move |row| row.extension = bytes)
+        self.pool.catalog().update_source(self.source, move |row| row.extension = bytes)?;
+        let mut state = self.lock();
+        if state.mark.is_none() && extension.alone.is_some() {
+            state.marked_at = Instant::now();
+        }
+        state.mark = extension.alone;
+        Ok(())
     }
 
     /// Hub and epoch of the session; durable when this returns. May block.

@@ -14,6 +14,7 @@ use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
+use crate::units::policy::{AloneMark, Policy};
 
 /// How a source is, in one word (section 13 of the design).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,6 +109,10 @@ pub struct Status {
     pub ring: Option<RingStatus>,
     /// The pool; `None` if its state is lost.
     pub space: Option<Space>,
+    /// What it promises.
+    pub policy: Policy,
+    /// The durable mark of writes acknowledged without the hub.
+    pub alone: Option<AloneMark>,
     /// Its volumes.
     pub volumes: Vec<VolumeStatus>,
     /// What was counted.
@@ -211,6 +216,8 @@ pub fn status(shared: &Arc<Shared>) -> Status {
         held: shared.outbox.figures(),
         ring: shared.ring().map(crate::nvlog::Handle::status),
         space: shared.pool.space().ok(),
+        policy: shared.policy,
+        alone: shared.mark(),
         volumes: volumes(shared, &roots),
         counters: shared.counters.values(),
     }

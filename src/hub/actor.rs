@@ -18,7 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::applier::Job;
 use super::lane::Lane;
-use super::shared::Shared;
+use super::shared::{Shared, Told};
 use super::stager::Staged;
 use super::status::Snapshot;
 use crate::limits::{
@@ -28,11 +28,11 @@ use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::mirror::{Action, Arrived, Event, Mirror};
 use crate::units::convert::to_u64;
-use crate::units::ids::SourceId;
 use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
+use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::policy;
 use crate::wire::message::{
-    Ack, Frame, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeOffer, VolumeRoot,
+    Ack, Frame, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRoot,
 };
 
 /// What the actor holds of its connection.
@@ -249,8 +249,10 @@ impl SourceActor {
         match action {
             Action::Send(Message::Ack(ack)) => self.acknowledge(ack),
             Action::Send(message) => self.send(&message),
-            Action::Record { source, generation, epoch, volumes } => {
-                self.record(source, generation, epoch, volumes, context);
+            Action::Record { source, generation, epoch, volumes, policy, alone } => {
+                let promise = (policy, alone);
+                let told = Told { source, generation, epoch, volumes, promise };
+                self.record(told, context);
             }
             Action::Stage => self.stage(),
             Action::Apply { cp, last, is_pass } => self.apply(cp, last, is_pass),
@@ -296,36 +298,29 @@ impl SourceActor {
                 }
             }
             Action::Refuse(refused) => self.refuse(refused),
-            Action::Close { reason } => {
-                let planned = matches!(&self.current, Some(Content::Other(Message::Going(_))));
-                if planned {
-                    tracing::info!(source = %self.name, reason, "source goes");
-                    self.hang_up();
-                } else {
-                    self.refuse(broken(reason));
-                }
-            }
+            Action::Close { reason } => self.close(reason),
+        }
+    }
+
+    fn close(&mut self, reason: String) {
+        let planned = matches!(&self.current, Some(Content::Other(Message::Going(_))));
+        if planned {
+            tracing::info!(source = %self.name, reason, "source goes");
+            self.hang_up();
+        } else {
+            self.refuse(broken(reason));
         }
     }
 
     /// Has the catalog keep what a Hello brought; the answer comes as [`Recorded`].
-    fn record(
-        &self,
-        source: SourceId,
-        generation: Generation,
-        epoch: Epoch,
-        volumes: Vec<VolumeOffer>,
-        context: &mut Context<Self>,
-    ) {
+    fn record(&self, told: Told, context: &mut Context<Self>) {
         let (shared, name) = (self.shared.clone(), self.name.clone());
         let number = self.peer.as_ref().map_or(0, |peer| peer.number);
         let address = context.address();
         actix::spawn(async move {
-            let result = tokio::task::spawn_blocking(move || {
-                shared.record(&name, source, generation, epoch, &volumes)
-            })
-            .await
-            .unwrap_or_else(|error| Err(error.to_string()));
+            let result = tokio::task::spawn_blocking(move || shared.record(&name, &told))
+                .await
+                .unwrap_or_else(|error| Err(error.to_string()));
             if address.send(Recorded { number, result }).await.is_err() {
                 tracing::debug!("recorded for an actor that is gone");
             }
@@ -511,6 +506,7 @@ impl SourceActor {
         }
         self.step(Event::Durable(cursors.durable), context);
         self.step(Event::Drained(cursors.drained), context);
+        self.step(Event::Filed(cursors.synced), context);
         if let Some(fault) = &cursors.fault {
             self.step(Event::Faulted(fault.to_string()), context);
         }
@@ -527,9 +523,37 @@ impl SourceActor {
         let share = self.shared.share_bytes(&self.name).saturating_sub(used);
         let ring = share.max(free / 2).min(LOG_CREDIT_BYTES_MIN);
         let log = self.shared.log_room(&self.name, lane.source());
-        let credit = ring.min(log.saturating_sub(used));
+        let credit = self.unsynced(lane, ring.min(log.saturating_sub(used)));
         // Steps of a transfer, so that small changes make no traffic.
         credit - credit % (TRANSFER_BYTES_MAX / 4)
+    }
+
+    /// What is acknowledged as received still waits for the ring: it counts as under way, so that
+    /// memory stays bounded by what was given out. No less than a transfer is given out then.
+    fn unsynced(&self, lane: &Lane, credit: u64) -> u64 {
+        if self.ack() != Some(policy::Ack::Received) {
+            return credit;
+        }
+        let left = credit.min(LOG_CREDIT_BYTES_MIN.saturating_sub(lane.cursors().under_way_bytes));
+        if left < TRANSFER_BYTES_MAX { 0 } else { left }
+    }
+
+    /// What the source asks for before a transfer is acknowledged.
+    fn ack(&self) -> Option<policy::Ack> {
+        let known = self.machine.as_ref()?.known();
+        known.policy.map(|policy| policy.ack)
+    }
+
+    /// Before a transfer is acknowledged as received, the credit that goes with it counts it in.
+    fn credit_before(&mut self, transfer_bytes: u64, context: &mut Context<Self>) {
+        if self.ack() != Some(policy::Ack::Received) {
+            return;
+        }
+        if let Some(lane) = self.lane.clone() {
+            let left = self.credit(&lane).saturating_sub(transfer_bytes);
+            let credit = if left < TRANSFER_BYTES_MAX { 0 } else { left };
+            self.step(Event::Credit(credit), context);
+        }
     }
 
     fn answer_checkpoints(&mut self) {
@@ -656,6 +680,9 @@ impl Handler<FrameIn> for SourceActor {
                 return;
             }
         };
+        if let Content::Transfer(transfer) = &message.content {
+            self.credit_before(to_u64(transfer.bytes().len()), context);
+        }
         self.current = Some(message.content);
         self.step(event, context);
         self.current = None;
@@ -681,9 +708,16 @@ impl Handler<Recorded> for SourceActor {
             Ok(lane) => {
                 if self.lane.is_none() {
                     listen(&lane, context);
-                    self.lane = Some(lane);
+                    self.lane = Some(lane.clone());
+                }
+                let files = self.ack() == Some(policy::Ack::Filed);
+                lane.set_files(files);
+                if files {
+                    // What was drained before nobody waited for it.
+                    self.shared.drain.file();
                 }
                 self.step(Event::Recorded, context);
+                self.progressed(context);
             }
             Err(reason) => self.refuse(busy(reason)),
         }

@@ -335,6 +335,12 @@ impl Applier {
             return Err(rejected(&"the source announced roots of volumes unknown here"));
         }
         job.lane.built(job.cp);
+        // Nobody else writes the row's extension from this look to the commit: a CP must not write
+        // back an older promise of its source.
+        let _row = job.lane.row();
+        let row = self.pool.catalog().source(job.lane.source())?;
+        let kept = row.map_or_else(|| Ok(Extension::default()), |row| Extension::of(&row));
+        let kept = kept.map_err(Stop::Faulted)?;
         self.pool.publish(Publish {
             write_set,
             source: job.lane.source(),
@@ -343,7 +349,7 @@ impl Applier {
             stream_hash: job.last.hash,
             epoch: job.epoch,
             generation: None,
-            extension: Some(Extension::mirror(job.last.transfer).encode()),
+            extension: Some(Extension { transfer: job.last.transfer, ..kept }.encode()),
             volumes: built.into_iter().collect(),
         })?;
         if job.is_pass {

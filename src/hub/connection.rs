@@ -101,7 +101,7 @@ async fn greet(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<()
             shared.counters.refused(RefusedCode::Protocol);
             return refuse(reader, RefusedCode::Protocol, error.to_string()).await;
         }
-        Ok(Ok((Message::Hello(hello), _))) => hello,
+        Ok(Ok((Message::Hello(hello), _))) => *hello,
         Ok(Ok((other, _))) => {
             shared.counters.refused(RefusedCode::Protocol);
             let reason = format!("began with {} instead of Hello", other.name());

@@ -3,7 +3,8 @@
 //! One thread, in ring order, never waiting for one source (R10): a record of a faulted source is
 //! passed over, and copied forward to the head of the ring when it would hold the ring's end. Log
 //! writes are not synced at once; when ring room is wanted, one sync makes all dirty logs durable
-//! and the ring moves on. A log whose CP was published before that is never synced.
+//! and the ring moves on. A log whose CP was published before that is never synced. A source with
+//! `ack = "filed"` waits for the sync: it comes behind each batch that was drained for one.
 //!
 //! Invariant 4: the ring is released up to a record only when that record's log is synced, its
 //! CP is published, or it was copied forward durably.
@@ -58,6 +59,12 @@ impl DrainQueue {
     /// A CP was published: its logs and older ones are dropped.
     pub fn drop_logs(&self, lane: Arc<Lane>, cp: CpNumber) {
         lock(&self.inbox).drops.push((lane, cp));
+        self.wake.notify_one();
+    }
+
+    /// A source waits for what lies in its log to be synced.
+    pub fn file(&self) {
+        lock(&self.inbox).sync_wanted = true;
         self.wake.notify_one();
     }
 
@@ -153,7 +160,12 @@ impl Drainer {
         self.release();
         loop {
             let work = self.queue.wait();
+            let mut filing = BTreeMap::new();
             for record in work.records {
+                let lane = &record.staged.lane;
+                if lane.files() {
+                    filing.entry(lane.source()).or_insert_with(|| lane.clone());
+                }
                 self.drain(record);
             }
             for (lane, cp) in work.drops {
@@ -161,6 +173,7 @@ impl Drainer {
                     tracing::warn!(source = %lane.name(), %cp, %error, "old log not deleted");
                 }
             }
+            self.file(filing, work.sync_wanted);
             self.release();
             if work.stopping || self.oldest_half() > 0 {
                 self.sync();
@@ -235,10 +248,34 @@ impl Drainer {
         self.in_ring.partition_point(|record| record.start().0 < wanted)
     }
 
+    /// Syncs what was drained for sources that wait for it: one sync for all that has gathered;
+    /// while it runs the next gathers.
+    fn file(&mut self, mut waiting: BTreeMap<SourceId, Arc<Lane>>, all: bool) {
+        if all {
+            for record in self.in_ring.iter().filter(|record| record.drained) {
+                if record.lane.files() {
+                    waiting.entry(record.lane.source()).or_insert_with(|| record.lane.clone());
+                }
+            }
+        }
+        waiting.retain(|_, lane| {
+            let cursors = lane.cursors();
+            cursors.fault.is_none() && cursors.synced.sequence < cursors.drained.sequence
+        });
+        self.sync_lanes(&waiting);
+    }
+
     fn sync(&mut self) {
         let mut lanes: BTreeMap<SourceId, Arc<Lane>> = BTreeMap::new();
         for record in self.in_ring.iter().filter(|record| record.drained) {
             lanes.entry(record.lane.source()).or_insert_with(|| record.lane.clone());
+        }
+        self.sync_lanes(&lanes);
+    }
+
+    fn sync_lanes(&mut self, lanes: &BTreeMap<SourceId, Arc<Lane>>) {
+        if lanes.is_empty() {
+            return;
         }
         let dirty: Vec<SourceId> = lanes.keys().copied().collect();
         for (source, result) in self.store.sync(&dirty) {

@@ -1,9 +1,9 @@
-//! The hub's own bytes in a source's catalog row: the transfer id of the published place, and who
-//! serves the source's volumes.
+//! The hub's own bytes in a source's catalog row: the transfer id of the published place, who
+//! serves the source's volumes, and what the source promised.
 //!
 //! The row has sequence number and stream hash; with the transfer id they make the place at which
 //! the source's log goes on. They are written with every CP, and when a failover or a hand-over
-//! changes the state, in one commit with the epoch (R13). Version 2, little-endian, 64 bytes:
+//! changes the state, in one commit with the epoch (R13). Version 2, little-endian, 112 bytes:
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
@@ -14,18 +14,27 @@
 //! | 24 | 12 | the fence: last transfer before it; zero in state mirror |
 //! | 36 | 8 | its last sequence number |
 //! | 44 | 16 | stream hash there |
-//! | 60 | 4 | reserved, zero |
+//! | 60 | 1 | 1: the source was here and told its policy; 2: it was alone then |
+//! | 61 | 3 | reserved, zero |
+//! | 64 | 24 | its policy, as `units::policy` encodes it; zero if it was never here |
+//! | 88 | 4 | reserved, zero |
+//! | 92 | 12 | alone: epoch number (4) and id (8); zero if it was not |
+//! | 104 | 8 | alone: first sequence number that may be acknowledged without this hub |
 //!
 //! Version 1 is the first 16 bytes, and its state is mirror; it is read, and no longer written.
 
 use crate::pool::rows::SourceRow;
 use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
-use crate::units::numbers::{SequenceNumber, TransferId};
+use crate::units::numbers::{Epoch, SequenceNumber, TransferId};
+use crate::units::policy::{AloneMark, POLICY_BYTES, Policy};
 
 const VERSION: u32 = 2;
-const EXTENSION_BYTES: usize = 64;
+const EXTENSION_BYTES: usize = 112;
 const EXTENSION_BYTES_V1: usize = 16;
+
+const TOLD: u8 = 1;
+const ALONE: u8 = 2;
 
 const _: () = assert!(EXTENSION_BYTES <= crate::limits::SOURCE_EXTENSION_BYTES_MAX);
 
@@ -74,6 +83,10 @@ pub struct Extension {
     pub state: State,
     /// The place of the newest fence: a failover replays up to here, and nothing behind it.
     pub fence: Place,
+    /// What the source promised when it was last here: after its loss nobody else can say.
+    pub policy: Option<Policy>,
+    /// Since when it may have acknowledged writes without this hub, as it said then (R4).
+    pub alone: Option<AloneMark>,
 }
 
 impl Extension {
@@ -90,7 +103,17 @@ impl Extension {
         put_transfer(&mut bytes, self.fence.transfer);
         bytes.extend_from_slice(&self.fence.sequence.0.to_le_bytes());
         bytes.extend_from_slice(&self.fence.hash.0);
-        bytes.resize(EXTENSION_BYTES, 0);
+        let flags = if self.policy.is_some() { TOLD } else { 0 };
+        let flags = if self.alone.is_some() { flags | ALONE } else { flags };
+        bytes.extend_from_slice(&[flags, 0, 0, 0]);
+        let policy = self.policy.map_or([0; POLICY_BYTES], |policy| policy.encode());
+        bytes.extend_from_slice(&policy);
+        let (epoch, sequence) = self.alone.unwrap_or_default();
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&epoch.number.to_le_bytes());
+        bytes.extend_from_slice(&epoch.id.to_le_bytes());
+        bytes.extend_from_slice(&sequence.0.to_le_bytes());
+        assert!(bytes.len() == EXTENSION_BYTES, "an extension is as long as its table says");
         bytes
     }
 
@@ -125,15 +148,43 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
             let ([state, reserved @ ..], rest) = rest.split_first_chunk::<8>()?;
             let (fenced, rest) = take_transfer(rest)?;
             let (sequence, rest) = rest.split_first_chunk()?;
-            let (hash, last) = rest.split_first_chunk()?;
-            let zero = reserved.iter().chain(last).all(|byte| *byte == 0);
+            let (hash, rest) = rest.split_first_chunk()?;
+            let (policy, alone) = take_promise(rest)?;
+            let zero = reserved.iter().all(|byte| *byte == 0);
             let sequence = SequenceNumber(u64::from_le_bytes(*sequence));
             let fence = Place { transfer: fenced, sequence, hash: StreamHash(*hash) };
             let state = State::of(*state).filter(|_| zero)?;
-            Some(Extension { transfer, state, fence })
+            Some(Extension { transfer, state, fence, policy, alone })
         }
         _ => None,
     }
+}
+
+/// The last 52 bytes: flags, policy, mark.
+fn take_promise(bytes: &[u8]) -> Option<(Option<Policy>, Option<AloneMark>)> {
+    let ([flags, reserved @ ..], rest) = bytes.split_first_chunk::<4>()?;
+    let (policy, rest) = rest.split_first_chunk::<POLICY_BYTES>()?;
+    let (padding, rest) = rest.split_first_chunk::<4>()?;
+    let (number, rest) = rest.split_first_chunk()?;
+    let (id, rest) = rest.split_first_chunk()?;
+    let (sequence, rest) = rest.split_first_chunk()?;
+    let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    if flags & !(TOLD | ALONE) != 0 || !rest.is_empty() || !zero(reserved) || !zero(padding) {
+        return None;
+    }
+    let epoch = Epoch { number: u32::from_le_bytes(*number), id: u64::from_le_bytes(*id) };
+    let mark = (epoch, SequenceNumber(u64::from_le_bytes(*sequence)));
+    let policy = match flags & TOLD {
+        0 if !zero(policy) => return None,
+        0 => None,
+        _ => Some(Policy::decode(policy).ok()?),
+    };
+    let alone = match flags & ALONE {
+        0 if mark != AloneMark::default() => return None,
+        0 => None,
+        _ => Some(mark),
+    };
+    Some((policy, alone))
 }
 
 fn take_transfer(bytes: &[u8]) -> Option<(TransferId, &[u8])> {
@@ -147,6 +198,7 @@ fn take_transfer(bytes: &[u8]) -> Option<(TransferId, &[u8])> {
 mod tests {
     use super::*;
     use crate::units::ids::SourceId;
+    use crate::units::policy::Mode;
 
     fn sample() -> Extension {
         let fence = Place {
@@ -155,17 +207,25 @@ mod tests {
             hash: StreamHash([7; 16]),
         };
         let transfer = TransferId { generation: 3, counter: 9 };
-        Extension { transfer, state: State::Promoted, fence }
+        let policy = Some(Policy { mode: Mode::Async, ..Policy::default() });
+        let alone = Some((Epoch { number: 5, id: 0x0807 }, SequenceNumber(9)));
+        Extension { transfer, state: State::Promoted, fence, policy, alone }
     }
 
     #[test]
     fn golden_bytes_and_back() {
         let bytes = sample().encode();
-        assert_eq!(bytes.len(), 64);
+        assert_eq!(bytes.len(), 112);
         assert_eq!(bytes[..17], [2, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 2]);
         assert_eq!(bytes[17..24], [0; 7]);
         assert_eq!(bytes[24..44], [4, 0, 0, 0, 5, 1, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(bytes[44..], [[7; 16].as_slice(), &[0; 4]].concat());
+        assert_eq!(bytes[44..64], [[7; 16].as_slice(), &[3, 0, 0, 0]].concat());
+        assert_eq!(bytes[64..72], [3, 1, 1, 1, 1, 0, 0, 0]);
+        assert_eq!(bytes[88..96], [0, 0, 0, 0, 5, 0, 0, 0]);
+        assert_eq!(bytes[96..], [7, 8, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+        let never = Extension { policy: None, alone: None, ..sample() };
+        assert_eq!(never.encode()[60..], [0; 52]);
+        assert_eq!(decode(&never.encode()), Some(never));
         assert_eq!(decode(&bytes), Some(sample()));
         for state in [State::Mirror, State::FailingOver, State::Promoted, State::HandedOver] {
             let extension = Extension { state, ..sample() };
@@ -200,8 +260,13 @@ mod tests {
         assert_eq!(bad(0, 1), None, "version 1 is shorter");
         assert_eq!(bad(16, 4), None, "no such state");
         assert_eq!(bad(17, 1), None, "reserved");
-        assert_eq!(bad(63, 1), None, "reserved");
-        assert_eq!(decode(&sample().encode()[..63]), None);
+        assert_eq!(bad(60, 7), None, "no such flag");
+        assert_eq!(bad(60, 2), None, "a policy that was not told");
+        assert_eq!(bad(60, 1), None, "a mark that is not set");
+        assert_eq!(bad(61, 1), None, "reserved");
+        assert_eq!(bad(64, 9), None, "no such mode");
+        assert_eq!(bad(88, 1), None, "reserved");
+        assert_eq!(decode(&sample().encode()[..111]), None);
         assert_eq!(decode(&sample().encode()[..16]), None, "version 2 is longer");
     }
 }

@@ -8,7 +8,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -98,6 +98,10 @@ pub struct Lane {
     job: Mutex<Option<Arc<Job>>>,
     outcome: Mutex<Option<(CpNumber, Outcome)>>,
     taken_bytes: AtomicU64,
+    /// Held by who writes the extension of the source's row, from looking to commit.
+    row: Mutex<()>,
+    /// Somebody waits for the source log to be synced (`ack = "filed"`).
+    files: AtomicBool,
     /// Rung when a cursor moved, updates were taken, or an apply ended.
     pub changed: Notify,
     /// Counters for metrics and status.
@@ -119,6 +123,8 @@ impl Lane {
             job: Mutex::new(None),
             outcome: Mutex::new(None),
             taken_bytes: AtomicU64::new(0),
+            row: Mutex::new(()),
+            files: AtomicBool::new(false),
             changed: Notify::new(),
             ladder: Ladder::default(),
         })
@@ -132,6 +138,21 @@ impl Lane {
     /// The source's id.
     pub fn source(&self) -> SourceId {
         self.source
+    }
+
+    /// Whoever holds it is the only one who writes the extension of the source's row.
+    pub fn row(&self) -> MutexGuard<'_, ()> {
+        lock(&self.row)
+    }
+
+    /// Whether the source waits until its log is synced.
+    pub fn files(&self) -> bool {
+        self.files.load(Ordering::Relaxed)
+    }
+
+    /// The source waits until its log is synced, or does not any more.
+    pub fn set_files(&self, files: bool) {
+        self.files.store(files, Ordering::Relaxed);
     }
 
     /// A copy of the cursors.
@@ -191,6 +212,8 @@ impl Lane {
         if cursors.synced.sequence < place.sequence {
             cursors.synced = place;
         }
+        drop(cursors);
+        self.changed.notify_one();
     }
 
     /// The ring gave room of this source back.

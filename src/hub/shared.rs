@@ -10,7 +10,7 @@ use actix::ArbiterHandle;
 
 use super::applier::JobQueue;
 use super::drainer::DrainQueue;
-use super::extension;
+use super::extension::{self, Extension};
 use super::lane::{Cursors, Lane, lock};
 use super::registry::Registry;
 use super::stager::Stager;
@@ -26,6 +26,7 @@ use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation};
+use crate::units::policy::{AloneMark, Policy};
 use crate::volume;
 use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRoot, VolumeScan};
 
@@ -40,6 +41,21 @@ pub struct SourceSetting {
     pub log_limit: Option<ByteCount>,
     /// Volumes the file pins; empty pins none.
     pub volumes: Vec<(VolumeName, ByteCount)>,
+}
+
+/// What a Hello brought that is kept.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// Who it is.
+    pub source: SourceId,
+    /// Its boot.
+    pub generation: Generation,
+    /// Epoch in force.
+    pub epoch: Epoch,
+    /// Its volumes.
+    pub volumes: Vec<VolumeOffer>,
+    /// What it promises, and since when it may have been alone.
+    pub promise: (Policy, Option<AloneMark>),
 }
 
 /// Counters of the whole hub.
@@ -153,6 +169,8 @@ impl Shared {
             applied: Place::default(),
             roots: Vec::new(),
             cp_max: CpNumber(0),
+            policy: None,
+            alone: None,
         };
         let catalog = self.pool.catalog();
         let rows = catalog.sources().map_err(|error| error.to_string())?;
@@ -164,6 +182,8 @@ impl Shared {
             known.applied_cp = row.applied;
             known.applied = extension::place(&row)?;
             known.cp_max = row.highest_cp;
+            let told = Extension::of(&row)?;
+            (known.policy, known.alone) = (told.policy, told.alone);
             for volume in volumes {
                 let root = VolumeRoot { volume: volume.key.volume, root: volume.tree.root() };
                 known.roots.push(root);
@@ -178,25 +198,26 @@ impl Shared {
         Ok(known)
     }
 
-    /// Makes what a Hello brought durable: generation, epoch, new volumes; makes the lane.
-    pub fn record(
-        &self,
-        name: &SourceName,
-        source: SourceId,
-        generation: Generation,
-        epoch: Epoch,
-        volumes: &[VolumeOffer],
-    ) -> Result<Arc<Lane>, String> {
+    /// Makes what a Hello brought durable: generation, epoch, policy, new volumes; makes the lane.
+    pub fn record(&self, name: &SourceName, told: &Told) -> Result<Arc<Lane>, String> {
+        let Told { source, generation, epoch, ref volumes, promise } = *told;
         let catalog = self.pool.catalog();
+        let lane = self.lanes.get(name);
+        let _row = lane.as_ref().map(|lane| lane.row());
         let text = |error: PoolError| error.to_string();
         let mut row = catalog
             .source(source)
             .map_err(text)?
             .unwrap_or_else(|| SourceRow::new(source, name.clone()));
-        if row.generation != generation || row.epoch != epoch || row.name != *name {
+        let before = Extension::of(&row)?;
+        let (policy, alone) = (Some(promise.0), promise.1);
+        let after = Extension { policy, alone, ..before };
+        let known = row.generation == generation && row.epoch == epoch && row.name == *name;
+        if !known || before != after {
             row.name = name.clone();
             row.generation = generation;
             row.epoch = epoch;
+            row.extension = after.encode();
             catalog.put_source(row).map_err(text)?;
         }
         let present = catalog.volumes(source).map_err(text)?;
@@ -213,7 +234,7 @@ impl Shared {
                 })
                 .map_err(text)?;
         }
-        if self.lanes.get(name).is_none() {
+        if lane.is_none() {
             let text = |error: crate::sourcelog::LogError| error.to_string();
             self.store.recover(source, CpNumber(0)).map_err(text)?;
             self.store.reset(source, Some(Place::default())).map_err(text)?;

@@ -11,6 +11,7 @@ use super::lane::{Cursors, Lane};
 use crate::session::mirror::Mirror;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation};
+use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::{Refused, VolumeOffer, VolumeRoot};
 
 /// States of section 13 that a hub of this version can be in.
@@ -107,6 +108,10 @@ pub struct Snapshot {
     pub connected: bool,
     /// When the source was last heard, if ever since the hub started.
     pub heard: Option<Instant>,
+    /// What it promised when it was last here.
+    pub policy: Option<Policy>,
+    /// Since when it may have acknowledged writes without this hub, as it said then.
+    pub alone: Option<AloneMark>,
 }
 
 impl Snapshot {
@@ -128,6 +133,8 @@ impl Snapshot {
             totals: Totals::default(),
             connected: false,
             heard: None,
+            policy: None,
+            alone: None,
         }
     }
 
@@ -159,6 +166,8 @@ impl Snapshot {
             totals: lane.map(|lane| totals(lane)).unwrap_or_default(),
             connected: connected && machine.is_joined(),
             heard,
+            policy: known.policy,
+            alone: known.alone,
         }
     }
 }

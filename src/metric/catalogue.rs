@@ -176,7 +176,7 @@ catalogue! {
         "1 for the state that the source is in, 0 for the others";
     SOURCE_POLICY = "mirrorhub_source_policy_info", Info, Kind::Gauge,
         [SOURCE, one("mode"), one("ack"), one("apply"), one("on_hub_loss")],
-        "Always 1; what the source promises";
+        "1 for what the source promises, 0 for what it promised before";
     SOURCE_ACKNOWLEDGED_BYTES = "mirrorhub_source_acknowledged_bytes_total", Bytes, Kind::Counter,
         [SOURCE], "Bytes of writes answered to clients";
     SOURCE_STAGED_BYTES = "mirrorhub_source_staged_bytes_total", Bytes, Kind::Counter,

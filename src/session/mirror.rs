@@ -3,10 +3,13 @@
 //! Called by the source actor with one event at a time. It outlives connections: what is staged,
 //! durable, drained and applied for the source is the same before and after a reconnect.
 //!
-//! Invariants, checked after every step: `applied <= drained <= durable <= received` in the
-//! source's sequence; a transfer is staged only directly behind the last one received (R7); an
-//! Ack names a durable transfer; Welcome leaves only when everything received is durable, the
-//! source's generation is recorded and no CP is being applied (R7).
+//! Invariants, checked after every step: `applied <= filed <= drained <= durable <= received` in
+//! the source's sequence; a transfer is staged only directly behind the last one received (R7); an
+//! Ack names a durable transfer, or what the source's `ack` asks for instead: a received or a
+//! filed one; Welcome leaves only when everything received is durable (with `ack = "filed"`:
+//! filed), the source's generation is recorded and no CP is being applied (R7). What the hub holds
+//! is what Welcome says, whatever an earlier session acknowledged: behind a `received` Ack less
+//! than that is no alarm, the source refills it.
 
 mod checkpoint;
 mod joining;
@@ -17,6 +20,7 @@ use crate::record::transfer::TransferHeader;
 use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::numbers::{CpNumber, Epoch, Generation, TransferId, VolumeNumber};
+use crate::units::policy::{self, AloneMark, Policy};
 use crate::wire::message::{
     Ack, CpEnd, Hello, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot,
 };
@@ -45,6 +49,10 @@ pub struct Known {
     /// Highest CP number or birth used here; at least one less than the CP number that the last
     /// transfer in the log carries, also after a restart (R6).
     pub cp_max: CpNumber,
+    /// What the source promised when it was last here; none if it never was.
+    pub policy: Option<Policy>,
+    /// Since when it may have acknowledged writes without the hub, as it said then (R4).
+    pub alone: Option<AloneMark>,
 }
 
 /// What is known of a transfer that came.
@@ -93,6 +101,8 @@ pub enum Event {
     Durable(Place),
     /// Everything up to this place lies in the source log.
     Drained(Place),
+    /// Everything up to this place is synced in the source log.
+    Filed(Place),
     /// The apply ended: once for each [`Action::Apply`].
     Applied { cp: CpNumber, outcome: Outcome },
     /// Bytes of transfers that may be under way from now on.
@@ -111,8 +121,16 @@ pub enum Event {
 pub enum Action {
     /// Send this message.
     Send(Message),
-    /// Make generation, source id and new volumes durable, then say [`Event::Recorded`].
-    Record { source: SourceId, generation: Generation, epoch: Epoch, volumes: Vec<VolumeOffer> },
+    /// Make generation, source id, policy, mark and new volumes durable, then say
+    /// [`Event::Recorded`].
+    Record {
+        source: SourceId,
+        generation: Generation,
+        epoch: Epoch,
+        volumes: Vec<VolumeOffer>,
+        policy: Policy,
+        alone: Option<AloneMark>,
+    },
     /// Put the transfer of this event into the ring.
     Stage,
     /// Begin to apply a CP; updates follow. In a pass they need no log, and publishing it sets the
@@ -188,6 +206,7 @@ pub struct Mirror {
     received: Place,
     durable: Place,
     drained: Place,
+    filed: Place,
     apply: Option<Apply>,
     log_credit: u64,
     cp_credit: u64,
@@ -205,6 +224,7 @@ impl Mirror {
     pub fn new(known: Known, last: Place, log_credit: u64, cp_credit: u64) -> Self {
         let last = if last.sequence > known.applied.sequence { last } else { known.applied };
         Self {
+            filed: known.applied,
             known,
             state: State::Away,
             received: last,
@@ -279,6 +299,7 @@ impl Mirror {
                     self.drained = place;
                 }
             }
+            Event::Filed(place) => self.filed(place, &mut actions),
             Event::Applied { cp, outcome } => self.applied(cp, outcome, &mut actions),
             Event::Credit(bytes) => {
                 if self.log_credit != bytes {
@@ -365,6 +386,9 @@ impl Mirror {
         // record of that: no number is used twice (R6).
         self.known.cp_max = self.known.cp_max.max(CpNumber(header.cp.0 - 1));
         actions.push(Action::Stage);
+        if self.ack() == policy::Ack::Received {
+            self.acknowledge(actions);
+        }
     }
 
     fn received(&mut self, message: Message, actions: &mut Vec<Action>) {
@@ -400,10 +424,29 @@ impl Mirror {
         }
     }
 
+    fn filed(&mut self, place: Place, actions: &mut Vec<Action>) {
+        if place.sequence > self.filed.sequence {
+            self.filed = place;
+            if self.ack() == policy::Ack::Filed {
+                self.acknowledge(actions);
+            }
+        }
+    }
+
+    /// What the source asks for before a transfer is acknowledged.
+    fn ack(&self) -> policy::Ack {
+        self.known.policy.unwrap_or_default().ack
+    }
+
     fn acknowledge(&self, actions: &mut Vec<Action>) {
         if matches!(self.state, State::Joined) {
+            let upto = match self.ack() {
+                policy::Ack::Durable => self.durable,
+                policy::Ack::Received => self.received,
+                policy::Ack::Filed => self.filed,
+            };
             actions.push(Action::Send(Message::Ack(Ack {
-                id: self.durable.transfer,
+                id: upto.transfer,
                 log_credit: self.log_credit,
                 cp_taken: self.cp_taken,
             })));
@@ -473,7 +516,9 @@ impl Mirror {
                 actions.push(Action::Finish(end.clone()));
             }
         }
-        let quiet = self.apply.is_none() && self.durable == self.received;
+        // What Welcome says counts as acknowledged.
+        let filed = self.ack() != policy::Ack::Filed || self.filed == self.received;
+        let quiet = self.apply.is_none() && self.durable == self.received && filed;
         if let State::Joining { version, recorded: true } = self.state
             && quiet
         {
@@ -484,7 +529,8 @@ impl Mirror {
     }
 
     fn check(&self) {
-        assert!(self.known.applied.sequence <= self.drained.sequence, "applied before drained");
+        assert!(self.known.applied.sequence <= self.filed.sequence, "applied before filed");
+        assert!(self.filed.sequence <= self.drained.sequence, "filed before drained");
         assert!(self.drained.sequence <= self.durable.sequence, "drained before durable");
         assert!(self.durable.sequence <= self.received.sequence, "durable before received");
     }
@@ -501,7 +547,7 @@ impl Mirror {
         let Self { state, received, durable, drained, known, .. } = self;
         let recorded = matches!(state, State::Joining { recorded: true, .. });
         (std::mem::discriminant(state), recorded).hash(to);
-        (received.hash, durable.hash, drained.hash).hash(to);
+        (received.hash, durable.hash, drained.hash, self.filed.hash).hash(to);
         (known.generation, known.applied_cp, known.cp_max, known.source.is_some()).hash(to);
         (self.log_credit, self.cp_credit, self.cp_came, self.cp_taken, self.given_up).hash(to);
         if let Some(Apply { cp, last, state, update_bytes, end, is_pass }) = &self.apply {

@@ -23,7 +23,7 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{
     CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
-use crate::units::policy::OnHubLoss;
+use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::{
     Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot, Welcome,
 };
@@ -45,8 +45,10 @@ pub struct Identity {
     pub epoch: Epoch,
     /// Its volumes.
     pub volumes: Vec<VolumeOffer>,
-    /// What it does when the hub is lost (section 9).
-    pub on_hub_loss: OnHubLoss,
+    /// What it promises.
+    pub policy: Policy,
+    /// The durable mark: since when writes may have been acknowledged without the hub (R4).
+    pub alone: Option<AloneMark>,
 }
 
 /// What its own stores say at the start.
@@ -56,8 +58,6 @@ pub struct Own {
     pub cp: CpNumber,
     /// Roots of that CP.
     pub roots: Vec<(VolumeNumber, Root)>,
-    /// The durable mark: the hub may lack writes that were acknowledged (R4).
-    pub apart: bool,
 }
 
 /// A transfer the source holds.
@@ -137,7 +137,7 @@ pub enum Action {
     Answer(Answering),
     /// Note durably that the hub may lack what is acknowledged from now on; then say
     /// [`Event::Apart`] (R4).
-    MarkApart,
+    MarkApart(AloneMark),
     /// Take that mark away durably; then say [`Event::Together`].
     ClearApart,
     /// Start to send all that was born since `base` as the data of the own CP `cp`, which is
@@ -243,6 +243,7 @@ impl Primary {
         own: Own,
     ) -> Self {
         let held: VecDeque<Held> = held.into_iter().collect();
+        let apart = Apart::new(identity.alone.is_some());
         let own_durable = held.back().map_or(held_after, |held| held.place).transfer;
         Self {
             identity,
@@ -261,7 +262,7 @@ impl Primary {
             own_roots: apart::volume_roots(own.roots),
             cp_max: own.cp,
             pending: None,
-            apart: Apart::new(own.apart),
+            apart,
             answering: Answering::Policy,
         }
     }
@@ -322,7 +323,7 @@ impl Primary {
             }
             Event::HubLost => self.hub_lost(&mut actions),
             Event::Apart => self.marked(&mut actions),
-            Event::Together => self.apart.cleared(),
+            Event::Together => self.cleared(),
             Event::Pressed(cp) => self.pressed(cp, &mut actions),
             Event::Fenced(epoch) => self.fenced(epoch, &mut actions),
         }

@@ -9,6 +9,7 @@ use super::health::Health;
 use crate::units::hash::Root;
 use crate::units::ids::SourceId;
 use crate::units::names::{SourceName, VolumeName};
+use crate::units::policy::{self, AloneMark, Mode};
 
 /// The state of a source, as section 13 names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -84,10 +85,10 @@ pub struct Policy {
     pub lag_limit: Option<LagLimit>,
 }
 
-impl From<&crate::units::policy::Policy> for Policy {
-    fn from(policy: &crate::units::policy::Policy) -> Self {
+impl From<&policy::Policy> for Policy {
+    fn from(policy: &policy::Policy) -> Self {
         let limit = policy.lag_limit;
-        let limited = policy.mode == crate::units::policy::Mode::SemiSync;
+        let limited = policy.mode == Mode::SemiSync;
         Self {
             mode: policy.mode.to_string(),
             ack: policy.ack.to_string(),
@@ -116,6 +117,12 @@ pub struct AloneSince {
     pub epoch: u32,
     /// First sequence number acknowledged alone.
     pub sequence: u64,
+}
+
+impl From<AloneMark> for AloneSince {
+    fn from((epoch, sequence): AloneMark) -> Self {
+        Self { epoch: epoch.number, sequence: sequence.0 }
+    }
 }
 
 /// One volume of a source.

@@ -19,6 +19,7 @@ use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{
     ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
+use crate::units::policy::{AloneMark, Policy};
 
 /// First protocol version; a peer accepts its own and the one before.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -85,6 +86,12 @@ pub struct Hello {
     pub cp_max: CpNumber,
     /// Whether it already serves its clients (a reconnect), or asks before it serves (R1).
     pub serving: bool,
+    /// What it promises; a source that does not say is believed to promise the least.
+    #[serde(default)]
+    pub policy: Policy,
+    /// Since when it may have acknowledged writes without the hub (R4).
+    #[serde(default)]
+    pub alone: Option<AloneMark>,
 }
 
 /// The hub takes the source.
@@ -429,7 +436,7 @@ macro_rules! messages {
 }
 
 messages! {
-    1 Hello(Hello) payload false;
+    1 Hello(Box<Hello>) payload false;
     2 Transfer payload true;
     3 PartitionFull(PartitionFull) payload false;
     4 Updates(Updates) payload true;
@@ -502,6 +509,7 @@ impl Frame {
 mod tests {
     use super::super::pull::Spans;
     use super::*;
+    use crate::units::policy::Mode;
 
     #[test]
     fn the_words_of_refusals_are_those_of_the_catalogue() {
@@ -583,6 +591,40 @@ mod tests {
             let met = Message::decode(&[kind, 0x93, 1, 1, 1], 0);
             assert!(matches!(met, Err(FrameError::Payload { .. })), "{met:?}");
         }
+    }
+
+    /// A source of before says nothing of its promise: it is believed to promise the least.
+    #[test]
+    fn a_hello_grows_at_its_end() {
+        let hello = Hello {
+            version: 1,
+            version_min: 1,
+            name: "filer-a".parse().unwrap(),
+            source: SourceId([1; 16]),
+            hub: None,
+            generation: Generation { number: 1, id: 2 },
+            epoch: Epoch::default(),
+            volumes: Vec::new(),
+            held_after: place(),
+            last: place(),
+            own_durable: TransferId::NONE,
+            own_cp: CpNumber(1),
+            cp_max: CpNumber(2),
+            serving: true,
+            policy: Policy { mode: Mode::Async, ..Policy::default() },
+            alone: Some((Epoch { number: 3, id: 4 }, SequenceNumber(5))),
+        };
+        round(Message::Hello(Box::new(hello.clone())), b"");
+        let mut header = Message::Hello(Box::new(hello.clone())).encode_header().unwrap();
+        // An array of 16 fields, from 0x00dc_0010 on; the last two are appended ones.
+        assert_eq!(header[1..4], [0xdc, 0, 16]);
+        let appended = rmp_serde::to_vec(&hello.policy).unwrap().len()
+            + rmp_serde::to_vec(&hello.alone).unwrap().len();
+        header.truncate(header.len() - appended);
+        header[3] = 14;
+        let older = Hello { policy: Policy::default(), alone: None, ..hello };
+        let decoded = Message::decode(&header, 0).unwrap();
+        assert_eq!(decoded, Message::Hello(Box::new(older)));
     }
 
     /// An acknowledgement is small: it is half of the wire's overhead at depth 1.

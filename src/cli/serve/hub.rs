@@ -29,7 +29,9 @@ use crate::status::answers::{
     CheckpointAnswer, CheckpointOfSource, Unproven, Verdict, VerifyAnswer, VerifyOfVolume,
     VolumeRoot,
 };
-use crate::status::document::{SourceEntry, State, StatusDocument, VolumeStatus};
+use crate::status::document::{
+    AloneSince, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
+};
 use crate::units::convert::to_f64;
 use crate::units::names::{KeptName, SourceName, VolumeName};
 use crate::wire::message as wire;
@@ -308,8 +310,8 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         state,
         reason: snapshot.reason.clone(),
         next_step: snapshot.next_step.clone(),
-        policy: None,
-        alone_since: None,
+        policy: snapshot.policy.as_ref().map(Policy::from),
+        alone_since: snapshot.alone.map(AloneSince::from),
         epoch: snapshot.epoch.number,
         generation: snapshot.generation.number,
         applied_cp: snapshot.applied_cp.0,

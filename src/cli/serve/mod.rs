@@ -8,8 +8,9 @@ mod hub;
 mod kept;
 mod source;
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -33,7 +34,7 @@ use crate::observe::server::{HttpListener, Observed};
 use crate::pool::Pool;
 use crate::status::SCHEMA;
 use crate::status::answers::{PoolCheckAnswer, VerifyOfEnd};
-use crate::status::document::{PoolStatus, SourceEntry, State};
+use crate::status::document::{Policy, PoolStatus, SourceEntry, State};
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
 use crate::units::names::{SourceName, VolumeName};
@@ -52,6 +53,9 @@ pub struct HubArguments {
 pub struct SourceArguments {
     #[command(flatten)]
     config: ConfigArgument,
+    /// Start although the NVRAM is gone or damaged: what the hub holds is fetched, the rest is lost
+    #[arg(long)]
+    accept_lost_nvram: bool,
 }
 
 /// Runs a hub until it is told to stop.
@@ -66,7 +70,7 @@ pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
 pub fn run_source(arguments: &SourceArguments) -> Result<Done, Failure> {
     let config = source::load(&arguments.config.file()?).map_err(Failure::Problems)?;
     start_logging()?;
-    ended(source::run(&config))
+    ended(source::run(&config, arguments.accept_lost_nvram))
 }
 
 fn start_logging() -> Result<(), Failure> {
@@ -275,6 +279,30 @@ fn collect_nbd(server: &nbd::serve::Server) {
     }
 }
 
+/// What each source promised when it was shown last: the recorder is the process's own as well.
+static SHOWN: Mutex<BTreeMap<String, Policy>> = Mutex::new(BTreeMap::new());
+
+/// The policy in force is 1; the one before it, if there was another, is 0.
+fn collect_policy(source: &str, policy: &Policy) {
+    let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = shown.insert(source.to_owned(), policy.clone());
+    let set = |policy: &Policy, value: f64| {
+        metrics::gauge!(
+            names::SOURCE_POLICY.name,
+            "source" => source.to_owned(),
+            "mode" => policy.mode.clone(),
+            "ack" => policy.ack.clone(),
+            "apply" => policy.apply.clone(),
+            "on_hub_loss" => policy.on_hub_loss.clone()
+        )
+        .set(value);
+    };
+    if let Some(before) = before.filter(|before| before != policy) {
+        set(&before, 0.0);
+    }
+    set(policy, 1.0);
+}
+
 /// The series of one source, the same on both ends.
 fn collect_source(entry: &SourceEntry) {
     let source = entry.name.to_string();
@@ -284,6 +312,9 @@ fn collect_source(entry: &SourceEntry) {
             names::SOURCE_STATE.name, "source" => source.clone(), "state" => state.as_str()
         )
         .set(value);
+    }
+    if let Some(policy) = &entry.policy {
+        collect_policy(&source, policy);
     }
     let count = |name: &'static str, value: u64| {
         metrics::counter!(name, "source" => source.clone()).absolute(value);

@@ -27,7 +27,7 @@ use crate::status::answers::{
     VolumeRoot,
 };
 use crate::status::document::{
-    NvramStatus, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
+    AloneSince, NvramStatus, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
 };
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
@@ -37,8 +37,9 @@ use crate::units::numbers::ByteCount;
 /// A clean stop waits this long for the last CP to be published.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs a source until it is told to stop.
-pub fn run(config: &SourceConfig) -> Result<()> {
+/// Runs a source until it is told to stop. `accept_lost_nvram`: what only its NVRAM held may be
+/// gone, the hub is asked for it.
+pub fn run(config: &SourceConfig, accept_lost_nvram: bool) -> Result<()> {
     let metrics = crate::observe::recorder::install("source")?;
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
@@ -51,11 +52,10 @@ pub fn run(config: &SourceConfig) -> Result<()> {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let admin = AdminServer::bind(&config.data_dir).await?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
-        let filer = Arc::new(Filer::start(options(config)).await?);
+        let filer = Arc::new(Filer::start(options(config, accept_lost_nvram)).await?);
         let server = Server::new(Options::default());
         let stop = CancellationToken::new();
-        let policy = Policy::from(&config.policy());
-        let view = Arc::new(View { filer: filer.clone(), server: server.clone(), policy });
+        let view = Arc::new(View { filer: filer.clone(), server: server.clone() });
         let mut tasks = doors.open(&server, filer.exports(), view.clone(), metrics, &stop);
         let admin_stop = CancellationToken::new();
         let admin_task = tokio::spawn(admin.run(view, admin_stop.clone()));
@@ -76,7 +76,7 @@ pub fn run(config: &SourceConfig) -> Result<()> {
     })
 }
 
-fn options(config: &SourceConfig) -> FilerOptions {
+fn options(config: &SourceConfig, accept_lost_nvram: bool) -> FilerOptions {
     let device = config.pool.devices.first();
     let pool = device.map(|device| (device.path.clone(), device.size)).unwrap_or_default();
     FilerOptions {
@@ -89,7 +89,7 @@ fn options(config: &SourceConfig) -> FilerOptions {
         checkpoint_interval: config.checkpoint_interval,
         policy: config.policy(),
         resync_limit: config.replication.resync_limit,
-        accept_lost_nvram: false,
+        accept_lost_nvram,
         stop_timeout: STOP_TIMEOUT,
     }
 }
@@ -99,7 +99,6 @@ fn options(config: &SourceConfig) -> FilerOptions {
 struct View {
     filer: Arc<Filer>,
     server: Server,
-    policy: Policy,
 }
 
 impl View {
@@ -237,7 +236,7 @@ impl Admin for View {
 impl Observed for View {
     fn collect(&self) {
         let status = self.filer.status();
-        super::collect_source(&entry(&status, &self.policy));
+        super::collect_source(&entry(&status));
         let (counters, source) = (&status.counters, status.name.to_string());
         super::collect_carried("reference", counters.references, counters.reference_bytes);
         super::collect_carried("inline", counters.inline_blocks, counters.inline_bytes);
@@ -257,7 +256,7 @@ impl Observed for View {
         let status = self.filer.status();
         let nvram = status.ring.as_ref().map(nvram_status);
         let pool = super::pool_status(self.filer.pool());
-        StatusDocument::source(entry(&status, &self.policy), nvram, pool)
+        StatusDocument::source(entry(&status), nvram, pool)
     }
 }
 
@@ -286,7 +285,7 @@ pub(super) fn collect_ring(ring: &RingStatus) {
         .absolute(u64::from(ring.latched.is_some()));
 }
 
-fn entry(status: &Status, policy: &Policy) -> SourceEntry {
+fn entry(status: &Status) -> SourceEntry {
     let state = match status.state {
         SourceState::Waiting => State::Waiting,
         SourceState::Syncing => State::Syncing,
@@ -306,8 +305,8 @@ fn entry(status: &Status, policy: &Policy) -> SourceEntry {
         state,
         reason: status.reason.clone(),
         next_step: status.next_step.clone(),
-        policy: Some(policy.clone()),
-        alone_since: None,
+        policy: Some(Policy::from(&status.policy)),
+        alone_since: status.alone.map(AloneSince::from),
         epoch: status.epoch.number,
         generation: status.generation.number,
         applied_cp: status.common_cp.map_or(0, |cp| cp.0),

@@ -93,6 +93,8 @@ fn known() -> Known {
         applied: Place::default(),
         roots: Vec::new(),
         cp_max: CpNumber(0),
+        policy: None,
+        alone: None,
     }
 }
 
@@ -227,7 +229,7 @@ impl State {
                 let bytes = usize::try_from(offer.size.0).unwrap();
                 self.images.entry(offer.number).or_insert_with(|| vec![0; bytes]);
             }
-            self.step(Event::Hello(hello), None);
+            self.step(Event::Hello(*hello), None);
         } else if message == Message::Transfer {
             let transfer = Transfer::parse(payload).unwrap();
             let place = transfer.place();

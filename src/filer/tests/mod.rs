@@ -4,6 +4,7 @@
 mod hub;
 mod life;
 mod loss;
+mod promises;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -16,6 +16,7 @@ use crate::units::ids::{SourceId, VolumeId};
 use crate::units::numbers::{
     ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, Vbn, VolumeNumber,
 };
+use crate::units::policy::Policy;
 use crate::volume::root::hash_reader;
 use crate::wire::message::{
     Ack, CpEnd, Frame, Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PartitionFull,
@@ -38,6 +39,7 @@ pub struct Fake {
     pub last: Place,
     pub cp: CpNumber,
     pub counter: u64,
+    pub policy: Policy,
     link: Option<(FrameReader<OwnedReadHalf>, OwnedWriteHalf)>,
 }
 
@@ -53,6 +55,7 @@ impl Fake {
             last: Place::default(),
             cp: CpNumber(1),
             counter: 0,
+            policy: Policy::default(),
             link: None,
         }
     }
@@ -78,6 +81,8 @@ impl Fake {
             own_cp: CpNumber(self.cp.0 - 1),
             cp_max: CpNumber(self.cp.0 - 1),
             serving: true,
+            policy: self.policy,
+            alone: None,
         }
     }
 
@@ -92,7 +97,7 @@ impl Fake {
         stream.set_nodelay(true).unwrap();
         let (read, write) = stream.into_split();
         self.link = Some((FrameReader::new(read), write));
-        self.send(&Message::Hello(hello), Bytes::new()).await;
+        self.send(&Message::Hello(Box::new(hello)), Bytes::new()).await;
         self.receive().await.expect("an answer to Hello")
     }
 

@@ -6,6 +6,7 @@ mod fake;
 mod faults;
 mod hostile;
 mod kept;
+mod promises;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

@@ -124,10 +124,12 @@ impl Mirror {
                 self.known.cp_max = self.known.cp_max.max(cp);
                 let root = |(volume, root)| VolumeRoot { volume, root };
                 self.known.roots = roots.into_iter().map(root).collect();
+                // What is published needs no log; the source is told before CpDone builds on it.
+                self.filed(apply.last, actions);
                 if apply.is_pass {
                     // The applier has set the log to the same place.
-                    (self.received, self.durable, self.drained) =
-                        (apply.last, apply.last, apply.last);
+                    (self.received, self.durable) = (apply.last, apply.last);
+                    (self.drained, self.filed) = (apply.last, apply.last);
                 } else {
                     actions.push(Action::DropLogs(cp));
                 }

@@ -27,6 +27,8 @@ impl Mirror {
         self.known.generation = hello.generation;
         self.known.cp_max = self.known.cp_max.max(hello.cp_max);
         self.known.volumes.clone_from(&hello.volumes);
+        self.known.policy = Some(hello.policy);
+        self.known.alone = hello.alone;
         let version = hello.version.min(PROTOCOL_VERSION);
         self.state = State::Joining { version, recorded: false };
         actions.push(Action::Record {
@@ -34,6 +36,8 @@ impl Mirror {
             generation: hello.generation,
             epoch: self.known.epoch,
             volumes: hello.volumes.clone(),
+            policy: hello.policy,
+            alone: hello.alone,
         });
     }
 

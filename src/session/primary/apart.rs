@@ -120,12 +120,6 @@ impl Apart {
         self.way = Way::None;
     }
 
-    pub(super) fn cleared(&mut self) {
-        if self.mark == Mark::Clearing {
-            self.mark = Mark::Absent;
-        }
-    }
-
     #[cfg(test)]
     pub(super) fn fingerprint<H: std::hash::Hasher>(&self, to: &mut H) {
         use std::hash::Hash;
@@ -150,7 +144,7 @@ impl Primary {
     /// Whether writes are acknowledged without the hub when it is away. A source that never was
     /// welcomed is usable at once.
     fn goes_on_alone(&self) -> bool {
-        self.identity.on_hub_loss == OnHubLoss::Continue || self.identity.hub.is_none()
+        self.identity.policy.on_hub_loss == OnHubLoss::Continue || self.identity.hub.is_none()
     }
 
     /// Whether the logs of both ends join and everything acknowledged is on both.
@@ -161,6 +155,13 @@ impl Primary {
     /// The pass under way: its CP and that of the image it begins from.
     pub fn pass(&self) -> Option<(CpNumber, CpNumber)> {
         self.apart.pass().map(|pass| (pass.cp, pass.base))
+    }
+
+    pub(super) fn cleared(&mut self) {
+        if self.apart.mark == Mark::Clearing {
+            self.apart.mark = Mark::Absent;
+            self.identity.alone = None;
+        }
     }
 
     pub(super) fn serve(&mut self, actions: &mut Vec<Action>) {
@@ -180,7 +181,8 @@ impl Primary {
         match self.apart.mark {
             Mark::Absent | Mark::Clearing => {
                 self.apart.mark = Mark::Setting;
-                actions.push(Action::MarkApart);
+                let from = (self.identity.epoch, self.acked_place().sequence.next());
+                actions.push(Action::MarkApart(*self.identity.alone.get_or_insert(from)));
             }
             Mark::Setting | Mark::Set => {}
         }

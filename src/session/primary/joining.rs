@@ -29,7 +29,7 @@ impl Primary {
         }
         assert!(self.state == State::Away, "one connection at a time");
         self.state = State::Greeting;
-        actions.push(Action::Send(Message::Hello(Hello {
+        actions.push(Action::Send(Message::Hello(Box::new(Hello {
             version: PROTOCOL_VERSION,
             version_min: PROTOCOL_VERSION_MIN,
             name: self.identity.name.clone(),
@@ -44,7 +44,9 @@ impl Primary {
             own_cp: self.own_cp,
             cp_max: self.cp_max,
             serving: self.serving,
-        })));
+            policy: self.identity.policy,
+            alone: self.identity.alone,
+        }))));
     }
 
     /// Compares the two histories and decides how they join (R1, R5, R7).

@@ -11,6 +11,7 @@ use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::numbers::{
     ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
+use crate::units::policy::{self, Policy};
 use crate::wire::message::{
     Ack, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Hello, Message, PartitionFull,
     Ping, Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Updates, VolumeOffer, VolumeRoot,
@@ -32,6 +33,8 @@ fn known() -> Known {
         applied: Place::default(),
         roots: Vec::new(),
         cp_max: CpNumber(0),
+        policy: None,
+        alone: None,
     }
 }
 
@@ -55,6 +58,8 @@ fn hello(number: u32) -> Hello {
         own_cp: CpNumber(0),
         cp_max: CpNumber(0),
         serving: false,
+        policy: Policy::default(),
+        alone: None,
     }
 }
 
@@ -159,7 +164,7 @@ fn table(last: Place) -> Vec<(Message, [Reaction; 4])> {
     let refused = Refused { code: RefusedCode::Gap, reason: "no".into(), next_step: "no".into() };
     let rejected = CpRejected { cp, differs: None, reason: "differs".into(), no_space: false };
     vec![
-        (Message::Hello(hello(1)), [Close; 4]),
+        (Message::Hello(Box::new(hello(1))), [Close; 4]),
         (Message::Transfer, [Close; 4]),
         (Message::Updates(Updates { cp, volume: VolumeNumber(0) }), [Close; 4]),
         (full(1, last), [Close, Act, Close, Close]),
@@ -656,4 +661,90 @@ fn an_apply_that_was_not_begun_cannot_end() {
 #[should_panic(expected = "durable before received")]
 fn nothing_is_durable_before_it_came() {
     joined().step(Event::Durable(line(1)[0].place));
+}
+
+/// A hub in session with a source that asks for `ack`.
+fn joined_for(ack: policy::Ack) -> Mirror {
+    let mut machine = hub();
+    let promise = Policy { ack, ..Policy::default() };
+    machine.step(Event::Hello(Hello { policy: promise, ..hello(1) }));
+    assert!(welcomes(&machine.step(Event::Recorded)).is_some());
+    assert_eq!(machine.known().policy, Some(promise));
+    machine
+}
+
+fn acknowledged(actions: &[Action]) -> Option<TransferId> {
+    actions.iter().rev().find_map(|action| match action {
+        Action::Send(Message::Ack(ack)) => Some(ack.id),
+        _ => None,
+    })
+}
+
+/// What a source asks for is what an Ack waits for: each promise is the others' negative control.
+#[test]
+fn an_ack_waits_for_what_the_source_asks_for() {
+    let line = line(2);
+    let (id, place) = (line[0].place.transfer, line[0].place);
+    for (ack, wanted) in [
+        (policy::Ack::Received, [true, true, true, true]),
+        (policy::Ack::Durable, [false, true, true, true]),
+        (policy::Ack::Filed, [false, false, false, true]),
+    ] {
+        let mut machine = joined_for(ack);
+        let mut last = TransferId::NONE;
+        let events = [
+            Event::Transfer(line[0]),
+            Event::Durable(place),
+            Event::Drained(place),
+            Event::Filed(place),
+        ];
+        for (event, wanted) in events.into_iter().zip(wanted) {
+            last = acknowledged(&machine.step(event)).unwrap_or(last);
+            assert_eq!(last == id, wanted, "{ack} after {:?}", machine.ladder());
+        }
+    }
+}
+
+/// What Welcome names counts as acknowledged: it waits for what the source asks for, and what was
+/// acknowledged as received only is named no more after the hub has lost it (R7).
+#[test]
+fn welcome_says_what_is_held_whatever_was_acknowledged() {
+    let line = line(1);
+    let place = line[0].place;
+    let mut machine = joined_for(policy::Ack::Received);
+    assert_eq!(acknowledged(&machine.step(Event::Transfer(line[0]))), Some(place.transfer));
+    // The power goes before the ring has it.
+    let mut after = Mirror::new(machine.known().clone(), Place::default(), CREDIT, CP_CREDIT);
+    let welcome = join(&mut after, 2);
+    assert_eq!(Place::from(welcome.last), Place::default());
+
+    let mut machine = joined_for(policy::Ack::Filed);
+    stage(&mut machine, &line);
+    settle(&mut machine, place);
+    let filed = Policy { ack: policy::Ack::Filed, ..Policy::default() };
+    machine.step(Event::Hello(Hello { policy: filed, ..hello(2) }));
+    assert_eq!(welcomes(&machine.step(Event::Recorded)), None, "durable, and not filed");
+    let welcome = welcomes(&machine.step(Event::Filed(place))).unwrap();
+    assert_eq!(Place::from(welcome.last), place);
+}
+
+/// A CP that is published needs no log: with it everything up to its end is acknowledged, before
+/// CpDone says so.
+#[test]
+fn a_published_cp_acknowledges_what_was_never_filed() {
+    let line = line(1);
+    let place = line[0].place;
+    let mut machine = joined_for(policy::Ack::Filed);
+    stage(&mut machine, &line);
+    settle(&mut machine, place);
+    receive(&mut machine, full(1, place));
+    receive(&mut machine, end(1, place, 0));
+    let actions = applied(&mut machine, 1, published(place));
+    let at = |wanted: fn(&Message) -> bool| {
+        actions.iter().position(|action| matches!(action, Action::Send(said) if wanted(said)))
+    };
+    let (ack, done) =
+        (at(|m| matches!(m, Message::Ack(_))), at(|m| matches!(m, Message::CpDone(_))));
+    assert!(ack.is_some() && ack < done, "{actions:?}");
+    assert_eq!(acknowledged(&actions), Some(place.transfer));
 }

@@ -8,7 +8,7 @@ use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
 use crate::units::ids::HubId;
 use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, TransferId, VolumeNumber};
-use crate::units::policy::OnHubLoss;
+use crate::units::policy::{OnHubLoss, Policy};
 use crate::wire::message::{
     Ack, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Message, PartitionFull, Ping,
     Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Updates, WantCheckpoint, WantLog,
@@ -53,7 +53,8 @@ fn source(line: &[Arrived], count: usize) -> Primary {
         generation: generation(2),
         epoch: EPOCH,
         volumes: offers(),
-        on_hub_loss: OnHubLoss::Stop,
+        policy: Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() },
+        alone: None,
     };
     Primary::new(identity, Place::default(), line[..count].iter().map(held), Own::default())
 }
@@ -438,7 +439,8 @@ fn the_first_hub_is_believed_and_no_other_afterwards() {
         generation: generation(1),
         epoch: Epoch::default(),
         volumes: offers(),
-        on_hub_loss: OnHubLoss::Stop,
+        policy: Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() },
+        alone: None,
     };
     let mut machine = Primary::new(identity, Place::default(), [], Own::default());
     machine.step(Event::Connected);
@@ -559,7 +561,8 @@ fn a_source_without_nvram_sends_its_own_cp() {
         generation: generation(2),
         epoch: EPOCH,
         volumes: offers(),
-        on_hub_loss: OnHubLoss::Stop,
+        policy: Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() },
+        alone: None,
     };
     let mut machine = Primary::new(identity, place, [], Own { cp, ..Own::default() });
     machine.step(Event::Frozen { cp, place });

@@ -21,7 +21,7 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::numbers::{
     CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
-use crate::units::policy::OnHubLoss;
+use crate::units::policy::{OnHubLoss, Policy};
 use crate::wire::message::{
     Ack, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Hello, Message, PartitionFull,
     Ping, Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Updates, WantCheckpoint, WantLog,
@@ -128,6 +128,8 @@ fn hello() -> BoxedStrategy<Hello> {
             own_cp: numbers.0,
             cp_max: numbers.1,
             serving: numbers.2,
+            policy: Policy::default(),
+            alone: None,
         })
         .boxed()
 }
@@ -164,7 +166,7 @@ fn from_hub() -> BoxedStrategy<Message> {
 
 fn from_source() -> BoxedStrategy<Message> {
     prop_oneof![
-        1 => hello().prop_map(Message::Hello),
+        1 => hello().prop_map(|hello| Message::Hello(Box::new(hello))),
         1 => Just(Message::Transfer),
         8 => (cp(), place()).prop_map(|(cp, last)| {
             Message::PartitionFull(PartitionFull { cp, last: last.into(), base: None })
@@ -267,7 +269,8 @@ impl PrimaryShell {
             generation: generation(2),
             epoch: Epoch::default(),
             volumes: offers(),
-            on_hub_loss: OnHubLoss::Stop,
+            policy: Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() },
+            alone: None,
         };
         let line = line(5);
         let held = line[..held].iter().map(|t| Held { place: t.place, bytes: 100 });
@@ -492,6 +495,8 @@ impl MirrorShell {
             applied: Place::default(),
             roots: Vec::new(),
             cp_max: CpNumber(0),
+            policy: None,
+            alone: None,
         };
         let machine = Mirror::new(known, Place::default(), 1000, 100);
         Self { machine, job: None, full: None, connected: false, published: 0 }

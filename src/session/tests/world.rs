@@ -20,7 +20,7 @@ use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::numbers::{
     ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
-use crate::units::policy::OnHubLoss;
+use crate::units::policy::{OnHubLoss, Policy};
 use crate::wire::message::{CpEnd, Message, VolumeOffer};
 
 /// Bytes of a transfer on the wire.
@@ -399,6 +399,20 @@ impl Source {
         places.into_iter().flatten().max_by_key(|place| place.sequence).unwrap()
     }
 
+    fn identity(&self) -> Identity {
+        let on_hub_loss = if self.continues { OnHubLoss::Continue } else { OnHubLoss::Stop };
+        Identity {
+            name: "filer-a".parse().unwrap(),
+            source: source_id(),
+            hub: self.hub,
+            generation: generation(self.generation),
+            epoch: self.epoch,
+            volumes: offers(),
+            policy: Policy { on_hub_loss, ..Policy::default() },
+            alone: self.apart.then(|| (self.epoch, SequenceNumber(1))),
+        }
+    }
+
     /// Boots: what the ring and the pool hold decides what is under way.
     fn restart(&mut self, faults: Faults) {
         self.generation += 1;
@@ -431,19 +445,9 @@ impl Source {
             // The ring lost what the pool has: the pool's place is where the log begins.
             (held, held_after, last) = (Vec::new(), own, own);
         }
-        let identity = Identity {
-            name: "filer-a".parse().unwrap(),
-            source: source_id(),
-            hub: self.hub,
-            generation: generation(self.generation),
-            epoch: self.epoch,
-            volumes: offers(),
-            on_hub_loss: if self.continues { OnHubLoss::Continue } else { OnHubLoss::Stop },
-        };
         let roots = vec![(VolumeNumber(0), root_of(own))];
-        let apart = self.apart;
         let mut machine =
-            Primary::new(identity, held_after, held, Own { cp: own_cp, roots, apart });
+            Primary::new(self.identity(), held_after, held, Own { cp: own_cp, roots });
         let mut frozen = None;
         if let Some((cp, place, committed)) = pending {
             machine.step(primary::Event::Frozen { cp, place });
@@ -513,6 +517,8 @@ impl Hub {
             applied: self.image.1,
             roots: Vec::new(),
             cp_max: applied_cp.max(labels.unwrap_or_default()),
+            policy: None,
+            alone: None,
         };
         let log_credit = 3 * TRANSFER_BYTES;
         self.up = Some(HubUp {

@@ -29,7 +29,7 @@ impl World {
                 let before = self.hub_up().connection.replace(number);
                 self.hub_up().early.clear();
                 self.hub_up().refill = None;
-                self.step_hub(mirror::Event::Hello(hello), None);
+                self.step_hub(mirror::Event::Hello(*hello), None);
                 self.to_source.retain(|(of, _)| Some(*of) != before);
                 if faults.welcome_before_durable {
                     let received = self.hub_up().machine.ladder()[0];

@@ -256,7 +256,7 @@ impl World {
                 self.fail(format!("the source halts: {}", refused.reason));
             }
             Action::Answer(answering) => up.answering = answering,
-            Action::MarkApart => up.marking = Some(true),
+            Action::MarkApart(_) => up.marking = Some(true),
             Action::ClearApart => up.marking = Some(false),
             Action::SendPass { cp, base } => {
                 let base = self.committed.get(&base).copied().unwrap_or_default();
