@@ -10,6 +10,7 @@
 
 pub mod buffer;
 pub mod conformance;
+pub mod directory;
 pub mod file;
 pub mod latch;
 pub mod sim;

@@ -62,6 +62,7 @@ use self::signals::Roots;
 use self::status::Status;
 use self::verify::{Verification, VerifyError};
 use crate::device::Device;
+use crate::device::directory::create_durably;
 use crate::device::file::{Access, FileDevice, FileError};
 use crate::device::latch::Latch;
 use crate::nvlog::format::HEADER_BYTES;
@@ -424,5 +425,5 @@ fn open_store(
 fn make_parent(path: &std::path::Path) -> Result<(), FileError> {
     let Some(parent) = path.parent() else { return Ok(()) };
     let failed = |error| FileError::Io { path: path.to_owned(), operation: "create_dir", error };
-    std::fs::create_dir_all(parent).map_err(failed)
+    create_durably(parent).map_err(failed)
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::applier::Job;
 use super::lane::Lane;
-use super::shared::{Shared, Told};
+use super::shared::{RefillError, Shared, Told};
 use super::stager::Staged;
 use super::status::Snapshot;
 use crate::limits::{
@@ -282,6 +282,7 @@ impl SourceActor {
                 // What an older connection's CP had taken is not this one's.
                 if let Some(lane) = &self.lane {
                     lane.updates_taken();
+                    lane.welcomed();
                 }
                 tracing::info!(source = %self.name, "source is in session");
             }
@@ -438,23 +439,29 @@ impl SourceActor {
         let (shared, source, number) = (self.shared.clone(), lane.source(), peer.number);
         let (applied, upto) = (cursors.applied, cursors.durable);
         let (frames, address) = (peer.frames.clone(), context.address());
+        let lane = lane.clone();
         actix::spawn(async move {
             let sent = tokio::task::spawn_blocking(move || {
                 shared.refill(source, applied, from, upto, |transfer| {
                     let frame = Frame::new(&Message::Refill, transfer.bytes().clone());
-                    frames.blocking_send(frame).map_err(|_| "the source went away".to_owned())
+                    frames.blocking_send(frame).is_ok()
                 })
             })
             .await;
             let upto = match sent {
                 Ok(Ok(upto)) => upto,
-                Ok(Err(error)) => {
-                    tracing::warn!(error, "log could not be sent back");
-                    None
+                Ok(Err(RefillError::Gone)) => {
+                    tracing::info!(source = %lane.name(), "source went away during its refill");
+                    return;
+                }
+                // To say that the source is on another line would stop it for good.
+                Ok(Err(RefillError::Log(error))) => {
+                    lane.fault(&format!("the log could not be read for a refill: {error}"));
+                    return;
                 }
                 Err(error) => {
-                    tracing::error!(%error, "refill task failed");
-                    None
+                    lane.fault(&format!("the refill failed: {error}"));
+                    return;
                 }
             };
             if address.send(LogSent { number, upto }).await.is_err() {

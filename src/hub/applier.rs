@@ -22,7 +22,7 @@ use crate::pool::publish::Publish;
 use crate::pool::write_set::{Budget, WriteSet};
 use crate::record::marks::Place;
 use crate::session::mirror::Outcome;
-use crate::sourcelog::{LogReader, LogStore};
+use crate::sourcelog::{LogError, LogReader, LogStore};
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, Epoch, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
@@ -171,7 +171,7 @@ enum Stop {
         differs: Option<VolumeRoot>,
         reason: String,
     },
-    /// The hub's own pool failed: to ask the source again would not help, and is no divergence.
+    /// The hub's own pool or log failed: to ask the source again would not help, and is no divergence.
     Faulted(String),
 }
 
@@ -297,7 +297,7 @@ impl Applier {
             return Ok(None);
         }
         let source = job.lane.source();
-        let log = self.store.reader(source, job.cp).map_err(|error| rejected(&error))?;
+        let log = self.store.reader(source, job.cp).map_err(unreadable)?;
         if log.last() != job.last {
             // What the source calls the end of the CP would become its published place.
             let (met, wanted) = (log.last().transfer, job.last.transfer);
@@ -363,6 +363,25 @@ impl Applier {
     }
 }
 
+/// The log of the CP cannot be opened. That there is none is the source's mistake; all else is
+/// this hub's, and sending the CP again would not help.
+fn unreadable(error: LogError) -> Stop {
+    if matches!(error, LogError::NoLog { .. }) {
+        return rejected(&error);
+    }
+    Stop::Faulted(error.to_string())
+}
+
+/// A reference was not found. A block that is damaged, or not there, can be sent inline (R15); a
+/// medium that does not answer is this hub's.
+fn unresolved(error: LogError) -> Stop {
+    let of_the_source = matches!(error, LogError::NoBlock { .. } | LogError::NoLog { .. });
+    if of_the_source || matches!(error, LogError::Corrupt { .. }) {
+        return rejected(&error);
+    }
+    Stop::Faulted(error.to_string())
+}
+
 fn rejected(reason: &dyn std::fmt::Display) -> Stop {
     Stop::Rejected { differs: None, reason: reason.to_string() }
 }
@@ -421,14 +440,38 @@ fn put_runs(
                 if let Some(error) = failed {
                     return Err(error.into());
                 }
-                // The block stays as it was; the roots will differ and the CP is repaired (R15).
-                if let Err(error) = read {
-                    return Err(rejected(&error));
-                }
+                read.map_err(unresolved)?;
                 ladder.reference_blocks.fetch_add(count, Ordering::Relaxed);
                 ladder.reference_bytes.fetch_add(bytes, Ordering::Relaxed);
             }
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::ids::SourceId;
+    use crate::units::numbers::TransferId;
+
+    /// Three refusals stop a source for good: it is refused only for what it can mend itself.
+    #[test]
+    fn a_log_that_cannot_be_read_is_no_refusal() {
+        let (file, what): (Arc<str>, Arc<str>) = ("f".into(), "w".into());
+        let source_id = SourceId([1; 16]);
+        let io = || {
+            let error = Arc::new(std::io::Error::from_raw_os_error(5));
+            LogError::Io { file: file.clone(), operation: "read", error }
+        };
+        let corrupt = LogError::Corrupt { file: file.clone(), offset: 0, what };
+        let none = LogError::NoLog { source_id, cp: CpNumber(1) };
+        let block = LogError::NoBlock { file: file.clone(), id: TransferId::NONE, ordinal: 0 };
+        let is_fault = |stop: Stop| matches!(stop, Stop::Faulted(_));
+        assert!(is_fault(unreadable(io())) && is_fault(unreadable(corrupt.clone())));
+        assert!(!is_fault(unreadable(none.clone())));
+        assert!(is_fault(unresolved(io())));
+        // Sent inline, a block that is damaged in the log is right (R15).
+        assert!(![corrupt, none, block].into_iter().any(|error| is_fault(unresolved(error))));
+    }
 }

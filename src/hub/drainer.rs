@@ -6,8 +6,11 @@
 //! and the ring moves on. A log whose CP was published before that is never synced. A source with
 //! `ack = "filed"` waits for the sync: it comes behind each batch that was drained for one.
 //!
+//! A record that cannot be read when it should be copied is lost: its source is told so by name,
+//! and the ring goes on without it.
+//!
 //! Invariant 4: the ring is released up to a record only when that record's log is synced, its
-//! CP is published, or it was copied forward durably.
+//! CP is published, it was copied forward durably, or it was found unreadable.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -113,6 +116,8 @@ pub struct InRing {
     copying: bool,
     /// Durable at the head of the ring: this place may go.
     copied: bool,
+    /// It cannot be read: this place holds nothing.
+    lost: bool,
 }
 
 impl InRing {
@@ -127,7 +132,19 @@ impl InRing {
         drained: bool,
     ) -> Self {
         let end = LogPosition(start.0 + bytes);
-        Self { lane, end, bytes, epoch, cp, id, sequence, drained, copying: false, copied: false }
+        Self {
+            lane,
+            end,
+            bytes,
+            epoch,
+            cp,
+            id,
+            sequence,
+            drained,
+            copying: false,
+            copied: false,
+            lost: false,
+        }
     }
 
     fn start(&self) -> LogPosition {
@@ -179,6 +196,8 @@ impl Drainer {
                 self.sync();
                 self.release();
                 self.copy_forward();
+                // What was found lost is passed at once: nothing may ever wake this thread for it.
+                self.release();
             }
             if work.stopping || work.failed {
                 return;
@@ -218,6 +237,7 @@ impl Drainer {
             drained,
             copying: false,
             copied: false,
+            lost: false,
             lane: staged.lane,
         });
     }
@@ -228,7 +248,7 @@ impl Drainer {
         while let Some(front) = self.in_ring.front() {
             let cursors = front.lane.cursors();
             let synced = front.drained && front.sequence <= cursors.synced.sequence;
-            if !(synced || front.copied || front.cp <= cursors.applied_cp) {
+            if !(synced || front.copied || front.lost || front.cp <= cursors.applied_cp) {
                 break;
             }
             front.lane.released(front.bytes);
@@ -293,7 +313,7 @@ impl Drainer {
         let Some(ring) = self.stager.ring() else { return };
         for record in self.in_ring.iter_mut().take(oldest) {
             let faulted = record.lane.cursors().fault.is_some();
-            if !faulted || record.copying || record.copied {
+            if !faulted || record.copying || record.copied || record.lost {
                 continue;
             }
             let read = ring.read(record.start()).map_err(|error| error.to_string());
@@ -306,9 +326,10 @@ impl Drainer {
                     self.stager.copy_forward(Staged { lane, epoch: record.epoch, transfer });
                 }
                 Err(error) => {
-                    let source = record.lane.name();
-                    tracing::error!(%source, %error, "record cannot be copied forward");
-                    return;
+                    // Whatever stands behind it is others' (R10). The ring has passed it on to
+                    // nobody: the chain of its source shows the gap at every start from now on.
+                    record.lost = true;
+                    record.lane.lose(&format!("transfer {} is lost: {error}", record.id));
                 }
             }
         }

@@ -45,6 +45,11 @@ pub struct Cursors {
     pub under_way_bytes: u64,
     /// First failure of this source's log or of the ring.
     pub fault: Option<Arc<str>>,
+    /// The fault is missing or damaged history: a restart finds it again.
+    pub damaged: bool,
+    /// Acknowledged history that is or may be missing here, until the source has said in a
+    /// session what it holds itself (R3).
+    pub missing: Option<Arc<str>>,
     /// Client bytes durable here that no published CP holds, and when their first came, by CP.
     pub invisible: BTreeMap<CpNumber, (u64, Instant)>,
 }
@@ -271,6 +276,26 @@ impl Lane {
         }
         drop(cursors);
         self.changed.notify_one();
+    }
+
+    /// A record was lost here: the first one is told.
+    pub fn lose(&self, what: &str) {
+        let mut cursors = lock(&self.cursors);
+        cursors.damaged = true;
+        cursors.missing.get_or_insert_with(|| what.into());
+        drop(cursors);
+        self.fault(what);
+    }
+
+    /// Something that a start found damaged may have been this source's.
+    pub fn may_miss(&self, what: &str) {
+        lock(&self.cursors).missing.get_or_insert_with(|| what.into());
+        self.changed.notify_one();
+    }
+
+    /// The source is in session: what it holds beyond this end it sends again.
+    pub fn welcomed(&self) {
+        lock(&self.cursors).missing = None;
     }
 
     /// The applier took bytes of Updates.

@@ -21,6 +21,7 @@ pub mod applier;
 pub mod connection;
 pub mod drainer;
 mod extension;
+mod identity;
 pub mod images;
 pub mod kept;
 pub mod lane;
@@ -87,6 +88,8 @@ fn whole(answer: Result<Scanned, String>) -> Result<Scanned, Unread> {
     };
     Err(Unread::Later(said))
 }
+/// A stop waits so long for a reading of an image that is under way.
+const LET_GO_MAX: Duration = Duration::from_secs(5);
 
 /// What a hub is made of.
 #[derive(Debug, Clone)]
@@ -128,7 +131,7 @@ pub struct Hub {
     shared: Arc<Shared>,
     address: SocketAddr,
     stop: CancellationToken,
-    arbiters: Vec<Arbiter>,
+    arbiters: Mutex<Vec<Arbiter>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -156,7 +159,7 @@ impl Hub {
         actix::spawn(connection::accept(listener, shared.clone(), stop.clone()));
         tracing::info!(%address, sources = options.sources.len(), hub = %shared.hub, "hub is up");
         let threads = Mutex::new(recovered.threads);
-        Ok(Self { shared, address, stop, arbiters, threads })
+        Ok(Self { shared, address, stop, arbiters: Mutex::new(arbiters), threads })
     }
 
     /// Where sources connect.
@@ -242,7 +245,8 @@ impl Hub {
     /// header is written.
     pub async fn stop(&self) {
         self.stop.cancel();
-        for arbiter in &self.arbiters {
+        let arbiters = std::mem::take(&mut *lock(&self.arbiters));
+        for arbiter in &arbiters {
             arbiter.stop();
         }
         self.shared.jobs.stop();
@@ -267,7 +271,30 @@ impl Hub {
         if let Err(error) = ended.await {
             tracing::error!(%error, "the hub did not stop cleanly");
         }
+        let_go(arbiters).await;
         tracing::info!("hub stopped");
+    }
+}
+
+/// Waits until the arbiters have dropped their actors and connections, and with them what keeps
+/// the ring and the pool locked. What they had read for somebody may take longer than anybody
+/// waits: it only reads, and ends with the process.
+async fn let_go(arbiters: Vec<Arbiter>) {
+    let (ended, all) = tokio::sync::oneshot::channel();
+    let wait = move || {
+        let panicked = arbiters.into_iter().filter_map(|arbiter| arbiter.join().err()).count();
+        if ended.send(panicked).is_err() {
+            tracing::debug!(panicked, "the hub's arbiters have ended, late");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("hub-end".to_owned()).spawn(wait) {
+        tracing::warn!(%error, "cannot wait for the end of the hub's arbiters");
+        return;
+    }
+    match tokio::time::timeout(LET_GO_MAX, all).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(panicked)) => tracing::error!(panicked, "arbiters of the hub had panicked"),
+        Ok(Err(_)) | Err(_) => tracing::warn!("the hub's arbiters are still busy, leaving them"),
     }
 }
 

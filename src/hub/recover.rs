@@ -1,6 +1,6 @@
 //! What a hub does at start, before it serves anybody.
 //!
-//! 1. Identity: the hub's id, made at the first start together with ring and pool.
+//! 1. Identity: the hub's id; the first start makes it, the ring and the pool ([`super::identity`]).
 //! 2. Pool: the last published CPs, from its catalog.
 //! 3. Source logs: of each known source, what lies behind its published CP; the unsynced tail of a
 //!    log is cut at the first record that does not check.
@@ -12,18 +12,16 @@
 //! A cut at any of these steps leaves the ring as it was, so the next start does the same again.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use actix::ArbiterHandle;
-use serde::{Deserialize, Serialize};
 
 use super::applier::{Applier, JobQueue};
 use super::drainer::{DrainQueue, Drainer, InRing};
 use super::extension;
+use super::identity::{identity, state};
 use super::lane::{Cursors, Lane};
 use super::registry::Registry;
 use super::shared::{Arbiters, Counters, Lanes, Shared};
@@ -32,15 +30,16 @@ use super::{HubError, HubOptions};
 use crate::device::Device;
 use crate::device::file::{Access, FileDevice};
 use crate::device::latch::Latch;
-use crate::nvlog::{Recovered, Ring, RingOptions, RingShape};
+use crate::nvlog::{Recovered, Ring, RingOptions};
 use crate::pool::rows::SourceRow;
 use crate::pool::{Pool, PoolOptions};
 use crate::record::envelope::{Envelope, RecordKind};
 use crate::record::marks::Place;
+use crate::record::scan::Damage;
 use crate::record::transfer::Transfer;
 use crate::sourcelog::{LogOptions, LogStore};
-use crate::units::ids::{HubId, SourceId};
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
+use crate::units::ids::SourceId;
+use crate::units::numbers::{CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
 use crate::wire::message::{Scanned, VolumeScan};
 
 /// A hub keeps a short history of CPs; the long one is the source's (R5).
@@ -71,23 +70,8 @@ pub struct Started {
     pub threads: Vec<JoinHandle<()>>,
 }
 
-/// The identity file of a hub.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Identity {
-    schema: u32,
-    hub: HubId,
-}
-
-fn state<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> HubError {
-    let what = what.into();
-    move |error| HubError::State { what, reason: error.to_string() }
-}
-
 /// Runs the five steps and starts the threads.
 pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Started, HubError> {
-    fs::create_dir_all(&options.data_dir)
-        .map_err(state(format!("data_dir {}", options.data_dir.display())))?;
     let hub = identity(options)?;
     let device = open_device(&options.pool.0, Access::Cached)?;
     let pool_options =
@@ -103,10 +87,8 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
     let (ring, recovery) =
         Ring::open(ring_device, hub.0, ring_options, &mut |record| logs.replay(record))
             .map_err(state("NVRAM"))?;
-    for damage in &recovery.damage {
-        tracing::error!(?damage, "rot in the NVRAM");
-    }
     let (lanes, in_ring) = logs.finish(&rows);
+    tell_rot(&lanes, &recovery.damage);
     let stager = Stager::new();
     let drain = DrainQueue::new();
     let handle = ring.start(Box::new(StagerFeed::new(stager.clone(), drain.clone())));
@@ -129,6 +111,24 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
     });
     let threads = start_threads(&shared, in_ring, options.appliers)?;
     Ok(Started { shared, threads })
+}
+
+/// Rot in the ring may be anybody's acknowledged history. A broken chain shows whose; the last
+/// record of a source breaks none, so each that may be concerned is told until it was here (R3).
+fn tell_rot(lanes: &Lanes, damage: &[Damage]) {
+    for damage in damage {
+        tracing::error!(?damage, "rot in the NVRAM");
+    }
+    for lane in lanes.all() {
+        let concerns = |damage: &&Damage| damage.source.is_none_or(|whose| whose == lane.source());
+        let bytes: u64 = damage.iter().filter(concerns).map(|d| d.to.0 - d.from.0).sum();
+        if bytes > 0 {
+            lane.may_miss(&format!(
+                "at most {bytes} bytes of acknowledged history may be missing: the NVRAM is \
+                 damaged; the source sends them again when it connects"
+            ));
+        }
+    }
 }
 
 fn start_threads(
@@ -157,61 +157,6 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
             }
         })
         .map_err(state("threads"))
-}
-
-/// The hub's id; at the first start makes it, the ring and the pool.
-fn identity(options: &HubOptions) -> Result<HubId, HubError> {
-    let path = options.data_dir.join("identity.json");
-    match fs::read_to_string(&path) {
-        Ok(text) => {
-            let identity: Identity =
-                serde_json::from_str(&text).map_err(state(path.display().to_string()))?;
-            if identity.schema != 1 {
-                let reason = format!("schema {} is not known here", identity.schema);
-                return Err(HubError::State { what: path.display().to_string(), reason });
-            }
-            Ok(identity.hub)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let hub = HubId::random().map_err(state("hub id"))?;
-            let ring = create_device(&options.nvram.0, options.nvram.1, Access::Direct)?;
-            Ring::create(ring, hub.0, RingShape::default()).map_err(state("NVRAM"))?;
-            let device = create_device(&options.pool.0, options.pool.1, Access::Cached)?;
-            drop(Pool::create(device, hub.0, PoolOptions::default()).map_err(state("pool"))?);
-            write_identity(&path, &Identity { schema: 1, hub })
-                .map_err(state(path.display().to_string()))?;
-            tracing::info!(%hub, "first start: hub created");
-            Ok(hub)
-        }
-        Err(error) => Err(state(path.display().to_string())(error)),
-    }
-}
-
-fn write_identity(path: &Path, identity: &Identity) -> std::io::Result<()> {
-    let draft = path.with_extension("draft");
-    let mut file = fs::File::create(&draft)?;
-    file.write_all(serde_json::to_string_pretty(identity)?.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&draft, path)?;
-    match path.parent() {
-        Some(directory) => fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-fn create_device(
-    path: &Path,
-    size: ByteCount,
-    access: Access,
-) -> Result<Arc<dyn Device>, HubError> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(state(directory.display().to_string()))?;
-    }
-    let made = match access {
-        Access::Direct => FileDevice::create(path, size, access),
-        Access::Cached => FileDevice::create_unwritten(path, size, access),
-    };
-    Ok(Arc::new(made.map_err(state(path.display().to_string()))?))
 }
 
 fn open_device(path: &Path, access: Access) -> Result<Arc<dyn Device>, HubError> {
@@ -243,6 +188,8 @@ struct Recovering {
     place: Place,
     last: Place,
     fault: Option<String>,
+    /// The fault is missing or damaged history.
+    damaged: bool,
     /// Transfers met before the one they follow: the records of a source that was faulted are
     /// copied forward (R10), so the older may lie behind the newer. Bounded by the ring.
     early: BTreeMap<SequenceNumber, (Epoch, Transfer)>,
@@ -267,7 +214,9 @@ impl Logs {
                         format!("the log begins behind {begins}, the image ends at {applied}")
                     });
                     let fault = logs.damage().map(ToString::to_string).or(gap);
-                    Recovering::at(row.applied, place, last.unwrap_or(place), fault)
+                    let damaged = fault.is_some();
+                    let last = last.unwrap_or(place);
+                    Recovering { damaged, ..Recovering::at(row.applied, place, last, fault) }
                 }
                 Err(error) => {
                     let fault = Some(error.to_string());
@@ -293,6 +242,7 @@ impl Logs {
             Ok(transfer) => transfer,
             Err(error) => {
                 source.fault.get_or_insert(format!("record in the NVRAM: {error}"));
+                source.damaged = true;
                 return;
             }
         };
@@ -341,6 +291,8 @@ impl Logs {
                 ring_bytes: of_source.map(|kept| kept.bytes).sum(),
                 under_way_bytes: 0,
                 fault: source.fault.as_deref().map(Into::into),
+                damaged: source.damaged,
+                missing: None,
                 invisible: BTreeMap::new(),
             };
             let make = || Lane::new(row.name.clone(), row.id, cursors);
@@ -360,7 +312,7 @@ impl Logs {
 
 impl Recovering {
     fn at(applied: CpNumber, place: Place, last: Place, fault: Option<String>) -> Self {
-        Self { applied, place, last, fault, early: BTreeMap::new() }
+        Self { applied, place, last, fault, damaged: false, early: BTreeMap::new() }
     }
 
     /// Puts a transfer of the ring into its log, if it is not there, and those that follow it.
@@ -408,6 +360,7 @@ impl Recovering {
             "the log has a gap: transfer {} follows {}, the last one here is {}",
             header.id, header.previous, self.last.transfer
         );
+        self.damaged |= self.fault.is_none();
         self.fault.get_or_insert(text);
     }
 }

@@ -21,7 +21,7 @@ use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::mirror::Known;
-use crate::sourcelog::LogStore;
+use crate::sourcelog::{LogError, LogStore};
 use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::{SourceName, VolumeName};
@@ -123,6 +123,17 @@ impl Arbiters {
     }
 }
 
+/// Why a source was not sent its log.
+#[derive(Debug, thiserror::Error)]
+pub enum RefillError {
+    /// It does not take it any more.
+    #[error("the source went away")]
+    Gone,
+    /// The log cannot be read.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
 /// The parts of a hub.
 #[derive(Debug)]
 pub struct Shared {
@@ -181,9 +192,11 @@ impl Shared {
             known.epoch = row.epoch;
             known.applied_cp = row.applied;
             known.applied = extension::place(&row)?;
-            known.cp_max = row.highest_cp;
             let told = Extension::of(&row)?;
             (known.policy, known.alone) = (told.policy, told.alone);
+            // A label of n in the log says that the source has cut every CP below n (R6).
+            let newest = self.store.newest_cp(row.id).map_or(0, |cp| cp.0.saturating_sub(1));
+            known.cp_max = row.highest_cp.max(CpNumber(newest));
             for volume in volumes {
                 let root = VolumeRoot { volume: volume.key.volume, root: volume.tree.root() };
                 known.roots.push(root);
@@ -205,20 +218,27 @@ impl Shared {
         let lane = self.lanes.get(name);
         let _row = lane.as_ref().map(|lane| lane.row());
         let text = |error: PoolError| error.to_string();
-        let mut row = catalog
-            .source(source)
-            .map_err(text)?
-            .unwrap_or_else(|| SourceRow::new(source, name.clone()));
-        let before = Extension::of(&row)?;
-        let (policy, alone) = (Some(promise.0), promise.1);
-        let after = Extension { policy, alone, ..before };
-        let known = row.generation == generation && row.epoch == epoch && row.name == *name;
-        if !known || before != after {
-            row.name = name.clone();
-            row.generation = generation;
-            row.epoch = epoch;
-            row.extension = after.encode();
-            catalog.put_source(row).map_err(text)?;
+        let before = catalog.source(source).map_err(text)?;
+        let base = before.clone().unwrap_or_else(|| SourceRow::new(source, name.clone()));
+        let was = Extension::of(&base)?;
+        let now = Extension { policy: Some(promise.0), alone: promise.1, ..was };
+        let known = base.generation == generation && base.epoch == epoch && base.name == *name;
+        if before.is_none() || !known || was != now {
+            let name = name.clone();
+            let change = move |row: &mut SourceRow| {
+                row.name = name;
+                row.generation = generation;
+                row.epoch = epoch;
+                row.extension = now.encode();
+            };
+            if before.is_none() {
+                let mut row = base;
+                change(&mut row);
+                catalog.put_source(row).map_err(text)?;
+            } else {
+                // As it is at the commit: a CP may be published at this moment.
+                catalog.update_source(source, change).map_err(text)?;
+            }
         }
         let present = catalog.volumes(source).map_err(text)?;
         for offer in volumes {
@@ -235,7 +255,7 @@ impl Shared {
                 .map_err(text)?;
         }
         if lane.is_none() {
-            let text = |error: crate::sourcelog::LogError| error.to_string();
+            let text = |error: LogError| error.to_string();
             self.store.recover(source, CpNumber(0)).map_err(text)?;
             self.store.reset(source, Some(Place::default())).map_err(text)?;
         }
@@ -243,26 +263,36 @@ impl Shared {
     }
 
     /// Hands a source its own log behind `from` up to `upto`; `None` if `from` is not on the line.
+    /// `send` says whether the source still takes it.
     pub fn refill(
         &self,
         source: SourceId,
         applied: Place,
         from: Place,
         upto: Place,
-        mut send: impl FnMut(&Transfer) -> Result<(), String>,
-    ) -> Result<Option<Place>, String> {
+        mut send: impl FnMut(&Transfer) -> bool,
+    ) -> Result<Option<Place>, RefillError> {
         let mut joined = from == applied;
         let mut last = from;
         for cp in self.store.cps(source) {
-            let reader = self.store.reader(source, cp).map_err(|error| error.to_string())?;
+            let reader = match self.store.reader(source, cp) {
+                // Dropped since it was listed: its CP is published, nothing of it is asked for.
+                Err(LogError::NoLog { .. }) => continue,
+                other => other?,
+            };
             for transfer in reader.transfers() {
-                let transfer = transfer.map_err(|error| error.to_string())?;
+                let transfer = match transfer {
+                    Err(LogError::NoLog { .. }) => break,
+                    other => other?,
+                };
                 let place = transfer.place();
                 if place.sequence > upto.sequence {
                     break;
                 }
                 if joined && place.sequence > from.sequence {
-                    send(&transfer)?;
+                    if !send(&transfer) {
+                        return Err(RefillError::Gone);
+                    }
                     last = place;
                 }
                 joined |= place == from;

@@ -14,6 +14,13 @@ use crate::units::numbers::{CpNumber, Epoch, Generation};
 use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::{Refused, VolumeOffer, VolumeRoot};
 
+/// A failed write or sync of a log, the ring or the pool.
+const NEXT_OF_FAULT: &str = "mend the cause (disk full, disk failed), then restart the hub: what is \
+     not safely in the log is written again, from the log itself and from the NVRAM";
+/// What a restart does not bring back.
+const NEXT_OF_DAMAGE: &str = "keep the source running and its state safe, it still has what is \
+     missing here; a restart of the hub does not mend this, and this version cannot fetch it again";
+
 /// States of section 13 that a hub of this version can be in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceState {
@@ -149,7 +156,12 @@ impl Snapshot {
     ) -> Self {
         let known = machine.known();
         let cursors = lane.map(|lane| lane.cursors()).unwrap_or_default();
-        let (state, reason, next_step) = judge(machine, &cursors, connected, refused);
+        let (state, mut reason, next_step) = judge(machine, &cursors, connected, refused);
+        if let Some(missing) = &cursors.missing
+            && !reason.contains(&**missing)
+        {
+            reason = format!("{reason}; {missing}");
+        }
         Self {
             name: name.clone(),
             source: known.source,
@@ -180,8 +192,8 @@ fn judge(
 ) -> (SourceState, String, String) {
     let nothing = || "nothing to do".to_owned();
     if let Some(fault) = &cursors.fault {
-        let next = "mend the cause, then restart the hub".to_owned();
-        return (SourceState::Faulted, fault.to_string(), next);
+        let next = if cursors.damaged { NEXT_OF_DAMAGE } else { NEXT_OF_FAULT };
+        return (SourceState::Faulted, fault.to_string(), next.to_owned());
     }
     if let Some(refused) = refused.filter(|_| !connected) {
         let state = SourceState::Offline;

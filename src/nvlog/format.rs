@@ -27,6 +27,7 @@
 //! Byte p of the log lies at `8192 + p modulo data area` of the device; a record may wrap.
 
 use crate::limits::{COMMIT_BYTES_MAX, RECORD_ALIGN_BYTES, RING_BYTES_MAX};
+use crate::units::bytes::{long, sixteen};
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::hash::crc32c;
 use crate::units::ids::RingId;
@@ -199,18 +200,6 @@ pub fn device_ranges(
 
 fn field(field: &'static str, value: u64) -> HeaderError {
     HeaderError::Field { field, value }
-}
-
-fn sixteen(slot: &[u8; SLOT_BYTES], at: usize) -> [u8; 16] {
-    let mut out = [0; 16];
-    out.copy_from_slice(&slot[at..at + 16]);
-    out
-}
-
-fn long(slot: &[u8; SLOT_BYTES], at: usize) -> u64 {
-    let mut out = [0; 8];
-    out.copy_from_slice(&slot[at..at + 8]);
-    u64::from_le_bytes(out)
 }
 
 #[cfg(test)]

@@ -42,7 +42,35 @@ pub(super) fn release_floor(
         }
     }
     let newest = newest_end(device, header, released, capacity)?;
-    Ok(LogPosition(newest.saturating_sub(capacity.0)))
+    let floor = LogPosition(newest.saturating_sub(capacity.0));
+    if floor <= released {
+        return Ok(floor);
+    }
+    first_record(device, header, floor)
+}
+
+/// The first record that begins at `from` or within one record behind it; `from` without one.
+///
+/// A floor may fall inside an older record, of which the newest one has taken the head: what is
+/// left of it was released, and is no damage. That a rotten record at the floor itself is passed
+/// over as well is seen by the chain of its source (R3).
+fn first_record(
+    device: &dyn Device,
+    header: &Header,
+    from: LogPosition,
+) -> Result<LogPosition, RingError> {
+    let Header { capacity, ring, .. } = *header;
+    let reach = RECORD_BYTES_MAX.min(capacity.0);
+    let mut chunk = AlignedBuffer::new(to_usize(reach));
+    read_log(device, capacity, from, &mut chunk)?;
+    let mut at = from;
+    for sector in chunk.chunks_exact(to_usize(RECORD_ALIGN_BYTES)) {
+        if Envelope::decode_at(&head(sector), ring, at).is_ok() {
+            return Ok(at);
+        }
+        at = at.after(ByteCount(RECORD_ALIGN_BYTES));
+    }
+    Ok(from)
 }
 
 fn begins_with_a_record(device: &dyn Device, header: &Header) -> Result<bool, RingError> {

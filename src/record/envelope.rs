@@ -26,6 +26,7 @@
 //! | 124 | 4 | CRC-32C of bytes 0..124 |
 
 use crate::limits::{RECORD_ALIGN_BYTES, RECORD_BYTES_MAX};
+use crate::units::bytes::{long, sixteen, word};
 use crate::units::convert::to_u64;
 use crate::units::hash::crc32c;
 use crate::units::ids::{RingId, SourceId};
@@ -218,20 +219,6 @@ impl Envelope {
 
 fn field(field: &'static str, value: u64) -> EnvelopeError {
     EnvelopeError::Field { field, value }
-}
-
-fn sixteen(bytes: &[u8; ENVELOPE_BYTES], at: usize) -> [u8; 16] {
-    let mut out = [0; 16];
-    out.copy_from_slice(&bytes[at..at + 16]);
-    out
-}
-
-fn word(bytes: &[u8; ENVELOPE_BYTES], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn long(bytes: &[u8; ENVELOPE_BYTES], at: usize) -> u64 {
-    u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@
 //! | 52 | 8 | reserved, zero | | |
 //! | 60 | 4 | CRC-32C of bytes 0..60 | | |
 
+use crate::units::bytes::{long, word};
 use crate::units::hash::{StreamHash, crc32c};
 use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, TransferId};
 
@@ -158,14 +159,6 @@ fn decode(wanted: [u8; 4], bytes: &[u8]) -> Result<(u32, Place, u64), MarkError>
         hash: StreamHash(hash),
     };
     Ok((word(bytes, 4), place, long(bytes, 44)))
-}
-
-fn word(bytes: &[u8; MARK_BYTES], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn long(bytes: &[u8; MARK_BYTES], at: usize) -> u64 {
-    u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use crate::device::directory::create_durably;
 use crate::units::convert::to_u64;
 
 /// Names in one directory; more are refused.
@@ -66,10 +67,10 @@ pub struct RealFiles {
 }
 
 impl RealFiles {
-    /// Opens the directory. It stays open for [`Files::sync_file_system`]: a descriptor reports
+    /// Opens the directory, made durably if it is not there. It stays open for [`Files::sync_file_system`]: a descriptor reports
     /// only errors that happen while it is open (R11).
     pub fn open(root: &Path) -> io::Result<Self> {
-        fs::create_dir_all(root)?;
+        create_durably(root)?;
         Ok(Self { root: File::open(root)? })
     }
 }

@@ -49,6 +49,7 @@
 
 use crate::limits::RECORD_ALIGN_BYTES;
 use crate::record::marks::Place;
+use crate::units::bytes::{long, sixteen, word};
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::hash::{StreamHash, crc32c};
 use crate::units::ids::{HubId, RingId, SourceId};
@@ -236,24 +237,29 @@ impl Slot {
 
 /// The 4 KiB of a new file: nothing is synced, both slots say so.
 pub fn new_header(identity: &Identity) -> [u8; HEADER_BYTES] {
+    let slot = |number| Slot { number, synced: LogPosition(0), place: identity.start };
+    header_with(identity, [1, 2].map(slot))
+}
+
+/// The 4 KiB with these slots, whose numbers follow each other.
+pub fn header_with(identity: &Identity, slots: [Slot; 2]) -> [u8; HEADER_BYTES] {
     let mut out = [0; HEADER_BYTES];
     out[..SECTOR_BYTES].copy_from_slice(&identity.encode());
-    for number in [1, 2] {
-        let slot = Slot { number, synced: LogPosition(0), place: identity.start };
+    for slot in slots {
         let at = to_usize(slot.offset());
         out[at..at + SECTOR_BYTES].copy_from_slice(&slot.encode(identity.log));
     }
     out
 }
 
-/// Whether this is what a power cut can leave of a header that was never synced: sectors that
-/// are as [`new_header`] made them, and others that are still zero, the identity among them.
+/// Whether this is what a power cut can leave of a header that was never synced: slots that say
+/// so, whether new or written again, and sectors that are still zero, the identity among them.
 pub fn is_torn(header: &[u8; HEADER_BYTES]) -> bool {
     let untouched = |at: u64| {
         let bytes = sector(header, to_usize(at));
         let log = RingId(sixteen(bytes, 8));
         *bytes == [0; SECTOR_BYTES]
-            || Slot::decode(bytes, log, at).is_ok_and(|slot| slot.number <= 2)
+            || Slot::decode(bytes, log, at).is_ok_and(|slot| slot.synced == LogPosition(0))
     };
     *sector(header, 0) == [0; SECTOR_BYTES] && SLOT_OFFSETS.into_iter().all(untouched)
 }
@@ -329,20 +335,6 @@ fn place(bytes: &[u8; SECTOR_BYTES], at: usize) -> Place {
         sequence: SequenceNumber(long(bytes, at + 12)),
         hash: StreamHash(sixteen(bytes, at + 20)),
     }
-}
-
-fn sixteen(bytes: &[u8; SECTOR_BYTES], at: usize) -> [u8; 16] {
-    let mut out = [0; 16];
-    out.copy_from_slice(&bytes[at..at + 16]);
-    out
-}
-
-fn word(bytes: &[u8; SECTOR_BYTES], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn long(bytes: &[u8; SECTOR_BYTES], at: usize) -> u64 {
-    u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]

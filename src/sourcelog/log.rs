@@ -15,13 +15,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::{LogError, io_error};
 use super::files::Files;
-use super::format::{HEADER_BYTES_U64, Slot, new_header};
+use super::format::{HEADER_BYTES_U64, SECTOR_BYTES, Slot, header_with, new_header};
 use super::open::{Handle, LogName, OpenFiles};
+use super::scan::Head;
+use super::source::Shared;
 use crate::limits::RECORD_ALIGN_BYTES;
 use crate::record::envelope::{ENVELOPE_BYTES, Envelope, RecordKind, record_bytes};
 use crate::record::marks::Place;
 use crate::record::transfer::{Transfer, TransferHead};
-use crate::units::convert::{low_u32, to_u64, to_usize};
+use crate::units::convert::{low_u32, to_u64, u32_to_usize};
 use crate::units::hash::crc32c;
 use crate::units::numbers::{ByteCount, Epoch, LogPosition};
 
@@ -64,11 +66,6 @@ pub(super) fn new_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(NEW_SUFFIX);
     name.into()
-}
-
-/// The place behind a transfer.
-pub(super) fn place_after(transfer: &Transfer) -> Place {
-    transfer.place()
 }
 
 /// The place behind a transfer of which only the head was read.
@@ -144,16 +141,56 @@ impl Log {
             record_bytes: low_u32(total),
             body_crc: crc32c(body),
         };
-        let padding = [0; SECTOR];
-        let padding = &padding[..to_usize(total) - ENVELOPE_BYTES - body.len()];
-        let offset = HEADER_BYTES_U64 + self.end.0;
-        handle
-            .write_at(offset, &[&envelope.encode(), body, padding])
-            .map_err(io_error(&self.name.text, "write"))?;
+        self.write_record(&handle, &envelope, body)?;
         self.end = self.end.after(ByteCount(total));
         self.extent = self.end.0;
-        self.last = place_after(transfer);
+        self.last = transfer.place();
         Ok(())
+    }
+
+    fn write_record(
+        &self,
+        file: &Handle<'_>,
+        envelope: &Envelope,
+        body: &[u8],
+    ) -> Result<(), LogError> {
+        let padding = [0; SECTOR_BYTES];
+        let padding = &padding[..u32_to_usize(envelope.record_bytes) - ENVELOPE_BYTES - body.len()];
+        let offset = HEADER_BYTES_U64 + envelope.position.0;
+        file.write_at(offset, &[&envelope.encode(), body, padding])
+            .map_err(io_error(&self.name.text, "write"))
+    }
+
+    /// Takes a record in that recovery has read at the end, and writes it again as it was: see
+    /// [`super::recover`].
+    pub(super) fn take_again(
+        &mut self,
+        shared: &Shared,
+        head: &Head,
+        transfer: &Transfer,
+    ) -> Result<(), LogError> {
+        assert!(head.at == self.end, "records are taken in order");
+        if self.damage.is_none() && shared.rewrite {
+            let open = &shared.open;
+            self.write_record(&open.writing(&self.name)?, &head.envelope, transfer.bytes())?;
+        }
+        self.end = head.end();
+        self.last = head.place();
+        Ok(())
+    }
+
+    /// Writes the header again as it was read, both slots with what the newest one said.
+    pub(super) fn write_header_again(&mut self, shared: &Shared) -> Result<(), LogError> {
+        let handle = shared.open.writing(&self.name)?;
+        if !shared.rewrite {
+            return Ok(());
+        }
+        let Slot { synced, place, .. } = self.slot;
+        let slots = [1, 2].map(|more| Slot { number: self.slot_number + more, synced, place });
+        self.slot_number += 2;
+        handle
+            .write_at(0, &[&header_with(&self.name.identity, slots)])
+            .map_err(io_error(&self.name.text, "write of header"))
     }
 
     fn grow(&mut self, file: &Handle<'_>, growth: &Growth, more: u64) -> Result<(), LogError> {
@@ -225,9 +262,7 @@ impl Log {
     }
 }
 
-/// [`RECORD_ALIGN_BYTES`] as a length in memory: no record has more padding.
-const SECTOR: usize = 512;
 const _: () = {
-    assert!(RECORD_ALIGN_BYTES == 512);
+    assert!(RECORD_ALIGN_BYTES == 512 && SECTOR_BYTES == 512, "no record has more padding");
     assert!(LOG_BYTES_MAX.is_multiple_of(RECORD_ALIGN_BYTES));
 };

@@ -16,7 +16,8 @@
 //! * What a source's logs hold without damage is one gapless chain (R7), and after any crash a
 //!   prefix of what was appended, with everything synced in it.
 //! * An error of a write or sync latches its source ([`LogStore::fault`]), and no other (R10).
-//!   Nothing is appended or synced for it until an operator acts.
+//!   Nothing is appended or synced for it until the store is opened again, with the cause mended:
+//!   recovery writes again what it finds sound ([`LogStore::recover`]), the ring has the rest.
 //! * A file that is closed has no unsynced writes in it. At most
 //!   [`LogOptions::files_open_max`] are open, and one more for a moment while recovery looks at
 //!   headers.
@@ -136,6 +137,7 @@ impl LogStore {
             hub,
             growth: Growth { step_bytes: options.step_bytes, unsupported: AtomicBool::new(false) },
             limit_bytes: options.limit_bytes_per_source,
+            rewrite: true,
         };
         let (sources, syncing) = (Mutex::default(), Mutex::default());
         Ok(Self { root: dir.to_owned(), shared, sources, syncing })
@@ -189,9 +191,9 @@ impl LogStore {
         self.ask(source, |logs| logs.last).flatten()
     }
 
-    /// Bytes of records in the source's logs.
+    /// Bytes of records in the source's logs. Never waits for a medium.
     pub fn bytes(&self, source: SourceId) -> u64 {
-        self.ask(source, SourceLogs::bytes).unwrap_or(0)
+        self.cell(source).and_then(|cell| cell.bytes()).unwrap_or(0)
     }
 
     /// Syncs that the kernel was asked for so far: files, directories, the file system.
@@ -201,23 +203,18 @@ impl LogStore {
 
     /// Bytes of records that may still be appended: a transfer takes
     /// [`crate::record::envelope::record_bytes`] of its length. 0 if the source is faulted or was
-    /// not recovered.
+    /// not recovered. Never waits for a medium.
     pub fn room(&self, source: SourceId) -> u64 {
-        let used = self.ask(source, |logs| logs.fault.get().is_none().then(|| logs.bytes()));
-        used.flatten().map_or(0, |used| self.shared.limit_bytes.saturating_sub(used))
+        let cell = self.cell(source).filter(|cell| cell.fault.get().is_none());
+        let used = cell.and_then(|cell| cell.bytes());
+        used.map_or(0, |used| self.shared.limit_bytes.saturating_sub(used))
     }
 
-    /// Why the source's logs take no more writes, if so: the first reason.
+    /// Why the source's logs take no more writes, if so: the first reason. A failed write or sync
+    /// is mended by opening the store again; damage by [`LogStore::cut`], [`LogStore::reset`] or
+    /// the end of its CP.
     pub fn fault(&self, source: SourceId) -> Option<Arc<str>> {
         self.cell(source)?.fault.get().map(|(_, reason)| reason)
-    }
-
-    /// Takes writes again after an operator looked at the cause of a failed write or sync. What
-    /// was not synced is given up, since nobody knows what the medium has of it: the next append
-    /// follows the place returned, and the ring has everything behind it. A fault by damage is
-    /// not cleared by this but by [`LogStore::cut`], [`LogStore::reset`] or the end of its CP.
-    pub fn clear_fault(&self, source: SourceId) -> Result<Option<Place>, LogError> {
-        self.with(source, |logs| logs.clear_fault(&self.shared))
     }
 
     /// Deletes the logs of CPs up to `cp`, unsynced, after that CP's commit is durable.
@@ -248,6 +245,11 @@ impl LogStore {
     /// CPs of which the source has a log, oldest first.
     pub fn cps(&self, source: SourceId) -> Vec<CpNumber> {
         self.ask(source, |logs| logs.logs.keys().copied().collect()).unwrap_or_default()
+    }
+
+    /// CP of the newest log of the source: the label of its last transfer. Never waits for a medium.
+    pub fn newest_cp(&self, source: SourceId) -> Option<CpNumber> {
+        self.cell(source)?.newest_cp()
     }
 
     /// Only recovery takes a source in: an id from outside costs nothing.

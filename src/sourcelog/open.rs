@@ -2,7 +2,8 @@
 //!
 //! Everybody who reads or writes a log file asks here for a [`Handle`] and holds it for one call
 //! of the kernel or a few, never while asking for another: so a thread that waits for room never
-//! keeps others waiting.
+//! keeps others waiting. The table's lock is never held during a call of the kernel: room for a
+//! descriptor is set aside first, then the file is opened.
 //!
 //! Invariant: a file that is not open has no unsynced writes. A dirty file is closed only after
 //! its own fdatasync, through the descriptor that wrote it; if that fails the source is faulted.
@@ -70,6 +71,10 @@ struct Table {
     /// All open descriptors by the number they were opened with; a discarded one that somebody
     /// still holds is no longer current.
     open: HashMap<u64, Open>,
+    /// Logs whose file is being opened or made, without the lock; `true` once one was discarded.
+    opening: HashMap<RingId, bool>,
+    /// Files being closed, without the lock.
+    closing: usize,
     /// Rises with every use: for least recently used.
     clock: u64,
     /// Rises with every write.
@@ -152,9 +157,11 @@ impl OpenFiles {
         name: &Arc<LogName>,
         make: impl FnOnce(&dyn Files) -> Result<Arc<dyn LogFile>, LogError>,
     ) -> Result<Handle<'_>, LogError> {
-        let mut table = self.room(self.lock());
-        let file = make(&*self.files)?;
-        Ok(self.insert(&mut table, name, file, true))
+        let mut table = self.lock();
+        while table.is_full(self.open_max) {
+            table = self.make_room(table);
+        }
+        self.open_reserved(table, name, true, make)
     }
 
     /// Everything written so far is covered by a sync that begins after this call.
@@ -219,11 +226,26 @@ impl OpenFiles {
     /// Closes the file without syncing it: it was dropped, or what it holds is given up.
     pub(super) fn discard(&self, log: RingId) {
         let mut table = self.lock();
+        if let Some(discarded) = table.opening.get_mut(&log) {
+            *discarded = true;
+        }
         let Some(number) = table.current.remove(&log) else { return };
         if table.open.get(&number).is_some_and(|open| open.handles == 0) {
-            table.open.remove(&number);
+            drop(self.close(table, number));
         }
+    }
+
+    /// Closes a file that nobody holds, without the lock; its room is free when it is closed.
+    fn close<'a>(&'a self, mut table: MutexGuard<'a, Table>, number: u64) -> MutexGuard<'a, Table> {
+        let Some(closed) = table.open.remove(&number) else { return table };
+        assert!(closed.handles == 0, "nobody holds a file that is closed");
+        table.closing += 1;
+        drop(table);
+        drop(closed);
+        let mut table = self.lock();
+        table.closing -= 1;
         self.released.notify_all();
+        table
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -231,22 +253,56 @@ impl OpenFiles {
     }
 
     fn take(&self, name: &Arc<LogName>, for_write: bool) -> Result<Handle<'_>, LogError> {
+        let log = name.identity.log;
         let mut table = self.lock();
-        if let Some(handle) = self.hold(&mut table, name.identity.log, for_write) {
-            return Ok(handle);
+        loop {
+            if let Some(handle) = self.hold(&mut table, log, for_write) {
+                return Ok(handle);
+            }
+            if table.opening.contains_key(&log) {
+                // One descriptor a log: only the one it was written by reports its errors.
+                table = self.released.wait(table).unwrap_or_else(PoisonError::into_inner);
+            } else if table.is_full(self.open_max) {
+                table = self.make_room(table);
+            } else {
+                break;
+            }
         }
-        let mut table = self.room(table);
-        // Making room lets go of the lock: somebody else may have opened it.
-        if let Some(handle) = self.hold(&mut table, name.identity.log, for_write) {
-            return Ok(handle);
+        self.open_reserved(table, name, for_write, |files| {
+            let file = match files.open(&name.path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(name.gone());
+                }
+                Err(error) => return Err(io_error(&name.text, "open")(error)),
+            };
+            check_identity(name, &*file)?;
+            Ok(file)
+        })
+    }
+
+    /// Opens a file for which there is room, without the lock: one source's medium may be slow,
+    /// and the others do not wait for it (R10).
+    fn open_reserved(
+        &self,
+        mut table: MutexGuard<'_, Table>,
+        name: &Arc<LogName>,
+        for_write: bool,
+        open: impl FnOnce(&dyn Files) -> Result<Arc<dyn LogFile>, LogError>,
+    ) -> Result<Handle<'_>, LogError> {
+        let log = name.identity.log;
+        table.opening.insert(log, false);
+        drop(table);
+        let opened = open(&*self.files);
+        let mut table = self.lock();
+        let discarded = table.opening.remove(&log) == Some(true);
+        self.released.notify_all();
+        let handle = self.insert(&mut table, name, opened?, for_write);
+        if discarded {
+            // Dropped meanwhile: it is closed when its user is done.
+            table.current.remove(&log);
         }
-        let file = match self.files.open(&name.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(name.gone()),
-            Err(error) => return Err(io_error(&name.text, "open")(error)),
-        };
-        check_identity(name, &*file)?;
-        Ok(self.insert(&mut table, name, file, for_write))
+        Ok(handle)
     }
 
     fn hold(&self, table: &mut Table, log: RingId, for_write: bool) -> Option<Handle<'_>> {
@@ -289,34 +345,31 @@ impl OpenFiles {
         Handle { file: Arc::clone(file), hold: Hold { owner: self, number, for_write } }
     }
 
-    /// Closes files until one more may be opened.
-    fn room<'a>(&'a self, mut table: MutexGuard<'a, Table>) -> MutexGuard<'a, Table> {
-        while table.open.len() >= self.open_max {
-            let idle = table.open.iter().filter(|(_, open)| open.handles == 0);
-            let oldest = idle.min_by_key(|(_, open)| (open.is_dirty(), open.used_at));
-            let Some((&number, open)) = oldest else {
-                table = self.released.wait(table).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let name = Arc::clone(&open.name);
-            if open.is_dirty() {
-                drop(table);
-                // A failed sync faults the file's own source; the file may be closed then, since
-                // nothing behind its synced place is trusted any more.
-                let failed = self.sync_one(&name).is_err();
-                table = self.lock();
-                if !failed {
-                    continue;
-                }
-            }
-            if table.open.get(&number).is_some_and(|open| open.handles == 0) {
-                table.open.remove(&number);
-                if table.current.get(&name.identity.log) == Some(&number) {
-                    table.current.remove(&name.identity.log);
-                }
+    /// Closes the least recently used file that nobody holds, or waits until there may be one.
+    fn make_room<'a>(&'a self, mut table: MutexGuard<'a, Table>) -> MutexGuard<'a, Table> {
+        let idle = table.open.iter().filter(|(_, open)| open.handles == 0);
+        let oldest = idle.min_by_key(|(_, open)| (open.is_dirty(), open.used_at));
+        let Some((&number, open)) = oldest else {
+            return self.released.wait(table).unwrap_or_else(PoisonError::into_inner);
+        };
+        let name = Arc::clone(&open.name);
+        if open.is_dirty() {
+            drop(table);
+            // A failed sync faults the file's own source; the file may be closed then, since
+            // nothing behind its synced place is trusted any more.
+            let failed = self.sync_one(&name).is_err();
+            table = self.lock();
+            if !failed {
+                return table;
             }
         }
-        table
+        if table.open.get(&number).is_none_or(|open| open.handles > 0) {
+            return table;
+        }
+        if table.current.get(&name.identity.log) == Some(&number) {
+            table.current.remove(&name.identity.log);
+        }
+        self.close(table, number)
     }
 
     fn release(&self, number: u64, wrote: bool) {
@@ -331,13 +384,19 @@ impl OpenFiles {
         }
         let (unused, log) = (open.handles == 0, open.name.identity.log);
         if unused && table.current.get(&log) != Some(&number) {
-            table.open.remove(&number);
+            drop(self.close(table, number));
+            return;
         }
+        drop(table);
         self.released.notify_all();
     }
 }
 
 impl Table {
+    fn is_full(&self, open_max: usize) -> bool {
+        self.open.len() + self.opening.len() + self.closing >= open_max
+    }
+
     fn current(&self, log: RingId) -> Option<&Open> {
         self.open.get(self.current.get(&log)?)
     }

@@ -11,9 +11,19 @@
 //!    nothing synced in it or behind it, is torn as well and is deleted: the ring has it. A sync
 //!    of a source covers its older logs before a newer one says `synced`, so else it is damage.
 //!
-//! Damage changes no file. It latches the source: nothing is appended behind it until a cut, a
-//! reset or the CP's end removes it. What recovery keeps and had not been synced counts as
-//! unsynced again, since after a mere kill it may be in the page cache only.
+//! 5. What is kept and not known synced is written again, the same bytes to the same place, header
+//!    included, and counts as unsynced. After a mere kill it may be in the page cache only; and
+//!    the page cache may hold it for good: when a writeback has failed, the kernel shows the bytes,
+//!    takes their pages for clean, and has told of the error once, so that a sync alone would
+//!    succeed and do nothing (invariant 7). Each record is written as it was checked, not read a
+//!    second time: between two reads the kernel may drop such a page and show the medium's.
+//!
+//! So a restart mends a source whose log could not be written or synced, once the cause is gone:
+//! what is sound is written again, what is not is cut, and the ring has it still, since it lets
+//! go of nothing that was not synced (R11).
+//!
+//! Damage is not mended by writing. It latches the source: nothing is appended behind it until a
+//! cut, a reset or the CP's end removes it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -76,7 +86,9 @@ pub(super) fn recover(
 ) -> Result<RecoveredLogs, LogError> {
     let mut held = cell.lock();
     if let Some(logs) = &mut *held {
-        logs.drop_through(shared, applied)?;
+        let dropped = logs.drop_through(shared, applied);
+        cell.tell(logs);
+        dropped?;
         return Ok(describe(logs, RecoveredLogs::default()));
     }
     // A recovery that failed on the way may have left its reason.
@@ -114,6 +126,7 @@ pub(super) fn recover(
     if let Some(damage) = report.damage() {
         cell.fault.set(FaultKind::Damage, damage);
     }
+    cell.tell(&logs);
     *held = Some(logs);
     Ok(report)
 }
@@ -249,7 +262,7 @@ fn remove_empty(shared: &Shared, logs: &mut SourceLogs) -> Result<u32, LogError>
 }
 
 /// Reads what lies behind the synced place and sets `end` and `last` behind the last sound
-/// record.
+/// record, writing each again.
 fn read_tail(shared: &Shared, log: &mut Log) -> Result<(), LogError> {
     let name = Arc::clone(&log.name);
     if log.extent < log.slot.synced.0 {
@@ -268,10 +281,9 @@ fn read_tail(shared: &Shared, log: &mut Log) -> Result<(), LogError> {
         let bad = match scanner.record(log.end)? {
             Found::End => return Ok(()),
             Found::Bad(bad) => bad,
-            Found::Record((head, _)) => match check_joins(&log.last, &head.transfer) {
+            Found::Record((head, transfer)) => match check_joins(&log.last, &head.transfer) {
                 Ok(()) => {
-                    log.end = head.end();
-                    log.last = head.place();
+                    log.take_again(shared, &head, &transfer)?;
                     continue;
                 }
                 Err(bad) => bad,
@@ -289,18 +301,18 @@ fn damaged(log: &Log, bad: &RecordError) -> LogError {
     log.name.corrupt(HEADER_BYTES_U64 + log.end.0, what)
 }
 
-/// Cuts a torn tail, and counts what is kept and not known synced as unsynced.
+/// Writes the header of a log again that is not known synced, and cuts a torn tail.
 fn finish(shared: &Shared, log: &mut Log) -> Result<u64, LogError> {
     if log.damage.is_some() {
         return Ok(0);
+    }
+    if !log.is_synced() {
+        log.write_header_again(shared)?;
     }
     let cut = log.extent - log.end.0;
     if cut > 0 {
         let (end, last) = (log.end, log.last);
         log.cut(&shared.open, end, last)?;
-    }
-    if !log.is_synced() {
-        drop(shared.open.writing(&log.name)?);
     }
     Ok(cut)
 }

@@ -1,5 +1,4 @@
-//! What takes records away again: the end of a CP, a cut, a reset, and giving up what a failed
-//! sync left unsure.
+//! What takes records away again: the end of a CP, a cut, a reset.
 //!
 //! Called by [`super::LogStore`] with the source's lock held. Each looks before it touches
 //! anything. All but the end of a CP are durable when they return, newest file first, so that a
@@ -9,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::{FaultKind, LogError, io_error};
-use super::log::Log;
 use super::open::{LogName, OpenFiles};
 use super::source::{Shared, SourceLogs};
 use super::table::find_place;
@@ -77,40 +75,6 @@ impl SourceLogs {
         fault.latching(self.remove_behind(shared, CpNumber(0), true))?;
         self.last = base;
         self.clear_damage_fault();
-        Ok(())
-    }
-
-    /// After an operator looked at the cause: gives up what lies behind the synced place, since a
-    /// failed sync leaves the cache and the medium different (invariant 7), and takes writes
-    /// again. The ring still has what is given up. Damage is not cleared by this.
-    pub(super) fn clear_fault(&mut self, shared: &Shared) -> Result<Option<Place>, LogError> {
-        match self.fault.get() {
-            None => return Ok(self.last),
-            Some((FaultKind::Damage, _)) => self.fault.check()?,
-            Some((FaultKind::Io, _)) => {}
-        }
-        // Cleared first, since giving up syncs as well; an error latches again.
-        self.fault.clear();
-        let fault = Arc::clone(&self.fault);
-        fault.latching(self.give_up_unsynced(shared))?;
-        Ok(self.last)
-    }
-
-    fn give_up_unsynced(&mut self, shared: &Shared) -> Result<(), LogError> {
-        self.cuts += 1;
-        for log in self.logs.values() {
-            shared.open.discard(log.name.identity.log);
-        }
-        let distrusted = |log: &&Log| !log.is_synced() || log.slot.synced.0 == 0;
-        let Some(log) = self.logs.values().find(distrusted) else { return Ok(()) };
-        let (cp, slot) = (log.name.identity.cp, log.slot);
-        // Of a log that was never synced not even the header can be trusted.
-        let keeps_file = slot.synced.0 > 0;
-        self.remove_behind(shared, cp, !keeps_file)?;
-        if let Some(log) = self.logs.get_mut(&cp) {
-            log.cut(&shared.open, slot.synced, slot.place)?;
-        }
-        self.last = Some(slot.place);
         Ok(())
     }
 

@@ -10,31 +10,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use super::files::{Files, LogFile};
+use crate::device::sim::Chance;
 use crate::units::convert::{to_u64, to_usize};
 
 const SECTOR: usize = 512;
 const HEADER: usize = 4096;
-
-/// Small, seeded and good enough to pick with (splitmix64).
-#[derive(Debug, Clone)]
-pub(super) struct Chance(pub(super) u64);
-
-impl Chance {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(super) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-}
 
 /// What may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +64,31 @@ struct State {
 
 /// The whole file system.
 #[derive(Debug, Clone, Default)]
-pub(super) struct SimFiles(Arc<Mutex<State>>);
+pub(super) struct SimFiles(Arc<Mutex<State>>, Arc<Gate>);
+
+/// Paths on which calls stand still, and the bell that says that this has changed.
+#[derive(Debug, Default)]
+struct Gate {
+    /// The path's part, and how many stand there.
+    held: Mutex<(Option<String>, usize)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn pass(&self, path: &Path) {
+        let closed = |held: &(Option<String>, usize)| {
+            held.0.as_ref().is_some_and(|part| path.to_string_lossy().contains(part))
+        };
+        let mut held = self.held.lock().unwrap();
+        if closed(&held) {
+            held.1 += 1;
+            self.changed.notify_all();
+        }
+        while closed(&held) {
+            held = self.changed.wait(held).unwrap();
+        }
+    }
+}
 
 #[derive(Debug)]
 struct SimFile {
@@ -98,6 +105,24 @@ impl SimFiles {
     /// From now on `op` fails with that errno on paths that contain `text`.
     pub(super) fn fail(&self, op: Op, text: &str, errno: i32) {
         self.with(|s| s.rules.push((op, text.to_owned(), errno)));
+    }
+
+    /// Opening a file whose path contains `text` and writing to it stand still.
+    pub(super) fn hold(&self, text: &str) {
+        *self.1.held.lock().unwrap() = (Some(text.to_owned()), 0);
+    }
+
+    /// Waits until somebody stands still.
+    pub(super) fn until_held(&self) {
+        let mut held = self.1.held.lock().unwrap();
+        while held.1 == 0 {
+            held = self.1.changed.wait(held).unwrap();
+        }
+    }
+
+    pub(super) fn let_go(&self) {
+        self.1.held.lock().unwrap().0 = None;
+        self.1.changed.notify_all();
     }
 
     pub(super) fn heal(&self) {
@@ -151,6 +176,27 @@ impl SimFiles {
 
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.with(|s| s.names.keys().cloned().collect())
+    }
+
+    /// The kernel drops clean pages, those it could not write among them: reads show the medium.
+    pub(super) fn evict(&self) {
+        self.with(|s| {
+            for inode in &mut s.inodes {
+                for number in std::mem::take(&mut inode.lost).into_keys() {
+                    let old = sector(&inode.medium, number);
+                    put_sector(&mut inode.cache, number, &old);
+                }
+            }
+        });
+    }
+
+    /// Nobody was told yet of the writebacks that failed.
+    pub(super) fn forget_told(&self) {
+        self.with(|s| {
+            for inode in &mut s.inodes {
+                inode.error |= !inode.lost.is_empty();
+            }
+        });
     }
 
     /// A separate copy of everything, as after a mere kill.
@@ -275,9 +321,12 @@ impl Inode {
         for number in self.dirty() {
             let in_header = number * SECTOR < HEADER;
             let choice = chance.below(if rubbish && !in_header { 4 } else { 2 });
+            // What was given up is clean to the kernel: it is not on its way.
+            let given_up = self.lost.get(&number) == Some(&sector(&self.cache, number));
             let bytes = match choice {
+                _ if given_up => sector(&self.medium, number),
                 0 => sector(&self.medium, number),
-                3 => (0..SECTOR).map(|_| chance.next().to_le_bytes()[0]).collect(),
+                3 => (0..SECTOR).map(|_| chance.next_u64().to_le_bytes()[0]).collect(),
                 _ => sector(&self.cache, number),
             };
             put_sector(&mut left, number, &bytes);
@@ -339,6 +388,7 @@ impl Files for SimFiles {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
+        self.1.pass(path);
         let inode = self.with(|s| {
             s.step(None, path)?;
             let inode = s.names.get(path).copied().ok_or(io::ErrorKind::NotFound)?;
@@ -415,6 +465,7 @@ impl LogFile for SimFile {
     }
 
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        self.files.1.pass(&self.path);
         self.files.with(|s| {
             let bytes = parts.concat();
             s.step(Some(Op::Write), &self.path)?;

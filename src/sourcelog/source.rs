@@ -9,11 +9,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::{FaultLatch, LogError, io_error};
 use super::format::Identity;
-use super::log::{Growth, LOG_BYTES_MAX, Log, place_after, wanted_bytes};
+use super::log::{Growth, LOG_BYTES_MAX, Log, wanted_bytes};
 use super::open::{LogName, OpenFiles};
 use super::reader::LogReader;
 use crate::record::marks::Place;
@@ -44,19 +45,47 @@ pub(super) struct Shared {
     pub(super) hub: HubId,
     pub(super) growth: Growth,
     pub(super) limit_bytes: u64,
+    /// Recovery writes again what it keeps; a test leaves it out to show that it is needed.
+    pub(super) rewrite: bool,
 }
 
-/// A source in the store: its latch can be asked without its lock.
+/// Stands for the bytes of a source that was not recovered.
+const NOT_RECOVERED: u64 = u64::MAX;
+
+/// A source in the store: its latch and its bytes can be asked without its lock, which is held
+/// during writes.
 #[derive(Debug)]
 pub(super) struct SourceCell {
     pub(super) source: SourceId,
     pub(super) fault: Arc<FaultLatch>,
     logs: Mutex<Option<SourceLogs>>,
+    /// What [`SourceLogs::bytes`] was when the lock was last given back.
+    bytes: AtomicU64,
+    /// CP of the newest log then, 0 without one.
+    newest: AtomicU32,
 }
 
 impl SourceCell {
     pub(super) fn new(source: SourceId) -> Self {
-        Self { source, fault: Arc::new(FaultLatch::new(source)), logs: Mutex::default() }
+        let fault = Arc::new(FaultLatch::new(source));
+        let (bytes, newest) = (AtomicU64::new(NOT_RECOVERED), AtomicU32::new(0));
+        Self { source, fault, logs: Mutex::default(), bytes, newest }
+    }
+
+    /// Bytes of records in all logs, as far as told; `None` before recovery. Does not wait.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        Some(self.bytes.load(Ordering::Acquire)).filter(|bytes| *bytes != NOT_RECOVERED)
+    }
+
+    /// CP of the newest log. Does not wait.
+    pub(super) fn newest_cp(&self) -> Option<CpNumber> {
+        Some(self.newest.load(Ordering::Acquire)).filter(|cp| *cp > 0).map(CpNumber)
+    }
+
+    /// Tells everybody how the logs stand now.
+    pub(super) fn tell(&self, logs: &SourceLogs) {
+        self.newest.store(logs.newest_cp().map_or(0, |cp| cp.0), Ordering::Release);
+        self.bytes.store(logs.bytes(), Ordering::Release);
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Option<SourceLogs>> {
@@ -69,7 +98,11 @@ impl SourceCell {
         work: impl FnOnce(&mut SourceLogs) -> Result<T, LogError>,
     ) -> Result<T, LogError> {
         match &mut *self.lock() {
-            Some(logs) => work(logs),
+            Some(logs) => {
+                let done = work(logs);
+                self.tell(logs);
+                done
+            }
             None => Err(LogError::NotRecovered { source_id: self.source }),
         }
     }
@@ -114,7 +147,7 @@ impl SourceLogs {
             Joins::Next => {}
             Joins::Repeated => return Ok(Appended::Repeated),
             Joins::Late => {
-                self.last = Some(place_after(transfer));
+                self.last = Some(transfer.place());
                 return Ok(Appended::Repeated);
             }
         }
@@ -180,7 +213,7 @@ impl SourceLogs {
             // Nothing is known of what came before: anything may begin the chain.
             return Ok(if header.cp <= self.dropped { Joins::Late } else { Joins::Next });
         };
-        if id == last.transfer && place_after(transfer) != last {
+        if id == last.transfer && transfer.place() != last {
             return Err(conflict("the log ends with another history under the same id"));
         }
         if id <= last.transfer {

@@ -3,6 +3,7 @@
 //! Floor 0: imports nothing of the crate. Everything that crosses a module border wears one of
 //! these types, so that a volume block cannot be taken for a pool block, nor a name for an id.
 
+pub mod bytes;
 pub mod convert;
 pub mod hash;
 pub mod ids;

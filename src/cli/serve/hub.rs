@@ -16,6 +16,7 @@ use crate::cli::signals::{Signal, Signals};
 use crate::config::schema::HubConfig;
 use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
 use crate::control::server::{Admin, AdminServer};
+use crate::device::directory::create_durably;
 use crate::hub::images::Images;
 use crate::hub::recover::Verified;
 use crate::hub::shared::SourceSetting;
@@ -42,7 +43,7 @@ const APPLIERS_MIN: usize = 2;
 /// Runs a hub until it is told to stop.
 pub fn run(config: &HubConfig) -> Result<()> {
     let metrics = crate::observe::recorder::install("hub")?;
-    std::fs::create_dir_all(&config.data_dir)
+    create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
     let options = options(config);
     let system = actix::System::new();

@@ -14,6 +14,7 @@ use crate::cli::signals::{Signal, Signals};
 use crate::config::schema::SourceConfig;
 use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
 use crate::control::server::{Admin, AdminServer};
+use crate::device::directory::create_durably;
 use crate::filer::counters::CounterValues;
 use crate::filer::status::{SourceState, Status};
 use crate::filer::{CheckpointError, DeviceOptions, Filer, FilerOptions};
@@ -41,7 +42,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// gone, the hub is asked for it.
 pub fn run(config: &SourceConfig, accept_lost_nvram: bool) -> Result<()> {
     let metrics = crate::observe::recorder::install("source")?;
-    std::fs::create_dir_all(&config.data_dir)
+    create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

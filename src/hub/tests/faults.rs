@@ -1,13 +1,15 @@
 //! One source's log fails, or one source is flat out: the others do not notice.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::fake::Fake;
 use super::{image_root, in_system, options, start_again, until};
 use crate::hub::Hub;
-use crate::hub::status::SourceState;
-use crate::units::numbers::{ByteCount, CpNumber, Generation, TransferId, Vbn};
+use crate::hub::status::{Snapshot, SourceState};
+use crate::nvlog::format::device_offset;
+use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, TransferId, Vbn};
 use crate::volume::check::{Depth, check};
 use crate::wire::message::{Message, RefusedCode};
 
@@ -144,6 +146,134 @@ fn nothing_of_a_faulted_source_is_lost_while_the_ring_laps() {
         assert_eq!(image_root(&hub, &b), b.root());
         assert_eq!(welcome.applied_cp, CpNumber(1));
         hub.stop().await;
+    });
+}
+
+/// Flips one byte of the ring's file, `at` bytes into the record at `position`.
+fn rot(dir: &Path, capacity: ByteCount, position: LogPosition, at: u64) {
+    let path = dir.join("nvram");
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let offset = device_offset(capacity, position) + at;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// Where the source's records begin in the ring.
+fn records_of(hub: &Hub, source: &Fake) -> Vec<LogPosition> {
+    let ring = hub.shared().stager.ring().unwrap();
+    let status = ring.status();
+    let (mut at, mut found) = (status.released, Vec::new());
+    while at < status.durable {
+        let (envelope, _) = ring.read(at).unwrap();
+        if envelope.source == source.id {
+            found.push(at);
+        }
+        at = at.after(ByteCount(u64::from(envelope.record_bytes)));
+    }
+    found
+}
+
+fn shown(hub: &Hub, name: &str) -> std::sync::Arc<Snapshot> {
+    hub.snapshots().into_iter().find(|shown| shown.name.as_str() == name).unwrap()
+}
+
+/// A record of a faulted source that cannot even be read holds up nobody: it is told as lost, the
+/// ring passes it, and the next start finds the gap (R10).
+#[test]
+fn an_unreadable_record_of_a_faulted_source_holds_up_nobody() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = options(dir.path(), &["a", "b"]);
+        settings.pool.1 = ByteCount(256 << 20);
+        let hub = Hub::start(settings.clone()).await.unwrap();
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        for vbn in 0..5 {
+            a.put(vbn, 1).await;
+            a.acked().await;
+        }
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        until("drained", || lane.cursors().drained == a.last).await;
+        break_log(dir.path(), &a);
+        into_the_fault(&mut a, 20).await;
+        until("a is faulted", || state(&hub, "a") == SourceState::Faulted).await;
+        assert!(shown(&hub, "a").next_step.contains("restart the hub"));
+        let ring = hub.shared().stager.ring().unwrap().clone();
+        let (begin, capacity) = (ring.status().written.0, ring.status().capacity);
+        let records = records_of(&hub, &a);
+        assert!(records.len() > 5, "{records:?}");
+        rot(dir.path(), capacity, records[2], 200);
+        let started = Instant::now();
+        while ring.status().written.0 < begin + 3 * capacity.0 {
+            assert!(started.elapsed() < Duration::from_secs(60), "the ring stands still");
+            let transfer = b.write(0, 5, 64);
+            b.send_transfer(&transfer).await;
+            b.acked().await;
+            let last = transfer.id();
+            let done = b.checkpoint_with(|encoder| encoder.reference(Vbn(0), 64, last, 0)).await;
+            assert!(matches!(done, Message::CpDone(_)), "{done:?}");
+        }
+        until("the loss is shown", || shown(&hub, "a").reason.contains("is lost")).await;
+        let next_step = shown(&hub, "a").next_step.clone();
+        assert!(next_step.contains("restart of the hub does not mend this"), "{next_step}");
+        hub.stop().await;
+        drop((ring, lane, hub));
+        // The log was never synced: a power cut took it, and the ring has all but one record.
+        std::fs::remove_file(dir.path().join("logs").join(a.id.to_string())).unwrap();
+        let hub = start_again(settings).await;
+        until("a is faulted again", || state(&hub, "a") == SourceState::Faulted).await;
+        assert!(shown(&hub, "a").reason.contains("gap"), "{}", shown(&hub, "a").reason);
+        hub.stop().await;
+    });
+}
+
+/// Rot takes a source's last record, of which no chain tells: those it may concern are told that
+/// acknowledged bytes may be missing, until each was here again (R3).
+#[test]
+fn rot_of_a_last_record_is_told_until_the_source_was_here() {
+    in_system(async {
+        // In the envelope nobody knows whose it was; in the body it is known.
+        for (at, concerned) in [(40, ["a", "b"].as_slice()), (200, ["a"].as_slice())] {
+            let (live, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let hub = Hub::start(options(live.path(), &["a", "b"])).await.unwrap();
+            let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+            a.welcomed(hub.address()).await;
+            b.welcomed(hub.address()).await;
+            a.put(0, 1).await;
+            a.acked().await;
+            let whole = a.last;
+            a.put(1, 1).await;
+            a.acked().await;
+            b.put(0, 1).await;
+            b.acked().await;
+            let capacity = hub.shared().stager.ring().unwrap().status().capacity;
+            let record = records_of(&hub, &a)[1];
+            // As after a power cut that took the source logs, which were never synced.
+            for name in ["nvram", "disk0", "identity.json"] {
+                std::fs::copy(live.path().join(name), dir.path().join(name)).unwrap();
+            }
+            hub.stop().await;
+            rot(dir.path(), capacity, record, at);
+            let hub = start_again(options(dir.path(), &["a", "b"])).await;
+            for name in ["a", "b"] {
+                let told = concerned.contains(&name);
+                until(name, || shown(&hub, name).state == SourceState::Offline).await;
+                let reason = shown(&hub, name).reason.clone();
+                assert_eq!(reason.contains("may be missing"), told, "{name}: {reason}");
+            }
+            a.generation = Generation { number: 2, id: 5 };
+            assert_eq!(a.welcomed(hub.address()).await.last, whole.into());
+            b.generation = Generation { number: 2, id: 5 };
+            assert_eq!(b.welcomed(hub.address()).await.last, b.last.into());
+            for name in ["a", "b"] {
+                until(name, || state(&hub, name) == SourceState::InSync).await;
+                assert!(!shown(&hub, name).reason.contains("missing"));
+            }
+            hub.stop().await;
+        }
     });
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::fake::Fake;
-use super::{image_root, in_system, options, start_again, until};
+use super::{image_root, in_system, log_files, options, start_again, until};
 use crate::hub::Hub;
 use crate::hub::status::SourceState;
 use crate::limits::LOG_CREDIT_BYTES_MIN;
@@ -271,6 +271,37 @@ fn a_restarted_source_is_sent_its_own_log() {
         let strange = Place { hash: StreamHash([9; 16]), ..a.last };
         a.send(&Message::WantLog(WantLog { from: strange.into() }), Bytes::new()).await;
         assert_eq!(refused(&mut a).await.0, RefusedCode::Diverged);
+        hub.stop().await;
+    });
+}
+
+/// A log that cannot be read is this hub's fault, and not another history of the source's: that
+/// would stop the source for good.
+#[test]
+fn a_log_that_cannot_be_read_back_is_a_fault_here() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+        let mut a = Fake::new("a");
+        a.welcomed(hub.address()).await;
+        for vbn in 0..3 {
+            a.put(vbn, 3).await;
+            a.acked().await;
+        }
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        until("drained", || lane.cursors().drained == a.last).await;
+        let path = log_files(dir.path(), &a).remove(0);
+        let mut content = std::fs::read(&path).unwrap();
+        // In the first record's data.
+        content[4096 + 600] ^= 1;
+        std::fs::write(&path, &content).unwrap();
+        a.generation = Generation { number: 2, id: 5 };
+        back(&hub, &mut a).await;
+        let from = Place::default().into();
+        a.send(&Message::WantLog(WantLog { from }), Bytes::new()).await;
+        let (code, reason) = refused(&mut a).await;
+        assert_eq!(code, RefusedCode::Faulted, "{reason}");
+        assert!(reason.contains("cp-0000000001.log"), "{reason}");
         hub.stop().await;
     });
 }

@@ -30,7 +30,7 @@ fn what_does_not_join_is_refused_and_changes_nothing() {
     let mut line = Line::new(1);
     append(&store, a, &line.small(5));
     let mut fork = line.clone();
-    fork.chance = Chance(77);
+    fork.chance = Chance::new(77);
     let lost = line.small(5);
     let behind_the_gap = line.small(5);
     let before = files.content(&log_path(a, 5)).unwrap();
@@ -178,7 +178,7 @@ fn descriptors_keep_their_bound_and_no_dirty_file_is_closed_unsynced() {
     let (now, peak) = files.open_now_and_peak();
     assert_eq!((now, peak), (4, 4));
     // What was closed is on the medium: a power cut that takes all unsynced data leaves it there.
-    let cut = files.power_cut(&mut Chance(0), false);
+    let cut = files.power_cut(&mut Chance::new(0), false);
     let closed = files.syncs().0;
     assert_eq!(closed, 9 * 3 - 4, "each round closes each file once");
     drop(cut);
@@ -186,7 +186,7 @@ fn descriptors_keep_their_bound_and_no_dirty_file_is_closed_unsynced() {
         result.unwrap();
     }
     assert!(files.open_now_and_peak().1 <= 4);
-    let store = store_with(&files.power_cut(&mut Chance(1), false), options());
+    let store = store_with(&files.power_cut(&mut Chance::new(1), false), options());
     for (source, line) in sources.iter().zip(&lines) {
         let found = store.recover(*source, CpNumber(0)).unwrap();
         assert_eq!(found.last, Some(line.place));
@@ -220,7 +220,7 @@ fn a_cut_is_durable_and_a_new_line_follows() {
             let at = place(&transfers[keep - 1]);
             store.cut(a, at).unwrap();
             assert_eq!(store.last(a), Some(at));
-            let seen = files.power_cut(&mut Chance(to_u64(keep)), true);
+            let seen = files.power_cut(&mut Chance::new(to_u64(keep)), true);
             let again = reopen(&seen);
             let found = again.recover(a, CpNumber(0)).unwrap();
             assert!(found.damage().is_none(), "{:?}", found.damage());
@@ -228,7 +228,7 @@ fn a_cut_is_durable_and_a_new_line_follows() {
             assert!(last.transfer <= at.transfer, "cut to {keep} came back as {last:?}");
             assert!(!synced || last == at, "synced {keep} came back as {last:?}");
 
-            let mut other = Line { place: at, generation: 2, chance: Chance(5) };
+            let mut other = Line { place: at, generation: 2, chance: Chance::new(5) };
             append(&store, a, &other.small(3));
             assert_eq!(sync(&store, a).unwrap(), other.place);
         }

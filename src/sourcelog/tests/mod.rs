@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::sim::{Chance, SimFiles};
+use super::sim::SimFiles;
 use super::{Appended, LogError, LogOptions, LogReader, LogStore};
+use crate::device::sim::Chance;
 use crate::record::entry::{Entry, EntryKind};
 use crate::record::marks::Place;
 use crate::record::transfer::{Builder, Transfer, TransferHeader};
@@ -65,7 +66,7 @@ struct Line {
 
 impl Line {
     fn new(seed: u64) -> Self {
-        Self { place: Place::default(), generation: 1, chance: Chance(seed) }
+        Self { place: Place::default(), generation: 1, chance: Chance::new(seed) }
     }
 
     /// A transfer with one write of that many bytes at that offset.
@@ -84,7 +85,7 @@ impl Line {
         for (kind, offset, length) in entries {
             let mut data = vec![0; if *kind == EntryKind::Write { *length } else { 0 }];
             for chunk in data.chunks_mut(8) {
-                chunk.copy_from_slice(&self.chance.next().to_le_bytes()[..chunk.len()]);
+                chunk.copy_from_slice(&self.chance.next_u64().to_le_bytes()[..chunk.len()]);
             }
             let entry = Entry {
                 kind: *kind,

@@ -117,7 +117,7 @@ impl Bench {
             }
             Step::Cut { source, back } => self.cut(*source, *back),
             Step::PowerCut { seed } => {
-                let files = self.files.power_cut(&mut Chance(*seed), true);
+                let files = self.files.power_cut(&mut Chance::new(*seed), true);
                 self.restart(files);
             }
             Step::Kill => self.restart(self.files.copy()),
@@ -158,8 +158,8 @@ impl Bench {
         model.line.generation += 1;
     }
 
-    /// An append and a sync while `op` fails for one source. If that faulted it, what was not
-    /// synced is given up and written again from the ring.
+    /// An append and a sync while `op` fails for one source. If that faulted it, the store is
+    /// opened again, and what is missing is written from the ring.
     fn fault(&mut self, source: usize, op: Op) {
         let model = &mut self.models[source];
         let transfer = model.line.write(model.cp, 4096, 3000);
@@ -182,12 +182,7 @@ impl Bench {
             assert!(appended, "a failed append is a fault");
             return;
         }
-        let left = self.store.clear_fault(model.id).unwrap().unwrap_or_default();
-        let left = model.index(&left).max(model.applied_count());
-        assert!(left >= model.synced);
-        for transfer in &model.history[left..] {
-            append(&self.store, model.id, transfer);
-        }
+        self.restart(self.files.copy());
     }
 
     fn restart(&mut self, files: SimFiles) {

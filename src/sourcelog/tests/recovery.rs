@@ -60,7 +60,7 @@ fn truncated_at_every_byte() {
                 store.append(source(1), EPOCH, transfer).unwrap();
             }
             sync(&store, source(1)).unwrap();
-            let again = reopen(&cut.power_cut(&mut Chance(length), true));
+            let again = reopen(&cut.power_cut(&mut Chance::new(length), true));
             let found = again.recover(source(1), CpNumber(0)).unwrap();
             assert_eq!(found.last, Some(prefix(&transfers, 3)));
             assert_eq!(ids(&again.reader(source(1), CpNumber(1)).unwrap()).unwrap().len(), 3);
@@ -314,7 +314,7 @@ fn what_recovery_keeps_is_synced_again_before_it_counts() {
     assert_eq!(store.synced(source(1)), prefix(&transfers, 1));
     assert_eq!(sync(&store, source(1)).unwrap(), prefix(&transfers, 3));
     for seed in 0..10 {
-        let store = reopen(&killed.power_cut(&mut Chance(seed), true));
+        let store = reopen(&killed.power_cut(&mut Chance::new(seed), true));
         let found = store.recover(source(1), CpNumber(0)).unwrap();
         assert_eq!(found.last, Some(prefix(&transfers, 3)));
     }

@@ -1,0 +1,212 @@
+//! Who this hub is, and how it becomes one.
+//!
+//! Called by [`super::recover`] before anything is opened. The id is durable before the ring and
+//! the pool are made for it, so a first start that ends anywhere is taken up by the next one:
+//!
+//! 1. `identity.json` with the hub's id and an empty list of what it is `making`;
+//! 2. for ring, then pool: the file is made, or a file or block device that is there is found to
+//!    begin with zeros; its path goes into the list; it becomes the hub's;
+//! 3. `identity.json` without the list.
+//!
+//! What begins with anything else than zeros is refused before it is in the list, and nothing is
+//! written to it. A path in the list holds nothing of value: a file of which a power cut tore the
+//! first header is begun anew, a block device never (its name may lead to another one by now).
+//!
+//! After step 3 nothing is made any more: a ring or pool that is missing then is a loss (R20).
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{HubError, HubOptions};
+use crate::device::Device;
+use crate::device::directory::create_durably;
+use crate::device::file::{Access, FileDevice, FileError};
+use crate::device::latch::Latch;
+use crate::nvlog::{Ring, RingError, RingOptions, RingShape};
+use crate::pool::error::PoolError;
+use crate::pool::{Pool, PoolOptions};
+use crate::units::convert::to_usize;
+use crate::units::ids::HubId;
+use crate::units::numbers::ByteCount;
+
+/// Bytes at the beginning of a file or device that must be zero before it is taken: no partition
+/// table, file system or volume manager leaves them so.
+const BLANK_BYTES: u64 = 1 << 20;
+/// Bytes of the ring's two headers, and of the pool's two labels.
+const HEADS_BYTES: usize = 8192;
+/// Format of the identity file.
+const SCHEMA: u32 = 1;
+
+/// The identity file of a hub.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Identity {
+    schema: u32,
+    hub: HubId,
+    /// During the first start: what was found empty and is being made the hub's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    making: Option<Vec<PathBuf>>,
+}
+
+/// Steps a first start may take; a test ends it early.
+#[derive(Debug)]
+struct Steps(u32);
+
+impl Steps {
+    fn take(&mut self) -> Result<(), HubError> {
+        let reason = "the first start was ended".to_owned();
+        let ended = HubError::State { what: "first start".to_owned(), reason };
+        self.0 = self.0.checked_sub(1).ok_or(ended)?;
+        Ok(())
+    }
+}
+
+pub(super) fn state<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> HubError {
+    let what = what.into();
+    move |error| HubError::State { what, reason: error.to_string() }
+}
+
+/// The hub's id; the first start makes it, the ring and the pool.
+pub fn identity(options: &HubOptions) -> Result<HubId, HubError> {
+    identity_within(options, &mut Steps(u32::MAX))
+}
+
+fn identity_within(options: &HubOptions, steps: &mut Steps) -> Result<HubId, HubError> {
+    let directory = &options.data_dir;
+    create_durably(directory).map_err(state(format!("data_dir {}", directory.display())))?;
+    let path = directory.join("identity.json");
+    let mut identity = match fs::read_to_string(&path) {
+        Ok(text) => read(&path, &text)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let hub = HubId::random().map_err(state("hub id"))?;
+            let identity = Identity { schema: SCHEMA, hub, making: Some(Vec::new()) };
+            write(&path, &identity)?;
+            identity
+        }
+        Err(error) => return Err(state(path.display().to_string())(error)),
+    };
+    let hub = identity.hub;
+    if identity.making.is_none() {
+        return Ok(hub);
+    }
+    steps.take()?;
+    let ring = take_device(&path, &mut identity, &options.nvram, Access::Direct, steps)?;
+    make_ring(&options.nvram.0, ring, hub)?;
+    steps.take()?;
+    let pool = take_device(&path, &mut identity, &options.pool, Access::Cached, steps)?;
+    make_pool(&options.pool.0, pool, hub)?;
+    steps.take()?;
+    identity.making = None;
+    write(&path, &identity)?;
+    tracing::info!(%hub, "first start: hub created");
+    Ok(hub)
+}
+
+fn read(path: &Path, text: &str) -> Result<Identity, HubError> {
+    let identity: Identity =
+        serde_json::from_str(text).map_err(state(path.display().to_string()))?;
+    if identity.schema != SCHEMA {
+        let reason = format!("schema {} is not known here", identity.schema);
+        return Err(HubError::State { what: path.display().to_string(), reason });
+    }
+    Ok(identity)
+}
+
+fn write(path: &Path, identity: &Identity) -> Result<(), HubError> {
+    let write = || {
+        let draft = path.with_extension("draft");
+        let mut file = fs::File::create(&draft)?;
+        file.write_all(serde_json::to_string_pretty(identity)?.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&draft, path)?;
+        match path.parent() {
+            Some(directory) => fs::File::open(directory)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    write().map_err(state(path.display().to_string()))
+}
+
+/// Opens a file or block device, or makes the file; it is in the list when this returns.
+fn take_device(
+    path: &Path,
+    identity: &mut Identity,
+    (wanted, size): &(PathBuf, ByteCount),
+    access: Access,
+    steps: &mut Steps,
+) -> Result<Arc<dyn Device>, HubError> {
+    let name = || wanted.display().to_string();
+    let device: Arc<dyn Device> = match FileDevice::open(wanted, access) {
+        Ok(device) => Arc::new(Latch::new(device)),
+        Err(FileError::Missing(_)) => {
+            if let Some(directory) = wanted.parent() {
+                create_durably(directory).map_err(state(directory.display().to_string()))?;
+            }
+            let made = match access {
+                Access::Direct => FileDevice::create(wanted, *size, access),
+                Access::Cached => FileDevice::create_unwritten(wanted, *size, access),
+            };
+            Arc::new(Latch::new(made.map_err(state(name()))?))
+        }
+        Err(error) => return Err(state(name())(error)),
+    };
+    steps.take()?;
+    let making = identity.making.get_or_insert_default();
+    if !making.contains(wanted) {
+        check_blank(&*device)?;
+        making.push(wanted.clone());
+        write(path, identity)?;
+    }
+    steps.take()?;
+    Ok(device)
+}
+
+/// Refuses what may be somebody else's.
+fn check_blank(device: &dyn Device) -> Result<(), HubError> {
+    let mut bytes = vec![0; to_usize(BLANK_BYTES.min(device.size().0))];
+    device.read_at(0, &mut bytes).map_err(state(device.name().to_string()))?;
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(());
+    }
+    let reason = "it holds something already, and a new hub takes only what begins with 1 MiB of \
+                  zeros; give back this hub's own identity.json, or name another path, or wipe it"
+        .to_owned();
+    Err(HubError::State { what: device.name().to_string(), reason })
+}
+
+fn make_ring(path: &Path, device: Arc<dyn Device>, hub: HubId) -> Result<(), HubError> {
+    match Ring::open(device.clone(), hub.0, RingOptions::default(), &mut |_| {}) {
+        Ok(_) => return Ok(()),
+        Err(RingError::Blank { .. }) => {}
+        Err(RingError::Headers { .. }) if path.is_file() => wipe(&*device)?,
+        Err(error) => return Err(state("NVRAM")(error)),
+    }
+    Ring::create(device, hub.0, RingShape::default()).map_err(state("NVRAM"))
+}
+
+fn make_pool(path: &Path, device: Arc<dyn Device>, hub: HubId) -> Result<(), HubError> {
+    let options = PoolOptions { owner: Some(hub.0), ..PoolOptions::default() };
+    match Pool::open(device.clone(), options.clone()) {
+        Ok(_) => return Ok(()),
+        Err(PoolError::NotAPool { met, .. }) if met == [0; 8] => {}
+        Err(PoolError::NotAPool { .. } | PoolError::LabelCorrupt { .. }) if path.is_file() => {
+            wipe(&*device)?;
+        }
+        Err(error) => return Err(state("pool")(error)),
+    }
+    drop(Pool::create(device, hub.0, options).map_err(state("pool"))?);
+    Ok(())
+}
+
+/// Takes back headers that a power cut tore when they were made.
+fn wipe(device: &dyn Device) -> Result<(), HubError> {
+    let heads = HEADS_BYTES.min(to_usize(device.size().0));
+    device.write_durable_at(0, &vec![0; heads]).map_err(state(device.name().to_string()))
+}
+
+#[cfg(test)]
+mod tests;
