@@ -227,7 +227,10 @@ impl Record {
         let update_bytes = u64::try_from(updates.len()).expect("small");
         let roots = vec![VolumeRoot { volume, root: Root([3; 32]) }];
         [
-            bytes_of(&Message::PartitionFull(PartitionFull { cp, last: place }), &[]),
+            bytes_of(
+                &Message::PartitionFull(PartitionFull { cp, last: place, replay: false }),
+                &[],
+            ),
             bytes_of(&Message::Updates(Updates { cp, volume }), &updates),
             bytes_of(&Message::CpEnd(CpEnd { cp, place, roots, update_bytes }), &[]),
         ]

@@ -408,6 +408,9 @@ fn make_primary(shared: &Shared, replayed: &Replayed) -> Primary {
     };
     let (own_cp, roots) = shared.own();
     let mut primary = Primary::new(identity, replayed.held_after, shared.outbox.all(), own_cp);
+    if shared.apply == Apply::Replay {
+        primary.replay();
+    }
     if let Some(freeze) = replayed.freeze {
         // Without a connection there is nothing to do.
         drop(primary.step(Event::Frozen { cp: freeze.cp, place: freeze.place }));

@@ -31,6 +31,8 @@ pub enum Apply {
     Reference,
     /// All changed blocks are sent again.
     Inline,
+    /// No list of changes: the hub applies the entries of its log, in order.
+    Replay,
 }
 
 /// How things stand with the hub.

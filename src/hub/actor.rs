@@ -32,7 +32,8 @@ use crate::units::ids::SourceId;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
 use crate::wire::message::{
-    Ack, Frame, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeOffer, VolumeRoot,
+    Ack, Fenced, Frame, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeOffer,
+    VolumeRoot,
 };
 
 /// What the actor holds of its connection.
@@ -119,6 +120,17 @@ pub struct WantCheckpoint;
 #[derive(Debug, ActorMessage)]
 #[rtype(result = "oneshot::Receiver<Result<Scanned, String>>")]
 pub struct WantScan(pub CpNumber);
+
+/// The source's epoch was raised: it is told, its connection ends, a CP under way is given up.
+/// Answered with the highest CP number that is known to be used.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "CpNumber")]
+pub struct Fence(pub Epoch);
+
+/// A step of a failover is done: what is known durably has changed.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct Changed;
 
 /// A test asks for a panic in this actor's handler.
 #[derive(Debug, ActorMessage)]
@@ -253,7 +265,7 @@ impl SourceActor {
                 self.record(source, generation, epoch, volumes, context);
             }
             Action::Stage => self.stage(),
-            Action::Apply { cp, last } => self.apply(cp, last),
+            Action::Apply { cp, last, replay } => self.apply(cp, last, replay),
             Action::Feed => self.feed(),
             Action::Finish(end) => {
                 if let Some(job) = self.job.take() {
@@ -367,6 +379,12 @@ impl SourceActor {
         self.shared.counters.refused(refused.code);
         let (code, reason) = (refused.code.word(), &refused.reason);
         tracing::warn!(source = %self.name, code, reason, "connection refused");
+        if refused.code == RefusedCode::Fenced
+            && let Some(machine) = &self.machine
+        {
+            let fenced = Message::Fenced(Fenced { epoch: machine.known().epoch });
+            drop(peer.frames.try_send(Frame::new(&fenced, Bytes::new())));
+        }
         let frame = Frame::new(&Message::Refused(refused.clone()), Bytes::new());
         if peer.frames.try_send(frame).is_err() {
             tracing::debug!("a refused connection did not take its reason");
@@ -413,9 +431,9 @@ impl SourceActor {
         self.shared.stager.stage(staged);
     }
 
-    fn apply(&mut self, cp: CpNumber, last: Place) {
+    fn apply(&mut self, cp: CpNumber, last: Place, replay: bool) {
         let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else { return };
-        let job = Job::new(lane.clone(), cp, last, machine.known().epoch);
+        let job = Job::new(lane.clone(), (cp, last), machine.known().epoch, replay);
         for (volume, payload) in self.early.drain(..) {
             job.feed(volume, payload);
         }
@@ -552,6 +570,7 @@ impl SourceActor {
             self.peer.is_some(),
             self.refused.as_ref(),
             self.last_frame,
+            self.shared.failovers.view(&self.name).as_ref(),
         )));
     }
 
@@ -731,6 +750,35 @@ impl Handler<WantScan> for SourceActor {
             drop(reply.send(Err("the source is not connected".to_owned())));
         }
         actix::MessageResult(answer)
+    }
+}
+
+impl Handler<Fence> for SourceActor {
+    type Result = actix::MessageResult<Fence>;
+
+    fn handle(&mut self, Fence(epoch): Fence, _: &mut Self::Context) -> Self::Result {
+        if self.peer.is_some() {
+            self.send(&Message::Fenced(Fenced { epoch }));
+            let reason = format!("failed over: epoch {} is in force", epoch.number);
+            let next = "see `mirrorhub status` on the hub";
+            let code = RefusedCode::Fenced;
+            self.refuse(Refused { code, reason, next_step: next.to_owned() });
+        }
+        // What the catalog says by now is read with the next event.
+        let machine = self.machine.take();
+        actix::MessageResult(machine.map_or(CpNumber(0), |machine| machine.known().cp_max))
+    }
+}
+
+impl Handler<Changed> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Changed, _: &mut Self::Context) {
+        self.machine = None;
+        if let Err(reason) = self.machine() {
+            tracing::debug!(source = %self.name, reason, "not at rest yet");
+        }
+        self.publish();
     }
 }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::extension::Extension;
 use super::lane::{Lane, lock};
+use super::replay::{Chain, Replay, ReplayError};
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -43,6 +44,8 @@ pub struct Job {
     cp: CpNumber,
     last: Place,
     epoch: Epoch,
+    /// No updates come: the log's entries are applied.
+    replay: bool,
     /// Bounded by the `cp` credit.
     inputs: Mutex<VecDeque<Input>>,
     wake: Condvar,
@@ -50,9 +53,14 @@ pub struct Job {
 
 impl Job {
     /// A job for the CP of `lane` that ends at `last`.
-    pub fn new(lane: Arc<Lane>, cp: CpNumber, last: Place, epoch: Epoch) -> Arc<Self> {
+    pub fn new(
+        lane: Arc<Lane>,
+        (cp, last): (CpNumber, Place),
+        epoch: Epoch,
+        replay: bool,
+    ) -> Arc<Self> {
         let (inputs, wake) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { lane, cp, last, epoch, inputs, wake })
+        Arc::new(Self { lane, cp, last, epoch, replay, inputs, wake })
     }
 
     /// The CP.
@@ -78,6 +86,10 @@ impl Job {
     fn put(&self, input: Input) {
         lock(&self.inputs).push_back(input);
         self.wake.notify_one();
+    }
+
+    fn is_aborted(&self) -> bool {
+        lock(&self.inputs).iter().any(|input| matches!(input, Input::Abort))
     }
 
     fn next(&self) -> Input {
@@ -180,6 +192,16 @@ impl From<VolumeError> for Stop {
     }
 }
 
+impl From<ReplayError> for Stop {
+    fn from(error: ReplayError) -> Self {
+        match error {
+            ReplayError::Gap(gap) => rejected(&gap),
+            ReplayError::Volume(error) => error.into(),
+            ReplayError::Stopped => Self::Aborted,
+        }
+    }
+}
+
 impl Applier {
     /// A slot that serves `queue`.
     pub fn new(queue: Arc<JobQueue>, pool: Arc<Pool>, store: Arc<LogStore>) -> Self {
@@ -237,6 +259,14 @@ impl Applier {
             .map(|row| (row.key.volume, row.tree))
             .collect();
         let mut write_set = self.pool.begin(Budget::Ordinary);
+        if job.replay {
+            let built = self.replay(job, &mut write_set, &bases)?;
+            return match inputs.next() {
+                Input::Finish(end) => self.finish(job, write_set, &bases, built, &end),
+                Input::Abort => Err(Stop::Aborted),
+                Input::Updates { .. } => Err(rejected(&"updates of a CP that is replayed")),
+            };
+        }
         let mut built = BTreeMap::new();
         let mut input = inputs.next();
         loop {
@@ -268,6 +298,21 @@ impl Applier {
                 }
             }
         }
+    }
+
+    /// The trees from the log itself, while the source builds its own.
+    fn replay(
+        &self,
+        job: &Job,
+        write_set: &mut WriteSet,
+        bases: &BTreeMap<VolumeNumber, TreeRoot>,
+    ) -> Result<BTreeMap<VolumeNumber, TreeRoot>, Stop> {
+        let source = job.lane.source();
+        let chain = Chain { store: &self.store, source, from: job.lane.cursors().applied };
+        let replay = Replay::new(write_set, source, job.cp, bases.clone());
+        let built = replay.run(&chain, job.last, |_| !job.is_aborted())?;
+        job.lane.ladder.replayed.fetch_add(1, Ordering::Relaxed);
+        Ok(built)
     }
 
     fn finish(

@@ -6,6 +6,8 @@
 //!    log is cut at the first record that does not check.
 //! 4. Ring: every record from the release point on; what is not in its source log yet is put
 //!    there (the log of a source is the union by transfer id, R11). A gap faults that source only.
+//!    Nothing behind a fence counts (R2). A fence that the catalog does not know of stands for a
+//!    failover that had just begun: its epoch is raised here, and the failover goes on.
 //! 5. All logs are synced; the drainer takes over the ring's records and releases those that are
 //!    safe. Records of a source whose log failed stay, and are copied forward (R10).
 //!
@@ -23,8 +25,9 @@ use serde::{Deserialize, Serialize};
 
 use super::applier::{Applier, JobQueue};
 use super::drainer::{DrainQueue, Drainer, InRing};
-use super::extension;
-use super::lane::{Cursors, Lane};
+use super::extension::{self, Extension, State};
+use super::failover::Failovers;
+use super::lane::{Cursors, Fenced, Lane};
 use super::registry::Registry;
 use super::shared::{Arbiters, Counters, Lanes, Shared};
 use super::stager::{Stager, StagerFeed};
@@ -36,7 +39,7 @@ use crate::nvlog::{Recovered, Ring, RingOptions, RingShape};
 use crate::pool::rows::SourceRow;
 use crate::pool::{Pool, PoolOptions};
 use crate::record::envelope::{Envelope, RecordKind};
-use crate::record::marks::Place;
+use crate::record::marks::{Fence, Place};
 use crate::record::transfer::Transfer;
 use crate::sourcelog::{LogOptions, LogStore};
 use crate::units::ids::{HubId, SourceId};
@@ -106,6 +109,10 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
     for damage in &recovery.damage {
         tracing::error!(?damage, "rot in the NVRAM");
     }
+    let nvram_damaged_bytes =
+        recovery.damage.iter().map(|damage| damage.to.0 - damage.from.0).sum();
+    let rows = logs.raise(&pool)?;
+    let failovers = Failovers::recovered(&rows).map_err(state("catalog"))?;
     let (lanes, in_ring) = logs.finish(&rows);
     let stager = Stager::new();
     let drain = DrainQueue::new();
@@ -125,6 +132,8 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         arbiters: Arbiters(arbiters),
         image_pin: options.image_pin,
         settings: arc_swap::ArcSwap::from_pointee(settings),
+        failovers,
+        nvram_damaged_bytes,
         counters: Counters::default(),
     });
     let threads = start_threads(&shared, in_ring, options.appliers)?;
@@ -238,9 +247,22 @@ struct Kept {
     sequence: SequenceNumber,
 }
 
+/// Where the older epochs of a source end: at the fence of its failover, else at its image.
+fn fence_of(row: &SourceRow) -> Result<Option<Fence>, String> {
+    let extension = Extension::of(row)?;
+    let place = match extension.state {
+        State::FailingOver => extension.fence,
+        State::Mirror | State::Promoted | State::HandedOver => extension::place(row)?,
+    };
+    Ok((row.epoch.number > 1).then_some(Fence { epoch: row.epoch, place }))
+}
+
 struct Recovering {
     applied: CpNumber,
     place: Place,
+    epoch: Epoch,
+    /// What counts of older epochs ends here.
+    fence: Option<Fence>,
     last: Place,
     fault: Option<String>,
     /// Transfers met before the one they follow: the records of a source that was faulted are
@@ -254,7 +276,7 @@ impl Logs {
         for row in rows {
             let place = extension::place(row).map_err(state("catalog"))?;
             let logs = store.recover(row.id, row.applied);
-            let recovering = match logs {
+            let mut recovering = match logs {
                 Ok(logs) => {
                     if logs.last.is_none() && logs.damage().is_none() {
                         // Nothing lies in the logs: the chain goes on behind the published CP.
@@ -274,6 +296,8 @@ impl Logs {
                     Recovering::at(row.applied, place, place, fault)
                 }
             };
+            recovering.epoch = row.epoch;
+            recovering.fence = fence_of(row).map_err(state("catalog"))?;
             sources.insert(row.id, recovering);
         }
         Ok(Self { store: store.clone(), sources, kept: Vec::new(), unknown: 0 })
@@ -281,14 +305,24 @@ impl Logs {
 
     /// One record of the ring, in ring order.
     fn replay(&mut self, record: Recovered) {
-        if record.envelope.kind != RecordKind::Transfer {
-            return;
-        }
+        let fence = match record.envelope.kind {
+            RecordKind::Transfer => None,
+            RecordKind::Fence => Some(Fence::decode(&record.body)),
+            RecordKind::Freeze | RecordKind::Cut => return,
+        };
         let Some(source) = self.sources.get_mut(&record.envelope.source) else {
             // Recorded in the catalog before Welcome, so this source was forgotten since.
             self.unknown += 1;
             return;
         };
+        match fence {
+            None => {}
+            Some(Ok(fence)) => return source.fenced(fence),
+            Some(Err(error)) => {
+                source.fault.get_or_insert(format!("fence in the NVRAM: {error}"));
+                return;
+            }
+        }
         let transfer = match Transfer::parse(record.body) {
             Ok(transfer) => transfer,
             Err(error) => {
@@ -297,7 +331,7 @@ impl Logs {
             }
         };
         let envelope = record.envelope;
-        if transfer.header().cp <= source.applied {
+        if transfer.header().cp <= source.applied || source.is_behind(&envelope, &transfer) {
             return;
         }
         source.take(&self.store, &envelope, &transfer);
@@ -310,6 +344,17 @@ impl Logs {
             id: transfer.id(),
             sequence: transfer.last_sequence(),
         });
+    }
+
+    /// Ends a failover's beginning: the ring has the fence, the catalog not yet its epoch (R13).
+    fn raise(&self, pool: &Pool) -> Result<Vec<SourceRow>, HubError> {
+        for (&source, recovering) in &self.sources {
+            let raised = recovering.fence.filter(|f| f.epoch.number > recovering.epoch.number);
+            let Some(fence) = raised else { continue };
+            let change = move |row: &mut SourceRow| Extension::fail_over(row, fence);
+            pool.catalog().update_source(source, change).map_err(state("catalog"))?;
+        }
+        pool.catalog().sources().map_err(state("catalog"))
     }
 
     /// Syncs all logs; makes the lanes and the drainer's list.
@@ -341,6 +386,8 @@ impl Logs {
                 ring_bytes: of_source.map(|kept| kept.bytes).sum(),
                 under_way_bytes: 0,
                 fault: source.fault.as_deref().map(Into::into),
+                fence: source.standing_fence(row),
+                fenced: Fenced::InCatalog,
                 invisible: BTreeMap::new(),
             };
             let make = || Lane::new(row.name.clone(), row.id, cursors);
@@ -360,7 +407,31 @@ impl Logs {
 
 impl Recovering {
     fn at(applied: CpNumber, place: Place, last: Place, fault: Option<String>) -> Self {
-        Self { applied, place, last, fault, early: BTreeMap::new() }
+        let (epoch, fence, early) = Default::default();
+        Self { applied, place, epoch, fence, last, fault, early }
+    }
+
+    /// A fence of the ring; the newest counts.
+    fn fenced(&mut self, fence: Fence) {
+        if self.fence.is_none_or(|known| fence.epoch.number >= known.epoch.number)
+            && fence.epoch.number > self.epoch.number
+        {
+            self.fence = Some(fence);
+        }
+    }
+
+    /// Whether a transfer of an older epoch lies behind the fence: it was never acknowledged.
+    fn is_behind(&self, envelope: &Envelope, transfer: &Transfer) -> bool {
+        let sequence = transfer.last_sequence();
+        self.fence.is_some_and(|fence| {
+            envelope.epoch.number < fence.epoch.number && sequence > fence.place.sequence
+        })
+    }
+
+    /// The fence that nothing may pass now.
+    fn standing_fence(&self, row: &SourceRow) -> Option<Fence> {
+        let state = Extension::of(row).map(|extension| extension.state);
+        self.fence.filter(|_| matches!(state, Ok(State::FailingOver | State::Promoted)))
     }
 
     /// Puts a transfer of the ring into its log, if it is not there, and those that follow it.

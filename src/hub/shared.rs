@@ -10,7 +10,8 @@ use actix::ArbiterHandle;
 
 use super::applier::JobQueue;
 use super::drainer::DrainQueue;
-use super::extension;
+use super::extension::{self, Extension, State};
+use super::failover::Failovers;
 use super::lane::{Cursors, Lane, lock};
 use super::registry::Registry;
 use super::stager::Stager;
@@ -132,6 +133,10 @@ pub struct Shared {
     pub image_pin: Duration,
     /// What the files say.
     pub settings: arc_swap::ArcSwap<BTreeMap<SourceName, SourceSetting>>,
+    /// Sources that were failed over.
+    pub failovers: Failovers,
+    /// Bytes of the ring that were damaged when it was opened.
+    pub nvram_damaged_bytes: u64,
     /// Counters.
     pub counters: Counters,
 }
@@ -152,6 +157,7 @@ impl Shared {
             applied_cp: CpNumber(0),
             applied: Place::default(),
             roots: Vec::new(),
+            failed_over: false,
             cp_max: CpNumber(0),
         };
         let catalog = self.pool.catalog();
@@ -164,6 +170,10 @@ impl Shared {
             known.applied_cp = row.applied;
             known.applied = extension::place(&row)?;
             known.cp_max = row.highest_cp;
+            known.failed_over = match Extension::of(&row)?.state {
+                State::FailingOver | State::Promoted => true,
+                State::Mirror | State::HandedOver => false,
+            };
             for volume in volumes {
                 let root = VolumeRoot { volume: volume.key.volume, root: volume.tree.root() };
                 known.roots.push(root);

@@ -42,6 +42,8 @@ pub struct Known {
     pub applied: Place,
     /// Its roots.
     pub roots: Vec<VolumeRoot>,
+    /// The source was failed over: whatever epoch it names, it is not served.
+    pub failed_over: bool,
     /// Highest CP number or birth used here; at least one less than the CP number that the last
     /// transfer in the log carries, also after a restart (R6).
     pub cp_max: CpNumber,
@@ -115,8 +117,9 @@ pub enum Action {
     Record { source: SourceId, generation: Generation, epoch: Epoch, volumes: Vec<VolumeOffer> },
     /// Put the transfer of this event into the ring.
     Stage,
-    /// Begin to apply a CP; updates follow.
-    Apply { cp: CpNumber, last: Place },
+    /// Begin to apply a CP; updates follow, or with `replay` nothing but [`Action::Finish`]: the
+    /// entries of the log are what is applied.
+    Apply { cp: CpNumber, last: Place, replay: bool },
     /// Hand the Updates frame of this event to the applier. Frames fed before [`Action::Apply`]
     /// wait with the shell, at most the `cp` credit of them; they are dropped when the connection
     /// goes or a newer Hello is accepted.
@@ -172,6 +175,7 @@ enum ApplyState {
 struct Apply {
     cp: CpNumber,
     last: Place,
+    replay: bool,
     state: ApplyState,
     update_bytes: u64,
     end: Option<CpEnd>,
@@ -451,7 +455,7 @@ impl Mirror {
                 apply.state = ApplyState::Running;
                 // Updates that came before are still with the shell, in order.
                 let at = actions.iter().position(|action| *action == Action::Feed);
-                let start = Action::Apply { cp: apply.cp, last: apply.last };
+                let start = Action::Apply { cp: apply.cp, last: apply.last, replay: apply.replay };
                 actions.insert(at.unwrap_or(actions.len()), start);
             }
             if apply.state == ApplyState::Running
@@ -492,8 +496,9 @@ impl Mirror {
         (received.hash, durable.hash, drained.hash).hash(to);
         (known.generation, known.applied_cp, known.cp_max, known.source.is_some()).hash(to);
         (self.log_credit, self.cp_credit, self.cp_came, self.cp_taken, self.given_up).hash(to);
-        if let Some(Apply { cp, last, state, update_bytes, end }) = &self.apply {
-            (cp, last.hash, std::mem::discriminant(state), update_bytes, end.is_some()).hash(to);
+        if let Some(Apply { cp, last, replay, state, update_bytes, end }) = &self.apply {
+            let state = std::mem::discriminant(state);
+            (cp, last.hash, replay, state, update_bytes, end.is_some()).hash(to);
         }
     }
 }

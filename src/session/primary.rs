@@ -167,6 +167,7 @@ pub struct Primary {
     own_cp: CpNumber,
     cp_max: CpNumber,
     pending: Option<PendingCp>,
+    replay: bool,
 }
 
 impl Primary {
@@ -198,7 +199,13 @@ impl Primary {
             own_cp,
             cp_max: own_cp,
             pending: None,
+            replay: false,
         }
+    }
+
+    /// From now on CPs have no Updates: the hub applies the entries of its log.
+    pub fn replay(&mut self) {
+        self.replay = true;
     }
 
     /// The last transfer the source holds or held.

@@ -25,7 +25,7 @@ pub mod reader;
 pub mod root;
 pub mod scan;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod walk;

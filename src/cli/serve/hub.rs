@@ -267,6 +267,7 @@ fn entry(snapshot: &Snapshot) -> SourceEntry {
         SourceState::Behind => State::Behind,
         SourceState::Offline => State::Offline,
         SourceState::Faulted => State::Faulted,
+        SourceState::FailedOver => State::FailedOver,
     };
     let totals = &snapshot.totals;
     let lag = snapshot.cursors.oldest_invisible().map(|since| since.elapsed().as_secs_f64());

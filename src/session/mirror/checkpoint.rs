@@ -25,7 +25,8 @@ impl Mirror {
         } else {
             self.known.cp_max = self.known.cp_max.max(full.cp);
             let state = ApplyState::Waiting;
-            self.apply = Some(Apply { cp: full.cp, last, state, update_bytes: 0, end: None });
+            let (cp, replay) = (full.cp, full.replay);
+            self.apply = Some(Apply { cp, last, replay, state, update_bytes: 0, end: None });
         }
     }
 
@@ -43,6 +44,9 @@ impl Mirror {
         }
         self.cp_came += bytes;
         match &mut self.apply {
+            Some(apply) if apply.cp == cp && apply.replay => {
+                self.close(format!("Updates of CP {cp}, which is to be replayed"), actions);
+            }
             Some(apply) if apply.cp == cp && apply.end.is_none() => {
                 apply.update_bytes += bytes;
                 actions.push(Action::Feed);

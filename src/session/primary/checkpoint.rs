@@ -101,10 +101,16 @@ impl Primary {
         };
         let Some(pending) = &mut self.pending else { return };
         if pending.data == Data::Waiting && sent >= pending.place.sequence {
-            pending.data = Data::Sending;
-            let full = PartitionFull { cp: pending.cp, last: pending.place.into() };
+            // Refused twice it is sent all inline, whatever was asked for (R19).
+            let replay = self.replay && !pending.inline;
+            let full = PartitionFull { cp: pending.cp, last: pending.place.into(), replay };
             actions.push(Action::Send(Message::PartitionFull(full)));
-            actions.push(Action::SendData { cp: pending.cp, inline: pending.inline });
+            if replay {
+                pending.data = Data::Sent(0);
+            } else {
+                pending.data = Data::Sending;
+                actions.push(Action::SendData { cp: pending.cp, inline: pending.inline });
+            }
         }
         if let (Data::Sent(update_bytes), Some(roots)) = (pending.data, &pending.roots) {
             pending.data = Data::Ended;

@@ -216,7 +216,8 @@ impl Primary {
             | RefusedCode::Generation
             | RefusedCode::Diverged
             | RefusedCode::Gap
-            | RefusedCode::Volume => {
+            | RefusedCode::Volume
+            | RefusedCode::Fenced => {
                 self.halt(refused, actions);
             }
         }

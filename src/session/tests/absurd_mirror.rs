@@ -31,6 +31,7 @@ fn known() -> Known {
         applied_cp: CpNumber(0),
         applied: Place::default(),
         roots: Vec::new(),
+        failed_over: false,
         cp_max: CpNumber(0),
     }
 }
@@ -94,7 +95,7 @@ fn settle(machine: &mut Mirror, place: Place) -> Vec<Action> {
 }
 
 fn full(cp: u32, last: Place) -> Message {
-    Message::PartitionFull(PartitionFull { cp: CpNumber(cp), last: last.into() })
+    Message::PartitionFull(PartitionFull { cp: CpNumber(cp), last: last.into(), replay: false })
 }
 
 fn end(cp: u32, place: Place, update_bytes: u64) -> Message {
@@ -125,7 +126,7 @@ fn applying(line: &[Arrived]) -> Mirror {
     let last = line.last().unwrap().place;
     settle(&mut machine, last);
     let actions = receive(&mut machine, full(1, last));
-    assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last }]);
+    assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last, replay: false }]);
     assert_eq!(updates(&mut machine, 1, 10), [Action::Feed]);
     machine
 }
@@ -294,7 +295,7 @@ fn partition_full_is_held_to_what_came() {
     assert_eq!(reaction(&receive(&mut machine.clone(), full(2, line[1].place))), Close);
     assert_eq!(machine.applying(), Some(CpNumber(1)));
     let actions = settle(&mut machine, line[0].place);
-    let begin = Action::Apply { cp: CpNumber(1), last: line[0].place };
+    let begin = Action::Apply { cp: CpNumber(1), last: line[0].place, replay: false };
     assert_eq!(actions.last(), Some(&begin), "{actions:?}");
 }
 
@@ -385,7 +386,7 @@ fn what_is_left_of_a_refused_cp_is_passed_over() {
         assert_eq!(receive(&mut machine, end(1, last, 60)), []);
         // The second try counts its own bytes.
         let actions = receive(&mut machine, full(1, last));
-        assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last }]);
+        assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last, replay: false }]);
         assert_eq!(updates(&mut machine, 1, 5), [Action::Feed]);
         let actions = receive(&mut machine, end(1, last, 5));
         assert!(matches!(actions[..], [Action::Finish(_)]), "{actions:?}");
@@ -547,7 +548,7 @@ fn a_lost_connection_gives_up_what_is_not_whole() {
     settle(&mut machine, last);
     join(&mut machine, 2);
     let actions = receive(&mut machine, full(1, last));
-    assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last }], "it begins anew");
+    assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last, replay: false }], "it begins anew");
     // Running: aborted, and Welcome waits for the end of that.
     for outcome in [Outcome::Aborted, rejected(), Outcome::NoSpace] {
         let mut machine = applying(&line);

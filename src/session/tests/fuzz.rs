@@ -165,8 +165,8 @@ fn from_source() -> BoxedStrategy<Message> {
     prop_oneof![
         1 => hello().prop_map(Message::Hello),
         1 => Just(Message::Transfer),
-        8 => (cp(), place()).prop_map(|(cp, last)| {
-            Message::PartitionFull(PartitionFull { cp, last: last.into() })
+        8 => (cp(), place(), any::<bool>()).prop_map(|(cp, last, replay)| {
+            Message::PartitionFull(PartitionFull { cp, last: last.into(), replay })
         }),
         1 => cp().prop_map(|cp| Message::Updates(Updates { cp, volume: VolumeNumber(0) })),
         8 => (cp(), place(), prop_oneof![4 => Just(0u64), 1 => bytes()]).prop_map(
@@ -481,6 +481,7 @@ impl MirrorShell {
             applied_cp: CpNumber(0),
             applied: Place::default(),
             roots: Vec::new(),
+            failed_over: false,
             cp_max: CpNumber(0),
         };
         let machine = Mirror::new(known, Place::default(), 1000, 100);
@@ -526,7 +527,8 @@ impl MirrorShell {
                 }
                 let cp = self.machine.known().cp_max.next();
                 self.full = Some((cp, received, 0));
-                Event::Received(Message::PartitionFull(PartitionFull { cp, last: received.into() }))
+                let full = PartitionFull { cp, last: received.into(), replay: false };
+                Event::Received(Message::PartitionFull(full))
             }
             ToMirror::EndNext => {
                 let (cp, place, update_bytes) = self.full?;
@@ -587,7 +589,7 @@ impl MirrorShell {
             let durable = self.machine.ladder()[1];
             assert!(before.sequence <= durable.sequence);
             match action {
-                Action::Apply { cp, last } => {
+                Action::Apply { cp, last, replay: _ } => {
                     assert!(self.job.replace((cp, false, false)).is_none(), "two at once");
                     assert!(last.sequence <= self.machine.ladder()[2].sequence, "not drained");
                 }

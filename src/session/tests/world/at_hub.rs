@@ -170,7 +170,7 @@ impl World {
                 Some(Frame::Transfer(arrived)) => self.hub.log.push(*arrived),
                 _ => self.fail("Stage without a transfer"),
             },
-            Action::Apply { cp, last } => {
+            Action::Apply { cp, last, replay: _ } => {
                 if up.job.is_some() {
                     return self.fail("two CPs are applied at once");
                 }
