@@ -5,7 +5,7 @@
 //! of section 13 ([`failure`]).
 //!
 //! * processes: [`serve`] (`hub`, `source`), [`demo`]
-//! * commands: [`status`], [`hash`], [`checkpoint`], [`verify`], [`config_check`], [`completions`], [`man`]
+//! * commands: [`status`], [`hash`], [`checkpoint`], [`verify`], [`failover`], [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
 //! * [`terminal`], [`words`], [`progress`]: colours and widths, sizes and times in words, bars
@@ -16,6 +16,7 @@ pub mod checkpoint;
 pub mod completions;
 pub mod config_check;
 pub mod demo;
+pub mod failover;
 pub mod failure;
 pub mod hash;
 pub mod locate;
@@ -63,6 +64,7 @@ enum Command {
     Status(status::StatusArguments),
     Checkpoint(checkpoint::CheckpointArguments),
     Verify(verify::VerifyArguments),
+    Failover(failover::FailoverArguments),
     Hash(hash::HashArguments),
     #[command(subcommand)]
     Config(config_check::ConfigCommand),
@@ -98,6 +100,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(status) => status::run(status, &terminal),
         Command::Checkpoint(checkpoint) => checkpoint::run(checkpoint, &terminal),
         Command::Verify(verify) => verify::run(verify, &terminal),
+        Command::Failover(failover) => failover::run(failover, &terminal),
         Command::Config(config) => config_check::run(config, &terminal),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),

@@ -66,7 +66,7 @@ impl Admin for Fake {
                     Ok(json!("x".repeat(usize::try_from(ADMIN_MESSAGE_BYTES_MAX).unwrap())))
                 }
                 Request::Verify { target: None } => panic!("a fault of the program"),
-                Request::PoolCheck {} => {
+                Request::Failover { .. } | Request::PoolCheck {} => {
                     futures_util::future::pending::<()>().await;
                     drop(note);
                     Ok(Value::Null)

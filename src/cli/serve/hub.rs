@@ -15,6 +15,7 @@ use crate::control::message::{
     AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
 };
 use crate::control::server::{Admin, AdminServer};
+use crate::hub::failover::{Ask, Step};
 use crate::hub::images::Images;
 use crate::hub::shared::SourceSetting;
 use crate::hub::status::{Snapshot, SourceState};
@@ -24,7 +25,7 @@ use crate::nbd::serve::{Options, Server};
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
 use crate::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, VerifyAnswer, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, FailoverAnswer, VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
 use crate::status::document::{SourceEntry, State, StatusDocument, VolumeStatus};
 use crate::units::convert::to_f64;
@@ -203,6 +204,51 @@ impl View {
     }
 }
 
+impl View {
+    async fn failover(
+        &self,
+        source: SourceName,
+        ask: Ask,
+        progress: ProgressSender,
+    ) -> Result<Value, AdminError> {
+        let object = source.to_string();
+        let reached = move |step: &Step| {
+            let (what, done) = match step {
+                Step::Replaying(entries) => ("replaying", *entries),
+                Step::Checked => ("log checked", 0),
+                Step::Fenced | Step::Raised | Step::Told => ("source fenced", 0),
+                Step::Drained | Step::Replayed | Step::Promoted => ("log drained", 0),
+            };
+            let (what, object, unit) = (what.to_owned(), object.clone(), ProgressUnit::Steps);
+            progress.send(Progress { what, object, done, total: None, unit });
+        };
+        // The source's policy is not told to this hub yet: what it promises is not known.
+        let report = self.hub.failover(&source, ask, None, reached).await.map_err(|refusal| {
+            let message = format!("failover of {source}: {}", refusal.reason);
+            AdminError::new(code::REFUSED, message, refusal.next_step)
+        })?;
+        let next_step = if report.dry_run {
+            format!("`mirrorhub failover {source}` does it")
+        } else {
+            "`mirrorhub failback` gives the volumes back".to_owned()
+        };
+        answer(&FailoverAnswer {
+            schema: SCHEMA,
+            dry_run: report.dry_run,
+            outcome: report.outcome.word().to_owned(),
+            epoch: report.epoch.number,
+            cp: report.cp.0,
+            sequence: report.last.sequence.0,
+            entries: report.replayed.entries,
+            bytes: report.replayed.bytes,
+            may_be_lost: report.may_be_lost(),
+            sentences: report.sentences(),
+            next_step,
+            source,
+        })
+    }
+}
+
 /// Whether both ends have read the volume whole and computed one root.
 fn same(here: Option<wire::VolumeScan>, there: Option<wire::VolumeScan>) -> bool {
     let root = |scan: Option<wire::VolumeScan>| {
@@ -239,6 +285,11 @@ impl Admin for View {
                 }
                 Request::Checkpoint { source } => self.checkpoint(source.as_ref()).await,
                 Request::Verify { target } => self.verify(target.as_ref(), &progress).await,
+                Request::Failover { source, dry_run, now, accept_gap } => {
+                    self.names(Some(&source))?;
+                    let ask = Ask { dry_run, now, accept_gap };
+                    self.failover(source, ask, progress).await
+                }
                 Request::PoolCheck {} => pool_check(self.hub.shared().pool.clone()).await,
             }
         })
