@@ -471,8 +471,10 @@ impl<'a> Run<'a> {
     ) -> Result<Report, Refusal> {
         if gap.is_some() {
             // The log is damaged, and what it holds behind the gap was given up.
-            let reset = self.shared.store.reset(self.source, Some(fence));
-            reset.map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
+            if let Err(error) = self.shared.store.reset(self.source, Some(fence)) {
+                // The next start deletes it: it is of CPs that are applied.
+                tracing::warn!(source = %self.name, %error, "the damaged log stays for now");
+            }
             self.lane.rewind(fence);
         }
         self.shared.drain.drop_logs(self.lane.clone(), cp);

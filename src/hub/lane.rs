@@ -354,8 +354,12 @@ impl Lane {
 
     /// The job ended.
     pub fn end_job(&self, cp: CpNumber, outcome: Outcome) {
-        *lock(&self.outcome) = Some((cp, outcome));
-        *lock(&self.job) = None;
+        {
+            // Whoever sees that there is no job also sees how it ended, and the other way round.
+            let mut job = lock(&self.job);
+            *lock(&self.outcome) = Some((cp, outcome));
+            *job = None;
+        }
         self.changed.notify_one();
         self.poke();
     }

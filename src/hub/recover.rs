@@ -482,3 +482,65 @@ impl Recovering {
         self.fault.get_or_insert(text);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::record::entry::{Entry, EntryKind};
+    use crate::record::transfer::{Builder, TransferHeader};
+    use crate::units::hash::{StreamHash, crc32c};
+    use crate::units::ids::RingId;
+    use crate::units::numbers::VolumeNumber;
+
+    fn transfer(sequence: u64) -> Transfer {
+        let data = Bytes::from_static(b"data");
+        let (kind, volume) = (EntryKind::Write, VolumeNumber(0));
+        let mut builder = Builder::default();
+        builder.push(Entry { kind, volume, offset: 0, length: 4, crc: crc32c(&data) }, data);
+        builder.finish(TransferHeader {
+            id: TransferId { generation: 1, counter: sequence },
+            cp: CpNumber(1),
+            partition: 0,
+            first_sequence: SequenceNumber(sequence),
+            previous: TransferId::NONE,
+            hash_before: StreamHash::ZERO,
+            own_durable: TransferId::NONE,
+        })
+    }
+
+    fn envelope(number: u32) -> Envelope {
+        Envelope {
+            kind: RecordKind::Transfer,
+            ring: RingId([0; 16]),
+            position: LogPosition(0),
+            durable: LogPosition(0),
+            source: SourceId([0; 16]),
+            epoch: Epoch { number, id: 1 },
+            body_bytes: 1,
+            record_bytes: 512,
+            body_crc: 0,
+        }
+    }
+
+    /// Records of an older epoch end at the fence; those before it, copied behind it in the ring,
+    /// and those of the epoch it raised, count.
+    #[test]
+    fn what_lies_behind_a_fence_is_told_by_its_epoch() {
+        let place = transfer(5).place();
+        let mut source = Recovering::at(CpNumber(0), Place::default(), Place::default(), None);
+        source.epoch = Epoch { number: 1, id: 1 };
+        assert!(!source.is_behind(&envelope(1), &transfer(6)), "there is no fence");
+        let fence = Fence { epoch: Epoch { number: 2, id: 9 }, place };
+        source.fenced(fence);
+        assert!(source.is_behind(&envelope(1), &transfer(6)));
+        assert!(!source.is_behind(&envelope(1), &transfer(5)));
+        assert!(!source.is_behind(&envelope(2), &transfer(6)));
+        // An old one, whose epoch the catalog has passed, moves nothing.
+        source.epoch = Epoch { number: 3, id: 1 };
+        let last = transfer(7).place();
+        source.fenced(Fence { place: last, ..fence });
+        assert_eq!(source.fence, Some(fence));
+    }
+}

@@ -177,6 +177,8 @@ fn a_connection_lost_between_cp_end_and_cp_done() {
             let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
             until("drained", || lane.cursors().drained == a.last).await;
             let bytes = a.updates(&[(u64::from(round), id)]).await;
+            // The actor hears of the drainer and of its source by two ways, which keep no order.
+            until("the CP is being applied", || lane.job().is_some()).await;
             let end = a.end(bytes, a.root());
             a.send(&end, Bytes::new()).await;
             a.half_close().await;
