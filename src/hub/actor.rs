@@ -331,10 +331,11 @@ impl SourceActor {
     ) {
         let (shared, name) = (self.shared.clone(), self.name.clone());
         let number = self.peer.as_ref().map_or(0, |peer| peer.number);
+        let cp_max = self.machine.as_ref().map_or(CpNumber(0), |machine| machine.known().cp_max);
         let address = context.address();
         actix::spawn(async move {
             let result = tokio::task::spawn_blocking(move || {
-                shared.record(&name, source, generation, epoch, &volumes)
+                shared.record(&name, source, generation, epoch, cp_max, &volumes)
             })
             .await
             .unwrap_or_else(|error| Err(error.to_string()));

@@ -188,13 +188,15 @@ impl Shared {
         Ok(known)
     }
 
-    /// Makes what a Hello brought durable: generation, epoch, new volumes; makes the lane.
+    /// Makes what a Hello brought durable: generation, epoch, the highest CP number that is used
+    /// (R6: also after a restart), new volumes; makes the lane.
     pub fn record(
         &self,
         name: &SourceName,
         source: SourceId,
         generation: Generation,
         epoch: Epoch,
+        cp_max: CpNumber,
         volumes: &[VolumeOffer],
     ) -> Result<Arc<Lane>, String> {
         let catalog = self.pool.catalog();
@@ -203,7 +205,9 @@ impl Shared {
             .source(source)
             .map_err(text)?
             .unwrap_or_else(|| SourceRow::new(source, name.clone()));
-        if row.generation != generation || row.epoch != epoch || row.name != *name {
+        let told = row.generation == generation && row.epoch == epoch && row.name == *name;
+        if !told || row.highest_cp < cp_max {
+            row.highest_cp = row.highest_cp.max(cp_max);
             row.name = name.clone();
             row.generation = generation;
             row.epoch = epoch;

@@ -248,6 +248,28 @@ fn a_cp_of_the_old_epoch_is_not_published() {
     });
 }
 
+/// R6: what the source said of its own CPs counts also when the hub was restarted since.
+#[test]
+fn no_cp_number_is_used_twice() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = start_again(options(dir.path(), &["a"])).await;
+        let mut a = Fake::new("a");
+        let hello = crate::wire::message::Hello { cp_max: CpNumber(50), ..a.hello() };
+        let welcome = a.connect_with(hub.address(), hello).await;
+        assert!(matches!(welcome, Message::Welcome(w) if w.cp_max == CpNumber(50)));
+        a.cp = CpNumber(51);
+        a.put(0, 1).await;
+        a.acked().await;
+        hub.stop().await;
+        drop(hub);
+        let hub = start_again(options(dir.path(), &["a"])).await;
+        let report = fail_over(&hub, &a, NOW).await.unwrap();
+        assert_eq!(report.cp, CpNumber(52), "above the open interval, and what is used");
+        hub.stop().await;
+    });
+}
+
 #[test]
 fn an_image_that_holds_everything_needs_no_replay() {
     in_system(async {
