@@ -223,10 +223,10 @@ impl View {
             progress.send(Progress { what, object, done, total: None, unit });
         };
         // The source's policy is not told to this hub yet: what it promises is not known.
-        let report = self.hub.failover(&source, ask, None, reached).await.map_err(|refusal| {
-            let message = format!("failover of {source}: {}", refusal.reason);
-            AdminError::new(code::REFUSED, message, refusal.next_step)
-        })?;
+        let report =
+            self.hub.failover(&source, ask, None, reached).await.map_err(|refusal| {
+                AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
+            })?;
         let next_step = if report.dry_run {
             format!("`mirrorhub failover {source}` does it")
         } else {

@@ -186,9 +186,9 @@ impl Admin for View {
                 }
                 Request::Checkpoint { source } => self.checkpoint(source.as_ref()).await,
                 Request::Verify { target } => self.verify(target.as_ref()).await,
-                Request::Failover { source, .. } => Err(AdminError::new(
+                Request::Failover { .. } => Err(AdminError::new(
                     code::REFUSED,
-                    format!("failover of {source}: this is a source, and a hub fails over"),
+                    "this is a source, and a hub fails over",
                     "name the configuration of the hub with --config",
                 )),
                 Request::PoolCheck {} => pool_check(self.filer.pool().clone()).await,
