@@ -131,6 +131,43 @@ fn applying(line: &[Arrived]) -> Mirror {
     machine
 }
 
+/// A CP by replay begins as any other, takes no updates, and ends with CpEnd.
+#[test]
+fn a_cp_by_replay_takes_no_updates() {
+    let line = line(2);
+    let begin = || {
+        let mut machine = joined();
+        stage(&mut machine, &line);
+        let last = line[1].place;
+        settle(&mut machine, last);
+        let full = PartitionFull { cp: CpNumber(1), last: last.into(), replay: true };
+        let actions = receive(&mut machine, Message::PartitionFull(full));
+        assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last, replay: true }]);
+        machine
+    };
+    let mut machine = begin();
+    assert!(matches!(&updates(&mut machine, 1, 10)[..], [Action::Close { .. }]));
+    let mut machine = begin();
+    let last = line[1].place;
+    assert!(matches!(&receive(&mut machine, end(1, last, 10))[..], [Action::Close { .. }]));
+    let mut machine = begin();
+    assert!(matches!(&receive(&mut machine, end(1, last, 0))[..], [Action::Finish(_)]));
+    let done = applied(&mut machine, 1, published(last));
+    assert!(done.contains(&Action::Send(Message::CpDone(CpDone { cp: CpNumber(1) }))));
+}
+
+/// A source that was failed over is told so before its epoch or generation is looked at.
+#[test]
+fn a_source_that_was_failed_over_is_fenced() {
+    let (in_force, older) = (Epoch { number: 2, id: 9 }, Epoch { number: 1, id: 5 });
+    for (failed_over, epoch) in [(true, older), (true, Epoch::default()), (false, older)] {
+        let known = Known { failed_over, epoch: in_force, ..known() };
+        let machine = Mirror::new(known, Place::default(), CREDIT, CP_CREDIT);
+        let refused = machine.accepts(&Hello { epoch, ..hello(1) }).unwrap_err();
+        assert_eq!(refused.code, RefusedCode::Fenced);
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reaction {
     Close,
