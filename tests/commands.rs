@@ -10,8 +10,8 @@ use futures_util::future::BoxFuture;
 use mirrorhub::control::message::{AdminError, ProgressSender, Request, code};
 use mirrorhub::control::server::{Admin, AdminServer};
 use mirrorhub::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, DropAnswer, KeptAnswer, KeptCp, KeptOfSource, Verdict,
-    VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, DropAnswer, FailoverAnswer, KeptAnswer, KeptCp,
+    KeptOfSource, Verdict, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
 };
 use mirrorhub::status::document::{SourceEntry, State, StatusDocument};
 use mirrorhub::units::hash::Root;
@@ -113,6 +113,26 @@ impl Fake {
                 cp: 7,
                 freed_bytes: 8192,
             })),
+            Request::Failover { accept_gap: false, .. } => {
+                let next = "`mirrorhub failover --accept-gap`";
+                Err(AdminError::new(code::REFUSED, "the log has a gap", next))
+            }
+            Request::Failover { source, dry_run, .. } => {
+                json(serde_json::to_value(FailoverAnswer {
+                    schema: 1,
+                    source,
+                    dry_run,
+                    outcome: "up-to-gap".into(),
+                    epoch: 2,
+                    cp: 9,
+                    sequence: 40,
+                    entries: 3,
+                    bytes: 4096,
+                    may_be_lost: true,
+                    sentences: vec!["failed over with entry 40".into()],
+                    next_step: "give it back".into(),
+                }))
+            }
             Request::PoolCheck {} => {
                 Err(AdminError::new(code::FAILED, "there is no pool here", ""))
             }
@@ -296,6 +316,25 @@ fn verify_says_by_its_exit_code_whether_both_ends_are_equal() {
         assert_eq!(answer["verdict"], word);
         running.end();
     }
+}
+
+#[test]
+fn failover_says_what_it_did_or_why_not() {
+    let running = Running::start(Fake { state: State::Offline, equal: false });
+    let (code, out, error) = said(&mirrorhub(Some(&running.config()), &["failover", "filer-a"]));
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(error.contains("failover of filer-a: the log has a gap"), "{error}");
+    assert!(error.contains("--accept-gap"), "{error}");
+    let accepting = ["failover", "filer-a", "--accept-gap"];
+    let (code, out, error) = said(&mirrorhub(Some(&running.config()), &accepting));
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert_eq!(out, "filer-a: failed over with entry 40\n  next: give it back\n");
+    let json = [&accepting[..], &["--dry-run", "--json"]].concat();
+    let (code, out, _) = said(&mirrorhub(Some(&running.config()), &json));
+    let answer: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &answer["dry_run"], &answer["may_be_lost"]), (0, &true.into(), &true.into()));
+    assert_eq!(said(&mirrorhub(Some(&running.config()), &["failover"])).0, 2, "of which source");
+    running.end();
 }
 
 #[test]

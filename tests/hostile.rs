@@ -230,7 +230,15 @@ impl Record {
         let update_bytes = u64::try_from(updates.len()).expect("small");
         let roots = vec![VolumeRoot { volume, root: Root([3; 32]) }];
         [
-            bytes_of(&Message::PartitionFull(PartitionFull { cp, last: place, base: None }), &[]),
+            bytes_of(
+                &Message::PartitionFull(PartitionFull {
+                    cp,
+                    last: place,
+                    base: None,
+                    replay: false,
+                }),
+                &[],
+            ),
             bytes_of(&Message::Updates(Updates { cp, volume }), &updates),
             bytes_of(&Message::CpEnd(CpEnd { cp, place, roots, update_bytes }), &[]),
         ]

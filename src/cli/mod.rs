@@ -6,7 +6,7 @@
 //!
 //! * processes: [`serve`] (`hub`, `source`), [`demo`]
 //! * commands: [`status`], [`hash`], [`checkpoint`], [`kept`], [`mod@drop`], [`verify`],
-//!   [`config_check`], [`completions`], [`man`]
+//!   [`failover`], [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
 //! * [`terminal`], [`words`], [`progress`]: colours and widths, sizes and times in words, bars
@@ -18,6 +18,7 @@ pub mod completions;
 pub mod config_check;
 pub mod demo;
 pub mod drop;
+pub mod failover;
 pub mod failure;
 pub mod hash;
 pub mod kept;
@@ -68,6 +69,7 @@ enum Command {
     Kept(kept::KeptArguments),
     Drop(drop::DropArguments),
     Verify(verify::VerifyArguments),
+    Failover(failover::FailoverArguments),
     Hash(hash::HashArguments),
     #[command(subcommand)]
     Config(config_check::ConfigCommand),
@@ -105,6 +107,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Kept(kept) => kept::run(kept, &terminal),
         Command::Drop(drop) => drop::run(drop, &terminal),
         Command::Verify(verify) => verify::run(verify, &terminal),
+        Command::Failover(failover) => failover::run(failover, &terminal),
         Command::Config(config) => config_check::run(config, &terminal),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),

@@ -140,8 +140,9 @@ pub struct SourceConfig {
 impl SourceConfig {
     /// What the source promises.
     pub fn policy(&self) -> Policy {
-        let ReplicationConfig { mode, lag_limit, ack, apply, on_hub_loss, .. } = self.replication;
-        Policy { mode, ack, apply, on_hub_loss, cache: self.cache, lag_limit }
+        let ReplicationConfig { mode, lag_limit, ack, apply, on_hub_loss, hub_timeout, .. } =
+            self.replication;
+        Policy { mode, ack, apply, on_hub_loss, cache: self.cache, lag_limit, hub_timeout }
     }
 }
 

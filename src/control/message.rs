@@ -48,6 +48,21 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         target: Option<Target>,
     },
+    /// Fence a source and bring its image up to its last write; on a hub only:
+    /// a [`crate::status::answers::FailoverAnswer`].
+    Failover {
+        /// Which.
+        source: SourceName,
+        /// Only say what would be.
+        #[serde(default)]
+        dry_run: bool,
+        /// Do not wait until a source that is cut off holds its reads.
+        #[serde(default)]
+        now: bool,
+        /// Give up what lies behind a gap in the log.
+        #[serde(default)]
+        accept_gap: bool,
+    },
     /// Walk the pool: a [`crate::status::answers::PoolCheckAnswer`].
     PoolCheck {},
 }
@@ -210,6 +225,8 @@ pub mod code {
     pub const STOPPING: &str = "stopping";
     /// The answer is larger than an answer may be.
     pub const TOO_LARGE: &str = "too-large";
+    /// It must not be done as things are; nothing or not all of it was done.
+    pub const REFUSED: &str = "refused";
     /// It was tried and failed.
     pub const FAILED: &str = "failed";
     /// A fault of the program.
@@ -313,6 +330,15 @@ mod tests {
             (
                 Request::Verify { target: Some("filer-a/vol0".parse().unwrap()) },
                 r#"{"schema":1,"command":"verify","target":"filer-a/vol0"}"#,
+            ),
+            (
+                Request::Failover {
+                    source: "filer-a".parse().unwrap(),
+                    dry_run: true,
+                    now: false,
+                    accept_gap: false,
+                },
+                r#"{"schema":1,"command":"failover","source":"filer-a","dry_run":true,"now":false,"accept_gap":false}"#,
             ),
             (Request::PoolCheck {}, r#"{"schema":1,"command":"pool-check"}"#),
         ];

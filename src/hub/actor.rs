@@ -26,13 +26,13 @@ use crate::limits::{
 };
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
-use crate::session::mirror::{Action, Arrived, Event, Mirror};
+use crate::session::mirror::{Action, Arrived, Build, Event, Mirror};
 use crate::units::convert::to_u64;
 use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{
-    Ack, Frame, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRoot,
+    Ack, Fenced, Frame, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRoot,
 };
 
 /// What the actor holds of its connection.
@@ -119,6 +119,17 @@ pub struct WantCheckpoint;
 #[derive(Debug, ActorMessage)]
 #[rtype(result = "oneshot::Receiver<Result<Scanned, String>>")]
 pub struct WantScan(pub CpNumber);
+
+/// The source's epoch was raised: it is told, its connection ends, a CP under way is given up.
+/// Answered with the highest CP number that is known to be used.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "CpNumber")]
+pub struct Fence(pub Epoch);
+
+/// A step of a failover is done: what is known durably has changed.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct Changed;
 
 /// A test asks for a panic in this actor's handler.
 #[derive(Debug, ActorMessage)]
@@ -255,7 +266,7 @@ impl SourceActor {
                 self.record(told, context);
             }
             Action::Stage => self.stage(),
-            Action::Apply { cp, last, is_pass } => self.apply(cp, last, is_pass),
+            Action::Apply { cp, last, build } => self.apply(cp, last, build),
             Action::Feed => self.feed(),
             Action::Finish(end) => {
                 if let Some(job) = self.job.take() {
@@ -317,9 +328,10 @@ impl SourceActor {
     fn record(&self, told: Told, context: &mut Context<Self>) {
         let (shared, name) = (self.shared.clone(), self.name.clone());
         let number = self.peer.as_ref().map_or(0, |peer| peer.number);
+        let cp_max = self.machine.as_ref().map_or(CpNumber(0), |machine| machine.known().cp_max);
         let address = context.address();
         actix::spawn(async move {
-            let result = tokio::task::spawn_blocking(move || shared.record(&name, &told))
+            let result = tokio::task::spawn_blocking(move || shared.record(&name, cp_max, &told))
                 .await
                 .unwrap_or_else(|error| Err(error.to_string()));
             if address.send(Recorded { number, result }).await.is_err() {
@@ -363,6 +375,12 @@ impl SourceActor {
         self.shared.counters.refused(refused.code);
         let (code, reason) = (refused.code.word(), &refused.reason);
         tracing::warn!(source = %self.name, code, reason, "connection refused");
+        if refused.code == RefusedCode::Fenced
+            && let Some(machine) = &self.machine
+        {
+            let fenced = Message::Fenced(Fenced { epoch: machine.known().epoch });
+            drop(peer.frames.try_send(Frame::new(&fenced, Bytes::new())));
+        }
         let frame = Frame::new(&Message::Refused(refused.clone()), Bytes::new());
         if peer.frames.try_send(frame).is_err() {
             tracing::debug!("a refused connection did not take its reason");
@@ -409,9 +427,9 @@ impl SourceActor {
         self.shared.stager.stage(staged);
     }
 
-    fn apply(&mut self, cp: CpNumber, last: Place, is_pass: bool) {
+    fn apply(&mut self, cp: CpNumber, last: Place, build: Build) {
         let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else { return };
-        let job = Job::new(lane.clone(), cp, last, machine.known().epoch, is_pass);
+        let job = Job::new(lane.clone(), (cp, last), machine.known().epoch, build);
         for (volume, payload) in self.early.drain(..) {
             job.feed(volume, payload);
         }
@@ -584,6 +602,7 @@ impl SourceActor {
             self.peer.is_some(),
             self.refused.as_ref(),
             self.last_frame,
+            self.shared.failovers.view(&self.name).as_ref(),
         )));
     }
 
@@ -773,6 +792,35 @@ impl Handler<WantScan> for SourceActor {
             drop(reply.send(Err("the source is not connected".to_owned())));
         }
         actix::MessageResult(answer)
+    }
+}
+
+impl Handler<Fence> for SourceActor {
+    type Result = actix::MessageResult<Fence>;
+
+    fn handle(&mut self, Fence(epoch): Fence, _: &mut Self::Context) -> Self::Result {
+        if self.peer.is_some() {
+            self.send(&Message::Fenced(Fenced { epoch }));
+            let reason = format!("failed over: epoch {} is in force", epoch.number);
+            let next = "see `mirrorhub status` on the hub";
+            let code = RefusedCode::Fenced;
+            self.refuse(Refused { code, reason, next_step: next.to_owned() });
+        }
+        // What the catalog says by now is read with the next event.
+        let machine = self.machine.take();
+        actix::MessageResult(machine.map_or(CpNumber(0), |machine| machine.known().cp_max))
+    }
+}
+
+impl Handler<Changed> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Changed, _: &mut Self::Context) {
+        self.machine = None;
+        if let Err(reason) = self.machine() {
+            tracing::debug!(source = %self.name, reason, "not at rest yet");
+        }
+        self.publish();
     }
 }
 

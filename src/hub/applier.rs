@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use super::extension::Extension;
 use super::lane::{Lane, lock};
+use super::replay::{Chain, Replay, ReplayError};
 use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
@@ -21,7 +22,7 @@ use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::publish::Publish;
 use crate::pool::write_set::{Budget, WriteSet};
 use crate::record::marks::Place;
-use crate::session::mirror::Outcome;
+use crate::session::mirror::{Build, Outcome};
 use crate::sourcelog::{LogError, LogReader, LogStore};
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, Epoch, Vbn, VolumeNumber};
@@ -45,8 +46,8 @@ pub struct Job {
     cp: CpNumber,
     last: Place,
     epoch: Epoch,
-    /// Built without the log, which goes on behind `last` afterwards.
-    is_pass: bool,
+    /// What it is made of.
+    build: Build,
     /// When the source said that it is frozen.
     begun: Instant,
     /// Bounded by the `cp` credit.
@@ -58,14 +59,13 @@ impl Job {
     /// A job for the CP of `lane` that ends at `last`.
     pub fn new(
         lane: Arc<Lane>,
-        cp: CpNumber,
-        last: Place,
+        (cp, last): (CpNumber, Place),
         epoch: Epoch,
-        is_pass: bool,
+        build: Build,
     ) -> Arc<Self> {
         let (inputs, wake) = (Mutex::default(), Condvar::new());
         let begun = Instant::now();
-        Arc::new(Self { lane, cp, last, epoch, is_pass, begun, inputs, wake })
+        Arc::new(Self { lane, cp, last, epoch, build, begun, inputs, wake })
     }
 
     /// The CP.
@@ -80,7 +80,7 @@ impl Job {
 
     /// Whether the source's log goes on behind it, wherever it stood.
     pub fn is_pass(&self) -> bool {
-        self.is_pass
+        self.build == Build::Pass
     }
 
     /// Hands over a frame of Updates.
@@ -101,6 +101,10 @@ impl Job {
     fn put(&self, input: Input) {
         lock(&self.inputs).push_back(input);
         self.wake.notify_one();
+    }
+
+    fn is_aborted(&self) -> bool {
+        lock(&self.inputs).iter().any(|input| matches!(input, Input::Abort))
     }
 
     fn next(&self) -> Input {
@@ -203,6 +207,16 @@ impl From<VolumeError> for Stop {
     }
 }
 
+impl From<ReplayError> for Stop {
+    fn from(error: ReplayError) -> Self {
+        match error {
+            ReplayError::Gap(gap) => rejected(&gap),
+            ReplayError::Volume(error) => error.into(),
+            ReplayError::Stopped => Self::Aborted,
+        }
+    }
+}
+
 impl Applier {
     /// A slot that serves `queue`.
     pub fn new(queue: Arc<JobQueue>, pool: Arc<Pool>, store: Arc<LogStore>) -> Self {
@@ -258,6 +272,14 @@ impl Applier {
             .map(|row| (row.key.volume, row.tree))
             .collect();
         let mut write_set = self.pool.begin(Budget::Ordinary);
+        if job.build == Build::Replay {
+            let built = self.replay(job, &mut write_set, &bases)?;
+            return match inputs.next() {
+                Input::Finish(end) => self.finish(job, write_set, &bases, built, &end),
+                Input::Abort => Err(Stop::Aborted),
+                Input::Updates { .. } => Err(rejected(&"updates of a CP that is replayed")),
+            };
+        }
         let mut built = BTreeMap::new();
         let mut input = inputs.next();
         loop {
@@ -293,7 +315,7 @@ impl Applier {
 
     /// The log that the CP's references name; a pass has none.
     fn log_of(&self, job: &Job) -> Result<Option<LogReader>, Stop> {
-        if job.is_pass {
+        if job.is_pass() {
             return Ok(None);
         }
         let source = job.lane.source();
@@ -304,6 +326,21 @@ impl Applier {
             return Err(rejected(&format!("the CP's log ends at {met}, the source says {wanted}")));
         }
         Ok(Some(log))
+    }
+
+    /// The trees from the log itself, while the source builds its own.
+    fn replay(
+        &self,
+        job: &Job,
+        write_set: &mut WriteSet,
+        bases: &BTreeMap<VolumeNumber, TreeRoot>,
+    ) -> Result<BTreeMap<VolumeNumber, TreeRoot>, Stop> {
+        let source = job.lane.source();
+        let chain = Chain { store: &self.store, source, from: job.lane.cursors().applied };
+        let replay = Replay::new(write_set, source, job.cp, bases.clone());
+        let built = replay.run(&chain, job.last, |_| !job.is_aborted())?;
+        job.lane.ladder.replayed.fetch_add(1, Ordering::Relaxed);
+        Ok(built)
     }
 
     fn finish(
@@ -352,7 +389,7 @@ impl Applier {
             extension: Some(Extension { transfer: job.last.transfer, ..kept }.encode()),
             volumes: built.into_iter().collect(),
         })?;
-        if job.is_pass {
+        if job.is_pass() {
             // A cut before this leaves a log that ends before the image does: it is dropped at the
             // next start.
             let reset = self.store.reset(job.lane.source(), Some(job.last));

@@ -149,6 +149,7 @@ async fn refuse(
         | RefusedCode::Gap
         | RefusedCode::Volume
         | RefusedCode::Faulted
+        | RefusedCode::Fenced
         | RefusedCode::Protocol => "both ends must run a supported mirrorhub",
     };
     let refused = Refused { code, reason: reason.clone(), next_step: next_step.to_owned() };

@@ -15,18 +15,27 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::lane::{Lane, lock};
-use super::stager::{Staged, Stager};
+use super::lane::{Fenced, Lane, lock};
+use super::stager::{Staged, Stager, fence_record_bytes};
 use crate::record::transfer::Transfer;
 use crate::sourcelog::LogStore;
 use crate::units::ids::SourceId;
 use crate::units::numbers::{CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
 
+/// A record of the ring.
+#[derive(Debug)]
+pub enum Record {
+    /// The transfer and whose it is.
+    Transfer(Staged),
+    /// A fence of that source: it stays until the catalog has its epoch.
+    Fence(Arc<Lane>),
+}
+
 /// A durable record that waits for the drainer.
 #[derive(Debug)]
 pub struct Drainable {
-    /// The transfer and whose it is.
-    pub staged: Staged,
+    /// What it is.
+    pub record: Record,
     /// Ring position behind its record.
     pub end: LogPosition,
 }
@@ -111,6 +120,7 @@ pub struct InRing {
     cp: CpNumber,
     id: TransferId,
     sequence: SequenceNumber,
+    fence: bool,
     drained: bool,
     /// On its way to the head of the ring.
     copying: bool,
@@ -132,6 +142,7 @@ impl InRing {
         drained: bool,
     ) -> Self {
         let end = LogPosition(start.0 + bytes);
+        let (fence, drained_now) = (false, drained);
         Self {
             lane,
             end,
@@ -140,11 +151,30 @@ impl InRing {
             cp,
             id,
             sequence,
-            drained,
+            fence,
+            drained: drained_now,
             copying: false,
             copied: false,
             lost: false,
         }
+    }
+
+    fn fence(lane: Arc<Lane>, end: LogPosition) -> Self {
+        let (bytes, none) = (fence_record_bytes(), Default::default());
+        let start = LogPosition(end.0 - bytes);
+        let (epoch, cp, id) = none;
+        let found = Self::found(lane, epoch, start, bytes, cp, id, false);
+        Self { fence: true, ..found }
+    }
+
+    /// Whether nobody needs it in the ring any more.
+    fn is_safe(&self) -> bool {
+        let cursors = self.lane.cursors();
+        if self.fence {
+            return cursors.fenced == Fenced::InCatalog;
+        }
+        let synced = self.drained && self.sequence <= cursors.synced.sequence;
+        synced || self.copied || self.lost || self.cp <= cursors.applied_cp
     }
 
     fn start(&self) -> LogPosition {
@@ -179,8 +209,9 @@ impl Drainer {
             let work = self.queue.wait();
             let mut filing = BTreeMap::new();
             for record in work.records {
-                let lane = &record.staged.lane;
-                if lane.files() {
+                if let Record::Transfer(Staged { lane, .. }) = &record.record
+                    && lane.files()
+                {
                     filing.entry(lane.source()).or_insert_with(|| lane.clone());
                 }
                 self.drain(record);
@@ -206,9 +237,19 @@ impl Drainer {
     }
 
     fn drain(&mut self, record: Drainable) {
-        let Drainable { staged, end } = record;
+        let Drainable { record, end } = record;
+        let staged = match record {
+            Record::Transfer(staged) => staged,
+            Record::Fence(lane) => {
+                self.in_ring.push_back(InRing::fence(lane, end));
+                return;
+            }
+        };
         let place = staged.place();
-        let faulted = staged.lane.cursors().fault.is_some();
+        let cursors = staged.lane.cursors();
+        let faulted = cursors.fault.is_some();
+        // Behind a fence lies only what a failover has given up.
+        let behind = cursors.fence.is_some_and(|fence| place.sequence > fence.place.sequence);
         if faulted {
             let source = staged.lane.source();
             let same = |old: &&mut InRing| old.id == place.transfer && old.lane.source() == source;
@@ -217,6 +258,7 @@ impl Drainer {
             }
         }
         let drained = !faulted
+            && !behind
             && match self.store.append(staged.lane.source(), staged.epoch, &staged.transfer) {
                 Ok(_) => {
                     staged.lane.drained(place, staged.transfer.data_bytes());
@@ -234,6 +276,7 @@ impl Drainer {
             cp: staged.transfer.header().cp,
             id: place.transfer,
             sequence: place.sequence,
+            fence: false,
             drained,
             copying: false,
             copied: false,
@@ -246,9 +289,7 @@ impl Drainer {
     fn release(&mut self) {
         let mut upto = None;
         while let Some(front) = self.in_ring.front() {
-            let cursors = front.lane.cursors();
-            let synced = front.drained && front.sequence <= cursors.synced.sequence;
-            if !(synced || front.copied || front.lost || front.cp <= cursors.applied_cp) {
+            if !front.is_safe() {
                 break;
             }
             front.lane.released(front.bytes);
@@ -313,7 +354,7 @@ impl Drainer {
         let Some(ring) = self.stager.ring() else { return };
         for record in self.in_ring.iter_mut().take(oldest) {
             let faulted = record.lane.cursors().fault.is_some();
-            if !faulted || record.copying || record.copied || record.lost {
+            if !faulted || record.fence || record.copying || record.copied || record.lost {
                 continue;
             }
             let read = ring.read(record.start()).map_err(|error| error.to_string());

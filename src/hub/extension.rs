@@ -24,7 +24,7 @@
 //! Version 1 is the first 16 bytes, and its state is mirror; it is read, and no longer written.
 
 use crate::pool::rows::SourceRow;
-use crate::record::marks::Place;
+use crate::record::marks::{Fence, Place};
 use crate::units::hash::StreamHash;
 use crate::units::numbers::{Epoch, SequenceNumber, TransferId};
 use crate::units::policy::{AloneMark, POLICY_BYTES, Policy};
@@ -93,6 +93,20 @@ impl Extension {
     /// A mirror whose published CP ends with that transfer.
     pub fn mirror(transfer: TransferId) -> Self {
         Self { transfer, ..Self::default() }
+    }
+
+    /// Raises the epoch of a row and fences its source there: one change, so one commit (R13).
+    /// An epoch that is as high already stays.
+    pub fn fail_over(row: &mut SourceRow, fence: Fence) {
+        if row.epoch.number >= fence.epoch.number {
+            return;
+        }
+        // A row that cannot be read was refused before anybody could fence its source.
+        if let Ok(extension) = Self::of(row) {
+            row.epoch = fence.epoch;
+            let state = State::FailingOver;
+            row.extension = Self { state, fence: fence.place, ..extension }.encode();
+        }
     }
 
     /// The bytes.

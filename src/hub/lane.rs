@@ -9,20 +9,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
 
 use super::applier::Job;
 use crate::limits::LOG_CREDIT_BYTES_MIN;
-use crate::record::marks::Place;
+use crate::record::marks::{Fence, Place};
 use crate::session::mirror::Outcome;
 use crate::units::convert::to_u64;
 use crate::units::hash::Root;
 use crate::units::ids::SourceId;
 use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 
 /// The cursors of one source.
 #[derive(Debug, Clone, Default)]
@@ -50,8 +50,26 @@ pub struct Cursors {
     /// Acknowledged history that is or may be missing here, until the source has said in a
     /// session what it holds itself (R3).
     pub missing: Option<Arc<str>>,
+    /// The source is fenced: nothing behind this place is taken (R2).
+    pub fence: Option<Fence>,
+    /// How far the fence is.
+    pub fenced: Fenced,
     /// Client bytes durable here that no published CP holds, and when their first came, by CP.
     pub invisible: BTreeMap<CpNumber, (u64, Instant)>,
+}
+
+/// How far a fence is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Fenced {
+    /// There is none, or its record is on its way into the ring.
+    #[default]
+    No,
+    /// The ring has failed: there will be none.
+    Failed,
+    /// Its record is durable in the ring.
+    InRing,
+    /// The catalog has its epoch: the record is not needed any more.
+    InCatalog,
 }
 
 impl Cursors {
@@ -90,6 +108,8 @@ pub struct Ladder {
     pub visible_bytes: AtomicU64,
     /// CPs published.
     pub checkpoints: AtomicU64,
+    /// CPs built from the log's entries alone.
+    pub replayed: AtomicU64,
     /// CPs refused (R19: never normal).
     pub rejected: AtomicU64,
 }
@@ -107,6 +127,8 @@ pub struct Lane {
     row: Mutex<()>,
     /// Somebody waits for the source log to be synced (`ack = "filed"`).
     files: AtomicBool,
+    /// Rung with `changed`, for threads.
+    moved: Condvar,
     /// Rung when a cursor moved, updates were taken, or an apply ended.
     pub changed: Notify,
     /// Counters for metrics and status.
@@ -130,6 +152,7 @@ impl Lane {
             taken_bytes: AtomicU64::new(0),
             row: Mutex::new(()),
             files: AtomicBool::new(false),
+            moved: Condvar::new(),
             changed: Notify::new(),
             ladder: Ladder::default(),
         })
@@ -165,13 +188,90 @@ impl Lane {
         lock(&self.cursors).clone()
     }
 
-    /// A transfer was handed to the stager.
-    pub fn staged(&self, place: Place, record_bytes: u64, transfer_bytes: u64) {
+    /// Tells everybody who waits for this lane.
+    fn ring_bell(&self) {
+        self.changed.notify_one();
+        self.moved.notify_all();
+    }
+
+    /// Waits until `done` says so of the cursors, asked again whenever something has moved;
+    /// at most until `deadline`.
+    pub fn wait(&self, deadline: Option<Instant>, mut done: impl FnMut(&Cursors) -> bool) {
         let mut cursors = lock(&self.cursors);
+        while !done(&cursors) {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let woken = match left {
+                Some(left) if left.is_zero() => return,
+                Some(left) => self.moved.wait_timeout(cursors, left).map(|woken| woken.0).ok(),
+                None => self.moved.wait(cursors).ok(),
+            };
+            cursors = woken.unwrap_or_else(|| std::process::abort());
+        }
+    }
+
+    /// Has those who wait look again: something else has changed.
+    pub fn poke(&self) {
+        // With the lock, so that nobody is between looking and waiting.
+        drop(lock(&self.cursors));
+        self.moved.notify_all();
+    }
+
+    /// Takes nothing any more behind what was handed to the stager by now, or behind `at` if that
+    /// is named (R2). The fence's place; an earlier fence that stands for the same stays.
+    pub fn fence(&self, epoch: Epoch, at: Option<Place>, record_bytes: u64) -> Fence {
+        let mut cursors = lock(&self.cursors);
+        let fence = Fence { epoch, place: at.unwrap_or(cursors.staged) };
+        cursors.fence = Some(fence);
+        cursors.fenced = Fenced::No;
+        cursors.ring_bytes += record_bytes;
+        fence
+    }
+
+    /// The fence has come further.
+    pub fn fence_is(&self, fenced: Fenced) {
+        let mut cursors = lock(&self.cursors);
+        cursors.fenced = cursors.fenced.max(fenced);
+        drop(cursors);
+        self.ring_bell();
+    }
+
+    /// The fence stands at another place: what lies between was given up.
+    pub fn move_fence(&self, place: Place) {
+        if let Some(fence) = &mut lock(&self.cursors).fence {
+            fence.place = place;
+        }
+    }
+
+    /// Everything behind `place` was given up, and with it what was wrong with it.
+    pub fn rewind(&self, place: Place) {
+        let mut cursors = lock(&self.cursors);
+        (cursors.staged, cursors.durable, cursors.drained) = (place, place, place);
+        cursors.synced = place;
+        cursors.under_way_bytes = 0;
+        cursors.fault = None;
+        cursors.invisible.clear();
+        drop(cursors);
+        self.ring_bell();
+    }
+
+    /// As if there were no fence.
+    #[cfg(test)]
+    pub fn without_fence(&self) {
+        lock(&self.cursors).fence = None;
+    }
+
+    /// A transfer is handed to the stager; false if a fence stands before it.
+    #[must_use = "what is behind a fence is not stored"]
+    pub fn staged(&self, place: Place, record_bytes: u64, transfer_bytes: u64) -> bool {
+        let mut cursors = lock(&self.cursors);
+        if cursors.fence.is_some() {
+            return false;
+        }
         assert!(cursors.staged.sequence < place.sequence, "transfers are staged in order");
         cursors.staged = place;
         cursors.ring_bytes += record_bytes;
         cursors.under_way_bytes += transfer_bytes;
+        true
     }
 
     /// Whether so many more bytes of transfers are within the `log` credit. What was given out
@@ -196,7 +296,7 @@ impl Lane {
             self.ladder.staged_bytes.fetch_add(data_bytes, Ordering::Relaxed);
         }
         drop(cursors);
-        self.changed.notify_one();
+        self.ring_bell();
     }
 
     /// A transfer lies in the source log.
@@ -208,7 +308,7 @@ impl Lane {
             self.ladder.drained_bytes.fetch_add(data_bytes, Ordering::Relaxed);
         }
         drop(cursors);
-        self.changed.notify_one();
+        self.ring_bell();
     }
 
     /// The source log is synced up to here.
@@ -226,7 +326,7 @@ impl Lane {
         let mut cursors = lock(&self.cursors);
         cursors.ring_bytes = cursors.ring_bytes.saturating_sub(record_bytes);
         drop(cursors);
-        self.changed.notify_one();
+        self.ring_bell();
     }
 
     /// Takes more room of the ring for a record that is copied forward.
@@ -249,22 +349,32 @@ impl Lane {
     pub fn publish(&self, job: &Job, roots: Vec<(VolumeNumber, Root)>) {
         let (cp, place) = (job.cp(), job.last());
         let mut cursors = lock(&self.cursors);
-        assert!(cursors.applied_cp < cp, "CP numbers rise");
-        cursors.applied_cp = cp;
-        cursors.applied = place;
         if job.is_pass() {
             (cursors.staged, cursors.durable) = (place, place);
             (cursors.drained, cursors.synced) = (place, place);
         }
         *lock(&self.outcome) = Some((cp, Outcome::Published(roots)));
         *lock(&self.job) = None;
+        self.show(&mut cursors, cp, place);
+        drop(cursors);
+        self.ring_bell();
+    }
+
+    /// A CP was published without a job.
+    pub fn published(&self, cp: CpNumber, place: Place) {
+        self.show(&mut lock(&self.cursors), cp, place);
+        self.ring_bell();
+    }
+
+    fn show(&self, cursors: &mut Cursors, cp: CpNumber, place: Place) {
+        assert!(cursors.applied_cp < cp, "CP numbers rise");
+        cursors.applied_cp = cp;
+        cursors.applied = place;
         let later = cursors.invisible.split_off(&cp.next());
         let shown = std::mem::replace(&mut cursors.invisible, later);
         let bytes = shown.values().map(|(bytes, _)| bytes).sum();
         self.ladder.visible_bytes.fetch_add(bytes, Ordering::Relaxed);
-        drop(cursors);
         self.ladder.checkpoints.fetch_add(1, Ordering::Relaxed);
-        self.changed.notify_one();
     }
 
     /// The first failure stays (invariant 7).
@@ -275,7 +385,7 @@ impl Lane {
             cursors.fault = Some(reason.into());
         }
         drop(cursors);
-        self.changed.notify_one();
+        self.ring_bell();
     }
 
     /// A record was lost here: the first one is told.
@@ -301,7 +411,7 @@ impl Lane {
     /// The applier took bytes of Updates.
     pub fn take_updates(&self, bytes: usize) {
         self.taken_bytes.fetch_add(to_u64(bytes), Ordering::Relaxed);
-        self.changed.notify_one();
+        self.ring_bell();
     }
 
     /// Bytes of Updates taken since this was last asked.
@@ -323,9 +433,14 @@ impl Lane {
 
     /// The job ended.
     pub fn end_job(&self, cp: CpNumber, outcome: Outcome) {
-        *lock(&self.job) = None;
-        *lock(&self.outcome) = Some((cp, outcome));
+        {
+            // Whoever sees that there is no job also sees how it ended, and the other way round.
+            let mut job = lock(&self.job);
+            *lock(&self.outcome) = Some((cp, outcome));
+            *job = None;
+        }
         self.changed.notify_one();
+        self.poke();
     }
 
     /// The cursors and how the last job ended, once: as they were at one moment.

@@ -11,6 +11,7 @@
 //! * [`lane`]: one source's cursors; * [`shared`]: what all parts share
 //! * [`registry`], [`status`], [`images`]: sources by name, what is shown, what is served
 //! * [`kept`]: CPs kept by name
+//! * [`failover`], [`replay`]: a source is fenced, its log becomes the image
 //! * [`recover`]: what a start does before anything else
 //!
 //! A fault of one source (its log, its actor, its connection) stays with that source (invariant
@@ -20,13 +21,15 @@ pub mod actor;
 pub mod applier;
 pub mod connection;
 pub mod drainer;
-mod extension;
+pub mod extension;
+pub mod failover;
 mod identity;
 pub mod images;
 pub mod kept;
 pub mod lane;
 pub mod recover;
 pub mod registry;
+pub mod replay;
 pub mod shared;
 pub mod stager;
 pub mod status;
@@ -155,6 +158,7 @@ impl Hub {
             let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::waiting(setting.name.clone())));
             start_actor(&shared, &setting.name, snapshot, at % arbiters.len(), &died);
         }
+        failover::resume_all(&shared);
         actix::spawn(supervise(shared.clone(), deaths, died, stop.clone()));
         actix::spawn(connection::accept(listener, shared.clone(), stop.clone()));
         tracing::info!(%address, sources = options.sources.len(), hub = %shared.hub, "hub is up");
@@ -241,6 +245,27 @@ impl Hub {
         Ok(recover::Verified { cp, here: roots, problems, there })
     }
 
+    /// Fails a source over, or says what that would do. Goes on to its end though the caller may
+    /// have gone. `reached` is told each step.
+    pub async fn failover(
+        &self,
+        name: &SourceName,
+        ask: failover::Ask,
+        reached: impl Fn(&failover::Step) + Send + 'static,
+    ) -> Result<failover::Report, failover::Refusal> {
+        let (shared, name) = (self.shared.clone(), name.clone());
+        let run = move || {
+            let told = |step: &failover::Step| {
+                reached(step);
+                true
+            };
+            failover::run(&shared, &name, ask, &told)
+        };
+        tokio::task::spawn_blocking(run).await.unwrap_or_else(|error| {
+            Err(failover::Refusal::new(error.to_string(), "see the log of the hub"))
+        })
+    }
+
     /// Stops cleanly: no new connection, everything durable is drained and synced, the ring's
     /// header is written.
     pub async fn stop(&self) {
@@ -249,6 +274,7 @@ impl Hub {
         for arbiter in &arbiters {
             arbiter.stop();
         }
+        self.shared.failovers.stop(&self.shared.lanes);
         self.shared.jobs.stop();
         for job in self.shared.lanes.all().iter().filter_map(|lane| lane.job()) {
             // It waits for updates that will not come; one that has them all is finished.

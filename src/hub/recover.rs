@@ -6,6 +6,8 @@
 //!    log is cut at the first record that does not check.
 //! 4. Ring: every record from the release point on; what is not in its source log yet is put
 //!    there (the log of a source is the union by transfer id, R11). A gap faults that source only.
+//!    Nothing behind a fence counts (R2). A fence that the catalog does not know of stands for a
+//!    failover that had just begun: its epoch is raised here, and the failover goes on.
 //! 5. All logs are synced; the drainer takes over the ring's records and releases those that are
 //!    safe. Records of a source whose log failed stay, and are copied forward (R10).
 //!
@@ -20,9 +22,10 @@ use actix::ArbiterHandle;
 
 use super::applier::{Applier, JobQueue};
 use super::drainer::{DrainQueue, Drainer, InRing};
-use super::extension;
+use super::extension::{self, Extension, State};
+use super::failover::Failovers;
 use super::identity::{identity, state};
-use super::lane::{Cursors, Lane};
+use super::lane::{Cursors, Fenced, Lane};
 use super::registry::Registry;
 use super::shared::{Arbiters, Counters, Lanes, Shared};
 use super::stager::{Stager, StagerFeed};
@@ -34,7 +37,7 @@ use crate::nvlog::{Recovered, Ring, RingOptions};
 use crate::pool::rows::SourceRow;
 use crate::pool::{Pool, PoolOptions};
 use crate::record::envelope::{Envelope, RecordKind};
-use crate::record::marks::Place;
+use crate::record::marks::{Fence, Place};
 use crate::record::scan::Damage;
 use crate::record::transfer::Transfer;
 use crate::sourcelog::{LogOptions, LogStore};
@@ -87,6 +90,10 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
     let (ring, recovery) =
         Ring::open(ring_device, hub.0, ring_options, &mut |record| logs.replay(record))
             .map_err(state("NVRAM"))?;
+    let nvram_damaged_bytes =
+        recovery.damage.iter().map(|damage| damage.to.0 - damage.from.0).sum();
+    let rows = logs.raise(&pool)?;
+    let failovers = Failovers::recovered(&rows).map_err(state("catalog"))?;
     let (lanes, in_ring) = logs.finish(&rows);
     tell_rot(&lanes, &recovery.damage);
     let stager = Stager::new();
@@ -107,6 +114,8 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         arbiters: Arbiters(arbiters),
         image_pin: options.image_pin,
         settings: arc_swap::ArcSwap::from_pointee(settings),
+        failovers,
+        nvram_damaged_bytes,
         counters: Counters::default(),
     });
     let threads = start_threads(&shared, in_ring, options.appliers)?;
@@ -183,9 +192,22 @@ struct Kept {
     sequence: SequenceNumber,
 }
 
+/// Where the older epochs of a source end: at the fence of its failover, else at its image.
+fn fence_of(row: &SourceRow) -> Result<Option<Fence>, String> {
+    let extension = Extension::of(row)?;
+    let place = match extension.state {
+        State::FailingOver => extension.fence,
+        State::Mirror | State::Promoted | State::HandedOver => extension::place(row)?,
+    };
+    Ok((row.epoch.number > 1).then_some(Fence { epoch: row.epoch, place }))
+}
+
 struct Recovering {
     applied: CpNumber,
     place: Place,
+    epoch: Epoch,
+    /// What counts of older epochs ends here.
+    fence: Option<Fence>,
     last: Place,
     fault: Option<String>,
     /// The fault is missing or damaged history.
@@ -201,7 +223,7 @@ impl Logs {
         for row in rows {
             let place = extension::place(row).map_err(state("catalog"))?;
             let logs = store.recover(row.id, row.applied);
-            let recovering = match logs {
+            let mut recovering = match logs {
                 Ok(logs) => {
                     if logs.last.is_none() && logs.damage().is_none() {
                         // Nothing lies in the logs: the chain goes on behind the published CP.
@@ -223,6 +245,8 @@ impl Logs {
                     Recovering::at(row.applied, place, place, fault)
                 }
             };
+            recovering.epoch = row.epoch;
+            recovering.fence = fence_of(row).map_err(state("catalog"))?;
             sources.insert(row.id, recovering);
         }
         Ok(Self { store: store.clone(), sources, kept: Vec::new(), unknown: 0 })
@@ -230,14 +254,24 @@ impl Logs {
 
     /// One record of the ring, in ring order.
     fn replay(&mut self, record: Recovered) {
-        if record.envelope.kind != RecordKind::Transfer {
-            return;
-        }
+        let fence = match record.envelope.kind {
+            RecordKind::Transfer => None,
+            RecordKind::Fence => Some(Fence::decode(&record.body)),
+            RecordKind::Freeze | RecordKind::Cut => return,
+        };
         let Some(source) = self.sources.get_mut(&record.envelope.source) else {
             // Recorded in the catalog before Welcome, so this source was forgotten since.
             self.unknown += 1;
             return;
         };
+        match fence {
+            None => {}
+            Some(Ok(fence)) => return source.fenced(fence),
+            Some(Err(error)) => {
+                source.fault.get_or_insert(format!("fence in the NVRAM: {error}"));
+                return;
+            }
+        }
         let transfer = match Transfer::parse(record.body) {
             Ok(transfer) => transfer,
             Err(error) => {
@@ -247,7 +281,7 @@ impl Logs {
             }
         };
         let envelope = record.envelope;
-        if transfer.header().cp <= source.applied {
+        if transfer.header().cp <= source.applied || source.is_behind(&envelope, &transfer) {
             return;
         }
         source.take(&self.store, &envelope, &transfer);
@@ -260,6 +294,17 @@ impl Logs {
             id: transfer.id(),
             sequence: transfer.last_sequence(),
         });
+    }
+
+    /// Ends a failover's beginning: the ring has the fence, the catalog not yet its epoch (R13).
+    fn raise(&self, pool: &Pool) -> Result<Vec<SourceRow>, HubError> {
+        for (&source, recovering) in &self.sources {
+            let raised = recovering.fence.filter(|f| f.epoch.number > recovering.epoch.number);
+            let Some(fence) = raised else { continue };
+            let change = move |row: &mut SourceRow| Extension::fail_over(row, fence);
+            pool.catalog().update_source(source, change).map_err(state("catalog"))?;
+        }
+        pool.catalog().sources().map_err(state("catalog"))
     }
 
     /// Syncs all logs; makes the lanes and the drainer's list.
@@ -293,6 +338,8 @@ impl Logs {
                 fault: source.fault.as_deref().map(Into::into),
                 damaged: source.damaged,
                 missing: None,
+                fence: source.standing_fence(row),
+                fenced: Fenced::InCatalog,
                 invisible: BTreeMap::new(),
             };
             let make = || Lane::new(row.name.clone(), row.id, cursors);
@@ -312,7 +359,31 @@ impl Logs {
 
 impl Recovering {
     fn at(applied: CpNumber, place: Place, last: Place, fault: Option<String>) -> Self {
-        Self { applied, place, last, fault, damaged: false, early: BTreeMap::new() }
+        let (epoch, fence, early) = Default::default();
+        Self { applied, place, epoch, fence, last, fault, damaged: false, early }
+    }
+
+    /// A fence of the ring; the newest counts.
+    fn fenced(&mut self, fence: Fence) {
+        if self.fence.is_none_or(|known| fence.epoch.number >= known.epoch.number)
+            && fence.epoch.number > self.epoch.number
+        {
+            self.fence = Some(fence);
+        }
+    }
+
+    /// Whether a transfer of an older epoch lies behind the fence: it was never acknowledged.
+    fn is_behind(&self, envelope: &Envelope, transfer: &Transfer) -> bool {
+        let sequence = transfer.last_sequence();
+        self.fence.is_some_and(|fence| {
+            envelope.epoch.number < fence.epoch.number && sequence > fence.place.sequence
+        })
+    }
+
+    /// The fence that nothing may pass now.
+    fn standing_fence(&self, row: &SourceRow) -> Option<Fence> {
+        let state = Extension::of(row).map(|extension| extension.state);
+        self.fence.filter(|_| matches!(state, Ok(State::FailingOver | State::Promoted)))
     }
 
     /// Puts a transfer of the ring into its log, if it is not there, and those that follow it.
@@ -362,5 +433,67 @@ impl Recovering {
         );
         self.damaged |= self.fault.is_none();
         self.fault.get_or_insert(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::record::entry::{Entry, EntryKind};
+    use crate::record::transfer::{Builder, TransferHeader};
+    use crate::units::hash::{StreamHash, crc32c};
+    use crate::units::ids::RingId;
+    use crate::units::numbers::VolumeNumber;
+
+    fn transfer(sequence: u64) -> Transfer {
+        let data = Bytes::from_static(b"data");
+        let (kind, volume) = (EntryKind::Write, VolumeNumber(0));
+        let mut builder = Builder::default();
+        builder.push(Entry { kind, volume, offset: 0, length: 4, crc: crc32c(&data) }, data);
+        builder.finish(TransferHeader {
+            id: TransferId { generation: 1, counter: sequence },
+            cp: CpNumber(1),
+            partition: 0,
+            first_sequence: SequenceNumber(sequence),
+            previous: TransferId::NONE,
+            hash_before: StreamHash::ZERO,
+            own_durable: TransferId::NONE,
+        })
+    }
+
+    fn envelope(number: u32) -> Envelope {
+        Envelope {
+            kind: RecordKind::Transfer,
+            ring: RingId([0; 16]),
+            position: LogPosition(0),
+            durable: LogPosition(0),
+            source: SourceId([0; 16]),
+            epoch: Epoch { number, id: 1 },
+            body_bytes: 1,
+            record_bytes: 512,
+            body_crc: 0,
+        }
+    }
+
+    /// Records of an older epoch end at the fence; those before it, copied behind it in the ring,
+    /// and those of the epoch it raised, count.
+    #[test]
+    fn what_lies_behind_a_fence_is_told_by_its_epoch() {
+        let place = transfer(5).place();
+        let mut source = Recovering::at(CpNumber(0), Place::default(), Place::default(), None);
+        source.epoch = Epoch { number: 1, id: 1 };
+        assert!(!source.is_behind(&envelope(1), &transfer(6)), "there is no fence");
+        let fence = Fence { epoch: Epoch { number: 2, id: 9 }, place };
+        source.fenced(fence);
+        assert!(source.is_behind(&envelope(1), &transfer(6)));
+        assert!(!source.is_behind(&envelope(1), &transfer(5)));
+        assert!(!source.is_behind(&envelope(2), &transfer(6)));
+        // An old one, whose epoch the catalog has passed, moves nothing.
+        source.epoch = Epoch { number: 3, id: 1 };
+        let last = transfer(7).place();
+        source.fenced(Fence { place: last, ..fence });
+        assert_eq!(source.fence, Some(fence));
     }
 }

@@ -10,7 +10,8 @@ use actix::ArbiterHandle;
 
 use super::applier::JobQueue;
 use super::drainer::DrainQueue;
-use super::extension::{self, Extension};
+use super::extension::{self, Extension, State};
+use super::failover::Failovers;
 use super::lane::{Cursors, Lane, lock};
 use super::registry::Registry;
 use super::stager::Stager;
@@ -159,6 +160,10 @@ pub struct Shared {
     pub image_pin: Duration,
     /// What the files say.
     pub settings: arc_swap::ArcSwap<BTreeMap<SourceName, SourceSetting>>,
+    /// Sources that were failed over.
+    pub failovers: Failovers,
+    /// Bytes of the ring that were damaged when it was opened.
+    pub nvram_damaged_bytes: u64,
     /// Counters.
     pub counters: Counters,
 }
@@ -179,6 +184,7 @@ impl Shared {
             applied_cp: CpNumber(0),
             applied: Place::default(),
             roots: Vec::new(),
+            failed_over: false,
             cp_max: CpNumber(0),
             policy: None,
             alone: None,
@@ -197,6 +203,10 @@ impl Shared {
             // A label of n in the log says that the source has cut every CP below n (R6).
             let newest = self.store.newest_cp(row.id).map_or(0, |cp| cp.0.saturating_sub(1));
             known.cp_max = row.highest_cp.max(CpNumber(newest));
+            known.failed_over = match told.state {
+                State::FailingOver | State::Promoted => true,
+                State::Mirror | State::HandedOver => false,
+            };
             for volume in volumes {
                 let root = VolumeRoot { volume: volume.key.volume, root: volume.tree.root() };
                 known.roots.push(root);
@@ -211,8 +221,14 @@ impl Shared {
         Ok(known)
     }
 
-    /// Makes what a Hello brought durable: generation, epoch, policy, new volumes; makes the lane.
-    pub fn record(&self, name: &SourceName, told: &Told) -> Result<Arc<Lane>, String> {
+    /// Makes what a Hello brought durable: generation, epoch, the highest CP number that is used
+    /// (R6: also after a restart), policy, new volumes; makes the lane.
+    pub fn record(
+        &self,
+        name: &SourceName,
+        cp_max: CpNumber,
+        told: &Told,
+    ) -> Result<Arc<Lane>, String> {
         let Told { source, generation, epoch, ref volumes, promise } = *told;
         let catalog = self.pool.catalog();
         let lane = self.lanes.get(name);
@@ -223,12 +239,13 @@ impl Shared {
         let was = Extension::of(&base)?;
         let now = Extension { policy: Some(promise.0), alone: promise.1, ..was };
         let known = base.generation == generation && base.epoch == epoch && base.name == *name;
-        if before.is_none() || !known || was != now {
+        if before.is_none() || !known || was != now || base.highest_cp < cp_max {
             let name = name.clone();
             let change = move |row: &mut SourceRow| {
                 row.name = name;
                 row.generation = generation;
                 row.epoch = epoch;
+                row.highest_cp = row.highest_cp.max(cp_max);
                 row.extension = now.encode();
             };
             if before.is_none() {

@@ -9,14 +9,16 @@
 //! acknowledged any more (invariant 7).
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use super::drainer::{DrainQueue, Drainable};
-use super::lane::{Lane, lock};
+use bytes::Bytes;
+
+use super::drainer::{DrainQueue, Drainable, Record};
+use super::lane::{Fenced, Lane, lock};
 use crate::device::DeviceError;
 use crate::nvlog::{Committed, DurableToken, Feed, Handle, Pending};
 use crate::record::envelope::{RecordKind, record_bytes};
-use crate::record::marks::Place;
+use crate::record::marks::{Fence, MARK_BYTES, Place};
 use crate::record::transfer::Transfer;
 use crate::units::convert::to_u64;
 use crate::units::numbers::Epoch;
@@ -44,10 +46,58 @@ impl Staged {
     }
 }
 
+/// Bytes of a fence's record in the ring.
+pub fn fence_record_bytes() -> u64 {
+    record_bytes(to_u64(MARK_BYTES))
+}
+
+/// What goes into the ring.
+#[derive(Debug)]
+enum Item {
+    Transfer(Staged),
+    Fence { lane: Arc<Lane>, fence: Fence },
+}
+
+impl Item {
+    fn record_bytes(&self) -> u64 {
+        match self {
+            Self::Transfer(staged) => staged.record_bytes(),
+            Self::Fence { .. } => fence_record_bytes(),
+        }
+    }
+
+    fn lane(&self) -> &Arc<Lane> {
+        match self {
+            Self::Transfer(staged) => &staged.lane,
+            Self::Fence { lane, .. } => lane,
+        }
+    }
+
+    /// The ring has failed: it will not be durable.
+    fn lost(&self, reason: &str) {
+        self.lane().fault(reason);
+        if let Self::Fence { lane, .. } = self {
+            lane.fence_is(Fenced::Failed);
+        }
+    }
+
+    fn pending(&self) -> Pending {
+        let (kind, epoch, body) = match self {
+            Self::Transfer(staged) => {
+                (RecordKind::Transfer, staged.epoch, staged.transfer.bytes().clone())
+            }
+            Self::Fence { fence, .. } => {
+                (RecordKind::Fence, fence.epoch, Bytes::copy_from_slice(&fence.encode()))
+            }
+        };
+        Pending { kind, source: self.lane().source(), epoch, body, ticket: 0 }
+    }
+}
+
 /// What waits for the committing thread.
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<Staged>,
+    waiting: VecDeque<Item>,
     failed: Option<Arc<str>>,
 }
 
@@ -74,27 +124,47 @@ impl Stager {
         self.handle.get()
     }
 
-    /// Queues a transfer. The lane's durable cursor says when it is durable.
+    /// Queues a transfer. The lane's durable cursor says when it is durable. Behind a fence it is
+    /// dropped: it is neither stored nor ever acknowledged (R2).
     pub fn stage(&self, staged: Staged) {
         let transfer_bytes = to_u64(staged.transfer.bytes().len());
-        staged.lane.staged(staged.place(), staged.record_bytes(), transfer_bytes);
-        self.push(staged);
+        // The queue's lock is held, so that the ring has transfers and fence in the lane's order.
+        let queue = lock(&self.queue);
+        if staged.lane.staged(staged.place(), staged.record_bytes(), transfer_bytes) {
+            self.push(queue, Item::Transfer(staged));
+        } else {
+            let (source, id) = (staged.lane.name(), staged.transfer.id());
+            tracing::warn!(%source, transfer = %id, "dropped: it came behind the fence");
+        }
+    }
+
+    /// Queues a fence: everything that was staged of the source comes before it, nothing behind it
+    /// (R2). With `at` everything behind that place is given up. The lane says when it is durable.
+    pub fn fence(&self, lane: &Arc<Lane>, epoch: Epoch, at: Option<Place>) -> Fence {
+        let queue = lock(&self.queue);
+        let fence = lane.fence(epoch, at, fence_record_bytes());
+        self.push(queue, Item::Fence { lane: lane.clone(), fence });
+        fence
+    }
+
+    /// Why the ring takes nothing any more.
+    pub fn failed(&self) -> Option<Arc<str>> {
+        lock(&self.queue).failed.clone()
     }
 
     /// Queues a copy of a record that the drainer could not drain (R10).
     pub fn copy_forward(&self, staged: Staged) {
         staged.lane.copied_forward(staged.record_bytes());
-        self.push(staged);
+        self.push(lock(&self.queue), Item::Transfer(staged));
     }
 
-    fn push(&self, staged: Staged) {
-        let mut queue = lock(&self.queue);
+    fn push(&self, mut queue: MutexGuard<'_, Queue>, item: Item) {
         if let Some(reason) = queue.failed.clone() {
             drop(queue);
-            staged.lane.fault(&reason);
+            item.lost(&reason);
             return;
         }
-        queue.waiting.push_back(staged);
+        queue.waiting.push_back(item);
         drop(queue);
         if let Some(handle) = self.handle.get() {
             handle.wake();
@@ -107,7 +177,7 @@ impl Stager {
 pub struct StagerFeed {
     stager: Arc<Stager>,
     drain: Arc<DrainQueue>,
-    writing: VecDeque<Staged>,
+    writing: VecDeque<Item>,
 }
 
 impl StagerFeed {
@@ -127,15 +197,9 @@ impl Feed for StagerFeed {
             if bytes > bytes_max && !batch.is_empty() {
                 break;
             }
-            let Some(staged) = queue.waiting.pop_front() else { break };
-            batch.push(Pending {
-                kind: RecordKind::Transfer,
-                source: staged.lane.source(),
-                epoch: staged.epoch,
-                body: staged.transfer.bytes().clone(),
-                ticket: 0,
-            });
-            self.writing.push_back(staged);
+            let Some(item) = queue.waiting.pop_front() else { break };
+            batch.push(item.pending());
+            self.writing.push_back(item);
         }
         batch
     }
@@ -143,13 +207,19 @@ impl Feed for StagerFeed {
     fn committed(&mut self, batch: Vec<Committed>, token: &DurableToken) {
         for done in batch {
             assert!(done.end <= token.upto(), "a record is durable with its commit");
-            let Some(staged) = self.writing.pop_front() else {
-                panic!("the ring committed a record that was not staged");
+            let staged = match self.writing.pop_front() {
+                Some(Item::Transfer(staged)) => staged,
+                Some(Item::Fence { lane, .. }) => {
+                    lane.fence_is(Fenced::InRing);
+                    self.drain.push(Drainable { record: Record::Fence(lane), end: done.end });
+                    continue;
+                }
+                None => panic!("the ring committed a record that was not staged"),
             };
             let (cp, bytes) = (staged.transfer.header().cp, staged.transfer.data_bytes());
             let transfer_bytes = to_u64(staged.transfer.bytes().len());
             staged.lane.durable(staged.place(), cp, bytes, transfer_bytes);
-            self.drain.push(Drainable { staged, end: done.end });
+            self.drain.push(Drainable { record: Record::Transfer(staged), end: done.end });
         }
     }
 
@@ -159,8 +229,8 @@ impl Feed for StagerFeed {
         queue.failed = Some(reason.clone());
         let waiting = std::mem::take(&mut queue.waiting);
         drop(queue);
-        for staged in self.writing.drain(..).chain(waiting) {
-            staged.lane.fault(&reason);
+        for item in self.writing.drain(..).chain(waiting) {
+            item.lost(&reason);
         }
         self.drain.fail(&reason);
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::failover::View;
 use super::lane::{Cursors, Lane};
 use crate::session::mirror::Mirror;
 use crate::units::names::SourceName;
@@ -34,6 +35,8 @@ pub enum SourceState {
     Offline,
     /// Its log or the ring failed, or it was refused.
     Faulted,
+    /// It was failed over: it is fenced, this hub has its volumes.
+    FailedOver,
 }
 
 impl SourceState {
@@ -45,6 +48,7 @@ impl SourceState {
             Self::Behind => "behind",
             Self::Offline => "offline",
             Self::Faulted => "faulted",
+            Self::FailedOver => "failed-over",
         }
     }
 }
@@ -153,10 +157,14 @@ impl Snapshot {
         connected: bool,
         refused: Option<&Refused>,
         heard: Option<Instant>,
+        failover: Option<&View>,
     ) -> Self {
         let known = machine.known();
         let cursors = lane.map(|lane| lane.cursors()).unwrap_or_default();
-        let (state, mut reason, next_step) = judge(machine, &cursors, connected, refused);
+        let (state, mut reason, next_step) = match failover {
+            Some(view) => (SourceState::FailedOver, view.reason.clone(), view.next_step.clone()),
+            None => judge(machine, &cursors, connected, refused),
+        };
         if let Some(missing) = &cursors.missing
             && !reason.contains(&**missing)
         {

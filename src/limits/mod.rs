@@ -158,6 +158,15 @@ pub const NBD_LINGER_SECONDS_MAX: u64 = 1;
 /// Seconds a stop waits for requests under way before it cuts their connections.
 pub const NBD_DRAIN_SECONDS_MAX: u64 = 30;
 
+// ---- replay (section 10) ----
+
+/// Blocks that gather before a replay writes them through. Unit tests shrink it, so that each
+/// takes several passes.
+pub const REPLAY_BLOCKS_MAX: u64 = if cfg!(test) { 6 } else { 16_384 };
+/// Entries that gather before a replay writes them through: what they know of blocks in part, and
+/// the holes they make, takes memory as well.
+pub const REPLAY_ENTRIES_MAX: u64 = if cfg!(test) { 9 } else { 262_144 };
+
 // ---- actors ----
 
 /// Messages in a source actor's mailbox.

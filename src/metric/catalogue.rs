@@ -97,6 +97,7 @@ pub const REFUSALS: &[&str] = &[
     "faulted",
     "busy",
     "protocol",
+    "fenced",
 ];
 
 const SOURCE: Label = Label { name: "source", values: Values::Sources };

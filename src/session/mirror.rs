@@ -46,6 +46,8 @@ pub struct Known {
     pub applied: Place,
     /// Its roots.
     pub roots: Vec<VolumeRoot>,
+    /// The source was failed over: whatever epoch it names, it is not served.
+    pub failed_over: bool,
     /// Highest CP number or birth used here; at least one less than the CP number that the last
     /// transfer in the log carries, also after a restart (R6).
     pub cp_max: CpNumber,
@@ -62,6 +64,18 @@ pub struct Arrived {
     pub header: TransferHeader,
     /// Its id, last sequence number, stream hash behind it.
     pub place: Place,
+}
+
+/// What a CP's trees are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Build {
+    /// Updates, which name blocks of the log or carry them.
+    Updates,
+    /// The entries of the log; no updates come.
+    Replay,
+    /// Updates that carry all that is new since the image. Publishing it sets the source's log to
+    /// go on behind the CP, wherever it stood (R4).
+    Pass,
 }
 
 /// How an apply ended.
@@ -133,9 +147,8 @@ pub enum Action {
     },
     /// Put the transfer of this event into the ring.
     Stage,
-    /// Begin to apply a CP; updates follow. In a pass they need no log, and publishing it sets the
-    /// source's log to go on behind `last`.
-    Apply { cp: CpNumber, last: Place, is_pass: bool },
+    /// Begin to apply a CP out of what `build` says.
+    Apply { cp: CpNumber, last: Place, build: Build },
     /// Hand the Updates frame of this event to the applier. Frames fed before [`Action::Apply`]
     /// wait with the shell, at most the `cp` credit of them; they are dropped when the connection
     /// goes or a newer Hello is accepted.
@@ -191,11 +204,10 @@ enum ApplyState {
 struct Apply {
     cp: CpNumber,
     last: Place,
+    build: Build,
     state: ApplyState,
     update_bytes: u64,
     end: Option<CpEnd>,
-    /// Built without the log, which goes on behind `last` once it is published (R4).
-    is_pass: bool,
 }
 
 /// The mirror's machine for one source.
@@ -352,7 +364,7 @@ impl Mirror {
             return;
         }
         let Arrived { header, place } = arrived;
-        if self.apply.as_ref().is_some_and(|apply| apply.is_pass) {
+        if self.apply.as_ref().is_some_and(|apply| apply.build == Build::Pass) {
             self.close("a transfer while a pass is under way", actions);
             return;
         }
@@ -496,7 +508,7 @@ impl Mirror {
 
     fn pump(&mut self, actions: &mut Vec<Action>) {
         if let Some(apply) = &mut self.apply {
-            let ready = if apply.is_pass {
+            let ready = if apply.build == Build::Pass {
                 self.drained == self.received
             } else {
                 self.drained.sequence >= apply.last.sequence
@@ -505,8 +517,8 @@ impl Mirror {
                 apply.state = ApplyState::Running;
                 // Updates that came before are still with the shell, in order.
                 let at = actions.iter().position(|action| *action == Action::Feed);
-                let Apply { cp, last, is_pass, .. } = *apply;
-                let start = Action::Apply { cp, last, is_pass };
+                let Apply { cp, last, build, .. } = *apply;
+                let start = Action::Apply { cp, last, build };
                 actions.insert(at.unwrap_or(actions.len()), start);
             }
             if apply.state == ApplyState::Running
@@ -550,9 +562,9 @@ impl Mirror {
         (received.hash, durable.hash, drained.hash, self.filed.hash).hash(to);
         (known.generation, known.applied_cp, known.cp_max, known.source.is_some()).hash(to);
         (self.log_credit, self.cp_credit, self.cp_came, self.cp_taken, self.given_up).hash(to);
-        if let Some(Apply { cp, last, state, update_bytes, end, is_pass }) = &self.apply {
-            (cp, last.hash, std::mem::discriminant(state), update_bytes, end.is_some()).hash(to);
-            is_pass.hash(to);
+        if let Some(Apply { cp, last, build, state, update_bytes, end }) = &self.apply {
+            let state = std::mem::discriminant(state);
+            (cp, last.hash, build, state, update_bytes, end.is_some()).hash(to);
         }
     }
 }

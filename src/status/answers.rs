@@ -1,4 +1,5 @@
-//! What the commands `checkpoint`, `kept`, `drop`, `verify` and `pool-check` answer; also their `--json`.
+//! What the commands `checkpoint`, `kept`, `drop`, `verify`, `failover` and `pool-check` answer;
+//! also their `--json`.
 
 use serde::{Deserialize, Serialize};
 
@@ -177,6 +178,35 @@ pub struct VerifyOfEnd {
     pub blocks_read: u64,
     /// Blocks that failed their checksum or could not be read.
     pub bad_blocks: u64,
+}
+
+/// A source was failed over, or would be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverAnswer {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// Source.
+    pub source: SourceName,
+    /// Nothing was done: this is what would be.
+    pub dry_run: bool,
+    /// `complete`, `up-to-gap` or `nothing-to-replay`; a refusal is an error.
+    pub outcome: String,
+    /// The epoch that fences the source.
+    pub epoch: u32,
+    /// The CP that shows everything that was replayed.
+    pub cp: u32,
+    /// The last write of the image.
+    pub sequence: u64,
+    /// Entries replayed.
+    pub entries: u64,
+    /// Bytes of client data in them.
+    pub bytes: u64,
+    /// Whether the loss of an acknowledged write is known or cannot be excluded.
+    pub may_be_lost: bool,
+    /// What was done and what cannot be excluded, in words.
+    pub sentences: Vec<String>,
+    /// What to do next.
+    pub next_step: String,
 }
 
 /// The pool has been walked from its roots: `reachable + free = all`.

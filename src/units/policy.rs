@@ -17,6 +17,8 @@ use super::words::words;
 pub const LAG_BYTES: ByteCount = ByteCount(64 << 20);
 /// Default of `lag_limit.time`.
 pub const LAG_TIME: Duration = Duration::from_secs(5);
+/// Default of `hub_timeout`.
+pub const HUB_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a policy in a catalog row.
 pub const POLICY_BYTES: usize = 24;
 
@@ -26,9 +28,6 @@ pub enum PolicyError {
     /// A value of a later version, or damage.
     #[error("{what} has no value of number {number}")]
     Unknown { what: &'static str, number: u8 },
-    /// Bytes that must be zero.
-    #[error("a policy's reserved byte is {0}")]
-    Reserved(u8),
 }
 
 /// Words that travel by number.
@@ -148,7 +147,7 @@ impl Default for LagLimit {
 
 /// What a source promises. The default is the design's, and says the least: a source that tells
 /// nothing may have gone on alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Policy {
     /// When a write is answered.
@@ -163,6 +162,23 @@ pub struct Policy {
     pub cache: Cache,
     /// The limit of `semi-sync`; of no meaning in another mode.
     pub lag_limit: LagLimit,
+    /// When the hub counts as lost; a failover waits as long. Travels in whole milliseconds.
+    #[serde(with = "milliseconds")]
+    pub hub_timeout: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            ack: Ack::default(),
+            apply: Apply::default(),
+            on_hub_loss: OnHubLoss::default(),
+            cache: Cache::default(),
+            lag_limit: LagLimit::default(),
+            hub_timeout: HUB_TIMEOUT,
+        }
+    }
 }
 
 impl Policy {
@@ -177,8 +193,8 @@ impl Policy {
         self.mode == Mode::Sync && self.on_hub_loss == OnHubLoss::Stop
     }
 
-    /// The bytes for a catalog row, little-endian: five numbers, three reserved zeroes, the lag
-    /// limit in bytes (8) and in milliseconds (8).
+    /// The bytes for a catalog row, little-endian: five numbers, the hub timeout in milliseconds
+    /// (3; longer ones are cut), the lag limit in bytes (8) and in milliseconds (8).
     pub fn encode(&self) -> [u8; POLICY_BYTES] {
         let mut out = [0; POLICY_BYTES];
         out[0] = self.mode.into();
@@ -186,6 +202,8 @@ impl Policy {
         out[2] = self.apply.into();
         out[3] = self.on_hub_loss.into();
         out[4] = self.cache.into();
+        let timeout = whole_ms(self.hub_timeout).min(0xff_ffff);
+        out[5..8].copy_from_slice(&timeout.to_le_bytes()[..3]);
         out[8..16].copy_from_slice(&self.lag_limit.bytes.0.to_le_bytes());
         out[16..24].copy_from_slice(&whole_ms(self.lag_limit.time).to_le_bytes());
         out
@@ -193,10 +211,8 @@ impl Policy {
 
     /// Reads and checks the bytes.
     pub fn decode(bytes: &[u8; POLICY_BYTES]) -> Result<Self, PolicyError> {
-        let [mode, ack, apply, loss, cache, r0, r1, r2, limits @ ..] = *bytes;
-        if let Some(&value) = [r0, r1, r2].iter().find(|byte| **byte != 0) {
-            return Err(PolicyError::Reserved(value));
-        }
+        let [mode, ack, apply, loss, cache, t0, t1, t2, limits @ ..] = *bytes;
+        let timeout = u64::from(u32::from_le_bytes([t0, t1, t2, 0]));
         let (mut size, mut time) = ([0; 8], [0; 8]);
         size.copy_from_slice(&limits[..8]);
         time.copy_from_slice(&limits[8..]);
@@ -210,6 +226,7 @@ impl Policy {
                 bytes: ByteCount(u64::from_le_bytes(size)),
                 time: Duration::from_millis(u64::from_le_bytes(time)),
             },
+            hub_timeout: Duration::from_millis(timeout),
         })
     }
 }
@@ -249,13 +266,14 @@ mod tests {
             on_hub_loss: OnHubLoss::Stop,
             cache: Cache::Writeback,
             lag_limit: LagLimit { bytes: ByteCount(0x0102), time: Duration::from_millis(0x0304) },
+            hub_timeout: Duration::from_millis(0x0506),
         }
     }
 
     #[test]
     fn golden_bytes_and_back() {
         let bytes = sample().encode();
-        let golden = [2, 3, 2, 2, 2, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0];
+        let golden = [2, 3, 2, 2, 2, 6, 5, 0, 2, 1, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0, 0, 0, 0, 0];
         assert_eq!(bytes, golden);
         assert_eq!(Policy::decode(&bytes), Ok(sample()));
         let largest = LagLimit { bytes: ByteCount(u64::MAX), time: Duration::MAX };
@@ -271,16 +289,13 @@ mod tests {
             let error = Policy::decode(&bytes).unwrap_err();
             assert!(matches!(error, PolicyError::Unknown { number, .. } if number == wrong));
         }
-        let mut bytes = sample().encode();
-        bytes[6] = 1;
-        assert_eq!(Policy::decode(&bytes), Err(PolicyError::Reserved(1)));
     }
 
     /// What an older program sent has fewer fields, what a newer one knows has more words.
     #[test]
     fn on_the_wire_a_policy_is_an_array_of_numbers_that_grows_at_its_end() {
         let bytes = rmp_serde::to_vec(&sample()).unwrap();
-        assert_eq!(bytes, [0x96, 2, 3, 2, 2, 2, 0x92, 0xcd, 1, 2, 0xcd, 3, 4]);
+        assert_eq!(bytes, [0x97, 2, 3, 2, 2, 2, 0x92, 0xcd, 1, 2, 0xcd, 3, 4, 0xcd, 5, 6]);
         assert_eq!(rmp_serde::from_slice::<Policy>(&bytes).unwrap(), sample());
         let shorter: Policy = rmp_serde::from_slice(&[0x91, 3]).unwrap();
         assert_eq!(shorter, Policy { mode: Mode::Async, ..Policy::default() });

@@ -30,7 +30,7 @@ pub mod root;
 pub mod scan;
 pub mod serve;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod walk;

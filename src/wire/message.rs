@@ -156,11 +156,13 @@ pub enum RefusedCode {
     Busy,
     /// The peer broke the protocol.
     Protocol,
+    /// A higher epoch is in force: the source was failed over.
+    Fenced,
 }
 
 impl RefusedCode {
     /// All codes, in the order of their numbers from 1.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Version,
         Self::UnknownSource,
         Self::OtherSource,
@@ -172,6 +174,7 @@ impl RefusedCode {
         Self::Faulted,
         Self::Busy,
         Self::Protocol,
+        Self::Fenced,
     ];
 
     /// Stable word for logs, metrics and status.
@@ -188,6 +191,7 @@ impl RefusedCode {
             Self::Faulted => "faulted",
             Self::Busy => "busy",
             Self::Protocol => "protocol",
+            Self::Fenced => "fenced",
         }
     }
 }
@@ -229,6 +233,9 @@ pub struct PartitionFull {
     /// on behind `last` once the CP is published (R4).
     #[serde(default)]
     pub base: Option<CpNumber>,
+    /// No Updates follow, only CpEnd: the mirror applies the entries of its log, in order.
+    #[serde(default)]
+    pub replay: bool,
 }
 
 /// Changed blocks of one volume in a CP; the payload is [`super::updates`].
@@ -543,10 +550,8 @@ mod tests {
         let volume = VolumeNumber(1);
         let root = VolumeRoot { volume, root: Root([9; 32]) };
         round(Message::Transfer, b"x");
-        round(
-            Message::PartitionFull(PartitionFull { cp: CpNumber(300), last: place(), base: None }),
-            b"",
-        );
+        let full = PartitionFull { cp: CpNumber(300), last: place(), base: None, replay: true };
+        round(Message::PartitionFull(full), b"");
         round(Message::Updates(Updates { cp: CpNumber(1), volume }), b"y");
         let end = CpEnd { cp: CpNumber(1), place: place(), roots: vec![root], update_bytes: 5 };
         round(Message::CpEnd(end), b"");
@@ -625,6 +630,15 @@ mod tests {
         let older = Hello { policy: Policy::default(), alone: None, ..hello };
         let decoded = Message::decode(&header, 0).unwrap();
         assert_eq!(decoded, Message::Hello(Box::new(older)));
+    }
+
+    /// A field that came later is absent in what an older peer says.
+    #[test]
+    fn a_partition_full_without_a_word_of_replay_has_updates() {
+        let old = rmp_serde::to_vec(&(CpNumber(300), place())).unwrap();
+        let header: Vec<u8> = std::iter::once(3).chain(old).collect();
+        let full = PartitionFull { cp: CpNumber(300), last: place(), base: None, replay: false };
+        assert_eq!(Message::decode(&header, 0).unwrap(), Message::PartitionFull(full));
     }
 
     /// An acknowledgement is small: it is half of the wire's overhead at depth 1.

@@ -14,9 +14,12 @@ use super::{
 };
 use crate::cli::signals::{Signal, Signals};
 use crate::config::schema::HubConfig;
-use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
+use crate::control::message::{
+    AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
+};
 use crate::control::server::{Admin, AdminServer};
 use crate::device::directory::create_durably;
+use crate::hub::failover::{Ask, Step};
 use crate::hub::images::Images;
 use crate::hub::recover::Verified;
 use crate::hub::shared::SourceSetting;
@@ -27,8 +30,8 @@ use crate::nbd::serve::{Options, Server};
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
 use crate::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, Unproven, Verdict, VerifyAnswer, VerifyOfVolume,
-    VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, FailoverAnswer, Unproven, Verdict, VerifyAnswer,
+    VerifyOfVolume, VolumeRoot,
 };
 use crate::status::document::{
     AloneSince, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
@@ -226,6 +229,49 @@ fn carried(totals: &Totals) -> u64 {
     totals.reference_blocks + totals.inline_blocks + totals.hole_blocks
 }
 
+impl View {
+    async fn failover(
+        &self,
+        source: SourceName,
+        ask: Ask,
+        progress: ProgressSender,
+    ) -> Result<Value, AdminError> {
+        let object = source.to_string();
+        let reached = move |step: &Step| {
+            let (what, done) = match step {
+                Step::Replaying(entries) => ("replaying", *entries),
+                Step::Checked => ("log checked", 0),
+                Step::Fenced | Step::Raised | Step::Told => ("source fenced", 0),
+                Step::Drained | Step::Replayed | Step::Promoted => ("log drained", 0),
+            };
+            let (what, object, unit) = (what.to_owned(), object.clone(), ProgressUnit::Steps);
+            progress.send(Progress { what, object, done, total: None, unit });
+        };
+        let report = self.hub.failover(&source, ask, reached).await.map_err(|refusal| {
+            AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
+        })?;
+        let next_step = if report.dry_run {
+            format!("`mirrorhub failover {source}` does it")
+        } else {
+            "`mirrorhub failback` gives the volumes back".to_owned()
+        };
+        answer(&FailoverAnswer {
+            schema: SCHEMA,
+            dry_run: report.dry_run,
+            outcome: report.outcome.word().to_owned(),
+            epoch: report.epoch.number,
+            cp: report.cp.0,
+            sequence: report.last.sequence.0,
+            entries: report.replayed.entries,
+            bytes: report.replayed.bytes,
+            may_be_lost: report.may_be_lost(),
+            sentences: report.sentences(),
+            next_step,
+            source,
+        })
+    }
+}
+
 /// Whether a source is known to have that volume, or its volumes are not known.
 fn knows(volumes: &[wire::VolumeOffer], name: &VolumeName) -> bool {
     volumes.is_empty() || volumes.iter().any(|offer| offer.name == *name)
@@ -266,6 +312,11 @@ impl Admin for View {
                     kept::drop(&self.hub, target).await
                 }
                 Request::Verify { target } => self.verify(target.as_ref(), &progress).await,
+                Request::Failover { source, dry_run, now, accept_gap } => {
+                    self.names(Some(&source))?;
+                    let ask = Ask { dry_run, now, accept_gap };
+                    self.failover(source, ask, progress).await
+                }
                 Request::PoolCheck {} => pool_check(self.hub.shared().pool.clone()).await,
             }
         })
@@ -295,6 +346,7 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         SourceState::Behind => State::Behind,
         SourceState::Offline => State::Offline,
         SourceState::Faulted => State::Faulted,
+        SourceState::FailedOver => State::FailedOver,
     };
     let totals = &snapshot.totals;
     let lag = snapshot.cursors.oldest_invisible().map(|since| since.elapsed().as_secs_f64());

@@ -228,6 +228,11 @@ impl Admin for View {
                     "give the same command to the hub, with its --config",
                 )),
                 Request::Verify { target } => self.verify(target.as_ref(), &progress).await,
+                Request::Failover { .. } => Err(AdminError::new(
+                    code::HUB_ONLY,
+                    "this is a source, and a hub fails over",
+                    "name the configuration of the hub with --config",
+                )),
                 Request::PoolCheck {} => pool_check(self.filer.pool().clone()).await,
             }
         })

@@ -12,9 +12,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use crate::link::FrameReader;
+use crate::record::entry::EntryKind;
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
-use crate::session::mirror::{Action, Arrived, Event, Known, Mirror, Outcome};
+use crate::session::mirror::{Action, Arrived, Build, Event, Known, Mirror, Outcome};
 use crate::units::hash::{Root, StreamHash};
 use crate::units::ids::HubId;
 use crate::units::numbers::{CpNumber, Epoch, Generation, TransferId, VolumeNumber};
@@ -50,6 +51,7 @@ pub(super) struct Seen {
     pub(super) holes: u64,
     pub(super) update_bytes: u64,
     pub(super) published: u64,
+    pub(super) replayed: u64,
     pub(super) rejected: u64,
     pub(super) checkpoint_at: CpNumber,
 }
@@ -92,6 +94,7 @@ fn known() -> Known {
         applied_cp: CpNumber(0),
         applied: Place::default(),
         roots: Vec::new(),
+        failed_over: false,
         cp_max: CpNumber(0),
         policy: None,
         alone: None,
@@ -262,10 +265,14 @@ impl State {
                 let Some(Input::Transfer(transfer)) = input else { panic!("no transfer") };
                 self.stage(transfer.clone());
             }
-            Action::Apply { .. } => {
+            Action::Apply { cp, build, .. } => {
                 self.work = self.images.clone();
                 self.unusable = false;
                 self.applying = true;
+                if build == Build::Replay {
+                    self.seen.replayed += 1;
+                    self.replay(cp);
+                }
                 for (volume, payload) in std::mem::take(&mut self.early) {
                     self.feed(volume, &payload);
                 }
@@ -392,6 +399,21 @@ impl State {
                 Run::Hole { vbn, count } => {
                     self.seen.holes += count;
                     (0..count).for_each(|n| put(vbn.0 + n, &[0; 4096]));
+                }
+            }
+        }
+    }
+
+    /// The entries of the log, byte by byte.
+    fn replay(&mut self, cp: CpNumber) {
+        for transfer in self.log.iter().filter(|transfer| transfer.header().cp <= cp) {
+            for (entry, data) in transfer.iter() {
+                let image = self.work.get_mut(&entry.volume).unwrap();
+                let range =
+                    usize::try_from(entry.offset).unwrap()..usize::try_from(entry.end()).unwrap();
+                match entry.kind {
+                    EntryKind::Write => image[range].copy_from_slice(data),
+                    EntryKind::Trim | EntryKind::Zeroes => image[range].fill(0),
                 }
             }
         }

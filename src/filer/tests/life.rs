@@ -79,7 +79,7 @@ fn names_info_and_extents() {
 /// restarts: what is read is what was written, and both ends agree on every CP.
 #[test]
 fn random_life_agrees_with_plain_images() {
-    for apply in [Apply::Reference, Apply::Inline] {
+    for apply in [Apply::Reference, Apply::Inline, Apply::Replay] {
         runtime().block_on(random_life(apply, 11));
     }
 }
@@ -115,6 +115,8 @@ async fn random_life(apply: Apply, seed: u64) {
     let seen = hub.seen();
     assert_eq!(seen.rejected, 0);
     assert_eq!(seen.references > 0, apply == Apply::Reference);
+    assert_eq!(seen.inline > 0, apply != Apply::Replay);
+    assert_eq!(seen.replayed, if apply == Apply::Replay { seen.published } else { 0 });
 }
 
 pub(super) async fn change(chance: &mut Chance, export: &Arc<dyn Export>, image: &mut [u8]) {

@@ -181,6 +181,47 @@ impl Fake {
         transfer
     }
 
+    /// Forms a transfer of these entries: kind, offset, and the data or as many zeroes.
+    pub fn entries(&mut self, entries: &[(EntryKind, u64, Vec<u8>)]) -> Transfer {
+        let mut builder = Builder::default();
+        for (kind, offset, data) in entries {
+            let start = usize::try_from(*offset).unwrap();
+            self.image[start..start + data.len()].copy_from_slice(data);
+            let length = u32::try_from(data.len()).unwrap();
+            let (crc, data) = match kind {
+                EntryKind::Write => (crc32c(data), Bytes::copy_from_slice(data)),
+                EntryKind::Trim | EntryKind::Zeroes => (0, Bytes::new()),
+            };
+            let volume = VolumeNumber(0);
+            builder.push(Entry { kind: *kind, volume, offset: *offset, length, crc }, data);
+        }
+        self.counter += 1;
+        let transfer = builder.finish(TransferHeader {
+            id: TransferId { generation: self.generation.number, counter: self.counter },
+            cp: self.cp,
+            partition: 0,
+            first_sequence: SequenceNumber(self.last.sequence.0 + 1),
+            previous: self.last.transfer,
+            hash_before: self.last.hash,
+            own_durable: self.last.transfer,
+        });
+        self.last = transfer.place();
+        transfer
+    }
+
+    /// A whole CP without updates: the hub applies its log.
+    pub async fn checkpoint_by_replay(&mut self) -> Message {
+        let full = PartitionFull { cp: self.cp, last: self.last.into(), base: None, replay: true };
+        self.send(&Message::PartitionFull(full), Bytes::new()).await;
+        let end = self.end(0, self.root());
+        self.send(&end, Bytes::new()).await;
+        let answer = self.other().await.expect("an answer to CpEnd");
+        if matches!(answer, Message::CpDone(_)) {
+            self.cp = self.cp.next();
+        }
+        answer
+    }
+
     pub async fn send_transfer(&mut self, transfer: &Transfer) {
         self.send(&Message::Transfer, transfer.bytes().clone()).await;
     }
@@ -198,7 +239,7 @@ impl Fake {
 
     /// Sends PartitionFull and the updates, by reference; not the end.
     pub async fn updates(&mut self, references: &[(u64, TransferId)]) -> u64 {
-        let full = PartitionFull { cp: self.cp, last: self.last.into(), base: None };
+        let full = PartitionFull { cp: self.cp, last: self.last.into(), base: None, replay: false };
         self.send(&Message::PartitionFull(full), Bytes::new()).await;
         let mut encoder = Encoder::new(65_536);
         for &(vbn, transfer) in references {
@@ -252,7 +293,7 @@ impl Fake {
 
     /// PartitionFull and one frame of Updates; its bytes.
     pub async fn updates_with(&mut self, fill: impl FnOnce(&mut Encoder)) -> u64 {
-        let full = PartitionFull { cp: self.cp, last: self.last.into(), base: None };
+        let full = PartitionFull { cp: self.cp, last: self.last.into(), base: None, replay: false };
         self.send(&Message::PartitionFull(full), Bytes::new()).await;
         let mut encoder = Encoder::new(1 << 20);
         fill(&mut encoder);

@@ -2,11 +2,13 @@
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test names the one message it wants")]
 
+mod failover;
 mod fake;
 mod faults;
 mod hostile;
 mod kept;
 mod promises;
+mod replay;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

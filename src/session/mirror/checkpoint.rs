@@ -4,7 +4,7 @@
 //! over the credit closes the connection, data of an attempt that has ended is passed over.
 
 use super::super::CP_NUMBER_MAX;
-use super::{Action, Apply, ApplyState, Mirror, Outcome, State};
+use super::{Action, Apply, ApplyState, Build, Mirror, Outcome, State};
 use crate::record::marks::Place;
 use crate::units::numbers::CpNumber;
 use crate::wire::message::{CpDone, CpEnd, CpRejected, Message, PartitionFull, VolumeRoot};
@@ -27,8 +27,9 @@ impl Mirror {
         } else {
             self.known.cp_max = self.known.cp_max.max(full.cp);
             let state = ApplyState::Waiting;
-            let (update_bytes, end, is_pass) = (0, None, false);
-            self.apply = Some(Apply { cp: full.cp, last, state, update_bytes, end, is_pass });
+            let build = if full.replay { Build::Replay } else { Build::Updates };
+            let cp = full.cp;
+            self.apply = Some(Apply { cp, last, build, state, update_bytes: 0, end: None });
         }
     }
 
@@ -46,8 +47,8 @@ impl Mirror {
             return;
         }
         known.cp_max = known.cp_max.max(cp);
-        let (state, update_bytes, end, is_pass) = (ApplyState::Waiting, 0, None, true);
-        self.apply = Some(Apply { cp, last, state, update_bytes, end, is_pass });
+        let (state, build) = (ApplyState::Waiting, Build::Pass);
+        self.apply = Some(Apply { cp, last, build, state, update_bytes: 0, end: None });
     }
 
     pub(super) fn updates(&mut self, cp: CpNumber, bytes: u64, actions: &mut Vec<Action>) {
@@ -64,6 +65,9 @@ impl Mirror {
         }
         self.cp_came += bytes;
         match &mut self.apply {
+            Some(apply) if apply.cp == cp && apply.build == Build::Replay => {
+                self.close(format!("Updates of CP {cp}, which is to be replayed"), actions);
+            }
             Some(apply) if apply.cp == cp && apply.end.is_none() => {
                 apply.update_bytes += bytes;
                 actions.push(Action::Feed);
@@ -126,7 +130,7 @@ impl Mirror {
                 self.known.roots = roots.into_iter().map(root).collect();
                 // What is published needs no log; the source is told before CpDone builds on it.
                 self.filed(apply.last, actions);
-                if apply.is_pass {
+                if apply.build == Build::Pass {
                     // The applier has set the log to the same place.
                     (self.received, self.durable) = (apply.last, apply.last);
                     (self.drained, self.filed) = (apply.last, apply.last);

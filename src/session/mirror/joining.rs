@@ -65,6 +65,16 @@ impl Mirror {
             let reason = format!("the source belongs to hub {hub}, this is hub {}", known.hub);
             return Err(refuse(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
         }
+        let older = hello.epoch.number > 0 && hello.epoch.number < known.epoch.number;
+        if older || known.failed_over {
+            let reason = format!(
+                "the source was failed over: epoch {} ({:016x}) is in force, the source is in \
+                 epoch {} ({:016x})",
+                known.epoch.number, known.epoch.id, hello.epoch.number, hello.epoch.id
+            );
+            let next = "see `mirrorhub status` on the hub; `failback` gives the volumes back";
+            return Err(refuse(RefusedCode::Fenced, reason, next));
+        }
         if hello.epoch.number > 0 && hello.epoch != known.epoch {
             let reason = format!(
                 "the source is in epoch {} ({:016x}), the hub in epoch {} ({:016x})",

@@ -317,12 +317,13 @@ impl Primary {
 
     fn pump_pass(&mut self, actions: &mut Vec<Action>) {
         let Some(pass) = self.apart.pass_mut() else { return };
-        let (cp, base) = (pass.cp, pass.base);
+        let (cp, from) = (pass.cp, pass.base);
         if pass.data == Data::Waiting {
             pass.data = Data::Sending;
-            let full = PartitionFull { cp, last: pass.place.into(), base: Some(base) };
+            let (last, base) = (pass.place.into(), Some(from));
+            let full = PartitionFull { cp, last, base, replay: false };
             actions.push(Action::Send(Message::PartitionFull(full)));
-            actions.push(Action::SendPass { cp, base });
+            actions.push(Action::SendPass { cp, base: from });
         }
         if let Data::Sent(update_bytes) = pass.data {
             pass.data = Data::Ended;

@@ -8,6 +8,7 @@ use super::{Action, Data, PendingCp, Primary, refused};
 use crate::record::marks::Place;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::policy;
 use crate::wire::message::{CpEnd, CpRejected, Message, PartitionFull, RefusedCode};
 
 impl Primary {
@@ -106,10 +107,17 @@ impl Primary {
         };
         let Some(pending) = &mut self.pending else { return };
         if pending.data == Data::Waiting && sent >= pending.place.sequence {
-            pending.data = Data::Sending;
-            let full = PartitionFull { cp: pending.cp, last: pending.place.into(), base: None };
+            // Refused twice it is sent all inline, whatever was asked for (R19).
+            let replay = self.identity.policy.apply == policy::Apply::Replay && !pending.inline;
+            let (cp, last, base) = (pending.cp, pending.place.into(), None);
+            let full = PartitionFull { cp, last, base, replay };
             actions.push(Action::Send(Message::PartitionFull(full)));
-            actions.push(Action::SendData { cp: pending.cp, inline: pending.inline });
+            if replay {
+                pending.data = Data::Sent(0);
+            } else {
+                pending.data = Data::Sending;
+                actions.push(Action::SendData { cp: pending.cp, inline: pending.inline });
+            }
         }
         if let (Data::Sent(update_bytes), Some(roots)) = (pending.data, &pending.roots) {
             pending.data = Data::Ended;

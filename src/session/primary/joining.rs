@@ -260,7 +260,8 @@ impl Primary {
             | RefusedCode::Generation
             | RefusedCode::Diverged
             | RefusedCode::Gap
-            | RefusedCode::Volume => {
+            | RefusedCode::Volume
+            | RefusedCode::Fenced => {
                 self.halt(refused, actions);
             }
         }

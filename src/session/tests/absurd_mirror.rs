@@ -1,7 +1,7 @@
 //! A hub whose source is absurd: each message in each state, clones, and CPs that end badly.
 
 use super::super::CP_NUMBER_MAX;
-use super::super::mirror::{Action, Arrived, Event, Known, Mirror, Outcome};
+use super::super::mirror::{Action, Arrived, Build, Event, Known, Mirror, Outcome};
 use super::absurd_primary::line;
 use super::world::{generation, hub_id, offers, root_of, source_id, transfer};
 use crate::limits::{VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
@@ -32,6 +32,7 @@ fn known() -> Known {
         applied_cp: CpNumber(0),
         applied: Place::default(),
         roots: Vec::new(),
+        failed_over: false,
         cp_max: CpNumber(0),
         policy: None,
         alone: None,
@@ -99,7 +100,12 @@ fn settle(machine: &mut Mirror, place: Place) -> Vec<Action> {
 }
 
 fn full(cp: u32, last: Place) -> Message {
-    Message::PartitionFull(PartitionFull { cp: CpNumber(cp), last: last.into(), base: None })
+    Message::PartitionFull(PartitionFull {
+        cp: CpNumber(cp),
+        last: last.into(),
+        base: None,
+        replay: false,
+    })
 }
 
 fn end(cp: u32, place: Place, update_bytes: u64) -> Message {
@@ -130,9 +136,46 @@ fn applying(line: &[Arrived]) -> Mirror {
     let last = line.last().unwrap().place;
     settle(&mut machine, last);
     let actions = receive(&mut machine, full(1, last));
-    assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last, is_pass: false }]);
+    assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last, build: Build::Updates }]);
     assert_eq!(updates(&mut machine, 1, 10), [Action::Feed]);
     machine
+}
+
+/// A CP by replay begins as any other, takes no updates, and ends with CpEnd.
+#[test]
+fn a_cp_by_replay_takes_no_updates() {
+    let line = line(2);
+    let begin = || {
+        let mut machine = joined();
+        stage(&mut machine, &line);
+        let last = line[1].place;
+        settle(&mut machine, last);
+        let full = PartitionFull { cp: CpNumber(1), last: last.into(), base: None, replay: true };
+        let actions = receive(&mut machine, Message::PartitionFull(full));
+        assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last, build: Build::Replay }]);
+        machine
+    };
+    let mut machine = begin();
+    assert!(matches!(&updates(&mut machine, 1, 10)[..], [Action::Close { .. }]));
+    let mut machine = begin();
+    let last = line[1].place;
+    assert!(matches!(&receive(&mut machine, end(1, last, 10))[..], [Action::Close { .. }]));
+    let mut machine = begin();
+    assert!(matches!(&receive(&mut machine, end(1, last, 0))[..], [Action::Finish(_)]));
+    let done = applied(&mut machine, 1, published(last));
+    assert!(done.contains(&Action::Send(Message::CpDone(CpDone { cp: CpNumber(1) }))));
+}
+
+/// A source that was failed over is told so before its epoch or generation is looked at.
+#[test]
+fn a_source_that_was_failed_over_is_fenced() {
+    let (in_force, older) = (Epoch { number: 2, id: 9 }, Epoch { number: 1, id: 5 });
+    for (failed_over, epoch) in [(true, older), (true, Epoch::default()), (false, older)] {
+        let known = Known { failed_over, epoch: in_force, ..known() };
+        let machine = Mirror::new(known, Place::default(), CREDIT, CP_CREDIT);
+        let refused = machine.accepts(&Hello { epoch, ..hello(1) }).unwrap_err();
+        assert_eq!(refused.code, RefusedCode::Fenced);
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,7 +342,7 @@ fn partition_full_is_held_to_what_came() {
     assert_eq!(reaction(&receive(&mut machine.clone(), full(2, line[1].place))), Close);
     assert_eq!(machine.applying(), Some(CpNumber(1)));
     let actions = settle(&mut machine, line[0].place);
-    let begin = Action::Apply { cp: CpNumber(1), last: line[0].place, is_pass: false };
+    let begin = Action::Apply { cp: CpNumber(1), last: line[0].place, build: Build::Updates };
     assert_eq!(actions.last(), Some(&begin), "{actions:?}");
 }
 
@@ -390,7 +433,7 @@ fn what_is_left_of_a_refused_cp_is_passed_over() {
         assert_eq!(receive(&mut machine, end(1, last, 60)), []);
         // The second try counts its own bytes.
         let actions = receive(&mut machine, full(1, last));
-        assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last, is_pass: false }]);
+        assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last, build: Build::Updates }]);
         assert_eq!(updates(&mut machine, 1, 5), [Action::Feed]);
         let actions = receive(&mut machine, end(1, last, 5));
         assert!(matches!(actions[..], [Action::Finish(_)]), "{actions:?}");
@@ -554,7 +597,7 @@ fn a_lost_connection_gives_up_what_is_not_whole() {
     let actions = receive(&mut machine, full(1, last));
     assert_eq!(
         actions,
-        [Action::Apply { cp: CpNumber(1), last, is_pass: false }],
+        [Action::Apply { cp: CpNumber(1), last, build: Build::Updates }],
         "it begins anew"
     );
     // Running: aborted, and Welcome waits for the end of that.

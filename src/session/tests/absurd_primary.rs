@@ -187,7 +187,10 @@ fn table(line: &[Arrived]) -> Vec<(Message, [Reaction; 4])> {
         ),
         // What only a source says.
         (Message::Transfer, [Close; 4]),
-        (Message::PartitionFull(PartitionFull { cp, last: nowhere, base: None }), [Close; 4]),
+        (
+            Message::PartitionFull(PartitionFull { cp, last: nowhere, base: None, replay: false }),
+            [Close; 4],
+        ),
         (Message::Updates(Updates { cp, volume: VolumeNumber(0) }), [Close; 4]),
         (Message::CpEnd(CpEnd { cp, place: nowhere, roots: vec![], update_bytes: 0 }), [Close; 4]),
         (Message::WantLog(WantLog { from: nowhere }), [Close; 4]),
@@ -645,8 +648,12 @@ fn cp_end_leaves_behind_data_commit_and_transfers() {
     let ends = |actions: &[Action]| {
         actions.iter().any(|action| matches!(action, Action::Send(Message::CpEnd(_))))
     };
-    let full =
-        Action::Send(Message::PartitionFull(PartitionFull { cp, last: place.into(), base: None }));
+    let full = Action::Send(Message::PartitionFull(PartitionFull {
+        cp,
+        last: place.into(),
+        base: None,
+        replay: false,
+    }));
     // The second transfer waits for credit, and PartitionFull with it.
     let mut machine = greeting(&line, 2);
     machine.step(Event::Frozen { cp, place });

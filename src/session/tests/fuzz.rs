@@ -168,8 +168,8 @@ fn from_source() -> BoxedStrategy<Message> {
     prop_oneof![
         1 => hello().prop_map(|hello| Message::Hello(Box::new(hello))),
         1 => Just(Message::Transfer),
-        8 => (cp(), place()).prop_map(|(cp, last)| {
-            Message::PartitionFull(PartitionFull { cp, last: last.into(), base: None })
+        8 => (cp(), place(), any::<bool>()).prop_map(|(cp, last, replay)| {
+            Message::PartitionFull(PartitionFull { cp, last: last.into(), base: None, replay })
         }),
         1 => cp().prop_map(|cp| Message::Updates(Updates { cp, volume: VolumeNumber(0) })),
         8 => (cp(), place(), prop_oneof![4 => Just(0u64), 1 => bytes()]).prop_map(
@@ -410,7 +410,7 @@ impl PrimaryShell {
                 | Action::Rejected { .. } => {}
                 other @ (Action::Done { alone: true, .. }
                 | Action::Answer(_)
-                | Action::MarkApart
+                | Action::MarkApart(_)
                 | Action::ClearApart
                 | Action::SendPass { .. }
                 | Action::PassEnded { .. }
@@ -494,6 +494,7 @@ impl MirrorShell {
             applied_cp: CpNumber(0),
             applied: Place::default(),
             roots: Vec::new(),
+            failed_over: false,
             cp_max: CpNumber(0),
             policy: None,
             alone: None,
@@ -541,11 +542,8 @@ impl MirrorShell {
                 }
                 let cp = self.machine.known().cp_max.next();
                 self.full = Some((cp, received, 0));
-                Event::Received(Message::PartitionFull(PartitionFull {
-                    cp,
-                    last: received.into(),
-                    base: None,
-                }))
+                let full = PartitionFull { cp, last: received.into(), base: None, replay: false };
+                Event::Received(Message::PartitionFull(full))
             }
             ToMirror::EndNext => {
                 let (cp, place, update_bytes) = self.full?;

@@ -516,6 +516,7 @@ impl Hub {
             applied_cp,
             applied: self.image.1,
             roots: Vec::new(),
+            failed_over: false,
             cp_max: applied_cp.max(labels.unwrap_or_default()),
             policy: None,
             alone: None,

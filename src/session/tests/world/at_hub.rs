@@ -176,7 +176,8 @@ impl World {
                 Some(Frame::Transfer(arrived)) => self.hub.log.push(*arrived),
                 _ => self.fail("Stage without a transfer"),
             },
-            Action::Apply { cp, last, is_pass } => {
+            Action::Apply { cp, last, build } => {
+                let is_pass = build == mirror::Build::Pass;
                 if up.job.is_some() {
                     return self.fail("two CPs are applied at once");
                 }

@@ -1,0 +1,562 @@
+//! Failover: a source is fenced, and its log becomes the image that this hub serves (R2, R13).
+//!
+//! Called by the administrator through [`run`], and by the start of a hub for each source whose
+//! failover had begun ([`resume_all`]); blocks, so on a thread of its own. The steps, and what a
+//! cut behind each leaves:
+//!
+//! 1. the log is read and checked from the image to its end; a gap refuses here. A cut: nothing.
+//! 2. the fence is durable in the ring. Nothing of the source behind it is stored or acknowledged.
+//!    A cut: the next start finds it there and does step 3.
+//! 3. epoch raised, state `failing-over`, place of the fence: one commit. From here no CP of the
+//!    old epoch can be published, and the source is refused. A cut: the next start goes on.
+//! 4. the source is told, its connection ends, a CP under way is given up: what it has not
+//!    published counts as nothing, its log is what counts.
+//! 5. everything up to the fence lies in the source log.
+//! 6. the log is replayed on top of the image, in order. Nobody sees it; a cut: it is done again.
+//! 7. it is published as a CP, and with it the state `promoted`: one commit.
+//!
+//! Behind a refusal after step 3 the source stays fenced and in `failing-over`; the same command
+//! goes on from there.
+
+mod report;
+mod state;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+pub use self::report::{Alone, Outcome, Refusal, Report};
+pub use self::state::{Failovers, View};
+use super::actor::{Changed, Fence as FenceSource};
+use super::extension::{self, Extension, State};
+use super::lane::{Fenced, Lane};
+use super::registry::Entry;
+use super::replay::{Chain, Extent, Gap, Replay, ReplayError};
+use super::shared::Shared;
+use crate::pool::error::PoolError;
+use crate::pool::kept::Keep;
+use crate::pool::publish::Publish;
+use crate::pool::rows::SourceRow;
+use crate::pool::write_set::Budget;
+use crate::record::marks::Place;
+use crate::session::CP_NUMBER_MAX;
+use crate::units::ids::{SourceId, random_u64};
+use crate::units::names::{KeptName, SourceName};
+use crate::units::numbers::{CpNumber, Epoch};
+use crate::volume::error::VolumeError;
+
+/// How long a source may serve reads without having heard from its hub, where its policy is not
+/// known: the default of `hub_timeout`.
+const SILENCE: Duration =
+    if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(5) };
+
+/// What the administrator asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// Only say what would be.
+    pub dry_run: bool,
+    /// Do not wait until a source that is cut off holds its reads.
+    pub now: bool,
+    /// Go on up to a gap in the log.
+    pub accept_gap: bool,
+}
+
+/// What the source's policy promises, as far as a failover must know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promise {
+    /// Mode sync with `stop`: nothing is acknowledged without this hub.
+    pub nothing_alone: bool,
+    /// After so long without its hub the source holds reads and writes, or goes on alone.
+    pub hub_timeout: Duration,
+}
+
+/// Steps of a failover, as they are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The log was checked.
+    Checked,
+    /// The fence is durable in the ring.
+    Fenced,
+    /// Epoch and state are in the catalog.
+    Raised,
+    /// The source was told, and no CP of it is under way.
+    Told,
+    /// Everything up to the fence is in the log.
+    Drained,
+    /// So many entries are applied.
+    Replaying(u64),
+    /// All are, and nothing is published.
+    Replayed,
+    /// Published and promoted.
+    Promoted,
+}
+
+/// Told each step; false ends the failover there.
+pub type Reached<'a> = &'a (dyn Fn(&Step) -> bool + 'a);
+
+/// Goes on with every failover that had begun, each on its own thread.
+pub fn resume_all(shared: &Arc<Shared>) {
+    for name in shared.failovers.in_state(State::FailingOver) {
+        let shared = Arc::clone(shared);
+        drop(tokio::task::spawn_blocking(move || {
+            match run(&shared, &name, Ask::default(), &|_| true) {
+                Ok(report) => {
+                    tracing::warn!(source = %name, report = report.sentences().join("; "), "resumed");
+                }
+                Err(Refusal { reason, next_step }) => {
+                    tracing::error!(source = %name, reason, next_step, "failover has not ended");
+                }
+            }
+        }));
+    }
+}
+
+/// Fails `name` over, or goes on with that, or says what it would do.
+pub fn run(
+    shared: &Arc<Shared>,
+    name: &SourceName,
+    ask: Ask,
+    reached: Reached<'_>,
+) -> Result<Report, Refusal> {
+    let _turn = shared.failovers.turn(name)?;
+    let run = Run::of(shared, name, ask, reached)?;
+    let row = run.row()?;
+    let extension = Extension::of(&row).map_err(|reason| Refusal::new(reason, SEE_LOG))?;
+    let checked = match extension.state {
+        State::Mirror => run.plan(run.lane.cursors().durable)?,
+        State::FailingOver if ask.dry_run => run.plan(extension.fence)?,
+        State::FailingOver => Plan::default(),
+        State::Promoted => {
+            let reason = format!("{name} was failed over already, in epoch {}", row.epoch.number);
+            return Err(Refusal::new(reason, "`mirrorhub failback` gives it back"));
+        }
+        State::HandedOver => {
+            let reason = format!("{name} was handed over in epoch {}", row.epoch.number);
+            return Err(Refusal::new(reason, "start the filer that takes it over"));
+        }
+    };
+    if ask.dry_run {
+        return Ok(run.dry(&row, checked));
+    }
+    let ended = run.go(&row, extension.state, checked);
+    if let Err(Refusal { reason, next_step }) = &ended {
+        let state = run.row().ok().and_then(|row| Extension::of(&row).ok()).map(|e| e.state);
+        if let Some(state @ State::FailingOver) = state {
+            let (reason, next_step) = (reason.clone(), next_step.clone());
+            shared.failovers.set(name, View { state, reason, next_step });
+        }
+    }
+    run.tell_changed();
+    ended
+}
+
+const SEE_LOG: &str = "see the log of the hub";
+const AGAIN: &str = "the source stays fenced; mend the cause, then run `mirrorhub failover` again";
+const ACCEPT: &str = "restart the hub, its NVRAM may hold what is missing; or give up what lies \
+                      behind with `mirrorhub failover --accept-gap`";
+
+/// What the check has found.
+#[derive(Debug, Default)]
+struct Plan {
+    last: Place,
+    replayed: Extent,
+    gap: Option<Gap>,
+}
+
+/// One failover under way.
+struct Run<'a> {
+    shared: &'a Arc<Shared>,
+    name: &'a SourceName,
+    ask: Ask,
+    promise: Option<Promise>,
+    reached: Reached<'a>,
+    lane: Arc<Lane>,
+    source: SourceId,
+    begun: Instant,
+}
+
+impl<'a> Run<'a> {
+    fn of(
+        shared: &'a Arc<Shared>,
+        name: &'a SourceName,
+        ask: Ask,
+        reached: Reached<'a>,
+    ) -> Result<Self, Refusal> {
+        let Some(lane) = shared.lanes.get(name) else {
+            let reason = format!("{name} was never here: there is nothing to fail over");
+            return Err(Refusal::new(reason, "`mirrorhub status` lists the sources"));
+        };
+        let (source, begun) = (lane.source(), Instant::now());
+        let row = shared.pool.catalog().source(source).map_err(|error| pool(&error))?;
+        let told = row.as_ref().map(Extension::of).transpose();
+        let told = told.map_err(|reason| Refusal::new(reason, SEE_LOG))?.unwrap_or_default();
+        let promise = told.policy.map(|policy| Promise {
+            nothing_alone: policy.never_alone() && told.alone.is_none(),
+            hub_timeout: policy.hub_timeout,
+        });
+        Ok(Self { shared, name, ask, promise, reached, lane, source, begun })
+    }
+
+    fn row(&self) -> Result<SourceRow, Refusal> {
+        let row = self.shared.pool.catalog().source(self.source).map_err(|error| pool(&error))?;
+        row.ok_or_else(|| Refusal::new(format!("{} has no row in the catalog", self.name), SEE_LOG))
+    }
+
+    fn applied(&self, row: &SourceRow) -> Result<Place, Refusal> {
+        extension::place(row).map_err(|reason| Refusal::new(reason, SEE_LOG))
+    }
+
+    fn chain(&self, from: Place) -> Chain<'_> {
+        Chain { store: &self.shared.store, source: self.source, from }
+    }
+
+    fn stopping(&self) -> bool {
+        self.shared.failovers.is_stopping()
+    }
+
+    fn step(&self, step: Step) -> Result<(), Refusal> {
+        let goes_on = (self.reached)(&step) && !self.stopping();
+        if goes_on { Ok(()) } else { Err(stopped()) }
+    }
+
+    /// Step 1: reads the log up to `upto`.
+    fn plan(&self, upto: Place) -> Result<Plan, Refusal> {
+        let enough = |at: Place| at.sequence >= upto.sequence;
+        self.lane.wait(None, |c| enough(c.drained) || c.fault.is_some() || self.stopping());
+        loop {
+            let row = self.row()?;
+            let applied = self.applied(&row)?;
+            let last = if enough(applied) { applied } else { upto };
+            let check = |last| self.chain(applied).check(last, || !self.stopping());
+            let (last, gap, checked) = match check(last) {
+                Err(ReplayError::Gap(gap)) => {
+                    // A CP that was published meanwhile has taken its log with it.
+                    if self.row()?.applied != row.applied {
+                        continue;
+                    }
+                    if !self.ask.accept_gap {
+                        return Err(Refusal::new(gap.to_string(), ACCEPT));
+                    }
+                    (gap.reaches, Some(gap.clone()), check(gap.reaches))
+                }
+                checked => (last, None, checked),
+            };
+            let replayed = checked.map_err(|error| replay(&error))?;
+            return Ok(Plan { last, replayed, gap });
+        }
+    }
+
+    fn dry(&self, row: &SourceRow, plan: Plan) -> Report {
+        let Plan { last, replayed, gap, .. } = plan;
+        let raised = Epoch { number: row.epoch.number + 1, id: 0 };
+        let failing = row.epoch.number > 0 && self.lane.cursors().fence.is_some();
+        let epoch = if failing { row.epoch } else { raised };
+        let nothing = replayed.entries == 0;
+        let cp = if nothing { row.applied } else { row.highest_cp.max(replayed.cp).next() };
+        self.report(epoch, cp, last, replayed, gap)
+    }
+
+    fn report(
+        &self,
+        epoch: Epoch,
+        cp: CpNumber,
+        last: Place,
+        replayed: Extent,
+        gap: Option<Gap>,
+    ) -> Report {
+        let outcome = match gap {
+            Some(gap) => Outcome::UpToGap(gap),
+            None if replayed.entries == 0 => Outcome::NothingToReplay,
+            None => Outcome::Complete,
+        };
+        let silent = self.heard().map(|at| at.elapsed());
+        let alone = match self.promise {
+            Some(Promise { nothing_alone: true, .. }) => Alone::Nothing,
+            Some(_) => Alone::Possible(silent),
+            None => Alone::Unknown(silent),
+        };
+        let nvram_damaged_bytes = self.shared.nvram_damaged_bytes;
+        let (dry_run, stale_reads) = (self.ask.dry_run, self.ask.now);
+        Report {
+            dry_run,
+            outcome,
+            epoch,
+            cp,
+            last,
+            replayed,
+            alone,
+            nvram_damaged_bytes,
+            stale_reads,
+        }
+    }
+
+    fn entry(&self) -> Option<Entry> {
+        self.shared.registry.get(self.name)
+    }
+
+    fn heard(&self) -> Option<Instant> {
+        self.entry().and_then(|entry| entry.snapshot.load().heard)
+    }
+
+    /// Steps 2 to 7.
+    fn go(&self, row: &SourceRow, state: State, plan: Plan) -> Result<Report, Refusal> {
+        if state == State::Mirror {
+            self.step(Step::Checked)?;
+            self.fence(row, &plan)?;
+        }
+        let row = self.row()?;
+        self.shared.failovers.set(self.name, View::of(State::FailingOver, row.epoch));
+        tracing::warn!(source = %self.name, epoch = row.epoch.number, "fenced");
+        let used = self.tell(row.epoch);
+        self.quiet()?;
+        self.step(Step::Told)?;
+        self.follow(used, plan.gap)
+    }
+
+    /// Steps 2 and 3.
+    fn fence(&self, row: &SourceRow, plan: &Plan) -> Result<(), Refusal> {
+        let id = random_u64().map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
+        let epoch = Epoch { number: row.epoch.number + 1, id };
+        let stager = &self.shared.stager;
+        let at = plan.gap.as_ref().map(|gap| gap.reaches);
+        let fence = stager.fence(&self.lane, epoch, at);
+        self.lane.wait(None, |cursors| cursors.fenced > Fenced::No || self.stopping());
+        if self.lane.cursors().fenced < Fenced::InRing {
+            let failed = stager.failed().map(|why| why.to_string());
+            let reason = failed.unwrap_or_else(|| "the hub stops".to_owned());
+            return Err(Refusal::new(reason, "restart the hub, then try again"));
+        }
+        self.step(Step::Fenced)?;
+        let change = move |row: &mut SourceRow| Extension::fail_over(row, fence);
+        let catalog = self.shared.pool.catalog();
+        catalog.update_source(self.source, change).map_err(|error| pool(&error))?;
+        let met = self.row()?.epoch;
+        if met != epoch {
+            let reason = format!("epoch {} came between", met.number);
+            return Err(Refusal::new(reason, AGAIN));
+        }
+        self.lane.fence_is(Fenced::InCatalog);
+        self.step(Step::Raised)
+    }
+
+    /// Step 4: the source is told. The highest CP number that it is known to have used.
+    fn tell(&self, epoch: Epoch) -> CpNumber {
+        let Some(entry) = self.entry() else { return CpNumber(0) };
+        let told = Handle::current().block_on(entry.actor.send(FenceSource(epoch)));
+        told.unwrap_or_else(|error| {
+            // The next one begins with what the catalog says.
+            tracing::debug!(source = %self.name, %error, "the actor is being replaced");
+            CpNumber(0)
+        })
+    }
+
+    fn tell_changed(&self) {
+        let Some(entry) = self.entry() else { return };
+        if Handle::current().block_on(entry.actor.send(Changed)).is_err() {
+            tracing::debug!(source = %self.name, "the actor is being replaced");
+        }
+    }
+
+    /// No CP of the source is under way any more; one that was whole may have been published
+    /// before the epoch was raised.
+    fn quiet(&self) -> Result<(), Refusal> {
+        if let Some(job) = self.lane.job() {
+            job.abort();
+        }
+        self.lane.wait(None, |_| self.lane.job().is_none() || self.stopping());
+        if self.lane.job().is_some() { Err(stopped()) } else { Ok(()) }
+    }
+
+    /// Steps 5 to 7, until they need no other fence.
+    fn follow(&self, used: CpNumber, mut gap: Option<Gap>) -> Result<Report, Refusal> {
+        loop {
+            let row = self.row()?;
+            let extension = Extension::of(&row).map_err(|why| Refusal::new(why, SEE_LOG))?;
+            let fence = extension.fence;
+            let drained = |at: Place| at.sequence >= fence.sequence;
+            self.lane.wait(None, |c| drained(c.drained) || c.fault.is_some() || self.stopping());
+            self.step(Step::Drained)?;
+            match self.promote(&row, fence, used) {
+                Ok((cp, replayed)) => return self.promoted(&row, fence, cp, replayed, gap),
+                Err(Stop::Refused(refusal)) => return Err(refusal),
+                Err(Stop::Gap(met)) if self.ask.accept_gap => {
+                    self.move_fence(met.reaches)?;
+                    gap = Some(met);
+                }
+                Err(Stop::Gap(met)) => return Err(Refusal::new(met.to_string(), ACCEPT)),
+            }
+        }
+    }
+
+    /// What lies behind `place` was given up.
+    fn move_fence(&self, place: Place) -> Result<(), Refusal> {
+        let change = move |row: &mut SourceRow| {
+            if let Ok(extension) = Extension::of(row) {
+                row.extension = Extension { fence: place, ..extension }.encode();
+            }
+        };
+        let catalog = self.shared.pool.catalog();
+        catalog.update_source(self.source, change).map_err(|error| pool(&error))?;
+        self.lane.move_fence(place);
+        Ok(())
+    }
+
+    /// Steps 6 and 7. The CP that shows everything up to the fence.
+    fn promote(
+        &self,
+        row: &SourceRow,
+        fence: Place,
+        used: CpNumber,
+    ) -> Result<(CpNumber, Extent), Stop> {
+        let from = self.applied(row)?;
+        let (pool, catalog) = (&self.shared.pool, self.shared.pool.catalog());
+        let volumes = catalog.volumes(self.source)?;
+        let bases: BTreeMap<_, _> = volumes.iter().map(|row| (row.key.volume, row.tree)).collect();
+        let logged = self.shared.store.cps(self.source).last().copied().unwrap_or_default();
+        let cp = row.highest_cp.max(used).max(logged).next();
+        if cp > CP_NUMBER_MAX {
+            let reason = format!("CP {cp} would be beyond the last number");
+            return Err(Refusal::new(reason, SEE_LOG).into());
+        }
+        // The reserve is there for what cannot be put off (section 11).
+        let mut write_set = pool.begin(Budget::Reserve);
+        let mut replayed = Extent::default();
+        let built = Replay::new(&mut write_set, self.source, cp, bases).run(
+            &self.chain(from),
+            fence,
+            |extent| {
+                replayed = *extent;
+                (self.reached)(&Step::Replaying(extent.entries)) && !self.stopping()
+            },
+        )?;
+        self.step(Step::Replayed)?;
+        self.wait_for_silence()?;
+        let state = State::Promoted;
+        let _row = self.lane.row();
+        let kept = catalog.source(self.source)?.unwrap_or_else(|| row.clone());
+        let kept = Extension::of(&kept).map_err(|reason| Refusal::new(reason, SEE_LOG))?;
+        let extension = Extension { transfer: fence.transfer, state, fence, ..kept }.encode();
+        if from == fence {
+            let change = move |row: &mut SourceRow| row.extension = extension;
+            catalog.update_source(self.source, change)?;
+            return Ok((row.applied, replayed));
+        }
+        let publish = Publish {
+            write_set,
+            source: self.source,
+            cp,
+            sequence: fence.sequence,
+            stream_hash: fence.hash,
+            epoch: row.epoch,
+            generation: None,
+            extension: Some(extension),
+            volumes: built.into_iter().collect(),
+        };
+        if row.applied > CpNumber(0) {
+            // The older recovery point stays, in the same commit (invariant 9).
+            let name = kept_name(row.epoch)?;
+            pool.publish_and_keep(publish, Keep::Replaced(name))?;
+        } else {
+            pool.publish(publish)?;
+        }
+        self.lane.published(cp, fence);
+        Ok((cp, replayed))
+    }
+
+    /// A source with `stop` that is cut off answers reads until its `hub_timeout` is over.
+    fn wait_for_silence(&self) -> Result<(), Refusal> {
+        if !self.ask.now {
+            let timeout = self.promise.map_or(SILENCE, |promise| promise.hub_timeout);
+            let until = self.heard().unwrap_or(self.begun) + timeout;
+            self.lane.wait(Some(until), |_| self.stopping());
+        }
+        if self.stopping() { Err(stopped()) } else { Ok(()) }
+    }
+
+    /// The image is published: the log goes, and the volumes are to be served.
+    fn promoted(
+        &self,
+        row: &SourceRow,
+        fence: Place,
+        cp: CpNumber,
+        replayed: Extent,
+        gap: Option<Gap>,
+    ) -> Result<Report, Refusal> {
+        if gap.is_some() {
+            // The log is damaged, and what it holds behind the gap was given up.
+            if let Err(error) = self.shared.store.reset(self.source, Some(fence)) {
+                // The next start deletes it: it is of CPs that are applied.
+                tracing::warn!(source = %self.name, %error, "the damaged log stays for now");
+            }
+            self.lane.rewind(fence);
+        }
+        self.shared.drain.drop_logs(self.lane.clone(), cp);
+        let report = self.report(row.epoch, cp, fence, replayed, gap);
+        let view = View::of(State::Promoted, row.epoch);
+        let reason = format!("{}: {}", view.reason, report.sentences().join("; "));
+        self.shared.failovers.set(self.name, View { reason, ..view });
+        tracing::warn!(source = %self.name, report = report.sentences().join("; "), "failed over");
+        // promoted::start(source) belongs here, and at the start of a hub for each promoted
+        // source: from this commit on the volumes may be served read-write.
+        self.step(Step::Promoted)?;
+        Ok(report)
+    }
+}
+
+/// Why a replay did not end in a CP.
+enum Stop {
+    Gap(Gap),
+    Refused(Refusal),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<PoolError> for Stop {
+    fn from(error: PoolError) -> Self {
+        Self::Refused(pool(&error))
+    }
+}
+
+impl From<ReplayError> for Stop {
+    fn from(error: ReplayError) -> Self {
+        match error {
+            ReplayError::Gap(gap) => Self::Gap(gap),
+            ReplayError::Volume(VolumeError::Pool(error)) => error.into(),
+            other @ (ReplayError::Volume(_) | ReplayError::Stopped) => {
+                Self::Refused(replay(&other))
+            }
+        }
+    }
+}
+
+/// The name of the CP before a failover, which stays readable.
+fn kept_name(epoch: Epoch) -> Result<KeptName, Refusal> {
+    let name = format!("before-failover-{}", epoch.number);
+    name.parse().map_err(|error| Refusal::new(format!("{name}: {error}"), SEE_LOG))
+}
+
+fn pool(error: &PoolError) -> Refusal {
+    let reason = format!("the hub's pool: {error}");
+    if matches!(error, PoolError::Full { .. } | PoolError::CatalogFull { .. }) {
+        return Refusal::new(reason, "make room in the pool, then run `mirrorhub failover` again");
+    }
+    Refusal::new(reason, AGAIN)
+}
+
+fn replay(error: &ReplayError) -> Refusal {
+    match error {
+        ReplayError::Stopped => stopped(),
+        ReplayError::Gap(_) => Refusal::new(error.to_string(), ACCEPT),
+        ReplayError::Volume(_) => Refusal::new(error.to_string(), AGAIN),
+    }
+}
+
+fn stopped() -> Refusal {
+    Refusal::new("the hub stops", "start it again: a failover that has begun goes on by itself")
+}

@@ -1,0 +1,191 @@
+//! What a failover did, or would do, in words. Pure.
+
+use std::time::Duration;
+
+use crate::hub::replay::{Extent, Gap};
+use crate::record::marks::Place;
+use crate::units::numbers::{CpNumber, Epoch};
+
+/// Why a failover was not done, or not to its end, and the way on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// Why.
+    pub reason: String,
+    /// The way on.
+    pub next_step: String,
+}
+
+impl Refusal {
+    /// From its two parts.
+    pub fn new(reason: impl Into<String>, next_step: impl Into<String>) -> Self {
+        Self { reason: reason.into(), next_step: next_step.into() }
+    }
+}
+
+/// How much of what was acknowledged the image holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything this hub has acknowledged, and some of it was replayed.
+    Complete,
+    /// Everything up to a gap that the administrator has accepted.
+    UpToGap(Gap),
+    /// The image held everything already.
+    NothingToReplay,
+}
+
+impl Outcome {
+    /// The stable word.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::UpToGap(_) => "up-to-gap",
+            Self::NothingToReplay => "nothing-to-replay",
+        }
+    }
+}
+
+/// What the source may have acknowledged that never came here (R12).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alone {
+    /// Nothing: mode sync with `stop` acknowledges nothing alone.
+    Nothing,
+    /// Possible by its policy; it was last heard so long ago, if ever since the hub started.
+    Possible(Option<Duration>),
+    /// Its policy is not known here.
+    Unknown(Option<Duration>),
+}
+
+/// What a failover did, or would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Nothing was done: this is what would be.
+    pub dry_run: bool,
+    /// How much the image holds.
+    pub outcome: Outcome,
+    /// The new epoch; its id is zero in a dry run.
+    pub epoch: Epoch,
+    /// The CP that shows it. In a dry run the least number that it can get.
+    pub cp: CpNumber,
+    /// The last write of the image.
+    pub last: Place,
+    /// What was replayed.
+    pub replayed: Extent,
+    /// What cannot be excluded.
+    pub alone: Alone,
+    /// Bytes of the NVRAM that were damaged when the hub started, whoever they belonged to.
+    pub nvram_damaged_bytes: u64,
+    /// The wait for the source to hold its reads was skipped.
+    pub stale_reads: bool,
+}
+
+fn heard(silent: Option<Duration>) -> String {
+    match silent {
+        Some(silent) => format!("it was last heard {} s ago", silent.as_secs()),
+        None => "it was not heard since this hub was started".to_owned(),
+    }
+}
+
+impl Report {
+    /// Whether the loss of an acknowledged write is known or cannot be excluded.
+    pub fn may_be_lost(&self) -> bool {
+        let gap = matches!(self.outcome, Outcome::UpToGap(_));
+        gap || self.alone != Alone::Nothing || self.nvram_damaged_bytes > 0
+    }
+
+    /// What was done, to what end, and what cannot be excluded: each a sentence without its stop.
+    pub fn sentences(&self) -> Vec<String> {
+        let Place { transfer, sequence, .. } = self.last;
+        let (epoch, cp) = (self.epoch.number, self.cp);
+        let Extent { entries, bytes, .. } = self.replayed;
+        let would = if self.dry_run { "a failover would end" } else { "failed over" };
+        let end =
+            format!("with entry {sequence} (transfer {transfer}) as CP {cp} in epoch {epoch}");
+        let mut out = vec![match &self.outcome {
+            Outcome::Complete => {
+                format!("{would} {end}: complete, {entries} entries of {bytes} bytes replayed")
+            }
+            Outcome::UpToGap(gap) => format!(
+                "{would} {end}: complete up to a gap, {entries} entries of {bytes} bytes replayed; \
+                 {gap}"
+            ),
+            Outcome::NothingToReplay => format!("{would} {end}: nothing to replay"),
+        }];
+        out.push(match self.alone {
+            Alone::Nothing if matches!(self.outcome, Outcome::UpToGap(_)) => {
+                "writes behind the gap were acknowledged and are lost".to_owned()
+            }
+            Alone::Nothing => "no acknowledged write is lost".to_owned(),
+            Alone::Possible(silent) => format!(
+                "that is as far as this hub was told; the source may have gone on alone, {}",
+                heard(silent)
+            ),
+            Alone::Unknown(silent) => format!(
+                "whether the source has acknowledged more by itself cannot be known here, {}",
+                heard(silent)
+            ),
+        });
+        if self.nvram_damaged_bytes > 0 {
+            let bytes = self.nvram_damaged_bytes;
+            out.push(format!("at most {bytes} bytes may be missing: the NVRAM was damaged"));
+        }
+        if self.stale_reads {
+            out.push(
+                "the source may still answer reads, of older data, until it hears of this".into(),
+            );
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::hash::StreamHash;
+    use crate::units::numbers::{SequenceNumber, TransferId};
+
+    fn report(outcome: Outcome, alone: Alone) -> Report {
+        Report {
+            dry_run: false,
+            outcome,
+            epoch: Epoch { number: 2, id: 9 },
+            cp: CpNumber(7),
+            last: Place {
+                transfer: TransferId { generation: 1, counter: 5 },
+                sequence: SequenceNumber(40),
+                hash: StreamHash::ZERO,
+            },
+            replayed: Extent { entries: 3, bytes: 12288, cp: CpNumber(6) },
+            alone,
+            nvram_damaged_bytes: 0,
+            stale_reads: false,
+        }
+    }
+
+    /// "No acknowledged write is lost" is said in one case only.
+    #[test]
+    fn each_outcome_has_its_own_words() {
+        let gap = Gap { reaches: Place::default(), reason: "it is torn".into() };
+        let outcomes = [Outcome::Complete, Outcome::UpToGap(gap), Outcome::NothingToReplay];
+        let silent = Some(Duration::from_secs(12));
+        let mut all = std::collections::BTreeSet::new();
+        for outcome in &outcomes {
+            for alone in [Alone::Nothing, Alone::Possible(silent), Alone::Unknown(None)] {
+                let text = report(outcome.clone(), alone).sentences().join("; ");
+                let promised = text.contains("no acknowledged write is lost");
+                let may = alone == Alone::Nothing && !matches!(outcome, Outcome::UpToGap(_));
+                assert_eq!(promised, may, "{text}");
+                assert_eq!(text.contains("12 s ago"), alone == Alone::Possible(silent), "{text}");
+                assert_eq!(text.contains("cannot be known"), alone == Alone::Unknown(None));
+                assert!(text.contains("as CP 7 in epoch 2") && text.contains("entry 40"), "{text}");
+                assert!(all.insert(text));
+            }
+        }
+        let mut dry = report(Outcome::Complete, Alone::Nothing);
+        dry.dry_run = true;
+        assert!(dry.sentences()[0].starts_with("a failover would end"));
+        dry.nvram_damaged_bytes = 512;
+        dry.stale_reads = true;
+        assert_eq!(dry.sentences().len(), 4);
+    }
+}
