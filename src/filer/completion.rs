@@ -30,7 +30,8 @@ pub enum Refusal {
     Stopped,
 }
 
-/// Both ends hold everything up to a sequence number durably. Made in this file only.
+/// The ends that the [`Gate`] names hold everything up to a sequence number durably. Made in this
+/// file only.
 #[derive(Debug)]
 #[must_use = "it is the answer to the client"]
 pub struct Acknowledged {
@@ -71,10 +72,21 @@ impl HubDurable {
     }
 }
 
+/// Which ends must hold what is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gate {
+    /// Both.
+    #[default]
+    Both,
+    /// The own one: there is no other.
+    Own,
+}
+
 type Answer = Result<Acknowledged, Refusal>;
 
 #[derive(Debug, Default)]
 struct State {
+    gate: Gate,
     own: SequenceNumber,
     hub: SequenceNumber,
     waiters: BTreeMap<(SequenceNumber, u64), oneshot::Sender<Answer>>,
@@ -93,6 +105,13 @@ impl Completion {
     /// Resumes: the own ring holds everything up to `own`, that was recovered from it.
     pub fn recovered(own: SequenceNumber) -> Self {
         Self { state: Mutex::new(State { own, ..State::default() }), own_moved: Notify::new() }
+    }
+
+    /// Sets which ends must hold what is answered from now on.
+    pub fn set_gate(&self, gate: Gate) {
+        let mut state = self.lock();
+        state.gate = gate;
+        state.answer();
     }
 
     /// Waits until everything up to `sequence` is durable at both ends.
@@ -178,7 +197,10 @@ impl Completion {
 
 impl State {
     fn done(&self) -> SequenceNumber {
-        self.own.min(self.hub)
+        match self.gate {
+            Gate::Both => self.own.min(self.hub),
+            Gate::Own => self.own,
+        }
     }
 
     fn answer(&mut self) {
@@ -253,6 +275,24 @@ mod tests {
             let waiter = completion.wait(SequenceNumber(3));
             let commit = async {
                 assert_eq!(completion.waiting(), 1);
+                completion.own_durable(&own(3));
+            };
+            let (answer, ()) = tokio::join!(waiter, commit);
+            assert!(answer.is_ok());
+        });
+    }
+
+    /// Without another end the own one is enough, and needed.
+    #[test]
+    fn where_there_is_no_hub_the_own_end_answers() {
+        runtime().block_on(async {
+            let completion = Completion::recovered(SequenceNumber(2));
+            completion.set_gate(Gate::Own);
+            assert!(completion.wait(SequenceNumber(2)).await.is_ok());
+            completion.hub_durable(&hub(9));
+            let waiter = completion.wait(SequenceNumber(3));
+            let commit = async {
+                assert_eq!(completion.waiting(), 1, "nobody else's word counts");
                 completion.own_durable(&own(3));
             };
             let (answer, ()) = tokio::join!(waiter, commit);

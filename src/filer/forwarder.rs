@@ -16,11 +16,12 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
 use super::completion::HubDurable;
+use super::keeper::Kept;
 use super::order::AdoptError;
 use super::sending::SendSide;
 use super::shared::{Affiliation, Backoff, Common, LinkState, Shared};
 use super::signals::CpData;
-use super::{identity::Extension, verify};
+use super::verify;
 use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
 use crate::link::FrameReader;
 use crate::record::transfer::Transfer;
@@ -145,7 +146,7 @@ impl Forwarder {
                 LinkState::Offline { since: Instant::now(), reason }
             }
             LinkState::Offline { since, .. } => LinkState::Offline { since, reason },
-            halted @ LinkState::Halted(_) => halted,
+            other @ (LinkState::Halted(_) | LinkState::Unlinked) => other,
         };
         self.shared.set_link(link);
     }
@@ -485,10 +486,13 @@ impl Forwarder {
         }
         let shared = Arc::clone(&self.shared);
         let kept = tokio::task::spawn_blocking(move || {
-            shared.pool.catalog().update_source(shared.source, move |row| {
+            let (pool, source) = (Arc::clone(&shared.pool), shared.source);
+            pool.catalog().update_source(source, move |row| {
                 row.epoch = epoch;
-                if let Ok(extension) = Extension::decode(&row.extension) {
-                    row.extension = Extension { hub: Some(hub), ..extension }.encode().to_vec();
+                let keeper = shared.keeper.as_ref();
+                let kept = keeper.read(row).map(|kept| Kept { hub: Some(hub), ..kept });
+                if let Ok(extension) = kept.and_then(|kept| keeper.write(row, &kept)) {
+                    row.extension = extension;
                 }
             })
         });

@@ -13,8 +13,10 @@ use tokio::sync::watch;
 
 use super::completion::{Completion, Refusal};
 use super::counters::Counters;
+use super::keeper::Keeper;
 use super::order::Order;
 use super::outbox::Outbox;
+use super::promise::Promise;
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::nvlog::Handle;
 use crate::pool::{Pin, Pool};
@@ -36,6 +38,8 @@ pub enum Apply {
 /// How things stand with the hub.
 #[derive(Debug, Clone)]
 pub enum LinkState {
+    /// It runs without a hub: there is nobody to reach.
+    Unlinked,
     /// Never welcomed since the start.
     Waiting { reason: String },
     /// In session.
@@ -84,6 +88,12 @@ pub struct Shared {
     pub apply: Apply,
     /// Its pool.
     pub pool: Arc<Pool>,
+    /// How its bytes in its row of the pool are read and written.
+    pub keeper: Arc<dyn Keeper>,
+    /// Its room in the pool, where it shares that with others.
+    pub promise: Option<Arc<Promise>>,
+    /// It runs without a hub: what is durable here is answered, and an own CP is complete.
+    pub sole: bool,
     /// The one order.
     pub order: Order,
     /// Answers to clients.

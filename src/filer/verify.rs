@@ -34,6 +34,9 @@ pub enum VerifyError {
     /// It did not answer, or newer CPs were published faster than it could read.
     #[error("the hub gave no roots of CP {0}")]
     NoAnswer(CpNumber),
+    /// There is none.
+    #[error("the source runs without a hub: there is no other end to compare with")]
+    Sole,
     /// Own blocks could not be read.
     #[error("own copy: {0}")]
     Own(String),
@@ -130,6 +133,9 @@ pub async fn verify(shared: &Arc<Shared>) -> Result<Verification, VerifyError> {
         return Err(VerifyError::Busy);
     }
     let _turn = Turn(shared);
+    if shared.sole {
+        return Err(VerifyError::Sole);
+    }
     let mut last = CpNumber(0);
     for _ in 0..TRIES {
         let common = shared.common.borrow().clone().ok_or(VerifyError::NoCommon)?;

@@ -4,6 +4,7 @@
 mod hub;
 mod life;
 mod loss;
+mod sole;
 
 use std::sync::Arc;
 use std::time::Duration;
