@@ -1,15 +1,23 @@
-//! The images of a hub, served read-only over NBD.
+//! The images of a hub, served over NBD.
 //!
-//! `SOURCE/VOLUME` is the CP published when the client connects: opening pins it, the pin lives
-//! as long as the connection, and the image does not change under its reader. It is not
+//! `SOURCE/VOLUME` is the CP published when the client connects, read-only: opening pins it, the
+//! pin lives as long as the connection, and the image does not change under its reader. It is not
 //! multi-conn: two connections could pin two CPs (R17).
+//!
+//! Of a promoted source it is the volume itself, read-write and multi-conn, through the engine
+//! that runs it here; who opened it before stays on his pin. While a source fails over its volumes
+//! are neither the one nor the other, and are refused.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::extension::{Extension, State};
+use super::lane::Lane;
+use super::promoted::Engine;
 use super::shared::Shared;
+use crate::filer::Filer;
 use crate::nbd::export::{
     ErrorCode, Export, ExportError, ExportFuture, ExportInfo, Exports, Extent, Listed, OpenError,
     OpenFuture, Segment,
@@ -30,15 +38,48 @@ impl Images {
         Arc::new(Self { shared })
     }
 
-    fn find(&self, name: &str) -> Result<Image, OpenError> {
+    /// The source and volume that a name says.
+    fn find(&self, name: &str) -> Result<(Arc<Lane>, VolumeName), OpenError> {
         let unknown = || OpenError::Unknown;
         let (source, volume) = name.split_once('/').ok_or_else(unknown)?;
         let source: SourceName = source.parse().map_err(|_| unknown())?;
         let volume: VolumeName = volume.parse().map_err(|_| unknown())?;
         let lane = self.shared.lanes.get(&source).ok_or_else(unknown)?;
+        Ok((lane, volume))
+    }
+
+    /// The engine that serves a source here; `None` if it is only mirrored.
+    fn engine(&self, lane: &Lane) -> Result<Option<Arc<Filer>>, OpenError> {
+        let name = lane.name();
+        let refused = |reason: String| Err(OpenError::Refused(reason.into()));
+        let row = match self.shared.pool.catalog().source(lane.source()) {
+            Ok(Some(row)) => row,
+            Ok(None) => return Err(OpenError::Unknown),
+            Err(error) => return refused(error.to_string()),
+        };
+        let extension = match Extension::of(&row) {
+            Ok(extension) => extension,
+            Err(reason) => return refused(reason),
+        };
+        match (extension.state, self.shared.promoted.engine(name)) {
+            (State::Mirror | State::HandedOver, _) => Ok(None),
+            (State::FailingOver, _) => {
+                refused(format!("source {name} fails over: its log is being replayed; try again"))
+            }
+            (State::Promoted, Some(Engine::Running(engine))) => Ok(Some(engine)),
+            (State::Promoted, Some(Engine::Failed(reason))) => {
+                refused(format!("promoted source {name} is not served: {reason}"))
+            }
+            (State::Promoted, None) => {
+                refused(format!("promoted source {name} is being started; try again"))
+            }
+        }
+    }
+
+    fn image(&self, name: &str, lane: &Lane, volume: &VolumeName) -> Result<Image, OpenError> {
         let failed = |error: PoolError| OpenError::Refused(error.to_string().into());
         let rows = self.shared.pool.catalog().volumes(lane.source()).map_err(failed)?;
-        let row = rows.into_iter().find(|row| row.name == volume).ok_or_else(unknown)?;
+        let row = rows.into_iter().find(|row| row.name == *volume).ok_or(OpenError::Unknown)?;
         let pin = self.shared.pool.pin(lane.source(), row.key.volume).map_err(failed)?;
         let mut info = ExportInfo::new(name, row.tree.size);
         info.description =
@@ -64,6 +105,10 @@ impl Exports for Images {
     fn list(&self) -> Vec<Listed> {
         let mut listed = Vec::new();
         for (source, entry) in self.shared.registry.all() {
+            if let Some(Engine::Running(engine)) = self.shared.promoted.engine(&source) {
+                listed.append(&mut engine.exports().list());
+                continue;
+            }
             let snapshot = entry.snapshot.load();
             for volume in &snapshot.volumes {
                 listed.push(Listed {
@@ -77,7 +122,11 @@ impl Exports for Images {
 
     fn open<'a>(&'a self, name: &'a str) -> OpenFuture<'a> {
         Box::pin(async move {
-            let image = self.find(name)?;
+            let (lane, volume) = self.find(name)?;
+            if let Some(engine) = self.engine(&lane)? {
+                return engine.exports().open(name).await;
+            }
+            let image = self.image(name, &lane, &volume)?;
             let export: Arc<dyn Export> = Arc::new(image);
             Ok(export)
         })

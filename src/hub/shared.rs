@@ -12,6 +12,7 @@ use super::applier::JobQueue;
 use super::drainer::DrainQueue;
 use super::extension;
 use super::lane::{Cursors, Lane, lock};
+use super::promoted::Promoted;
 use super::registry::Registry;
 use super::stager::Stager;
 use crate::pool::Pool;
@@ -126,6 +127,8 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     /// Lanes by name.
     pub lanes: Lanes,
+    /// Sources that are served here.
+    pub promoted: Promoted,
     /// Threads of actors and connections.
     pub arbiters: Arbiters,
     /// How long a reader may pin an image.

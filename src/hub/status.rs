@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::lane::{Cursors, Lane};
+use super::promoted::Engine;
+use crate::filer::status as filer;
 use crate::session::mirror::Mirror;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation};
@@ -24,6 +26,8 @@ pub enum SourceState {
     Behind,
     /// Not connected.
     Offline,
+    /// Served here, by this hub.
+    FailedOver,
     /// Its log or the ring failed, or it was refused.
     Faulted,
 }
@@ -36,6 +40,7 @@ impl SourceState {
             Self::InSync => "in-sync",
             Self::Behind => "behind",
             Self::Offline => "offline",
+            Self::FailedOver => "failed-over",
             Self::Faulted => "faulted",
         }
     }
@@ -157,6 +162,45 @@ impl Snapshot {
             totals: lane.map(|lane| totals(lane)).unwrap_or_default(),
             connected: connected && machine.is_joined(),
             heard,
+        }
+    }
+}
+
+impl Snapshot {
+    /// What a source is that this hub serves: its engine knows better than the actor.
+    pub fn promoted(&self, engine: &Engine) -> Self {
+        let served = Self { connected: false, heard: None, ..self.clone() };
+        let status = match engine {
+            Engine::Running(engine) => engine.status(),
+            Engine::Failed(reason) => {
+                let (state, reason) = (SourceState::Faulted, reason.to_string());
+                let next_step = "mend the cause, then restart the hub".to_owned();
+                return Self { state, reason, next_step, ..served };
+            }
+        };
+        let state = match status.state {
+            filer::SourceState::Faulted => SourceState::Faulted,
+            filer::SourceState::Behind => SourceState::Behind,
+            filer::SourceState::Waiting
+            | filer::SourceState::Syncing
+            | filer::SourceState::InSync
+            | filer::SourceState::Offline
+            | filer::SourceState::FailedOver => SourceState::FailedOver,
+        };
+        let root = |volume: &filer::VolumeStatus| {
+            volume.root.map(|root| VolumeRoot { volume: volume.number, root })
+        };
+        Self {
+            source: Some(status.id),
+            state,
+            reason: status.reason,
+            next_step: status.next_step,
+            epoch: status.epoch,
+            generation: status.generation,
+            applied_cp: status.own_cp,
+            applying: status.order.frozen_cp,
+            roots: status.volumes.iter().filter_map(root).collect(),
+            ..served
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::control::message::{
 };
 use crate::control::server::{Admin, AdminServer};
 use crate::hub::images::Images;
+use crate::hub::promoted::PromotedOptions;
 use crate::hub::shared::SourceSetting;
 use crate::hub::status::{Snapshot, SourceState};
 use crate::hub::{Hub, HubOptions};
@@ -86,6 +87,7 @@ fn options(config: &HubConfig) -> HubOptions {
         image_pin: config.image_pin,
         appliers: cores.max(APPLIERS_MIN),
         arbiters: cores,
+        promoted: PromotedOptions::default(),
     }
 }
 
@@ -266,6 +268,7 @@ fn entry(snapshot: &Snapshot) -> SourceEntry {
         SourceState::InSync => State::InSync,
         SourceState::Behind => State::Behind,
         SourceState::Offline => State::Offline,
+        SourceState::FailedOver => State::FailedOver,
         SourceState::Faulted => State::Faulted,
     };
     let totals = &snapshot.totals;

@@ -5,6 +5,7 @@
 mod fake;
 mod faults;
 mod hostile;
+mod promoted;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use self::fake::Fake;
+use super::promoted::PromotedOptions;
 use super::shared::SourceSetting;
 use super::status::SourceState;
 use super::{Hub, HubOptions};
@@ -41,6 +43,7 @@ fn options(dir: &Path, names: &[&str]) -> HubOptions {
         image_pin: Duration::from_secs(3600),
         appliers: 2,
         arbiters: 2,
+        promoted: PromotedOptions { nvram_size: ByteCount(8 << 20), ..PromotedOptions::default() },
     }
 }
 
