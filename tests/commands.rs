@@ -320,7 +320,7 @@ fn verify_says_by_its_exit_code_whether_both_ends_are_equal() {
 
 #[test]
 fn failover_says_what_it_did_or_why_not() {
-    let running = Running::start(Fake { state: State::Offline, equal: false });
+    let running = Running::start(Fake { state: State::Offline, verdict: Verdict::Differ });
     let (code, out, error) = said(&mirrorhub(Some(&running.config()), &["failover", "filer-a"]));
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(error.contains("failover of filer-a: the log has a gap"), "{error}");

@@ -15,6 +15,9 @@
 //! through the same steps: same transfers, same references; a tree that is published already is
 //! not written again, and planning over it gives the same content.
 //!
+//! A source without a hub does the same without 3 and 5: its CP is complete when the own tree is
+//! published.
+//!
 //! If the own pool fails, or a block of the base cannot be read, the source fails: writes and
 //! flushes get its reason. A pool that is full makes the CP wait.
 
@@ -23,9 +26,10 @@ use std::time::{Duration, Instant};
 
 use super::buffers::{Buffers, Page};
 use super::feed::DurableFreeze;
-use super::identity::Extension;
+use super::keeper::Kept;
 use super::order::{Frozen, Lacking};
 use super::plan::{Plan, Step};
+use super::promise::Promise;
 use super::shared::{Common, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver, Roots};
 use super::tree;
@@ -114,6 +118,9 @@ impl Checkpointer {
             }
             Heard::Nothing => {}
         }
+        if self.shared.promise.is_some() {
+            self.shared.order.look_again();
+        }
         Ok(())
     }
 
@@ -131,7 +138,9 @@ impl Checkpointer {
 
     fn listen(&self) -> Heard {
         let left = (self.last + self.interval).saturating_duration_since(Instant::now());
-        let heard = self.shared.checkpoint.wait(left.min(IDLE_PAUSE), |inbox| {
+        let shares = self.shared.promise.is_some();
+        let longest = if shares { FULL_PAUSE } else { IDLE_PAUSE };
+        let heard = self.shared.checkpoint.wait(left.min(longest), |inbox| {
             if inbox.stop {
                 Some(Heard::Stop)
             } else if inbox.frozen.is_some() {
@@ -152,19 +161,29 @@ impl Checkpointer {
     fn finish(&self, frozen: Arc<Frozen>) -> Result<(), Stopped> {
         let begun = Instant::now();
         let freeze = self.durable_freeze(frozen.cp)?;
+        let space_blocks = frozen.space_blocks;
         let plan = self.or_fail(self.plan(&frozen.buffers), "the plan of a CP")?;
         drop(frozen);
         self.shared.order.filled(freeze.cp, &plan.filled);
         let plan = Arc::new(Plan { filled: Vec::new(), ..plan });
-        let rows = self.shared.outbox.rows_of(freeze.cp);
-        self.shared.session.frozen(CpData { freeze, plan: Arc::clone(&plan), rows });
-        let roots = self.own_tree(&plan, &freeze)?;
+        if !self.shared.sole {
+            let rows = self.shared.outbox.rows_of(freeze.cp);
+            self.shared.session.frozen(CpData { freeze, plan: Arc::clone(&plan), rows });
+        }
+        let roots = self.own_tree(&plan, &freeze, space_blocks)?;
         drop(plan);
+        if let Some(promise) = &self.shared.promise {
+            promise.settled();
+        }
         self.shared.order.settled(freeze.cp);
-        let pins = self.shared.pins();
-        self.shared.session.committed(Committed { cp: freeze.cp, roots: roots.clone(), pins });
-        let over = self.wait_until_over(freeze.cp)?;
-        self.done(&freeze, roots, over.alone);
+        let mut alone = false;
+        if !self.shared.sole {
+            let pins = self.shared.pins();
+            let committed = Committed { cp: freeze.cp, roots: roots.clone(), pins };
+            self.shared.session.committed(committed);
+            alone = self.wait_until_over(freeze.cp)?.alone;
+        }
+        self.done(&freeze, roots, alone);
         metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(begun.elapsed());
         Ok(())
     }
@@ -214,20 +233,27 @@ impl Checkpointer {
     fn plan(&self, buffers: &Buffers) -> Result<Plan, VolumeError> {
         let pins = self.shared.pins();
         Plan::build(buffers, |volume, vbn, page: &mut Page| match pins.get(&volume) {
-            Some(pin) => tree::read_block(pin, Vbn(vbn), page),
+            Some(pin) => tree::read_published(&self.shared.pool, &pin.tree(), Vbn(vbn), page),
             None => Err(PoolError::UnknownVolume { key: self.key(volume) }.into()),
         })
     }
 
     /// Writes and publishes the own tree, unless an earlier run of this CP has.
-    fn own_tree(&self, plan: &Plan, freeze: &DurableFreeze) -> Result<Roots, Stopped> {
+    fn own_tree(
+        &self,
+        plan: &Plan,
+        freeze: &DurableFreeze,
+        space_blocks: u64,
+    ) -> Result<Roots, Stopped> {
         let (own_cp, roots) = self.shared.own();
         if own_cp >= freeze.cp {
             return Ok(roots);
         }
         let started = Instant::now();
         loop {
-            match self.publish(plan, freeze) {
+            let lend = |promise: &Arc<Promise>| promise.lend(space_blocks);
+            let budget = self.shared.promise.as_ref().map_or(Budget::Reserve, lend);
+            match self.publish(plan, freeze, budget) {
                 Ok(roots) => {
                     let spent = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                     self.shared.counters.tree_ms.add(spent);
@@ -252,10 +278,15 @@ impl Checkpointer {
         }
     }
 
-    fn publish(&self, plan: &Plan, freeze: &DurableFreeze) -> Result<Roots, VolumeError> {
+    fn publish(
+        &self,
+        plan: &Plan,
+        freeze: &DurableFreeze,
+        budget: Budget,
+    ) -> Result<Roots, VolumeError> {
         let shared = &self.shared;
         let before = shared.pins();
-        let mut write_set = shared.pool.begin(Budget::Reserve);
+        let mut write_set = shared.pool.begin(budget);
         let mut volumes = Vec::with_capacity(plan.volumes.len());
         for planned in &plan.volumes {
             let key = self.key(planned.volume);
@@ -264,9 +295,9 @@ impl Checkpointer {
             volumes.push((planned.volume, root));
         }
         let affiliation = shared.affiliation();
+        // Nobody else writes the row's extension from this look to the commit.
         let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = shared.kept()?;
-        let extension = Extension { nvram_made: true, transfer: freeze.place.transfer, ..kept };
+        let extension = self.extension(freeze)?;
         let published = shared.pool.publish(Publish {
             write_set,
             source: shared.source,
@@ -275,12 +306,19 @@ impl Checkpointer {
             stream_hash: freeze.place.hash,
             epoch: affiliation.epoch,
             generation: None,
-            extension: Some(extension.encode().to_vec()),
+            extension: Some(extension),
             volumes,
         })?;
         let pins = pin_all(shared)?;
         shared.set_own(freeze.cp, published.roots.clone(), pins);
         Ok(published.roots)
+    }
+
+    /// The row's extension with the place of the CP.
+    fn extension(&self, freeze: &DurableFreeze) -> Result<Vec<u8>, PoolError> {
+        let (row, kept) = self.shared.kept()?;
+        let kept = Kept { nvram_made: true, transfer: freeze.place.transfer, ..kept };
+        self.shared.keep(&row, &kept)
     }
 
     fn write_volume(
@@ -302,8 +340,8 @@ impl Checkpointer {
         writer.finish()
     }
 
-    /// Both ends have published the CP, or this one has while it is durably known to be alone:
-    /// everything kept for it goes (invariant 4).
+    /// All ends that there are have published the CP, or this one has while it is durably known to
+    /// be alone: everything kept for it goes (invariant 4).
     fn done(&self, freeze: &DurableFreeze, roots: Roots, alone: bool) {
         let shared = &self.shared;
         if let Some(ring) = shared.ring() {

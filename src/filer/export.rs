@@ -84,6 +84,7 @@ impl SourceExports {
 
 fn why_not_serving(shared: &Shared) -> Cow<'static, str> {
     match shared.link() {
+        LinkState::Unlinked => "the source starts".into(),
         LinkState::Waiting { reason } | LinkState::Offline { reason, .. } => {
             format!("the source waits for its hub before it serves: {reason}").into()
         }

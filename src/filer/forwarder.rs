@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
 use super::completion::HubDurable;
-use super::identity::Extension;
+use super::keeper::Kept;
 use super::order::{AdoptError, Lacking};
 use super::pass::PassData;
 use super::sending::{MoveError, SendSide};
@@ -235,7 +235,7 @@ impl Forwarder {
                 LinkState::Offline { since: Instant::now(), reason }
             }
             LinkState::Offline { since, .. } => LinkState::Offline { since, reason },
-            halted @ LinkState::Halted(_) => halted,
+            other @ (LinkState::Halted(_) | LinkState::Unlinked) => other,
         };
         self.shared.set_link(link);
     }
@@ -596,17 +596,17 @@ impl Forwarder {
             }
             Action::Answer(answering) => self.shared.answer(answering),
             Action::MarkApart(mark) => {
-                self.note(move |extension| extension.alone = Some(mark)).await?;
+                self.note(move |kept| kept.alone = Some(mark)).await?;
                 self.follow.push_back(Event::Apart);
             }
             Action::ClearApart => {
-                self.note(|extension| extension.alone = None).await?;
+                self.note(|kept| kept.alone = None).await?;
                 self.follow.push_back(Event::Together);
             }
             Action::Fence(epoch) => {
                 // First of all nobody is served any more; then it is made to last.
                 self.shared.fence(epoch);
-                self.note(move |extension| extension.fenced = Some(epoch)).await?;
+                self.note(move |kept| kept.fenced = Some(epoch)).await?;
             }
             Action::SendPass { cp, base } => self.send_pass(cp, base, side),
             Action::PassEnded { cp } => self.pass_ended(cp),
@@ -648,7 +648,7 @@ impl Forwarder {
     }
 
     /// Changes what the source keeps about itself, durably.
-    async fn note(&self, change: impl FnOnce(&mut Extension) + Send + 'static) -> Result<(), End> {
+    async fn note(&self, change: impl FnOnce(&mut Kept) + Send + 'static) -> Result<(), End> {
         let shared = Arc::clone(&self.shared);
         self.blocking(move || shared.note(change)).await
     }

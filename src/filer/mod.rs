@@ -14,7 +14,8 @@
 //! Pure, without lock, clock or device: [`ranges`], [`buffers`], [`plan`], [`space`],
 //! [`identity`]. Shells: [`order`], [`outbox`], [`completion`], [`feed`] (called by the ring's
 //! committing thread), [`forwarder`] with [`sending`] (one task), [`checkpoint`] (one thread),
-//! [`export`] (called by the NBD server), [`recover`] (the start), [`verify`], [`status`].
+//! [`export`] (called by the NBD server), [`recover`] (the start), [`verify`], [`status`];
+//! [`keeper`] and [`promise`]: what is different in a pool that others use as well.
 //!
 //! This version promises `sync` with hub loss waited out: a write is answered when both ends hold
 //! it durably, and clients wait while the hub is away.
@@ -27,10 +28,12 @@ pub mod export;
 pub mod feed;
 pub mod forwarder;
 pub mod identity;
+pub mod keeper;
 pub mod order;
 pub mod outbox;
 pub mod pass;
 pub mod plan;
+pub mod promise;
 pub mod ranges;
 pub mod recover;
 pub mod sending;
@@ -56,7 +59,8 @@ use self::checkpoint::Checkpointer;
 use self::completion::Refusal;
 use self::export::SourceExports;
 use self::forwarder::{ForwardOptions, Forwarder};
-use self::recover::{RecoverError, Store, Wanted};
+use self::keeper::Keeper;
+use self::recover::{RecoverError, Settings, Started, Store, Wanted};
 use self::shared::{Backoff, LinkState, Shared};
 use self::signals::Roots;
 use self::status::Status;
@@ -67,8 +71,8 @@ use crate::device::file::{Access, FileDevice, FileError};
 use crate::device::latch::Latch;
 use crate::nvlog::format::HEADER_BYTES;
 use crate::nvlog::{RingOptions, RingShape};
-use crate::pool::PoolOptions;
-use crate::units::ids::{RandomError, random_u64};
+use crate::pool::{Pool, PoolOptions};
+use crate::units::ids::{RandomError, SourceId, random_u64};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, VolumeNumber};
 use crate::units::policy::Policy;
@@ -168,6 +172,24 @@ pub struct Filer {
     checkpointer: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// How a source runs in a pool that is open already.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// The source: row and volumes are in the pool.
+    pub source: SourceId,
+    /// How its bytes in the row are read and written.
+    pub keeper: Arc<dyn Keeper>,
+    /// The way to its hub; without one what is durable here is answered, and an own CP is
+    /// complete.
+    pub forward: Option<ForwardOptions>,
+    /// Ring, and how CP data travels.
+    pub settings: Settings,
+    /// Time between two CPs.
+    pub checkpoint_interval: Duration,
+    /// How long a stop waits for the last CP.
+    pub stop_timeout: Duration,
+}
+
 /// How a source behaves, apart from its stores.
 #[derive(Debug, Clone)]
 pub(crate) struct Behaviour {
@@ -234,10 +256,42 @@ impl Filer {
         let recovered =
             tokio::task::spawn_blocking(move || recover::recover(&wanted, &nvram, &pool));
         let started = joined(recovered.await)??;
+        Self::run(started, Some(forward), checkpoint_interval, stop_timeout)
+    }
+
+    /// Starts in a pool that is open and that others use as well, on an NVRAM of its own. Without
+    /// a hub clients are served when this returns.
+    pub async fn start_in(
+        pool: Arc<Pool>,
+        nvram: Store,
+        options: EngineOptions,
+    ) -> Result<Self, StartError> {
+        let EngineOptions { source, keeper, forward, settings, .. } = options;
+        let sole = forward.is_none();
+        let recovered = tokio::task::spawn_blocking(move || {
+            recover::recover_in(pool, source, keeper, sole, &settings, &nvram)
+        });
+        let started = joined(recovered.await)??;
+        if sole {
+            // Nobody else holds anything of it.
+            started.shared.serving.send_replace(true);
+        }
+        Self::run(started, forward, options.checkpoint_interval, options.stop_timeout)
+    }
+
+    /// Sets a recovered source going.
+    fn run(
+        started: Started,
+        forward: Option<ForwardOptions>,
+        checkpoint_interval: Duration,
+        stop_timeout: Duration,
+    ) -> Result<Self, StartError> {
         let shared = started.shared;
-        let hub_timeout = forward.hub_timeout;
-        let forwarder = Forwarder::new(Arc::clone(&shared), forward, started.primary);
-        let forwarder = tokio::spawn(forwarder.run());
+        let hub_timeout = forward.as_ref().map_or(Duration::ZERO, |forward| forward.hub_timeout);
+        let forwarder = forward.map(|forward| {
+            let forwarder = Forwarder::new(Arc::clone(&shared), forward, started.primary);
+            tokio::spawn(forwarder.run())
+        });
         let checkpointer = Checkpointer::new(Arc::clone(&shared), checkpoint_interval);
         let checkpointer = std::thread::Builder::new()
             .name("checkpoint".to_owned())
@@ -248,7 +302,7 @@ impl Filer {
             hub_timeout,
             stop_timeout,
             stopping: CancellationToken::new(),
-            forwarder: Mutex::new(Some(forwarder)),
+            forwarder: Mutex::new(forwarder),
             checkpointer: Mutex::new(Some(checkpointer)),
         })
     }
@@ -287,7 +341,7 @@ impl Filer {
     }
 
     /// Its pool, for checks and metrics.
-    pub fn pool(&self) -> &Arc<crate::pool::Pool> {
+    pub fn pool(&self) -> &Arc<Pool> {
         &self.shared.pool
     }
 
@@ -379,7 +433,7 @@ async fn checkpoint_of(
             return Err(CheckpointError::Failed(failed));
         }
         match shared.link() {
-            LinkState::Connected { .. } => lost = Duration::ZERO,
+            LinkState::Connected { .. } | LinkState::Unlinked => lost = Duration::ZERO,
             LinkState::Halted(refused) => return Err(CheckpointError::HubLost(refused.reason)),
             LinkState::Waiting { reason } | LinkState::Offline { reason, .. } => {
                 if lost >= patience {

@@ -320,6 +320,17 @@ impl Order {
         self.room.notify_waiters();
     }
 
+    /// Asks for the room of what was recovered, as if it were ordered now.
+    pub fn promise_recovered(&self) -> bool {
+        let state = self.lock();
+        (self.pool_takes)(state.frozen_space + state.space_blocks())
+    }
+
+    /// Writers that wait for room look again: others who use the pool may have made some.
+    pub fn look_again(&self) {
+        self.room.notify_waiters();
+    }
+
     /// Nothing is ordered any more; the first reason stays.
     pub fn refuse(&self, refusal: Refusal) {
         self.lock().refusal.get_or_insert(refusal);

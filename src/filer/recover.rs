@@ -1,8 +1,10 @@
 //! Starts a source from its stores: pool, ring, and what they say together.
 //!
-//! Called once by [`super::Filer::start`]; blocks. The order of things:
+//! Called once by [`super::Filer::start`] and [`super::Filer::start_in`]; blocks. The order of
+//! things:
 //!
-//! 1. the pool says who the source is; its row says which CP was published here and where
+//! 1. the pool says who the source is (or who starts it in a pool of others does); its row says
+//!    which CP was published here and where
 //! 2. a new generation is durable before anything else (R7)
 //! 3. the ring is read: transfers go through the same order and buffers as live entries; a
 //!    freeze cuts the interval again exactly where it was (R6)
@@ -25,9 +27,10 @@ use self::replay::{Replay, Replayed};
 use super::completion::{Completion, Gate};
 use super::counters::Counters;
 use super::feed::SourceFeed;
-use super::identity::{Extension, ExtensionError};
-use super::order::{Order, VolumeShape};
+use super::keeper::{FilerKeeper, Keeper, KeeperError, Kept};
+use super::order::{Order, PoolTakes, VolumeShape};
 use super::outbox::Outbox;
+use super::promise::Promise;
 use super::shared::{Affiliation, LinkState, Pins, Shared, SharedState};
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::device::Device;
@@ -38,6 +41,7 @@ use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::pool::{Pool, PoolOptions};
 use crate::record::envelope::RecordKind;
 use crate::record::marks::{MarkError, Place};
+use crate::record::scan::Damage;
 use crate::record::transfer::TransferError;
 use crate::session::primary::{Answering, Event, Identity, Own, Primary};
 use crate::units::ids::{RandomError, SourceId, VolumeId, random_u64};
@@ -65,13 +69,16 @@ pub enum RecoverError {
     Volume(#[from] VolumeError),
     /// What the source keeps about itself.
     #[error(transparent)]
-    Extension(#[from] ExtensionError),
+    Keeper(#[from] KeeperError),
     /// The state is another source's.
     #[error("the pool belongs to source {met}, source.toml names {wanted}")]
     Name { wanted: SourceName, met: SourceName },
-    /// The pool has no row of its owner, or several.
-    #[error("the pool is no source's: its catalog has {0} sources")]
+    /// The pool has rows, and none of its owner.
+    #[error("the pool is no source's: its catalog has {0} others")]
     Sources(usize),
+    /// The pool has no such source.
+    #[error("the pool has no source {0}")]
+    Unknown(SourceId),
     /// A volume of the state is not in the configuration.
     #[error("volume {0} is here and not in source.toml: it cannot be left out")]
     VolumeGone(VolumeName),
@@ -91,6 +98,18 @@ pub enum RecoverError {
          hub has them: replace the NVRAM and start once with --accept-lost-nvram"
     )]
     NvramDamaged { device: Arc<str>, from: LogPosition, to: LogPosition, what: String },
+    /// The NVRAM of a source that has no other end is gone.
+    #[error(
+        "{device}: the NVRAM that this source had here is gone or was made anew; acknowledged \
+         writes that only it held are lost with it. Put the file or device back"
+    )]
+    SoleLost { device: Arc<str> },
+    /// Acknowledged history is damaged, and nobody else has it.
+    #[error(
+        "{device}: acknowledged records from {from} to {to} are damaged: {what}. No other end has \
+         them: restore the device"
+    )]
+    SoleDamaged { device: Arc<str>, from: LogPosition, to: LogPosition, what: String },
     /// A record that is none of a source's.
     #[error("NVRAM record at {position}: {kind:?} is no record of a source")]
     Kind { position: LogPosition, kind: RecordKind },
@@ -131,6 +150,32 @@ pub struct Wanted {
     pub pool: PoolOptions,
 }
 
+/// How an engine runs, in whatever pool.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What the source promises.
+    pub policy: Policy,
+    /// The NVRAM may be gone: what the hub holds is fetched.
+    pub accept_lost_nvram: bool,
+    /// How the ring behaves and what it is made like.
+    pub ring: RingOptions,
+    /// The shape of a new ring.
+    pub ring_shape: RingShape,
+}
+
+/// A source in a pool that is open.
+#[derive(Debug)]
+struct Inside {
+    pool: Arc<Pool>,
+    row: SourceRow,
+    volumes: Vec<VolumeRow>,
+    keeper: Arc<dyn Keeper>,
+    /// Others write to the pool as well.
+    shares: bool,
+    /// It has no hub.
+    sole: bool,
+}
+
 /// A device, and whether it was made just now.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -152,46 +197,73 @@ pub struct Started {
 /// Opens the stores and recovers. The committing thread runs when this returns.
 pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, RecoverError> {
     let pool = open_pool(wanted, pool)?;
-    let mut row = own_row(wanted, &pool)?;
+    let row = own_row(wanted, &pool)?;
     let volumes = own_volumes(wanted, &pool, row.id)?;
-    let extension = Extension::decode(&row.extension)?;
+    let settings = Settings {
+        policy: wanted.policy,
+        accept_lost_nvram: wanted.accept_lost_nvram,
+        ring: wanted.ring.clone(),
+        ring_shape: wanted.ring_shape,
+    };
+    let keeper = Arc::new(FilerKeeper);
+    resume(&settings, nvram, Inside { pool, row, volumes, keeper, shares: false, sole: false })
+}
+
+/// Recovers a source in a pool that is open already and has others in it; `sole` if it has no
+/// hub. The committing thread runs when this returns.
+pub fn recover_in(
+    pool: Arc<Pool>,
+    source: SourceId,
+    keeper: Arc<dyn Keeper>,
+    sole: bool,
+    settings: &Settings,
+    nvram: &Store,
+) -> Result<Started, RecoverError> {
+    let row = pool.catalog().source(source)?.ok_or(RecoverError::Unknown(source))?;
+    let volumes = pool.catalog().volumes(source)?;
+    resume(settings, nvram, Inside { pool, row, volumes, keeper, shares: true, sole })
+}
+
+fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Started, RecoverError> {
+    let kept = inside.keeper.read(&inside.row)?;
+    let row = &mut inside.row;
     let generation = Generation { number: row.generation.number + 1, id: random_u64()? };
-    pool.catalog().update_source(row.id, move |row| row.generation = generation)?;
+    inside.pool.catalog().update_source(row.id, move |row| row.generation = generation)?;
     row.generation = generation;
-    let own = Place { transfer: extension.transfer, sequence: row.sequence, hash: row.stream_hash };
-    make_ring(wanted, nvram, &pool, &row, extension)?;
+    let row = inside.row.clone();
+    let own = Place { transfer: kept.transfer, sequence: row.sequence, hash: row.stream_hash };
+    make_ring(settings, nvram, &inside, &kept)?;
     let ring_cell = Arc::new(OnceLock::new());
-    let order = make_order(&pool, &volumes, Arc::clone(&ring_cell))?;
+    let promise = inside.shares.then(|| Arc::new(Promise::new(Arc::clone(&inside.pool))));
+    let order = make_order(&inside, promise.as_ref(), Arc::clone(&ring_cell))?;
     let outbox = Outbox::default();
     let mut replay = Replay::new(&order, &outbox, own);
-    let owner = row.id.0;
     let device = Arc::clone(&nvram.device);
     let visit = &mut |record: Recovered| replay.visit(&record);
-    let opened = Ring::open(device, owner, wanted.ring.clone(), visit);
+    let opened = Ring::open(device, row.id.0, settings.ring.clone(), visit);
     if let Err(RingError::Blank { .. }) = opened {
-        return Err(nvram_lost(nvram));
+        return Err(nvram_lost(nvram, inside.sole));
     }
     let (ring, recovery) = opened?;
     if let Some(damage) = recovery.damage.first() {
-        return Err(RecoverError::NvramDamaged {
-            device: nvram.device.name(),
-            from: damage.from,
-            to: damage.to,
-            what: damage.fault.to_string(),
-        });
+        return Err(nvram_damaged(nvram, inside.sole, damage));
     }
     let replayed = replay.finish(row.applied)?;
     let handle = ring.handle();
     order.set_capacity(handle.status().capacity.0);
-    order.raise_cp(row.applied.next());
+    order.raise_cp(row.applied.max(row.highest_cp).next());
+    if !order.promise_recovered() {
+        tracing::warn!(source = %row.name, "what the NVRAM holds has no room in the pool yet");
+    }
     ring_cell.get_or_init(|| handle);
     let completion = Completion::recovered(replayed.last.sequence);
-    completion.set_gate(Gate::of(&wanted.policy));
+    let gate = if inside.sole { Gate::Own } else { Gate::of(&settings.policy) };
+    completion.set_gate(gate);
     for held in outbox.all() {
         completion.formed(held.place.sequence, held.bytes);
     }
-    let parts = Parts { pool, order, outbox, completion, ring: ring_cell };
-    let shared = share(wanted, &row, &extension, volumes, parts)?;
+    let parts = Parts { order, outbox, completion, promise, ring: ring_cell };
+    let shared = share(settings, inside, &kept, parts)?;
     let started = ring.start(Box::new(SourceFeed::new(Arc::clone(&shared), replayed.last)));
     if let Some(upto) = replayed.done {
         started.release(upto);
@@ -216,21 +288,19 @@ fn open_pool(wanted: &Wanted, store: &Store) -> Result<Arc<Pool>, RecoverError> 
     }
 }
 
-/// The row of the pool's owner; made if this is the first start.
+/// The row of the pool's owner, others' beside it; made if this is the first start.
 fn own_row(wanted: &Wanted, pool: &Arc<Pool>) -> Result<SourceRow, RecoverError> {
     let id = SourceId(pool.owner());
     let sources = pool.catalog().sources()?;
-    match &sources[..] {
-        [] => {
+    match sources.iter().find(|row| row.id == id) {
+        Some(row) if row.name == wanted.name => Ok(row.clone()),
+        Some(row) => Err(RecoverError::Name { wanted: wanted.name.clone(), met: row.name.clone() }),
+        None if sources.is_empty() => {
             let row = SourceRow::new(id, wanted.name.clone());
             pool.catalog().put_source(row.clone())?;
             Ok(row)
         }
-        [row] if row.id == id && row.name == wanted.name => Ok(row.clone()),
-        [row] if row.id == id => {
-            Err(RecoverError::Name { wanted: wanted.name.clone(), met: row.name.clone() })
-        }
-        many => Err(RecoverError::Sources(many.len())),
+        None => Err(RecoverError::Sources(sources.len())),
     }
 }
 
@@ -273,40 +343,52 @@ fn own_volumes(
 
 /// Makes the ring at the first start, or where its loss is accepted.
 fn make_ring(
-    wanted: &Wanted,
+    settings: &Settings,
     nvram: &Store,
-    pool: &Arc<Pool>,
-    row: &SourceRow,
-    extension: Extension,
+    inside: &Inside,
+    kept: &Kept,
 ) -> Result<(), RecoverError> {
-    if extension.nvram_made && !wanted.accept_lost_nvram {
+    if kept.nvram_made && !settings.accept_lost_nvram {
         // What is missing or blank now is a loss; opening finds the latter.
-        return if nvram.new { Err(nvram_lost(nvram)) } else { Ok(()) };
+        return if nvram.new { Err(nvram_lost(nvram, inside.sole)) } else { Ok(()) };
     }
+    let Inside { pool, row, keeper, .. } = inside;
     let device = Arc::clone(&nvram.device);
-    match Ring::create(device, row.id.0, wanted.ring_shape) {
+    match Ring::create(device, row.id.0, settings.ring_shape) {
         // It is there after all, or an earlier first start was cut short behind this.
         Ok(()) | Err(RingError::AlreadyRing { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    if !extension.nvram_made {
-        let extension = Extension { nvram_made: true, ..extension }.encode().to_vec();
+    if !kept.nvram_made {
+        let kept = Kept { nvram_made: true, ..*kept };
+        let extension = keeper.write(row, &kept)?;
         pool.catalog().update_source(row.id, move |row| row.extension = extension)?;
     }
     Ok(())
 }
 
-fn nvram_lost(nvram: &Store) -> RecoverError {
-    RecoverError::NvramLost { device: nvram.device.name() }
+fn nvram_lost(nvram: &Store, sole: bool) -> RecoverError {
+    let device = nvram.device.name();
+    if sole { RecoverError::SoleLost { device } } else { RecoverError::NvramLost { device } }
+}
+
+fn nvram_damaged(nvram: &Store, sole: bool, damage: &Damage) -> RecoverError {
+    let (device, what) = (nvram.device.name(), damage.fault.to_string());
+    let Damage { from, to, .. } = *damage;
+    if sole {
+        RecoverError::SoleDamaged { device, from, to, what }
+    } else {
+        RecoverError::NvramDamaged { device, from, to, what }
+    }
 }
 
 fn make_order(
-    pool: &Arc<Pool>,
-    volumes: &[VolumeRow],
+    inside: &Inside,
+    promise: Option<&Arc<Promise>>,
     ring: Arc<OnceLock<crate::nvlog::Handle>>,
 ) -> Result<Order, RecoverError> {
     let mut shapes = BTreeMap::new();
-    for row in volumes {
+    for row in &inside.volumes {
         let Geometry { blocks, height } = Geometry::of(row.tree.size)?;
         shapes.insert(row.key.volume, VolumeShape { blocks, height });
     }
@@ -315,12 +397,16 @@ fn make_order(
             ring.wake();
         }
     };
-    Ok(Order::new(shapes, pool_takes(Arc::clone(pool)), Box::new(wake)))
+    let takes: PoolTakes = match promise.cloned() {
+        Some(promise) => Box::new(move |blocks| promise.takes(blocks)),
+        None => pool_takes(Arc::clone(&inside.pool)),
+    };
+    Ok(Order::new(shapes, takes, Box::new(wake)))
 }
 
 /// Whether the pool can take so many blocks beyond what is published: the reserve is kept for CPs
 /// and trims (R18). Blocks of the CP under way count as free: they are promised already.
-fn pool_takes(pool: Arc<Pool>) -> super::order::PoolTakes {
+fn pool_takes(pool: Arc<Pool>) -> PoolTakes {
     let known_transaction = AtomicU64::new(u64::MAX);
     let known_room = AtomicU64::new(0);
     Box::new(move |blocks| {
@@ -342,21 +428,21 @@ fn pool_takes(pool: Arc<Pool>) -> super::order::PoolTakes {
 }
 
 struct Parts {
-    pool: Arc<Pool>,
     order: Order,
     outbox: Outbox,
     completion: Completion,
+    promise: Option<Arc<Promise>>,
     ring: Arc<OnceLock<crate::nvlog::Handle>>,
 }
 
 fn share(
-    wanted: &Wanted,
-    row: &SourceRow,
-    extension: &Extension,
-    volumes: Vec<VolumeRow>,
+    settings: &Settings,
+    inside: Inside,
+    kept: &Kept,
     parts: Parts,
 ) -> Result<Arc<Shared>, RecoverError> {
-    let Parts { pool, order, outbox, completion, ring } = parts;
+    let Inside { pool, row, volumes, keeper, sole, .. } = inside;
+    let Parts { order, outbox, completion, promise, ring } = parts;
     let pins = pool.pin_source(row.id)?;
     let pins: Pins =
         Arc::new(pins.into_iter().map(|pin| (pin.key().volume, Arc::new(pin))).collect());
@@ -367,18 +453,23 @@ fn share(
         name: row.name,
         size: row.tree.size,
     });
+    let link = if sole {
+        LinkState::Unlinked
+    } else {
+        LinkState::Waiting { reason: "not connected yet".to_owned() }
+    };
     let state = SharedState {
-        affiliation: Affiliation { hub: extension.hub, epoch: row.epoch },
-        link: LinkState::Waiting { reason: "not connected yet".to_owned() },
+        affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
+        link,
         failed: None,
         own_cp: row.applied,
         own_roots,
         pins,
         rejected: None,
         answering: Answering::Policy,
-        mark: extension.alone,
+        mark: kept.alone,
         marked_at: Instant::now(),
-        fenced: extension.fenced,
+        fenced: kept.fenced,
         pass: None,
     };
     Ok(Arc::new(Shared {
@@ -386,8 +477,11 @@ fn share(
         source: row.id,
         generation: row.generation,
         volumes: offers.collect(),
-        policy: wanted.policy,
+        policy: settings.policy,
         pool,
+        keeper,
+        promise,
+        sole,
         order,
         completion,
         outbox,

@@ -13,13 +13,15 @@ use tokio::sync::watch;
 
 use super::completion::{Completion, Gate, Refusal};
 use super::counters::Counters;
-use super::identity::Extension;
+use super::keeper::{Keeper, Kept};
 use super::order::Order;
 use super::outbox::Outbox;
 use super::pass::Progress;
+use super::promise::Promise;
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::nvlog::Handle;
 use crate::pool::error::PoolError;
+use crate::pool::rows::SourceRow;
 use crate::pool::{Pin, Pool};
 use crate::session::primary::Answering;
 use crate::units::ids::{HubId, SourceId};
@@ -31,6 +33,8 @@ use crate::wire::message::{Refused, Scanned, VolumeOffer};
 /// How things stand with the hub.
 #[derive(Debug, Clone)]
 pub enum LinkState {
+    /// It runs without a hub: there is nobody to reach.
+    Unlinked,
     /// Never welcomed since the start.
     Waiting { reason: String },
     /// In session.
@@ -79,6 +83,12 @@ pub struct Shared {
     pub policy: Policy,
     /// Its pool.
     pub pool: Arc<Pool>,
+    /// How its bytes in its row of the pool are read and written.
+    pub keeper: Arc<dyn Keeper>,
+    /// Its room in the pool, where it shares that with others.
+    pub promise: Option<Arc<Promise>>,
+    /// It runs without a hub: what is durable here is answered, and an own CP is complete.
+    pub sole: bool,
     /// The one order.
     pub order: Order,
     /// Answers to clients.
@@ -274,25 +284,25 @@ impl Shared {
     }
 
     /// Changes what the source keeps about itself; durable when this returns. May block.
-    pub fn note(&self, change: impl FnOnce(&mut Extension)) -> Result<(), PoolError> {
+    pub fn note(&self, change: impl FnOnce(&mut Kept)) -> Result<(), PoolError> {
         let _one = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut extension = self.kept()?;
-        change(&mut extension);
-        let bytes = extension.encode().to_vec();
+        let (row, mut kept) = self.kept()?;
+        change(&mut kept);
+        let bytes = self.keep(&row, &kept)?;
         self.pool.catalog().update_source(self.source, move |row| row.extension = bytes)?;
         let mut state = self.lock();
-        if state.mark.is_none() && extension.alone.is_some() {
+        if state.mark.is_none() && kept.alone.is_some() {
             state.marked_at = Instant::now();
         }
-        state.mark = extension.alone;
+        state.mark = kept.alone;
         Ok(())
     }
 
     /// Hub and epoch of the session; durable when this returns. May block.
     pub fn join(&self, hub: HubId, epoch: Epoch) -> Result<(), PoolError> {
         let _one = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-        let extension = Extension { hub: Some(hub), ..self.kept()? };
-        let bytes = extension.encode().to_vec();
+        let (row, kept) = self.kept()?;
+        let bytes = self.keep(&row, &Kept { hub: Some(hub), ..kept })?;
         self.pool.catalog().update_source(self.source, move |row| {
             row.epoch = epoch;
             row.extension = bytes;
@@ -301,12 +311,19 @@ impl Shared {
         Ok(())
     }
 
-    /// What the source keeps about itself; whoever writes it back holds `keeping`.
-    pub(super) fn kept(&self) -> Result<Extension, PoolError> {
+    /// The row, and what it says; whoever writes it back holds `keeping`.
+    pub(super) fn kept(&self) -> Result<(SourceRow, Kept), PoolError> {
         let unknown = PoolError::UnknownSource { source_id: self.source };
         let row = self.pool.catalog().source(self.source)?.ok_or(unknown)?;
-        let decoded = Extension::decode(&row.extension);
-        decoded.map_err(|error| PoolError::Inconsistent { what: error.to_string() })
+        let kept = self.keeper.read(&row);
+        let kept = kept.map_err(|error| PoolError::Inconsistent { what: error.to_string() })?;
+        Ok((row, kept))
+    }
+
+    /// The extension of `row` that says `kept`.
+    pub(super) fn keep(&self, row: &SourceRow, kept: &Kept) -> Result<Vec<u8>, PoolError> {
+        let bytes = self.keeper.write(row, kept);
+        bytes.map_err(|error| PoolError::Inconsistent { what: error.to_string() })
     }
 
     /// A store failed: nothing is ordered or acknowledged any more (R17). The first reason stays.

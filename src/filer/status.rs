@@ -29,6 +29,8 @@ pub enum SourceState {
     Behind,
     /// The hub is away: clients wait.
     Offline,
+    /// It runs without its filer and without a hub behind it.
+    FailedOver,
     /// Needs an administrator.
     Faulted,
 }
@@ -42,6 +44,7 @@ impl SourceState {
             Self::InSync => "in-sync",
             Self::Behind => "behind",
             Self::Offline => "offline",
+            Self::FailedOver => "failed-over",
             Self::Faulted => "faulted",
         }
     }
@@ -127,6 +130,7 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
     }
     let serving = *shared.serving.borrow();
     match shared.link() {
+        LinkState::Unlinked => sole(shared),
         LinkState::Halted(refused) => (SourceState::Faulted, refused.reason, refused.next_step),
         LinkState::Waiting { reason } => {
             let next = "start the hub, or check `hub` in source.toml";
@@ -145,7 +149,8 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
                 (SourceState::Behind, reason, next.to_owned())
             }
             None => {
-                let (reason, next) = in_sync(shared.order.figures().lacking);
+                let all = ("every acknowledged write is durable on the hub", "");
+                let (reason, next) = waits(shared.order.figures().lacking).unwrap_or(all);
                 (SourceState::InSync, reason.to_owned(), next.to_owned())
             }
         },
@@ -155,22 +160,36 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
 /// A hub that was not heard since the start is silent at least since then.
 fn silence(shared: &Shared) -> Option<Duration> {
     match shared.link() {
-        LinkState::Connected { .. } => None,
+        LinkState::Connected { .. } | LinkState::Unlinked => None,
         LinkState::Offline { since, .. } => Some(since.elapsed()),
         LinkState::Waiting { .. } | LinkState::Halted(_) => Some(shared.started.elapsed()),
     }
 }
 
-fn in_sync(lacking: Option<Lacking>) -> (&'static str, &'static str) {
-    match lacking {
-        None => ("every acknowledged write is durable on the hub", ""),
-        Some(Lacking::Nvram) => (
+/// Without a hub.
+fn sole(shared: &Shared) -> (SourceState, String, String) {
+    if let Some(reason) = shared.rejected() {
+        return (SourceState::Behind, reason, "it is tried again by itself".to_owned());
+    }
+    let all = (
+        "served here; acknowledged writes are durable in this NVRAM only",
+        "`mirrorhub failback` gives it back to a filer",
+    );
+    let (reason, next) = waits(shared.order.figures().lacking).unwrap_or(all);
+    (SourceState::FailedOver, reason.to_owned(), next.to_owned())
+}
+
+/// What writers wait for, and what makes it better.
+fn waits(lacking: Option<Lacking>) -> Option<(&'static str, &'static str)> {
+    match lacking? {
+        Lacking::Nvram => Some((
             "writes wait: both partitions of the NVRAM are full",
             "they go on with the next checkpoint; a larger NVRAM makes it rarer",
-        ),
-        Some(Lacking::Pool) => {
-            ("writes wait: the own pool is full", "trim what is not needed, or give it more space")
-        }
+        )),
+        Lacking::Pool => Some((
+            "writes wait: the own pool is full",
+            "trim what is not needed, or give it more space",
+        )),
     }
 }
 

@@ -5,7 +5,8 @@
 //! whatever was met in blocks that are others' by now.
 
 use super::buffers::Page;
-use crate::pool::Pin;
+use crate::pool::pointer::TreeRoot;
+use crate::pool::{Pin, Pool};
 use crate::units::numbers::Vbn;
 use crate::volume::error::VolumeError;
 use crate::volume::reader::{self, Extent, Segment};
@@ -13,6 +14,17 @@ use crate::volume::reader::{self, Extent, Segment};
 fn pinned<T>(pin: &Pin, answer: Result<T, VolumeError>) -> Result<T, VolumeError> {
     pin.check()?;
     answer
+}
+
+/// One block of the published tree, for whoever publishes the next one: nobody else frees what it
+/// reaches, so it is right whether the pool has given a pin of it up or not.
+pub fn read_published(
+    pool: &Pool,
+    tree: &TreeRoot,
+    vbn: Vbn,
+    page: &mut Page,
+) -> Result<(), VolumeError> {
+    reader::read_into(pool, tree, vbn.byte_offset(), page)
 }
 
 /// One block.

@@ -40,6 +40,9 @@ pub enum VerifyError {
     /// could read.
     #[error("the hub gave no roots of CP {cp}: {reason}")]
     NoAnswer { cp: CpNumber, reason: String },
+    /// There is none.
+    #[error("the source runs without a hub: there is no other end to compare with")]
+    Sole,
     /// Own blocks could not be read.
     #[error("own copy: {0}")]
     Own(String),
@@ -147,6 +150,9 @@ pub async fn verify(
         return Err(VerifyError::Busy);
     }
     let _turn = Turn(&shared.scanning);
+    if shared.sole {
+        return Err(VerifyError::Sole);
+    }
     let mut tries = 1;
     loop {
         let common = shared.common.borrow().clone().ok_or(VerifyError::NoCommon)?;

@@ -10,7 +10,8 @@
 //! | 0 | 4 | format version: 2 |
 //! | 4 | 12 | last transfer of the published CP: generation (4), counter (8) |
 //! | 16 | 1 | state: 0 mirror, 1 failing over, 2 promoted, 3 handed over |
-//! | 17 | 7 | reserved, zero |
+//! | 17 | 1 | 1 once this hub has made an NVRAM to serve the volumes with; only while it is promoted |
+//! | 18 | 6 | reserved, zero |
 //! | 24 | 12 | the fence: last transfer before it; zero in state mirror |
 //! | 36 | 8 | its last sequence number |
 //! | 44 | 16 | stream hash there |
@@ -54,6 +55,16 @@ pub enum State {
 }
 
 impl State {
+    /// Stable word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Mirror => "mirror",
+            Self::FailingOver => "failing-over",
+            Self::Promoted => "promoted",
+            Self::HandedOver => "handed-over",
+        }
+    }
+
     const fn number(self) -> u8 {
         match self {
             Self::Mirror => 0,
@@ -81,6 +92,9 @@ pub struct Extension {
     pub transfer: TransferId,
     /// Who serves.
     pub state: State,
+    /// Whether an NVRAM was made to serve with: if it is gone then, that is a loss. Whoever writes
+    /// `promoted` again keeps it, whoever leaves that state clears it.
+    pub nvram_made: bool,
     /// The place of the newest fence: a failover replays up to here, and nothing behind it.
     pub fence: Place,
     /// What the source promised when it was last here: after its loss nobody else can say.
@@ -113,7 +127,7 @@ impl Extension {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = VERSION.to_le_bytes().to_vec();
         put_transfer(&mut bytes, self.transfer);
-        bytes.extend_from_slice(&[self.state.number(), 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend_from_slice(&[self.state.number(), self.nvram_made.into(), 0, 0, 0, 0, 0, 0]);
         put_transfer(&mut bytes, self.fence.transfer);
         bytes.extend_from_slice(&self.fence.sequence.0.to_le_bytes());
         bytes.extend_from_slice(&self.fence.hash.0);
@@ -159,16 +173,17 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
     match u32::from_le_bytes(*version) {
         1 if bytes.len() == EXTENSION_BYTES_V1 => Some(Extension::mirror(transfer)),
         VERSION if bytes.len() == EXTENSION_BYTES => {
-            let ([state, reserved @ ..], rest) = rest.split_first_chunk::<8>()?;
+            let ([state, made, reserved @ ..], rest) = rest.split_first_chunk::<8>()?;
             let (fenced, rest) = take_transfer(rest)?;
             let (sequence, rest) = rest.split_first_chunk()?;
             let (hash, rest) = rest.split_first_chunk()?;
             let (policy, alone) = take_promise(rest)?;
-            let zero = reserved.iter().all(|byte| *byte == 0);
+            let nvram_made = *made == 1;
+            let zero = *made <= 1 && reserved.iter().all(|byte| *byte == 0);
             let sequence = SequenceNumber(u64::from_le_bytes(*sequence));
             let fence = Place { transfer: fenced, sequence, hash: StreamHash(*hash) };
             let state = State::of(*state).filter(|_| zero)?;
-            Some(Extension { transfer, state, fence, policy, alone })
+            Some(Extension { transfer, state, nvram_made, fence, policy, alone })
         }
         _ => None,
     }
@@ -223,7 +238,8 @@ mod tests {
         let transfer = TransferId { generation: 3, counter: 9 };
         let policy = Some(Policy { mode: Mode::Async, ..Policy::default() });
         let alone = Some((Epoch { number: 5, id: 0x0807 }, SequenceNumber(9)));
-        Extension { transfer, state: State::Promoted, fence, policy, alone }
+        let state = State::Promoted;
+        Extension { transfer, state, nvram_made: true, fence, policy, alone }
     }
 
     #[test]
@@ -231,7 +247,7 @@ mod tests {
         let bytes = sample().encode();
         assert_eq!(bytes.len(), 112);
         assert_eq!(bytes[..17], [2, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 2]);
-        assert_eq!(bytes[17..24], [0; 7]);
+        assert_eq!(bytes[17..24], [1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[24..44], [4, 0, 0, 0, 5, 1, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[44..64], [[7; 16].as_slice(), &[3, 0, 0, 0]].concat());
         assert_eq!(bytes[64..72], [3, 1, 1, 1, 1, 0, 0, 0]);
@@ -273,7 +289,8 @@ mod tests {
         assert_eq!(bad(0, 3), None, "a later version");
         assert_eq!(bad(0, 1), None, "version 1 is shorter");
         assert_eq!(bad(16, 4), None, "no such state");
-        assert_eq!(bad(17, 1), None, "reserved");
+        assert_eq!(bad(17, 2), None, "made or not");
+        assert_eq!(bad(18, 1), None, "reserved");
         assert_eq!(bad(60, 7), None, "no such flag");
         assert_eq!(bad(60, 2), None, "a policy that was not told");
         assert_eq!(bad(60, 1), None, "a mark that is not set");

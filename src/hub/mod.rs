@@ -12,6 +12,7 @@
 //! * [`registry`], [`status`], [`images`]: sources by name, what is shown, what is served
 //! * [`kept`]: CPs kept by name
 //! * [`failover`], [`replay`]: a source is fenced, its log becomes the image
+//! * [`promoted`]: sources that the hub serves itself
 //! * [`recover`]: what a start does before anything else
 //!
 //! A fault of one source (its log, its actor, its connection) stays with that source (invariant
@@ -27,6 +28,7 @@ mod identity;
 pub mod images;
 pub mod kept;
 pub mod lane;
+pub mod promoted;
 pub mod recover;
 pub mod registry;
 pub mod replay;
@@ -50,9 +52,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::actor::{SourceActor, WantCheckpoint, WantScan};
 use self::lane::lock;
+use self::promoted::{Engine, PromotedOptions};
 use self::registry::Entry;
 use self::shared::{Shared, SourceSetting};
 use self::status::Snapshot;
+use crate::filer::Filer;
 use crate::limits::SOURCES_MAX;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber};
@@ -115,6 +119,8 @@ pub struct HubOptions {
     pub appliers: usize,
     /// Arbiters; one a core.
     pub arbiters: usize,
+    /// How promoted sources run.
+    pub promoted: PromotedOptions,
 }
 
 /// Why a hub does not start.
@@ -152,6 +158,10 @@ impl Hub {
         let handles = arbiters.iter().map(Arbiter::handle).collect();
         let recovered = recover::recover(&options, handles)?;
         let shared = recovered.shared;
+        shared.promoted.start_all().await.map_err(|error| HubError::State {
+            what: "promoted sources".to_owned(),
+            reason: error.to_string(),
+        })?;
         let stop = CancellationToken::new();
         let (died, deaths) = mpsc::channel(SOURCES_MAX);
         for (at, setting) in options.sources.iter().enumerate() {
@@ -182,8 +192,21 @@ impl Hub {
             .registry
             .all()
             .into_iter()
-            .map(|(_, entry)| entry.snapshot.load_full())
+            .map(|(name, entry)| {
+                let snapshot = entry.snapshot.load_full();
+                let engine = self.shared.promoted.engine(&name);
+                engine.map_or(snapshot.clone(), |engine| Arc::new(snapshot.promoted(&engine)))
+            })
             .collect()
+    }
+
+    /// The engine of a source that is served here.
+    fn engine(&self, name: &SourceName) -> Result<Option<Arc<Filer>>, String> {
+        match self.shared.promoted.engine(name) {
+            Some(Engine::Running(engine)) => Ok(Some(engine)),
+            Some(Engine::Failed(reason)) => Err(reason.to_string()),
+            None => Ok(None),
+        }
     }
 
     /// Asks the source for a checkpoint; returns when it is published here.
@@ -191,6 +214,11 @@ impl Hub {
         &self,
         name: &SourceName,
     ) -> Result<(CpNumber, Vec<VolumeRoot>), String> {
+        if let Some(engine) = self.engine(name)? {
+            let (cp, roots) = engine.checkpoint().await.map_err(|error| error.to_string())?;
+            let root = |(volume, root)| VolumeRoot { volume, root };
+            return Ok((cp, roots.into_iter().map(root).collect()));
+        }
         let entry = self.shared.registry.get(name).ok_or("no such source")?;
         let answer = entry.actor.send(WantCheckpoint).await.map_err(|error| error.to_string())?;
         answer.await.unwrap_or_else(|_| Err("the source's actor was replaced".to_owned()))
@@ -205,6 +233,9 @@ impl Hub {
         progress: impl FnMut(&VolumeName, u64, u64) + Send + Clone + 'static,
     ) -> Result<recover::Verified, String> {
         let mut tries = 1;
+        if let Some(engine) = self.engine(name)? {
+            return self.verify_here(name, &engine, progress).await;
+        }
         loop {
             match self.read_both_ends(name, progress.clone()).await {
                 Ok(verified) => return Ok(verified),
@@ -266,10 +297,36 @@ impl Hub {
         })
     }
 
+    /// Reads every block of a source that is served here, and compares with what is published:
+    /// there is no other end.
+    async fn verify_here(
+        &self,
+        name: &SourceName,
+        engine: &Filer,
+        progress: impl FnMut(&VolumeName, u64, u64) + Send + 'static,
+    ) -> Result<recover::Verified, String> {
+        let status = engine.status();
+        let cp = status.own_cp;
+        let (shared, source) = (self.shared.clone(), name.clone());
+        let read = tokio::task::spawn_blocking(move || shared.scan(&source, cp, progress));
+        let (here, mut problems) = read.await.map_err(|error| error.to_string())??;
+        for volume in &status.volumes {
+            let met = here.iter().find(|scan| scan.volume == volume.number);
+            if met.and_then(|scan| scan.root) != volume.root {
+                let name = &volume.name;
+                problems.push(format!("volume {name}: what was read is not what is published"));
+            }
+        }
+        let nobody = format!("source {name} is served here: there is no other end to compare with");
+        let there = Scanned { cp, token: 0, volumes: Vec::new(), problems: vec![nobody] };
+        Ok(recover::Verified { cp, here, problems, there })
+    }
+
     /// Stops cleanly: no new connection, everything durable is drained and synced, the ring's
     /// header is written.
     pub async fn stop(&self) {
         self.stop.cancel();
+        self.shared.promoted.stop_all().await;
         let arbiters = std::mem::take(&mut *lock(&self.arbiters));
         for arbiter in &arbiters {
             arbiter.stop();

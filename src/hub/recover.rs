@@ -26,6 +26,7 @@ use super::extension::{self, Extension, State};
 use super::failover::Failovers;
 use super::identity::{identity, state};
 use super::lane::{Cursors, Fenced, Lane};
+use super::promoted::Promoted;
 use super::registry::Registry;
 use super::shared::{Arbiters, Counters, Lanes, Shared};
 use super::stager::{Stager, StagerFeed};
@@ -51,7 +52,7 @@ const HISTORY_ROWS: u64 = 64;
 /// Bytes of log a source may fill on this hub.
 const LOG_LIMIT_BYTES: u64 = 16 << 30;
 
-/// What both ends read for `verify`.
+/// What both ends read for `verify`; of a promoted source there is no other end.
 #[derive(Debug, Clone)]
 pub struct Verified {
     /// The CP that was read.
@@ -102,6 +103,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
     stager.start(handle);
     let jobs = JobQueue::new();
     let settings = options.sources.iter().map(|s| (s.name.clone(), s.clone())).collect();
+    let promoted = Promoted::new(&options.data_dir, options.promoted, hub, pool.clone());
     let shared = Arc::new(Shared {
         hub,
         pool,
@@ -111,6 +113,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         jobs,
         registry: Registry::new(),
         lanes,
+        promoted,
         arbiters: Arbiters(arbiters),
         image_pin: options.image_pin,
         settings: arc_swap::ArcSwap::from_pointee(settings),

@@ -13,6 +13,7 @@ use super::drainer::DrainQueue;
 use super::extension::{self, Extension, State};
 use super::failover::Failovers;
 use super::lane::{Cursors, Lane, lock};
+use super::promoted::Promoted;
 use super::registry::Registry;
 use super::stager::Stager;
 use crate::pool::Pool;
@@ -154,6 +155,8 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     /// Lanes by name.
     pub lanes: Lanes,
+    /// Sources that are served here.
+    pub promoted: Promoted,
     /// Threads of actors and connections.
     pub arbiters: Arbiters,
     /// How long a reader may pin an image.

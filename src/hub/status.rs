@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use super::failover::View;
 use super::lane::{Cursors, Lane};
+use super::promoted::Engine;
+use crate::filer::status as filer;
 use crate::session::mirror::Mirror;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation};
@@ -33,10 +35,10 @@ pub enum SourceState {
     Behind,
     /// Not connected.
     Offline,
+    /// Served here, by this hub.
+    FailedOver,
     /// Its log or the ring failed, or it was refused.
     Faulted,
-    /// It was failed over: it is fenced, this hub has its volumes.
-    FailedOver,
 }
 
 impl SourceState {
@@ -47,8 +49,8 @@ impl SourceState {
             Self::InSync => "in-sync",
             Self::Behind => "behind",
             Self::Offline => "offline",
-            Self::Faulted => "faulted",
             Self::FailedOver => "failed-over",
+            Self::Faulted => "faulted",
         }
     }
 }
@@ -188,6 +190,45 @@ impl Snapshot {
             heard,
             policy: known.policy,
             alone: known.alone,
+        }
+    }
+}
+
+impl Snapshot {
+    /// What a source is that this hub serves: its engine knows better than the actor.
+    pub fn promoted(&self, engine: &Engine) -> Self {
+        let served = Self { connected: false, heard: None, ..self.clone() };
+        let status = match engine {
+            Engine::Running(engine) => engine.status(),
+            Engine::Failed(reason) => {
+                let (state, reason) = (SourceState::Faulted, reason.to_string());
+                let next_step = "mend the cause, then restart the hub".to_owned();
+                return Self { state, reason, next_step, ..served };
+            }
+        };
+        let state = match status.state {
+            filer::SourceState::Faulted => SourceState::Faulted,
+            filer::SourceState::Behind => SourceState::Behind,
+            filer::SourceState::Waiting
+            | filer::SourceState::Syncing
+            | filer::SourceState::InSync
+            | filer::SourceState::Offline
+            | filer::SourceState::FailedOver => SourceState::FailedOver,
+        };
+        let root = |volume: &filer::VolumeStatus| {
+            volume.root.map(|root| VolumeRoot { volume: volume.number, root })
+        };
+        Self {
+            source: Some(status.id),
+            state,
+            reason: status.reason,
+            next_step: status.next_step,
+            epoch: status.epoch,
+            generation: status.generation,
+            applied_cp: status.own_cp,
+            applying: status.order.frozen_cp,
+            roots: status.volumes.iter().filter_map(root).collect(),
+            ..served
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::control::server::{Admin, AdminServer};
 use crate::device::directory::create_durably;
 use crate::hub::failover::{Ask, Step};
 use crate::hub::images::Images;
+use crate::hub::promoted::PromotedOptions;
 use crate::hub::recover::Verified;
 use crate::hub::shared::SourceSetting;
 use crate::hub::status::{Snapshot, SourceState, Totals};
@@ -96,6 +97,7 @@ fn options(config: &HubConfig) -> HubOptions {
         image_pin: config.image_pin,
         appliers: cores.max(APPLIERS_MIN),
         arbiters: cores,
+        promoted: PromotedOptions::default(),
     }
 }
 
@@ -247,9 +249,10 @@ impl View {
             let (what, object, unit) = (what.to_owned(), object.clone(), ProgressUnit::Steps);
             progress.send(Progress { what, object, done, total: None, unit });
         };
-        let report = self.hub.failover(&source, ask, reached).await.map_err(|refusal| {
-            AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
-        })?;
+        let report =
+            self.hub.failover(&source, ask, reached).await.map_err(|refusal| {
+                AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
+            })?;
         let next_step = if report.dry_run {
             format!("`mirrorhub failover {source}` does it")
         } else {
@@ -345,8 +348,8 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         SourceState::InSync => State::InSync,
         SourceState::Behind => State::Behind,
         SourceState::Offline => State::Offline,
-        SourceState::Faulted => State::Faulted,
         SourceState::FailedOver => State::FailedOver,
+        SourceState::Faulted => State::Faulted,
     };
     let totals = &snapshot.totals;
     let lag = snapshot.cursors.oldest_invisible().map(|since| since.elapsed().as_secs_f64());

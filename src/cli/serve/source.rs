@@ -298,6 +298,7 @@ fn entry(status: &Status) -> SourceEntry {
         SourceState::InSync => State::InSync,
         SourceState::Behind => State::Behind,
         SourceState::Offline => State::Offline,
+        SourceState::FailedOver => State::FailedOver,
         SourceState::Faulted => State::Faulted,
     };
     let ladder = &status.ladder;

@@ -5,6 +5,7 @@ mod hub;
 mod life;
 mod loss;
 mod promises;
+mod sole;
 
 use std::sync::Arc;
 use std::time::Duration;

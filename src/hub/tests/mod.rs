@@ -8,6 +8,7 @@ mod faults;
 mod hostile;
 mod kept;
 mod promises;
+mod promoted;
 mod replay;
 
 use std::future::Future;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use self::fake::Fake;
+use super::promoted::PromotedOptions;
 use super::shared::SourceSetting;
 use super::status::SourceState;
 use super::{Hub, HubOptions};
@@ -45,6 +47,7 @@ fn options(dir: &Path, names: &[&str]) -> HubOptions {
         image_pin: Duration::from_secs(3600),
         appliers: 2,
         arbiters: 2,
+        promoted: PromotedOptions { nvram_size: ByteCount(8 << 20), ..PromotedOptions::default() },
     }
 }
 

@@ -1,0 +1,298 @@
+//! Sources that this hub serves itself: promoted images, run by the engine of a filer.
+//!
+//! Each has an NVRAM of its own, `data_dir/promoted/SOURCEID.nvram`, and shares the hub's pool
+//! with everybody. There is no hub behind it: a write is answered when that NVRAM holds it, a CP
+//! is complete when it is published in the pool.
+//!
+//! Called at the hub's start for every source whose row says `promoted`, and by failover and
+//! failback. Invariants: an engine runs only while the row says `promoted`; the NVRAM's name is
+//! durable, then that it was made, then the first write is answered; one that was made and is gone
+//! is never made anew. A source that cannot be started keeps nobody else from it (invariant 10).
+//!
+//! The row's extension is the hub's ([`extension`](super::extension)): a CP of the engine changes
+//! the place in it and nothing else.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::extension::{Extension, State};
+use super::lane::lock;
+use crate::device::file::{Access, FileDevice, FileError};
+use crate::device::latch::Latch;
+use crate::filer::keeper::{Keeper, KeeperError, Kept};
+use crate::filer::recover::{Settings, Store};
+use crate::filer::{CheckpointError, EngineOptions, Filer, StartError};
+use crate::nvlog::format::HEADER_BYTES;
+use crate::nvlog::{RingOptions, RingShape};
+use crate::pool::Pool;
+use crate::pool::error::PoolError;
+use crate::pool::rows::SourceRow;
+use crate::units::ids::{HubId, SourceId};
+use crate::units::names::SourceName;
+use crate::units::numbers::ByteCount;
+use crate::units::policy::Policy;
+
+/// How promoted sources run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromotedOptions {
+    /// Bytes of a new NVRAM: two partitions of half of it each.
+    pub nvram_size: ByteCount,
+    /// Time between two CPs.
+    pub checkpoint_interval: Duration,
+    /// How long a stop waits for the last CP.
+    pub stop_timeout: Duration,
+}
+
+impl Default for PromotedOptions {
+    fn default() -> Self {
+        Self {
+            nvram_size: ByteCount(64 << 20),
+            checkpoint_interval: Duration::from_secs(10),
+            stop_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why a promoted source is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum PromotedError {
+    /// The pool.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// Its NVRAM's file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The engine.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// No such row.
+    #[error("the pool has no source {0}")]
+    Unknown(SourceId),
+    /// Its bytes in the catalog.
+    #[error("{0}")]
+    Row(String),
+    /// Somebody else serves it.
+    #[error("source {name} is {state} here, not promoted")]
+    NotPromoted { name: SourceName, state: &'static str },
+    /// Its NVRAM is needed.
+    #[error("source {name} is {state} here: its NVRAM stays")]
+    StillServed { name: SourceName, state: &'static str },
+    /// The NVRAM was made and is gone.
+    #[error(
+        "source {name}: {path} is gone; acknowledged writes that only this NVRAM held are lost \
+         with it. Put the file back", path = .path.display()
+    )]
+    NvramGone { name: SourceName, path: PathBuf },
+    /// The panic of a helping thread.
+    #[error("cannot start: {0}")]
+    Thread(String),
+}
+
+/// The hub's rows, for an engine that runs on one.
+#[derive(Debug, Clone, Copy)]
+pub struct HubKeeper {
+    hub: HubId,
+}
+
+impl HubKeeper {
+    /// For the rows of that hub.
+    pub fn new(hub: HubId) -> Self {
+        Self { hub }
+    }
+}
+
+impl Keeper for HubKeeper {
+    fn read(&self, row: &SourceRow) -> Result<Kept, KeeperError> {
+        let Extension { transfer, nvram_made, .. } = Extension::of(row).map_err(KeeperError)?;
+        Ok(Kept { nvram_made, hub: Some(self.hub), transfer, alone: None, fenced: None })
+    }
+
+    fn write(&self, row: &SourceRow, kept: &Kept) -> Result<Vec<u8>, KeeperError> {
+        let before = Extension::of(row).map_err(KeeperError)?;
+        if before.state != State::Promoted {
+            let state = before.state.word();
+            return Err(KeeperError(format!("source {} is {state} here by now", row.name)));
+        }
+        let Kept { nvram_made, transfer, .. } = *kept;
+        Ok(Extension { transfer, nvram_made, ..before }.encode())
+    }
+}
+
+/// How it stands with a promoted source.
+#[derive(Debug, Clone)]
+pub enum Engine {
+    /// It runs.
+    Running(Arc<Filer>),
+    /// It did not start: why.
+    Failed(Arc<str>),
+}
+
+/// All promoted sources of a hub.
+#[derive(Debug)]
+pub struct Promoted {
+    directory: PathBuf,
+    options: PromotedOptions,
+    hub: HubId,
+    pool: Arc<Pool>,
+    engines: Mutex<BTreeMap<SourceName, Engine>>,
+    /// Starts and stops come one after the other.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Promoted {
+    /// None runs yet.
+    pub fn new(data_dir: &Path, options: PromotedOptions, hub: HubId, pool: Arc<Pool>) -> Self {
+        let (engines, turn) = (Mutex::default(), tokio::sync::Mutex::default());
+        let directory = data_dir.join("promoted");
+        Self { directory, options, hub, pool, engines, turn }
+    }
+
+    /// Starts every source whose row says that it is promoted. One that does not start is told
+    /// about by [`Promoted::engine`].
+    pub async fn start_all(&self) -> Result<(), PromotedError> {
+        for row in self.pool.catalog().sources()? {
+            if Extension::of(&row).is_ok_and(|extension| extension.state == State::Promoted)
+                && let Err(error) = self.start(row.id).await
+            {
+                tracing::error!(source = %row.name, %error, "a promoted source is not served");
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves a source whose row says that it is promoted. Returns the engine that runs already,
+    /// if one does.
+    pub async fn start(&self, source: SourceId) -> Result<Arc<Filer>, PromotedError> {
+        let _turn = self.turn.lock().await;
+        let row = self.pool.catalog().source(source)?.ok_or(PromotedError::Unknown(source))?;
+        if let Some(Engine::Running(engine)) = self.engine(&row.name) {
+            return Ok(engine);
+        }
+        let name = row.name.clone();
+        let started = self.start_engine(row).await.map(Arc::new);
+        let engine = match &started {
+            Ok(engine) => Engine::Running(Arc::clone(engine)),
+            Err(error) => Engine::Failed(error.to_string().into()),
+        };
+        lock(&self.engines).insert(name, engine);
+        started
+    }
+
+    async fn start_engine(&self, row: SourceRow) -> Result<Filer, PromotedError> {
+        let extension = Extension::of(&row).map_err(PromotedError::Row)?;
+        if extension.state != State::Promoted {
+            let state = extension.state.word();
+            return Err(PromotedError::NotPromoted { name: row.name, state });
+        }
+        let source = row.id;
+        let (path, size) = (self.nvram_path(source), self.options.nvram_size);
+        let nvram = tokio::task::spawn_blocking(move || {
+            open_nvram(path, size, &row.name, extension.nvram_made)
+        });
+        let nvram = nvram.await.map_err(|error| PromotedError::Thread(error.to_string()))??;
+        let options = EngineOptions {
+            source,
+            keeper: Arc::new(HubKeeper::new(self.hub)),
+            forward: None,
+            settings: Settings {
+                policy: Policy::default(),
+                accept_lost_nvram: false,
+                ring: RingOptions { thread_name: "promoted".to_owned(), ..RingOptions::default() },
+                ring_shape: RingShape::default(),
+            },
+            checkpoint_interval: self.options.checkpoint_interval,
+            stop_timeout: self.options.stop_timeout,
+        };
+        Ok(Filer::start_in(Arc::clone(&self.pool), nvram, options).await?)
+    }
+
+    /// Stops serving a source; what is acknowledged is in its NVRAM, and in a CP if this says so.
+    pub async fn stop(&self, name: &SourceName) -> Result<(), CheckpointError> {
+        let _turn = self.turn.lock().await;
+        let engine = lock(&self.engines).remove(name);
+        match engine {
+            Some(Engine::Running(engine)) => engine.stop().await,
+            Some(Engine::Failed(reason)) => Err(CheckpointError::Failed(reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the NVRAM of a source that is not this hub's any more: what it holds is of a line
+    /// that has ended, and would be in the way of the next promotion. Everything acknowledged is
+    /// in a CP by then ([`Promoted::stop`] said so). Does nothing if there is none. Blocks.
+    pub fn retire(&self, source: SourceId) -> Result<(), PromotedError> {
+        let row = self.pool.catalog().source(source)?.ok_or(PromotedError::Unknown(source))?;
+        let state = Extension::of(&row).map_err(PromotedError::Row)?.state;
+        if matches!(state, State::Promoted | State::FailingOver) || self.engine(&row.name).is_some()
+        {
+            return Err(PromotedError::StillServed { name: row.name, state: state.word() });
+        }
+        let path = self.nvram_path(source);
+        let failed = |error| FileError::Io { path: path.clone(), operation: "unlink", error };
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error).into()),
+        }
+        let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
+        Ok(synced.map_err(failed)?)
+    }
+
+    /// Stops all of them, with the hub.
+    pub async fn stop_all(&self) {
+        let names: Vec<SourceName> = lock(&self.engines).keys().cloned().collect();
+        for name in names {
+            if let Err(error) = self.stop(&name).await {
+                tracing::warn!(source = %name, %error, "stopped without a last CP");
+            }
+        }
+    }
+
+    /// How it stands with that source, if it is one of these.
+    pub fn engine(&self, name: &SourceName) -> Option<Engine> {
+        lock(&self.engines).get(name).cloned()
+    }
+
+    /// Where a source's NVRAM is.
+    pub fn nvram_path(&self, source: SourceId) -> PathBuf {
+        self.directory.join(format!("{source}.nvram"))
+    }
+}
+
+/// Opens the NVRAM of a source, or makes it if none was made before. Blocks.
+fn open_nvram(
+    path: PathBuf,
+    size: ByteCount,
+    name: &SourceName,
+    made: bool,
+) -> Result<Store, PromotedError> {
+    let (device, new) = match FileDevice::open(&path, Access::Direct) {
+        Ok(device) => (device, false),
+        Err(FileError::Missing(_)) if made => {
+            return Err(PromotedError::NvramGone { name: name.clone(), path });
+        }
+        Err(FileError::Missing(_)) => {
+            make_directory(&path)?;
+            let size = ByteCount(size.0.saturating_add(HEADER_BYTES));
+            (FileDevice::create(&path, size, Access::Direct)?, true)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Store { device: Arc::new(Latch::new(device)), new })
+}
+
+/// Makes the directory, durably: a name in it is worth nothing if it may go itself.
+fn make_directory(path: &Path) -> Result<(), FileError> {
+    let Some(directory) = path.parent() else { return Ok(()) };
+    let failed = |operation| {
+        let path = directory.to_owned();
+        move |error| FileError::Io { path, operation, error }
+    };
+    std::fs::create_dir_all(directory).map_err(failed("create_dir"))?;
+    let Some(data_dir) = directory.parent() else { return Ok(()) };
+    let synced = File::open(data_dir).and_then(|data_dir| data_dir.sync_all());
+    synced.map_err(failed("fsync of the directory above"))
+}
