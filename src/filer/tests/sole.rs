@@ -134,7 +134,7 @@ fn engine_options(source: SourceId) -> EngineOptions {
         keeper: Arc::new(FilerKeeper),
         forward: None,
         settings: Settings {
-            apply: Apply::Reference,
+            policy: Policy::default(),
             accept_lost_nvram: false,
             ring: RingOptions::default(),
             ring_shape: RingShape { area_bytes_min: 1 << 20, commit_bytes_max: 512 << 10 },
@@ -179,7 +179,7 @@ fn a_write_is_answered_and_published_without_a_hub() {
         assert_eq!(ring.release_wanted, ring.written, "all of the ring is released");
         assert_eq!((status.held, status.order.dirty_blocks), ((0, 0), 0));
         assert_eq!(filer.checkpoint().await.unwrap().0, cp, "nothing to say, no CP");
-        assert_eq!(filer.verify().await.unwrap_err(), VerifyError::Sole);
+        assert_eq!(filer.verify(|_, _, _| {}).await.unwrap_err(), VerifyError::Sole);
         let row = pool.catalog().source(A).unwrap().unwrap();
         assert_eq!((row.applied, row.sequence), (cp, SequenceNumber(101)));
         assert_eq!((row.epoch, row.generation.number), (EPOCH, 5));

@@ -14,6 +14,7 @@ fn options(dir: &Path) -> HubOptions {
         pool: (dir.join("deep/disks/disk0"), ByteCount(32 << 20)),
         sources: vec![],
         image_pin: Duration::from_secs(1),
+        promoted: crate::hub::promoted::PromotedOptions::default(),
         appliers: 1,
         arbiters: 1,
     }

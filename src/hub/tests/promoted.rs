@@ -293,7 +293,7 @@ fn the_hubs_keeper_changes_the_place_and_nothing_else() {
     row.extension = before.encode();
     assert_eq!(keeper.read(&row).unwrap().hub, Some(HubId([4; 16])));
     let transfer = TransferId { generation: 4, counter: 5 };
-    let kept = Kept { nvram_made: true, hub: None, transfer };
+    let kept = Kept { nvram_made: true, transfer, ..Kept::default() };
     row.extension = keeper.write(&row, &kept).unwrap();
     let after = Extension::of(&row).unwrap();
     assert_eq!(after, Extension { transfer, nvram_made: true, ..before });
