@@ -52,6 +52,55 @@ fn entry(state: State) -> SourceEntry {
 }
 
 impl Fake {
+    fn answer_kept(request: Request) -> Result<Value, AdminError> {
+        let json = |value: Result<Value, serde_json::Error>| Ok(value.unwrap());
+        match request {
+            Request::Kept { .. } => {
+                let root = Root([0xab; 32]);
+                let volumes = vec![VolumeRoot { name: "vol0".parse().unwrap(), root }];
+                let kept =
+                    KeptCp { name: "mon".parse().unwrap(), cp: 7, held_bytes: 8192, volumes };
+                let source = KeptOfSource { name: "filer-a".parse().unwrap(), kept: vec![kept] };
+                json(serde_json::to_value(KeptAnswer { schema: 1, sources: vec![source] }))
+            }
+            Request::Drop { target } if target.name.as_str() != "mon" => {
+                let message = format!("{target} is not dropped: it is not kept");
+                Err(AdminError::new(code::UNKNOWN_KEPT, message, "mirrorhub kept lists them"))
+            }
+            Request::Drop { target } => json(serde_json::to_value(DropAnswer {
+                schema: 1,
+                source: target.source,
+                name: target.name,
+                cp: 7,
+                freed_bytes: 8192,
+            })),
+            Request::Failover { accept_gap: false, .. } => {
+                let next = "`mirrorhub failover --accept-gap`";
+                Err(AdminError::new(code::REFUSED, "the log has a gap", next))
+            }
+            Request::Failover { source, dry_run, .. } => {
+                json(serde_json::to_value(FailoverAnswer {
+                    schema: 1,
+                    source,
+                    dry_run,
+                    outcome: "up-to-gap".into(),
+                    epoch: 2,
+                    cp: 9,
+                    sequence: 40,
+                    entries: 3,
+                    bytes: 4096,
+                    may_be_lost: true,
+                    sentences: vec!["failed over with entry 40".into()],
+                    next_step: "give it back".into(),
+                }))
+            }
+            other @ (Request::Status { .. }
+            | Request::Checkpoint { .. }
+            | Request::Verify { .. }
+            | Request::PoolCheck { .. }) => panic!("{other:?} is answered elsewhere"),
+        }
+    }
+
     fn answer(self, request: Request) -> Result<Value, AdminError> {
         let json = |value: Result<Value, serde_json::Error>| Ok(value.unwrap());
         match request {
@@ -94,44 +143,8 @@ impl Fake {
                 };
                 json(serde_json::to_value(VerifyAnswer::of(vec![volume], Vec::new())))
             }
-            Request::Kept { .. } => {
-                let root = Root([0xab; 32]);
-                let volumes = vec![VolumeRoot { name: "vol0".parse().unwrap(), root }];
-                let kept =
-                    KeptCp { name: "mon".parse().unwrap(), cp: 7, held_bytes: 8192, volumes };
-                let source = KeptOfSource { name: "filer-a".parse().unwrap(), kept: vec![kept] };
-                json(serde_json::to_value(KeptAnswer { schema: 1, sources: vec![source] }))
-            }
-            Request::Drop { target } if target.name.as_str() != "mon" => {
-                let message = format!("{target} is not dropped: it is not kept");
-                Err(AdminError::new(code::UNKNOWN_KEPT, message, "mirrorhub kept lists them"))
-            }
-            Request::Drop { target } => json(serde_json::to_value(DropAnswer {
-                schema: 1,
-                source: target.source,
-                name: target.name,
-                cp: 7,
-                freed_bytes: 8192,
-            })),
-            Request::Failover { accept_gap: false, .. } => {
-                let next = "`mirrorhub failover --accept-gap`";
-                Err(AdminError::new(code::REFUSED, "the log has a gap", next))
-            }
-            Request::Failover { source, dry_run, .. } => {
-                json(serde_json::to_value(FailoverAnswer {
-                    schema: 1,
-                    source,
-                    dry_run,
-                    outcome: "up-to-gap".into(),
-                    epoch: 2,
-                    cp: 9,
-                    sequence: 40,
-                    entries: 3,
-                    bytes: 4096,
-                    may_be_lost: true,
-                    sentences: vec!["failed over with entry 40".into()],
-                    next_step: "give it back".into(),
-                }))
+            other @ (Request::Kept { .. } | Request::Drop { .. } | Request::Failover { .. }) => {
+                Self::answer_kept(other)
             }
             Request::PoolCheck {} => {
                 Err(AdminError::new(code::FAILED, "there is no pool here", ""))

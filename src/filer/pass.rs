@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::plan::Counts;
@@ -25,8 +26,6 @@ use crate::wire::updates::Encoder;
 
 /// Payloads that wait for the socket.
 const AHEAD_FRAMES: usize = 4;
-/// Longest sleep of the throttle at a time.
-const THROTTLE_STEP: Duration = Duration::from_millis(100);
 
 /// How far a pass has come, for status.
 #[derive(Debug, Default)]
@@ -71,8 +70,10 @@ impl PassData {
     ) -> Self {
         let (sender, payloads) = mpsc::channel(AHEAD_FRAMES);
         let told = Arc::clone(&progress);
+        let runtime = Handle::current();
         tokio::task::spawn_blocking(move || {
-            let mut walker = Walker { sender, limit, progress, started: Instant::now() };
+            let started = Instant::now();
+            let mut walker = Walker { sender, limit, progress, started, runtime };
             if let Err(Some(reason)) = walker.walk(&pins, base) {
                 // Nobody listens any more if the connection has gone.
                 drop(walker.sender.blocking_send(Err(reason)));
@@ -129,6 +130,7 @@ struct Walker {
     limit: Option<ByteCount>,
     progress: Arc<Progress>,
     started: Instant,
+    runtime: Handle,
 }
 
 impl Walker {
@@ -219,15 +221,15 @@ impl Walker {
             u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(limit.0))
                 .unwrap_or(u64::MAX),
         );
-        while let Some(left) =
-            due.checked_sub(self.started.elapsed()).filter(|left| !left.is_zero())
-        {
-            if self.sender.is_closed() {
-                return Err(None);
-            }
-            std::thread::sleep(left.min(THROTTLE_STEP));
+        let left = due.saturating_sub(self.started.elapsed());
+        if left.is_zero() {
+            return Ok(());
         }
-        Ok(())
+        // Sooner only if nobody listens any more.
+        match self.runtime.block_on(tokio::time::timeout(left, self.sender.closed())) {
+            Ok(()) => Err(None),
+            Err(_) => Ok(()),
+        }
     }
 }
 

@@ -244,7 +244,6 @@ impl World {
                 up.released = frozen.place;
                 up.sending = None;
             }
-            Action::Rejected { no_space, .. } => up.parked = no_space,
             Action::Close { reason } => {
                 if !self.link_lied {
                     self.fail(format!("the source closes: {reason}"));
@@ -255,19 +254,29 @@ impl World {
                 up.halted = true;
                 self.fail(format!("the source halts: {}", refused.reason));
             }
-            Action::Answer(answering) => up.answering = answering,
+            other => self.act_apart(&other),
+        }
+    }
+
+    fn act_apart(&mut self, action: &primary::Action) {
+        use primary::Action;
+        let up = self.source.up.as_mut().unwrap();
+        match action {
+            Action::Answer(answering) => up.answering = *answering,
             Action::MarkApart(_) => up.marking = Some(true),
             Action::ClearApart => up.marking = Some(false),
             Action::SendPass { cp, base } => {
-                let base = self.committed.get(&base).copied().unwrap_or_default();
-                let to = self.committed[&cp];
+                let base = self.committed.get(base).copied().unwrap_or_default();
+                let to = self.committed[cp];
                 up.sending = None;
-                up.pass = Some(PassOut { cp, base, to, sent: false });
+                up.pass = Some(PassOut { cp: *cp, base, to, sent: false });
             }
             Action::PassEnded { .. } => {}
+            Action::Rejected { no_space, .. } => up.parked = *no_space,
             Action::Freeze => up.wants_freeze = true,
             Action::Fence(_) => self.fail("the source is fenced"),
             Action::Checkpoint { .. } | Action::Scan { .. } | Action::Scanned(_) => {}
+            other => panic!("{other:?} has nothing to do with being apart"),
         }
     }
 }
