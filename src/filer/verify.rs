@@ -111,7 +111,7 @@ pub fn answer(shared: &Arc<Shared>, cp: CpNumber, token: u64) {
     drop(tokio::task::spawn_blocking(move || {
         let (volumes, problems) = pins.map_or_else(Default::default, |pins| scan_pins(&pins));
         shared.answering.store(false, Ordering::Release);
-        shared.session.scanned(Scanned { cp, token, volumes, problems });
+        shared.session.scanned(Scanned { cp, token, volumes, problems }.bounded());
     }));
 }
 

@@ -27,7 +27,7 @@ use super::extension;
 use super::lane::{Cursors, Lane};
 use super::registry::Registry;
 use super::shared::{Arbiters, Counters, Lanes, Shared};
-use super::stager::{Stager, StagerFeed};
+use super::stager::{COPY_ROOM_BYTES, Stager, StagerFeed};
 use super::{HubError, HubOptions};
 use crate::device::Device;
 use crate::device::file::{Access, FileDevice};
@@ -93,13 +93,18 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
     let pool_options =
         PoolOptions { owner: Some(hub.0), history_rows: HISTORY_ROWS, ..PoolOptions::default() };
     let pool = Pool::open(device, pool_options).map_err(state("pool"))?;
+    own_logs(&options.log_dir, hub)?;
     let log_options = LogOptions::with_limit(LOG_LIMIT_BYTES);
     let store = LogStore::open(&options.log_dir, hub, log_options).map_err(state("source logs"))?;
     let store = Arc::new(store);
     let rows = pool.catalog().sources().map_err(state("catalog"))?;
     let mut logs = Logs::recover(&store, &rows)?;
     let ring_device = open_device(&options.nvram.0, Access::Direct)?;
-    let ring_options = RingOptions { thread_name: "hub-commit".into(), ..RingOptions::default() };
+    let ring_options = RingOptions {
+        thread_name: "hub-commit".into(),
+        spare_bytes: COPY_ROOM_BYTES,
+        ..RingOptions::default()
+    };
     let (ring, recovery) =
         Ring::open(ring_device, hub.0, ring_options, &mut |record| logs.replay(record))
             .map_err(state("NVRAM"))?;
@@ -126,7 +131,9 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         image_pin: options.image_pin,
         settings: arc_swap::ArcSwap::from_pointee(settings),
         counters: Counters::default(),
+        recording: Default::default(),
     });
+    shared.stager.belongs_to(&shared);
     let threads = start_threads(&shared, in_ring, options.appliers)?;
     Ok(Started { shared, threads })
 }
@@ -159,6 +166,32 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .map_err(state("threads"))
 }
 
+/// The file that names the owner of a log directory.
+const OWNER_FILE: &str = "hub-id";
+
+/// The log directory is the one that this hub has written to: one that is empty or another's would
+/// pass for sources that have nothing to lose (R20).
+fn own_logs(dir: &Path, hub: HubId) -> Result<(), HubError> {
+    let path = dir.join(OWNER_FILE);
+    let what = || format!("source logs in {}", dir.display());
+    let refuse = |met: String| {
+        let reason = format!(
+            "{met}; bring the hub's log directory back, or, if it is lost, write {hub} into {} \
+             to go on without: sources that still hold what was in it send it again",
+            path.display()
+        );
+        Err(HubError::State { what: what(), reason })
+    };
+    match fs::read_to_string(&path) {
+        Ok(text) if text.trim() == hub.to_string() => Ok(()),
+        Ok(text) => refuse(format!("it belongs to hub {}", text.trim())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            refuse(format!("there is no file {OWNER_FILE} in it"))
+        }
+        Err(error) => Err(state(path.display().to_string())(error)),
+    }
+}
+
 /// The hub's id; at the first start makes it, the ring and the pool.
 fn identity(options: &HubOptions) -> Result<HubId, HubError> {
     let path = options.data_dir.join("identity.json");
@@ -178,6 +211,9 @@ fn identity(options: &HubOptions) -> Result<HubId, HubError> {
             Ring::create(ring, hub.0, RingShape::default()).map_err(state("NVRAM"))?;
             let device = create_device(&options.pool.0, options.pool.1, Access::Cached)?;
             drop(Pool::create(device, hub.0, PoolOptions::default()).map_err(state("pool"))?);
+            fs::create_dir_all(&options.log_dir).map_err(state("source logs"))?;
+            write_synced(&options.log_dir.join(OWNER_FILE), hub.to_string().as_bytes())
+                .map_err(state("source logs"))?;
             write_identity(&path, &Identity { schema: 1, hub })
                 .map_err(state(path.display().to_string()))?;
             tracing::info!(%hub, "first start: hub created");
@@ -188,9 +224,13 @@ fn identity(options: &HubOptions) -> Result<HubId, HubError> {
 }
 
 fn write_identity(path: &Path, identity: &Identity) -> std::io::Result<()> {
+    write_synced(path, serde_json::to_string_pretty(identity)?.as_bytes())
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let draft = path.with_extension("draft");
     let mut file = fs::File::create(&draft)?;
-    file.write_all(serde_json::to_string_pretty(identity)?.as_bytes())?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&draft, path)?;
     match path.parent() {
@@ -339,6 +379,7 @@ impl Logs {
                 applied_cp: row.applied,
                 applied: source.place,
                 ring_bytes: of_source.map(|kept| kept.bytes).sum(),
+                undrained_bytes: 0,
                 under_way_bytes: 0,
                 fault: source.fault.as_deref().map(Into::into),
                 invisible: BTreeMap::new(),

@@ -14,6 +14,10 @@ use super::extension;
 use super::lane::{Cursors, Lane, lock};
 use super::registry::Registry;
 use super::stager::Stager;
+use crate::limits::{
+    CP_CREDIT_BYTES, CP_FRAME_BYTES_MAX, HUB_CREDIT_BYTES_TOTAL, LOG_CREDIT_BYTES_MIN,
+    LOG_GRANT_BYTES_MIN,
+};
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -90,6 +94,13 @@ impl Lanes {
         lock(&self.0).values().cloned().collect()
     }
 
+    /// Faults all of them.
+    pub fn fault(&self, reason: &str) {
+        for lane in self.all() {
+            lane.fault(reason);
+        }
+    }
+
     /// The lane of that source, made now if need be.
     pub fn get_or_make(&self, name: &SourceName, make: impl FnOnce() -> Arc<Lane>) -> Arc<Lane> {
         lock(&self.0).entry(name.clone()).or_insert_with(make).clone()
@@ -134,6 +145,8 @@ pub struct Shared {
     pub settings: arc_swap::ArcSwap<BTreeMap<SourceName, SourceSetting>>,
     /// Counters.
     pub counters: Counters,
+    /// Held while a source is recorded; which one, its id says.
+    pub recording: [Mutex<()>; 16],
 }
 
 impl Shared {
@@ -178,7 +191,26 @@ impl Shared {
         Ok(known)
     }
 
-    /// Makes what a Hello brought durable: generation, epoch, new volumes; makes the lane.
+    /// The name under which a source of that id was here, if it is not `name` (invariant 12).
+    pub fn other_name(
+        &self,
+        source: SourceId,
+        name: &SourceName,
+    ) -> Result<Option<SourceName>, String> {
+        let row = self.pool.catalog().source(source).map_err(|error| error.to_string())?;
+        Ok(row.map(|row| row.name).filter(|known| known != name))
+    }
+
+    /// What a source may have under way at most: bytes of transfers and of CP data.
+    pub fn grant(&self) -> (u64, u64) {
+        let part = HUB_CREDIT_BYTES_TOTAL / to_u64(self.settings.load().len()).max(1);
+        let cp = (part / 3).clamp(CP_FRAME_BYTES_MAX, CP_CREDIT_BYTES);
+        let log = part.saturating_sub(cp).clamp(LOG_GRANT_BYTES_MIN, LOG_CREDIT_BYTES_MIN);
+        (log, cp)
+    }
+
+    /// Makes what a Hello brought durable: generation, epoch, new volumes; makes the lane. One
+    /// call at a time for a source: what an earlier one began is whole before the next looks.
     pub fn record(
         &self,
         name: &SourceName,
@@ -189,12 +221,20 @@ impl Shared {
     ) -> Result<Arc<Lane>, String> {
         let catalog = self.pool.catalog();
         let text = |error: PoolError| error.to_string();
-        let mut row = catalog
-            .source(source)
-            .map_err(text)?
-            .unwrap_or_else(|| SourceRow::new(source, name.clone()));
-        if row.generation != generation || row.epoch != epoch || row.name != *name {
-            row.name = name.clone();
+        let turn = usize::from(source.0[0]) % self.recording.len();
+        let _turn = lock(&self.recording[turn]);
+        let known = catalog.source(source).map_err(text)?;
+        if let Some(other) = known.as_ref().map(|row| &row.name).filter(|other| *other != name) {
+            return Err(format!("source {source} is known here as {other}"));
+        }
+        let is_new = known.is_none();
+        let mut row = known.unwrap_or_else(|| SourceRow::new(source, name.clone()));
+        if generation.number < row.generation.number {
+            return Err(format!("boot {} of the source was here meanwhile", row.generation.number));
+        }
+        let place = extension::place(&row)?;
+        let applied = row.applied;
+        if is_new || row.generation != generation || row.epoch != epoch {
             row.generation = generation;
             row.epoch = epoch;
             catalog.put_source(row).map_err(text)?;
@@ -214,11 +254,23 @@ impl Shared {
                 .map_err(text)?;
         }
         if self.lanes.get(name).is_none() {
+            // What lies in a log was acknowledged: nothing of it is thrown away here.
             let text = |error: crate::sourcelog::LogError| error.to_string();
-            self.store.recover(source, CpNumber(0)).map_err(text)?;
-            self.store.reset(source, Some(Place::default())).map_err(text)?;
+            let logs = self.store.recover(source, applied).map_err(text)?;
+            if logs.last.is_some_and(|last| last != place)
+                || logs.damage().is_some()
+                || applied > CpNumber(0)
+            {
+                return Err("the source has logs that no start took up: restart the hub".into());
+            }
+            self.store.reset(source, Some(place)).map_err(text)?;
         }
-        Ok(self.lanes.get_or_make(name, || Lane::new(name.clone(), source, Cursors::default())))
+        let lane =
+            self.lanes.get_or_make(name, || Lane::new(name.clone(), source, Cursors::default()));
+        if let Some(reason) = self.stager.failure() {
+            lane.fault(&reason);
+        }
+        Ok(lane)
     }
 
     /// Hands a source its own log behind `from` up to `upto`; `None` if `from` is not on the line.
@@ -234,7 +286,9 @@ impl Shared {
         let mut last = from;
         for cp in self.store.cps(source) {
             let reader = self.store.reader(source, cp).map_err(|error| error.to_string())?;
-            for transfer in reader.transfers() {
+            // The offset table says where to begin: what lies before is not read.
+            let behind = if joined { None } else { Some(from.transfer) };
+            for transfer in reader.transfers_from(behind) {
                 let transfer = transfer.map_err(|error| error.to_string())?;
                 let place = transfer.place();
                 if place.sequence > upto.sequence {

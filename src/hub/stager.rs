@@ -5,15 +5,20 @@
 //! cursor, and the record goes to the drainer. The queue is bounded by the credits that the actors
 //! gave out (a source never has more under way than its credit).
 //!
+//! Copies of records that hold the ring's end (R10) overtake what waits, and have room of their
+//! own that is in nobody's credit: they make room, and must not wait for it.
+//!
 //! A failed commit is final: every lane is faulted with the ring's first error, nothing is
 //! acknowledged any more (invariant 7).
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::drainer::{DrainQueue, Drainable};
 use super::lane::{Lane, lock};
+use super::shared::Shared;
 use crate::device::DeviceError;
+use crate::limits::RECORD_BYTES_MAX;
 use crate::nvlog::{Committed, DurableToken, Feed, Handle, Pending};
 use crate::record::envelope::{RecordKind, record_bytes};
 use crate::record::marks::Place;
@@ -48,6 +53,7 @@ impl Staged {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: VecDeque<Staged>,
+    copies: VecDeque<Staged>,
     failed: Option<Arc<str>>,
 }
 
@@ -56,7 +62,16 @@ struct Queue {
 pub struct Stager {
     queue: Mutex<Queue>,
     handle: OnceLock<Handle>,
+    /// Whose lanes are faulted with the ring.
+    shared: OnceLock<Weak<Shared>>,
 }
+
+/// Bytes of the ring that only copies may use (R10).
+pub const COPY_ROOM_BYTES: u64 = RECORD_BYTES_MAX;
+
+/// Tickets of the ring's records: which of the two queues it came from.
+const TRANSFER: u64 = 0;
+const COPY: u64 = 1;
 
 impl Stager {
     /// A stager whose ring is started with [`Stager::start`].
@@ -69,6 +84,19 @@ impl Stager {
         assert!(self.handle.set(handle).is_ok(), "the stager is started once");
     }
 
+    /// The hub is put together: a ring that fails faults all of its lanes.
+    pub fn belongs_to(&self, shared: &Arc<Shared>) {
+        self.shared.get_or_init(|| Arc::downgrade(shared));
+        if let Some(reason) = self.failure() {
+            shared.lanes.fault(&reason);
+        }
+    }
+
+    /// Why nothing is committed any more.
+    pub fn failure(&self) -> Option<Arc<str>> {
+        lock(&self.queue).failed.clone()
+    }
+
     /// The ring, for status and release.
     pub fn ring(&self) -> Option<&Handle> {
         self.handle.get()
@@ -78,23 +106,26 @@ impl Stager {
     pub fn stage(&self, staged: Staged) {
         let transfer_bytes = to_u64(staged.transfer.bytes().len());
         staged.lane.staged(staged.place(), staged.record_bytes(), transfer_bytes);
-        self.push(staged);
+        self.push(staged, TRANSFER);
     }
 
     /// Queues a copy of a record that the drainer could not drain (R10).
     pub fn copy_forward(&self, staged: Staged) {
         staged.lane.copied_forward(staged.record_bytes());
-        self.push(staged);
+        self.push(staged, COPY);
     }
 
-    fn push(&self, staged: Staged) {
+    fn push(&self, staged: Staged, ticket: u64) {
         let mut queue = lock(&self.queue);
         if let Some(reason) = queue.failed.clone() {
             drop(queue);
             staged.lane.fault(&reason);
             return;
         }
-        queue.waiting.push_back(staged);
+        match ticket {
+            COPY => queue.copies.push_back(staged),
+            _ => queue.waiting.push_back(staged),
+        }
         drop(queue);
         if let Some(handle) = self.handle.get() {
             handle.wake();
@@ -108,12 +139,23 @@ pub struct StagerFeed {
     stager: Arc<Stager>,
     drain: Arc<DrainQueue>,
     writing: VecDeque<Staged>,
+    copying: VecDeque<Staged>,
 }
 
 impl StagerFeed {
     /// Feeds the ring from `stager`; what is durable goes to `drain`.
     pub fn new(stager: Arc<Stager>, drain: Arc<DrainQueue>) -> Self {
-        Self { stager, drain, writing: VecDeque::new() }
+        Self { stager, drain, writing: VecDeque::new(), copying: VecDeque::new() }
+    }
+}
+
+fn pending(staged: &Staged, ticket: u64) -> Pending {
+    Pending {
+        kind: RecordKind::Transfer,
+        source: staged.lane.source(),
+        epoch: staged.epoch,
+        body: staged.transfer.bytes().clone(),
+        ticket,
     }
 }
 
@@ -128,27 +170,34 @@ impl Feed for StagerFeed {
                 break;
             }
             let Some(staged) = queue.waiting.pop_front() else { break };
-            batch.push(Pending {
-                kind: RecordKind::Transfer,
-                source: staged.lane.source(),
-                epoch: staged.epoch,
-                body: staged.transfer.bytes().clone(),
-                ticket: 0,
-            });
+            batch.push(pending(&staged, TRANSFER));
             self.writing.push_back(staged);
         }
+        batch
+    }
+
+    fn take_first(&mut self) -> Vec<Pending> {
+        let copies = std::mem::take(&mut lock(&self.stager.queue).copies);
+        let batch = copies.iter().map(|copy| pending(copy, COPY)).collect();
+        self.copying.extend(copies);
         batch
     }
 
     fn committed(&mut self, batch: Vec<Committed>, token: &DurableToken) {
         for done in batch {
             assert!(done.end <= token.upto(), "a record is durable with its commit");
-            let Some(staged) = self.writing.pop_front() else {
+            let is_copy = done.ticket == COPY;
+            let from = if is_copy { &mut self.copying } else { &mut self.writing };
+            let Some(staged) = from.pop_front() else {
                 panic!("the ring committed a record that was not staged");
             };
-            let (cp, bytes) = (staged.transfer.header().cp, staged.transfer.data_bytes());
-            let transfer_bytes = to_u64(staged.transfer.bytes().len());
-            staged.lane.durable(staged.place(), cp, bytes, transfer_bytes);
+            // Of what lies in the ring once more nothing is new: not how far the source has come,
+            // nor what it has under way.
+            if !is_copy {
+                let (cp, bytes) = (staged.transfer.header().cp, staged.transfer.data_bytes());
+                let transfer_bytes = to_u64(staged.transfer.bytes().len());
+                staged.lane.durable(staged.place(), cp, (bytes, transfer_bytes), token);
+            }
             self.drain.push(Drainable { staged, end: done.end });
         }
     }
@@ -158,9 +207,17 @@ impl Feed for StagerFeed {
         let mut queue = lock(&self.stager.queue);
         queue.failed = Some(reason.clone());
         let waiting = std::mem::take(&mut queue.waiting);
+        let copies = std::mem::take(&mut queue.copies);
         drop(queue);
-        for staged in self.writing.drain(..).chain(waiting) {
+        for staged in self.writing.drain(..).chain(self.copying.drain(..)) {
             staged.lane.fault(&reason);
+        }
+        for staged in waiting.into_iter().chain(copies) {
+            staged.lane.fault(&reason);
+        }
+        // Also of sources that have nothing under way: none is acknowledged from now on.
+        if let Some(shared) = self.stager.shared.get().and_then(Weak::upgrade) {
+            shared.lanes.fault(&reason);
         }
         self.drain.fail(&reason);
     }

@@ -108,29 +108,14 @@ fn nothing_of_a_faulted_source_is_lost_while_the_ring_laps() {
         until("drained", || lane.cursors().drained == a.last).await;
         let aside = break_log(dir.path(), &a);
         let (sent, acked) = into_the_fault(&mut a, 300).await;
-        let ring = hub.shared().stager.ring().unwrap().clone();
-        let (begin, capacity) = (ring.status().written.0, ring.status().capacity.0);
-        let mut fill = 0_u8;
-        while ring.status().written.0 < begin + 5 * capacity {
-            let mut last = None;
-            for _ in 0..12 {
-                fill = fill % 250 + 1;
-                let transfer = b.write(0, fill, 64);
-                b.send_transfer(&transfer).await;
-                last = Some(transfer.id());
-                b.acked().await;
-            }
-            let last = last.unwrap();
-            let done = b.checkpoint_with(|encoder| encoder.reference(Vbn(0), 64, last, 0)).await;
-            assert!(matches!(done, Message::CpDone(_)), "{done:?}");
-        }
+        lap(&hub, &mut b, 5).await;
         assert_eq!(state(&hub, "b"), SourceState::InSync);
         // What was on its way when the log failed became durable a moment after the refusal.
         let durable = lane.cursors().durable;
         println!("{} sent, {acked} acknowledged, {} durable", sent.len(), durable.transfer);
         assert!(durable.transfer >= acked);
         hub.stop().await;
-        drop((ring, lane, hub));
+        drop((lane, hub));
         mend_log(dir.path(), &a, &aside);
         let hub = start_again(settings()).await;
         a.generation = Generation { number: 2, id: 5 };
@@ -145,6 +130,69 @@ fn nothing_of_a_faulted_source_is_lost_while_the_ring_laps() {
         assert_eq!(welcome.applied_cp, CpNumber(1));
         hub.stop().await;
     });
+}
+
+/// The same across a restart: what is copied forward was never staged by this process, and moves
+/// nothing but itself.
+#[test]
+fn a_faulted_source_outlives_a_restart_and_laps_of_the_ring() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = || {
+            let mut settings = options(dir.path(), &["a", "b"]);
+            settings.pool.1 = ByteCount(256 << 20);
+            settings
+        };
+        let hub = Hub::start(settings()).await.unwrap();
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        a.put(3, 1).await;
+        a.acked().await;
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        until("drained", || lane.cursors().drained == a.last).await;
+        let aside = break_log(dir.path(), &a);
+        let (_, acked) = into_the_fault(&mut a, 40).await;
+        let durable = lane.cursors().durable;
+        hub.stop().await;
+        drop((lane, hub));
+        let hub = start_again(settings()).await;
+        until("a is faulted", || state(&hub, "a") == SourceState::Faulted).await;
+        b.generation = Generation { number: 2, id: 5 };
+        b.welcomed(hub.address()).await;
+        lap(&hub, &mut b, 3).await;
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        assert_eq!(lane.cursors().under_way_bytes, 0);
+        hub.stop().await;
+        drop((lane, hub));
+        mend_log(dir.path(), &a, &aside);
+        let hub = start_again(settings()).await;
+        a.generation = Generation { number: 2, id: 5 };
+        let welcome = a.welcomed(hub.address()).await;
+        assert!(welcome.last.0 >= acked, "{} is less than {acked}", welcome.last.0);
+        assert_eq!(welcome.last, durable.into(), "everything durable is there");
+        hub.stop().await;
+    });
+}
+
+/// Fills the ring so many times with CPs of that source.
+async fn lap(hub: &Hub, b: &mut Fake, times: u64) {
+    let ring = hub.shared().stager.ring().unwrap().clone();
+    let (begin, capacity) = (ring.status().written.0, ring.status().capacity.0);
+    let mut fill = 0_u8;
+    while ring.status().written.0 < begin + times * capacity {
+        let mut last = None;
+        for _ in 0..12 {
+            fill = fill % 250 + 1;
+            let transfer = b.write(0, fill, 64);
+            b.send_transfer(&transfer).await;
+            last = Some(transfer.id());
+            b.acked().await;
+        }
+        let last = last.unwrap();
+        let done = b.checkpoint_with(|encoder| encoder.reference(Vbn(0), 64, last, 0)).await;
+        assert!(matches!(done, Message::CpDone(_)), "{done:?}");
+    }
 }
 
 /// One source flat out, one quiet: the quiet one's acknowledgements stay quick.

@@ -282,7 +282,7 @@ fn a_source_at_its_log_limit_waits_alone() {
         let dir = tempfile::tempdir().unwrap();
         let mut options = options(dir.path(), &["a", "b"]);
         options.nvram.1 = ByteCount(64 << 20);
-        options.sources[0].log_limit = Some(ByteCount(8 << 20));
+        options.sources[0].log_limit = Some(ByteCount(16 << 20));
         let hub = Hub::start(options).await.unwrap();
         let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
         let welcome = a.welcomed(hub.address()).await;
@@ -295,13 +295,17 @@ fn a_source_at_its_log_limit_waits_alone() {
             let transfer = a.write(0, 1 + u8::try_from(sent % 200).unwrap(), 64);
             a.send_transfer(&transfer).await;
             sent += 1;
-            assert!(sent < 64, "16 MiB went into a log of 8");
+            assert!(sent < 64, "more went into the log than it has room for");
             assert!(begin.elapsed() < Duration::from_secs(20));
             credit = a.acked().await.log_credit;
             last = Some(transfer.id());
         }
         println!("{sent} transfers of 256 KiB, then no credit");
-        assert!(sent >= 16, "half of the limit can be used");
+        assert!(sent >= 32, "half of the limit can be used");
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        assert!(lane.cursors().fault.is_none());
+        // A Welcome gives no more than an Ack.
+        assert_eq!(back(&hub, &mut a).await.log_credit, 0);
         for vbn in 0..20 {
             b.put(vbn, 1).await;
             assert!(b.acked().await.log_credit > 0, "the other source is not touched");
@@ -411,13 +415,21 @@ fn a_lie_about_the_place_of_a_cp_stays_with_the_liar() {
         let roots = vec![VolumeRoot { volume, root: a.root() }];
         let end = CpEnd { cp: a.cp, place: lie.into(), roots, update_bytes };
         a.send(&Message::CpEnd(end), Bytes::new()).await;
-        println!("the hub answers {:?}", a.other().await);
+        let Some(Message::CpRejected(no)) = a.other().await else { panic!("not rejected") };
+        assert!(no.cp == a.cp && !no.no_space, "{no:?}");
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        assert_eq!(lane.cursors().applied_cp, CpNumber(0), "nothing was published");
         hub.stop().await;
-        drop(hub);
+        drop((lane, hub));
         let hub = start_again(options(dir.path(), &["a", "b"])).await;
         b.generation = Generation { number: 2, id: 7 };
         assert_eq!(back(&hub, &mut b).await.last, b.last.into());
-        println!("the liar hears {:?}", a.connect(hub.address()).await);
+        a.generation = Generation { number: 2, id: 7 };
+        let welcome = back(&hub, &mut a).await;
+        let truth = (CpNumber(0), a.last.into());
+        assert_eq!((welcome.applied_cp, welcome.last), truth, "the hub knows what it was sent");
+        assert!(matches!(a.checkpoint(&[(0, id)]).await, Message::CpDone(_)), "the truth is taken");
+        assert_eq!(image_root(&hub, &a), a.root());
         hub.stop().await;
     });
 }

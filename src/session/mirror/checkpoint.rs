@@ -5,6 +5,7 @@
 
 use super::super::CP_NUMBER_MAX;
 use super::{Action, Apply, ApplyState, Mirror, Outcome, State};
+use crate::limits::cp_charge;
 use crate::record::marks::Place;
 use crate::units::numbers::CpNumber;
 use crate::wire::message::{CpDone, CpEnd, CpRejected, Message, PartitionFull, VolumeRoot};
@@ -35,20 +36,21 @@ impl Mirror {
             return;
         }
         let under_way = self.cp_came - self.cp_taken;
-        if bytes > self.cp_credit.saturating_sub(under_way) {
+        let charge = cp_charge(bytes);
+        if charge > self.cp_credit.saturating_sub(under_way) {
             let credit = self.cp_credit;
             let reason = format!("{bytes} bytes of CP data over {under_way}, credit is {credit}");
             self.close(reason, actions);
             return;
         }
-        self.cp_came += bytes;
+        self.cp_came += charge;
         match &mut self.apply {
             Some(apply) if apply.cp == cp && apply.end.is_none() => {
                 apply.update_bytes += bytes;
                 actions.push(Action::Feed);
             }
             // Left over from a CP that was refused or was published already: taken and dropped.
-            _ => self.updates_taken(bytes, actions),
+            _ => self.updates_taken(charge, actions),
         }
     }
 
@@ -100,6 +102,7 @@ impl Mirror {
             Outcome::Published(roots) => {
                 self.known.applied_cp = cp;
                 self.known.applied = apply.last;
+                self.labels.retain(|&label| label > cp);
                 self.known.cp_max = self.known.cp_max.max(cp);
                 let root = |(volume, root)| VolumeRoot { volume, root };
                 self.known.roots = roots.into_iter().map(root).collect();
