@@ -177,7 +177,7 @@ impl Forwarder {
         let (read, mut write) = stream.into_split();
         let mut reader = FrameReader::new(read);
         let mut side = SendSide::new(Arc::clone(&self.shared));
-        let mut ticks = tokio::time::interval(HEARTBEAT);
+        let mut ticks = tokio::time::interval(HEARTBEAT.min(self.options.hub_timeout / 4));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         if let Err(end) = self.absorb(&mut side).await {
             return end;
@@ -207,6 +207,9 @@ impl Forwarder {
         self.absorb(side).await?;
         if self.shared.session.stopping() {
             return Err(End::Stopped);
+        }
+        if side.is_flooded() {
+            return Err(End::Broken("the hub asks more than it reads".to_owned()));
         }
         let formed = side.fill(self.data.as_ref()).await;
         let formed = formed.map_err(|error| {
@@ -253,20 +256,19 @@ impl Forwarder {
         for held in self.shared.outbox.take_formed() {
             self.step(Event::Formed(held), side).await?;
         }
-        let word = self.shared.session.take();
+        let streams = self.primary.is_streaming();
+        let word = self.shared.session.take(streams);
         if let Some(data) = word.frozen {
             self.frozen(data, side).await?;
         }
         if let Some((cp, roots)) = word.committed {
             self.step(Event::Committed { cp, roots }, side).await?;
         }
-        if self.primary.is_streaming() {
-            if let Some((cp, token)) = word.scan {
-                side.message(Message::Scan(Scan { cp, token }));
-            }
-            for scanned in word.scanned {
-                side.message(Message::Scanned(scanned));
-            }
+        if let Some((cp, token)) = word.scan {
+            side.message(Message::Scan(Scan { cp, token }));
+        }
+        for scanned in word.scanned {
+            side.message(Message::Scanned(scanned));
         }
         Ok(())
     }
@@ -301,11 +303,10 @@ impl Forwarder {
         if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.step(Event::Retry, side).await?;
         }
-        if self.primary.is_streaming() {
-            self.token += 1;
-            let sequence = self.shared.order.figures().sequence;
-            side.message(Message::Ping(Ping { sequence, token: self.token }));
-        }
+        // In every state behind Hello: the hub lets go of who is silent, also in a long refill.
+        self.token += 1;
+        let sequence = self.shared.order.figures().sequence;
+        side.message(Message::Ping(Ping { sequence, token: self.token }));
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use super::outbox::Body;
 use super::plan::Frames;
 use super::shared::{Apply, Shared};
 use super::signals::CpData;
-use crate::limits::{CP_FRAME_BYTES_MAX, MIB};
+use crate::limits::{CP_FRAME_BYTES_MAX, MESSAGES_WAITING_MAX, MIB, cp_charge};
 use crate::link::Outgoing;
 use crate::nvlog::RingError;
 use crate::units::convert::to_u64;
@@ -48,6 +48,8 @@ struct DataOut {
 pub struct SendSide {
     shared: Arc<Shared>,
     queue: VecDeque<ToSend>,
+    /// How many messages it holds.
+    messages: usize,
     /// Frames for the socket.
     pub outgoing: Outgoing,
     /// The session asked for the data of this CP; `true` if all inline.
@@ -69,6 +71,7 @@ impl SendSide {
         Self {
             shared,
             queue: VecDeque::new(),
+            messages: 0,
             outgoing: Outgoing::default(),
             wanted: None,
             data: None,
@@ -82,7 +85,13 @@ impl SendSide {
 
     /// Queues a message.
     pub fn message(&mut self, message: Message) {
+        self.messages += 1;
         self.queue.push_back(ToSend::Message(message));
+    }
+
+    /// Whether the hub makes us say more than it reads: an honest one never asks so much.
+    pub fn is_flooded(&self) -> bool {
+        self.messages > MESSAGES_WAITING_MAX
     }
 
     /// Queues a held transfer. The session keeps their bytes within the hub's credit.
@@ -112,7 +121,10 @@ impl SendSide {
             && let Some(next) = self.queue.pop_front()
         {
             match next {
-                ToSend::Message(message) => self.outgoing.push(Frame::new(&message, Bytes::new())),
+                ToSend::Message(message) => {
+                    self.messages -= 1;
+                    self.outgoing.push(Frame::new(&message, Bytes::new()));
+                }
                 ToSend::Transfer(id) => self.push_transfer(id).await?,
                 ToSend::Data { cp, inline } => self.wanted = Some((cp, inline)),
             }
@@ -182,7 +194,7 @@ impl SendSide {
     fn push_data(&mut self) -> bool {
         let Some(out) = &mut self.data else { return false };
         let Some((volume, payload)) = out.frames.next_frame() else { return false };
-        self.data_sent += to_u64(payload.len());
+        self.data_sent += cp_charge(to_u64(payload.len()));
         self.passed_bytes = 0;
         let message = Message::Updates(Updates { cp: out.cp, volume });
         self.outgoing.push(Frame::new(&message, payload.into()));
