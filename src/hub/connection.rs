@@ -280,9 +280,10 @@ mod tests {
             let mut acked = false;
             let mut read = 0;
             while !acked || read < taken {
-                match reader.next().await.unwrap().0 {
-                    Message::Ack(_) => acked = true,
-                    _ => read += 1,
+                if matches!(reader.next().await.unwrap().0, Message::Ack(_)) {
+                    acked = true;
+                } else {
+                    read += 1;
                 }
             }
             drop(peer);

@@ -251,6 +251,7 @@ fn strangers_are_refused_with_their_reason() {
 /// Sources that signal in one moment: while one commit runs, the CPs of all others gather and are
 /// published by exactly one more.
 #[test]
+#[expect(clippy::await_holding_lock, reason = "held back are other threads only")]
 fn cps_of_different_sources_share_one_commit() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();

@@ -85,6 +85,7 @@ async fn check_at(step: &str, dir: &Path, known: &Known<'_>) {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one life with its steps in order")]
 fn a_crash_between_any_two_steps_loses_nothing() {
     in_system(async {
         let home = tempfile::tempdir().unwrap();
