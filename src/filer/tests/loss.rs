@@ -5,7 +5,7 @@ use crate::device::sim::{Chance, Effect, On};
 use crate::filer::status::SourceState;
 use crate::filer::tests::life::change;
 use crate::nbd::export::ErrorCode;
-use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
 
 const VOL0: VolumeNumber = VolumeNumber(0);
 
@@ -378,6 +378,54 @@ fn a_silent_hub_is_dropped_and_met_again() {
         task.await.unwrap().unwrap();
         assert!(hub.seen().connections >= 2);
         filer.stop().await.unwrap();
+    });
+}
+
+/// A `hub_timeout` below the pause between heartbeats does not cut an idle connection.
+#[test]
+fn an_idle_connection_with_a_short_timeout_stays() {
+    runtime().block_on(async {
+        let hub = Hub::start(4 << 20).await;
+        let mut impatient = behaviour(&hub, Apply::Reference);
+        impatient.forward.hub_timeout = Duration::from_millis(400);
+        let filer = try_start(&Stores::new(), impatient).await.unwrap();
+        filer.served().await;
+        let (before, since) = (hub.seen().connections, filer.status().uptime);
+        until("four timeouts pass", || filer.status().uptime > since + Duration::from_millis(1600))
+            .await;
+        assert_eq!(hub.seen().connections, before);
+        assert_eq!(filer.status().state, SourceState::InSync);
+        filer.stop().await.unwrap();
+    });
+}
+
+/// A hub that asks without end and does not read is left: what waits for it is bounded.
+#[test]
+fn a_hub_that_floods_is_left() {
+    use crate::wire::message::{Frame, Message, Ping};
+    runtime().block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let hub = Hub::start(4 << 20).await;
+        let mut wrong = behaviour(&hub, Apply::Reference);
+        wrong.forward.hub = listener.local_addr().unwrap();
+        wrong.forward.backoff.most = Duration::from_secs(3600);
+        wrong.forward.backoff.least = Duration::from_secs(3600);
+        let filer = try_start(&Stores::new(), wrong).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let ping = Message::Ping(Ping { sequence: SequenceNumber(0), token: 1 });
+        let pings = Frame::new(&ping, Bytes::new()).head.repeat(4096);
+        let mut written = 0;
+        loop {
+            stream.writable().await.unwrap();
+            match stream.try_write(&pings) {
+                Ok(count) => written += count,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
+            assert!(written < 64 << 20, "{written} bytes of questions were taken");
+        }
+        until("left", || filer.status().reason.contains("asks more than it reads")).await;
+        drop(filer);
     });
 }
 

@@ -48,7 +48,8 @@ fn a_known_id_under_another_name_is_refused_and_its_log_stays() {
         let epoch = hub.snapshots()[0].epoch;
         let recorded = hub.shared().record(&name, a.id, generation, epoch, &[]);
         assert!(recorded.unwrap_err().contains("known here as a"));
-        assert_eq!(hub.shared().store.last(a.id), Some(a.last));
+        let drained = || hub.shared().store.last(a.id) == Some(a.last);
+        until("its log has it", drained).await;
         assert!(matches!(a.checkpoint(&[(0, id)]).await, Message::CpDone(_)));
         a.put(1, 1).await;
         a.acked().await;

@@ -153,8 +153,9 @@ fn a_faulted_source_outlives_a_restart_and_laps_of_the_ring() {
         until("drained", || lane.cursors().drained == a.last).await;
         let aside = break_log(dir.path(), &a);
         let (_, acked) = into_the_fault(&mut a, 40).await;
-        let durable = lane.cursors().durable;
         hub.stop().await;
+        // What was on its way when the log failed became durable a moment after the refusal.
+        let durable = lane.cursors().durable;
         drop((lane, hub));
         let hub = start_again(settings()).await;
         until("a is faulted", || state(&hub, "a") == SourceState::Faulted).await;
