@@ -176,6 +176,46 @@ fn a_faulted_source_outlives_a_restart_and_laps_of_the_ring() {
     });
 }
 
+/// A source whose log is full gets credit again when its log is dropped, also if none of its
+/// records is in the ring any more whose release would tell it.
+#[test]
+fn a_dropped_log_gives_credit_again() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = options(dir.path(), &["a", "b"]);
+        settings.pool.1 = ByteCount(256 << 20);
+        settings.sources[0].log_limit = Some(ByteCount(8 << 20));
+        let hub = Hub::start(settings).await.unwrap();
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        let mut last = None;
+        let mut credit = 1;
+        while credit > 0 {
+            let transfer = a.write(0, 1, 64);
+            a.send_transfer(&transfer).await;
+            last = Some(transfer.id());
+            credit = a.acked().await.log_credit;
+        }
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        let mut laps = 0;
+        while lane.cursors().ring_bytes > 0 {
+            lap(&hub, &mut b, 1).await;
+            laps += 1;
+            assert!(laps < 5, "its records stay in the ring");
+        }
+        let last = last.unwrap();
+        let done = a.checkpoint_with(|encoder| encoder.reference(Vbn(0), 64, last, 0)).await;
+        assert!(matches!(done, Message::CpDone(_)), "{done:?}");
+        while credit == 0 {
+            if let Some(Message::Ack(ack)) = a.receive().await {
+                credit = ack.log_credit;
+            }
+        }
+        hub.stop().await;
+    });
+}
+
 /// Fills the ring so many times with CPs of that source.
 async fn lap(hub: &Hub, b: &mut Fake, times: u64) {
     let ring = hub.shared().stager.ring().unwrap().clone();

@@ -48,7 +48,8 @@ pub(super) struct Faults {
     pub serve_before_welcome: bool,
     /// Frames of an older session are taken when a newer one stands.
     pub session_not_flushed: bool,
-    /// A restarted hub does not count the CP numbers in its log as used.
+    /// Labels mean nothing: a restarted hub does not count the CP numbers in its log as used, and a
+    /// source does not cut again where they rise in what it adopts.
     pub labels_not_counted: bool,
     /// The hub drops a CP's log before its commit is durable.
     pub drop_before_publish: bool,
@@ -409,8 +410,17 @@ impl Source {
             }
             frozen = Some(FrozenCp { cp, place, told: true, committed });
         }
+        // What lies behind the last cut is open, and goes on under its own label.
+        let cut = frozen.as_ref().map_or(held_after, |frozen| frozen.place);
+        let label = self.ring.iter().rev().find_map(|record| match record {
+            Record::Transfer(arrived) => Some(arrived),
+            Record::Freeze { .. } => None,
+        });
+        let label = label.filter(|open| open.place.sequence > cut.sequence);
+        let label = label.filter(|_| !faults.labels_not_counted);
+        let label = label.map(|open| open.header.cp);
         self.up = Some(SourceUp {
-            label: machine.cp_max().next(),
+            label: label.unwrap_or(machine.cp_max().next()),
             machine,
             connection: None,
             serving: faults.serve_before_welcome,

@@ -157,7 +157,7 @@ impl World {
     pub(super) fn act_source(&mut self, action: primary::Action, refilled: Option<Arrived>) {
         use primary::Action;
         self.judge_source_action(&action);
-        let updates = self.shape.0;
+        let (updates, faults) = (self.shape.0, self.faults);
         let up = self.source.up.as_mut().unwrap();
         match action {
             Action::Send(message) => match up.connection {
@@ -184,6 +184,17 @@ impl World {
             Action::HubDurable(place) => up.hub_durable = place,
             Action::Adopt => {
                 let arrived = refilled.unwrap();
+                // A label that rises tells where a CP was cut: it is the same cut again (R6).
+                let open = up.last != up.frozen.as_ref().map_or(up.released, |it| it.place);
+                let open = open && !faults.labels_not_counted;
+                if open && arrived.header.cp > up.label && up.frozen.is_none() {
+                    let (cp, place) = (up.label, up.last);
+                    up.frozen = Some(FrozenCp { cp, place, told: false, committed: false });
+                    self.source.ring.push(Record::Freeze { cp, place });
+                }
+                if !faults.labels_not_counted {
+                    up.label = arrived.header.cp;
+                }
                 up.last = arrived.place;
                 self.source.ring.push(Record::Transfer(arrived));
             }
@@ -191,7 +202,9 @@ impl World {
                 (self.source.hub, self.source.epoch) = (Some(hub), epoch);
             }
             Action::Serve => {
-                if !std::mem::replace(&mut up.serving, true) {
+                let open = up.last != up.frozen.as_ref().map_or(up.released, |it| it.place);
+                let open = open && !faults.labels_not_counted;
+                if !std::mem::replace(&mut up.serving, true) && !open {
                     up.label = up.machine.cp_max().next();
                 }
             }
