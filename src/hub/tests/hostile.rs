@@ -267,36 +267,45 @@ fn a_restarted_source_is_sent_its_own_log() {
             let want: Vec<_> = sent[have..].iter().map(|sent| sent.bytes().clone()).collect();
             assert!(got == want, "behind {have}: {} transfers came", got.len());
         }
-        // What lies before the place is not read: a sick record there does no harm.
-        let file = &super::log_files(dir.path(), &a)[0];
-        let mut bytes = std::fs::read(file).unwrap();
-        let first = sent[0].bytes();
-        let at = bytes.windows(first.len()).position(|window| window == first).unwrap();
-        bytes[at + first.len() - 1] ^= 1;
-        std::fs::write(file, &bytes).unwrap();
-        for (have, refilled) in [(17, true), (0, false)] {
-            let place = if have == 0 { Place::default() } else { sent[have - 1].place() };
-            back(&hub, &mut a).await;
-            a.send(&Message::WantLog(WantLog { from: place.into() }), Bytes::new()).await;
-            if refilled {
-                let mut came = 0;
-                while !matches!(a.other().await.expect("the log"), Message::RefillEnd(_)) {
-                    came += 1;
-                }
-                assert_eq!(came, 40 - have);
-            } else {
-                assert!(a.other().await.is_none_or(|end| matches!(end, Message::Refused(_))));
-            }
-        }
-        bytes[at + first.len() - 1] ^= 1;
-        std::fs::write(file, &bytes).unwrap();
-        back(&hub, &mut a).await;
+        what_lies_before_is_not_read(&hub, dir.path(), &mut a, &sent).await;
         // From a place that was never on this line.
         let strange = Place { hash: StreamHash([9; 16]), ..a.last };
         a.send(&Message::WantLog(WantLog { from: strange.into() }), Bytes::new()).await;
         assert_eq!(refused(&mut a).await.0, RefusedCode::Diverged);
         hub.stop().await;
     });
+}
+
+/// What lies before the place is not read: a sick record there does no harm.
+async fn what_lies_before_is_not_read(
+    hub: &Hub,
+    dir: &std::path::Path,
+    a: &mut Fake,
+    sent: &[Transfer],
+) {
+    let file = &super::log_files(dir, a)[0];
+    let mut bytes = std::fs::read(file).unwrap();
+    let first = sent[0].bytes();
+    let at = bytes.windows(first.len()).position(|window| window == first).unwrap();
+    bytes[at + first.len() - 1] ^= 1;
+    std::fs::write(file, &bytes).unwrap();
+    for (have, refilled) in [(17, true), (0, false)] {
+        let place = if have == 0 { Place::default() } else { sent[have - 1].place() };
+        back(hub, a).await;
+        a.send(&Message::WantLog(WantLog { from: place.into() }), Bytes::new()).await;
+        if refilled {
+            let mut came = 0;
+            while !matches!(a.other().await.expect("the log"), Message::RefillEnd(_)) {
+                came += 1;
+            }
+            assert_eq!(came, 40 - have);
+        } else {
+            assert!(a.other().await.is_none_or(|end| matches!(end, Message::Refused(_))));
+        }
+    }
+    bytes[at + first.len() - 1] ^= 1;
+    std::fs::write(file, &bytes).unwrap();
+    back(hub, a).await;
 }
 
 /// Its log full, a source gets no credit; the other goes on; after the CP it goes on as well.

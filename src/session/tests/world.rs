@@ -204,6 +204,13 @@ pub(super) struct SourceUp {
     pub parked: bool,
 }
 
+impl SourceUp {
+    /// Whether something is written behind the last cut.
+    fn is_open(&self) -> bool {
+        self.last != self.frozen.as_ref().map_or(self.released, |frozen| frozen.place)
+    }
+}
+
 /// The source.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
@@ -360,6 +367,23 @@ impl Source {
         places.into_iter().flatten().max_by_key(|place| place.sequence).unwrap()
     }
 
+    /// What lies behind the last cut is open, and goes on under its own label.
+    fn label(
+        &self,
+        (frozen, held_after): (Option<&FrozenCp>, Place),
+        machine: &Primary,
+        faults: Faults,
+    ) -> CpNumber {
+        let cut = frozen.map_or(held_after, |frozen| frozen.place);
+        let last = self.ring.iter().rev().find_map(|record| match record {
+            Record::Transfer(arrived) => Some(arrived),
+            Record::Freeze { .. } => None,
+        });
+        let open = last.filter(|open| open.place.sequence > cut.sequence);
+        let open = open.filter(|_| !faults.labels_not_counted);
+        open.map_or(machine.cp_max().next(), |open| open.header.cp)
+    }
+
     /// Boots: what the ring and the pool hold decides what is under way.
     fn restart(&mut self, faults: Faults) {
         self.generation += 1;
@@ -410,17 +434,8 @@ impl Source {
             }
             frozen = Some(FrozenCp { cp, place, told: true, committed });
         }
-        // What lies behind the last cut is open, and goes on under its own label.
-        let cut = frozen.as_ref().map_or(held_after, |frozen| frozen.place);
-        let label = self.ring.iter().rev().find_map(|record| match record {
-            Record::Transfer(arrived) => Some(arrived),
-            Record::Freeze { .. } => None,
-        });
-        let label = label.filter(|open| open.place.sequence > cut.sequence);
-        let label = label.filter(|_| !faults.labels_not_counted);
-        let label = label.map(|open| open.header.cp);
         self.up = Some(SourceUp {
-            label: label.unwrap_or(machine.cp_max().next()),
+            label: self.label((frozen.as_ref(), held_after), &machine, faults),
             machine,
             connection: None,
             serving: faults.serve_before_welcome,
