@@ -58,8 +58,6 @@ pub const UNAVAILABLE: &[Unavailable] = &[
     row(BOTH, "pool", "raid", When::Is("parity2"), "write \"none\""),
     row(BOTH, "pool", "devices", When::Several, "leave one device"),
     row(SOURCE, "pool", "on_full", When::Is("enospc"), "write \"wait\""),
-    row(SOURCE, "replication", "mode", When::Is("cp-only"), "write \"sync\""),
-    row(SOURCE, "replication", "apply", When::Is("replay"), "write \"reference\" or \"inline\""),
     row(BOTH, "", "tls", When::Present, "take it out and listen on loopback or unix sockets"),
     row(BOTH, "", "plain_networks", When::Present, "take it out and listen on loopback"),
     row(HUB, "", "hooks", When::Present, "take it out"),

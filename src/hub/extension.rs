@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(bytes[17..24], [1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[24..44], [4, 0, 0, 0, 5, 1, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[44..64], [[7; 16].as_slice(), &[3, 0, 0, 0]].concat());
-        assert_eq!(bytes[64..72], [3, 1, 1, 1, 1, 0, 0, 0]);
+        assert_eq!(bytes[64..72], [3, 1, 1, 1, 1, 0x88, 0x13, 0]);
         assert_eq!(bytes[88..96], [0, 0, 0, 0, 5, 0, 0, 0]);
         assert_eq!(bytes[96..], [7, 8, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
         let never = Extension { policy: None, alone: None, ..sample() };

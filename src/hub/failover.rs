@@ -99,17 +99,28 @@ pub type Reached<'a> = &'a (dyn Fn(&Step) -> bool + 'a);
 /// Goes on with every failover that had begun, each on its own thread.
 pub fn resume_all(shared: &Arc<Shared>) {
     for name in shared.failovers.in_state(State::FailingOver) {
-        let shared = Arc::clone(shared);
+        let (shared, runtime) = (Arc::clone(shared), Handle::current());
         drop(tokio::task::spawn_blocking(move || {
             match run(&shared, &name, Ask::default(), &|_| true) {
                 Ok(report) => {
                     tracing::warn!(source = %name, report = report.sentences().join("; "), "resumed");
+                    runtime.block_on(serve(&shared, &name));
                 }
                 Err(Refusal { reason, next_step }) => {
                     tracing::error!(source = %name, reason, next_step, "failover has not ended");
                 }
             }
         }));
+    }
+}
+
+/// Serves the volumes of a source that is promoted. If its engine does not start, status says why,
+/// and the next start of the hub tries again.
+pub async fn serve(shared: &Shared, name: &SourceName) {
+    let Some(lane) = shared.lanes.get(name) else { return };
+    match shared.promoted.start(lane.source()).await {
+        Ok(_) => tracing::warn!(source = %name, "served here from now on"),
+        Err(error) => tracing::error!(source = %name, %error, "failed over, and not served"),
     }
 }
 
@@ -498,8 +509,7 @@ impl<'a> Run<'a> {
         let reason = format!("{}: {}", view.reason, report.sentences().join("; "));
         self.shared.failovers.set(self.name, View { reason, ..view });
         tracing::warn!(source = %self.name, report = report.sentences().join("; "), "failed over");
-        // promoted::start(source) belongs here, and at the start of a hub for each promoted
-        // source: from this commit on the volumes may be served read-write.
+        // From this commit on the volumes may be served: `serve` is next, also after a restart.
         self.step(Step::Promoted)?;
         Ok(report)
     }

@@ -197,7 +197,10 @@ impl Hub {
             .map(|(name, entry)| {
                 let snapshot = entry.snapshot.load_full();
                 let engine = self.shared.promoted.engine(&name);
-                engine.map_or(snapshot.clone(), |engine| Arc::new(snapshot.promoted(&engine)))
+                let view = self.shared.failovers.view(&name);
+                let found = view.as_ref().map(|view| view.reason.as_str());
+                engine
+                    .map_or(snapshot.clone(), |engine| Arc::new(snapshot.promoted(&engine, found)))
             })
             .collect()
     }
@@ -292,9 +295,20 @@ impl Hub {
                 reached(step);
                 true
             };
-            failover::run(&shared, &name, ask, &told)
+            failover::run(&shared, &name, ask, &told).map(|report| (shared, name, report))
         };
-        tokio::task::spawn_blocking(run).await.unwrap_or_else(|error| {
+        // The task goes on to its end though the caller may have gone, and serves then.
+        let whole = tokio::spawn(async move {
+            let ran = tokio::task::spawn_blocking(run).await.unwrap_or_else(|error| {
+                Err(failover::Refusal::new(error.to_string(), "see the log of the hub"))
+            });
+            let (shared, name, report) = ran?;
+            if !report.dry_run {
+                failover::serve(&shared, &name).await;
+            }
+            Ok(report)
+        });
+        whole.await.unwrap_or_else(|error| {
             Err(failover::Refusal::new(error.to_string(), "see the log of the hub"))
         })
     }

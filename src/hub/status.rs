@@ -199,7 +199,8 @@ impl Snapshot {
 
 impl Snapshot {
     /// What a source is that this hub serves: its engine knows better than the actor.
-    pub fn promoted(&self, engine: &Engine) -> Self {
+    /// `found` is what its failover said.
+    pub fn promoted(&self, engine: &Engine, found: Option<&str>) -> Self {
         let served = Self { connected: false, heard: None, ..self.clone() };
         let status = match engine {
             Engine::Running(engine) => engine.status(),
@@ -218,13 +219,18 @@ impl Snapshot {
             | filer::SourceState::Offline
             | filer::SourceState::FailedOver => SourceState::FailedOver,
         };
+        // What the failover found stays to be read.
+        let reason = match found {
+            Some(found) => format!("{}; {found}", status.reason),
+            None => status.reason,
+        };
         let root = |volume: &filer::VolumeStatus| {
             volume.root.map(|root| VolumeRoot { volume: volume.number, root })
         };
         Self {
             source: Some(status.id),
             state,
-            reason: status.reason,
+            reason,
             next_step: status.next_step,
             epoch: status.epoch,
             generation: status.generation,

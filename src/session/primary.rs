@@ -230,6 +230,8 @@ pub struct Primary {
     pending: Option<PendingCp>,
     apart: Apart,
     answering: Answering,
+    /// The CP that the hub has published, as far as it said.
+    hub_cp: CpNumber,
 }
 
 impl Primary {
@@ -264,6 +266,7 @@ impl Primary {
             pending: None,
             apart,
             answering: Answering::Policy,
+            hub_cp: CpNumber(0),
         }
     }
 
@@ -462,6 +465,10 @@ impl Primary {
         if self.state != State::Streaming || self.apart.is_syncing() {
             return;
         }
+        if !self.identity.policy.forwards() {
+            self.pump_cp(actions);
+            return;
+        }
         while let Some(next) = self.held.get(self.sent) {
             let fits = self.in_flight_bytes + next.bytes <= self.log_credit;
             if !fits && self.in_flight_bytes > 0 || self.log_credit == 0 {
@@ -534,6 +541,7 @@ impl Primary {
         use std::hash::Hash;
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         self.apart.fingerprint(to);
+        self.hub_cp.hash(to);
         self.answering.hash(to);
         let target = match state {
             State::Refilling { target } => Some(target.hash),

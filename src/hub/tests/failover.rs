@@ -120,7 +120,7 @@ fn a_source_is_failed_over_up_to_its_last_write() {
         assert_eq!((dry.replayed.entries, report.replayed.entries), (4, 5));
         assert_eq!((dry.outcome, dry.cp, dry.epoch.number), (Outcome::Complete, report.cp, 2));
         assert_eq!((report.outcome, report.last), (Outcome::Complete, a.last));
-        assert!(matches!(report.alone, Alone::Unknown(Some(_))), "{:?}", report.alone);
+        assert!(matches!(report.alone, Alone::Nothing), "{:?}", report.alone);
         assert!(matches!(a.other().await, Some(Message::Fenced(f)) if f.epoch.number == 2));
         assert!(matches!(a.other().await, Some(Message::Refused(_))));
         assert!(a.other().await.is_none(), "its connection is closed");

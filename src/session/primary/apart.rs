@@ -340,6 +340,7 @@ impl Primary {
             return;
         }
         let (cp, place) = (pass.cp, pass.place);
+        self.hub_cp = cp;
         actions.push(Action::PassEnded { cp });
         match self.find(place) {
             Some(position) => {

@@ -29,6 +29,11 @@ impl Primary {
             self.close("CpDone of a CP that is not under way", actions);
             return;
         };
+        if !self.identity.policy.forwards() {
+            // Its log never went: the image itself has everything up to there.
+            self.acked = self.acked.max(self.find(pending.place).unwrap_or_default());
+            self.sent = self.sent.max(self.acked);
+        }
         let released = self.find(pending.place).filter(|&released| released <= self.acked);
         let Some(released) = released.filter(|_| cp <= self.own_cp) else {
             self.close("CpDone of a CP that is not committed or not acknowledged", actions);
@@ -39,6 +44,10 @@ impl Primary {
         self.sent -= released;
         self.acked -= released;
         self.held_after = pending.place;
+        self.hub_cp = self.hub_cp.max(cp);
+        if !self.identity.policy.forwards() && self.is_streaming() {
+            actions.push(Action::HubDurable(self.acked_place()));
+        }
         actions.push(Action::Done { cp, alone: false });
     }
 
@@ -106,10 +115,13 @@ impl Primary {
             None => self.held_after.sequence,
         };
         let Some(pending) = &mut self.pending else { return };
-        if pending.data == Data::Waiting && sent >= pending.place.sequence {
+        let forwards = self.identity.policy.forwards();
+        if pending.data == Data::Waiting && (sent >= pending.place.sequence || !forwards) {
             // Refused twice it is sent all inline, whatever was asked for (R19).
             let replay = self.identity.policy.apply == policy::Apply::Replay && !pending.inline;
-            let (cp, last, base) = (pending.cp, pending.place.into(), None);
+            // Without a log the data makes the CP out of the image, as in a pass.
+            let base = (!forwards).then_some(self.hub_cp);
+            let (cp, last) = (pending.cp, pending.place.into());
             let full = PartitionFull { cp, last, base, replay };
             actions.push(Action::Send(Message::PartitionFull(full)));
             if replay {

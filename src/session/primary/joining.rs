@@ -59,6 +59,7 @@ impl Primary {
             }
         };
         self.cp_max = self.cp_max.max(welcome.cp_max);
+        self.hub_cp = welcome.applied_cp;
         self.log_credit = welcome.log_credit;
         self.cp_credit = welcome.cp_credit;
         self.identity.hub = Some(welcome.hub);
