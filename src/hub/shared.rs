@@ -264,12 +264,48 @@ impl Shared {
         cp_max: CpNumber,
         told: &Told,
     ) -> Result<Arc<Lane>, String> {
-        let Told { source, generation, epoch, ref volumes, promise } = *told;
+        let source = told.source;
         let catalog = self.pool.catalog();
         let turn = usize::from(source.0[0]) % self.recording.len();
         let _turn = lock(&self.recording[turn]);
         let lane = self.lanes.get(name);
         let _row = lane.as_ref().map(|lane| lane.row());
+        let text = |error: PoolError| error.to_string();
+        let row = self.record_row(name, cp_max, told)?;
+        let present = catalog.volumes(source).map_err(text)?;
+        for offer in &told.volumes {
+            if present.iter().any(|old| old.key.volume == offer.number) {
+                continue;
+            }
+            catalog
+                .put_volume(VolumeRow {
+                    key: VolumeKey { source, volume: offer.number },
+                    id: offer.id,
+                    name: offer.name.clone(),
+                    tree: TreeRoot::empty(offer.size),
+                })
+                .map_err(text)?;
+        }
+        if lane.is_none() {
+            self.begin_log(&row)?;
+        }
+        let lane =
+            self.lanes.get_or_make(name, || Lane::new(name.clone(), source, Cursors::default()));
+        if let Some(reason) = self.stager.failure() {
+            lane.fault(&reason);
+        }
+        Ok(lane)
+    }
+
+    /// The row as it was before. What was overtaken while it waited for its turn changes nothing.
+    fn record_row(
+        &self,
+        name: &SourceName,
+        cp_max: CpNumber,
+        told: &Told,
+    ) -> Result<SourceRow, String> {
+        let Told { source, generation, epoch, promise, .. } = *told;
+        let catalog = self.pool.catalog();
         let text = |error: PoolError| error.to_string();
         let before = catalog.source(source).map_err(text)?;
         if let Some(other) = before.as_ref().map(|row| &row.name).filter(|other| *other != name) {
@@ -285,7 +321,6 @@ impl Shared {
         if epoch.number < base.epoch.number {
             return Err(format!("epoch {} is in force by now", base.epoch.number));
         }
-        let (place, applied) = (extension::place(&base)?, base.applied);
         let was = Extension::of(&base)?;
         let now = Extension { policy: Some(promise.0), alone: promise.1, ..was };
         let known = base.generation == generation && base.epoch == epoch;
@@ -297,7 +332,7 @@ impl Shared {
                 row.extension = now.encode();
             };
             if before.is_none() {
-                let mut row = base;
+                let mut row = base.clone();
                 change(&mut row);
                 catalog.put_source(row).map_err(text)?;
             } else {
@@ -305,39 +340,20 @@ impl Shared {
                 catalog.update_source(source, change).map_err(text)?;
             }
         }
-        let present = catalog.volumes(source).map_err(text)?;
-        for offer in volumes {
-            if present.iter().any(|old| old.key.volume == offer.number) {
-                continue;
-            }
-            catalog
-                .put_volume(VolumeRow {
-                    key: VolumeKey { source, volume: offer.number },
-                    id: offer.id,
-                    name: offer.name.clone(),
-                    tree: TreeRoot::empty(offer.size),
-                })
-                .map_err(text)?;
+        Ok(base)
+    }
+
+    /// Begins the log of a source that has no lane. A start makes the lane of each that has been
+    /// here, so this one is new; what lies in a log was acknowledged, and is not thrown away.
+    fn begin_log(&self, row: &SourceRow) -> Result<(), String> {
+        let text = |error: LogError| error.to_string();
+        let place = extension::place(row)?;
+        let logs = self.store.recover(row.id, row.applied).map_err(text)?;
+        let other = logs.last.is_some_and(|last| last != place);
+        if other || logs.damage().is_some() || row.applied > CpNumber(0) {
+            return Err("the source has logs that no start took up: restart the hub".into());
         }
-        if lane.is_none() {
-            // What lies in a log was acknowledged: nothing of it is thrown away here. A start makes
-            // the lane of each source that has been here, so this one is new.
-            let text = |error: LogError| error.to_string();
-            let logs = self.store.recover(source, applied).map_err(text)?;
-            if logs.last.is_some_and(|last| last != place)
-                || logs.damage().is_some()
-                || applied > CpNumber(0)
-            {
-                return Err("the source has logs that no start took up: restart the hub".into());
-            }
-            self.store.reset(source, Some(place)).map_err(text)?;
-        }
-        let lane =
-            self.lanes.get_or_make(name, || Lane::new(name.clone(), source, Cursors::default()));
-        if let Some(reason) = self.stager.failure() {
-            lane.fault(&reason);
-        }
-        Ok(lane)
+        self.store.reset(row.id, Some(place)).map_err(text)
     }
 
     /// Hands a source its own log behind `from` up to `upto`; `None` if `from` is not on the line.

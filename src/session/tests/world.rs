@@ -417,7 +417,7 @@ impl Source {
             epoch: self.epoch,
             volumes: offers(),
             policy: Policy { on_hub_loss, ..Policy::default() },
-            alone: self.apart.then(|| (self.epoch, SequenceNumber(1))),
+            alone: self.apart.then_some((self.epoch, SequenceNumber(1))),
         }
     }
 

@@ -211,6 +211,20 @@ impl World {
         self.source.ring.push(Record::Transfer(arrived));
     }
 
+    fn send_transfer(&mut self, id: TransferId) {
+        let number = self.source_up().connection;
+        let found = self.source.ring.iter().find_map(|record| match record {
+            Record::Transfer(arrived) if arrived.header.id == id => Some(*arrived),
+            Record::Transfer(_) | Record::Freeze { .. } => None,
+        });
+        match (number, found) {
+            (Some(number), Some(arrived)) => {
+                self.to_hub.push_back((number, Frame::Transfer(arrived)));
+            }
+            _ => self.fail(format!("transfer {id} cannot be sent")),
+        }
+    }
+
     pub(super) fn act_source(&mut self, action: primary::Action, refilled: Option<Arrived>) {
         use primary::Action;
         self.judge_source_action(&action);
@@ -221,19 +235,7 @@ impl World {
                 Some(number) => self.to_hub.push_back((number, Frame::Message(message))),
                 None => self.fail("the source sends without a connection"),
             },
-            Action::SendTransfer(id) => {
-                let number = up.connection;
-                let found = self.source.ring.iter().find_map(|record| match record {
-                    Record::Transfer(arrived) if arrived.header.id == id => Some(*arrived),
-                    Record::Transfer(_) | Record::Freeze { .. } => None,
-                });
-                match (number, found) {
-                    (Some(number), Some(arrived)) => {
-                        self.to_hub.push_back((number, Frame::Transfer(arrived)));
-                    }
-                    _ => self.fail(format!("transfer {id} cannot be sent")),
-                }
-            }
+            Action::SendTransfer(id) => self.send_transfer(id),
             Action::SendData { cp, inline } => {
                 up.sending = Some(Sending { cp, inline, left: updates, bytes: 0 });
             }
