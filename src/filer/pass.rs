@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::plan::Counts;
 use super::shared::Pins;
 use crate::limits::CP_FRAME_BYTES_MAX;
 use crate::pool::Pin;
@@ -36,6 +37,12 @@ pub struct Progress {
     pub passed_blocks: AtomicU64,
     /// Bytes of payload made.
     pub bytes: AtomicU64,
+    /// Blocks with data, and blocks that became holes.
+    pub inline_blocks: AtomicU64,
+    /// See `inline_blocks`.
+    pub hole_blocks: AtomicU64,
+    /// Of `bytes`, those that say holes.
+    pub hole_bytes: AtomicU64,
 }
 
 /// One payload and its volume, or why there is no more.
@@ -50,6 +57,7 @@ pub struct PassData {
     next: Option<(VolumeNumber, Vec<u8>)>,
     ended: bool,
     bytes: u64,
+    progress: Arc<Progress>,
 }
 
 impl PassData {
@@ -62,6 +70,7 @@ impl PassData {
         progress: Arc<Progress>,
     ) -> Self {
         let (sender, payloads) = mpsc::channel(AHEAD_FRAMES);
+        let told = Arc::clone(&progress);
         tokio::task::spawn_blocking(move || {
             let mut walker = Walker { sender, limit, progress, started: Instant::now() };
             if let Err(Some(reason)) = walker.walk(&pins, base) {
@@ -69,12 +78,20 @@ impl PassData {
                 drop(walker.sender.blocking_send(Err(reason)));
             }
         });
-        Self { cp, payloads, next: None, ended: false, bytes: 0 }
+        Self { cp, payloads, next: None, ended: false, bytes: 0, progress: told }
     }
 
-    /// Whether a payload is there to be sent.
-    pub fn is_ready(&self) -> bool {
-        self.next.is_some()
+    /// What was made, by kind.
+    pub fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let hole_bytes = read(&self.progress.hole_bytes);
+        Counts {
+            inline: read(&self.progress.inline_blocks),
+            holes: read(&self.progress.hole_blocks),
+            inline_bytes: read(&self.progress.bytes).saturating_sub(hole_bytes),
+            hole_bytes,
+            ..Counts::default()
+        }
     }
 
     /// Whether all was sent; its bytes.
@@ -149,7 +166,11 @@ impl Walker {
                 if !out.encoder.has_room() {
                     self.send(&mut out)?;
                 }
+                let before = out.encoder.bytes_len();
                 out.encoder.hole(item.vbn, item.count);
+                let said = out.encoder.bytes_len() - before;
+                self.progress.hole_bytes.fetch_add(said, Ordering::Relaxed);
+                self.progress.hole_blocks.fetch_add(item.count, Ordering::Relaxed);
             } else {
                 out.run.push((item.vbn, item.pointer));
             }
@@ -172,6 +193,7 @@ impl Walker {
             let blocks = bytes.as_chunks::<BLOCK_BYTES>().0;
             if let Some((first, _)) = run.first() {
                 out.encoder.inline(*first, blocks.iter());
+                self.progress.inline_blocks.fetch_add(to_u64(room), Ordering::Relaxed);
             }
             run = rest;
         }

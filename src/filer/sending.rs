@@ -183,6 +183,7 @@ impl SendSide {
                 if let Some(pass) = &self.pass {
                     let ended = pass.ended().map(|bytes| (pass.cp, bytes));
                     if ended.is_some() {
+                        self.shared.counters.sent(pass.counts());
                         self.pass = None;
                     }
                     return Ok(ended);

@@ -1,6 +1,7 @@
 //! What a source says about itself: one snapshot for status, metrics and health.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::counters::CounterValues;
@@ -10,6 +11,8 @@ use super::shared::{LinkState, Shared};
 use super::signals::Roots;
 use crate::nvlog::RingStatus;
 use crate::pool::space::Space;
+use crate::session::primary::Answering;
+use crate::units::convert::to_f64;
 use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::names::{SourceName, VolumeName};
@@ -31,6 +34,8 @@ pub enum SourceState {
     Offline,
     /// It runs without its filer and without a hub behind it.
     FailedOver,
+    /// Another end is primary: serves nobody.
+    Fenced,
     /// Needs an administrator.
     Faulted,
 }
@@ -45,6 +50,7 @@ impl SourceState {
             Self::Behind => "behind",
             Self::Offline => "offline",
             Self::FailedOver => "failed-over",
+            Self::Fenced => "fenced",
             Self::Faulted => "faulted",
         }
     }
@@ -131,18 +137,29 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
     let serving = *shared.serving.borrow();
     match shared.link() {
         LinkState::Unlinked => sole(shared),
+        LinkState::Halted(refused) if shared.fenced().is_some() => {
+            (SourceState::Fenced, refused.reason, refused.next_step)
+        }
         LinkState::Halted(refused) => (SourceState::Faulted, refused.reason, refused.next_step),
-        LinkState::Waiting { reason } => {
+        LinkState::Waiting { reason } if !serving => {
             let next = "start the hub, or check `hub` in source.toml";
             (SourceState::Waiting, reason, next.to_owned())
         }
-        LinkState::Offline { reason, .. } => {
-            let next = "clients wait until the hub is back";
+        LinkState::Waiting { reason } | LinkState::Offline { reason, .. } => {
+            let next = match shared.answering() {
+                Answering::Alone => {
+                    "clients are served here alone, the loss of this filer loses \
+                                     what the hub lacks; bring the hub back, its image follows"
+                }
+                Answering::Policy => "writes wait until the hub is back or counts as lost",
+                Answering::Held => "clients wait until the hub is back",
+            };
             (SourceState::Offline, reason, next.to_owned())
         }
         LinkState::Connected { .. } if !serving => {
             (SourceState::Syncing, "fetches its log from the hub".to_owned(), String::new())
         }
+        LinkState::Connected { .. } if shared.mark().is_some() => coming_back(shared),
         LinkState::Connected { .. } => match shared.rejected() {
             Some(reason) => {
                 let next = "it is tried again by itself; see the hub's status";
@@ -155,6 +172,34 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
             }
         },
     }
+}
+
+/// The hub is there, and may still lack what was acknowledged without it (R4).
+fn coming_back(shared: &Shared) -> (SourceState, String, String) {
+    let rejected = shared.rejected().map(|reason| format!("; {reason}")).unwrap_or_default();
+    let Some(pass) = shared.pass() else {
+        let reason = format!("the hub is being sent what it lacks{rejected}");
+        return (SourceState::Syncing, reason, String::new());
+    };
+    let all = pass.progress.all_blocks.load(Ordering::Relaxed);
+    let passed = pass.progress.passed_blocks.load(Ordering::Relaxed).min(all);
+    let bytes = pass.progress.bytes.load(Ordering::Relaxed);
+    let percent = (passed * 100).checked_div(all).unwrap_or(0);
+    let spent = pass.since.elapsed();
+    let left = match passed {
+        0 => String::new(),
+        _ => {
+            let left = spent.as_secs_f64() * to_f64(all - passed) / to_f64(passed);
+            format!(", about {left:.0} s left")
+        }
+    };
+    let reason = format!(
+        "the hub's image is brought from CP {} to CP {}: {percent}%, {} MiB sent{left}{rejected}",
+        pass.base,
+        pass.cp,
+        bytes >> 20
+    );
+    (SourceState::Syncing, reason, String::new())
 }
 
 /// A hub that was not heard since the start is silent at least since then.

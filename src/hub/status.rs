@@ -211,7 +211,7 @@ impl Snapshot {
             }
         };
         let state = match status.state {
-            filer::SourceState::Faulted => SourceState::Faulted,
+            filer::SourceState::Fenced | filer::SourceState::Faulted => SourceState::Faulted,
             filer::SourceState::Behind => SourceState::Behind,
             filer::SourceState::Waiting
             | filer::SourceState::Syncing

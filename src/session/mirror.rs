@@ -471,6 +471,7 @@ impl Mirror {
             (State::Joined | State::Refilling, Message::CheckpointAt(at)) => {
                 actions.push(Action::CheckpointAt { token: at.token, cp: at.cp });
             }
+            (State::Joined, Message::Standing(standing)) => self.stands(standing, actions),
             (_, Message::Ping(ping)) => {
                 actions.push(Action::Send(Message::Pong(Pong { token: ping.token })));
             }

@@ -232,6 +232,8 @@ pub struct Primary {
     answering: Answering,
     /// The CP that the hub has published, as far as it said.
     hub_cp: CpNumber,
+    /// Why nothing is tried any more.
+    halted: Option<RefusedCode>,
 }
 
 impl Primary {
@@ -267,6 +269,7 @@ impl Primary {
             apart,
             answering: Answering::Policy,
             hub_cp: CpNumber(0),
+            halted: None,
         }
     }
 
@@ -326,7 +329,7 @@ impl Primary {
             }
             Event::HubLost => self.hub_lost(&mut actions),
             Event::Apart => self.marked(&mut actions),
-            Event::Together => self.cleared(),
+            Event::Together => self.cleared(&mut actions),
             Event::Pressed(cp) => self.pressed(cp, &mut actions),
             Event::Fenced(epoch) => self.fenced(epoch, &mut actions),
         }
@@ -352,6 +355,7 @@ impl Primary {
     /// Ends the connection for good.
     fn halt(&mut self, refused: Refused, actions: &mut Vec<Action>) {
         self.state = State::Halted;
+        self.halted = Some(refused.code);
         actions.push(Action::Halt(refused));
     }
 

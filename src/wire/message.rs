@@ -329,6 +329,13 @@ pub struct Fenced {
     pub epoch: Epoch,
 }
 
+/// The source's durable mark has changed since Hello (R4): what a failover would have to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Since when it may have acknowledged writes without the hub.
+    pub alone: Option<AloneMark>,
+}
+
 /// Asks the other end to read every block of its copy of that CP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scan {
@@ -476,6 +483,7 @@ messages! {
     7 CheckpointAt(CheckpointAt) payload false;
     8 Nodes(Pulled) payload true;
     9 Blocks(Pulled) payload true;
+    10 Standing(Standing) payload false;
     33 Welcome(Welcome) payload false;
     34 Refused(Refused) payload false;
     35 Ack(Ack) payload false;

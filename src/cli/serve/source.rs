@@ -299,6 +299,7 @@ fn entry(status: &Status) -> SourceEntry {
         SourceState::Behind => State::Behind,
         SourceState::Offline => State::Offline,
         SourceState::FailedOver => State::FailedOver,
+        SourceState::Fenced => State::Fenced,
         SourceState::Faulted => State::Faulted,
     };
     let ladder = &status.ladder;

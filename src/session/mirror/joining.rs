@@ -8,7 +8,8 @@ use super::{Action, Mirror, State, refuse};
 use crate::limits::{VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::units::numbers::Epoch;
 use crate::wire::message::{
-    Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, VolumeOffer, Welcome,
+    Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, Standing, VolumeOffer,
+    Welcome,
 };
 
 impl Mirror {
@@ -38,6 +39,20 @@ impl Mirror {
             volumes: hello.volumes.clone(),
             policy: hello.policy,
             alone: hello.alone,
+        });
+    }
+
+    /// The source's mark has changed: kept as what Hello brought is.
+    pub(super) fn stands(&mut self, standing: Standing, actions: &mut Vec<Action>) {
+        let Some(source) = self.known.source else { return };
+        self.known.alone = standing.alone;
+        actions.push(Action::Record {
+            source,
+            generation: self.known.generation,
+            epoch: self.known.epoch,
+            volumes: self.known.volumes.clone(),
+            policy: self.known.policy.unwrap_or_default(),
+            alone: standing.alone,
         });
     }
 

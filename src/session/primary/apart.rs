@@ -22,7 +22,9 @@ use crate::record::marks::Place;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
 use crate::units::policy::OnHubLoss;
-use crate::wire::message::{CpEnd, CpRejected, Message, PartitionFull, RefusedCode, VolumeRoot};
+use crate::wire::message::{
+    CpEnd, CpRejected, Message, PartitionFull, RefusedCode, Standing, VolumeRoot,
+};
 
 /// Refusals of one pass before the source gives up.
 const PASS_REFUSALS_MAX: u32 = 3;
@@ -147,6 +149,26 @@ impl Primary {
         self.identity.policy.on_hub_loss == OnHubLoss::Continue || self.identity.hub.is_none()
     }
 
+    /// Whether the hub has said that somebody else is this source, or is primary for it: then
+    /// nobody is served alone (R12). What halted before it ever served does not begin to.
+    fn may_be_replaced(&self) -> bool {
+        match self.halted {
+            None => false,
+            Some(RefusedCode::Fenced | RefusedCode::Generation | RefusedCode::OtherSource) => true,
+            Some(
+                RefusedCode::Version
+                | RefusedCode::UnknownSource
+                | RefusedCode::OtherHub
+                | RefusedCode::Diverged
+                | RefusedCode::Gap
+                | RefusedCode::Volume
+                | RefusedCode::Faulted
+                | RefusedCode::Busy
+                | RefusedCode::Protocol,
+            ) => !self.serving,
+        }
+    }
+
     /// Whether the logs of both ends join and everything acknowledged is on both.
     pub fn is_in_sync(&self) -> bool {
         self.is_streaming() && self.apart.mark == Mark::Absent && !self.apart.is_syncing()
@@ -157,10 +179,13 @@ impl Primary {
         self.apart.pass().map(|pass| (pass.cp, pass.base))
     }
 
-    pub(super) fn cleared(&mut self) {
+    pub(super) fn cleared(&mut self, actions: &mut Vec<Action>) {
         if self.apart.mark == Mark::Clearing {
             self.apart.mark = Mark::Absent;
             self.identity.alone = None;
+            if self.is_streaming() {
+                actions.push(Action::Send(Message::Standing(Standing { alone: None })));
+            }
         }
     }
 
@@ -192,7 +217,7 @@ impl Primary {
         if self.is_streaming() {
             return;
         }
-        if !self.goes_on_alone() {
+        if !self.goes_on_alone() || self.may_be_replaced() {
             self.answer(Answering::Held, actions);
             return;
         }
@@ -208,6 +233,13 @@ impl Primary {
             return;
         }
         self.apart.mark = Mark::Set;
+        if self.may_be_replaced() {
+            return;
+        }
+        if self.is_streaming() {
+            let alone = self.identity.alone;
+            actions.push(Action::Send(Message::Standing(Standing { alone })));
+        }
         if !self.is_streaming() || self.apart.is_syncing() {
             self.apart_now(actions);
         }

@@ -244,7 +244,7 @@ impl Primary {
             epoch.number, epoch.id
         );
         let next = "`mirrorhub failback` on the hub brings it back";
-        self.halt(refused(RefusedCode::Diverged, reason, next), actions);
+        self.halt(refused(RefusedCode::Fenced, reason, next), actions);
     }
 
     pub(super) fn refused(&mut self, refused: Refused, actions: &mut Vec<Action>) {

@@ -2,7 +2,7 @@
 
 use super::super::CP_NUMBER_MAX;
 use super::super::mirror::Arrived;
-use super::super::primary::{Action, Event, Held, Identity, Own, Primary};
+use super::super::primary::{Action, Answering, Event, Held, Identity, Own, Primary};
 use super::world::{generation, hub_id, offers, root_of, source_id, transfer};
 use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
@@ -46,6 +46,10 @@ fn refilled(arrived: &Arrived) -> Event {
 
 /// A source of generation 2 that holds the first `count` of `line` and knows its hub.
 fn source(line: &[Arrived], count: usize) -> Primary {
+    source_that(line, count, OnHubLoss::Stop)
+}
+
+fn source_that(line: &[Arrived], count: usize, on_hub_loss: OnHubLoss) -> Primary {
     let identity = Identity {
         name: "filer-a".parse().unwrap(),
         source: source_id(),
@@ -53,7 +57,7 @@ fn source(line: &[Arrived], count: usize) -> Primary {
         generation: generation(2),
         epoch: EPOCH,
         volumes: offers(),
-        policy: Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() },
+        policy: Policy { on_hub_loss, ..Policy::default() },
         alone: None,
     };
     Primary::new(identity, Place::default(), line[..count].iter().map(held), Own::default())
@@ -672,4 +676,31 @@ fn cp_end_leaves_behind_data_commit_and_transfers() {
     assert!(!ends(&other.step(Event::DataSent { cp: CpNumber(2), bytes: 5 })), "another CP");
     assert!(ends(&other.step(Event::DataSent { cp, bytes: 5 })));
     assert!(!ends(&other.step(Event::DataSent { cp, bytes: 5 })), "twice");
+}
+
+/// R12: fenced, or told that another is this source, it never begins to serve alone; halted for
+/// another reason it goes on only if it did serve.
+#[test]
+fn a_source_that_may_be_replaced_does_not_go_on_alone() {
+    let line = line(2);
+    let alone = |code: RefusedCode, serving: bool| {
+        let mut machine = source_that(&line, 2, OnHubLoss::Continue);
+        machine.step(Event::Connected);
+        if serving {
+            receive(&mut machine, Message::Welcome(welcome(line[1].place)));
+        }
+        let said = Refused { code, reason: String::new(), next_step: String::new() };
+        let actions = receive(&mut machine, Message::Refused(said));
+        assert_eq!(reaction(&actions), Halt, "{code:?}");
+        machine.step(Event::Disconnected);
+        let mut actions = machine.step(Event::HubLost);
+        actions.extend(machine.step(Event::Apart));
+        (actions.contains(&Action::Answer(Answering::Alone)), actions.contains(&Action::Serve))
+    };
+    for code in [RefusedCode::Fenced, RefusedCode::Generation, RefusedCode::OtherSource] {
+        assert_eq!(alone(code, true), (false, false), "{code:?}");
+        assert_eq!(alone(code, false), (false, false), "{code:?}");
+    }
+    assert_eq!(alone(RefusedCode::Diverged, false), (false, false));
+    assert_eq!(alone(RefusedCode::Diverged, true), (true, false), "it serves already");
 }
