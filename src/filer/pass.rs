@@ -25,8 +25,6 @@ use crate::wire::updates::Encoder;
 
 /// Payloads that wait for the socket.
 const AHEAD_FRAMES: usize = 4;
-/// Longest sleep of the throttle at a time.
-const THROTTLE_STEP: Duration = Duration::from_millis(100);
 
 /// How far a pass has come, for status.
 #[derive(Debug, Default)]
@@ -222,10 +220,10 @@ impl Walker {
         while let Some(left) =
             due.checked_sub(self.started.elapsed()).filter(|left| !left.is_zero())
         {
-            if self.sender.is_closed() {
+            let gone = tokio::time::timeout(left, self.sender.closed());
+            if tokio::runtime::Handle::current().block_on(gone).is_ok() {
                 return Err(None);
             }
-            std::thread::sleep(left.min(THROTTLE_STEP));
         }
         Ok(())
     }
