@@ -13,6 +13,7 @@ mod formats;
 mod harness;
 mod hostile;
 mod inject;
+mod ladder;
 mod nbd_clients;
 mod power;
 mod walkthrough;

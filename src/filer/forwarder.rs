@@ -285,7 +285,7 @@ impl Forwarder {
         let (read, mut write) = stream.into_split();
         let mut reader = FrameReader::new(read);
         let mut side = SendSide::new(Arc::clone(&self.shared));
-        let mut ticks = tokio::time::interval(HEARTBEAT);
+        let mut ticks = tokio::time::interval(self.heartbeat());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         if let Err(end) = self.absorb(&mut side).await {
             return end;
@@ -315,6 +315,9 @@ impl Forwarder {
         self.absorb(side).await?;
         if self.shared.session.stopping() {
             return Err(End::Stopped);
+        }
+        if side.is_flooded() {
+            return Err(End::Broken("the hub asks more than it reads".to_owned()));
         }
         let formed = side.fill(self.data.as_ref()).await;
         let formed = formed.map_err(|error| {
@@ -371,7 +374,8 @@ impl Forwarder {
         for held in self.shared.outbox.take_formed() {
             self.step(Event::Formed(held), side).await?;
         }
-        let word = self.shared.session.take();
+        let streams = self.primary.is_streaming();
+        let word = self.shared.session.take(streams);
         if let Some(data) = word.frozen {
             self.frozen(data, side).await?;
         }
@@ -382,13 +386,11 @@ impl Forwarder {
         if let Some(cp) = word.pressed {
             self.step(Event::Pressed(cp), side).await?;
         }
-        if self.primary.is_streaming() {
-            if let Some((cp, token)) = word.scan {
-                side.message(Message::Scan(Scan { cp, token }));
-            }
-            for scanned in word.scanned {
-                side.message(Message::Scanned(scanned));
-            }
+        if let Some((cp, token)) = word.scan {
+            side.message(Message::Scan(Scan { cp, token }));
+        }
+        for scanned in word.scanned {
+            side.message(Message::Scanned(scanned));
         }
         Ok(())
     }
@@ -410,6 +412,11 @@ impl Forwarder {
         self.step(Event::Frozen { cp, place }, side).await
     }
 
+    /// Time between two Pings: an idle connection must not look silent.
+    fn heartbeat(&self) -> Duration {
+        HEARTBEAT.min(self.options.hub_timeout / 4)
+    }
+
     async fn tick(&mut self, side: &mut SendSide) -> Result<(), End> {
         let patience = if self.primary.is_streaming() {
             self.options.hub_timeout
@@ -420,15 +427,17 @@ impl Forwarder {
         if silent > patience {
             return Err(End::Broken(format!("the hub was silent for {} s", silent.as_secs())));
         }
-        self.look_for_progress()?;
+        // One that has stopped answering is about to be silent, which says more.
+        if silent <= self.heartbeat() * 2 {
+            self.look_for_progress()?;
+        }
         if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.step(Event::Retry, side).await?;
         }
-        if self.primary.is_streaming() {
-            self.token += 1;
-            let sequence = self.shared.order.figures().sequence;
-            side.message(Message::Ping(Ping { sequence, token: self.token }));
-        }
+        // In every state behind Hello: the hub lets go of who is silent, also in a long refill.
+        self.token += 1;
+        let sequence = self.shared.order.figures().sequence;
+        side.message(Message::Ping(Ping { sequence, token: self.token }));
         Ok(())
     }
 

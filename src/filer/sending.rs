@@ -19,7 +19,7 @@ use super::pass::PassData;
 use super::plan::Frames;
 use super::shared::Shared;
 use super::signals::CpData;
-use crate::limits::{CP_FRAME_BYTES_MAX, MIB};
+use crate::limits::{CP_FRAME_BYTES_MAX, MESSAGES_WAITING_MAX, MIB, cp_charge};
 use crate::link::Outgoing;
 use crate::nvlog::RingError;
 use crate::units::convert::to_u64;
@@ -61,6 +61,8 @@ struct DataOut {
 pub struct SendSide {
     shared: Arc<Shared>,
     queue: VecDeque<ToSend>,
+    /// How many messages it holds.
+    messages: usize,
     /// Frames for the socket.
     pub outgoing: Outgoing,
     /// The session asked for the data of this CP; `true` if all inline.
@@ -83,6 +85,7 @@ impl SendSide {
         Self {
             shared,
             queue: VecDeque::new(),
+            messages: 0,
             outgoing: Outgoing::default(),
             wanted: None,
             data: None,
@@ -97,7 +100,13 @@ impl SendSide {
 
     /// Queues a message.
     pub fn message(&mut self, message: Message) {
+        self.messages += 1;
         self.queue.push_back(ToSend::Message(message));
+    }
+
+    /// Whether the hub makes us say more than it reads: an honest one never asks so much.
+    pub fn is_flooded(&self) -> bool {
+        self.messages > MESSAGES_WAITING_MAX
     }
 
     /// Queues a held transfer. The session keeps their bytes within the hub's credit.
@@ -148,7 +157,10 @@ impl SendSide {
             && let Some(next) = self.queue.pop_front()
         {
             match next {
-                ToSend::Message(message) => self.outgoing.push(Frame::new(&message, Bytes::new())),
+                ToSend::Message(message) => {
+                    self.messages -= 1;
+                    self.outgoing.push(Frame::new(&message, Bytes::new()));
+                }
                 ToSend::Transfer(id) => self.push_transfer(id).await?,
                 ToSend::Data { cp, inline } => {
                     // What an earlier attempt still had to send must not slip in before it.
@@ -243,7 +255,7 @@ impl SendSide {
             (None, None) => None,
         };
         let Some((cp, (volume, payload))) = next else { return false };
-        self.data_sent += to_u64(payload.len());
+        self.data_sent += cp_charge(to_u64(payload.len()));
         self.passed_bytes = 0;
         let message = Message::Updates(Updates { cp, volume });
         self.outgoing.push(Frame::new(&message, payload.into()));

@@ -349,11 +349,6 @@ impl Shared {
         self.lock().failed.clone()
     }
 
-    /// The volume of that number.
-    pub fn volume(&self, number: VolumeNumber) -> Option<&VolumeOffer> {
-        self.volumes.iter().find(|volume| volume.number == number)
-    }
-
     pub(super) fn lock(&self) -> MutexGuard<'_, SharedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

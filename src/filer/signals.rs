@@ -196,11 +196,18 @@ impl SessionSignals {
         self.leave(|inbox| inbox.stop = true);
     }
 
-    /// Takes all word; `stop` stays.
-    pub fn take(&self) -> SessionInbox {
+    /// Takes all word; `stop` stays, and so do scans unless the session `streams`: nobody could be
+    /// asked or answered.
+    pub fn take(&self, streams: bool) -> SessionInbox {
         let mut inbox = self.lock();
         let stop = inbox.stop;
-        std::mem::replace(&mut *inbox, SessionInbox { stop, ..SessionInbox::default() })
+        let left = SessionInbox { stop, ..SessionInbox::default() };
+        let mut word = std::mem::replace(&mut *inbox, left);
+        if !streams {
+            inbox.scan = word.scan.take();
+            inbox.scanned = std::mem::take(&mut word.scanned);
+        }
+        word
     }
 
     /// Whether the forwarder is to end.

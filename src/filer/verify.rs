@@ -127,7 +127,7 @@ pub fn answer(shared: &Arc<Shared>, cp: CpNumber, token: u64) {
         let read = |pins| scan_pins(&pins, |_, _, _| {});
         let (volumes, problems) = pins.map_or_else(Default::default, read);
         drop(turn);
-        shared.session.scanned(Scanned { cp, token, volumes, problems });
+        shared.session.scanned(Scanned { cp, token, volumes, problems }.bounded());
     }));
 }
 

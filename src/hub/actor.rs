@@ -22,7 +22,7 @@ use super::shared::{RefillError, Shared, Told};
 use super::stager::Staged;
 use super::status::Snapshot;
 use crate::limits::{
-    ACTOR_MAILBOX_MESSAGES, CP_CREDIT_BYTES, LOG_CREDIT_BYTES_MIN, TRANSFER_BYTES_MAX,
+    ACTOR_MAILBOX_MESSAGES, LOG_BYTES_PER_TRANSFER_BYTE, RECORD_BYTES_MAX, TRANSFER_BYTES_MAX,
 };
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
@@ -32,7 +32,7 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{
-    Ack, Fenced, Frame, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRoot,
+    Ack, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRoot,
 };
 
 /// What the actor holds of its connection.
@@ -48,6 +48,8 @@ pub struct Peer {
     pub ack_bell: Arc<tokio::sync::Notify>,
     /// Ends the connection's tasks.
     pub cancel: DropGuard,
+    /// Closed when everything queued has been sent, or given up.
+    pub ended: Option<oneshot::Receiver<()>>,
 }
 
 /// A connection that has said Hello.
@@ -130,6 +132,12 @@ pub struct Fence(pub Epoch);
 #[derive(Debug, ActorMessage)]
 #[rtype(result = "()")]
 pub struct Changed;
+
+/// The hub stops: the source is told and let go. Says when its connection has ended, if there
+/// is one.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "Option<oneshot::Receiver<()>>")]
+pub struct Goodbye;
 
 /// A test asks for a panic in this actor's handler.
 #[derive(Debug, ActorMessage)]
@@ -233,7 +241,12 @@ impl SourceActor {
                 fault = cursors.fault;
             }
             let known = self.shared.known(&self.name)?;
-            let mut machine = Mirror::new(known, last, LOG_CREDIT_BYTES_MIN, CP_CREDIT_BYTES);
+            let source = known.source;
+            // How much may be under way is computed once the source is recorded.
+            let mut machine = Mirror::new(known, last, 0, self.shared.grant().1);
+            if let Some(source) = source {
+                machine.holds(&self.shared.store.cps(source));
+            }
             if let Some(fault) = fault {
                 machine.step(Event::Faulted(fault.to_string()));
             }
@@ -405,7 +418,8 @@ impl SourceActor {
         }
         self.early.clear();
         self.refill_from = None;
-        for (_, reply) in std::mem::take(&mut self.asked) {
+        let waiting = std::mem::take(&mut self.waiting).into_iter().map(|(_, reply)| reply);
+        for reply in std::mem::take(&mut self.asked).into_values().chain(waiting) {
             drop(reply.send(Err("the source went away".to_owned())));
         }
         for (_, reply) in std::mem::take(&mut self.scans) {
@@ -510,7 +524,8 @@ impl SourceActor {
                 }
             };
             drop(place);
-            drop(frames.send(Frame::new(&Message::Scanned(scanned), Bytes::new())).await);
+            let frame = Frame::new(&Message::Scanned(scanned.bounded()), Bytes::new());
+            drop(frames.send(frame).await);
         });
     }
 
@@ -519,6 +534,8 @@ impl SourceActor {
         if self.machine.is_none() {
             return;
         }
+        // First: a Welcome that follows from the rest names what may be under way now.
+        self.step(Event::Credit(self.credit(&lane)), context);
         let taken = lane.updates_taken();
         let (cursors, outcome) = lane.progress();
         if taken > 0 {
@@ -536,31 +553,60 @@ impl SourceActor {
             self.step(Event::Faulted(fault.to_string()), context);
         }
         self.send_log(context);
-        self.step(Event::Credit(self.credit(&lane)), context);
         self.answer_checkpoints();
     }
 
     /// What the source may have under way: its share of the ring or half of what is free, its
     /// log's room, whichever is less (section 8).
-    fn credit(&self, lane: &Lane) -> u64 {
+    fn credit(&self, lane: &Arc<Lane>) -> u64 {
         let used = lane.cursors().ring_bytes;
         let free = self.shared.stager.ring().map_or(0, |ring| ring.room());
         let share = self.shared.share_bytes(&self.name).saturating_sub(used);
-        let ring = share.max(free / 2).min(LOG_CREDIT_BYTES_MIN);
         let log = self.shared.log_room(&self.name, lane.source());
-        let credit = self.unsynced(lane, ring.min(log.saturating_sub(used)));
+        let log = log.saturating_sub(lane.cursors().undrained_bytes);
+        // Many small transfers fill a log faster than their bytes say.
+        let log = log / LOG_BYTES_PER_TRANSFER_BYTE;
+        let most = self.shared.grant().0;
+        let credit = share.max(free / 2).min(log).min(most);
+        if credit < RECORD_BYTES_MAX {
+            // What is less than a transfer would end in a full log. Others may have the room.
+            self.shared.drain.wants_room(lane.clone());
+            return 0;
+        }
+        let unsynced = self.unsynced_bytes(lane);
+        let credit = credit.min(most.saturating_sub(unsynced));
+        if credit < TRANSFER_BYTES_MAX {
+            return 0;
+        }
         // Steps of a transfer, so that small changes make no traffic.
-        credit - credit % (TRANSFER_BYTES_MAX / 4)
+        let credit = credit - credit % (TRANSFER_BYTES_MAX / 4);
+        lane.give_credit(unsynced + credit);
+        credit
+    }
+
+    /// Whether the source may come: also its id must not be known under another name.
+    fn accepts(&mut self, hello: &Hello) -> Result<(), Refused> {
+        match self.shared.other_name(hello.source, &self.name) {
+            Ok(None) => {}
+            Ok(Some(other)) => {
+                return Err(Refused {
+                    code: RefusedCode::OtherSource,
+                    reason: format!("source {} is known here as {other}", hello.source),
+                    next_step: format!("give the source its name {other} back"),
+                });
+            }
+            Err(reason) => return Err(busy(reason)),
+        }
+        self.machine().map_err(busy)?.accepts(hello)
     }
 
     /// What is acknowledged as received still waits for the ring: it counts as under way, so that
     /// memory stays bounded by what was given out. No less than a transfer is given out then.
-    fn unsynced(&self, lane: &Lane, credit: u64) -> u64 {
+    fn unsynced_bytes(&self, lane: &Lane) -> u64 {
         if self.ack() != Some(policy::Ack::Received) {
-            return credit;
+            return 0;
         }
-        let left = credit.min(LOG_CREDIT_BYTES_MIN.saturating_sub(lane.cursors().under_way_bytes));
-        if left < TRANSFER_BYTES_MAX { 0 } else { left }
+        lane.cursors().under_way_bytes
     }
 
     /// What the source asks for before a transfer is acknowledged.
@@ -611,6 +657,8 @@ impl SourceActor {
     }
 }
 
+const AWAY: &str = "the source is not connected";
+
 /// The peer broke the protocol.
 fn broken(reason: String) -> Refused {
     let next_step = "both ends must run a supported mirrorhub".to_owned();
@@ -655,15 +703,16 @@ impl Handler<Connected> for SourceActor {
 
     fn handle(&mut self, message: Connected, context: &mut Self::Context) {
         // A stranger or a clone must not cut the connection that is in session.
-        let accepted = match self.machine() {
-            Ok(machine) => machine.accepts(&message.hello),
-            Err(reason) => Err(busy(reason)),
-        };
+        let accepted = self.accepts(&message.hello);
         if let Err(refused) = accepted {
             self.turn_away(&message.peer, refused);
             return;
         }
         self.hang_up();
+        let (_, cp_credit) = self.shared.grant();
+        if let Some(machine) = &mut self.machine {
+            machine.grant(cp_credit);
+        }
         self.last_frame = Some(Instant::now());
         self.peer = Some(message.peer);
         self.step(Event::Hello(message.hello), context);
@@ -732,6 +781,7 @@ impl Handler<Recorded> for SourceActor {
         }
         match message.result {
             Ok(lane) => {
+                let credit = self.credit(&lane);
                 if self.lane.is_none() {
                     listen(&lane, context);
                     self.lane = Some(lane.clone());
@@ -742,6 +792,7 @@ impl Handler<Recorded> for SourceActor {
                     // What was drained before nobody waited for it.
                     self.shared.drain.file();
                 }
+                self.step(Event::Credit(credit), context);
                 self.step(Event::Recorded, context);
                 self.progressed(context);
             }
@@ -765,14 +816,16 @@ impl Handler<WantCheckpoint> for SourceActor {
 
     fn handle(&mut self, _: WantCheckpoint, context: &mut Self::Context) -> Self::Result {
         let (reply, answer) = oneshot::channel();
-        let joined = self.machine.as_ref().is_some_and(Mirror::is_joined);
-        if joined {
+        let streams = self.machine.as_ref().is_some_and(Mirror::is_streaming);
+        if streams {
             let token = self.next_token;
             self.next_token += 1;
             self.asked.insert(token, reply);
             self.step(Event::WantCheckpoint(token), context);
         } else {
-            drop(reply.send(Err("the source is not connected".to_owned())));
+            let joined = self.machine.as_ref().is_some_and(Mirror::is_joined);
+            let reason = if joined { "the source is being sent its log" } else { AWAY };
+            drop(reply.send(Err(reason.to_owned())));
         }
         actix::MessageResult(answer)
     }
@@ -789,7 +842,7 @@ impl Handler<WantScan> for SourceActor {
             self.scans.insert(token, reply);
             self.send(&Message::Scan(Scan { cp: message.0, token }));
         } else {
-            drop(reply.send(Err("the source is not connected".to_owned())));
+            drop(reply.send(Err(AWAY.to_owned())));
         }
         actix::MessageResult(answer)
     }
@@ -824,6 +877,19 @@ impl Handler<Changed> for SourceActor {
     }
 }
 
+impl Handler<Goodbye> for SourceActor {
+    type Result = actix::MessageResult<Goodbye>;
+
+    fn handle(&mut self, _: Goodbye, _: &mut Self::Context) -> Self::Result {
+        let reason = "the hub is being stopped".to_owned();
+        self.send(&Message::Going(Going { reason }));
+        let ended = self.peer.as_mut().and_then(|peer| peer.ended.take());
+        self.hang_up();
+        self.publish();
+        actix::MessageResult(ended)
+    }
+}
+
 impl Handler<Panic> for SourceActor {
     type Result = ();
 
@@ -846,6 +912,8 @@ pub struct PeerEnds {
     pub bell: Arc<tokio::sync::Notify>,
     /// Cancelled when the actor lets go.
     pub cancel: CancellationToken,
+    /// Dropped when the writing task ends.
+    pub ended: oneshot::Sender<()>,
 }
 
 /// A peer for the actor and the ends for its connection.
@@ -854,12 +922,14 @@ pub fn peer(number: u64, frames_max: usize) -> (Peer, PeerEnds) {
     let ack = Arc::new(ArcSwap::from_pointee(None));
     let bell = Arc::new(tokio::sync::Notify::new());
     let cancel = CancellationToken::new();
+    let (alive, ended) = oneshot::channel();
     let peer = Peer {
         number,
         frames: sender,
         ack: ack.clone(),
         ack_bell: bell.clone(),
         cancel: cancel.clone().drop_guard(),
+        ended: Some(ended),
     };
-    (peer, PeerEnds { frames, ack, bell, cancel })
+    (peer, PeerEnds { frames, ack, bell, cancel, ended: alive })
 }

@@ -227,7 +227,7 @@ fn content(next: Result<(Message, Bytes), LinkError>) -> Content {
 }
 
 async fn write_frames(mut stream: OwnedWriteHalf, ends: PeerEnds) {
-    let PeerEnds { mut frames, ack, bell, cancel } = ends;
+    let PeerEnds { mut frames, ack, bell, cancel, ended: _alive } = ends;
     let mut outgoing = Outgoing::default();
     let none = Arc::new(None);
     let take_ack = |outgoing: &mut Outgoing| {
@@ -238,13 +238,15 @@ async fn write_frames(mut stream: OwnedWriteHalf, ends: PeerEnds) {
     loop {
         tokio::select! {
             () = cancel.cancelled() => break,
-            frame = frames.recv() => {
+            // A peer that does not read gets nothing more: its frames wait in a bounded queue, and
+            // when that is full its connection ends.
+            frame = frames.recv(), if outgoing.is_shallow() => {
                 // What is acknowledged goes before what builds on it.
                 take_ack(&mut outgoing);
                 let Some(frame) = frame else { break };
                 outgoing.push(frame);
             }
-            () = bell.notified() => take_ack(&mut outgoing),
+            () = bell.notified(), if outgoing.is_shallow() => take_ack(&mut outgoing),
             written = outgoing.write_some(&mut stream), if !outgoing.is_empty() => {
                 if written.is_err() {
                     cancel.cancel();
@@ -269,5 +271,51 @@ async fn write_frames(mut stream: OwnedWriteHalf, ends: PeerEnds) {
     };
     if !matches!(tokio::time::timeout(FLUSH_MAX, flush).await, Ok(Ok(()))) {
         tracing::debug!("connection closed with answers undelivered");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::numbers::TransferId;
+    use crate::wire::message::Ack;
+
+    /// A peer that asks and does not read: what waits for it is bounded, frames and Acks alike.
+    #[test]
+    fn a_peer_that_does_not_read_is_sent_no_more() {
+        actix::System::new().block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let deaf = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let (_keep, write) = stream.into_split();
+            let (peer, ends) = peer(1, 4);
+            let writer = actix::spawn(write_frames(write, ends));
+            let frame = || Frame::new(&Message::Refill, Bytes::from_static(&[7; 65_536]));
+            let mut taken = 0_u32;
+            let wait = Duration::from_millis(500);
+            while tokio::time::timeout(wait, peer.frames.send(frame())).await.is_ok() {
+                taken += 1;
+                assert!(taken < 512, "{taken} frames of 64 KiB were taken for a deaf peer");
+            }
+            let id = TransferId { generation: 1, counter: 1 };
+            peer.ack.store(Arc::new(Some(Ack { id, log_credit: 1, cp_taken: 0 })));
+            peer.ack_bell.notify_one();
+            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert!(peer.ack.load().is_some(), "an Ack waits where the next one replaces it");
+            // It reads at last: everything comes, the Ack first of what was not formed yet.
+            let mut reader = FrameReader::new(deaf);
+            let mut acked = false;
+            let mut read = 0;
+            while !acked || read < taken {
+                if matches!(reader.next().await.unwrap().0, Message::Ack(_)) {
+                    acked = true;
+                } else {
+                    read += 1;
+                }
+            }
+            drop(peer);
+            writer.await.unwrap();
+        });
     }
 }

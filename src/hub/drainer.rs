@@ -44,6 +44,8 @@ pub struct Drainable {
 struct Inbox {
     records: VecDeque<Drainable>,
     drops: Vec<(Arc<Lane>, CpNumber)>,
+    /// Sources without credit, told when room comes back. Each at most once.
+    without_room: BTreeMap<SourceId, Arc<Lane>>,
     sync_wanted: bool,
     stopping: bool,
     failed: bool,
@@ -80,6 +82,17 @@ impl DrainQueue {
         self.wake.notify_one();
     }
 
+    /// Has the source's bell rung once room of ring or log comes back, whoever had it.
+    pub fn wants_room(&self, lane: Arc<Lane>) {
+        lock(&self.inbox).without_room.insert(lane.source(), lane);
+    }
+
+    fn tell_of_room(&self) {
+        for lane in std::mem::take(&mut lock(&self.inbox).without_room).into_values() {
+            lane.ring_bell();
+        }
+    }
+
     /// The ring failed: nothing more will come.
     pub fn fail(&self, reason: &str) {
         tracing::error!(reason, "the ring failed, draining what is durable");
@@ -104,8 +117,10 @@ impl DrainQueue {
             inbox = self.wake.wait(inbox).unwrap_or_else(|_: PoisonError<_>| std::process::abort());
         }
         let stopping = inbox.stopping;
+        let without_room = std::mem::take(&mut inbox.without_room);
         let taken = std::mem::take(&mut *inbox);
         inbox.stopping = stopping;
+        inbox.without_room = without_room;
         taken
     }
 }
@@ -192,13 +207,17 @@ pub struct Drainer {
 }
 
 impl Drainer {
-    /// A drainer for a ring that holds `in_ring`, in ring order.
+    /// A drainer for a ring that holds `in_ring`, in ring order, and nothing else that is needed:
+    /// what lies before the first of them is given back now. Made before anything is staged.
     pub fn new(
         queue: Arc<DrainQueue>,
         store: Arc<LogStore>,
         stager: Arc<Stager>,
         in_ring: VecDeque<InRing>,
     ) -> Self {
+        if let Some(ring) = stager.ring() {
+            ring.release(in_ring.front().map_or(ring.status().durable, InRing::start));
+        }
         Self { queue, store, stager, in_ring }
     }
 
@@ -220,6 +239,7 @@ impl Drainer {
                 if let Err(error) = self.store.drop_through(lane.source(), cp) {
                     tracing::warn!(source = %lane.name(), %cp, %error, "old log not deleted");
                 }
+                lane.ring_bell();
             }
             self.file(filing, work.sync_wanted);
             self.release();
@@ -257,10 +277,15 @@ impl Drainer {
                 old.copied |= old.copying;
             }
         }
+        if behind {
+            // It will never lie in the log, and takes no room of it.
+            staged.lane.in_log(staged.record_bytes());
+        }
         let drained = !faulted
             && !behind
             && match self.store.append(staged.lane.source(), staged.epoch, &staged.transfer) {
                 Ok(_) => {
+                    staged.lane.in_log(staged.record_bytes());
                     staged.lane.drained(place, staged.transfer.data_bytes());
                     true
                 }
@@ -298,6 +323,7 @@ impl Drainer {
         }
         if let (Some(upto), Some(ring)) = (upto, self.stager.ring()) {
             ring.release(upto);
+            self.queue.tell_of_room();
         }
     }
 
@@ -352,9 +378,16 @@ impl Drainer {
     fn copy_forward(&mut self) {
         let oldest = self.oldest_half();
         let Some(ring) = self.stager.ring() else { return };
+        let to_copy = |record: &InRing| {
+            let settled = record.fence || record.copied || record.copying || record.lost;
+            !settled && record.lane.cursors().fault.is_some()
+        };
+        if self.in_ring.iter().all(to_copy) {
+            // No room to be gained: copies would chase each other round the ring.
+            return;
+        }
         for record in self.in_ring.iter_mut().take(oldest) {
-            let faulted = record.lane.cursors().fault.is_some();
-            if !faulted || record.fence || record.copying || record.copied || record.lost {
+            if !to_copy(record) {
                 continue;
             }
             let read = ring.read(record.start()).map_err(|error| error.to_string());

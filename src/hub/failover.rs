@@ -335,7 +335,7 @@ impl<'a> Run<'a> {
         let fence = stager.fence(&self.lane, epoch, at);
         self.lane.wait(None, |cursors| cursors.fenced > Fenced::No || self.stopping());
         if self.lane.cursors().fenced < Fenced::InRing {
-            let failed = stager.failed().map(|why| why.to_string());
+            let failed = stager.failure().map(|why| why.to_string());
             let reason = failed.unwrap_or_else(|| "the hub stops".to_owned());
             return Err(Refusal::new(reason, "restart the hub, then try again"));
         }

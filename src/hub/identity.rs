@@ -6,13 +6,15 @@
 //! 1. `identity.json` with the hub's id and an empty list of what it is `making`;
 //! 2. for ring, then pool: the file is made, or a file or block device that is there is found to
 //!    begin with zeros; its path goes into the list; it becomes the hub's;
-//! 3. `identity.json` without the list.
+//! 3. the log directory is made, and in it the file that names its hub;
+//! 4. `identity.json` without the list.
 //!
 //! What begins with anything else than zeros is refused before it is in the list, and nothing is
 //! written to it. A path in the list holds nothing of value: a file of which a power cut tore the
 //! first header is begun anew, a block device never (its name may lead to another one by now).
 //!
-//! After step 3 nothing is made any more: a ring or pool that is missing then is a loss (R20).
+//! After step 4 nothing is made any more: a ring, pool or log directory that is missing then is a
+//! loss (R20).
 
 use std::fs;
 use std::io::Write;
@@ -100,6 +102,8 @@ fn identity_within(options: &HubOptions, steps: &mut Steps) -> Result<HubId, Hub
     let pool = take_device(&path, &mut identity, &options.pool, Access::Cached, steps)?;
     make_pool(&options.pool.0, pool, hub)?;
     steps.take()?;
+    make_logs(&options.log_dir, hub)?;
+    steps.take()?;
     identity.making = None;
     write(&path, &identity)?;
     tracing::info!(%hub, "first start: hub created");
@@ -117,18 +121,58 @@ fn read(path: &Path, text: &str) -> Result<Identity, HubError> {
 }
 
 fn write(path: &Path, identity: &Identity) -> Result<(), HubError> {
-    let write = || {
-        let draft = path.with_extension("draft");
-        let mut file = fs::File::create(&draft)?;
-        file.write_all(serde_json::to_string_pretty(identity)?.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&draft, path)?;
-        match path.parent() {
-            Some(directory) => fs::File::open(directory)?.sync_all(),
-            None => Ok(()),
-        }
+    let text = serde_json::to_string_pretty(identity).map_err(state(path.display().to_string()))?;
+    write_synced(path, text.as_bytes()).map_err(state(path.display().to_string()))
+}
+
+/// All of it or nothing, whenever the power is cut.
+fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = fs::File::create(&draft)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)?;
+    match path.parent() {
+        Some(directory) => fs::File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// The file that names the owner of a log directory.
+const OWNER_FILE: &str = "hub-id";
+
+/// Makes the log directory this hub's; another hub's is refused and stays as it was.
+fn make_logs(dir: &Path, hub: HubId) -> Result<(), HubError> {
+    let path = dir.join(OWNER_FILE);
+    match fs::read_to_string(&path) {
+        Ok(_) => return own_logs(dir, hub),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(state(path.display().to_string())(error)),
+    }
+    create_durably(dir).map_err(state(format!("log_dir {}", dir.display())))?;
+    write_synced(&path, hub.to_string().as_bytes()).map_err(state(path.display().to_string()))
+}
+
+/// The log directory is the one that this hub has written to: one that is empty or another's would
+/// pass for sources that have nothing to lose (R20).
+pub(super) fn own_logs(dir: &Path, hub: HubId) -> Result<(), HubError> {
+    let path = dir.join(OWNER_FILE);
+    let refuse = |met: String| {
+        let reason = format!(
+            "{met}; bring the hub's log directory back, or, if it is lost, write {hub} into {} \
+             to go on without: sources that still hold what was in it send it again",
+            path.display()
+        );
+        Err(HubError::State { what: format!("source logs in {}", dir.display()), reason })
     };
-    write().map_err(state(path.display().to_string()))
+    match fs::read_to_string(&path) {
+        Ok(text) if text.trim() == hub.to_string() => Ok(()),
+        Ok(text) => refuse(format!("it belongs to hub {}", text.trim())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            refuse(format!("there is no file {OWNER_FILE} in it"))
+        }
+        Err(error) => Err(state(path.display().to_string())(error)),
+    }
 }
 
 /// Opens a file or block device, or makes the file; it is in the list when this returns.

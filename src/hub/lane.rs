@@ -15,7 +15,8 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::applier::Job;
-use crate::limits::LOG_CREDIT_BYTES_MIN;
+use crate::limits::cp_charge;
+use crate::nvlog::DurableToken;
 use crate::record::marks::{Fence, Place};
 use crate::session::mirror::Outcome;
 use crate::units::convert::to_u64;
@@ -41,6 +42,8 @@ pub struct Cursors {
     pub applied: Place,
     /// Bytes of the ring that this source's records take.
     pub ring_bytes: u64,
+    /// Bytes of those that are not in the source log yet.
+    pub undrained_bytes: u64,
     /// Bytes of transfers received and not yet durable: what the `log` credit bounds.
     pub under_way_bytes: u64,
     /// First failure of this source's log or of the ring.
@@ -129,6 +132,7 @@ pub struct Lane {
     files: AtomicBool,
     /// Rung with `changed`, for threads.
     moved: Condvar,
+    credit_most: AtomicU64,
     /// Rung when a cursor moved, updates were taken, or an apply ended.
     pub changed: Notify,
     /// Counters for metrics and status.
@@ -153,6 +157,7 @@ impl Lane {
             row: Mutex::new(()),
             files: AtomicBool::new(false),
             moved: Condvar::new(),
+            credit_most: AtomicU64::new(0),
             changed: Notify::new(),
             ladder: Ladder::default(),
         })
@@ -188,8 +193,8 @@ impl Lane {
         lock(&self.cursors).clone()
     }
 
-    /// Tells everybody who waits for this lane.
-    fn ring_bell(&self) {
+    /// Tells everybody who waits for this lane: a cursor has moved, or room has come back.
+    pub fn ring_bell(&self) {
         self.changed.notify_one();
         self.moved.notify_all();
     }
@@ -247,7 +252,7 @@ impl Lane {
         let mut cursors = lock(&self.cursors);
         (cursors.staged, cursors.durable, cursors.drained) = (place, place, place);
         cursors.synced = place;
-        cursors.under_way_bytes = 0;
+        (cursors.under_way_bytes, cursors.undrained_bytes) = (0, 0);
         cursors.fault = None;
         cursors.invisible.clear();
         drop(cursors);
@@ -270,14 +275,21 @@ impl Lane {
         assert!(cursors.staged.sequence < place.sequence, "transfers are staged in order");
         cursors.staged = place;
         cursors.ring_bytes += record_bytes;
+        cursors.undrained_bytes += record_bytes;
         cursors.under_way_bytes += transfer_bytes;
         true
     }
 
+    /// So many bytes of transfers were allowed to be under way.
+    pub fn give_credit(&self, bytes: u64) {
+        self.credit_most.fetch_max(bytes, Ordering::Relaxed);
+    }
+
     /// Whether so many more bytes of transfers are within the `log` credit. What was given out
-    /// changes while transfers are on their way; the most that is ever given out does not.
+    /// changes while transfers are on their way: the most that ever was is what counts.
     pub fn within_credit(&self, transfer_bytes: u64) -> bool {
-        lock(&self.cursors).under_way_bytes.saturating_add(transfer_bytes) <= LOG_CREDIT_BYTES_MIN
+        let most = self.credit_most.load(Ordering::Relaxed);
+        lock(&self.cursors).under_way_bytes.saturating_add(transfer_bytes) <= most
     }
 
     /// As if that many bytes had come and the ring stood still.
@@ -286,8 +298,14 @@ impl Lane {
         lock(&self.cursors).under_way_bytes = transfer_bytes;
     }
 
-    /// A record is durable in the ring. A copied-forward record is behind the cursor already.
-    pub fn durable(&self, place: Place, cp: CpNumber, data_bytes: u64, transfer_bytes: u64) {
+    /// A transfer is durable in the ring for the first time: so many bytes of data, of transfer.
+    pub fn durable(
+        &self,
+        place: Place,
+        cp: CpNumber,
+        (data_bytes, transfer_bytes): (u64, u64),
+        _proof: &DurableToken,
+    ) {
         let mut cursors = lock(&self.cursors);
         if cursors.durable.sequence < place.sequence {
             cursors.durable = place;
@@ -309,6 +327,12 @@ impl Lane {
         }
         drop(cursors);
         self.ring_bell();
+    }
+
+    /// A record's bytes count as the log's own from now on.
+    pub fn in_log(&self, record_bytes: u64) {
+        let mut cursors = lock(&self.cursors);
+        cursors.undrained_bytes = cursors.undrained_bytes.saturating_sub(record_bytes);
     }
 
     /// The source log is synced up to here.
@@ -408,9 +432,9 @@ impl Lane {
         lock(&self.cursors).missing = None;
     }
 
-    /// The applier took bytes of Updates.
+    /// The applier took a frame of Updates of so many bytes.
     pub fn take_updates(&self, bytes: usize) {
-        self.taken_bytes.fetch_add(to_u64(bytes), Ordering::Relaxed);
+        self.taken_bytes.fetch_add(cp_charge(to_u64(bytes)), Ordering::Relaxed);
         self.ring_bell();
     }
 

@@ -50,7 +50,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use self::actor::{SourceActor, WantCheckpoint, WantScan};
+use self::actor::{Goodbye, SourceActor, WantCheckpoint, WantScan};
 use self::lane::lock;
 use self::promoted::{Engine, PromotedOptions};
 use self::registry::Entry;
@@ -64,6 +64,8 @@ use crate::wire::message::{Scanned, VolumeRoot};
 
 /// A panicked actor is replaced after this.
 const RESTART_AFTER: Duration = Duration::from_millis(100);
+/// How long a stop waits for sources to take its good-bye.
+const GOODBYE_MAX: Duration = Duration::from_secs(2);
 
 /// Times a source is asked to read for `verify`: it may be reading for another question, or have
 /// gone on to another CP than the one asked for.
@@ -336,10 +338,31 @@ impl Hub {
         Ok(recover::Verified { cp, here, problems, there })
     }
 
-    /// Stops cleanly: no new connection, everything durable is drained and synced, the ring's
-    /// header is written.
+    /// Tells every source that the hub goes, and waits a moment until they were told.
+    async fn say_goodbye(&self) {
+        let all = async {
+            let mut ending = Vec::new();
+            for (name, entry) in self.shared.registry.all() {
+                match entry.actor.send(Goodbye).await {
+                    Ok(ended) => ending.extend(ended),
+                    Err(error) => tracing::debug!(source = %name, %error, "no good-bye"),
+                }
+            }
+            for ended in ending {
+                // Closed, not sent: the connection's writing task is gone.
+                drop(ended.await);
+            }
+        };
+        if tokio::time::timeout(GOODBYE_MAX, all).await.is_err() {
+            tracing::info!("some sources did not take the good-bye");
+        }
+    }
+
+    /// Stops cleanly: no new connection, sources are told, everything durable is drained and synced,
+    /// the ring's header is written.
     pub async fn stop(&self) {
         self.stop.cancel();
+        self.say_goodbye().await;
         self.shared.promoted.stop_all().await;
         let arbiters = std::mem::take(&mut *lock(&self.arbiters));
         for arbiter in &arbiters {
@@ -395,6 +418,15 @@ async fn let_go(arbiters: Vec<Arbiter>) {
     }
 }
 
+/// Starts again an actor that died; what others of them do meanwhile is not held up.
+async fn start_again(shared: Arc<Shared>, name: SourceName, died: mpsc::Sender<SourceName>) {
+    let Some(entry) = shared.registry.get(&name) else { return };
+    shared.counters.restarted(&name);
+    tracing::error!(source = %name, "actor died, starting it again");
+    tokio::time::sleep(RESTART_AFTER).await;
+    start_actor(&shared, &name, entry.snapshot, entry.arbiter, &died);
+}
+
 fn start_actor(
     shared: &Arc<Shared>,
     name: &SourceName,
@@ -426,10 +458,13 @@ async fn supervise(
             name = deaths.recv() => name,
         };
         let Some(name) = name else { return };
-        let Some(entry) = shared.registry.get(&name) else { continue };
-        shared.counters.restarted(&name);
-        tracing::error!(source = %name, "actor died, starting it again");
-        tokio::time::sleep(RESTART_AFTER).await;
-        start_actor(&shared, &name, entry.snapshot, entry.arbiter, &died);
+        let again = start_again(shared.clone(), name, died.clone());
+        let stop = stop.clone();
+        actix::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = again => {}
+            }
+        });
     }
 }

@@ -24,12 +24,12 @@ use super::applier::{Applier, JobQueue};
 use super::drainer::{DrainQueue, Drainer, InRing};
 use super::extension::{self, Extension, State};
 use super::failover::Failovers;
-use super::identity::{identity, state};
+use super::identity::{identity, own_logs, state};
 use super::lane::{Cursors, Fenced, Lane};
 use super::promoted::Promoted;
 use super::registry::Registry;
 use super::shared::{Arbiters, Counters, Lanes, Shared};
-use super::stager::{Stager, StagerFeed};
+use super::stager::{COPY_ROOM_BYTES, Stager, StagerFeed};
 use super::{HubError, HubOptions};
 use crate::device::Device;
 use crate::device::file::{Access, FileDevice};
@@ -81,13 +81,18 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
     let pool_options =
         PoolOptions { owner: Some(hub.0), history_rows: HISTORY_ROWS, ..PoolOptions::default() };
     let pool = Pool::open(device, pool_options).map_err(state("pool"))?;
+    own_logs(&options.log_dir, hub)?;
     let log_options = LogOptions::with_limit(LOG_LIMIT_BYTES);
     let store = LogStore::open(&options.log_dir, hub, log_options).map_err(state("source logs"))?;
     let store = Arc::new(store);
     let rows = pool.catalog().sources().map_err(state("catalog"))?;
     let mut logs = Logs::recover(&store, &rows)?;
     let ring_device = open_device(&options.nvram.0, Access::Direct)?;
-    let ring_options = RingOptions { thread_name: "hub-commit".into(), ..RingOptions::default() };
+    let ring_options = RingOptions {
+        thread_name: "hub-commit".into(),
+        spare_bytes: COPY_ROOM_BYTES,
+        ..RingOptions::default()
+    };
     let (ring, recovery) =
         Ring::open(ring_device, hub.0, ring_options, &mut |record| logs.replay(record))
             .map_err(state("NVRAM"))?;
@@ -120,7 +125,9 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         failovers,
         nvram_damaged_bytes,
         counters: Counters::default(),
+        recording: Default::default(),
     });
+    shared.stager.belongs_to(&shared);
     let threads = start_threads(&shared, in_ring, options.appliers)?;
     Ok(Started { shared, threads })
 }
@@ -337,6 +344,7 @@ impl Logs {
                 applied_cp: row.applied,
                 applied: source.place,
                 ring_bytes: of_source.map(|kept| kept.bytes).sum(),
+                undrained_bytes: 0,
                 under_way_bytes: 0,
                 fault: source.fault.as_deref().map(Into::into),
                 damaged: source.damaged,

@@ -2,7 +2,7 @@
 //!
 //! A dashmap behind a wall: guards never leave this file, since one held across an `.await`
 //! deadlocks. Each entry holds the actor's present address (it changes when a panicked actor is
-//! replaced), the lane, and the snapshot that status reads.
+//! replaced), its arbiter, and the snapshot that status reads.
 
 use std::sync::Arc;
 

@@ -16,6 +16,10 @@ use super::lane::{Cursors, Lane, lock};
 use super::promoted::Promoted;
 use super::registry::Registry;
 use super::stager::Stager;
+use crate::limits::{
+    CP_CREDIT_BYTES, CP_FRAME_BYTES_MAX, HUB_CREDIT_BYTES_TOTAL, LOG_CREDIT_BYTES_MIN,
+    LOG_GRANT_BYTES_MIN,
+};
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -108,6 +112,13 @@ impl Lanes {
         lock(&self.0).values().cloned().collect()
     }
 
+    /// Faults all of them.
+    pub fn fault(&self, reason: &str) {
+        for lane in self.all() {
+            lane.fault(reason);
+        }
+    }
+
     /// The lane of that source, made now if need be.
     pub fn get_or_make(&self, name: &SourceName, make: impl FnOnce() -> Arc<Lane>) -> Arc<Lane> {
         lock(&self.0).entry(name.clone()).or_insert_with(make).clone()
@@ -169,6 +180,8 @@ pub struct Shared {
     pub nvram_damaged_bytes: u64,
     /// Counters.
     pub counters: Counters,
+    /// Held while a source is recorded; which one, its id says.
+    pub recording: [Mutex<()>; 16],
 }
 
 impl Shared {
@@ -224,44 +237,43 @@ impl Shared {
         Ok(known)
     }
 
+    /// The name under which a source of that id was here, if it is not `name` (invariant 12).
+    pub fn other_name(
+        &self,
+        source: SourceId,
+        name: &SourceName,
+    ) -> Result<Option<SourceName>, String> {
+        let row = self.pool.catalog().source(source).map_err(|error| error.to_string())?;
+        Ok(row.map(|row| row.name).filter(|known| known != name))
+    }
+
+    /// What a source may have under way at most: bytes of transfers and of CP data.
+    pub fn grant(&self) -> (u64, u64) {
+        let part = HUB_CREDIT_BYTES_TOTAL / to_u64(self.settings.load().len()).max(1);
+        let cp = (part / 3).clamp(CP_FRAME_BYTES_MAX, CP_CREDIT_BYTES);
+        let log = part.saturating_sub(cp).clamp(LOG_GRANT_BYTES_MIN, LOG_CREDIT_BYTES_MIN);
+        (log, cp)
+    }
+
     /// Makes what a Hello brought durable: generation, epoch, the highest CP number that is used
-    /// (R6: also after a restart), policy, new volumes; makes the lane.
+    /// (R6: also after a restart), policy, new volumes; makes the lane. One call at a time for a
+    /// source: what an earlier one began is whole before the next looks.
     pub fn record(
         &self,
         name: &SourceName,
         cp_max: CpNumber,
         told: &Told,
     ) -> Result<Arc<Lane>, String> {
-        let Told { source, generation, epoch, ref volumes, promise } = *told;
+        let source = told.source;
         let catalog = self.pool.catalog();
+        let turn = usize::from(source.0[0]) % self.recording.len();
+        let _turn = lock(&self.recording[turn]);
         let lane = self.lanes.get(name);
         let _row = lane.as_ref().map(|lane| lane.row());
         let text = |error: PoolError| error.to_string();
-        let before = catalog.source(source).map_err(text)?;
-        let base = before.clone().unwrap_or_else(|| SourceRow::new(source, name.clone()));
-        let was = Extension::of(&base)?;
-        let now = Extension { policy: Some(promise.0), alone: promise.1, ..was };
-        let known = base.generation == generation && base.epoch == epoch && base.name == *name;
-        if before.is_none() || !known || was != now || base.highest_cp < cp_max {
-            let name = name.clone();
-            let change = move |row: &mut SourceRow| {
-                row.name = name;
-                row.generation = generation;
-                row.epoch = epoch;
-                row.highest_cp = row.highest_cp.max(cp_max);
-                row.extension = now.encode();
-            };
-            if before.is_none() {
-                let mut row = base;
-                change(&mut row);
-                catalog.put_source(row).map_err(text)?;
-            } else {
-                // As it is at the commit: a CP may be published at this moment.
-                catalog.update_source(source, change).map_err(text)?;
-            }
-        }
+        let row = self.record_row(name, cp_max, told)?;
         let present = catalog.volumes(source).map_err(text)?;
-        for offer in volumes {
+        for offer in &told.volumes {
             if present.iter().any(|old| old.key.volume == offer.number) {
                 continue;
             }
@@ -275,11 +287,73 @@ impl Shared {
                 .map_err(text)?;
         }
         if lane.is_none() {
-            let text = |error: LogError| error.to_string();
-            self.store.recover(source, CpNumber(0)).map_err(text)?;
-            self.store.reset(source, Some(Place::default())).map_err(text)?;
+            self.begin_log(&row)?;
         }
-        Ok(self.lanes.get_or_make(name, || Lane::new(name.clone(), source, Cursors::default())))
+        let lane =
+            self.lanes.get_or_make(name, || Lane::new(name.clone(), source, Cursors::default()));
+        if let Some(reason) = self.stager.failure() {
+            lane.fault(&reason);
+        }
+        Ok(lane)
+    }
+
+    /// The row as it was before. What was overtaken while it waited for its turn changes nothing.
+    fn record_row(
+        &self,
+        name: &SourceName,
+        cp_max: CpNumber,
+        told: &Told,
+    ) -> Result<SourceRow, String> {
+        let Told { source, generation, epoch, promise, .. } = *told;
+        let catalog = self.pool.catalog();
+        let text = |error: PoolError| error.to_string();
+        let before = catalog.source(source).map_err(text)?;
+        if let Some(other) = before.as_ref().map(|row| &row.name).filter(|other| *other != name) {
+            return Err(format!("source {source} is known here as {other}"));
+        }
+        let base = before.clone().unwrap_or_else(|| SourceRow::new(source, name.clone()));
+        if generation.number < base.generation.number {
+            return Err(format!(
+                "boot {} of the source was here meanwhile",
+                base.generation.number
+            ));
+        }
+        if epoch.number < base.epoch.number {
+            return Err(format!("epoch {} is in force by now", base.epoch.number));
+        }
+        let was = Extension::of(&base)?;
+        let now = Extension { policy: Some(promise.0), alone: promise.1, ..was };
+        let known = base.generation == generation && base.epoch == epoch;
+        if before.is_none() || !known || was != now || base.highest_cp < cp_max {
+            let change = move |row: &mut SourceRow| {
+                row.generation = generation;
+                row.epoch = epoch;
+                row.highest_cp = row.highest_cp.max(cp_max);
+                row.extension = now.encode();
+            };
+            if before.is_none() {
+                let mut row = base.clone();
+                change(&mut row);
+                catalog.put_source(row).map_err(text)?;
+            } else {
+                // As it is at the commit: a CP may be published at this moment.
+                catalog.update_source(source, change).map_err(text)?;
+            }
+        }
+        Ok(base)
+    }
+
+    /// Begins the log of a source that has no lane. A start makes the lane of each that has been
+    /// here, so this one is new; what lies in a log was acknowledged, and is not thrown away.
+    fn begin_log(&self, row: &SourceRow) -> Result<(), String> {
+        let text = |error: LogError| error.to_string();
+        let place = extension::place(row)?;
+        let logs = self.store.recover(row.id, row.applied).map_err(text)?;
+        let other = logs.last.is_some_and(|last| last != place);
+        if other || logs.damage().is_some() || row.applied > CpNumber(0) {
+            return Err("the source has logs that no start took up: restart the hub".into());
+        }
+        self.store.reset(row.id, Some(place)).map_err(text)
     }
 
     /// Hands a source its own log behind `from` up to `upto`; `None` if `from` is not on the line.
@@ -300,7 +374,9 @@ impl Shared {
                 Err(LogError::NoLog { .. }) => continue,
                 other => other?,
             };
-            for transfer in reader.transfers() {
+            // The offset table says where to begin: what lies before is not read.
+            let behind = if joined { None } else { Some(from.transfer) };
+            for transfer in reader.transfers_from(behind) {
                 let transfer = match transfer {
                     Err(LogError::NoLog { .. }) => break,
                     other => other?,

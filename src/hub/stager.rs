@@ -5,17 +5,22 @@
 //! cursor, and the record goes to the drainer. The queue is bounded by the credits that the actors
 //! gave out (a source never has more under way than its credit).
 //!
+//! Copies of records that hold the ring's end (R10) overtake what waits, and have room of their
+//! own that is in nobody's credit: they make room, and must not wait for it.
+//!
 //! A failed commit is final: every lane is faulted with the ring's first error, nothing is
 //! acknowledged any more (invariant 7).
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use bytes::Bytes;
 
 use super::drainer::{DrainQueue, Drainable, Record};
 use super::lane::{Fenced, Lane, lock};
+use super::shared::Shared;
 use crate::device::DeviceError;
+use crate::limits::RECORD_BYTES_MAX;
 use crate::nvlog::{Committed, DurableToken, Feed, Handle, Pending};
 use crate::record::envelope::{RecordKind, record_bytes};
 use crate::record::marks::{Fence, MARK_BYTES, Place};
@@ -43,6 +48,16 @@ impl Staged {
     /// Its place in the source's history.
     pub fn place(&self) -> Place {
         self.transfer.place()
+    }
+
+    fn pending(&self, ticket: u64) -> Pending {
+        Pending {
+            kind: RecordKind::Transfer,
+            source: self.lane.source(),
+            epoch: self.epoch,
+            body: self.transfer.bytes().clone(),
+            ticket,
+        }
     }
 }
 
@@ -82,15 +97,16 @@ impl Item {
     }
 
     fn pending(&self) -> Pending {
-        let (kind, epoch, body) = match self {
-            Self::Transfer(staged) => {
-                (RecordKind::Transfer, staged.epoch, staged.transfer.bytes().clone())
-            }
-            Self::Fence { fence, .. } => {
-                (RecordKind::Fence, fence.epoch, Bytes::copy_from_slice(&fence.encode()))
-            }
-        };
-        Pending { kind, source: self.lane().source(), epoch, body, ticket: 0 }
+        match self {
+            Self::Transfer(staged) => staged.pending(TRANSFER),
+            Self::Fence { lane, fence } => Pending {
+                kind: RecordKind::Fence,
+                source: lane.source(),
+                epoch: fence.epoch,
+                body: Bytes::copy_from_slice(&fence.encode()),
+                ticket: TRANSFER,
+            },
+        }
     }
 }
 
@@ -98,6 +114,7 @@ impl Item {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: VecDeque<Item>,
+    copies: VecDeque<Staged>,
     failed: Option<Arc<str>>,
 }
 
@@ -106,7 +123,16 @@ struct Queue {
 pub struct Stager {
     queue: Mutex<Queue>,
     handle: OnceLock<Handle>,
+    /// Whose lanes are faulted with the ring.
+    shared: OnceLock<Weak<Shared>>,
 }
+
+/// Bytes of the ring that only copies may use (R10).
+pub const COPY_ROOM_BYTES: u64 = RECORD_BYTES_MAX;
+
+/// Tickets of the ring's records: which of the two queues it came from.
+const TRANSFER: u64 = 0;
+const COPY: u64 = 1;
 
 impl Stager {
     /// A stager whose ring is started with [`Stager::start`].
@@ -117,6 +143,19 @@ impl Stager {
     /// The ring runs.
     pub fn start(&self, handle: Handle) {
         assert!(self.handle.set(handle).is_ok(), "the stager is started once");
+    }
+
+    /// The hub is put together: a ring that fails faults all of its lanes.
+    pub fn belongs_to(&self, shared: &Arc<Shared>) {
+        self.shared.get_or_init(|| Arc::downgrade(shared));
+        if let Some(reason) = self.failure() {
+            shared.lanes.fault(&reason);
+        }
+    }
+
+    /// Why nothing is committed any more.
+    pub fn failure(&self) -> Option<Arc<str>> {
+        lock(&self.queue).failed.clone()
     }
 
     /// The ring, for status and release.
@@ -147,15 +186,23 @@ impl Stager {
         fence
     }
 
-    /// Why the ring takes nothing any more.
-    pub fn failed(&self) -> Option<Arc<str>> {
-        lock(&self.queue).failed.clone()
-    }
-
     /// Queues a copy of a record that the drainer could not drain (R10).
     pub fn copy_forward(&self, staged: Staged) {
         staged.lane.copied_forward(staged.record_bytes());
-        self.push(lock(&self.queue), Item::Transfer(staged));
+        self.push_copy(staged);
+    }
+
+    /// Copies overtake what waits: they make room, and must not wait for it.
+    fn push_copy(&self, copy: Staged) {
+        let mut queue = lock(&self.queue);
+        if let Some(reason) = queue.failed.clone() {
+            drop(queue);
+            copy.lane.fault(&reason);
+            return;
+        }
+        queue.copies.push_back(copy);
+        drop(queue);
+        self.wake();
     }
 
     fn push(&self, mut queue: MutexGuard<'_, Queue>, item: Item) {
@@ -166,6 +213,10 @@ impl Stager {
         }
         queue.waiting.push_back(item);
         drop(queue);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Some(handle) = self.handle.get() {
             handle.wake();
         }
@@ -178,12 +229,13 @@ pub struct StagerFeed {
     stager: Arc<Stager>,
     drain: Arc<DrainQueue>,
     writing: VecDeque<Item>,
+    copying: VecDeque<Staged>,
 }
 
 impl StagerFeed {
     /// Feeds the ring from `stager`; what is durable goes to `drain`.
     pub fn new(stager: Arc<Stager>, drain: Arc<DrainQueue>) -> Self {
-        Self { stager, drain, writing: VecDeque::new() }
+        Self { stager, drain, writing: VecDeque::new(), copying: VecDeque::new() }
     }
 }
 
@@ -204,22 +256,39 @@ impl Feed for StagerFeed {
         batch
     }
 
+    fn take_first(&mut self) -> Vec<Pending> {
+        let copies = std::mem::take(&mut lock(&self.stager.queue).copies);
+        let batch = copies.iter().map(|copy| copy.pending(COPY)).collect();
+        self.copying.extend(copies);
+        batch
+    }
+
     fn committed(&mut self, batch: Vec<Committed>, token: &DurableToken) {
         for done in batch {
             assert!(done.end <= token.upto(), "a record is durable with its commit");
+            let end = done.end;
+            if done.ticket == COPY {
+                // Of what lies in the ring once more nothing is new: not how far the source has
+                // come, nor what it has under way.
+                let Some(copy) = self.copying.pop_front() else {
+                    panic!("the ring committed a copy that was not staged");
+                };
+                self.drain.push(Drainable { record: Record::Transfer(copy), end });
+                continue;
+            }
             let staged = match self.writing.pop_front() {
                 Some(Item::Transfer(staged)) => staged,
                 Some(Item::Fence { lane, .. }) => {
                     lane.fence_is(Fenced::InRing);
-                    self.drain.push(Drainable { record: Record::Fence(lane), end: done.end });
+                    self.drain.push(Drainable { record: Record::Fence(lane), end });
                     continue;
                 }
                 None => panic!("the ring committed a record that was not staged"),
             };
             let (cp, bytes) = (staged.transfer.header().cp, staged.transfer.data_bytes());
             let transfer_bytes = to_u64(staged.transfer.bytes().len());
-            staged.lane.durable(staged.place(), cp, bytes, transfer_bytes);
-            self.drain.push(Drainable { record: Record::Transfer(staged), end: done.end });
+            staged.lane.durable(staged.place(), cp, (bytes, transfer_bytes), token);
+            self.drain.push(Drainable { record: Record::Transfer(staged), end });
         }
     }
 
@@ -228,9 +297,17 @@ impl Feed for StagerFeed {
         let mut queue = lock(&self.stager.queue);
         queue.failed = Some(reason.clone());
         let waiting = std::mem::take(&mut queue.waiting);
+        let copies = std::mem::take(&mut queue.copies);
         drop(queue);
         for item in self.writing.drain(..).chain(waiting) {
             item.lost(&reason);
+        }
+        for copy in self.copying.drain(..).chain(copies) {
+            copy.lane.fault(&reason);
+        }
+        // Also of sources that have nothing under way: none is acknowledged from now on.
+        if let Some(shared) = self.stager.shared.get().and_then(Weak::upgrade) {
+            shared.lanes.fault(&reason);
         }
         self.drain.fail(&reason);
     }

@@ -31,6 +31,8 @@ pub enum SourceState {
     Waiting,
     /// Connected; everything it sent is durable here.
     InSync,
+    /// Connected; an older session is put to rest first, or the source is sent back its log.
+    Syncing,
     /// Connected, but its last CP was refused.
     Behind,
     /// Not connected.
@@ -47,6 +49,7 @@ impl SourceState {
         match self {
             Self::Waiting => "waiting",
             Self::InSync => "in-sync",
+            Self::Syncing => "syncing",
             Self::Behind => "behind",
             Self::Offline => "offline",
             Self::FailedOver => "failed-over",
@@ -257,6 +260,14 @@ fn judge(
     if machine.known().source.is_none() {
         let next = "start `mirrorhub source` on the filer".to_owned();
         return (SourceState::Waiting, "the source has never connected".to_owned(), next);
+    }
+    if connected && machine.is_joining() {
+        let reason = "what came before is being stored; then the source is welcome".to_owned();
+        return (SourceState::Syncing, reason, nothing());
+    }
+    if connected && machine.is_refilling() {
+        let reason = "the source is being sent back its own log".to_owned();
+        return (SourceState::Syncing, reason, nothing());
     }
     if !connected || !machine.is_joined() {
         let next = "start the source or mend the network; it reconnects by itself".to_owned();

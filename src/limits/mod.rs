@@ -58,6 +58,23 @@ pub const HANDSHAKES_MAX: usize = 64;
 pub const LOG_CREDIT_BYTES_MIN: u64 = 4 * TRANSFER_BYTES_MAX;
 /// Bytes of CP data one source may have under way (the `cp` credit).
 pub const CP_CREDIT_BYTES: u64 = 2 * MIB;
+/// A frame of CP data counts as at least so many bytes of the `cp` credit: empty ones are not free.
+/// Unit tests shrink it.
+pub const CP_FRAME_CHARGE_BYTES_MIN: u64 = if cfg!(test) { 1 } else { 4 * KIB };
+/// What all sources of a hub may have under way together, transfers and CP data: each source gets
+/// an equal part as its credits, at least `LOG_GRANT_BYTES_MIN` and `CP_FRAME_BYTES_MAX`.
+pub const HUB_CREDIT_BYTES_TOTAL: u64 = GIB;
+/// The least `log` credit of a source that is not waiting: a transfer.
+pub const LOG_GRANT_BYTES_MIN: u64 = TRANSFER_BYTES_MAX + TRANSFER_BYTES_MAX / 4;
+/// A transfer takes at most so many times its bytes in a log: the smallest fills one sector.
+pub const LOG_BYTES_PER_TRANSFER_BYTE: u64 = 5;
+/// CPs of a source that have entries in its logs and are not published: the one that is frozen
+/// and the one that is open.
+pub const UNPUBLISHED_CPS_MAX: usize = 2;
+/// Bytes of problems that the answer to a scan names; how many more there are is counted.
+pub const SCAN_PROBLEM_BYTES_MAX: u64 = 32 * KIB;
+/// Small messages that wait to be sent to one hub.
+pub const MESSAGES_WAITING_MAX: usize = 1024;
 
 /// Nodes asked for in one request of a pull: the answer stands before no transfer for long.
 pub const PULL_NODES_MAX: u64 = 62;
@@ -212,6 +229,15 @@ pub const HTTP_STOP_SECONDS_MAX: u64 = 5;
 /// Seconds between two runs of the metric recorder's upkeep.
 pub const METRIC_UPKEEP_SECONDS: u64 = 5;
 
+/// What a frame of CP data with that payload counts as, at both ends.
+pub const fn cp_charge(payload_bytes: u64) -> u64 {
+    if payload_bytes < CP_FRAME_CHARGE_BYTES_MIN {
+        CP_FRAME_CHARGE_BYTES_MIN
+    } else {
+        payload_bytes
+    }
+}
+
 const _: () = {
     assert!(ENTRY_DATA_BYTES_MAX.is_multiple_of(BLOCK_BYTES_U64));
     assert!(ENTRY_DATA_BYTES_MAX * 2 <= TRANSFER_BYTES_MAX, "a transfer holds two full entries");
@@ -222,6 +248,9 @@ const _: () = {
     assert!(CP_FRAME_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(CP_FRAME_BYTES_MAX <= CP_CREDIT_BYTES);
     assert!(PULL_PARTS_MIN <= PULL_PARTS_MAX && PULL_PARTS_MIN >= 4 * 128);
+    assert!(LOG_GRANT_BYTES_MIN >= RECORD_BYTES_MAX && LOG_GRANT_BYTES_MIN <= LOG_CREDIT_BYTES_MIN);
+    assert!(104 * LOG_BYTES_PER_TRANSFER_BYTE >= RECORD_ALIGN_BYTES, "header and one entry");
+    assert!(SCAN_PROBLEM_BYTES_MAX * 4 <= FRAME_HEADER_BYTES_MAX);
     assert!(POOL_RESERVE_BYTES_MIN * 4 <= POOL_DEVICE_BYTES_MIN);
     assert!(POOL_IO_BYTES_MAX == POOL_LEASE_BLOCKS * BLOCK_BYTES_U64, "a lease is one write");
     assert!(NBD_REQUEST_BYTES_MAX <= NBD_BYTES_IN_FLIGHT_MAX);

@@ -62,8 +62,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         (self.stream, self.buffer)
     }
 
-    /// The next frame: its message and payload. Not cancel-safe between bytes of a frame's
-    /// payload only in so far as the bytes stay in the buffer: it may be called again.
+    /// The next frame: its message and payload. Cancel-safe: what was read of a frame stays in the
+    /// buffer, and the next call goes on there.
     pub async fn next(&mut self) -> Result<(Message, Bytes), LinkError> {
         self.fill(FRAME_PREFIX_BYTES, true).await?;
         let Some(prefix) = self.buffer.first_chunk::<FRAME_PREFIX_BYTES>() else {

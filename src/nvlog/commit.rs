@@ -52,11 +52,12 @@ pub(super) fn spawn(
     options: RingOptions,
 ) -> Result<Handle, RingError> {
     let name = device.name();
-    let shared = Arc::new(Shared::new(device, opened.header.ring, &opened.cursors));
+    let (ring, spare) = (opened.header.ring, options.spare_bytes);
+    let shared = Arc::new(Shared::new(device, ring, &opened.cursors, spare));
     let theirs = Arc::clone(&shared);
     let thread = std::thread::Builder::new()
         .name(options.thread_name)
-        .spawn(move || run(&theirs, opened, options.idle_header_after))
+        .spawn(move || run(&theirs, opened, (options.idle_header_after, options.spare_bytes)))
         .map_err(|error| RingError::Thread { device: name, error })?;
     Ok(Handle::new(shared, thread))
 }
@@ -73,11 +74,12 @@ impl Drop for AbortOnPanic {
     }
 }
 
-fn run(shared: &Arc<Shared>, opened: Opened, idle_header_after: Duration) {
+fn run(shared: &Arc<Shared>, opened: Opened, (idle_header_after, spare): (Duration, u64)) {
     let _guard = AbortOnPanic;
     shared.thread_id.get_or_init(|| std::thread::current().id());
     if let Some(feed) = wait_for_feed(shared) {
-        Committer::new(Arc::clone(shared), opened, feed).work(idle_header_after);
+        let committer = Committer::new(Arc::clone(shared), opened, feed);
+        committer.keeping(spare).work(idle_header_after);
     }
     shared.lock().stopped = true;
     shared.changed.notify_all();
@@ -115,6 +117,9 @@ pub(super) struct Committer {
     cursors: Cursors,
     /// Taken from the feed and not yet committed; at most one commit's worth.
     held: VecDeque<Pending>,
+    /// What the feed put first: committed before `held`, also into the spare room.
+    first: VecDeque<Pending>,
+    spare_bytes: u64,
     batch: AlignedBuffer,
     slot: AlignedBuffer,
     active_at: Instant,
@@ -149,9 +154,16 @@ impl Committer {
             header,
             cursors,
             held: VecDeque::new(),
+            first: VecDeque::new(),
+            spare_bytes: 0,
             active_at: Instant::now(),
             figures: Figures::new(),
         }
+    }
+
+    /// Leaves so much room to what the feed puts first.
+    pub(super) fn keeping(self, spare_bytes: u64) -> Self {
+        Self { spare_bytes, ..self }
     }
 
     /// The thread's life. Ends when it is told to stop, or with the first error.
@@ -184,13 +196,14 @@ impl Committer {
 
     /// Takes if nothing is held, commits what fits, keeps the rest.
     pub(super) fn turn(&mut self) -> Result<Turn, DeviceError> {
+        // Before the look: who wakes after this is seen in the next round.
+        self.shared.lock().woken = false;
+        self.first.extend(self.feed.take_first());
         if self.held.is_empty() {
-            // Before the look: who wakes after this is seen in the next round.
-            self.shared.lock().woken = false;
             self.held = self.feed.take(self.header.commit_bytes_max.0).into();
-            if self.held.is_empty() {
-                return Ok(Turn::Empty);
-            }
+        }
+        if self.held.is_empty() && self.first.is_empty() {
+            return Ok(Turn::Empty);
         }
         if self.commit()? {
             let wanted = self.shared.lock().status.release_wanted;
@@ -214,11 +227,14 @@ impl Committer {
         let start = self.cursors.written();
         let mut laid = Vec::new();
         let mut filled = 0;
-        while let Some(pending) = self.held.front() {
+        while let Some((pending, kept_free)) = self.next() {
             let bytes = record_bytes(to_u64(pending.body.len()));
             let largest = RECORD_BYTES_MAX.min(self.header.commit_bytes_max.0);
             assert!(bytes <= largest && !pending.body.is_empty(), "the feed gave {bytes} bytes");
             if to_u64(filled) + bytes > self.header.commit_bytes_max.0 {
+                break;
+            }
+            if bytes + kept_free > self.cursors.free().0 {
                 break;
             }
             let position = match self.cursors.reserve(ByteCount(bytes)) {
@@ -231,11 +247,13 @@ impl Committer {
             let end = position.after(ByteCount(bytes));
             self.lay(filled, position, end);
             filled += to_usize(bytes);
-            if let Some(Pending { ticket, body, .. }) = self.held.pop_front() {
+            let done = self.first.pop_front().or_else(|| self.held.pop_front());
+            if let Some(Pending { ticket, body, .. }) = done {
                 laid.push(Committed { ticket, position, end, body });
             }
         }
-        self.shared.lock().status.held_records = to_u64(self.held.len());
+        let held = self.held.len() + self.first.len();
+        self.shared.lock().status.held_records = to_u64(held);
         if laid.is_empty() {
             return Ok(false);
         }
@@ -249,9 +267,15 @@ impl Committer {
         Ok(true)
     }
 
-    /// Puts the first held record into the buffer as it will lie at `position..end`.
+    /// What is committed next, and how much room must be left behind it.
+    fn next(&self) -> Option<(&Pending, u64)> {
+        let first = self.first.front().map(|pending| (pending, 0));
+        first.or_else(|| self.held.front().map(|pending| (pending, self.spare_bytes)))
+    }
+
+    /// Puts the next record into the buffer as it will lie at `position..end`.
     fn lay(&mut self, filled: usize, position: LogPosition, end: LogPosition) {
-        let Some(pending) = self.held.front() else { return };
+        let Some(pending) = self.first.front().or_else(|| self.held.front()) else { return };
         let envelope = Envelope {
             kind: pending.kind,
             ring: self.header.ring,
@@ -322,8 +346,8 @@ impl Committer {
         let mut state = self.shared.lock();
         loop {
             let wanted = state.status.release_wanted;
-            let ready =
-                if self.held.is_empty() { state.woken } else { wanted > self.cursors.released() };
+            let waits = !(self.held.is_empty() && self.first.is_empty());
+            let ready = state.woken || waits && wanted > self.cursors.released();
             if ready {
                 return Next::Turn;
             }

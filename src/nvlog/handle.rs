@@ -70,12 +70,18 @@ pub(super) struct Shared {
     pub(super) ring: RingId,
     pub(super) thread_id: OnceLock<ThreadId>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    spare_bytes: u64,
     state: Mutex<State>,
     pub(super) changed: Condvar,
 }
 
 impl Shared {
-    pub(super) fn new(device: Arc<dyn Device>, ring: RingId, cursors: &Cursors) -> Self {
+    pub(super) fn new(
+        device: Arc<dyn Device>,
+        ring: RingId,
+        cursors: &Cursors,
+        spare_bytes: u64,
+    ) -> Self {
         let status = RingStatus {
             capacity: cursors.capacity(),
             released: cursors.released(),
@@ -102,6 +108,7 @@ impl Shared {
             ring,
             thread_id: OnceLock::new(),
             thread: Mutex::new(None),
+            spare_bytes,
             state: Mutex::new(state),
             changed: Condvar::new(),
         }
@@ -179,11 +186,13 @@ impl Handle {
         self.shared.lock().status.clone()
     }
 
-    /// Bytes of records that still fit. What was released counts: it is made durable on demand.
+    /// Bytes of records that still fit, the spare room left out. What was released counts: it is
+    /// made durable on demand.
     pub fn room(&self) -> u64 {
         let state = self.shared.lock();
         let status = &state.status;
-        status.capacity.0 - (status.written.0 - status.release_wanted.0)
+        let free = status.capacity.0 - (status.written.0 - status.release_wanted.0);
+        free.saturating_sub(self.shared.spare_bytes)
     }
 
     /// Reads the record that begins at `position`, between `released` and `durable`, and checks it.

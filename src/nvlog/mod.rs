@@ -35,7 +35,7 @@ pub use handle::{Handle, RingStatus};
 pub use recover::{Recovered, Recovery};
 
 use crate::device::{Device, DeviceError};
-use crate::limits::{COMMIT_BYTES_MAX, RING_BYTES_MIN};
+use crate::limits::{COMMIT_BYTES_MAX, RECORD_BYTES_MAX, RING_BYTES_MIN};
 use crate::record::envelope::RecordKind;
 use crate::units::ids::SourceId;
 use crate::units::numbers::{Epoch, LogPosition};
@@ -47,11 +47,18 @@ pub struct RingOptions {
     pub idle_header_after: Duration,
     /// Name of the committing thread.
     pub thread_name: String,
+    /// Room that only [`Feed::take_first`] may use: what must be written so that other room comes
+    /// back (R10). At least the largest record, or 0.
+    pub spare_bytes: u64,
 }
 
 impl Default for RingOptions {
     fn default() -> Self {
-        Self { idle_header_after: Duration::from_secs(1), thread_name: "nvlog".into() }
+        Self {
+            idle_header_after: Duration::from_secs(1),
+            thread_name: "nvlog".into(),
+            spare_bytes: 0,
+        }
     }
 }
 
@@ -103,9 +110,14 @@ pub struct Committed {
 pub trait Feed: Send + 'static {
     /// Called when the thread is free: records in order, at most `bytes_max` of record bytes
     /// (envelope and padding counted), but at least one record if there is any. What was taken is
-    /// committed in this order; when the ring is full it waits there for room, and nothing more
-    /// is taken meanwhile.
+    /// committed in this order, behind what [`Feed::take_first`] gave meanwhile; when the ring is
+    /// full it waits there for room, and nothing more is taken by this call meanwhile.
     fn take(&mut self, bytes_max: u64) -> Vec<Pending>;
+    /// Called in each round, also while records wait for room: records that overtake those and may
+    /// use the ring's spare room. Bounded by the caller, in number and bytes.
+    fn take_first(&mut self) -> Vec<Pending> {
+        Vec::new()
+    }
     /// Called after the one durable write of a batch, which may be a part of what was taken.
     fn committed(&mut self, batch: Vec<Committed>, token: &DurableToken);
     /// The device failed: nothing that was not reported committed is. Called once; the ring is
@@ -141,6 +153,8 @@ impl Ring {
         visit: &mut dyn FnMut(Recovered),
     ) -> Result<(Self, Recovery), RingError> {
         let (state, recovery) = recover::recover(&*device, owner, recover::ALL_STEPS, visit)?;
+        let largest = RECORD_BYTES_MAX.min(state.header.commit_bytes_max.0);
+        assert!(options.spare_bytes == 0 || options.spare_bytes >= largest, "a spare of no use");
         let handle = commit::spawn(device, state, options)?;
         Ok((Self { handle, started: false }, recovery))
     }

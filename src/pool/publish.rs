@@ -163,6 +163,12 @@ impl Committer {
         self.queue.lock().map_or(0, |queue| queue.waiting.len())
     }
 
+    /// Whether a batch is being committed; what comes now waits for the next.
+    #[cfg(test)]
+    pub(super) fn is_running(&self) -> bool {
+        self.queue.lock().is_ok_and(|queue| queue.running)
+    }
+
     /// Commits a change, alone or with others, and returns what became of it.
     pub(super) fn submit(&self, pool: &Pool, change: Change) -> Outcome {
         let slot = Slot::default();
@@ -214,6 +220,18 @@ struct Making {
 }
 
 impl Pool {
+    /// Holds every commit back until the guard goes, so that a test sees who shares one.
+    #[cfg(test)]
+    pub(crate) fn hold_commits(&self) -> MutexGuard<'_, ()> {
+        self.committer().between_commits().unwrap()
+    }
+
+    /// Whether a batch is being committed or held back.
+    #[cfg(test)]
+    pub(crate) fn is_committing(&self) -> bool {
+        self.committer().is_running()
+    }
+
     /// Makes a CP durable and visible: blocks first, then all its roots in one transaction.
     /// Blocks the caller; concurrent calls share one device flush and one transaction.
     pub fn publish(&self, publish: Publish) -> Result<Published, PoolError> {

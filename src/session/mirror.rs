@@ -15,6 +15,7 @@ mod checkpoint;
 mod joining;
 
 use super::CP_NUMBER_MAX;
+use crate::limits::UNPUBLISHED_CPS_MAX;
 use crate::record::marks::Place;
 use crate::record::transfer::TransferHeader;
 use crate::units::hash::Root;
@@ -220,6 +221,8 @@ pub struct Mirror {
     drained: Place,
     filed: Place,
     apply: Option<Apply>,
+    /// CPs that received transfers belong to and that are not published, oldest first.
+    labels: Vec<CpNumber>,
     log_credit: u64,
     cp_credit: u64,
     /// Bytes of Updates that came on this connection, and how many of them are taken.
@@ -243,6 +246,7 @@ impl Mirror {
             durable: last,
             drained: last,
             apply: None,
+            labels: Vec::new(),
             log_credit,
             cp_credit,
             cp_came: 0,
@@ -250,6 +254,20 @@ impl Mirror {
             given_up: None,
             faulted: None,
             last_refusal: None,
+        }
+    }
+
+    /// What the next session may have under way in CP data; told before its Hello.
+    pub fn grant(&mut self, cp_credit: u64) {
+        self.cp_credit = cp_credit;
+    }
+
+    /// CPs of which the source's logs hold entries, oldest first; told once, after a start.
+    pub fn holds(&mut self, cps: &[CpNumber]) {
+        self.labels = cps.iter().copied().filter(|&cp| cp > self.known.applied_cp).collect();
+        // A label of n says that every CP below n was cut (R6).
+        if let Some(newest) = self.labels.last() {
+            self.known.cp_max = self.known.cp_max.max(CpNumber(newest.0 - 1));
         }
     }
 
@@ -271,6 +289,21 @@ impl Mirror {
     /// Whether a source is in session.
     pub fn is_joined(&self) -> bool {
         matches!(self.state, State::Joined | State::Refilling)
+    }
+
+    /// Whether the session takes transfers and questions: it is not sending a log either.
+    pub fn is_streaming(&self) -> bool {
+        matches!(self.state, State::Joined)
+    }
+
+    /// Whether a log is being sent to the source.
+    pub fn is_refilling(&self) -> bool {
+        matches!(self.state, State::Refilling)
+    }
+
+    /// Whether a source has said Hello and waits for its Welcome.
+    pub fn is_joining(&self) -> bool {
+        matches!(self.state, State::Joining { .. })
     }
 
     /// The CP being applied.
@@ -393,6 +426,10 @@ impl Mirror {
             self.close(reason, actions);
             return;
         }
+        if let Err(reason) = self.take_label(header.cp) {
+            self.close(format!("transfer {}: {reason}", header.id), actions);
+            return;
+        }
         self.received = *place;
         // A label of n says that the source has cut every CP below n, also if it has lost its
         // record of that: no number is used twice (R6).
@@ -400,6 +437,20 @@ impl Mirror {
         actions.push(Action::Stage);
         if self.ack() == policy::Ack::Received {
             self.acknowledge(actions);
+        }
+    }
+
+    /// CPs follow each other: two are not published, the one that is frozen and the one that is
+    /// open. Anything else could not be stored, or fill the log with CPs that never come.
+    fn take_label(&mut self, cp: CpNumber) -> Result<(), String> {
+        match self.labels.last() {
+            Some(&newest) if cp == newest => Ok(()),
+            Some(newest) if cp < *newest => Err(format!("of CP {cp} behind one of CP {newest}")),
+            _ if self.labels.len() < UNPUBLISHED_CPS_MAX => {
+                self.labels.push(cp);
+                Ok(())
+            }
+            _ => Err(format!("of CP {cp}, and neither of {:?} is published", self.labels)),
         }
     }
 
@@ -553,6 +604,12 @@ impl Mirror {
         self.durable.transfer
     }
 
+    /// CPs that received transfers belong to and that are not published.
+    #[cfg(test)]
+    pub(super) fn labels(&self) -> &[CpNumber] {
+        &self.labels
+    }
+
     /// Equal for machines that behave alike, for the searches of the tests.
     #[cfg(test)]
     pub(super) fn fingerprint<H: std::hash::Hasher>(&self, to: &mut H) {
@@ -561,6 +618,7 @@ impl Mirror {
         let recorded = matches!(state, State::Joining { recorded: true, .. });
         (std::mem::discriminant(state), recorded).hash(to);
         (received.hash, durable.hash, drained.hash, self.filed.hash).hash(to);
+        self.labels.hash(to);
         (known.generation, known.applied_cp, known.cp_max, known.source.is_some()).hash(to);
         (self.log_credit, self.cp_credit, self.cp_came, self.cp_taken, self.given_up).hash(to);
         if let Some(Apply { cp, last, build, state, update_bytes, end }) = &self.apply {

@@ -166,8 +166,17 @@ impl LogReader {
     /// All transfers in order, each checked whole. After the first error nothing more comes; what
     /// came before it is a sound prefix.
     pub fn transfers(&self) -> Transfers<'_> {
+        self.transfers_from(None)
+    }
+
+    /// The same, from that transfer on: what lies before it is not read. None if it is not here.
+    pub fn transfers_from(&self, first: Option<TransferId>) -> Transfers<'_> {
         let scanner = Scanner::new(&self.open, &self.name, self.extent);
-        Transfers { reader: self, scanner, next: 0, last: self.start(), done: false }
+        let next = first.map_or(Some(0), |id| self.table.find(id));
+        let (next, done) = (next.unwrap_or_default(), next.is_none());
+        // The first of all joins the log's own start; another one was checked with the table.
+        let last = (next == 0).then(|| self.start());
+        Transfers { reader: self, scanner, next, last, done }
     }
 
     /// `count` blocks of one transfer, from ordinal `first` on.
@@ -304,7 +313,7 @@ pub struct Transfers<'a> {
     reader: &'a LogReader,
     scanner: Scanner<'a>,
     next: usize,
-    last: Place,
+    last: Option<Place>,
     done: bool,
 }
 
@@ -336,8 +345,10 @@ impl Transfers<'_> {
             Found::End => return Err(name.corrupt(offset, "the file ends here")),
             Found::Bad(bad) => return Err(name.corrupt(offset, bad)),
         };
-        check_joins(&self.last, &head.transfer).map_err(|bad| name.corrupt(offset, bad))?;
-        self.last = head.place();
+        if let Some(last) = &self.last {
+            check_joins(last, &head.transfer).map_err(|bad| name.corrupt(offset, bad))?;
+        }
+        self.last = Some(head.place());
         Ok(transfer)
     }
 }

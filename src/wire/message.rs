@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{FRAME_PREFIX_BYTES, FrameError, Lengths};
 use super::pull::{Pulled, WantBlocks, WantNodes};
+use crate::limits::SCAN_PROBLEM_BYTES_MAX;
 use crate::record::marks::Place;
-use crate::units::convert::to_u64;
+use crate::units::convert::{to_u64, to_usize};
 use crate::units::hash::{Root, StreamHash};
 use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::names::{SourceName, VolumeName};
@@ -370,6 +371,29 @@ pub struct Scanned {
     pub problems: Vec<String>,
 }
 
+impl Scanned {
+    /// The same with as many problems as a frame has room for, and how many more there are. The
+    /// sender calls it: a damaged volume has a problem for each of its blocks.
+    pub fn bounded(mut self) -> Self {
+        let mut left = to_usize(SCAN_PROBLEM_BYTES_MAX);
+        let fits = |problem: &&String| {
+            let fits = problem.len() <= left;
+            left = left.saturating_sub(problem.len().max(PROBLEM_COST_BYTES));
+            fits && left > 0
+        };
+        let kept = self.problems.iter().take_while(fits).count();
+        let more = self.problems.len() - kept;
+        if more > 0 {
+            self.problems.truncate(kept);
+            self.problems.push(format!("and {more} more"));
+        }
+        self
+    }
+}
+
+/// What a problem counts as at least: many empty ones fill a frame as well.
+const PROBLEM_COST_BYTES: usize = 16;
+
 /// Heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {
@@ -668,6 +692,24 @@ mod tests {
         );
         assert!(matches!(Message::decode(&[35], 9), Err(FrameError::Payload { .. })));
         assert!(matches!(Message::decode(&[35, 0x93], 0), Err(FrameError::Malformed { .. })));
+    }
+
+    /// A volume with a problem for each of its blocks still has an answer that fits a frame.
+    #[test]
+    fn an_answer_with_too_many_problems_is_bounded() {
+        let scanned = |problems| Scanned { cp: CpNumber(1), token: 1, volumes: vec![], problems };
+        let few = scanned(vec!["one".to_owned(), "two".to_owned()]);
+        assert_eq!(few.clone().bounded(), few);
+        for (length, count) in [(0, 20_000), (1, 20_000), (100, 20_000), (40_000, 9), (1 << 20, 2)]
+        {
+            let answer = scanned(vec!["x".repeat(length); count]).bounded();
+            let last = answer.problems.last().unwrap();
+            let kept = answer.problems.len() - 1;
+            assert_eq!(*last, format!("and {} more", count - kept));
+            assert!(kept > 0 || length >= 40_000);
+            let frame = Frame::new(&Message::Scanned(answer), Bytes::new());
+            assert!(frame.bytes() < SCAN_PROBLEM_BYTES_MAX * 2, "{length}");
+        }
     }
 
     #[test]

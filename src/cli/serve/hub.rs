@@ -345,6 +345,7 @@ impl Observed for View {
 fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
     let state = match snapshot.state {
         SourceState::Waiting => State::Waiting,
+        SourceState::Syncing => State::Syncing,
         SourceState::InSync => State::InSync,
         SourceState::Behind => State::Behind,
         SourceState::Offline => State::Offline,

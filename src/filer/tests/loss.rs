@@ -5,13 +5,16 @@ use crate::device::sim::{Chance, Effect, On};
 use crate::filer::status::SourceState;
 use crate::filer::tests::life::change;
 use crate::nbd::export::ErrorCode;
-use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
 
 const VOL0: VolumeNumber = VolumeNumber(0);
 
-async fn is_waiting<T>(task: &tokio::task::JoinHandle<T>) -> bool {
+/// The request has been taken in, and has no answer. That none comes can only be observed: for a
+/// moment, from the time on at which it could come.
+async fn is_waiting<T>(filer: &Filer, task: &tokio::task::JoinHandle<T>) -> bool {
+    until("taken in", || filer.status().unacknowledged > 0 || task.is_finished()).await;
     tokio::time::sleep(Duration::from_millis(60)).await;
-    !task.is_finished()
+    !task.is_finished() && filer.status().unacknowledged > 0
 }
 
 /// Neither end alone makes an acknowledgement: held at the hub, or held by the own device.
@@ -25,8 +28,8 @@ fn a_write_waits_for_both_ends() {
         hub.control(|control| control.hold_acks = true);
         let own = Arc::clone(&export);
         let task = tokio::spawn(async move { write(&own, 0, &[1; 4096]).await });
-        assert!(is_waiting(&task).await, "the hub does not hold it");
         until("own commit", || filer.status().own_durable.0 == 1).await;
+        assert!(is_waiting(&filer, &task).await, "the hub does not hold it");
         assert_eq!(filer.status().unacknowledged, 1);
         hub.control(|control| control.hold_acks = false);
         task.await.unwrap().unwrap();
@@ -35,11 +38,11 @@ fn a_write_waits_for_both_ends() {
         let own = Arc::clone(&export);
         let task = tokio::spawn(async move { write(&own, 0, &[2; 4096]).await });
         until("the hub's ack", || filer.status().hub_durable.0 == 2).await;
-        assert!(is_waiting(&task).await, "the own ring does not hold it");
+        assert!(is_waiting(&filer, &task).await, "the own ring does not hold it");
         // A flush waits for it as well, reads see it.
         let own = Arc::clone(&export);
         let flush = tokio::spawn(async move { own.flush().await });
-        assert!(is_waiting(&flush).await);
+        assert!(is_waiting(&filer, &flush).await);
         assert_eq!(read(&export, 0, 10).await, [2; 10]);
         stores.nvram.let_go();
         task.await.unwrap().unwrap();
@@ -107,7 +110,7 @@ fn a_break_of_the_hub_is_waited_out() {
         until("the loss is seen", || filer.status().state == SourceState::Offline).await;
         let own = Arc::clone(&export);
         let task = tokio::spawn(async move { write(&own, 4096, &[2; 4096]).await });
-        assert!(is_waiting(&task).await);
+        assert!(is_waiting(&filer, &task).await);
         assert_eq!(read(&export, 4096, 4).await, [2; 4], "reads go on");
         assert!(filer.status().reason.len() > 5);
         hub.control(|control| control.away = false);
@@ -380,6 +383,54 @@ fn a_silent_hub_is_dropped_and_met_again() {
     });
 }
 
+/// A `hub_timeout` below the pause between heartbeats does not cut an idle connection.
+#[test]
+fn an_idle_connection_with_a_short_timeout_stays() {
+    runtime().block_on(async {
+        let hub = Hub::start(4 << 20).await;
+        let mut impatient = behaviour(&hub, Apply::Reference);
+        impatient.forward.hub_timeout = Duration::from_millis(400);
+        let filer = try_start(&Stores::new(), impatient).await.unwrap();
+        filer.served().await;
+        let (before, since) = (hub.seen().connections, filer.status().uptime);
+        until("four timeouts pass", || filer.status().uptime > since + Duration::from_millis(1600))
+            .await;
+        assert_eq!(hub.seen().connections, before);
+        assert_eq!(filer.status().state, SourceState::InSync);
+        filer.stop().await.unwrap();
+    });
+}
+
+/// A hub that asks without end and does not read is left: what waits for it is bounded.
+#[test]
+fn a_hub_that_floods_is_left() {
+    use crate::wire::message::{Frame, Message, Ping};
+    runtime().block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let hub = Hub::start(4 << 20).await;
+        let mut wrong = behaviour(&hub, Apply::Reference);
+        wrong.forward.hub = listener.local_addr().unwrap();
+        wrong.forward.backoff.most = Duration::from_secs(3600);
+        wrong.forward.backoff.least = Duration::from_secs(3600);
+        let filer = try_start(&Stores::new(), wrong).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let ping = Message::Ping(Ping { sequence: SequenceNumber(0), token: 1 });
+        let pings = Frame::new(&ping, Bytes::new()).head.repeat(4096);
+        let mut written = 0;
+        loop {
+            stream.writable().await.unwrap();
+            match stream.try_write(&pings) {
+                Ok(count) => written += count,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
+            assert!(written < 64 << 20, "{written} bytes of questions were taken");
+        }
+        until("left", || filer.status().reason.contains("asks more than it reads")).await;
+        drop(filer);
+    });
+}
+
 /// Stores of two histories are refused: an older copy of the pool, or of the NVRAM.
 #[test]
 fn stores_of_different_ages_are_refused() {
@@ -415,11 +466,11 @@ fn stores_of_different_ages_are_refused() {
 const OPERATIONS: u8 = 7;
 const SPAN: usize = 30_000;
 
-/// Writes that lie apart, with CPs between; which were acknowledged.
-async fn scenario(stores: &Stores, hub: &Hub) -> Vec<bool> {
+/// Writes that lie apart, with CPs between; which were acknowledged, and the source if it started.
+async fn scenario(stores: &Stores, hub: &Hub) -> (Vec<bool>, Option<Filer>) {
     let mut acknowledged = vec![false; usize::from(OPERATIONS)];
     let Ok(filer) = try_start(stores, behaviour(hub, Apply::Reference)).await else {
-        return acknowledged;
+        return (acknowledged, None);
     };
     let served = async {
         filer.served().await;
@@ -429,7 +480,9 @@ async fn scenario(stores: &Stores, hub: &Hub) -> Vec<bool> {
         filer.status().serving || filer.status().state == SourceState::Faulted
     });
     tokio::select! { _ = served => {}, () = failed => {} }
-    let Ok(export) = filer.exports().open("vol0").await else { return acknowledged };
+    let Ok(export) = filer.exports().open("vol0").await else {
+        return (acknowledged, Some(filer));
+    };
     for n in 0..OPERATIONS {
         let at = usize::from(n) * SPAN + 100;
         acknowledged[usize::from(n)] = write(&export, at, &[n + 1; 20_000]).await.is_ok();
@@ -438,7 +491,7 @@ async fn scenario(stores: &Stores, hub: &Hub) -> Vec<bool> {
             drop(filer.checkpoint().await);
         }
     }
-    acknowledged
+    (acknowledged, Some(filer))
 }
 
 /// Power is cut at the n-th write or flush of the NVRAM or of the pool, for all n of a life with
@@ -462,7 +515,8 @@ async fn cut_at(which: &str, nth: u64, seed: u64) -> bool {
     let stores = Stores::new();
     let device = if which == "nvram" { &stores.nvram } else { &stores.pool };
     device.fail_change(nth, Effect::PowerCut);
-    let acknowledged = Box::pin(scenario(&stores, &hub)).await;
+    let (acknowledged, filer) = Box::pin(scenario(&stores, &hub)).await;
+    drop(filer);
     let happened = device.forget_faults() == 0;
     let stores = stores.cut(seed);
     let filer = start(&stores, &hub).await;
@@ -489,22 +543,35 @@ async fn cut_at(which: &str, nth: u64, seed: u64) -> bool {
 #[test]
 fn a_failed_call_at_any_write_is_final_and_loses_nothing() {
     for which in ["nvram", "pool"] {
-        for nth in 0.. {
-            let happened = runtime().block_on(fail_at(which, nth));
-            if !happened {
-                break;
+        for effect in [Effect::Errno(28), Effect::Errno(5), Effect::Short(512)] {
+            for nth in 0.. {
+                let happened = runtime().block_on(fail_at(which, nth, effect));
+                if !happened {
+                    assert!(nth > 5, "the life of {which} has more than {nth} writes");
+                    break;
+                }
             }
         }
     }
 }
 
-async fn fail_at(which: &str, nth: u64) -> bool {
+async fn fail_at(which: &str, nth: u64, effect: Effect) -> bool {
     let hub = Hub::start(4 << 20).await;
     let stores = Stores::new();
     let device = if which == "nvram" { &stores.nvram } else { &stores.pool };
-    device.fail_change(nth, Effect::Errno(28));
-    let acknowledged = Box::pin(scenario(&stores, &hub)).await;
+    device.fail_change(nth, effect);
+    let (acknowledged, filer) = Box::pin(scenario(&stores, &hub)).await;
     let happened = device.forget_faults() == 0;
+    if let Some(filer) = filer.filter(|_| happened) {
+        let what = format!("{which} {nth} {effect:?}");
+        until(&format!("{what}: faulted"), || filer.status().state == SourceState::Faulted).await;
+        let reason = filer.status().reason;
+        assert!(reason.contains(which), "{what}: status says why: {reason}");
+        assert!(acknowledged.is_sorted_by(|a, b| a >= b), "{what}: {acknowledged:?}");
+        if let Ok(export) = filer.exports().open("vol0").await {
+            assert!(write(&export, 0, &[1; 4096]).await.is_err(), "{what}: it is final");
+        }
+    }
     let filer = start(&stores.cut(nth), &hub).await;
     let image = read_all(&open(&filer, "vol0").await).await;
     for (n, acknowledged) in (0..OPERATIONS).zip(acknowledged) {

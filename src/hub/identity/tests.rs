@@ -29,6 +29,7 @@ fn opens(options: &HubOptions, hub: HubId) {
     let pool = PoolOptions { owner: Some(hub.0), ..PoolOptions::default() };
     drop(Pool::open(open(&options.pool.0), pool).unwrap());
     assert_eq!(identity(options).unwrap(), hub);
+    own_logs(&options.log_dir, hub).unwrap();
 }
 
 fn saved(options: &HubOptions) -> Identity {
@@ -67,7 +68,7 @@ fn a_torn_head_is_begun_anew() {
     for (torn, at) in [(0_u8, 0), (0, 600), (1, 0), (1, 600), (1, 8192)] {
         let dir = tempfile::tempdir().unwrap();
         let options = options(dir.path());
-        // One step before the list goes: both are made.
+        // Before the log directory, and before the list goes: both are made.
         assert!(identity_within(&options, &mut Steps(6)).is_err());
         let hub = saved(&options).hub;
         assert_eq!(saved(&options).making.unwrap().len(), 2);
@@ -113,6 +114,32 @@ fn a_foreign_file_is_refused_and_not_touched() {
             opens(&options, identity(&options).unwrap());
         }
     }
+}
+
+/// A log directory that names another hub is refused, at the first start as at any other, and one
+/// that names none at any other: it may hide a loss (R20).
+#[test]
+fn a_foreign_log_directory_is_refused_and_not_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    let path = options.log_dir.join(OWNER_FILE);
+    let other = HubId([7; 16]).to_string();
+    fs::create_dir_all(&options.log_dir).unwrap();
+    fs::write(&path, &other).unwrap();
+    for _ in 0..2 {
+        let error = identity(&options).unwrap_err().to_string();
+        assert!(error.contains(&other), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), other);
+        assert!(saved(&options).making.is_some());
+    }
+    fs::remove_file(&path).unwrap();
+    let hub = identity(&options).unwrap();
+    opens(&options, hub);
+    fs::remove_dir_all(&options.log_dir).unwrap();
+    identity(&options).unwrap();
+    let error = own_logs(&options.log_dir, hub).unwrap_err().to_string();
+    assert!(error.contains(OWNER_FILE) && error.contains(&hub.to_string()), "{error}");
+    assert!(!options.log_dir.try_exists().unwrap(), "a lost log directory was replaced in silence");
 }
 
 /// A blank file of the right kind is taken as it is: so is a block device.

@@ -60,6 +60,22 @@ impl Fake {
         }
     }
 
+    /// The same source after a restart, without a connection.
+    pub fn twin(&self) -> Self {
+        let number = self.generation.number + 1;
+        Self {
+            name: self.name.clone(),
+            id: self.id,
+            generation: Generation { number, ..self.generation },
+            image: self.image.clone(),
+            last: self.last,
+            cp: self.cp,
+            counter: 0,
+            policy: self.policy,
+            link: None,
+        }
+    }
+
     pub fn hello(&self) -> Hello {
         Hello {
             version: PROTOCOL_VERSION,

@@ -110,29 +110,14 @@ fn nothing_of_a_faulted_source_is_lost_while_the_ring_laps() {
         until("drained", || lane.cursors().drained == a.last).await;
         let aside = break_log(dir.path(), &a);
         let (sent, acked) = into_the_fault(&mut a, 300).await;
-        let ring = hub.shared().stager.ring().unwrap().clone();
-        let (begin, capacity) = (ring.status().written.0, ring.status().capacity.0);
-        let mut fill = 0_u8;
-        while ring.status().written.0 < begin + 5 * capacity {
-            let mut last = None;
-            for _ in 0..12 {
-                fill = fill % 250 + 1;
-                let transfer = b.write(0, fill, 64);
-                b.send_transfer(&transfer).await;
-                last = Some(transfer.id());
-                b.acked().await;
-            }
-            let last = last.unwrap();
-            let done = b.checkpoint_with(|encoder| encoder.reference(Vbn(0), 64, last, 0)).await;
-            assert!(matches!(done, Message::CpDone(_)), "{done:?}");
-        }
+        lap(&hub, &mut b, 5).await;
         assert_eq!(state(&hub, "b"), SourceState::InSync);
         // What was on its way when the log failed became durable a moment after the refusal.
         let durable = lane.cursors().durable;
         println!("{} sent, {acked} acknowledged, {} durable", sent.len(), durable.transfer);
         assert!(durable.transfer >= acked);
         hub.stop().await;
-        drop((ring, lane, hub));
+        drop((lane, hub));
         mend_log(dir.path(), &a, &aside);
         let hub = start_again(settings()).await;
         a.generation = Generation { number: 2, id: 5 };
@@ -252,7 +237,8 @@ fn rot_of_a_last_record_is_told_until_the_source_was_here() {
             let capacity = hub.shared().stager.ring().unwrap().status().capacity;
             let record = records_of(&hub, &a)[1];
             // As after a power cut that took the source logs, which were never synced.
-            for name in ["nvram", "disk0", "identity.json"] {
+            std::fs::create_dir(dir.path().join("logs")).unwrap();
+            for name in ["nvram", "disk0", "identity.json", "logs/hub-id"] {
                 std::fs::copy(live.path().join(name), dir.path().join(name)).unwrap();
             }
             hub.stop().await;
@@ -275,6 +261,110 @@ fn rot_of_a_last_record_is_told_until_the_source_was_here() {
             hub.stop().await;
         }
     });
+}
+
+/// The same across a restart: what is copied forward was never staged by this process, and moves
+/// nothing but itself.
+#[test]
+fn a_faulted_source_outlives_a_restart_and_laps_of_the_ring() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = || {
+            let mut settings = options(dir.path(), &["a", "b"]);
+            settings.pool.1 = ByteCount(256 << 20);
+            settings
+        };
+        let hub = Hub::start(settings()).await.unwrap();
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        a.put(3, 1).await;
+        a.acked().await;
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        until("drained", || lane.cursors().drained == a.last).await;
+        let aside = break_log(dir.path(), &a);
+        let (_, acked) = into_the_fault(&mut a, 40).await;
+        hub.stop().await;
+        // What was on its way when the log failed became durable a moment after the refusal.
+        let durable = lane.cursors().durable;
+        drop((lane, hub));
+        let hub = start_again(settings()).await;
+        until("a is faulted", || state(&hub, "a") == SourceState::Faulted).await;
+        b.generation = Generation { number: 2, id: 5 };
+        b.welcomed(hub.address()).await;
+        lap(&hub, &mut b, 3).await;
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        assert_eq!(lane.cursors().under_way_bytes, 0);
+        hub.stop().await;
+        drop((lane, hub));
+        mend_log(dir.path(), &a, &aside);
+        let hub = start_again(settings()).await;
+        a.generation = Generation { number: 2, id: 5 };
+        let welcome = a.welcomed(hub.address()).await;
+        assert!(welcome.last.0 >= acked, "{} is less than {acked}", welcome.last.0);
+        assert_eq!(welcome.last, durable.into(), "everything durable is there");
+        hub.stop().await;
+    });
+}
+
+/// A source whose log is full gets credit again when its log is dropped, also if none of its
+/// records is in the ring any more whose release would tell it.
+#[test]
+fn a_dropped_log_gives_credit_again() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = options(dir.path(), &["a", "b"]);
+        settings.pool.1 = ByteCount(256 << 20);
+        settings.sources[0].log_limit = Some(ByteCount(8 << 20));
+        let hub = Hub::start(settings).await.unwrap();
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        let mut last = None;
+        let mut credit = 1;
+        while credit > 0 {
+            let transfer = a.write(0, 1, 64);
+            a.send_transfer(&transfer).await;
+            last = Some(transfer.id());
+            credit = a.acked().await.log_credit;
+        }
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        let mut laps = 0;
+        while lane.cursors().ring_bytes > 0 {
+            lap(&hub, &mut b, 1).await;
+            laps += 1;
+            assert!(laps < 5, "its records stay in the ring");
+        }
+        let last = last.unwrap();
+        let done = a.checkpoint_with(|encoder| encoder.reference(Vbn(0), 64, last, 0)).await;
+        assert!(matches!(done, Message::CpDone(_)), "{done:?}");
+        while credit == 0 {
+            if let Some(Message::Ack(ack)) = a.receive().await {
+                credit = ack.log_credit;
+            }
+        }
+        hub.stop().await;
+    });
+}
+
+/// Fills the ring so many times with CPs of that source.
+async fn lap(hub: &Hub, b: &mut Fake, times: u64) {
+    let ring = hub.shared().stager.ring().unwrap().clone();
+    let (begin, capacity) = (ring.status().written.0, ring.status().capacity.0);
+    let mut fill = 0_u8;
+    while ring.status().written.0 < begin + times * capacity {
+        let mut last = None;
+        for _ in 0..12 {
+            fill = fill % 250 + 1;
+            let transfer = b.write(0, fill, 64);
+            b.send_transfer(&transfer).await;
+            last = Some(transfer.id());
+            b.acked().await;
+        }
+        let last = last.unwrap();
+        let done = b.checkpoint_with(|encoder| encoder.reference(Vbn(0), 64, last, 0)).await;
+        assert!(matches!(done, Message::CpDone(_)), "{done:?}");
+    }
 }
 
 /// One source flat out, one quiet: the quiet one's acknowledgements stay quick.

@@ -35,6 +35,7 @@ pub(super) fn small_ring(blocks: u64) -> Arc<SimDevice> {
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     pub(super) pending: VecDeque<Pending>,
+    pub(super) first: Vec<Pending>,
     pub(super) committed: Vec<Committed>,
     pub(super) takes: usize,
     pub(super) upto: LogPosition,
@@ -103,6 +104,10 @@ impl Feed for TestFeed {
         taken
     }
 
+    fn take_first(&mut self) -> Vec<Pending> {
+        std::mem::take(&mut self.queue().first)
+    }
+
     fn committed(&mut self, batch: Vec<Committed>, token: &DurableToken) {
         let mut queue = self.queue();
         assert_eq!(batch.last().unwrap().end, token.upto());
@@ -135,7 +140,7 @@ pub(super) fn drive_with(device: Arc<dyn Device>, steps: Steps) -> Result<Driven
         found.push((record.envelope.position.0, ticket_of(&record.body)));
     })?;
     let Opened { header, cursors } = &opened;
-    let shared = Arc::new(Shared::new(device, header.ring, cursors));
+    let shared = Arc::new(Shared::new(device, header.ring, cursors, 0));
     let handle = Handle::without_thread(Arc::clone(&shared));
     let feed = TestFeed::default();
     let committer = Committer::new(shared, opened, Box::new(feed.clone()));

@@ -136,6 +136,38 @@ impl RingStatus {
 }
 
 /// Goal: a full ring keeps what it took, takes no more, and goes on with the next release.
+/// Goal: what must be written so that room comes back never waits behind what wants room (R10).
+/// Method: fill the ring until a record waits, put another first: it is committed into the spare.
+#[test]
+fn what_is_first_overtakes_a_full_ring() {
+    let sim = small_ring(16);
+    let largest = SMALL.commit_bytes_max.min(RECORD_BYTES_MAX);
+    let options = RingOptions { spare_bytes: largest, ..RingOptions::default() };
+    let (ring, _) = Ring::open(sim.clone(), OWNER, options, &mut |_| {}).unwrap();
+    let feed = TestFeed::default();
+    let handle = ring.start(Box::new(feed.clone()));
+    let mut ticket = 0;
+    while handle.status().held_records == 0 {
+        let seen = to_u64(feed.tickets().len());
+        feed.push(ticket, 1);
+        handle.wake();
+        until(|| handle.status().held_records > 0 || to_u64(feed.tickets().len()) > seen);
+        ticket += 1;
+    }
+    let before = feed.tickets();
+    assert!(before.len() + 1 >= usize::try_from(ticket).unwrap());
+    assert_eq!(handle.room(), 0, "what is kept for copies is in nobody's credit");
+    feed.queue().first.push(pending(1000, 1));
+    handle.wake();
+    until(|| feed.tickets().contains(&1000));
+    assert_eq!(feed.tickets().len(), before.len() + 1, "nobody else used the spare");
+    assert_eq!(handle.status().held_records, 1);
+    // Its copy is durable: the oldest goes, and he who waited is served.
+    handle.release(LogPosition(feed.queue().committed[1].end.0));
+    until(|| handle.status().held_records == 0);
+    handle.stop();
+}
+
 #[test]
 fn a_full_ring_waits_for_a_release() {
     let sim = small_ring(1);

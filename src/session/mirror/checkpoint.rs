@@ -5,6 +5,7 @@
 
 use super::super::CP_NUMBER_MAX;
 use super::{Action, Apply, ApplyState, Build, Mirror, Outcome, State};
+use crate::limits::cp_charge;
 use crate::record::marks::Place;
 use crate::units::numbers::CpNumber;
 use crate::wire::message::{CpDone, CpEnd, CpRejected, Message, PartitionFull, VolumeRoot};
@@ -57,13 +58,14 @@ impl Mirror {
             return;
         }
         let under_way = self.cp_came - self.cp_taken;
-        if bytes > self.cp_credit.saturating_sub(under_way) {
+        let charge = cp_charge(bytes);
+        if charge > self.cp_credit.saturating_sub(under_way) {
             let credit = self.cp_credit;
             let reason = format!("{bytes} bytes of CP data over {under_way}, credit is {credit}");
             self.close(reason, actions);
             return;
         }
-        self.cp_came += bytes;
+        self.cp_came += charge;
         match &mut self.apply {
             Some(apply) if apply.cp == cp && apply.build == Build::Replay => {
                 self.close(format!("Updates of CP {cp}, which is to be replayed"), actions);
@@ -73,7 +75,7 @@ impl Mirror {
                 actions.push(Action::Feed);
             }
             // Left over from a CP that was refused or was published already: taken and dropped.
-            _ => self.updates_taken(bytes, actions),
+            _ => self.updates_taken(charge, actions),
         }
     }
 
@@ -125,6 +127,7 @@ impl Mirror {
             Outcome::Published(roots) => {
                 self.known.applied_cp = cp;
                 self.known.applied = apply.last;
+                self.labels.retain(|&label| label > cp);
                 self.known.cp_max = self.known.cp_max.max(cp);
                 let root = |(volume, root)| VolumeRoot { volume, root };
                 self.known.roots = roots.into_iter().map(root).collect();
@@ -134,6 +137,7 @@ impl Mirror {
                     // The applier has set the log to the same place.
                     (self.received, self.durable) = (apply.last, apply.last);
                     (self.drained, self.filed) = (apply.last, apply.last);
+                    self.labels.clear();
                 } else {
                     actions.push(Action::DropLogs(cp));
                 }

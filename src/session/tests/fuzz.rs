@@ -525,6 +525,7 @@ impl MirrorShell {
             ToMirror::TransferNext => {
                 let next = self.machine.known().applied_cp.0 + 1;
                 let next = self.full.map_or(next, |(cp, ..)| next.max(cp.0 + 1));
+                let next = self.machine.labels().last().map_or(next, |label| next.max(label.0));
                 let id = TransferId { generation: 0, counter: received.sequence.0 + 1 };
                 Event::Transfer(transfer(received, id, CpNumber(next), 7))
             }
@@ -540,7 +541,9 @@ impl MirrorShell {
                 if self.full.is_some() || received == self.machine.known().applied {
                     return None;
                 }
-                let cp = self.machine.known().cp_max.next();
+                // The oldest CP first, and the same one again until it is published (R6).
+                let open = self.machine.labels().first().copied();
+                let cp = open.unwrap_or_else(|| self.machine.known().cp_max.next());
                 self.full = Some((cp, received, 0));
                 let full = PartitionFull { cp, last: received.into(), base: None, replay: false };
                 Event::Received(Message::PartitionFull(full))

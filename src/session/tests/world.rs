@@ -49,7 +49,8 @@ pub(super) struct Faults {
     pub serve_before_welcome: bool,
     /// Frames of an older session are taken when a newer one stands.
     pub session_not_flushed: bool,
-    /// A restarted hub does not count the CP numbers in its log as used.
+    /// Labels mean nothing: a restarted hub does not count the CP numbers in its log as used, and a
+    /// source does not cut again where they rise in what it adopts.
     pub labels_not_counted: bool,
     /// The hub drops a CP's log before its commit is durable.
     pub drop_before_publish: bool,
@@ -237,6 +238,13 @@ pub(super) struct PassOut {
     pub sent: bool,
 }
 
+impl SourceUp {
+    /// Whether something is written behind the last cut.
+    fn is_open(&self) -> bool {
+        self.last != self.frozen.as_ref().map_or(self.released, |frozen| frozen.place)
+    }
+}
+
 /// The source.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
@@ -413,6 +421,23 @@ impl Source {
         }
     }
 
+    /// What lies behind the last cut is open, and goes on under its own label.
+    fn label(
+        &self,
+        (frozen, held_after): (Option<&FrozenCp>, Place),
+        machine: &Primary,
+        faults: Faults,
+    ) -> CpNumber {
+        let cut = frozen.map_or(held_after, |frozen| frozen.place);
+        let last = self.ring.iter().rev().find_map(|record| match record {
+            Record::Transfer(arrived) => Some(arrived),
+            Record::Freeze { .. } => None,
+        });
+        let open = last.filter(|open| open.place.sequence > cut.sequence);
+        let open = open.filter(|_| !faults.labels_not_counted);
+        open.map_or(machine.cp_max().next(), |open| open.header.cp)
+    }
+
     /// Boots: what the ring and the pool hold decides what is under way.
     fn restart(&mut self, faults: Faults) {
         self.generation += 1;
@@ -458,7 +483,7 @@ impl Source {
             frozen = Some(FrozenCp { cp, place, told: true, committed });
         }
         self.up = Some(SourceUp {
-            label: machine.cp_max().next(),
+            label: self.label((frozen.as_ref(), held_after), &machine, faults),
             machine,
             connection: None,
             serving: faults.serve_before_welcome,

@@ -195,39 +195,53 @@ impl World {
         }
     }
 
+    fn adopt(&mut self, arrived: Arrived) {
+        let faults = self.faults;
+        let up = self.source_up();
+        if !faults.labels_not_counted {
+            // A label that rises tells where a CP was cut: it is the same cut again (R6).
+            if up.is_open() && arrived.header.cp > up.label && up.frozen.is_none() {
+                let (cp, place) = (up.label, up.last);
+                up.frozen = Some(FrozenCp { cp, place, told: false, committed: false });
+                self.source.ring.push(Record::Freeze { cp, place });
+            }
+            self.source_up().label = arrived.header.cp;
+        }
+        self.source_up().last = arrived.place;
+        self.source.ring.push(Record::Transfer(arrived));
+    }
+
+    fn send_transfer(&mut self, id: TransferId) {
+        let number = self.source_up().connection;
+        let found = self.source.ring.iter().find_map(|record| match record {
+            Record::Transfer(arrived) if arrived.header.id == id => Some(*arrived),
+            Record::Transfer(_) | Record::Freeze { .. } => None,
+        });
+        match (number, found) {
+            (Some(number), Some(arrived)) => {
+                self.to_hub.push_back((number, Frame::Transfer(arrived)));
+            }
+            _ => self.fail(format!("transfer {id} cannot be sent")),
+        }
+    }
+
     pub(super) fn act_source(&mut self, action: primary::Action, refilled: Option<Arrived>) {
         use primary::Action;
         self.judge_source_action(&action);
-        let updates = self.shape.0;
+        let (updates, faults) = (self.shape.0, self.faults);
         let up = self.source.up.as_mut().unwrap();
         match action {
             Action::Send(message) => match up.connection {
                 Some(number) => self.to_hub.push_back((number, Frame::Message(message))),
                 None => self.fail("the source sends without a connection"),
             },
-            Action::SendTransfer(id) => {
-                let number = up.connection;
-                let found = self.source.ring.iter().find_map(|record| match record {
-                    Record::Transfer(arrived) if arrived.header.id == id => Some(*arrived),
-                    Record::Transfer(_) | Record::Freeze { .. } => None,
-                });
-                match (number, found) {
-                    (Some(number), Some(arrived)) => {
-                        self.to_hub.push_back((number, Frame::Transfer(arrived)));
-                    }
-                    _ => self.fail(format!("transfer {id} cannot be sent")),
-                }
-            }
+            Action::SendTransfer(id) => self.send_transfer(id),
             Action::SendData { cp, inline } => {
                 up.sending = Some(Sending { cp, inline, left: updates, bytes: 0 });
             }
             Action::DataWindow { taken, limit } => (up.data.1, up.data.2) = (taken, limit),
             Action::HubDurable(place) => up.hub_durable = place,
-            Action::Adopt => {
-                let arrived = refilled.unwrap();
-                up.last = arrived.place;
-                self.source.ring.push(Record::Transfer(arrived));
-            }
+            Action::Adopt => self.adopt(refilled.unwrap()),
             Action::Joined { hub, epoch } => {
                 if self.faults.mark_cleared_early {
                     self.source.apart = false;
@@ -235,7 +249,8 @@ impl World {
                 (self.source.hub, self.source.epoch) = (Some(hub), epoch);
             }
             Action::Serve => {
-                if !std::mem::replace(&mut up.serving, true) {
+                let open = up.is_open() && !faults.labels_not_counted;
+                if !std::mem::replace(&mut up.serving, true) && !open {
                     up.label = up.machine.cp_max().next();
                 }
             }
