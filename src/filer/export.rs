@@ -12,6 +12,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,9 @@ use crate::units::policy::Cache;
 use crate::volume::error::VolumeError;
 use crate::volume::reader::SegmentContent;
 use crate::wire::message::VolumeOffer;
+
+/// How often a read that waits for the hub looks whether it is refused.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A part that is read from the tree is handed on as it is from this length on.
 const HAND_ON_BYTES: usize = 64 << 10;
@@ -169,6 +173,17 @@ impl VolumeExport {
             Ok(()) | Err(Refusal::Failed(_)) => Ok(()),
             Err(refusal @ (Refusal::Stopped | Refusal::Fenced(_))) => Err(self.counted(&refusal)),
         }
+    }
+
+    /// Waits until what was read cannot be stale.
+    async fn is_current(&self) -> Result<(), ExportError> {
+        let mut lease = self.shared.lease.subscribe();
+        while !self.shared.may_answer_reads() {
+            // Either the hub is heard again, or a refusal ends the wait.
+            drop(tokio::time::timeout(LOOK_AGAIN, lease.changed()).await);
+            self.held_back().await?;
+        }
+        Ok(())
     }
 
     fn counted(&self, refusal: &Refusal) -> ExportError {
@@ -385,7 +400,11 @@ impl Export for VolumeExport {
         Box::pin(async move {
             self.guard(offset, length)?;
             self.held_back().await?;
-            self.blocking(offset, length, move |look| assemble(look, offset, length)).await
+            let read =
+                self.blocking(offset, length, move |look| assemble(look, offset, length)).await?;
+            // Last of all: the process may have slept since it was asked.
+            self.is_current().await?;
+            Ok(read)
         })
     }
 

@@ -40,6 +40,8 @@ use crate::wire::message::{
 
 /// Pause between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Heartbeats that are remembered.
+const PINGS_MAX: usize = 64;
 /// Pause before a CP is tried again that the hub had no room for.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long a good-bye may take.
@@ -103,6 +105,10 @@ pub struct Forwarder {
     jitter: u64,
     retry_at: Option<Instant>,
     token: u64,
+    /// When the newest connection was begun.
+    began: Instant,
+    /// Heartbeats that are not answered, and when they left.
+    pings: VecDeque<(u64, Instant)>,
 }
 
 impl Forwarder {
@@ -131,6 +137,8 @@ impl Forwarder {
             jitter,
             retry_at,
             token,
+            began: now,
+            pings: VecDeque::new(),
         }
     }
 
@@ -282,6 +290,7 @@ impl Forwarder {
     }
 
     async fn session(&mut self, stream: TcpStream) -> End {
+        self.began = Instant::now();
         let (read, mut write) = stream.into_split();
         let mut reader = FrameReader::new(read);
         let mut side = SendSide::new(Arc::clone(&self.shared));
@@ -436,6 +445,10 @@ impl Forwarder {
         }
         // In every state behind Hello: the hub lets go of who is silent, also in a long refill.
         self.token += 1;
+        self.pings.push_back((self.token, Instant::now()));
+        if self.pings.len() > PINGS_MAX {
+            self.pings.pop_front();
+        }
         let sequence = self.shared.order.figures().sequence;
         side.message(Message::Ping(Ping { sequence, token: self.token }));
         Ok(())
@@ -475,6 +488,13 @@ impl Forwarder {
             let past = self.is_past(&welcome).await?;
             self.common(&welcome, past);
             return self.step(Event::Welcomed { welcome, past }, side).await;
+        }
+        if let Message::Pong(pong) = &message {
+            let answered = self.pings.iter().find(|(token, _)| *token == pong.token);
+            if let Some(&(token, left)) = answered.filter(|_| self.primary.is_streaming()) {
+                self.shared.lease.send_replace(Some(left));
+                self.pings.retain(|(other, _)| *other > token);
+            }
         }
         if let Message::Scanned(scanned) = &message {
             self.shared.scans.send_replace(Some(scanned.clone()));
@@ -594,6 +614,7 @@ impl Forwarder {
             Action::DataWindow { taken, limit } => side.window(taken, limit),
             Action::Joined { hub, epoch } => {
                 self.lost = None;
+                self.shared.lease.send_replace(Some(self.began));
                 self.joined(hub, epoch).await?;
             }
             Action::Serve => self.serve().await,

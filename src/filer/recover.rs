@@ -495,6 +495,7 @@ fn share(
         scanning: AtomicBool::new(false),
         answering: AtomicBool::new(false),
         started: Instant::now(),
+        lease: watch::Sender::new(None),
         keeping: Mutex::new(()),
         state: Mutex::new(state),
     }))

@@ -27,7 +27,7 @@ use crate::session::primary::Answering;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
-use crate::units::policy::{AloneMark, Policy};
+use crate::units::policy::{AloneMark, OnHubLoss, Policy};
 use crate::wire::message::{Refused, Scanned, VolumeOffer};
 
 /// How things stand with the hub.
@@ -115,6 +115,9 @@ pub struct Shared {
     pub answering: AtomicBool,
     /// When it was started.
     pub started: Instant,
+    /// When the newest heartbeat left that the hub has answered: from then on for `hub_timeout`
+    /// nobody can have been promoted under `stop` (R12). `None` before the first.
+    pub lease: watch::Sender<Option<Instant>>,
     /// Who reads, changes and writes the row's extension does so alone: a CP must not write back
     /// what a mark has replaced meanwhile.
     pub keeping: Mutex<()>,
@@ -249,6 +252,15 @@ impl Shared {
     pub fn marked_for(&self) -> Option<Duration> {
         let state = self.lock();
         state.mark.map(|_| state.marked_at.elapsed())
+    }
+
+    /// Whether a read may be answered: under `stop` only as long as nobody can have taken over,
+    /// by this end's own clock, whatever this end has slept through meanwhile.
+    pub fn may_answer_reads(&self) -> bool {
+        let lease = *self.lease.borrow();
+        self.policy.on_hub_loss == OnHubLoss::Continue
+            || self.sole
+            || lease.is_none_or(|since| since.elapsed() <= self.policy.hub_timeout)
     }
 
     /// The epoch in which somebody else is primary (R12).

@@ -277,6 +277,10 @@ fn judge(
         let reason = machine.last_refusal().unwrap_or_default().to_owned();
         return (SourceState::Behind, reason, "the source sends the CP again".to_owned());
     }
+    if machine.known().alone.is_some() {
+        let reason = "the source was alone: this hub is being sent what it lacks".to_owned();
+        return (SourceState::Syncing, reason, nothing());
+    }
     (SourceState::InSync, "every acknowledged write is durable here".to_owned(), nothing())
 }
 
