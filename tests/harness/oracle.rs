@@ -125,6 +125,13 @@ impl Writer {
         });
     }
 
+    /// Lets it submit no more and waits until it has its answers.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = || self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        wait_for("the writer comes to rest", Duration::from_secs(30), ended);
+    }
+
     /// Ends the writer; what it knows.
     pub fn finish(mut self) -> Known {
         self.stop.store(true, Ordering::Relaxed);
