@@ -14,13 +14,13 @@ use crate::outage::socket;
 const LIMIT: Duration = Duration::from_secs(30);
 const BLOCK: usize = 4096;
 const APPLIES: [&str; 3] = ["reference", "inline", "replay"];
-/// Bytes that semi-sync may be behind in this test: 64 blocks.
-const LAG_BLOCKS: u64 = 64;
+/// Bytes that semi-sync may be behind in this test: 256 blocks.
+const LAG_BLOCKS: u64 = 256;
 
 /// Each mode with what it needs beside it.
 const MODES: [(&str, &str); 3] = [
-    ("sync", ""),
-    ("semi-sync", "lag_limit = { bytes = \"256KiB\", time = \"10s\" }\non_hub_loss = \"continue\""),
+    ("sync", "on_hub_loss = \"stop\""),
+    ("semi-sync", "lag_limit = { bytes = \"1MiB\", time = \"10s\" }\non_hub_loss = \"continue\""),
     ("async", "on_hub_loss = \"continue\""),
 ];
 
