@@ -8,8 +8,8 @@ use mirrorhub::nbd::client::Client;
 
 use crate::failover::fail_over;
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{Cluster, SourceSettings, http_get, metric_sum, pause, status, wait_for};
-use crate::outage::socket;
+use crate::harness::{Cluster, SourceSettings, pause, status, wait_for};
+use crate::outage::{socket, wire_bytes};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const BLOCK: usize = 4096;
@@ -33,12 +33,6 @@ struct Row {
     checkpoint: f64,
     lost: u64,
     of: u64,
-}
-
-fn received(cluster: &Cluster, name: &str) -> f64 {
-    let (_, page) = http_get(&cluster.hub_url("/metrics"));
-    let label = format!("source=\"{name}\"");
-    metric_sum(&page, "mirrorhub_source_received_bytes_total", &label)
 }
 
 /// Waits until the hub has everything that was answered.
@@ -68,15 +62,15 @@ fn measure(mode: &'static str, more: &str) -> Vec<Row> {
             (&shown["policy"]["mode"], &shown["policy"]["apply"]),
             (&mode.into(), &apply.into())
         );
-        let (before, export) = (received(&cluster, &name), format!("{name}/vol0"));
+        let (before, export) = (wire_bytes(&cluster), format!("{name}/vol0"));
         let writer = Writer::start(socket(&cluster, &name), &export, Known::default(), 16, 0x5eed);
         writer.wait_answered(1000);
         let answered = |writer: &Writer| f64::from(u32::try_from(writer.answered()).expect("few"));
         writer.stop();
         wait_staged(&cluster, &name);
-        let log = received(&cluster, &name) - before;
+        let log = wire_bytes(&cluster) - before;
         cluster.checkpoint(&name);
-        let checkpoint = received(&cluster, &name) - before - log;
+        let checkpoint = wire_bytes(&cluster) - before - log;
         let written = answered(&writer) * 4096.0;
         all.insert(apply, writer.finish());
         rows.push(Row { mode, apply, written, log, checkpoint, lost: 0, of: 0 });
@@ -120,7 +114,7 @@ fn what_each_policy_sends_and_loses() {
     println!("mode       apply      written KiB  log KiB  CP KiB  CP/written  lost at a kill");
     for row in &rows {
         println!(
-            "{:<10} {:<10} {:>11.0} {:>8.0} {:>7.1} {:>10.4} {:>6} of {} blocks",
+            "{:<10} {:<10} {:>11.0} {:>8.0} {:>7.1} {:>11.5} {:>6} of {} blocks",
             row.mode,
             row.apply,
             row.written / 1024.0,
