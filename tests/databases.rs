@@ -98,9 +98,9 @@ fn sqlite_is_whole_on_the_hub_when_its_filer_dies() {
     let mut start = Command::new("python3");
     start.args(["-c", SQLITE_WRITER]).arg(&database);
     let mut writer = Process::start("sqlite", record.clone(), &mut start);
-    wait_commits(&mut writer, &record, if is_full() { 300 } else { 20 });
+    wait_commits(&mut writer, &record, if is_full() { 100 } else { 20 });
     cluster.checkpoint(NAME);
-    let (stale, more) = (acknowledged(&record), if is_full() { 1000 } else { 40 });
+    let (stale, more) = (acknowledged(&record), if is_full() { 300 } else { 40 });
     wait_commits(&mut writer, &record, stale + more);
     cluster.kill_source(NAME);
     // Its file system has no disk any more: it fails, or is stuck until the device is gone.
