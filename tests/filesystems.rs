@@ -39,7 +39,8 @@ fn command(words: &[&str]) -> Command {
     command
 }
 
-fn need_kernel() {
+/// Fails with what is missing.
+pub fn need_kernel() {
     for device in ["/dev/fuse", "/dev/loop-control"] {
         assert!(
             fs::metadata(device).is_ok(),
@@ -51,15 +52,21 @@ fn need_kernel() {
 
 /// A loop device, ended when dropped.
 #[derive(Debug)]
-struct Loop {
+pub struct Loop {
     device: String,
 }
 
 impl Loop {
-    fn over(file: &Path) -> Self {
+    /// Over a file.
+    pub fn over(file: &Path) -> Self {
         let output = run(Command::new("losetup").args(["-f", "--show"]).arg(file));
         let device = String::from_utf8(output.stdout).expect("a name").trim().to_owned();
         Self { device }
+    }
+
+    /// Its path.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 }
 
@@ -71,19 +78,25 @@ impl Drop for Loop {
 
 /// A mounted file system, unmounted when dropped.
 #[derive(Debug)]
-struct Mount {
+pub struct Mount {
     dir: PathBuf,
 }
 
 impl Mount {
-    fn at(dir: PathBuf, device: &str, options: &str) -> Self {
+    /// Mounts `device` there.
+    pub fn at(dir: PathBuf, device: &str, options: &str) -> Self {
         fs::create_dir_all(&dir).expect("mount point");
         run(Command::new("mount").args(["-o", options, device]).arg(&dir));
         Self { dir }
     }
 
+    /// Where it is mounted.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Unmounts and wants it to succeed.
-    fn close(self) {
+    pub fn close(self) {
         run(Command::new("umount").arg(&self.dir));
         drop(self);
     }
@@ -107,7 +120,7 @@ fn is_mounted(dir: &Path) -> bool {
 
 /// A volume as a block device of this kernel: NBD through fuse, then loop.
 #[derive(Debug)]
-struct Attached {
+pub struct Attached {
     // Ended in this order: the loop device first, then fuse.
     looped: Loop,
     _fuse: Fuse,
@@ -121,7 +134,8 @@ struct Fuse {
 }
 
 impl Attached {
-    fn new(cluster: &Cluster, name: &str, uri: &str) -> Self {
+    /// The export at `uri`.
+    pub fn new(cluster: &Cluster, name: &str, uri: &str) -> Self {
         let dir = cluster.path(&format!("{name}.fuse"));
         fs::create_dir_all(&dir).expect("directory");
         let log = cluster.path(&format!("{name}.fuse.log"));
@@ -137,8 +151,9 @@ impl Attached {
         Self { looped: Loop::over(&file), _fuse: fuse }
     }
 
-    fn device(&self) -> &str {
-        &self.looped.device
+    /// Path of the block device.
+    pub fn device(&self) -> &str {
+        self.looped.device()
     }
 }
 
@@ -184,7 +199,8 @@ fn dd(to: &Path, bs: &str, count: &str) {
         .arg(format!("of={}", to.display())));
 }
 
-fn nbdcopy(from: &str, to: &Path) {
+/// Copies an export to a file.
+pub fn nbdcopy(from: &str, to: &Path) {
     run(Command::new("nbdcopy").arg("--").arg(from).arg(to));
 }
 

@@ -69,6 +69,21 @@ impl Known {
         Ok(())
     }
 
+    /// Whether `read` returns exactly what was answered last, of a client that has come to rest,
+    /// for every block that it wrote.
+    pub fn is_exactly(&self, mut read: impl FnMut(u64) -> Vec<u8>) -> bool {
+        self.answered.iter().all(|(&block, &version)| read(block) == content(block, version))
+    }
+
+    /// Blocks whose newest answered version is not what `read` returns or newer.
+    pub fn lost(&self, mut read: impl FnMut(u64) -> Vec<u8>) -> Result<u64, String> {
+        let mut lost = 0;
+        for (&block, &oldest) in &self.answered {
+            lost += u64::from(version_of(block, &read(block))? < oldest);
+        }
+        Ok(lost)
+    }
+
     /// Checks a volume or image over a connection of its own.
     pub fn check_export(&self, socket: &Path, export: &str) -> Result<(), String> {
         let mut client =
@@ -108,6 +123,13 @@ impl Writer {
         wait_for(&format!("{count} answered writes"), Duration::from_secs(30), || {
             self.answered() >= count
         });
+    }
+
+    /// Lets it submit no more and waits until it has its answers.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = || self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        wait_for("the writer comes to rest", Duration::from_secs(30), ended);
     }
 
     /// Ends the writer; what it knows.
@@ -194,5 +216,9 @@ mod tests {
         assert!(known.check(|block| content(block + 1, 8)).is_err());
         let torn = |block| [&content(block, 7)[..512], &content(block, 8)[512..]].concat();
         assert!(known.check(torn).is_err());
+        assert_eq!(known.lost(|block| content(block, 6)), Ok(1));
+        assert_eq!(known.lost(|block| content(block, 8)), Ok(0));
+        assert!(known.is_exactly(|block| content(block, 7)));
+        assert!(!known.is_exactly(|block| content(block, 8)));
     }
 }

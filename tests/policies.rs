@@ -1,0 +1,150 @@
+//! What each policy costs on the wire and what the death of a filer loses under it, measured for
+//! the same workload and printed as a table.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use mirrorhub::nbd::client::Client;
+
+use crate::failover::fail_over;
+use crate::harness::oracle::{Known, Writer};
+use crate::harness::{Cluster, SourceSettings, pause, status, wait_for};
+use crate::outage::{socket, wire_bytes};
+
+const LIMIT: Duration = Duration::from_secs(30);
+const BLOCK: usize = 4096;
+const APPLIES: [&str; 3] = ["reference", "inline", "replay"];
+/// Bytes that semi-sync may be behind in this test: 256 blocks.
+const LAG_BLOCKS: u64 = 256;
+
+/// Each mode with what it needs beside it.
+const MODES: [(&str, &str); 3] = [
+    ("sync", "on_hub_loss = \"stop\""),
+    ("semi-sync", "lag_limit = { bytes = \"1MiB\", time = \"10s\" }\non_hub_loss = \"continue\""),
+    ("async", "on_hub_loss = \"continue\""),
+];
+
+/// What one source showed.
+struct Row {
+    mode: &'static str,
+    apply: &'static str,
+    written: f64,
+    log: f64,
+    checkpoint: f64,
+    lost: u64,
+    of: u64,
+}
+
+/// Waits until the hub has everything that was answered.
+fn wait_staged(cluster: &Cluster, name: &str) {
+    let config = cluster.source_config(name);
+    wait_for(&format!("{name} has sent all"), LIMIT, || {
+        status(&config).is_some_and(|shown| {
+            let own = &shown["source"];
+            own["staged_bytes"] == own["acknowledged_bytes"]
+        })
+    });
+}
+
+/// Three sources under one mode: the log's bytes, the CP's bytes, then a kill while the hub is slow.
+fn measure(mode: &'static str, more: &str) -> Vec<Row> {
+    let settings = APPLIES.map(|apply| {
+        let lines = format!("mode = \"{mode}\"\napply = \"{apply}\"\nhub_timeout = \"2s\"\n{more}");
+        SourceSettings::new(&format!("filer-{apply}")).replication(&lines)
+    });
+    let mut cluster = Cluster::start(&settings);
+    let mut rows = Vec::new();
+    let mut all: HashMap<&str, Known> = HashMap::new();
+    for apply in APPLIES {
+        let name = format!("filer-{apply}");
+        let shown = cluster.own_status(&name);
+        assert_eq!(
+            (&shown["policy"]["mode"], &shown["policy"]["apply"]),
+            (&mode.into(), &apply.into())
+        );
+        let (before, export) = (wire_bytes(&cluster), format!("{name}/vol0"));
+        let writer = Writer::start(socket(&cluster, &name), &export, Known::default(), 16, 0x5eed);
+        writer.wait_answered(1000);
+        let answered = |writer: &Writer| f64::from(u32::try_from(writer.answered()).expect("few"));
+        writer.stop();
+        wait_staged(&cluster, &name);
+        let log = wire_bytes(&cluster) - before;
+        cluster.checkpoint(&name);
+        let checkpoint = wire_bytes(&cluster) - before - log;
+        let written = answered(&writer) * 4096.0;
+        all.insert(apply, writer.finish());
+        rows.push(Row { mode, apply, written, log, checkpoint, lost: 0, of: 0 });
+    }
+    // The hub does not get on while clients write; then every filer dies.
+    let writers = APPLIES.map(|apply| {
+        let (name, known) = (format!("filer-{apply}"), all.remove(apply).unwrap_or_default());
+        let writer =
+            Writer::start(socket(&cluster, &name), &format!("{name}/vol0"), known, 16, 0xd1e);
+        writer.wait_answered(50);
+        writer
+    });
+    cluster.signal_hub("STOP");
+    pause(Duration::from_millis(400));
+    for apply in APPLIES {
+        cluster.kill_source(&format!("filer-{apply}"));
+    }
+    cluster.signal_hub("CONT");
+    for (row, writer) in rows.iter_mut().zip(writers) {
+        let known = writer.finish();
+        let name = format!("filer-{}", row.apply);
+        let answer = fail_over(&cluster, &name, &["--now"]);
+        assert_eq!(answer["may_be_lost"], mode != "sync", "{answer}");
+        let (hub, export) = (socket(&cluster, "hub"), format!("{name}/vol0"));
+        let mut client = None;
+        wait_for("the image opens", LIMIT, || {
+            client = Client::unix(&hub, &export, LIMIT).ok();
+            client.is_some()
+        });
+        let mut client = client.expect("it was waited for");
+        let lost = known.lost(|block| client.read(block * 4096, BLOCK).expect("a read"));
+        row.lost = lost.expect("the image is a cut of what was written");
+        row.of = known.answered();
+    }
+    rows
+}
+
+#[test]
+fn what_each_policy_sends_and_loses() {
+    let rows: Vec<Row> = MODES.iter().flat_map(|(mode, more)| measure(mode, more)).collect();
+    println!("mode       apply      written KiB  log KiB  CP KiB  CP/written  lost at a kill");
+    for row in &rows {
+        println!(
+            "{:<10} {:<10} {:>11.0} {:>8.0} {:>7.1} {:>11.5} {:>6} of {} blocks",
+            row.mode,
+            row.apply,
+            row.written / 1024.0,
+            row.log / 1024.0,
+            row.checkpoint / 1024.0,
+            row.checkpoint / row.written,
+            row.lost,
+            row.of
+        );
+    }
+    for of_mode in rows.chunks(APPLIES.len()) {
+        let [reference, inline, replay] = of_mode else { panic!("three values of apply") };
+        assert!(
+            reference.checkpoint <= inline.checkpoint / 100.0,
+            "{}: reference sends {} bytes, inline {}",
+            reference.mode,
+            reference.checkpoint,
+            inline.checkpoint
+        );
+        assert!(replay.checkpoint <= reference.checkpoint.max(4096.0), "replay sends data");
+        assert!(inline.checkpoint >= inline.written * 0.9, "inline sends less than was written");
+    }
+    for row in &rows {
+        match row.mode {
+            "sync" => assert_eq!(row.lost, 0, "sync has lost acknowledged writes"),
+            // A transfer may be under way as a whole beside the limit.
+            "semi-sync" => assert!(row.lost <= LAG_BLOCKS, "{} blocks over the limit", row.lost),
+            _ => {}
+        }
+    }
+    let lost = |mode| rows.iter().filter(|row| row.mode == mode).map(|row| row.lost).sum::<u64>();
+    assert!(lost("async") > 0, "a kill under async loses nothing here: the test shows nothing");
+}
