@@ -10,8 +10,8 @@ use futures_util::future::BoxFuture;
 use mirrorhub::control::message::{AdminError, ProgressSender, Request, code};
 use mirrorhub::control::server::{Admin, AdminServer};
 use mirrorhub::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, DropAnswer, FailoverAnswer, KeptAnswer, KeptCp,
-    KeptOfSource, Verdict, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, DropAnswer, FailbackAnswer, FailoverAnswer, KeptAnswer,
+    KeptCp, KeptOfSource, Verdict, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
 };
 use mirrorhub::status::document::{SourceEntry, State, StatusDocument};
 use mirrorhub::units::hash::Root;
@@ -143,6 +143,22 @@ impl Fake {
                 };
                 json(serde_json::to_value(VerifyAnswer::of(vec![volume], Vec::new())))
             }
+            Request::Failback { keep: None, .. } => {
+                let next = "`mirrorhub failback filer-a --keep hub`";
+                Err(AdminError::new(code::REFUSED, "split brain", next))
+            }
+            Request::Failback { source, .. } => json(serde_json::to_value(FailbackAnswer {
+                schema: 1,
+                source,
+                epoch: 3,
+                cp: 9,
+                rounds: 2,
+                pause_ms: 80,
+                serves: true,
+                kept: Some("split-2".parse().unwrap()),
+                sentences: vec!["given back".into()],
+                next_step: String::new(),
+            })),
             other @ (Request::Kept { .. } | Request::Drop { .. } | Request::Failover { .. }) => {
                 Self::answer_kept(other)
             }
@@ -329,6 +345,25 @@ fn verify_says_by_its_exit_code_whether_both_ends_are_equal() {
         assert_eq!(answer["verdict"], word);
         running.end();
     }
+}
+
+#[test]
+fn failback_says_what_it_did_or_why_not() {
+    let running = Running::start(Fake { state: State::FailedOver, verdict: Verdict::Differ });
+    let (code, out, error) = said(&mirrorhub(Some(&running.config()), &["failback", "filer-a"]));
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(error.contains("failback of filer-a: split brain"), "{error}");
+    assert!(error.contains("--keep hub"), "{error}");
+    let named = ["failback", "filer-a", "--keep", "hub"];
+    let (code, out, error) = said(&mirrorhub(Some(&running.config()), &named));
+    assert_eq!((code, out.as_str(), error.as_str()), (0, "filer-a: given back\n", ""));
+    let (code, out, _) =
+        said(&mirrorhub(Some(&running.config()), &[&named[..], &["--json"]].concat()));
+    let answer: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &answer["kept"], &answer["serves"]), (0, &"split-2".into(), &true.into()));
+    let nobody = ["failback", "filer-a", "--keep", "nobody"];
+    assert_eq!(said(&mirrorhub(Some(&running.config()), &nobody)).0, 2);
+    running.end();
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //!
 //! * processes: [`serve`] (`hub`, `source`), [`demo`]
 //! * commands: [`status`], [`hash`], [`checkpoint`], [`kept`], [`mod@drop`], [`verify`],
-//!   [`failover`], [`config_check`], [`completions`], [`man`]
+//!   [`failover`], [`failback`], [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
 //! * [`terminal`], [`words`], [`progress`]: colours and widths, sizes and times in words, bars
@@ -18,6 +18,7 @@ pub mod completions;
 pub mod config_check;
 pub mod demo;
 pub mod drop;
+pub mod failback;
 pub mod failover;
 pub mod failure;
 pub mod hash;
@@ -70,6 +71,7 @@ enum Command {
     Drop(drop::DropArguments),
     Verify(verify::VerifyArguments),
     Failover(failover::FailoverArguments),
+    Failback(failback::FailbackArguments),
     Hash(hash::HashArguments),
     #[command(subcommand)]
     Config(config_check::ConfigCommand),
@@ -108,6 +110,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Drop(drop) => drop::run(drop, &terminal),
         Command::Verify(verify) => verify::run(verify, &terminal),
         Command::Failover(failover) => failover::run(failover, &terminal),
+        Command::Failback(failback) => failback::run(failback, &terminal),
         Command::Config(config) => config_check::run(config, &terminal),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),

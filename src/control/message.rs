@@ -63,8 +63,30 @@ pub enum Request {
         #[serde(default)]
         accept_gap: bool,
     },
+    /// Give a source that was failed over back to its filer; on a hub only:
+    /// a [`crate::status::answers::FailbackAnswer`].
+    Failback {
+        /// Which.
+        source: SourceName,
+        /// Whose writes stay, if both sides have written.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep: Option<Side>,
+        /// To another filer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<SourceName>,
+    },
     /// Walk the pool: a [`crate::status::answers::PoolCheckAnswer`].
     PoolCheck {},
+}
+
+/// One of two sides that have both written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The hub's.
+    Hub,
+    /// The filer's.
+    Source,
 }
 
 /// `SOURCE` or `SOURCE/VOLUME`.
@@ -339,6 +361,14 @@ mod tests {
                     accept_gap: false,
                 },
                 r#"{"schema":1,"command":"failover","source":"filer-a","dry_run":true,"now":false,"accept_gap":false}"#,
+            ),
+            (
+                Request::Failback {
+                    source: "filer-a".parse().unwrap(),
+                    keep: Some(Side::Hub),
+                    to: None,
+                },
+                r#"{"schema":1,"command":"failback","source":"filer-a","keep":"hub"}"#,
             ),
             (Request::PoolCheck {}, r#"{"schema":1,"command":"pool-check"}"#),
         ];

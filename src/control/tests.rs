@@ -69,9 +69,10 @@ impl Admin for Fake {
                     Ok(json!("x".repeat(usize::try_from(ADMIN_MESSAGE_BYTES_MAX).unwrap())))
                 }
                 Request::Verify { target: None } => panic!("a fault of the program"),
-                Request::Kept { .. } | Request::Drop { .. } | Request::Failover { .. } => {
-                    Ok(Value::Null)
-                }
+                Request::Kept { .. }
+                | Request::Drop { .. }
+                | Request::Failover { .. }
+                | Request::Failback { .. } => Ok(Value::Null),
                 Request::PoolCheck {} => {
                     begun.fetch_add(1, Ordering::SeqCst);
                     let _note = note;

@@ -132,6 +132,11 @@ impl Checkpointer {
         self.asked
     }
 
+    /// What a fenced source wrote by itself may become a CP that is kept.
+    fn is_fenced(&self) -> bool {
+        self.shared.fenced().is_some()
+    }
+
     fn serving(&self) -> bool {
         *self.shared.serving.borrow()
     }
@@ -145,7 +150,7 @@ impl Checkpointer {
                 Some(Heard::Stop)
             } else if inbox.frozen.is_some() {
                 Some(Heard::Frozen)
-            } else if self.serving() && std::mem::take(&mut inbox.forced) {
+            } else if (self.serving() || self.is_fenced()) && std::mem::take(&mut inbox.forced) {
                 inbox.wanted = false;
                 Some(Heard::Forced)
             } else if self.serving() && std::mem::take(&mut inbox.wanted) {

@@ -45,44 +45,54 @@ const HAND_ON_BYTES: usize = 64 << 10;
 const PIN_TRIES: usize = 8;
 
 /// All volumes of a source.
-#[derive(Debug)]
 pub struct SourceExports {
-    shared: Arc<Shared>,
+    current: Current,
     stopping: CancellationToken,
 }
 
+/// Says which parts run now.
+type Current = Box<dyn Fn() -> Arc<Shared> + Send + Sync>;
+
+impl std::fmt::Debug for SourceExports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SourceExports").field("stopping", &self.stopping).finish_non_exhaustive()
+    }
+}
+
 impl SourceExports {
-    /// The volumes of a source; `stopping` ends them.
-    pub fn new(shared: Arc<Shared>, stopping: CancellationToken) -> Self {
-        Self { shared, stopping }
-    }
-
-    fn full_name(&self, volume: &VolumeOffer) -> String {
-        format!("{}/{}", self.shared.name, volume.name)
-    }
-
-    fn find(&self, name: &str) -> Option<&VolumeOffer> {
-        match &self.shared.volumes[..] {
-            [only] if name.is_empty() => Some(only),
-            volumes => volumes
-                .iter()
-                .find(|volume| volume.name.as_str() == name || self.full_name(volume) == name),
-        }
+    /// The volumes of a source; `stopping` ends them. A source that was given back by its hub runs
+    /// with new parts: each volume is opened on those that run then.
+    pub fn new(current: Current, stopping: CancellationToken) -> Self {
+        Self { current, stopping }
     }
 
     fn open_now(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
-        let volume = self.find(name).ok_or(OpenError::Unknown)?;
+        let shared = (self.current)();
+        let volume = find(&shared, name).ok_or(OpenError::Unknown)?;
         if self.stopping.is_cancelled() {
             return Err(OpenError::Shutdown);
         }
-        if !*self.shared.serving.borrow() {
-            return Err(OpenError::Refused(why_not_serving(&self.shared)));
+        if !*shared.serving.borrow() {
+            return Err(OpenError::Refused(why_not_serving(&shared)));
         }
-        let mut info = ExportInfo::new(self.full_name(volume), volume.size);
-        info.description = format!("volume {} of source {}", volume.name, self.shared.name);
+        let mut info = ExportInfo::new(full_name(&shared, volume), volume.size);
+        info.description = format!("volume {} of source {}", volume.name, shared.name);
         info.multi_conn = true;
-        let (shared, ended) = (Arc::clone(&self.shared), self.stopping.clone());
-        Ok(Arc::new(VolumeExport { shared, volume: volume.number, info, ended }))
+        let (volume, ended) = (volume.number, self.stopping.clone());
+        Ok(Arc::new(VolumeExport { shared, volume, info, ended }))
+    }
+}
+
+fn full_name(shared: &Shared, volume: &VolumeOffer) -> String {
+    format!("{}/{}", shared.name, volume.name)
+}
+
+fn find<'a>(shared: &'a Shared, name: &str) -> Option<&'a VolumeOffer> {
+    match &shared.volumes[..] {
+        [only] if name.is_empty() => Some(only),
+        volumes => volumes
+            .iter()
+            .find(|volume| volume.name.as_str() == name || full_name(shared, volume) == name),
     }
 }
 
@@ -99,11 +109,12 @@ fn why_not_serving(shared: &Shared) -> Cow<'static, str> {
 
 impl Exports for SourceExports {
     fn list(&self) -> Vec<Listed> {
+        let shared = (self.current)();
         let listed = |volume: &VolumeOffer| Listed {
-            name: self.full_name(volume),
-            description: format!("volume {} of source {}", volume.name, self.shared.name),
+            name: full_name(&shared, volume),
+            description: format!("volume {} of source {}", volume.name, shared.name),
         };
-        self.shared.volumes.iter().map(listed).collect()
+        shared.volumes.iter().map(listed).collect()
     }
 
     fn open<'a>(&'a self, name: &'a str) -> OpenFuture<'a> {

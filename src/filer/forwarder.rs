@@ -160,7 +160,10 @@ impl Forwarder {
                     tracing::error!(source = %self.shared.name, code = refused.code.word(),
                         reason = %refused.reason, next_step = %refused.next_step, "halted");
                     self.shared.set_link(LinkState::Halted(refused));
-                    self.away(None).await;
+                    if self.shared.fenced().is_none() {
+                        self.away(None).await;
+                    }
+                    // A fenced source goes on as a follower.
                     return;
                 }
                 End::Stalled(reason) => {
@@ -740,7 +743,7 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
 }
 
 /// Small frames leave at once, and little CP data stands unsent before a transfer.
-fn tune(stream: &TcpStream) -> std::io::Result<()> {
+pub(super) fn tune(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
     socket.set_tcp_notsent_lowat(low_u32(CP_BYTES_BEFORE_TRANSFER_MAX))

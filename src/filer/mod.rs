@@ -15,6 +15,7 @@
 //! [`identity`]. Shells: [`order`], [`outbox`], [`completion`], [`feed`] (called by the ring's
 //! committing thread), [`forwarder`] with [`sending`] (one task), [`checkpoint`] (one thread),
 //! [`export`] (called by the NBD server), [`recover`] (the start), [`verify`], [`status`];
+//! [`follow`]: what a fenced source does until its hub gives the volumes back;
 //! [`keeper`] and [`promise`]: what is different in a pool that others use as well.
 //!
 //! This version promises `sync` with hub loss waited out: a write is answered when both ends hold
@@ -26,6 +27,7 @@ pub mod completion;
 pub mod counters;
 pub mod export;
 pub mod feed;
+pub mod follow;
 pub mod forwarder;
 pub mod identity;
 pub mod keeper;
@@ -53,11 +55,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 use self::checkpoint::Checkpointer;
 use self::completion::Refusal;
 use self::export::SourceExports;
+use self::follow::Follower;
 use self::forwarder::{ForwardOptions, Forwarder};
 use self::keeper::Keeper;
 use self::recover::{RecoverError, Settings, Started, Store, Wanted};
@@ -72,6 +76,7 @@ use crate::device::latch::Latch;
 use crate::nvlog::format::HEADER_BYTES;
 use crate::nvlog::{RingOptions, RingShape};
 use crate::pool::{Pool, PoolOptions};
+use crate::session::primary::Primary;
 use crate::units::ids::{RandomError, SourceId, random_u64};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, VolumeNumber};
@@ -164,12 +169,52 @@ pub enum CheckpointError {
 /// A running source.
 #[derive(Debug)]
 pub struct Filer {
-    shared: Arc<Shared>,
+    engine: Arc<ArcSwap<Engine>>,
     hub_timeout: Duration,
     stop_timeout: Duration,
     stopping: CancellationToken,
-    forwarder: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    life: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+/// What runs of a source. One that was given back by its hub goes on with another (R14): those who
+/// held on to the one before are refused there.
+#[derive(Debug)]
+struct Engine {
+    shared: Arc<Shared>,
     checkpointer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    fn start(shared: Arc<Shared>, interval: Duration) -> Result<Arc<Self>, StartError> {
+        let checkpointer = Checkpointer::new(Arc::clone(&shared), interval);
+        let checkpointer = std::thread::Builder::new()
+            .name("checkpoint".to_owned())
+            .spawn(move || checkpointer.run())
+            .map_err(|error| StartError::Thread(error.to_string()))?;
+        Ok(Arc::new(Self { shared, checkpointer: Mutex::new(Some(checkpointer)) }))
+    }
+
+    /// Ends its threads; what is ordered is durable then, if its ring had room. Blocks.
+    fn rest(&self) {
+        self.shared.checkpoint.stop();
+        let thread = self.checkpointer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic there was printed by its hook.
+            drop(thread.join());
+        }
+        if let Some(ring) = self.shared.ring() {
+            ring.stop();
+        }
+    }
+}
+
+/// What a source with a hub needs to run, and to run again.
+#[derive(Debug)]
+struct Linked {
+    forward: ForwardOptions,
+    nvram: Store,
+    settings: Settings,
+    checkpoint_interval: Duration,
 }
 
 /// How a source runs in a pool that is open already.
@@ -253,10 +298,12 @@ impl Filer {
         pool: Store,
     ) -> Result<Self, StartError> {
         let Behaviour { wanted, forward, checkpoint_interval, stop_timeout } = behaviour;
+        let settings = recover::settings_of(&wanted);
+        let linked = Linked { forward, nvram: nvram.clone(), settings, checkpoint_interval };
         let recovered =
             tokio::task::spawn_blocking(move || recover::recover(&wanted, &nvram, &pool));
         let started = joined(recovered.await)??;
-        Self::run(started, Some(forward), checkpoint_interval, stop_timeout)
+        Self::run(started, Some(linked), checkpoint_interval, stop_timeout)
     }
 
     /// Starts in a pool that is open and that others use as well, on an NVRAM of its own. Without
@@ -266,8 +313,12 @@ impl Filer {
         nvram: Store,
         options: EngineOptions,
     ) -> Result<Self, StartError> {
-        let EngineOptions { source, keeper, forward, settings, .. } = options;
+        let EngineOptions { source, keeper, forward, settings, checkpoint_interval, .. } = options;
         let sole = forward.is_none();
+        let linked = forward.map(|forward| {
+            let (nvram, settings) = (nvram.clone(), settings.clone());
+            Linked { forward, nvram, settings, checkpoint_interval }
+        });
         let recovered = tokio::task::spawn_blocking(move || {
             recover::recover_in(pool, source, keeper, sole, &settings, &nvram)
         });
@@ -276,48 +327,52 @@ impl Filer {
             // Nobody else holds anything of it.
             started.shared.serving.send_replace(true);
         }
-        Self::run(started, forward, options.checkpoint_interval, options.stop_timeout)
+        Self::run(started, linked, checkpoint_interval, options.stop_timeout)
     }
 
     /// Sets a recovered source going.
     fn run(
         started: Started,
-        forward: Option<ForwardOptions>,
+        linked: Option<Linked>,
         checkpoint_interval: Duration,
         stop_timeout: Duration,
     ) -> Result<Self, StartError> {
-        let shared = started.shared;
-        let hub_timeout = forward.as_ref().map_or(Duration::ZERO, |forward| forward.hub_timeout);
-        let forwarder = forward.map(|forward| {
-            let forwarder = Forwarder::new(Arc::clone(&shared), forward, started.primary);
-            tokio::spawn(forwarder.run())
+        let Started { shared, primary } = started;
+        let hub_timeout = linked.as_ref().map_or(Duration::ZERO, |l| l.forward.hub_timeout);
+        let engine = Engine::start(shared, checkpoint_interval)?;
+        let engine = Arc::new(ArcSwap::new(engine));
+        let stopping = CancellationToken::new();
+        let life = linked.map(|linked| {
+            tokio::spawn(live(linked, Arc::clone(&engine), primary, stopping.clone()))
         });
-        let checkpointer = Checkpointer::new(Arc::clone(&shared), checkpoint_interval);
-        let checkpointer = std::thread::Builder::new()
-            .name("checkpoint".to_owned())
-            .spawn(move || checkpointer.run())
-            .map_err(|error| StartError::Thread(error.to_string()))?;
-        Ok(Self {
-            shared,
-            hub_timeout,
-            stop_timeout,
-            stopping: CancellationToken::new(),
-            forwarder: Mutex::new(forwarder),
-            checkpointer: Mutex::new(Some(checkpointer)),
-        })
+        Ok(Self { engine, hub_timeout, stop_timeout, stopping, life: Mutex::new(life) })
+    }
+
+    /// The parts that run now.
+    fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.engine.load().shared)
     }
 
     /// Its volumes, for the NBD server.
     pub fn exports(&self) -> Arc<SourceExports> {
-        Arc::new(SourceExports::new(Arc::clone(&self.shared), self.stopping.clone()))
+        let engine = Arc::clone(&self.engine);
+        let current = Box::new(move || Arc::clone(&engine.load().shared));
+        Arc::new(SourceExports::new(current, self.stopping.clone()))
     }
 
     /// Waits until clients are served, or the source stops.
     pub async fn served(&self) {
-        let mut serving = self.shared.serving.subscribe();
-        tokio::select! {
-            _ = serving.wait_for(|serving| *serving) => {}
-            () = self.stopping.cancelled() => {}
+        loop {
+            // Another engine may be the one that serves, after a failback.
+            let mut serving = self.shared().serving.subscribe();
+            tokio::select! {
+                served = tokio::time::timeout(TICK, serving.wait_for(|serving| *serving)) => {
+                    if let Ok(Ok(_)) = served {
+                        return;
+                    }
+                }
+                () = self.stopping.cancelled() => return,
+            }
         }
     }
 
@@ -326,7 +381,7 @@ impl Filer {
     pub fn checkpoint(
         &self,
     ) -> impl Future<Output = Result<(CpNumber, Roots), CheckpointError>> + Send + 'static {
-        let (shared, patience) = (Arc::clone(&self.shared), self.hub_timeout);
+        let (shared, patience) = (self.shared(), self.hub_timeout);
         async move { checkpoint_of(&shared, patience).await }
     }
 
@@ -336,18 +391,44 @@ impl Filer {
         &self,
         progress: impl FnMut(VolumeNumber, u64, u64) + Send + Clone + 'static,
     ) -> impl Future<Output = Result<Verification, VerifyError>> + Send + 'static {
-        let shared = Arc::clone(&self.shared);
+        let shared = self.shared();
         async move { verify::verify(&shared, progress).await }
     }
 
+    /// A CP of everything that was ordered before this call, with a number above `floor`, be it of
+    /// nothing.
+    pub async fn checkpoint_above(
+        &self,
+        floor: CpNumber,
+    ) -> Result<(CpNumber, Roots), CheckpointError> {
+        let shared = self.shared();
+        let mut common = shared.common.subscribe();
+        loop {
+            let (cp, roots) = checkpoint_of(&shared, self.hub_timeout).await?;
+            if cp > floor {
+                return Ok((cp, roots));
+            }
+            // Counts while nothing is in the open interval; it is tried until that is so.
+            shared.order.raise_cp(floor.next());
+            shared.checkpoint.force();
+            drop(tokio::time::timeout(TICK, common.changed()).await);
+        }
+    }
+
+    /// Writers wait from now on, whatever room there is; what is ordered goes on. Who hands over
+    /// lets them go on, or stops the source.
+    pub fn hold(&self, held: bool) {
+        self.shared().order.hold(held);
+    }
+
     /// Its pool, for checks and metrics.
-    pub fn pool(&self) -> &Arc<Pool> {
-        &self.shared.pool
+    pub fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.shared().pool)
     }
 
     /// What it says about itself.
     pub fn status(&self) -> Status {
-        status::status(&self.shared)
+        status::status(&self.shared())
     }
 
     /// Stops cleanly: no new request, what is ordered is made durable, the last CP is published if
@@ -355,47 +436,42 @@ impl Filer {
     /// whether the last CP was published. Does nothing the second time.
     pub async fn stop(&self) -> Result<(), CheckpointError> {
         self.stopping.cancel();
-        let shared = &self.shared;
+        let engine = self.engine.load_full();
+        let shared = Arc::clone(&engine.shared);
         shared.order.refuse(Refusal::Stopped);
-        let last = shared.order.figures().sequence;
-        shared.completion.own_reached(last).await;
-        let published = tokio::time::timeout(self.stop_timeout, self.last_checkpoint()).await;
-        let published =
-            published.unwrap_or_else(|_| Err(CheckpointError::HubLost("no CP in time".to_owned())));
+        let published = if shared.fenced().is_some() {
+            // Nothing is acknowledged any more, and nobody may be there to write it.
+            Ok(())
+        } else {
+            let last = shared.order.figures().sequence;
+            shared.completion.own_reached(last).await;
+            let published =
+                tokio::time::timeout(self.stop_timeout, self.last_checkpoint(&shared)).await;
+            let late = || CheckpointError::HubLost("no CP in time".to_owned());
+            published.unwrap_or_else(|_| Err(late()))
+        };
         shared.completion.refuse(Refusal::Stopped);
         shared.session.stop();
-        let forwarder = self.forwarder.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(forwarder) = forwarder {
+        let life = self.life.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(life) = life {
             // A panic there was reported by the runtime.
-            drop(forwarder.await);
+            drop(life.await);
         }
-        shared.checkpoint.stop();
-        let thread = self.checkpointer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let ring = shared.ring().cloned();
-        let ended = tokio::task::spawn_blocking(move || {
-            if let Some(thread) = thread {
-                // A panic there was printed by its hook.
-                drop(thread.join());
-            }
-            if let Some(ring) = ring {
-                ring.stop();
-            }
-        });
-        drop(ended.await);
+        drop(tokio::task::spawn_blocking(move || engine.rest()).await);
         published
     }
 
-    async fn last_checkpoint(&self) -> Result<(), CheckpointError> {
-        if !*self.shared.serving.borrow() {
+    async fn last_checkpoint(&self, shared: &Arc<Shared>) -> Result<(), CheckpointError> {
+        if !*shared.serving.borrow() {
             return Ok(());
         }
-        let reached = self.shared.completion.wait(self.shared.order.figures().sequence);
-        if self.shared.is_connected() {
+        let reached = shared.completion.wait(shared.order.figures().sequence);
+        if shared.is_connected() {
             // What it says does not matter: the checkpoint below fails if the hub is gone.
             drop(tokio::time::timeout(self.hub_timeout, reached).await);
         }
         // A hub that is not there now is not waited for.
-        checkpoint_of(&self.shared, Duration::ZERO).await.map(|_| ())
+        checkpoint_of(shared, Duration::ZERO).await.map(|_| ())
     }
 }
 
@@ -403,11 +479,71 @@ impl Drop for Filer {
     /// Without a stop nothing is drained; what is durable is recovered at the next start.
     fn drop(&mut self) {
         self.stopping.cancel();
-        self.shared.order.refuse(Refusal::Stopped);
-        self.shared.completion.refuse(Refusal::Stopped);
-        self.shared.session.stop();
-        self.shared.checkpoint.stop();
+        let shared = self.shared();
+        shared.order.refuse(Refusal::Stopped);
+        shared.completion.refuse(Refusal::Stopped);
+        shared.session.stop();
+        shared.checkpoint.stop();
     }
+}
+
+/// The life of a source with a hub: primary; once fenced a follower; primary again when the hub has
+/// given the volumes back (R14).
+async fn live(
+    linked: Linked,
+    engine: Arc<ArcSwap<Engine>>,
+    mut primary: Primary,
+    stopping: CancellationToken,
+) {
+    loop {
+        let now = engine.load_full();
+        let forwarder = Forwarder::new(Arc::clone(&now.shared), linked.forward.clone(), primary);
+        forwarder.run().await;
+        if now.shared.fenced().is_none() || stopping.is_cancelled() {
+            return;
+        }
+        let resting = Arc::clone(&now);
+        let follower = Follower {
+            shared: Arc::clone(&now.shared),
+            forward: linked.forward.clone(),
+            nvram: linked.nvram.clone(),
+            ring_shape: linked.settings.ring_shape,
+            rest: Box::new(move || resting.rest()),
+            stopping: stopping.clone(),
+        };
+        if !follower.run().await {
+            return;
+        }
+        match start_again(&linked, &now).await {
+            Ok((next, machine)) => {
+                primary = machine;
+                engine.store(Arc::clone(&next));
+                if stopping.is_cancelled() {
+                    // Whoever stops may have looked before.
+                    let rest = move || next.rest();
+                    drop(tokio::task::spawn_blocking(rest).await);
+                    return;
+                }
+            }
+            Err(error) => {
+                let reason = format!("the volumes were given back, but cannot be served: {error}");
+                now.shared.fail(&reason);
+                return;
+            }
+        }
+    }
+}
+
+/// A new engine on what the one before has left.
+async fn start_again(
+    linked: &Linked,
+    before: &Arc<Engine>,
+) -> Result<(Arc<Engine>, Primary), StartError> {
+    let (shared, settings) = (Arc::clone(&before.shared), linked.settings.clone());
+    let nvram = linked.nvram.clone();
+    let recovered = tokio::task::spawn_blocking(move || recover::again(&shared, &settings, &nvram));
+    let Started { shared, primary } = joined(recovered.await)??;
+    Ok((Engine::start(shared, linked.checkpoint_interval)?, primary))
 }
 
 async fn checkpoint_of(

@@ -94,6 +94,8 @@ struct State {
     /// Highest sequence number given out for each volume.
     last: BTreeMap<VolumeNumber, SequenceNumber>,
     refusal: Option<Refusal>,
+    /// Writers wait: somebody is about to take over.
+    held: bool,
     waiting: usize,
     lacking: Option<Lacking>,
     waits: u64,
@@ -171,6 +173,7 @@ impl Order {
             queue: VecDeque::new(),
             last: BTreeMap::new(),
             refusal: None,
+            held: false,
             waiting: 0,
             lacking: None,
             waits: 0,
@@ -331,6 +334,12 @@ impl Order {
         self.room.notify_waiters();
     }
 
+    /// Writers wait, whatever room there is, or go on (R14: a hand-over may be given up).
+    pub fn hold(&self, held: bool) {
+        self.lock().held = held;
+        self.room.notify_waiters();
+    }
+
     /// Nothing is ordered any more; the first reason stays.
     pub fn refuse(&self, refusal: Refusal) {
         self.lock().refusal.get_or_insert(refusal);
@@ -488,6 +497,9 @@ impl State {
     ) -> Result<Option<SequenceNumber>, Refusal> {
         if let Some(refusal) = &self.refusal {
             return Err(refusal.clone());
+        }
+        if self.held {
+            return Ok(None);
         }
         let records = self.open_charge + charge(entry);
         let memory = (self.open.blocks() + dirtied(entry).1) * DIRTY_BLOCK_BYTES;

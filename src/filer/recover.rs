@@ -199,14 +199,19 @@ pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, 
     let pool = open_pool(wanted, pool)?;
     let row = own_row(wanted, &pool)?;
     let volumes = own_volumes(wanted, &pool, row.id)?;
-    let settings = Settings {
+    let settings = settings_of(wanted);
+    let keeper = Arc::new(FilerKeeper);
+    resume(&settings, nvram, Inside { pool, row, volumes, keeper, shares: false, sole: false })
+}
+
+/// How the engine of that source runs.
+pub fn settings_of(wanted: &Wanted) -> Settings {
+    Settings {
         policy: wanted.policy,
         accept_lost_nvram: wanted.accept_lost_nvram,
         ring: wanted.ring.clone(),
         ring_shape: wanted.ring_shape,
-    };
-    let keeper = Arc::new(FilerKeeper);
-    resume(&settings, nvram, Inside { pool, row, volumes, keeper, shares: false, sole: false })
+    }
 }
 
 /// Recovers a source in a pool that is open already and has others in it; `sole` if it has no
@@ -222,6 +227,17 @@ pub fn recover_in(
     let row = pool.catalog().source(source)?.ok_or(RecoverError::Unknown(source))?;
     let volumes = pool.catalog().volumes(source)?;
     resume(settings, nvram, Inside { pool, row, volumes, keeper, shares: true, sole })
+}
+
+/// Recovers a source whose engine has come to rest in this process, in the pool it had, on the same
+/// NVRAM: what is durable there is all that counts. The committing thread runs when this returns.
+pub fn again(before: &Shared, settings: &Settings, nvram: &Store) -> Result<Started, RecoverError> {
+    let (pool, keeper) = (Arc::clone(&before.pool), Arc::clone(&before.keeper));
+    let source = before.source;
+    let row = pool.catalog().source(source)?.ok_or(RecoverError::Unknown(source))?;
+    let volumes = pool.catalog().volumes(source)?;
+    let nvram = Store { new: false, ..nvram.clone() };
+    resume(settings, &nvram, Inside { pool, row, volumes, keeper, shares: false, sole: false })
 }
 
 fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Started, RecoverError> {

@@ -34,7 +34,7 @@ pub enum SourceState {
     Offline,
     /// It runs without its filer and without a hub behind it.
     FailedOver,
-    /// Another end is primary: serves nobody.
+    /// Somebody else serves its volumes: it serves nobody, and follows.
     Fenced,
     /// Needs an administrator.
     Faulted,

@@ -139,6 +139,12 @@ pub struct Changed;
 #[rtype(result = "Option<oneshot::Receiver<()>>")]
 pub struct Goodbye;
 
+/// The source was given back with that CP and place: its lane goes on there, and so does the session
+/// (R14). Both at once: nobody looks in between.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct HandedOver(pub CpNumber, pub Place);
+
 /// A test asks for a panic in this actor's handler.
 #[derive(Debug, ActorMessage)]
 #[rtype(result = "()")]
@@ -887,6 +893,21 @@ impl Handler<Goodbye> for SourceActor {
         self.hang_up();
         self.publish();
         actix::MessageResult(ended)
+    }
+}
+
+impl Handler<HandedOver> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, HandedOver(cp, place): HandedOver, _: &mut Self::Context) {
+        self.machine = None;
+        if let Some(lane) = &self.lane {
+            lane.hand_over(cp, place);
+        }
+        if let Err(reason) = self.machine() {
+            tracing::debug!(source = %self.name, reason, "not at rest yet");
+        }
+        self.publish();
     }
 }
 

@@ -19,12 +19,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::actor::{Connected, Content, FrameIn, PeerEnds, SILENCE_MAX, SourceActor, peer};
+use super::failback;
 use super::lane::lock;
 use super::shared::Shared;
 use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, SEND_QUEUE_FRAMES};
 use crate::link::{FrameReader, LinkError, Outgoing};
 use crate::record::transfer::Transfer;
-use crate::wire::message::{Frame, Hello, Message, Refused, RefusedCode};
+use crate::wire::message::{Follow, Frame, Hello, Message, Refused, RefusedCode};
 
 /// How long an ending connection may take to deliver what was queued for it.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
@@ -102,6 +103,7 @@ async fn greet(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<()
             return refuse(reader, RefusedCode::Protocol, error.to_string()).await;
         }
         Ok(Ok((Message::Hello(hello), _))) => *hello,
+        Ok(Ok((Message::Follow(follow), _))) => return follows(reader, *follow, shared).await,
         Ok(Ok((other, _))) => {
             shared.counters.refused(RefusedCode::Protocol);
             let reason = format!("began with {} instead of Hello", other.name());
@@ -122,6 +124,35 @@ async fn greet(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<()
         async move {
             match TcpStream::from_std(stream) {
                 Ok(stream) => serve(stream, rest, hello, number, actor).await,
+                Err(error) => tracing::warn!(%error, "connection lost in hand-over"),
+            }
+        }
+    };
+    if shared.arbiters.spawn(entry.arbiter, task) {
+        Ok(())
+    } else {
+        Err("the hub is stopping".to_owned())
+    }
+}
+
+/// Hands a fenced source that follows to its arbiter.
+async fn follows(
+    reader: FrameReader<TcpStream>,
+    follow: Follow,
+    shared: &Arc<Shared>,
+) -> Result<(), String> {
+    let Some(entry) = shared.registry.get(&follow.name) else {
+        shared.counters.refused(RefusedCode::UnknownSource);
+        let reason = format!("no file for source {} on this hub", follow.name);
+        return refuse(reader, RefusedCode::UnknownSource, reason).await;
+    };
+    let (stream, rest) = reader.into_parts();
+    let stream = stream.into_std().map_err(|error: io::Error| error.to_string())?;
+    let task = {
+        let shared = shared.clone();
+        async move {
+            match TcpStream::from_std(stream) {
+                Ok(stream) => failback::follow(stream, rest, follow, shared).await,
                 Err(error) => tracing::warn!(%error, "connection lost in hand-over"),
             }
         }

@@ -249,14 +249,27 @@ impl Lane {
 
     /// Everything behind `place` was given up, and with it what was wrong with it.
     pub fn rewind(&self, place: Place) {
+        lock(&self.cursors).fault = None;
+        self.rewind_to(place);
+    }
+
+    fn rewind_to(&self, place: Place) {
         let mut cursors = lock(&self.cursors);
         (cursors.staged, cursors.durable, cursors.drained) = (place, place, place);
         cursors.synced = place;
         (cursors.under_way_bytes, cursors.undrained_bytes) = (0, 0);
-        cursors.fault = None;
         cursors.invisible.clear();
         drop(cursors);
         self.ring_bell();
+    }
+
+    /// The source was given back: it goes on behind `place`, and no fence stands any more.
+    pub fn hand_over(&self, cp: CpNumber, place: Place) {
+        let mut cursors = lock(&self.cursors);
+        (cursors.applied_cp, cursors.applied) = (cp, place);
+        (cursors.fence, cursors.fenced) = (None, Fenced::No);
+        drop(cursors);
+        self.rewind_to(place);
     }
 
     /// As if there were no fence.

@@ -12,6 +12,7 @@
 //! * [`registry`], [`status`], [`images`]: sources by name, what is shown, what is served
 //! * [`kept`]: CPs kept by name
 //! * [`failover`], [`replay`]: a source is fenced, its log becomes the image
+//! * [`failback`]: a filer follows, and is given its volumes back
 //! * [`promoted`]: sources that the hub serves itself
 //! * [`recover`]: what a start does before anything else
 //!
@@ -23,6 +24,7 @@ pub mod applier;
 pub mod connection;
 pub mod drainer;
 pub mod extension;
+pub mod failback;
 pub mod failover;
 mod identity;
 pub mod images;
@@ -160,6 +162,7 @@ impl Hub {
         let handles = arbiters.iter().map(Arbiter::handle).collect();
         let recovered = recover::recover(&options, handles)?;
         let shared = recovered.shared;
+        failback::resume_all(&shared);
         shared.promoted.start_all().await.map_err(|error| HubError::State {
             what: "promoted sources".to_owned(),
             reason: error.to_string(),
@@ -199,8 +202,12 @@ impl Hub {
                 let engine = self.shared.promoted.engine(&name);
                 let view = self.shared.failovers.view(&name);
                 let found = view.as_ref().map(|view| view.reason.as_str());
-                engine
-                    .map_or(snapshot.clone(), |engine| Arc::new(snapshot.promoted(&engine, found)))
+                let Some(engine) = engine else { return snapshot };
+                let mut served = snapshot.promoted(&engine, found);
+                if self.shared.failbacks.follows(&name) {
+                    served.reason.push_str("; its filer is connected and follows");
+                }
+                Arc::new(served)
             })
             .collect()
     }
@@ -309,6 +316,20 @@ impl Hub {
             Ok(report)
         });
         whole.await.unwrap_or_else(|error| {
+            Err(failover::Refusal::new(error.to_string(), "see the log of the hub"))
+        })
+    }
+
+    /// Gives a source back to its filer. Goes on to its end though the caller may have gone.
+    pub async fn failback(
+        &self,
+        name: &SourceName,
+        ask: failback::Ask,
+        told: failback::Told,
+    ) -> Result<failback::Report, failover::Refusal> {
+        let (shared, name) = (self.shared.clone(), name.clone());
+        let run = async move { failback::run(&shared, &name, ask, told).await };
+        tokio::spawn(run).await.unwrap_or_else(|error| {
             Err(failover::Refusal::new(error.to_string(), "see the log of the hub"))
         })
     }

@@ -23,6 +23,7 @@ use actix::ArbiterHandle;
 use super::applier::{Applier, JobQueue};
 use super::drainer::{DrainQueue, Drainer, InRing};
 use super::extension::{self, Extension, State};
+use super::failback::Failbacks;
 use super::failover::Failovers;
 use super::identity::{identity, own_logs, state};
 use super::lane::{Cursors, Fenced, Lane};
@@ -123,6 +124,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         image_pin: options.image_pin,
         settings: arc_swap::ArcSwap::from_pointee(settings),
         failovers,
+        failbacks: Failbacks::default(),
         nvram_damaged_bytes,
         counters: Counters::default(),
         recording: Default::default(),

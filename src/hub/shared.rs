@@ -11,7 +11,8 @@ use actix::ArbiterHandle;
 use super::applier::JobQueue;
 use super::drainer::DrainQueue;
 use super::extension::{self, Extension, State};
-use super::failover::Failovers;
+use super::failback::Failbacks;
+use super::failover::{Failovers, View};
 use super::lane::{Cursors, Lane, lock};
 use super::promoted::Promoted;
 use super::registry::Registry;
@@ -176,6 +177,8 @@ pub struct Shared {
     pub settings: arc_swap::ArcSwap<BTreeMap<SourceName, SourceSetting>>,
     /// Sources that were failed over.
     pub failovers: Failovers,
+    /// Fenced sources that follow.
+    pub failbacks: Failbacks,
     /// Bytes of the ring that were damaged when it was opened.
     pub nvram_damaged_bytes: u64,
     /// Counters.
@@ -322,7 +325,12 @@ impl Shared {
             return Err(format!("epoch {} is in force by now", base.epoch.number));
         }
         let was = Extension::of(&base)?;
-        let now = Extension { policy: Some(promise.0), alone: promise.1, ..was };
+        let state = match was.state {
+            // The filer of the new epoch says that it serves: the hand-over is over (R14).
+            State::HandedOver => State::Mirror,
+            other @ (State::Mirror | State::FailingOver | State::Promoted) => other,
+        };
+        let now = Extension { policy: Some(promise.0), alone: promise.1, state, ..was };
         let known = base.generation == generation && base.epoch == epoch;
         if before.is_none() || !known || was != now || base.highest_cp < cp_max {
             let change = move |row: &mut SourceRow| {
@@ -339,6 +347,10 @@ impl Shared {
                 // As it is at the commit: a CP may be published at this moment.
                 catalog.update_source(source, change).map_err(text)?;
             }
+        }
+        if was.state != state {
+            self.failovers.set(name, View::of(state, epoch));
+            self.failbacks.taken();
         }
         Ok(base)
     }

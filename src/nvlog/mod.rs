@@ -143,6 +143,13 @@ impl Ring {
         recover::create(&*device, owner, shape)
     }
 
+    /// Makes the device blank again, durably: whatever ring was there is given up, and nothing of it
+    /// can be taken for the next one's. Nobody may have it open. A cut leaves the ring as it was,
+    /// one header slot of it, or nothing.
+    pub fn erase(device: &dyn Device) -> Result<(), RingError> {
+        Ok(recover::erase_headers(device)?)
+    }
+
     /// Opens the ring of `owner` after a clean stop or any crash. `visit` is called for each record
     /// between the durable release point and the end, in order; what it was told counts only if
     /// `open` returns `Ok`. What was torn is cut, what is rotten is listed in [`Recovery`] (R3).

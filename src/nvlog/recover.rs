@@ -33,8 +33,8 @@ use super::error::RingError;
 use super::format::{AREA_UNIT_BYTES, HEADER_BYTES, Header, HeaderError, SLOT_BYTES};
 use super::handle::{read_log, write_log};
 use super::stale;
-use crate::device::Device;
 use crate::device::buffer::AlignedBuffer;
+use crate::device::{Device, DeviceError};
 use crate::limits::{RECORD_ALIGN_BYTES, RING_BYTES_MAX};
 use crate::record::envelope::{Envelope, record_bytes};
 use crate::record::scan::{self, Damage, Fault, Range, Scan, ScanError};
@@ -88,6 +88,12 @@ pub(super) struct Steps {
 }
 
 pub(super) const ALL_STEPS: Steps = Steps { rewrite: true, erase: true };
+
+/// Both header slots become zero.
+pub(super) fn erase_headers(device: &dyn Device) -> Result<(), DeviceError> {
+    let zero = AlignedBuffer::new(to_usize(HEADER_BYTES));
+    device.write_durable_at(0, &zero)
+}
 
 pub(super) fn create(
     device: &dyn Device,

@@ -209,6 +209,31 @@ pub struct FailoverAnswer {
     pub next_step: String,
 }
 
+/// A source was given back to its filer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailbackAnswer {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// Source.
+    pub source: SourceName,
+    /// The epoch in which its filer is primary.
+    pub epoch: u32,
+    /// The CP that both ends have.
+    pub cp: u32,
+    /// Rounds in which the filer was brought up.
+    pub rounds: u32,
+    /// For how long writers were held, up to the filer's first word as primary.
+    pub pause_ms: u64,
+    /// Whether the filer has said that it is primary.
+    pub serves: bool,
+    /// The CP on the filer that keeps what it wrote by itself; null if it wrote nothing.
+    pub kept: Option<KeptName>,
+    /// What was done, in words.
+    pub sentences: Vec<String>,
+    /// What to do next; empty if nothing.
+    pub next_step: String,
+}
+
 /// The pool has been walked from its roots: `reachable + free = all`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolCheckAnswer {

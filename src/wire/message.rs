@@ -16,7 +16,7 @@ use crate::record::marks::Place;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::hash::{Root, StreamHash};
 use crate::units::ids::{HubId, SourceId, VolumeId};
-use crate::units::names::{SourceName, VolumeName};
+use crate::units::names::{KeptName, SourceName, VolumeName};
 use crate::units::numbers::{
     ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
@@ -417,6 +417,87 @@ pub struct Going {
     pub reason: String,
 }
 
+/// First frame of a source that was fenced: it asks to be brought up, and given its volumes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Follow {
+    /// Newest version the source speaks.
+    pub version: u16,
+    /// Oldest version it speaks.
+    pub version_min: u16,
+    /// Its name.
+    pub name: SourceName,
+    /// Its id.
+    pub source: SourceId,
+    /// The hub it was joined to.
+    pub hub: Option<HubId>,
+    /// Its boot counter.
+    pub generation: Generation,
+    /// Epoch in which it was primary.
+    pub epoch: Epoch,
+    /// Epoch that fenced it.
+    pub fenced: Epoch,
+    /// Its volumes.
+    pub volumes: Vec<VolumeOffer>,
+    /// Its last own CP.
+    pub own_cp: CpNumber,
+    /// Place of that CP.
+    pub own: WirePlace,
+    /// The last entry it has ordered; beyond `own` what only its NVRAM holds.
+    pub last: SequenceNumber,
+    /// Highest CP number that it ever used or may have begun to use.
+    pub cp_max: CpNumber,
+    /// What it promised.
+    pub policy: Policy,
+    /// Since when it may have acknowledged writes without the hub (R4).
+    pub alone: Option<AloneMark>,
+}
+
+/// One volume of a [`PullTarget`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullVolume {
+    /// Which volume.
+    pub volume: VolumeNumber,
+    /// Its size.
+    pub size: ByteCount,
+    /// The root it shall have.
+    pub root: Root,
+}
+
+/// A CP that the follower shall pull and publish under the same number; the hub holds it pinned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullTarget {
+    /// The CP, above every CP number of both ends.
+    pub cp: CpNumber,
+    /// Its place in the history.
+    pub place: WirePlace,
+    /// All volumes.
+    pub volumes: Vec<PullVolume>,
+    /// Clients are held until it is reached.
+    pub last: bool,
+    /// What the follower wrote by itself is kept as a CP of that name first.
+    pub keep: Option<KeptName>,
+}
+
+/// The follower has published that CP, and its roots are those of the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reached {
+    /// The CP.
+    pub cp: CpNumber,
+}
+
+/// The hub has given up: the follower is primary from that CP on (R14). May be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeOver {
+    /// The new epoch.
+    pub epoch: Epoch,
+    /// The CP that both ends have.
+    pub cp: CpNumber,
+    /// Its place: the line goes on behind it.
+    pub place: WirePlace,
+    /// Boots up to this number were used at the hub.
+    pub generation: u32,
+}
+
 macro_rules! messages {
     ($($number:literal $name:ident $(($inner:ty))? payload $payload:literal;)*) => {
         /// A message without its payload.
@@ -484,6 +565,8 @@ messages! {
     8 Nodes(Pulled) payload true;
     9 Blocks(Pulled) payload true;
     10 Standing(Standing) payload false;
+    11 PullTarget(PullTarget) payload false;
+    12 TakeOver(TakeOver) payload false;
     33 Welcome(Welcome) payload false;
     34 Refused(Refused) payload false;
     35 Ack(Ack) payload false;
@@ -495,6 +578,8 @@ messages! {
     41 Fenced(Fenced) payload false;
     42 WantNodes(WantNodes) payload false;
     43 WantBlocks(WantBlocks) payload false;
+    44 Follow(Box<Follow>) payload false;
+    45 Reached(Reached) payload false;
     64 Ping(Ping) payload false;
     65 Pong(Pong) payload false;
     66 Going(Going) payload false;
@@ -604,6 +689,33 @@ mod tests {
         round(Message::WantBlocks(WantBlocks { cp, volume, number, blocks }), b"");
         round(Message::Nodes(Pulled { cp, volume, number }), b"n");
         round(Message::Blocks(Pulled { cp, volume, number }), b"b");
+        let volumes = vec![PullVolume { volume, size: ByteCount(1 << 30), root: Root([9; 32]) }];
+        let keep = Some("split-2".parse().unwrap());
+        round(
+            Message::PullTarget(PullTarget { cp, place: place(), volumes, last: true, keep }),
+            b"",
+        );
+        let epoch = Epoch { number: 3, id: 1 << 60 };
+        round(Message::TakeOver(TakeOver { epoch, cp, place: place(), generation: 9 }), b"");
+        round(Message::Reached(Reached { cp }), b"");
+        let follow = Follow {
+            version: 1,
+            version_min: 1,
+            name: "filer-a".parse().unwrap(),
+            source: SourceId([1; 16]),
+            hub: None,
+            generation: Generation { number: 1, id: 2 },
+            epoch: Epoch::default(),
+            fenced: epoch,
+            volumes: Vec::new(),
+            own_cp: CpNumber(1),
+            own: place(),
+            last: SequenceNumber(9),
+            cp_max: CpNumber(2),
+            policy: Policy::default(),
+            alone: None,
+        };
+        round(Message::Follow(Box::new(follow)), b"");
     }
 
     /// The bounds on requests hold where frames are read: a list over its bound, rising again

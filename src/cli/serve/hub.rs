@@ -14,11 +14,13 @@ use super::{
 };
 use crate::cli::signals::{Signal, Signals};
 use crate::config::schema::HubConfig;
+use crate::control::message as control;
 use crate::control::message::{
     AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
 };
 use crate::control::server::{Admin, AdminServer};
 use crate::device::directory::create_durably;
+use crate::hub::failback;
 use crate::hub::failover::{Ask, Step};
 use crate::hub::images::Images;
 use crate::hub::promoted::PromotedOptions;
@@ -31,8 +33,8 @@ use crate::nbd::serve::{Options, Server};
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
 use crate::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, FailoverAnswer, Unproven, Verdict, VerifyAnswer,
-    VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, FailbackAnswer, FailoverAnswer, Unproven, Verdict,
+    VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
 use crate::status::document::{
     AloneSince, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
@@ -275,6 +277,58 @@ impl View {
     }
 }
 
+impl View {
+    async fn failback(
+        &self,
+        source: SourceName,
+        ask: failback::Ask,
+        progress: ProgressSender,
+    ) -> Result<Value, AdminError> {
+        let object = source.to_string();
+        let told = move |step: failback::Step| {
+            let (what, done) = match step {
+                failback::Step::Round(round) => ("filer brought up, round", u64::from(round)),
+                failback::Step::Held => ("clients are held", 0),
+                failback::Step::Reached => ("filer has the last CP", 0),
+                failback::Step::HandedOver | failback::Step::Told => ("handed over", 0),
+            };
+            let (what, object, unit) = (what.to_owned(), object.clone(), ProgressUnit::Steps);
+            progress.send(Progress { what, object, done, total: None, unit });
+            true
+        };
+        let given =
+            self.hub.failback(&source, ask, Box::new(told)).await.map_err(|refusal| {
+                AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
+            })?;
+        let pause_ms = u64::try_from(given.pause.as_millis()).unwrap_or(u64::MAX);
+        let (epoch, cp, rounds) = (given.epoch.number, given.cp, given.rounds);
+        let mut sentences =
+            vec![format!("given back in epoch {epoch} with CP {cp}, after {rounds} rounds")];
+        if let Some(name) = &given.kept {
+            sentences.push(format!("what its filer wrote by itself is kept there as CP {name}"));
+        }
+        let next_step = if given.serves {
+            sentences.push(format!("the filer is primary; clients were held for {pause_ms} ms"));
+            String::new()
+        } else {
+            sentences.push("the filer has not said yet that it is primary".to_owned());
+            format!("start `mirrorhub source` for {source}: it takes over by itself")
+        };
+        answer(&FailbackAnswer {
+            schema: SCHEMA,
+            epoch,
+            cp: cp.0,
+            rounds,
+            pause_ms,
+            serves: given.serves,
+            kept: given.kept,
+            sentences,
+            next_step,
+            source,
+        })
+    }
+}
+
 /// Whether a source is known to have that volume, or its volumes are not known.
 fn knows(volumes: &[wire::VolumeOffer], name: &VolumeName) -> bool {
     volumes.is_empty() || volumes.iter().any(|offer| offer.name == *name)
@@ -319,6 +373,14 @@ impl Admin for View {
                     self.names(Some(&source))?;
                     let ask = Ask { dry_run, now, accept_gap };
                     self.failover(source, ask, progress).await
+                }
+                Request::Failback { source, keep, to } => {
+                    self.names(Some(&source))?;
+                    let keep = keep.map(|side| match side {
+                        control::Side::Hub => failback::Side::Hub,
+                        control::Side::Source => failback::Side::Source,
+                    });
+                    self.failback(source, failback::Ask { keep, to }, progress).await
                 }
                 Request::PoolCheck {} => pool_check(self.hub.shared().pool.clone()).await,
             }

@@ -233,7 +233,12 @@ impl Admin for View {
                     "this is a source, and a hub fails over",
                     "name the configuration of the hub with --config",
                 )),
-                Request::PoolCheck {} => pool_check(self.filer.pool().clone()).await,
+                Request::Failback { .. } => Err(AdminError::new(
+                    code::HUB_ONLY,
+                    "this is a source, and a hub gives the volumes back",
+                    "name the configuration of the hub with --config",
+                )),
+                Request::PoolCheck {} => pool_check(self.filer.pool()).await,
             }
         })
     }
@@ -254,14 +259,14 @@ impl Observed for View {
         if let Some(ring) = &status.ring {
             collect_ring(ring);
         }
-        super::collect_pool(self.filer.pool());
+        super::collect_pool(&self.filer.pool());
         super::collect_nbd(&self.server);
     }
 
     fn status(&self) -> StatusDocument {
         let status = self.filer.status();
         let nvram = status.ring.as_ref().map(nvram_status);
-        let pool = super::pool_status(self.filer.pool());
+        let pool = super::pool_status(&self.filer.pool());
         StatusDocument::source(entry(&status), nvram, pool)
     }
 }

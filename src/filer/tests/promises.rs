@@ -103,7 +103,7 @@ fn async_waits_for_the_own_ring_only() {
         hub.control(|control| control.hold_acks = true);
         write(&export, 0, &[1; 4096]).await.unwrap();
         assert_eq!(filer.status().hub_durable.0, 0);
-        assert_eq!(filer.shared.completion.answered_alone().0, 1);
+        assert_eq!(filer.shared().completion.answered_alone().0, 1);
         stores.nvram.hold();
         let own = spawn_write(&export, 2, false);
         assert!(waits(&own).await, "the own ring does not hold it");
@@ -125,7 +125,7 @@ fn semi_sync_runs_ahead_by_its_limit() {
         let stores = Stores::new();
         let semi = promise_of(Mode::SemiSync, Cache::Writethrough);
         let filer = start_with(&stores, &hub, semi).await;
-        assert_eq!(filer.shared.completion.gate(), Gate::Lag(semi.lag_limit));
+        assert_eq!(filer.shared().completion.gate(), Gate::Lag(semi.lag_limit));
         let export = open(&filer, "vol0").await;
         hub.control(|control| control.hold_acks = true);
         // Two transfers of somewhat more than 4 KiB are within 10,000 bytes, three are not.
@@ -135,7 +135,7 @@ fn semi_sync_runs_ahead_by_its_limit() {
         assert!(waits(&third).await, "the hub lacks more than the limit");
         hub.control(|control| control.hold_acks = false);
         third.await.unwrap().unwrap();
-        assert_eq!(filer.shared.completion.answered_alone().0, 0, "never alone");
+        assert_eq!(filer.shared().completion.answered_alone().0, 0, "never alone");
         filer.stop().await.unwrap();
     });
 }
@@ -148,12 +148,12 @@ fn while_held_neither_writes_nor_reads_are_answered() {
         let stores = Stores::new();
         let filer = start_with(&stores, &hub, promise_of(Mode::Sync, Cache::Writeback)).await;
         let export = open(&filer, "vol0").await;
-        filer.shared.completion.set_gate(Gate::Held);
+        filer.shared().completion.set_gate(Gate::Held);
         let held = spawn_write(&export, 1, false);
         let own = Arc::clone(&export);
         let read = tokio::spawn(async move { own.read(0, 4096).await.map(|_| ()) });
         assert!(waits(&held).await && waits(&read).await);
-        filer.shared.completion.set_gate(Gate::Both);
+        filer.shared().completion.set_gate(Gate::Both);
         held.await.unwrap().unwrap();
         read.await.unwrap().unwrap();
         filer.stop().await.unwrap();
@@ -168,7 +168,7 @@ fn the_mark_of_being_alone_survives_a_cp_and_a_restart() {
         let stores = Stores::new();
         let filer = start(&stores, &hub).await;
         let mark = (filer.status().epoch, crate::units::numbers::SequenceNumber(7));
-        let shared = Arc::clone(&filer.shared);
+        let shared = filer.shared();
         let noted =
             tokio::task::spawn_blocking(move || shared.note(|kept| kept.alone = Some(mark)));
         noted.await.unwrap().unwrap();

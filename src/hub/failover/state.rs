@@ -108,7 +108,7 @@ impl Failovers {
     /// Begins a failover of that source.
     pub fn turn(&self, name: &SourceName) -> Result<Turn<'_>, Refusal> {
         if !lock(&self.running).insert(name.clone()) {
-            let reason = format!("a failover of {name} is under way");
+            let reason = format!("a failover or failback of {name} is under way");
             return Err(Refusal::new(reason, "wait for its end; `mirrorhub status` shows it"));
         }
         Ok(Turn { failovers: self, name: name.clone() })

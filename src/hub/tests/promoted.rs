@@ -46,23 +46,24 @@ async fn read_all(export: &Arc<dyn Export>) -> Vec<u8> {
     bytes
 }
 
-/// What kill -9 leaves of a hub that is at rest.
-fn copy_of(dir: &Path) -> tempfile::TempDir {
-    fn copy(from: &Path, to: &Path) {
-        std::fs::create_dir_all(to).unwrap();
-        for entry in std::fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let target = to.join(entry.file_name());
-            if entry.file_type().unwrap().is_dir() {
-                copy(&entry.path(), &target);
-            } else {
-                std::fs::copy(entry.path(), target).unwrap();
-            }
-        }
-    }
+/// What kill -9 leaves of an end that is at rest.
+pub(super) fn copy_of(dir: &Path) -> tempfile::TempDir {
     let killed = tempfile::tempdir().unwrap();
     copy(dir, killed.path());
     killed
+}
+
+pub(super) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }
 
 /// A hub with `a` promoted after one CP and `b` in session.
