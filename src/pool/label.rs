@@ -1,8 +1,9 @@
 //! The label: what says that a device is a pool, whose, and how it is divided.
 //!
-//! Two copies of 4096 bytes stand at the front of the device. They are written once, when all
-//! else of a new pool is durable, and never change: a pool exists when its label does. One good
-//! copy is enough, and the other is written again from it.
+//! Two copies of 4096 bytes stand at the front of the device. They are written when all else of
+//! a new pool is durable, and never change: a pool exists when its label does. One good copy is
+//! enough, and the other is written again from it. Each open writes both again as they are: if
+//! the sync failed that made them, they may stand in the page cache only.
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |

@@ -134,7 +134,9 @@ impl Pool {
         Ok(Self::start(device, label, options, store, Mirror::default(), (free, free_log)))
     }
 
-    /// Opens an existing pool: label, catalog and free map are verified, nothing is pinned.
+    /// Opens an existing pool: label, catalog and free map are verified, nothing is pinned. What
+    /// is believed is written again first: a commit of which an error was reported may be seen,
+    /// and must then outlive a power cut.
     pub fn open(device: Arc<dyn Device>, options: PoolOptions) -> Result<Arc<Self>, PoolError> {
         let (label, _) = label::read(&*device)?;
         if let Some(wanted) = options.owner
@@ -145,6 +147,8 @@ impl Pool {
             let device = device.name();
             return Err(PoolError::WrongOwner { device, pool: label.pool, wanted, met });
         }
+        // Durable before it is believed, as the catalog is.
+        label::write_all(&*device, &label)?;
         let cache_bytes = options.catalog_cache_bytes;
         let (store, mirror, free_map) = Store::open(Arc::clone(&device), &label, cache_bytes)?;
         let (kept, stored) = (mirror.all_kept_blocks(), free_map.0.count());
