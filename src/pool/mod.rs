@@ -115,8 +115,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Makes a new pool on a device that carries none; durable when this returns. A crash before
-    /// leaves a device without a label: no pool.
+    /// Makes a new pool on a device that begins with zeros; durable when this returns. A crash
+    /// before leaves a device without a label, which is no pool and may become one.
     pub fn create(
         device: Arc<dyn Device>,
         owner: [u8; 16],
@@ -127,6 +127,7 @@ impl Pool {
         let pool =
             PoolId::random().map_err(|error| PoolError::Random { what: error.to_string() })?;
         let label = Label { pool, owner, layout };
+        label::write_draft(&*device)?;
         let store = Store::create(Arc::clone(&device), &label, options.catalog_cache_bytes)?;
         label::write_all(&*device, &label)?;
         let free = Bitmap::new(layout.data_blocks());

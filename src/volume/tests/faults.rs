@@ -152,6 +152,9 @@ fn creation_is_all_or_nothing() {
                 }
                 Err(PoolError::NotAPool { .. }) => {
                     assert!(created.is_err(), "call {n}");
+                    // The next start makes it.
+                    let left = Arc::new(SimDevice::from_image("disk0", device.medium()));
+                    assert_clean(&Pool::create(left, SOURCE.0, options()).unwrap());
                     none += 1;
                 }
                 Err(other) => panic!("call {n}: {other}"),
@@ -183,6 +186,40 @@ fn a_new_pool_that_was_seen_stays() {
         }
     }
     assert!(seen > 0, "{seen}");
+}
+
+/// Goal: nobody's disk is overwritten. Method: one byte where partition tables, volume managers
+/// and file systems keep theirs, and the label blocks zero or damaged before a catalog. Control:
+/// zeros are taken.
+#[test]
+fn somebody_elses_disk_is_refused_and_not_touched() {
+    use crate::device::Device;
+    let theirs = |at: u64| {
+        let device = new_device(POOL_BYTES_MIN);
+        device.plant(at, &[0x53]);
+        device
+    };
+    let ours = |from: u64, bytes: &[u8]| {
+        let (device, pool) = pool_with(POOL_BYTES_MIN, 100);
+        drop(pool);
+        let copy = copied(&device);
+        copy.write_durable_at(from, bytes).unwrap();
+        copy
+    };
+    // MBR, GPT, LVM, ext4, btrfs, ZFS, XFS allocation groups.
+    let mut devices: Vec<_> =
+        [446, 512, 536, 1080, 65_600, 131_072, (1 << 20) - 1].map(theirs).into();
+    devices.push(ours(0, &[0; 8192]));
+    devices.push(ours(0, &[0; 1]));
+    devices.push(ours(0, b"MIRRDRF"));
+    for (nth, device) in devices.into_iter().enumerate() {
+        let before = device.image();
+        let met = Pool::create(device.clone(), SOURCE.0, options()).unwrap_err();
+        let refused = matches!(met, PoolError::NotBlank { .. } | PoolError::AlreadyAPool { .. });
+        assert!(refused, "device {nth}: {met}");
+        assert!(device.image() == before, "device {nth} was written to");
+    }
+    drop(Pool::create(new_device(POOL_BYTES_MIN), SOURCE.0, options()).unwrap());
 }
 
 /// A drive that answers Ok and writes nowhere, or elsewhere: what is wrong then is an error when
