@@ -256,6 +256,20 @@ impl SpaceMap {
         cache.forget(pbn);
     }
 
+    /// Refuses a CP that takes more blocks than it gives back: it lives on the reserve.
+    pub(super) fn refuse_growth(
+        &self,
+        account: &Account,
+        kept_upto: Option<CpNumber>,
+    ) -> Result<(), PoolError> {
+        let taken = account.allocated.len() - account.dropped.len();
+        let mut freed = 0;
+        for blocks in account.freed.values() {
+            blocks.for_each_born(|_, birth| freed += u64::from(!self.stays(birth, kept_upto)));
+        }
+        if freed < taken { Err(self.full(taken)) } else { Ok(()) }
+    }
+
     /// Enters a CP into the stored map, in memory; the caller stores the changes noted in
     /// `changes`. What it frees and the CP `kept_upto`, the newest kept one, has stays; returns
     /// how many these are. Refused, and nothing changed, if it frees what is not stored.
