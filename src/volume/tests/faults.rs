@@ -374,6 +374,45 @@ fn flipped_bits_in_the_catalog_are_met_or_harmless() {
     assert!(refused > 20, "{refused}");
 }
 
+/// Goal: a client that puts back what it could not read mends it. Method: a data block rots, or its
+/// medium does not answer; the same bytes are published again. Control: where all is sound the same
+/// bytes cost one read each, no write, and not even a birth.
+#[test]
+fn the_same_bytes_mend_a_rotten_block() {
+    use crate::device::sim::On;
+    for rots in [true, false] {
+        let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
+        let puts = [data(1, 1), data(2, 2), data(500, 3)];
+        cp(&pool, 1, &puts).unwrap();
+        let before = tree(&pool);
+        device.clear_trace();
+        cp(&pool, 2, &puts).unwrap();
+        assert_eq!(tree(&pool), before);
+        let is_data = |call: &&crate::device::sim::Call| {
+            call.offset >= Layout::for_device(&*device).unwrap().data_start * 4096
+        };
+        let calls = device.trace();
+        let count = |on: On| calls.iter().filter(is_data).filter(|call| call.on == on).count();
+        assert_eq!((count(On::Read), count(On::Write)), (3, 0), "nodes are cached");
+
+        if rots {
+            let pbn = crate::volume::testing::data_block(&pool, 2);
+            device.rot(pbn * 4096 + 17, &[4]);
+            let met = crate::volume::reader::read(&pool, &before, 2 * 4096, 4096).unwrap_err();
+            assert!(matches!(met, VolumeError::Pool(PoolError::Corrupt { .. })), "{met}");
+        } else {
+            device.fail(On::Read, 1, Effect::Errno(5));
+        }
+        cp(&pool, 3, &puts).unwrap();
+        let after = tree(&pool);
+        assert_eq!((after.root(), after.top.birth), (before.root(), CpNumber(3)));
+        let mut met = [0; 4096];
+        crate::volume::reader::read_into(&pool, &after, 2 * 4096, &mut met).unwrap();
+        assert_eq!(met, [2; 4096]);
+        assert_clean(&pool);
+    }
+}
+
 /// `check` finds what it is there for: each broken account by name.
 #[test]
 fn check_finds_lost_shared_and_freed_blocks() {
