@@ -64,13 +64,43 @@ pub(super) struct FreeMapUpdate {
 
 /// The database.
 pub(super) struct Store {
-    database: Database,
+    /// There until it is dropped.
+    database: Option<Database>,
+}
+
+impl Drop for Store {
+    /// `redb` commits once more when it closes, and may meet damage then.
+    fn drop(&mut self) {
+        let database = self.database.take();
+        if let Err(error) = guarded(|| Ok(drop(database)), stopped("close")) {
+            tracing::warn!(%error, "the catalog was not closed");
+        }
+    }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Store")
     }
+}
+
+const STOPPED: &str = "the database stopped over damage in its pages";
+
+/// `redb` panics over some kinds of damage: that is an error like any other.
+fn guarded<T>(
+    work: impl FnOnce() -> Result<T, PoolError>,
+    damage: impl FnOnce() -> PoolError,
+) -> Result<T, PoolError> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(damage()))
+}
+
+/// The database met damage while it was in use: nothing it says counts any more.
+fn stopped(operation: &'static str) -> impl FnOnce() -> PoolError {
+    move || PoolError::Catalog { operation, what: STOPPED.to_string() }
+}
+
+fn closed() -> PoolError {
+    PoolError::Catalog { operation: "begin", what: "the database is closed".to_string() }
 }
 
 /// An error of `redb` while it did `operation`.
@@ -150,8 +180,8 @@ impl Store {
 
     /// The catalog of an existing pool with its rows and free map, every page of it verified.
     ///
-    /// `redb` panics over some kinds of damage. Here that is caught and is an error like any
-    /// other: nothing has been built on the catalog yet.
+    /// Damage over which `redb` stops is no reason to latch here: nothing has been built on the
+    /// catalog yet.
     pub(super) fn open(
         device: Arc<dyn Device>,
         label: &Label,
@@ -163,10 +193,7 @@ impl Store {
             let free_map = store.load_free_map(&label.layout)?;
             Ok((store, mirror, free_map))
         };
-        std::panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
-            let what = "the database stopped over damage in its pages".to_string();
-            Err(corrupt("catalog", &[], what))
-        })
+        guarded(open, || corrupt("catalog", &[], STOPPED.to_string()))
     }
 
     fn open_verified(
@@ -178,7 +205,8 @@ impl Store {
         let mut store = Self::start(region, cache_bytes)?;
         // After a crash redb repairs when it opens; after a clean stop it believes its pages
         // unread. Verify them here, or a rotten one would be met in the middle of a commit.
-        store.database.check_integrity().map_err(failed("verify"))?;
+        let database = store.database.as_mut().ok_or_else(closed)?;
+        database.check_integrity().map_err(failed("verify"))?;
         store.check_owner(label)?;
         Ok(store)
     }
@@ -187,11 +215,11 @@ impl Store {
         let mut builder = Database::builder();
         builder.set_cache_size(to_usize(cache_bytes));
         let database = builder.create_with_backend(region).map_err(failed("open"))?;
-        Ok(Self { database })
+        Ok(Self { database: Some(database) })
     }
 
     fn check_owner(&self, label: &Label) -> Result<(), PoolError> {
-        let reader = self.database.begin_read().map_err(failed("read"))?;
+        let reader = self.begin_read()?;
         let meta = reader.open_table(META).map_err(failed("open meta"))?;
         let met = meta.get(OWNER_KEY).map_err(failed("read meta"))?;
         if met.is_none_or(|met| met.value() != owner_bytes(label)) {
@@ -202,12 +230,18 @@ impl Store {
     }
 
     fn begin(&self) -> Result<WriteTransaction, PoolError> {
-        self.database.begin_write().map_err(failed("begin"))
+        let database = self.database.as_ref().ok_or_else(closed)?;
+        database.begin_write().map_err(failed("begin"))
+    }
+
+    fn begin_read(&self) -> Result<ReadTransaction, PoolError> {
+        let database = self.database.as_ref().ok_or_else(closed)?;
+        database.begin_read().map_err(failed("read"))
     }
 
     /// All rows of sources and volumes, and how long each history is.
     fn load_rows(&self) -> Result<Mirror, PoolError> {
-        let reader = self.database.begin_read().map_err(failed("read"))?;
+        let reader = self.begin_read()?;
         let mut mirror = Mirror::default();
         let sources = reader.open_table(SOURCES).map_err(failed("open sources"))?;
         for row in sources.iter().map_err(failed("read sources"))? {
@@ -270,7 +304,7 @@ impl Store {
     /// The published bitmap: every page must be there, and the log is applied to them.
     fn load_free_map(&self, layout: &Layout) -> Result<(Bitmap, FreeLog), PoolError> {
         let blocks = layout.data_blocks();
-        let reader = self.database.begin_read().map_err(failed("read"))?;
+        let reader = self.begin_read()?;
         let pages = reader.open_table(FREE_MAP).map_err(failed("open free map"))?;
         let mut bitmap = Bitmap::new(blocks);
         let wanted = bitmap.pages();
@@ -315,6 +349,10 @@ impl Store {
         staged: &Staged,
         free_map: &FreeMapUpdate,
     ) -> Result<(), PoolError> {
+        guarded(|| self.commit_all(staged, free_map), stopped("commit"))
+    }
+
+    fn commit_all(&self, staged: &Staged, free_map: &FreeMapUpdate) -> Result<(), PoolError> {
         let transaction = self.begin()?;
         {
             let mut table = transaction.open_table(SOURCES).map_err(failed("open sources"))?;
@@ -420,11 +458,14 @@ impl Store {
         source: SourceId,
         cp: CpNumber,
     ) -> Result<Option<HistoryRow>, PoolError> {
-        let reader = self.database.begin_read().map_err(failed("read"))?;
-        let table = reader.open_table(HISTORY).map_err(failed("open history"))?;
-        let key = HistoryRow::key(source, cp);
-        let row = table.get(&key).map_err(failed("read history"))?;
-        row.map(|row| HistoryRow::decode(&key, row.value())).transpose()
+        let read = || {
+            let reader = self.begin_read()?;
+            let table = reader.open_table(HISTORY).map_err(failed("open history"))?;
+            let key = HistoryRow::key(source, cp);
+            let row = table.get(&key).map_err(failed("read history"))?;
+            row.map(|row| HistoryRow::decode(&key, row.value())).transpose()
+        };
+        guarded(read, stopped("read history"))
     }
 
     /// The newest published CPs of a source, newest first, at most so many.
@@ -433,7 +474,11 @@ impl Store {
         source: SourceId,
         at_most: usize,
     ) -> Result<Vec<HistoryRow>, PoolError> {
-        let reader = self.database.begin_read().map_err(failed("read"))?;
+        guarded(|| self.read_newest(source, at_most), stopped("read history"))
+    }
+
+    fn read_newest(&self, source: SourceId, at_most: usize) -> Result<Vec<HistoryRow>, PoolError> {
+        let reader = self.begin_read()?;
         let table = reader.open_table(HISTORY).map_err(failed("open history"))?;
         let [first, last] = of_source(source);
         let rows = table.range(first..=last).map_err(failed("read history"))?;

@@ -374,6 +374,47 @@ fn flipped_bits_in_the_catalog_are_met_or_harmless() {
     assert!(refused > 20, "{refused}");
 }
 
+/// Goal: damage that the catalog meets while it is in use is an error and latches, never a panic,
+/// and never other rows. Method: pages are damaged behind an open pool without a cache; history is
+/// asked and CPs are published. Those over which the database stops are among them.
+#[test]
+fn damage_met_in_use_latches() {
+    let small = || PoolOptions { catalog_cache_bytes: 0, ..options() };
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
+    let _ = scenario(&pool);
+    let wanted = pool.catalog().newest_history(SOURCE, 9).unwrap();
+    drop(pool);
+    let layout = Layout::for_device(&*device).unwrap();
+    let start = layout.catalog_start;
+    let (mut stopped, mut served) = (0, 0);
+    for block in start..start + layout.catalog_blocks {
+        if block_at(&device, block) == [0; 4096] {
+            continue;
+        }
+        for commits in [false, true] {
+            let copy = copied(&device);
+            let pool = Pool::open(copy.clone(), small()).unwrap();
+            copy.rot(block * 4096, &[0xff; 16]);
+            let met = if commits {
+                pool.catalog().update_source(SOURCE, |row| row.generation.number += 1)
+            } else {
+                pool.catalog().newest_history(SOURCE, 9).map(|met| assert_eq!(met, wanted))
+            };
+            let Err(met) = met else {
+                served += 1;
+                continue;
+            };
+            if let PoolError::Catalog { what, .. } = &met {
+                stopped += u32::from(what.contains("stopped over damage"));
+                assert!(pool.first_error().is_some(), "block {block}: {met}");
+                let again = pool.catalog().remove_volume(KEY);
+                assert!(matches!(again, Err(PoolError::Latched { .. })), "{again:?}");
+            }
+        }
+    }
+    assert!(stopped > 0 && served > 0, "{stopped} {served}");
+}
+
 /// Goal: a client that puts back what it could not read mends it. Method: a data block rots, or its
 /// medium does not answer; the same bytes are published again. Control: where all is sound the same
 /// bytes cost one read each, no write, and not even a birth.
