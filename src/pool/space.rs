@@ -183,9 +183,10 @@ impl SpaceMap {
         self.held -= blocks;
     }
 
-    /// Whether nothing is left beside promises and reserve.
-    pub(super) fn is_at_reserve(&self) -> bool {
-        self.drawable(&Draw::Ordinary) == 0
+    /// Whether what is drawn so is not promised, and nothing is left beside promises and reserve.
+    pub(super) fn touches_reserve(&self, draw: &Draw<'_>) -> bool {
+        let promised = matches!(draw, Draw::Held(blocks) if **blocks > 0);
+        !promised && self.drawable(&Draw::Ordinary) == 0
     }
 
     pub(super) fn full(&self, wanted: u64) -> PoolError {

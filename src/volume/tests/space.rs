@@ -262,3 +262,25 @@ fn what_stays_for_a_kept_cp_does_not_count_as_freed() {
     cp_with(&pool, Budget::FREEING, 2, &trim).unwrap();
     assert_clean(&pool);
 }
+
+/// A CP that draws on what it was promised ends no pin; control: one that draws on the reserve
+/// does.
+#[test]
+fn promised_blocks_end_no_pin() {
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 10_000);
+    let puts = |byte| (0..100).map(|vbn| data(vbn, byte)).collect::<Vec<Put>>();
+    cp(&pool, 1, &puts(1)).unwrap();
+    let old = Image::new(pin(&pool));
+    cp(&pool, 2, &puts(2)).unwrap();
+    let space = pool.space().unwrap();
+    let mut held = pool.reserve(BlockCount(space.free.0 - space.reserve.0)).unwrap();
+    let part = held.split(BlockCount(200));
+    cp_with(&pool, Budget::Held(part), 3, &puts(3)).unwrap();
+    assert!(old.read(0, 4096).is_ok());
+    let rest = pool.space().unwrap();
+    let _rest = pool.reserve(BlockCount(rest.free.0 - rest.held.0 - rest.reserve.0)).unwrap();
+    cp_with(&pool, Budget::Reserve, 4, &[data(0, 4)]).unwrap();
+    let met = old.read(0, 4096).unwrap_err();
+    assert!(matches!(met, VolumeError::Pool(PoolError::PinEnded { .. })), "{met}");
+    drop(held);
+}
