@@ -454,6 +454,23 @@ fn the_same_bytes_mend_a_rotten_block() {
     }
 }
 
+/// A finding that hides nothing does not keep `check` from comparing the accounts.
+#[test]
+fn findings_beside_each_other_are_all_found() {
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 1000);
+    cp(&pool, 4, &[data(1, 1), data(2, 2)]).unwrap();
+    let rotten = crate::volume::testing::data_block(&pool, 2);
+    device.rot(rotten * 4096, &[1]);
+    pool.break_cp(SOURCE, CpNumber(3));
+    let (lost, _) = pool.break_accounts(tree(&pool).top.pbn);
+    let findings = check(&pool, Depth::Data).unwrap().findings;
+    let is_found = |wanted: fn(&Finding) -> bool| findings.iter().any(wanted);
+    assert!(is_found(|finding| matches!(finding, Finding::TooYoung { .. })), "{findings:?}");
+    assert!(is_found(|finding| matches!(finding, Finding::Damaged { .. })), "{findings:?}");
+    let is_lost = |finding: &Finding| matches!(finding, Finding::Lost { pbn } if *pbn == lost);
+    assert!(findings.iter().any(is_lost), "{findings:?}");
+}
+
 /// `check` finds what it is there for: each broken account by name.
 #[test]
 fn check_finds_lost_shared_and_freed_blocks() {
