@@ -139,7 +139,11 @@ impl Pool {
     /// is believed is written again first: a commit of which an error was reported may be seen,
     /// and must then outlive a power cut.
     pub fn open(device: Arc<dyn Device>, options: PoolOptions) -> Result<Arc<Self>, PoolError> {
-        let (label, _) = label::read(&*device)?;
+        let (label, damaged) = label::read(&*device)?;
+        if let Some(copy) = damaged {
+            let device = device.name();
+            tracing::warn!(%device, copy, "one copy of the pool's label was damaged: written again");
+        }
         if let Some(wanted) = options.owner
             && wanted != label.owner
         {

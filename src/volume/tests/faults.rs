@@ -471,6 +471,25 @@ fn findings_beside_each_other_are_all_found() {
     assert!(findings.iter().any(is_lost), "{findings:?}");
 }
 
+/// A copy of the label that was damaged is written again, and the log says which it was.
+#[test]
+fn a_damaged_label_is_told() {
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 100);
+    drop(pool);
+    device.rot(4096 + 20, &[1]);
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let writer = std::sync::Mutex::new(log.reopen().unwrap());
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+    let said = || std::fs::read_to_string(log.path()).unwrap();
+    tracing::subscriber::with_default(subscriber, || {
+        drop(Pool::open(device.clone(), options()).unwrap());
+        assert!(said().contains("copy=1") && said().contains("disk0"), "{}", said());
+        let before = said();
+        drop(Pool::open(device, options()).unwrap());
+        assert_eq!(said(), before, "it is whole again");
+    });
+}
+
 /// A huge volume with little in it is verified in little time.
 #[test]
 fn a_sparse_volume_is_scanned_by_what_it_holds() {
