@@ -1,9 +1,19 @@
 //! The catalog on the device: a `redb` database in the pool's catalog region.
 //!
-//! Tables: `meta` (whose catalog), `sources`, `volumes`, `history`, `free_map` (one row a page of
-//! the published bitmap: a row's header, the number of the commit that wrote it, the bits) and
-//! `free_log` (one row a commit, see the module of that name), `kept` and `kept_blocks` (kept CPs;
-//! a pool from before there were any has no such tables). Everything is read once, at open; from
+//! | table | key | payload of a row |
+//! | --- | --- | --- |
+//! | `meta` | `pool` | whose catalog: pool id (16), owner (16), blocks of the pool (8) |
+//! | `sources` | source id (16) | see catalog rows |
+//! | `volumes` | source id (16), volume number (4, big-endian) | see catalog rows |
+//! | `history` | source id (16), CP (4, big-endian) | see catalog rows |
+//! | `free_map` | page (8, little-endian), from 0 without a gap | commit that wrote it (8), bits (4024) |
+//! | `free_log` | commit (8, little-endian) | see the free log |
+//! | `kept`, `kept_blocks` | see kept CPs; an older pool has no such tables | |
+//!
+//! Every row is sealed as catalog rows are. A page of the free map is 32,192 blocks of the data area
+//! in order: bit `n % 8` of byte `n / 8` says that block `n` is in use; bits past the end are zero.
+//! The commit in a page and in the key of a log row is a count from 1 that never falls; 0 is a page
+//! of a new pool. Everything is read once, at open; from
 //! then on `redb` only stores what one commit changes, in one durable transaction, and answers
 //! questions about history. The caller has flushed all blocks that the new rows reach.
 //!
@@ -72,7 +82,11 @@ impl Drop for Store {
     /// `redb` commits once more when it closes, and may meet damage then.
     fn drop(&mut self) {
         let database = self.database.take();
-        if let Err(error) = guarded(|| Ok(drop(database)), stopped("close")) {
+        let close = || {
+            drop(database);
+            Ok(())
+        };
+        if let Err(error) = guarded(close, stopped("close")) {
             tracing::warn!(%error, "the catalog was not closed");
         }
     }
@@ -488,5 +502,35 @@ impl Store {
             newest.push(HistoryRow::decode(&key.value(), value.value())?);
         }
         Ok(newest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::hash::crc32c_parts;
+    use crate::units::ids::PoolId;
+
+    fn header(table: &str, key: &[u8], payload: &[u8]) -> Vec<u8> {
+        let front = [1, 0, 0, 0];
+        let crc = crc32c_parts(&[table.as_bytes(), key, &front, payload]);
+        [&front[..], &crc.to_le_bytes()].concat()
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let layout = Layout { total: 0x1234, catalog_start: 2, catalog_blocks: 8, data_start: 10 };
+        let label = Label { pool: PoolId([1; 16]), owner: [2; 16], layout };
+        let payload = [&[1; 16][..], &[2; 16], &[0x34, 0x12, 0, 0, 0, 0, 0, 0]].concat();
+        let wanted = [header("meta", b"pool", &payload), payload].concat();
+        assert_eq!(owner_bytes(&label), wanted);
+        let mut bits = [0; PAGE_BITS_BYTES];
+        bits[2] = 0x81;
+        let payload = [&[9, 0, 0, 0, 0, 0, 0, 0][..], &bits].concat();
+        let wanted = [header("free_map", &[3, 0, 0, 0, 0, 0, 0, 0], &payload), payload].concat();
+        assert_eq!(free_page(3, 9, &bits).to_vec(), wanted);
+        let mut bitmap = Bitmap::new(to_u64(PAGE_BITS_BYTES) * 8);
+        assert!(bitmap.load_page(0, &bits) && bitmap.get(16) && bitmap.get(23));
+        assert_eq!(bitmap.count(), 2);
     }
 }
