@@ -94,6 +94,17 @@ pub trait Device: Send + Sync + fmt::Debug {
     }
 }
 
+/// Bytes at the beginning of a device that must be zero before it is taken for a new store: no
+/// partition table, file system or volume manager leaves them so.
+pub const BLANK_BYTES: u64 = 1 << 20;
+
+/// Whether a device begins with [`BLANK_BYTES`] zeros. What does not may be somebody else's.
+pub fn is_blank(device: &dyn Device) -> Result<bool, DeviceError> {
+    let mut bytes = vec![0; crate::units::convert::to_usize(BLANK_BYTES.min(device.size().0))];
+    device.read_at(0, &mut bytes)?;
+    Ok(bytes.iter().all(|byte| *byte == 0))
+}
+
 /// Checks that `offset..offset + length` lies inside a device of `size` bytes.
 pub fn check_range(device: &dyn Device, offset: u64, length: usize) -> Result<(), DeviceError> {
     let length = crate::units::convert::to_u64(length);

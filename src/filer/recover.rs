@@ -36,6 +36,7 @@ use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::device::Device;
 use crate::nvlog::{Recovered, Ring, RingError, RingOptions, RingShape};
 use crate::pool::error::PoolError;
+use crate::pool::label::DRAFT_MAGIC;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::pool::{Pool, PoolOptions};
@@ -295,8 +296,11 @@ fn open_pool(wanted: &Wanted, store: &Store) -> Result<Arc<Pool>, RecoverError> 
     let device = Arc::clone(&store.device);
     match Pool::open(Arc::clone(&device), wanted.pool.clone()) {
         Ok(pool) => Ok(pool),
-        // An earlier start may have ended before the label stood.
-        Err(PoolError::NotAPool { met, .. }) if store.new || met == [0; 8] => {
+        // An earlier start may have ended before the label stood. What holds anything else is
+        // refused by the creation.
+        Err(PoolError::NotAPool { met, .. })
+            if store.new || met == [0; 8] || met == DRAFT_MAGIC =>
+        {
             let source = SourceId::random()?;
             Ok(Pool::create(device, source.0, wanted.pool.clone())?)
         }

@@ -4,6 +4,7 @@
 //! frames as they come, looks each reference up in the source log, builds the trees copy-on-write,
 //! and publishes only if every root equals the source's (invariant 3). Whatever goes wrong before
 //! that leaves the old image as it is: the write set is dropped and its blocks are free again.
+//! In a pool that is full a CP draws on the reserve; it is published if it makes room (R18).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -271,7 +272,7 @@ impl Applier {
             .into_iter()
             .map(|row| (row.key.volume, row.tree))
             .collect();
-        let mut write_set = self.pool.begin(Budget::Ordinary);
+        let mut write_set = self.pool.begin(Budget::FREEING);
         if job.build == Build::Replay {
             let built = self.replay(job, &mut write_set, &bases)?;
             return match inputs.next() {

@@ -24,10 +24,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{HubError, HubOptions};
-use crate::device::Device;
 use crate::device::directory::create_durably;
 use crate::device::file::{Access, FileDevice, FileError};
 use crate::device::latch::Latch;
+use crate::device::{BLANK_BYTES, Device, is_blank};
 use crate::nvlog::{Ring, RingError, RingOptions, RingShape};
 use crate::pool::error::PoolError;
 use crate::pool::{Pool, PoolOptions};
@@ -35,11 +35,6 @@ use crate::units::convert::to_usize;
 use crate::units::ids::HubId;
 use crate::units::numbers::ByteCount;
 
-/// Bytes at the beginning of a file or device that must be zero before it is taken: no partition
-/// table, file system or volume manager leaves them so.
-const BLANK_BYTES: u64 = 1 << 20;
-/// Bytes of the ring's two headers, and of the pool's two labels.
-const HEADS_BYTES: usize = 8192;
 /// Format of the identity file.
 const SCHEMA: u32 = 1;
 
@@ -211,9 +206,7 @@ fn take_device(
 
 /// Refuses what may be somebody else's.
 fn check_blank(device: &dyn Device) -> Result<(), HubError> {
-    let mut bytes = vec![0; to_usize(BLANK_BYTES.min(device.size().0))];
-    device.read_at(0, &mut bytes).map_err(state(device.name().to_string()))?;
-    if bytes.iter().all(|byte| *byte == 0) {
+    if is_blank(device).map_err(state(device.name().to_string()))? {
         return Ok(());
     }
     let reason = "it holds something already, and a new hub takes only what begins with 1 MiB of \
@@ -236,10 +229,11 @@ fn make_pool(path: &Path, device: Arc<dyn Device>, hub: HubId) -> Result<(), Hub
     let options = PoolOptions { owner: Some(hub.0), ..PoolOptions::default() };
     match Pool::open(device.clone(), options.clone()) {
         Ok(_) => return Ok(()),
-        Err(PoolError::NotAPool { met, .. }) if met == [0; 8] => {}
         Err(PoolError::NotAPool { .. } | PoolError::LabelCorrupt { .. }) if path.is_file() => {
             wipe(&*device)?;
         }
+        // Of a block device the creation takes zeros, or a pool that was not finished.
+        Err(PoolError::NotAPool { .. }) => {}
         Err(error) => return Err(state("pool")(error)),
     }
     drop(Pool::create(device, hub.0, options).map_err(state("pool"))?);
@@ -248,7 +242,7 @@ fn make_pool(path: &Path, device: Arc<dyn Device>, hub: HubId) -> Result<(), Hub
 
 /// Takes back headers that a power cut tore when they were made.
 fn wipe(device: &dyn Device) -> Result<(), HubError> {
-    let heads = HEADS_BYTES.min(to_usize(device.size().0));
+    let heads = to_usize(BLANK_BYTES.min(device.size().0));
     device.write_durable_at(0, &vec![0; heads]).map_err(state(device.name().to_string()))
 }
 

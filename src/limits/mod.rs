@@ -93,10 +93,10 @@ pub const PULL_PARTS_MIN: u64 = 512;
 
 /// Children of a tree node.
 pub const NODE_CHILDREN: usize = 128;
-/// Levels of a tree: 128^9 blocks are more bytes than 64 bits count.
-pub const TREE_HEIGHT_MAX: u8 = 8;
+/// Levels of the tree of the largest volume.
+pub const TREE_HEIGHT_MAX: u8 = 6;
 /// Largest volume: 128^6 blocks of 4 KiB are 16 PiB.
-pub const VOLUME_BYTES_MAX: u64 = (1 << 42) * BLOCK_BYTES_U64;
+pub const VOLUME_BYTES_MAX: u64 = (1 << (7 * TREE_HEIGHT_MAX)) * BLOCK_BYTES_U64;
 /// Volumes of one source.
 pub const VOLUMES_PER_SOURCE_MAX: usize = 256;
 /// Sources of one hub.

@@ -52,7 +52,7 @@ impl Catalog<'_> {
 
     /// One published CP of a source, if it is still kept.
     pub fn history(&self, source: SourceId, cp: CpNumber) -> Result<Option<HistoryRow>, PoolError> {
-        self.pool.store().history(source, cp)
+        self.pool.store().history(source, cp).map_err(|error| self.pool.latch(error))
     }
 
     /// The newest published CPs of a source, newest first, at most so many.
@@ -61,7 +61,8 @@ impl Catalog<'_> {
         source: SourceId,
         at_most: usize,
     ) -> Result<Vec<HistoryRow>, PoolError> {
-        self.pool.store().newest_history(source, at_most)
+        let newest = self.pool.store().newest_history(source, at_most);
+        newest.map_err(|error| self.pool.latch(error))
     }
 
     /// Adds a source or replaces its row. Refused if applied CP, sequence or stream hash are not

@@ -36,6 +36,12 @@ pub enum PoolError {
     /// A new pool would overwrite another one.
     #[error("{device}: already carries a pool label")]
     AlreadyAPool { device: Arc<str> },
+    /// A new pool would overwrite something else.
+    #[error(
+        "{device}: holds something already, and a new pool takes only what begins with 1 MiB of \
+         zeros; name another one, or wipe it"
+    )]
+    NotBlank { device: Arc<str> },
     /// Written by another version of this program.
     #[error("{device}: pool label has format version {met}, this program knows {known}")]
     LabelVersion { device: Arc<str>, met: u32, known: u32 },
@@ -123,6 +129,7 @@ impl PoolError {
             | Self::Random { .. }
             | Self::NotAPool { .. }
             | Self::AlreadyAPool { .. }
+            | Self::NotBlank { .. }
             | Self::LabelVersion { .. }
             | Self::LabelCorrupt { .. }
             | Self::WrongOwner { .. }

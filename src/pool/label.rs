@@ -1,8 +1,13 @@
 //! The label: what says that a device is a pool, whose, and how it is divided.
 //!
-//! Two copies of 4096 bytes stand at the front of the device. They are written once, when all
-//! else of a new pool is durable, and never change: a pool exists when its label does. One good
-//! copy is enough, and the other is written again from it.
+//! Two copies of 4096 bytes stand at the front of the device. They are written when all else of
+//! a new pool is durable, and never change: a pool exists when its label does. One good copy is
+//! enough, and the other is written again from it. Each open writes both again as they are: if
+//! the sync failed that made them, they may stand in the page cache only.
+//!
+//! Before anything else of a new pool, a block of `MIRRDRFT` and zeros stands in the place of the
+//! first copy: such a device holds nothing of value, and a creation that was cut short is begun
+//! anew. Else a pool is made only on a device that begins with 1 MiB of zeros.
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
@@ -23,7 +28,7 @@
 
 use std::sync::Arc;
 
-use crate::device::Device;
+use crate::device::{Device, is_blank};
 use crate::limits::{
     MIB, NODE_CHILDREN, POOL_CATALOG_BYTES_MIN, POOL_CATALOG_SHARE, POOL_CATALOG_SHARE_BYTES_MAX,
     POOL_CATALOG_SPARE, POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN,
@@ -36,6 +41,8 @@ use super::error::PoolError;
 
 /// First bytes of a label.
 pub const LABEL_MAGIC: [u8; 8] = *b"MIRRPOOL";
+/// First bytes of a device on which a pool is being made.
+pub const DRAFT_MAGIC: [u8; 8] = *b"MIRRDRFT";
 /// The one format this program writes and reads.
 pub const LABEL_VERSION: u32 = 1;
 /// Copies of the label, in the first blocks of the device.
@@ -187,14 +194,29 @@ fn read_copy(device: &dyn Device, copy: u64) -> Result<[u8; BLOCK_BYTES], PoolEr
     Ok(bytes)
 }
 
-/// Refuses a device that carries a label, be it damaged or of another version.
+fn draft() -> [u8; BLOCK_BYTES] {
+    let mut bytes = [0; BLOCK_BYTES];
+    bytes[..DRAFT_MAGIC.len()].copy_from_slice(&DRAFT_MAGIC);
+    bytes
+}
+
+/// Notes, durably, that a pool is being made here.
+pub fn write_draft(device: &dyn Device) -> Result<(), PoolError> {
+    Ok(device.write_durable_at(0, &draft())?)
+}
+
+/// Refuses a device that carries a label, be it damaged or of another version, or anything else
+/// but a pool that was not finished.
 pub fn refuse_existing(device: &dyn Device) -> Result<(), PoolError> {
     for copy in 0..LABEL_COPIES {
         if read_copy(device, copy)?[0..8] == LABEL_MAGIC {
             return Err(PoolError::AlreadyAPool { device: device.name() });
         }
     }
-    Ok(())
+    if read_copy(device, 0)? == draft() || is_blank(device)? {
+        return Ok(());
+    }
+    Err(PoolError::NotBlank { device: device.name() })
 }
 
 /// Writes all copies, durably.

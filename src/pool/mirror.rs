@@ -194,6 +194,12 @@ impl Staged {
         row.ok_or(PoolError::UnknownSource { source_id })
     }
 
+    /// All sources as they will be.
+    fn sources<'a>(&'a self, mirror: &'a Mirror) -> impl Iterator<Item = &'a SourceRow> {
+        let durable = mirror.sources().filter(|row| !self.sources.contains_key(&row.id));
+        durable.chain(self.sources.values().flatten())
+    }
+
     /// A volume as it will be.
     pub(super) fn volume<'a>(
         &'a self,
@@ -256,11 +262,11 @@ impl Staged {
         let refused = |why| {
             Err(PoolError::RowRefused { what: format!("source {} ({})", row.id, row.name), why })
         };
-        let count = mirror.sources.len() + self.sources.len();
-        let mut old_bytes = 0;
+        let (mut old_bytes, mut named) = (0, false);
         match self.source(mirror, row.id) {
             Ok(old) => {
                 old_bytes = stored(&old.encode());
+                named = old.name == row.name;
                 let owned = |row: &SourceRow| (row.applied, row.sequence, row.stream_hash);
                 if owned(old) != owned(&row) {
                     return refused("only publish moves its CP, sequence and stream hash");
@@ -275,14 +281,16 @@ impl Staged {
                     return refused("a generation is only raised");
                 }
             }
-            Err(_) if count >= SOURCES_MAX => {
-                let (met, max) = (to_u64(count) + 1, to_u64(SOURCES_MAX));
-                return Err(PoolError::Limit { what: "sources", met, max });
-            }
             // A source may begin beyond CP 0: its history is known from the other end.
-            Err(_) => {}
+            Err(_) => {
+                let (met, max) = (to_u64(self.sources(mirror).count()) + 1, to_u64(SOURCES_MAX));
+                if met > max {
+                    return Err(PoolError::Limit { what: "sources", met, max });
+                }
+            }
         }
-        if mirror.sources.values().any(|other| other.name == row.name && other.id != row.id) {
+        let is_other = |other: &SourceRow| other.name == row.name && other.id != row.id;
+        if !named && self.sources(mirror).any(is_other) {
             return refused("another source has that name");
         }
         self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;
@@ -438,5 +446,50 @@ impl Staged {
         if cut > 0 {
             self.history_cut.insert(source, cut);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(number: usize, name: &str) -> SourceRow {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&to_u64(number).to_le_bytes());
+        SourceRow::new(SourceId(id), name.parse().unwrap())
+    }
+
+    /// Changes of one batch see each other: of two sources with one name the second is refused,
+    /// and a name is free again when its source is renamed or removed before.
+    #[test]
+    fn a_name_is_given_once_in_a_batch() {
+        let (mirror, mut staged) = (Mirror::default(), Staged::default());
+        staged.put_source(&mirror, row(1, "a"), u64::MAX).unwrap();
+        let met = staged.put_source(&mirror, row(2, "a"), u64::MAX).unwrap_err();
+        assert!(matches!(met, PoolError::RowRefused { .. }), "{met}");
+        staged.put_source(&mirror, row(1, "b"), u64::MAX).unwrap();
+        staged.put_source(&mirror, row(2, "a"), u64::MAX).unwrap();
+        let mut mirror = mirror;
+        mirror.merge(staged);
+        let mut staged = Staged::default();
+        staged.put_source(&mirror, row(3, "a"), u64::MAX).unwrap_err();
+        staged.remove_source(&mirror, row(2, "a").id).unwrap();
+        staged.put_source(&mirror, row(3, "a"), u64::MAX).unwrap();
+    }
+
+    /// A source that a batch changes counts once.
+    #[test]
+    fn updated_sources_do_not_count_twice() {
+        let mut mirror = Mirror::default();
+        for number in 1..SOURCES_MAX {
+            mirror.load_source(row(number, &format!("s{number}")));
+        }
+        let mut staged = Staged::default();
+        for number in 1..10 {
+            staged.put_source(&mirror, row(number, &format!("t{number}")), u64::MAX).unwrap();
+        }
+        staged.put_source(&mirror, row(SOURCES_MAX, "last"), u64::MAX).unwrap();
+        let met = staged.put_source(&mirror, row(SOURCES_MAX + 1, "over"), u64::MAX).unwrap_err();
+        assert!(matches!(met, PoolError::Limit { what: "sources", .. }), "{met}");
     }
 }

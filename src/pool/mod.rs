@@ -115,8 +115,8 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Makes a new pool on a device that carries none; durable when this returns. A crash before
-    /// leaves a device without a label: no pool.
+    /// Makes a new pool on a device that begins with zeros; durable when this returns. A crash
+    /// before leaves a device without a label, which is no pool and may become one.
     pub fn create(
         device: Arc<dyn Device>,
         owner: [u8; 16],
@@ -127,6 +127,7 @@ impl Pool {
         let pool =
             PoolId::random().map_err(|error| PoolError::Random { what: error.to_string() })?;
         let label = Label { pool, owner, layout };
+        label::write_draft(&*device)?;
         let store = Store::create(Arc::clone(&device), &label, options.catalog_cache_bytes)?;
         label::write_all(&*device, &label)?;
         let free = Bitmap::new(layout.data_blocks());
@@ -134,9 +135,15 @@ impl Pool {
         Ok(Self::start(device, label, options, store, Mirror::default(), (free, free_log)))
     }
 
-    /// Opens an existing pool: label, catalog and free map are verified, nothing is pinned.
+    /// Opens an existing pool: label, catalog and free map are verified, nothing is pinned. What
+    /// is believed is written again first: a commit of which an error was reported may be seen,
+    /// and must then outlive a power cut.
     pub fn open(device: Arc<dyn Device>, options: PoolOptions) -> Result<Arc<Self>, PoolError> {
-        let (label, _) = label::read(&*device)?;
+        let (label, damaged) = label::read(&*device)?;
+        if let Some(copy) = damaged {
+            let device = device.name();
+            tracing::warn!(%device, copy, "one copy of the pool's label was damaged: written again");
+        }
         if let Some(wanted) = options.owner
             && wanted != label.owner
         {
@@ -145,6 +152,8 @@ impl Pool {
             let device = device.name();
             return Err(PoolError::WrongOwner { device, pool: label.pool, wanted, met });
         }
+        // Durable before it is believed, as the catalog is.
+        label::write_all(&*device, &label)?;
         let cache_bytes = options.catalog_cache_bytes;
         let (store, mirror, free_map) = Store::open(Arc::clone(&device), &label, cache_bytes)?;
         let (kept, stored) = (mirror.all_kept_blocks(), free_map.0.count());

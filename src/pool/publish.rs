@@ -447,6 +447,9 @@ impl CpRows {
         };
         let Publish { sequence, stream_hash, .. } = *publish;
         let history = HistoryRow { cp, sequence, stream_hash, roots };
+        if publish.write_set.must_free() {
+            space.refuse_growth(publish.write_set.account(), kept_upto)?;
+        }
         let stayed = space.stage(publish.write_set.account(), kept_upto, changes)?;
         Ok(Self { source, volumes, history, keeps, kept_upto, stayed })
     }

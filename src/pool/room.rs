@@ -33,10 +33,11 @@ impl Pool {
     }
 
     /// Takes up to so many blocks side by side. Before the reserve is touched the oldest pins are
-    /// given up, until there is room beside it or no pin holds anything (R18).
+    /// given up, until there is room beside it or no pin holds anything (R18). Promised blocks are
+    /// there: for them nothing is given up.
     pub(super) fn take(&self, wanted: u64, draw: Draw<'_>) -> Result<(Pbn, u64), PoolError> {
         let mut state = self.lock()?;
-        while state.space.is_at_reserve() && self.end_oldest_pin(&mut state) {}
+        while state.space.touches_reserve(&draw) && self.end_oldest_pin(&mut state) {}
         match state.space.take(wanted, draw) {
             Some(run) => Ok(run),
             None => Err(state.space.full(wanted)),

@@ -183,9 +183,10 @@ impl SpaceMap {
         self.held -= blocks;
     }
 
-    /// Whether nothing is left beside promises and reserve.
-    pub(super) fn is_at_reserve(&self) -> bool {
-        self.drawable(&Draw::Ordinary) == 0
+    /// Whether what is drawn so is not promised, and nothing is left beside promises and reserve.
+    pub(super) fn touches_reserve(&self, draw: &Draw<'_>) -> bool {
+        let promised = matches!(draw, Draw::Held(blocks) if **blocks > 0);
+        !promised && self.drawable(&Draw::Ordinary) == 0
     }
 
     pub(super) fn full(&self, wanted: u64) -> PoolError {
@@ -254,6 +255,20 @@ impl SpaceMap {
         let was = index.is_some_and(|index| self.busy.remove(index));
         assert!(was, "block {pbn} given back, but it was not busy");
         cache.forget(pbn);
+    }
+
+    /// Refuses a CP that takes more blocks than it gives back: it lives on the reserve.
+    pub(super) fn refuse_growth(
+        &self,
+        account: &Account,
+        kept_upto: Option<CpNumber>,
+    ) -> Result<(), PoolError> {
+        let taken = account.allocated.len() - account.dropped.len();
+        let mut freed = 0;
+        for blocks in account.freed.values() {
+            blocks.for_each_born(|_, birth| freed += u64::from(!self.stays(birth, kept_upto)));
+        }
+        if freed < taken { Err(self.full(taken)) } else { Ok(()) }
     }
 
     /// Enters a CP into the stored map, in memory; the caller stores the changes noted in

@@ -1,9 +1,19 @@
 //! The catalog on the device: a `redb` database in the pool's catalog region.
 //!
-//! Tables: `meta` (whose catalog), `sources`, `volumes`, `history`, `free_map` (one row a page of
-//! the published bitmap: a row's header, the number of the commit that wrote it, the bits) and
-//! `free_log` (one row a commit, see the module of that name), `kept` and `kept_blocks` (kept CPs;
-//! a pool from before there were any has no such tables). Everything is read once, at open; from
+//! | table | key | payload of a row |
+//! | --- | --- | --- |
+//! | `meta` | `pool` | whose catalog: pool id (16), owner (16), blocks of the pool (8) |
+//! | `sources` | source id (16) | see catalog rows |
+//! | `volumes` | source id (16), volume number (4, big-endian) | see catalog rows |
+//! | `history` | source id (16), CP (4, big-endian) | see catalog rows |
+//! | `free_map` | page (8, little-endian), from 0 without a gap | commit that wrote it (8), bits (4024) |
+//! | `free_log` | commit (8, little-endian) | see the free log |
+//! | `kept`, `kept_blocks` | see kept CPs; an older pool has no such tables | |
+//!
+//! Every row is sealed as catalog rows are. A page of the free map is 32,192 blocks of the data area
+//! in order: bit `n % 8` of byte `n / 8` says that block `n` is in use; bits past the end are zero.
+//! The commit in a page and in the key of a log row is a count from 1 that never falls; 0 is a page
+//! of a new pool. Everything is read once, at open; from
 //! then on `redb` only stores what one commit changes, in one durable transaction, and answers
 //! questions about history. The caller has flushed all blocks that the new rows reach.
 //!
@@ -64,13 +74,47 @@ pub(super) struct FreeMapUpdate {
 
 /// The database.
 pub(super) struct Store {
-    database: Database,
+    /// There until it is dropped.
+    database: Option<Database>,
+}
+
+impl Drop for Store {
+    /// `redb` commits once more when it closes, and may meet damage then.
+    fn drop(&mut self) {
+        let database = self.database.take();
+        let close = || {
+            drop(database);
+            Ok(())
+        };
+        if let Err(error) = guarded(close, stopped("close")) {
+            tracing::warn!(%error, "the catalog was not closed");
+        }
+    }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Store")
     }
+}
+
+const STOPPED: &str = "the database stopped over damage in its pages";
+
+/// `redb` panics over some kinds of damage: that is an error like any other.
+fn guarded<T>(
+    work: impl FnOnce() -> Result<T, PoolError>,
+    damage: impl FnOnce() -> PoolError,
+) -> Result<T, PoolError> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(damage()))
+}
+
+/// The database met damage while it was in use: nothing it says counts any more.
+fn stopped(operation: &'static str) -> impl FnOnce() -> PoolError {
+    move || PoolError::Catalog { operation, what: STOPPED.to_string() }
+}
+
+fn closed() -> PoolError {
+    PoolError::Catalog { operation: "begin", what: "the database is closed".to_string() }
 }
 
 /// An error of `redb` while it did `operation`.
@@ -150,8 +194,8 @@ impl Store {
 
     /// The catalog of an existing pool with its rows and free map, every page of it verified.
     ///
-    /// `redb` panics over some kinds of damage. Here that is caught and is an error like any
-    /// other: nothing has been built on the catalog yet.
+    /// Damage over which `redb` stops is no reason to latch here: nothing has been built on the
+    /// catalog yet.
     pub(super) fn open(
         device: Arc<dyn Device>,
         label: &Label,
@@ -163,10 +207,7 @@ impl Store {
             let free_map = store.load_free_map(&label.layout)?;
             Ok((store, mirror, free_map))
         };
-        std::panic::catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
-            let what = "the database stopped over damage in its pages".to_string();
-            Err(corrupt("catalog", &[], what))
-        })
+        guarded(open, || corrupt("catalog", &[], STOPPED.to_string()))
     }
 
     fn open_verified(
@@ -178,7 +219,8 @@ impl Store {
         let mut store = Self::start(region, cache_bytes)?;
         // After a crash redb repairs when it opens; after a clean stop it believes its pages
         // unread. Verify them here, or a rotten one would be met in the middle of a commit.
-        store.database.check_integrity().map_err(failed("verify"))?;
+        let database = store.database.as_mut().ok_or_else(closed)?;
+        database.check_integrity().map_err(failed("verify"))?;
         store.check_owner(label)?;
         Ok(store)
     }
@@ -187,11 +229,11 @@ impl Store {
         let mut builder = Database::builder();
         builder.set_cache_size(to_usize(cache_bytes));
         let database = builder.create_with_backend(region).map_err(failed("open"))?;
-        Ok(Self { database })
+        Ok(Self { database: Some(database) })
     }
 
     fn check_owner(&self, label: &Label) -> Result<(), PoolError> {
-        let reader = self.database.begin_read().map_err(failed("read"))?;
+        let reader = self.begin_read()?;
         let meta = reader.open_table(META).map_err(failed("open meta"))?;
         let met = meta.get(OWNER_KEY).map_err(failed("read meta"))?;
         if met.is_none_or(|met| met.value() != owner_bytes(label)) {
@@ -202,12 +244,18 @@ impl Store {
     }
 
     fn begin(&self) -> Result<WriteTransaction, PoolError> {
-        self.database.begin_write().map_err(failed("begin"))
+        let database = self.database.as_ref().ok_or_else(closed)?;
+        database.begin_write().map_err(failed("begin"))
+    }
+
+    fn begin_read(&self) -> Result<ReadTransaction, PoolError> {
+        let database = self.database.as_ref().ok_or_else(closed)?;
+        database.begin_read().map_err(failed("read"))
     }
 
     /// All rows of sources and volumes, and how long each history is.
     fn load_rows(&self) -> Result<Mirror, PoolError> {
-        let reader = self.database.begin_read().map_err(failed("read"))?;
+        let reader = self.begin_read()?;
         let mut mirror = Mirror::default();
         let sources = reader.open_table(SOURCES).map_err(failed("open sources"))?;
         for row in sources.iter().map_err(failed("read sources"))? {
@@ -270,7 +318,7 @@ impl Store {
     /// The published bitmap: every page must be there, and the log is applied to them.
     fn load_free_map(&self, layout: &Layout) -> Result<(Bitmap, FreeLog), PoolError> {
         let blocks = layout.data_blocks();
-        let reader = self.database.begin_read().map_err(failed("read"))?;
+        let reader = self.begin_read()?;
         let pages = reader.open_table(FREE_MAP).map_err(failed("open free map"))?;
         let mut bitmap = Bitmap::new(blocks);
         let wanted = bitmap.pages();
@@ -315,6 +363,10 @@ impl Store {
         staged: &Staged,
         free_map: &FreeMapUpdate,
     ) -> Result<(), PoolError> {
+        guarded(|| self.commit_all(staged, free_map), stopped("commit"))
+    }
+
+    fn commit_all(&self, staged: &Staged, free_map: &FreeMapUpdate) -> Result<(), PoolError> {
         let transaction = self.begin()?;
         {
             let mut table = transaction.open_table(SOURCES).map_err(failed("open sources"))?;
@@ -420,11 +472,14 @@ impl Store {
         source: SourceId,
         cp: CpNumber,
     ) -> Result<Option<HistoryRow>, PoolError> {
-        let reader = self.database.begin_read().map_err(failed("read"))?;
-        let table = reader.open_table(HISTORY).map_err(failed("open history"))?;
-        let key = HistoryRow::key(source, cp);
-        let row = table.get(&key).map_err(failed("read history"))?;
-        row.map(|row| HistoryRow::decode(&key, row.value())).transpose()
+        let read = || {
+            let reader = self.begin_read()?;
+            let table = reader.open_table(HISTORY).map_err(failed("open history"))?;
+            let key = HistoryRow::key(source, cp);
+            let row = table.get(&key).map_err(failed("read history"))?;
+            row.map(|row| HistoryRow::decode(&key, row.value())).transpose()
+        };
+        guarded(read, stopped("read history"))
     }
 
     /// The newest published CPs of a source, newest first, at most so many.
@@ -433,7 +488,11 @@ impl Store {
         source: SourceId,
         at_most: usize,
     ) -> Result<Vec<HistoryRow>, PoolError> {
-        let reader = self.database.begin_read().map_err(failed("read"))?;
+        guarded(|| self.read_newest(source, at_most), stopped("read history"))
+    }
+
+    fn read_newest(&self, source: SourceId, at_most: usize) -> Result<Vec<HistoryRow>, PoolError> {
+        let reader = self.begin_read()?;
         let table = reader.open_table(HISTORY).map_err(failed("open history"))?;
         let [first, last] = of_source(source);
         let rows = table.range(first..=last).map_err(failed("read history"))?;
@@ -443,5 +502,35 @@ impl Store {
             newest.push(HistoryRow::decode(&key.value(), value.value())?);
         }
         Ok(newest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::hash::crc32c_parts;
+    use crate::units::ids::PoolId;
+
+    fn header(table: &str, key: &[u8], payload: &[u8]) -> Vec<u8> {
+        let front = [1, 0, 0, 0];
+        let crc = crc32c_parts(&[table.as_bytes(), key, &front, payload]);
+        [&front[..], &crc.to_le_bytes()].concat()
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let layout = Layout { total: 0x1234, catalog_start: 2, catalog_blocks: 8, data_start: 10 };
+        let label = Label { pool: PoolId([1; 16]), owner: [2; 16], layout };
+        let payload = [&[1; 16][..], &[2; 16], &[0x34, 0x12, 0, 0, 0, 0, 0, 0]].concat();
+        let wanted = [header("meta", b"pool", &payload), payload].concat();
+        assert_eq!(owner_bytes(&label), wanted);
+        let mut bits = [0; PAGE_BITS_BYTES];
+        bits[2] = 0x81;
+        let payload = [&[9, 0, 0, 0, 0, 0, 0, 0][..], &bits].concat();
+        let wanted = [header("free_map", &[3, 0, 0, 0, 0, 0, 0, 0], &payload), payload].concat();
+        assert_eq!(free_page(3, 9, &bits).to_vec(), wanted);
+        let mut bitmap = Bitmap::new(to_u64(PAGE_BITS_BYTES) * 8);
+        assert!(bitmap.load_page(0, &bits) && bitmap.get(16) && bitmap.get(23));
+        assert_eq!(bitmap.count(), 2);
     }
 }

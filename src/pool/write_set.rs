@@ -69,8 +69,19 @@ pub enum Budget {
     Ordinary,
     /// The reserve as well: CPs that free more than they take, and drops.
     Reserve,
+    /// The reserve as well when the rest is used up; then it is published only if it gives back at
+    /// least what it takes.
+    Freeing {
+        /// Whether it has come to that.
+        drew: bool,
+    },
     /// What was promised when the writes were ordered; the reserve when that is used up.
     Held(Reservation),
+}
+
+impl Budget {
+    /// For CPs made elsewhere, of which nobody knows yet whether they take or free.
+    pub const FREEING: Self = Self::Freeing { drew: false };
 }
 
 /// Blocks side by side.
@@ -217,13 +228,25 @@ impl WriteSet {
 
     fn take_lease(&mut self, wanted: u64) -> Result<Run, PoolError> {
         self.pool.check_latch()?;
+        if let Budget::Freeing { drew: drew @ false } = &mut self.budget {
+            match self.pool.take(wanted, Draw::Ordinary) {
+                Ok((start, count)) => return Ok(Run { start, count }),
+                Err(PoolError::Full { .. }) => *drew = true,
+                Err(error) => return Err(error),
+            }
+        }
         let draw = match &mut self.budget {
             Budget::Ordinary => Draw::Ordinary,
-            Budget::Reserve => Draw::Reserve,
+            Budget::Reserve | Budget::Freeing { .. } => Draw::Reserve,
             Budget::Held(reservation) => Draw::Held(&mut reservation.blocks),
         };
         let (start, count) = self.pool.take(wanted, draw)?;
         Ok(Run { start, count })
+    }
+
+    /// Whether it may be published only if it gives back at least what it takes.
+    pub(super) fn must_free(&self) -> bool {
+        matches!(self.budget, Budget::Freeing { drew: true })
     }
 
     /// Whether the device must be flushed before this CP is committed.

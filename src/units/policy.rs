@@ -4,6 +4,15 @@
 //! Pure. On the wire a value travels as its number, from 1 in the order of its words, and a later
 //! version only appends words and fields. A number that is not known is an error, never a guess:
 //! what a source promises decides what is said after its loss.
+//!
+//! In a catalog row, 24 bytes, little-endian:
+//!
+//! | at | bytes | field |
+//! | --- | --- | --- |
+//! | 0 | 5 | the numbers of mode, ack, apply, on_hub_loss, cache |
+//! | 5 | 3 | hub timeout in milliseconds; longer ones are cut |
+//! | 8 | 8 | lag limit in bytes |
+//! | 16 | 8 | lag limit in milliseconds |
 
 use std::time::Duration;
 

@@ -177,6 +177,8 @@ struct Checker<'a> {
     kept: Bitmap,
     pinned: Bitmap,
     batch: Vec<Pointer>,
+    /// Something could not be entered: what lies below it is unseen.
+    hidden: bool,
     report: CheckReport,
 }
 
@@ -197,6 +199,7 @@ impl<'a> Checker<'a> {
             kept: Bitmap::new(blocks),
             pinned: Bitmap::new(blocks),
             batch: Vec::new(),
+            hidden: false,
             report,
         }
     }
@@ -213,6 +216,7 @@ impl<'a> Checker<'a> {
             let item = match item {
                 Ok(item) => item,
                 Err(error) => {
+                    self.hidden = true;
                     self.report.add(Finding::Damaged { key, cp, error });
                     continue;
                 }
@@ -254,6 +258,7 @@ impl<'a> Checker<'a> {
         let Some(index) = index else {
             // The node itself could not have been read; for data, reading it says so.
             let error = VolumeError::Pool(PoolError::OutOfPool { pbn });
+            self.hidden = true;
             self.report.add(Finding::Damaged { key, cp: CpNumber(0), error });
             return;
         };
@@ -327,7 +332,7 @@ impl<'a> Checker<'a> {
         let Snapshot { first, stored, busy, space, .. } = self.snapshot;
         let (mut lost, mut taken) = (Vec::new(), Vec::new());
         // A damaged node hides what is below it: its blocks are not lost, they are unseen.
-        let whole = self.report.findings_count == 0;
+        let whole = !self.hidden;
         stored.for_each(|index| {
             let reached = self.published.get(index) || self.kept.get(index);
             if whole && !reached && lost.len() < FINDINGS_MAX {

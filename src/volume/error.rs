@@ -61,7 +61,7 @@ pub enum VolumeError {
 #[derive(Debug, thiserror::Error)]
 pub enum HashError {
     /// Not a size that a volume can have.
-    #[error("{size} bytes are no multiple of 4096")]
+    #[error("{size} bytes are no multiple of 4096, or too many")]
     Size { size: ByteCount },
     /// The image ends early.
     #[error("image ends at {met} bytes, {wanted} were announced")]

@@ -3,7 +3,7 @@
 //! Pure arithmetic. Level 0 is a data block, level 1 a node of 128 of them, level `height` the
 //! top. A subtree of a level begins at a multiple of its span.
 
-use crate::limits::{NODE_CHILDREN, VOLUME_BYTES_MAX};
+use crate::limits::{NODE_CHILDREN, TREE_HEIGHT_MAX, VOLUME_BYTES_MAX};
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::numbers::{BlockCount, ByteCount, Vbn};
 
@@ -11,13 +11,10 @@ use super::error::VolumeError;
 
 /// Children of a node, as a power of two.
 const CHILDREN_BITS: u32 = 7;
-/// Height of the tree of the largest volume.
-const HEIGHT_MAX: u8 = 6;
 
 const _: () = {
     assert!(1 << CHILDREN_BITS == NODE_CHILDREN);
-    assert!(VOLUME_BYTES_MAX == (1 << (CHILDREN_BITS * 6)) * crate::units::BLOCK_BYTES_U64);
-    assert!(HEIGHT_MAX <= crate::limits::TREE_HEIGHT_MAX);
+    assert!(VOLUME_BYTES_MAX == Geometry::span(TREE_HEIGHT_MAX) * crate::units::BLOCK_BYTES_U64);
 };
 
 /// The shape of a volume's tree.
@@ -36,7 +33,8 @@ impl Geometry {
             return Err(VolumeError::Size { size, max: VOLUME_BYTES_MAX });
         }
         let blocks = size.blocks().0;
-        let height = (1..HEIGHT_MAX).find(|&h| Self::span(h) >= blocks).unwrap_or(HEIGHT_MAX);
+        let height =
+            (1..TREE_HEIGHT_MAX).find(|&h| Self::span(h) >= blocks).unwrap_or(TREE_HEIGHT_MAX);
         Ok(Self { blocks, height })
     }
 

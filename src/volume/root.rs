@@ -19,12 +19,11 @@ use crate::units::numbers::ByteCount;
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
 use super::error::HashError;
+use super::geometry::Geometry;
 
 const ZEROES: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 /// Bytes of an image read at once.
 const READ_BYTES: u64 = 256 * 1024;
-/// 128^9 blocks are more than 64 bits of bytes, so no image is higher.
-const HEIGHT_MAX: usize = 9;
 
 /// Whether a block is a hole.
 pub fn is_zero(block: &[u8; BLOCK_BYTES]) -> bool {
@@ -84,19 +83,10 @@ pub struct RootHasher {
 }
 
 impl RootHasher {
-    /// For a volume of that size, which must be a multiple of 4096.
+    /// For a volume of that size, which must be one that a volume can have.
     pub fn new(size: ByteCount) -> Result<Self, HashError> {
-        if !size.is_whole_blocks() {
-            return Err(HashError::Size { size });
-        }
-        let left = size.blocks().0;
-        let children = to_u64(NODE_CHILDREN);
-        let (mut height, mut span) = (1, children);
-        while span < left && height < HEIGHT_MAX {
-            span = span.saturating_mul(children);
-            height += 1;
-        }
-        Ok(Self { size, left, levels: vec![Vec::new(); height] })
+        let shape = Geometry::of(size).map_err(|_| HashError::Size { size })?;
+        Ok(Self { size, left: shape.blocks, levels: vec![Vec::new(); shape.height.into()] })
     }
 
     /// The hash of the next block.
@@ -104,6 +94,27 @@ impl RootHasher {
         assert!(self.left > 0, "more blocks than the volume has");
         self.left -= 1;
         self.push_at(0, leaf);
+    }
+
+    /// So many blocks that are all zero. Takes time by the height of the tree: whole subtrees of
+    /// zeroes are entered as such.
+    pub fn push_holes(&mut self, count: u64) {
+        assert!(count <= self.left, "more blocks than the volume has");
+        self.left -= count;
+        let mut left = count;
+        while left > 0 {
+            // A subtree begins here if no node below its own is open.
+            let (mut level, mut span) = (0, 1);
+            while level + 1 < self.levels.len() && self.levels[level].is_empty() {
+                let wider = span * to_u64(NODE_CHILDREN);
+                if wider > left {
+                    break;
+                }
+                (level, span) = (level + 1, wider);
+            }
+            self.push_at(level, ContentHash::ZERO);
+            left -= span;
+        }
     }
 
     fn push_at(&mut self, level: usize, hash: ContentHash) {
@@ -204,6 +215,52 @@ mod tests {
                 assert_eq!(met, slow_root(&image), "{blocks} blocks, {kind}");
             }
         }
+    }
+
+    /// Goal: holes entered by the run give the root that they give one by one. Method: runs of
+    /// random lengths, long and short, of holes and of data, at four heights. Control: one block
+    /// elsewhere gives another root.
+    #[test]
+    fn runs_of_holes_hash_like_their_blocks() {
+        let mut chance = Chance::new(12);
+        for blocks in [1, 127, 129, 16_385, 128 * 128 * 3 + 5, 128 * 128 * 130] {
+            let size = ByteCount(blocks * BLOCK_BYTES_U64);
+            let mut hashers = [(); 3].map(|()| RootHasher::new(size).unwrap());
+            let [one, run, other] = &mut hashers;
+            let (mut left, mut first) = (blocks, true);
+            while left > 0 {
+                let bound = [3, 200, 20_000, 400_000][to_usize(chance.below(4))];
+                let holes = chance.below(bound).min(left);
+                (0..holes).for_each(|_| one.push(ContentHash::ZERO));
+                run.push_holes(holes);
+                other.push_holes(holes);
+                left -= holes;
+                if left > 0 {
+                    left -= 1;
+                    let hash = ContentHash([1; 16]);
+                    one.push(hash);
+                    run.push(hash);
+                    other.push(if first { ContentHash([2; 16]) } else { hash });
+                    first = false;
+                }
+            }
+            let [one, run, other] = hashers.map(RootHasher::finish);
+            assert_eq!(one, run, "{blocks} blocks");
+            assert_eq!(one == other, first, "{blocks} blocks, another one");
+        }
+    }
+
+    /// The largest volume is hashed at once, and none is larger.
+    #[test]
+    fn the_largest_volume_is_a_few_steps() {
+        use crate::limits::VOLUME_BYTES_MAX;
+        let size = ByteCount(VOLUME_BYTES_MAX);
+        let mut hasher = RootHasher::new(size).unwrap();
+        hasher.push_holes(size.blocks().0 - 1);
+        hasher.push(ContentHash::ZERO);
+        assert_eq!(hasher.finish(), root(size, ContentHash::ZERO));
+        let over = ByteCount(VOLUME_BYTES_MAX + BLOCK_BYTES_U64);
+        assert!(matches!(RootHasher::new(over), Err(HashError::Size { .. })));
     }
 
     /// Pinned forever: a change of the formula would make all peers disagree. The values were

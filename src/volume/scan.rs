@@ -9,7 +9,7 @@ use crate::pool::Pool;
 use crate::pool::pointer::{Pointer, TreeRoot};
 use crate::units::BLOCK_BYTES;
 use crate::units::convert::{to_u64, to_usize};
-use crate::units::hash::{ContentHash, Root};
+use crate::units::hash::Root;
 
 use super::error::VolumeError;
 use super::root::{RootHasher, leaf_hash};
@@ -71,9 +71,7 @@ pub fn scan(
             read_run(pool, &mut run, &mut hasher, &mut scanned);
         }
         if item.pointer.is_hole() {
-            for _ in 0..item.count {
-                hasher.push(ContentHash::ZERO);
-            }
+            hasher.push_holes(item.count);
         } else {
             run.push(item.pointer);
         }

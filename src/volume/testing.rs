@@ -157,6 +157,13 @@ pub(crate) fn content(pool: &Pool, tree: &TreeRoot) -> Vec<u8> {
     image
 }
 
+/// Where a data block of the volume is.
+pub(crate) fn data_block(pool: &Pool, vbn: u64) -> u64 {
+    let tree = tree(pool);
+    let mut walk = Walk::new(pool, &tree).unwrap().range(Vbn(vbn), 1);
+    walk.next().unwrap().unwrap().pointer.pbn.0
+}
+
 /// Blocks that published and pinned trees reach.
 pub(crate) fn reachable_blocks(pool: &Arc<Pool>) -> BTreeSet<u64> {
     let snapshot = pool.snapshot().unwrap();

@@ -6,7 +6,9 @@
 //! in which they are made: a CP is written in sequence.
 //!
 //! What does not change is shared: a block put with the content it has, or a hole put over a
-//! hole, changes nothing, not even a birth. All-zero data is a hole. What was replaced is noted
+//! hole, changes nothing, not even a birth. That a block has this content is read and not believed:
+//! one that has rotted is written anew, so that putting back what could not be read mends it. It
+//! costs one read of a block that is then not written. All-zero data is a hole. What was replaced is noted
 //! in the write set as freed. Births follow R8: a hole that is split passes its birth on, a
 //! subtree that becomes a hole gets the birth of this CP.
 //!
@@ -15,6 +17,7 @@
 use std::sync::Arc;
 
 use crate::pool::Pool;
+use crate::pool::error::PoolError;
 use crate::pool::pointer::{Pointer, TreeRoot, VolumeKey};
 use crate::pool::write_set::WriteSet;
 use crate::units::BLOCK_BYTES;
@@ -98,7 +101,7 @@ impl<'a> TreeWriter<'a> {
             Content::Hole => ContentHash::ZERO,
         };
         let old = *self.open_to(vbn.0, 1)?.child(vbn.0);
-        if old.hash == hash {
+        if old.hash == hash && self.is_sound(&old, content)? {
             return Ok(());
         }
         let new = match content {
@@ -226,6 +229,23 @@ impl<'a> TreeWriter<'a> {
             None => self.top = new,
         }
         Ok(())
+    }
+
+    /// Whether the block that is to have this content can be read and has it.
+    fn is_sound(&self, old: &Pointer, content: Content<'_>) -> Result<bool, VolumeError> {
+        let Content::Data(wanted) = content else { return Ok(true) };
+        if old.is_hole() {
+            return Ok(true);
+        }
+        let mut met = [0; BLOCK_BYTES];
+        match self.pool.read_block(old.pbn, old.crc, &mut met) {
+            Ok(()) => Ok(met == *wanted),
+            Err(error @ (PoolError::Corrupt { .. } | PoolError::Device(_))) => {
+                tracing::warn!(%error, "a block is written anew with what it should hold");
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn free(&mut self, old: Pointer) -> Result<(), VolumeError> {

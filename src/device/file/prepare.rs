@@ -59,6 +59,17 @@ pub(super) fn create(
     fill: Fill,
     access: Access,
 ) -> Result<FileDevice, FileError> {
+    create_with(path, size, fill, |draft, file| device(draft, file, size, access))
+}
+
+/// Makes the file under another name, lets `prepare` open all it needs of it, and gives it its own
+/// name last: whatever fails, nothing is left under that.
+pub(super) fn create_with(
+    path: &Path,
+    size: u64,
+    fill: Fill,
+    prepare: impl FnOnce(&Path, File) -> Result<FileDevice, FileError>,
+) -> Result<FileDevice, FileError> {
     if size == 0 || !size.is_multiple_of(FILE_SIZE_UNIT_BYTES) {
         return Err(FileError::Size { path: path.into(), size });
     }
@@ -70,11 +81,12 @@ pub(super) fn create(
     let draft = draft_name(path);
     remove_stale_draft(&draft)?;
     let made = create_draft(&draft, size, fill).and_then(|file| {
+        let device = prepare(&draft, file)?;
         publish(&draft, path)?;
-        Ok(file)
+        Ok(FileDevice { name: path.to_string_lossy().into(), ..device })
     });
     match made {
-        Ok(file) => device(path, file, size, access),
+        Ok(device) => Ok(device),
         Err(error) => {
             // The reason why it failed matters more than a draft that stays behind: the next
             // attempt removes it.
@@ -148,9 +160,14 @@ fn publish(draft: &Path, path: &Path) -> Result<(), FileError> {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    File::open(parent)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| failed(parent, "fsync of the directory", error))
+    let synced = File::open(parent).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| {
+        // It was put there a moment ago, and a start that failed must be able to begin again.
+        if let Err(left) = std::fs::remove_file(path) {
+            tracing::debug!(path = %path.display(), error = %left, "file stays");
+        }
+        failed(parent, "fsync of the directory", error)
+    })
 }
 
 fn device(path: &Path, plain: File, size: u64, access: Access) -> Result<FileDevice, FileError> {

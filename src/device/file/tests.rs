@@ -222,3 +222,20 @@ fn a_block_device_passes_the_suite() {
     let made = FileDevice::create(&path, SIZE, Access::Direct);
     assert!(matches!(made, Err(FileError::Exists(_))));
 }
+
+/// Whatever fails, nothing is left under the name, and the next attempt succeeds.
+#[test]
+fn a_file_that_cannot_be_opened_is_not_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("device");
+    let met = prepare::create_with(&path, SIZE.0, prepare::Fill::Allocated, |draft, _| {
+        assert!(!path.try_exists().unwrap(), "it has its name before it is open");
+        let error = io::Error::from_raw_os_error(24);
+        Err(FileError::Io { path: draft.into(), operation: "open with O_DIRECT", error })
+    });
+    assert!(matches!(met, Err(FileError::Io { .. })), "{met:?}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something is left");
+    let device = FileDevice::create(&path, SIZE, Access::Direct).unwrap();
+    assert_eq!(&*device.name(), path.to_str().unwrap());
+    assert!(matches!(FileDevice::open(&path, Access::Direct), Err(FileError::Busy(_))));
+}

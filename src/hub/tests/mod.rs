@@ -26,8 +26,9 @@ use super::promoted::PromotedOptions;
 use super::shared::SourceSetting;
 use super::status::SourceState;
 use super::{Hub, HubOptions};
+use crate::record::entry::EntryKind;
 use crate::units::hash::Root;
-use crate::units::numbers::{ByteCount, CpNumber};
+use crate::units::numbers::{BlockCount, ByteCount, CpNumber, Vbn};
 use crate::volume::check::{Depth, check};
 use crate::wire::message::{Message, RefusedCode, Scanned, VolumeScan};
 
@@ -163,6 +164,39 @@ fn a_restart_remembers_the_label_of_the_last_transfer() {
         drop(hub);
         let hub = start_again(options(dir.path(), &["a"])).await;
         assert_eq!(hub.shared().known(&name).unwrap().cp_max, CpNumber(6));
+        hub.stop().await;
+    });
+}
+
+/// Goal: a hub whose pool is at its reserve comes out of that by itself. Method: all else is
+/// promised away; the CP of a trim takes nodes and gives back blocks.
+#[test]
+fn a_full_pool_publishes_a_cp_that_frees() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+        let mut a = Fake::new("a");
+        a.welcomed(hub.address()).await;
+        let filled = a.write(0, 1, 60);
+        a.send_transfer(&filled).await;
+        a.acked().await;
+        let done = a.checkpoint_with(|runs| runs.reference(Vbn(0), 60, filled.id(), 0)).await;
+        assert!(matches!(done, Message::CpDone(_)), "{done:?}");
+        let pool = &hub.shared().pool;
+        let before = pool.space().unwrap();
+        let all = before.free.0 - before.held.0 - before.reserve.0;
+        let held = pool.reserve(BlockCount(all)).unwrap();
+        assert!(pool.reserve(BlockCount(1)).is_err());
+        let trim = a.entries(&[(EntryKind::Trim, 0, vec![0; 40 * 4096])]);
+        a.send_transfer(&trim).await;
+        a.acked().await;
+        let done = a.checkpoint_with(|runs| runs.hole(Vbn(0), 40)).await;
+        assert!(matches!(done, Message::CpDone(_)), "{done:?}");
+        drop(held);
+        assert!(pool.space().unwrap().free.0 > before.free.0 + 30);
+        assert_eq!(image_root(&hub, &a), a.root());
+        let report = check(pool, Depth::Data).unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
         hub.stop().await;
     });
 }

@@ -140,7 +140,11 @@ fn a_full_pool_refuses_writes_and_publishes_a_cp_that_frees() {
     }
     let met = cp(&pool, last + 1, &trim).unwrap_err();
     assert!(matches!(met, VolumeError::Pool(PoolError::Full { .. })), "{met}");
-    cp_with(&pool, Budget::Reserve, last + 1, &trim).unwrap();
+    // As a hub's CPs are: one that takes more than it gives back does not live on the reserve.
+    let met = cp_with(&pool, Budget::FREEING, last + 1, &[data(9_999, 1)]).unwrap_err();
+    assert!(matches!(met, VolumeError::Pool(PoolError::Full { .. })), "{met}");
+    assert_eq!(pool.space().unwrap().in_flight.0, 0, "what it drew went back");
+    cp_with(&pool, Budget::FREEING, last + 1, &trim).unwrap();
     let after = pool.space().unwrap();
     assert!(after.free.0 > space.free.0 + 400, "{after:?}");
     cp(&pool, last + 2, &[data(9_999, 1)]).unwrap();
@@ -238,4 +242,45 @@ fn runs_are_long_and_bytes_arrive_where_they_are_said_to_be() {
     assert!(matches!(met, PoolError::OutOfPool { .. }), "{met}");
     drop(set);
     assert_eq!(pool.space().unwrap().in_flight.0, 0);
+}
+
+/// Freed blocks that a kept CP has make no room: such a CP does not live on the reserve.
+#[test]
+fn what_stays_for_a_kept_cp_does_not_count_as_freed() {
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 10_000);
+    let puts: Vec<Put> = (0..300).map(|vbn| data(vbn, 1)).collect();
+    cp(&pool, 1, &puts).unwrap();
+    let name: crate::units::names::KeptName = "old".parse().unwrap();
+    pool.keep(SOURCE, name).unwrap();
+    let space = pool.space().unwrap();
+    let all = space.free.0 - space.held.0 - space.reserve.0;
+    let held = pool.reserve(BlockCount(all)).unwrap();
+    let trim = [Put::Holes(7, 101)];
+    let met = cp_with(&pool, Budget::FREEING, 2, &trim).unwrap_err();
+    assert!(matches!(met, VolumeError::Pool(PoolError::Full { .. })), "{met}");
+    drop(held);
+    cp_with(&pool, Budget::FREEING, 2, &trim).unwrap();
+    assert_clean(&pool);
+}
+
+/// A CP that draws on what it was promised ends no pin; control: one that draws on the reserve
+/// does.
+#[test]
+fn promised_blocks_end_no_pin() {
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 10_000);
+    let puts = |byte| (0..100).map(|vbn| data(vbn, byte)).collect::<Vec<Put>>();
+    cp(&pool, 1, &puts(1)).unwrap();
+    let old = Image::new(pin(&pool));
+    cp(&pool, 2, &puts(2)).unwrap();
+    let space = pool.space().unwrap();
+    let mut held = pool.reserve(BlockCount(space.free.0 - space.reserve.0)).unwrap();
+    let part = held.split(BlockCount(200));
+    cp_with(&pool, Budget::Held(part), 3, &puts(3)).unwrap();
+    assert!(old.read(0, 4096).is_ok());
+    let rest = pool.space().unwrap();
+    let _rest = pool.reserve(BlockCount(rest.free.0 - rest.held.0 - rest.reserve.0)).unwrap();
+    cp_with(&pool, Budget::Reserve, 4, &[data(0, 4)]).unwrap();
+    let met = old.read(0, 4096).unwrap_err();
+    assert!(matches!(met, VolumeError::Pool(PoolError::PinEnded { .. })), "{met}");
+    drop(held);
 }
