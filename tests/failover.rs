@@ -160,7 +160,6 @@ fn a_sleeping_source_answers_no_write_when_it_wakes() {
 
 /// And no read: the image may have taken other writes by then.
 #[test]
-#[ignore = "defect: a source that wakes answers reads before it looks at the clock"]
 fn a_sleeping_source_answers_no_read_when_it_wakes() {
     let mut cluster = Cluster::start(&[failing("stop")]);
     let mut reader = open(&socket(&cluster, NAME), EXPORT);

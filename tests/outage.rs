@@ -196,7 +196,6 @@ fn filled(cluster: &Cluster, known: Known, seed: u64, count: u64) -> Known {
 
 /// While a pass runs, nobody says that every acknowledged write is safe.
 #[test]
-#[ignore = "defect: the hub says in-sync while the image is brought up"]
 fn a_source_that_is_brought_up_is_not_in_sync() {
     let mut cluster = Cluster::start(&[continuing("resync_limit = \"2MiB\"")]);
     let old = filled(&cluster, Known::default(), 7, 300);
