@@ -176,6 +176,28 @@ fn of_postgres(dir: &Path) {
     run(Command::new("chmod").arg("700").arg(dir));
 }
 
+/// Rows of the database in that export of the hub; fails if it does not start or is not whole.
+fn postgres_rows(cluster: &Cluster, export: &str, bin: &Path, sockets: &Path) -> u64 {
+    let image = copy(cluster, export);
+    let looped = Loop::over(&image);
+    let mount = Mount::at(cluster.path("copy"), looped.device(), "noatime");
+    let data = mount.dir().join("data");
+    // Its number may be another process's by now.
+    drop(fs::remove_file(data.join("postmaster.pid")));
+    let postgres = Postgres { bin: bin.to_owned(), data, sockets: sockets.to_owned() };
+    postgres.start();
+    let check = "select count(*) || ' ' || max(n) from entries";
+    let output = run(postgres.psql().args(["-c", check]));
+    postgres.run("pg_ctl", &["stop", "-w", "-m", "fast"]);
+    postgres.run("pg_checksums", &["--check"]);
+    drop(postgres);
+    mount.close();
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let (count, last) = text.split_once(' ').expect("two numbers");
+    assert_eq!(count, last, "a gap in the rows");
+    count.parse().expect("a number of rows")
+}
+
 /// The same with PostgreSQL; skipped by name where it is not installed.
 #[test]
 fn postgresql_starts_on_the_hub_when_its_filer_dies() {
@@ -217,27 +239,9 @@ fn postgresql_starts_on_the_hub_when_its_filer_dies() {
     drop(mount);
     drop(attached);
     let answer = fail_over(&cluster, NAME, &[]);
-    let rows = |export: &str| {
-        let image = copy(&cluster, export);
-        let looped = Loop::over(&image);
-        let mount = Mount::at(cluster.path("copy"), looped.device(), "noatime");
-        let data = mount.dir().join("data");
-        drop(fs::remove_file(data.join("postmaster.pid")));
-        let postgres = Postgres { bin: bin.clone(), data, sockets: sockets.clone() };
-        postgres.start();
-        let check = "select count(*) || ' ' || max(n) from entries";
-        let output = run(postgres.psql().args(["-c", check]));
-        postgres.run("pg_ctl", &["stop", "-w", "-m", "fast"]);
-        postgres.run("pg_checksums", &["--check"]);
-        drop(postgres);
-        mount.close();
-        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        let (count, last) = text.split_once(' ').expect("two numbers");
-        assert_eq!(count, last, "a gap in the rows");
-        count.parse::<u64>().expect("a number of rows")
-    };
-    let met = rows("filer-a/vol0");
-    let old = rows(&format!("filer-a/vol0@before-failover-{}", answer["epoch"]));
+    let met = postgres_rows(&cluster, "filer-a/vol0", &bin, &sockets);
+    let kept = format!("filer-a/vol0@before-failover-{}", answer["epoch"]);
+    let old = postgres_rows(&cluster, &kept, &bin, &sockets);
     println!("postgresql: {committed} commits acknowledged, {met} found, {old} in the CP before");
     assert!(met >= committed, "{met} rows, {committed} commits were acknowledged");
     assert!(old < committed, "an older CP has every commit: the check sees nothing");

@@ -1,7 +1,7 @@
 //! A filer dies or is cut off: `mirrorhub failover` fences it, replays its log and serves the
 //! image read-write. Whatever the filer had acknowledged is there, and it answers nobody any more.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,8 @@ fn sentences(answer: &Value) -> String {
     all.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("; ")
 }
 
-fn open(socket: &PathBuf, export: &str) -> Client {
+/// A connection, as soon as there is one.
+pub fn open(socket: &Path, export: &str) -> Client {
     let mut client = None;
     wait_for(&format!("{export} opens"), LIMIT, || {
         client = Client::unix(socket, export, LIMIT).ok();
@@ -51,7 +52,7 @@ fn open(socket: &PathBuf, export: &str) -> Client {
 }
 
 /// Every answered write is in `export` of the hub.
-fn check_hub(cluster: &Cluster, export: &str, known: &Known) {
+pub fn check_hub(cluster: &Cluster, export: &str, known: &Known) {
     let hub = socket(cluster, "hub");
     drop(open(&hub, export));
     known.check_export(&hub, export).expect("the hub has every answered write");
@@ -64,7 +65,7 @@ fn load(cluster: &Cluster, owner: &str, known: Known, seed: u64, count: u64) -> 
 }
 
 /// The old source is connected again or knows by itself that it is fenced: nobody is served.
-fn check_fenced(cluster: &mut Cluster) {
+pub fn check_fenced(cluster: &mut Cluster) {
     let config = cluster.source_config(NAME);
     let told = |shown: &Value| shown["reason"].as_str().is_some_and(|why| why.contains("epoch"));
     wait_for("the source says that it is fenced", LIMIT, || {

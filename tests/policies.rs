@@ -148,3 +148,27 @@ fn what_each_policy_sends_and_loses() {
     let lost = |mode| rows.iter().filter(|row| row.mode == mode).map(|row| row.lost).sum::<u64>();
     assert!(lost("async") > 0, "a kill under async loses nothing here: the test shows nothing");
 }
+
+/// Between two CPs a source in cp-only sends nothing but pings; the CP sends what was written.
+#[test]
+fn cp_only_sends_nothing_but_pings_between_checkpoints() {
+    let settings = SourceSettings::new("filer-a").replication("mode = \"cp-only\"");
+    let mut cluster = Cluster::start(&[settings]);
+    let begin = wire_bytes(&cluster);
+    let own = socket(&cluster, "filer-a");
+    let writer = Writer::start(own.clone(), "filer-a/vol0", Known::default(), 16, 77);
+    writer.wait_answered(500);
+    writer.stop();
+    // A ping a second: time is what is tested.
+    pause(Duration::from_millis(2500));
+    let quiet = wire_bytes(&cluster) - begin;
+    let written = f64::from(u32::try_from(writer.answered()).expect("few")) * 4096.0;
+    let known = writer.finish();
+    cluster.checkpoint("filer-a");
+    let sent = wire_bytes(&cluster) - begin - quiet;
+    println!("cp-only: {written} bytes written, {quiet} sent between CPs, {sent} with the CP");
+    assert!(quiet < 1024.0, "{quiet} bytes were sent between two CPs");
+    assert!(sent > 500.0 * 4096.0, "{sent} bytes for a CP of {written} written ones");
+    known.check_export(&socket(&cluster, "hub"), "filer-a/vol0").expect("the CP has every write");
+    cluster.wait_in_sync("filer-a");
+}

@@ -6,6 +6,7 @@ mod clients;
 mod commands;
 mod counted;
 mod crashes;
+mod cuts;
 mod databases;
 mod examples;
 mod failover;

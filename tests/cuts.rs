@@ -1,0 +1,209 @@
+//! The link is cut, one way or both, without anybody being told: packets vanish. Hub and source
+//! run in a network namespace of their own, so that rules there touch nothing else.
+//!
+//! Needs root, `ip netns` and `nft`.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::crashes::check;
+use crate::failover::{check_fenced, check_hub, fail_over, failing, open};
+use crate::harness::oracle::{Known, Writer, content};
+use crate::harness::{BINARY, Cluster, SourceSettings, pause, run, status, wait_for};
+use crate::outage::{is_full, socket};
+
+const NAME: &str = "filer-a";
+const EXPORT: &str = "filer-a/vol0";
+const LIMIT: Duration = Duration::from_secs(30);
+const HUB_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Which packets vanish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    ToHub,
+    FromHub,
+    Both,
+}
+
+const CUTS: [Cut; 3] = [Cut::ToHub, Cut::FromHub, Cut::Both];
+
+/// A network namespace with a loopback device, removed when dropped.
+#[derive(Debug)]
+struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    fn new(cluster: &Cluster) -> Self {
+        let tail = cluster.dir.path().file_name().expect("a name").to_string_lossy().into_owned();
+        let name = tail.replace('.', "");
+        run(Command::new("ip").args(["netns", "add", &name]));
+        let made = Self { name };
+        run(made.inside("ip").args(["link", "set", "lo", "up"]));
+        made
+    }
+
+    fn inside(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, program]);
+        command
+    }
+
+    fn cut(&self, cluster: &Cluster, cut: Cut) {
+        let hub = cluster.hub_address();
+        let (ip, port) = (hub.ip(), hub.port());
+        let to = format!("add rule inet cut input ip daddr {ip} tcp dport {port} drop\n");
+        let from = format!("add rule inet cut input ip saddr {ip} tcp sport {port} drop\n");
+        let mut rules = "add table inet cut\nadd chain inet cut input { type filter hook input \
+                         priority 0; }\n"
+            .to_owned();
+        if cut != Cut::FromHub {
+            rules.push_str(&to);
+        }
+        if cut != Cut::ToHub {
+            rules.push_str(&from);
+        }
+        run(self.inside("nft").arg(rules));
+    }
+
+    fn mend(&self) {
+        run(self.inside("nft").arg("delete table inet cut"));
+    }
+
+    /// Starts both ends inside and waits until they are in sync.
+    fn start(&self, cluster: &mut Cluster) {
+        let mut hub = self.inside(BINARY);
+        cluster.start_hub_with(hub.args(["hub", "--config"]).arg(cluster.hub_config()));
+        self.start_source(cluster);
+        cluster.wait_in_sync(NAME);
+    }
+
+    fn start_source(&self, cluster: &mut Cluster) {
+        let mut source = self.inside(BINARY);
+        let config = cluster.source_config(NAME);
+        cluster.start_source_with(NAME, source.args(["source", "--config"]).arg(config));
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        drop(Command::new("ip").args(["netns", "del", &self.name]).output());
+    }
+}
+
+fn inside(settings: SourceSettings) -> (Cluster, Namespace) {
+    let mut cluster = Cluster::prepare(&[settings]);
+    let namespace = Namespace::new(&cluster);
+    namespace.start(&mut cluster);
+    (cluster, namespace)
+}
+
+/// `stop` promises this whatever is cut: once failover has returned, the source answers no write
+/// that the image lacks, although it runs and was never stopped.
+fn no_write_is_answered(cut: Cut) {
+    let (mut cluster, namespace) = inside(failing("stop"));
+    let writer = Writer::start(socket(&cluster, NAME), EXPORT, Known::default(), 16, 3);
+    writer.wait_answered(300);
+    namespace.cut(&cluster, cut);
+    let answer = fail_over(&cluster, NAME, &[]);
+    assert_eq!(answer["may_be_lost"], false, "{answer}");
+    let over = writer.answered();
+    let mut served = open(&socket(&cluster, "hub"), EXPORT);
+    pause(HUB_TIMEOUT * 2);
+    assert_eq!(writer.answered(), over, "{cut:?}: a write was answered after the failover");
+    namespace.mend();
+    let known = writer.finish();
+    known
+        .check(|block| served.read(block * 4096, 4096).expect("a read of the image"))
+        .expect("the image has every answered write");
+    check_fenced(&mut cluster);
+    cluster.kill_source(NAME);
+    namespace.start_source(&mut cluster);
+    check_fenced(&mut cluster);
+}
+
+/// And no read: the image may have taken other writes by then.
+fn no_read_is_answered(cut: Cut) {
+    let (mut cluster, namespace) = inside(failing("stop"));
+    let mut reader = open(&socket(&cluster, NAME), EXPORT);
+    reader.write(0, &content(0, 1)).expect("a write");
+    namespace.cut(&cluster, cut);
+    fail_over(&cluster, NAME, &[]);
+    let mut served = open(&socket(&cluster, "hub"), EXPORT);
+    served.write(0, &content(0, 2)).expect("the image takes a write");
+    let began = Instant::now();
+    reader.submit_read(0, 4096).expect("a read is sent");
+    // A held read is answered, or refused, when the link is mended.
+    let mender = std::thread::spawn(move || {
+        pause(HUB_TIMEOUT * 3);
+        namespace.mend();
+        namespace
+    });
+    let reply = reader.reply().ok().and_then(|reply| reply.result.ok());
+    let stale = reply.filter(|data| *data == content(0, 1)).map(|_| began.elapsed());
+    let namespace = mender.join().expect("the link is mended");
+    assert_eq!(stale, None, "{cut:?}: a read of what was overwritten was answered, after");
+    check_fenced(&mut cluster);
+    drop(namespace);
+}
+
+#[test]
+fn a_source_that_cannot_reach_its_hub_answers_no_write() {
+    no_write_is_answered(Cut::ToHub);
+}
+
+#[test]
+fn a_source_that_cannot_hear_its_hub_answers_no_write() {
+    no_write_is_answered(Cut::FromHub);
+}
+
+#[test]
+fn a_source_that_is_cut_off_answers_no_write() {
+    no_write_is_answered(Cut::Both);
+}
+
+#[test]
+fn a_source_that_cannot_reach_its_hub_answers_no_read() {
+    no_read_is_answered(Cut::ToHub);
+}
+
+#[test]
+fn a_source_that_cannot_hear_its_hub_answers_no_read() {
+    no_read_is_answered(Cut::FromHub);
+}
+
+#[test]
+fn a_source_that_is_cut_off_answers_no_read() {
+    no_read_is_answered(Cut::Both);
+}
+
+/// `continue`: whatever is cut, the source goes on alone, and comes back when it is mended.
+#[test]
+fn a_cut_link_is_survived_by_a_source_that_continues() {
+    let (mut cluster, namespace) = inside(failing("continue").interval("300ms"));
+    let mut known = Known::default();
+    let cuts = if is_full() { &CUTS[..] } else { &CUTS[2..] };
+    for &cut in cuts {
+        let writer = Writer::start(socket(&cluster, NAME), EXPORT, known, 16, 71);
+        writer.wait_answered(200);
+        namespace.cut(&cluster, cut);
+        let config = cluster.source_config(NAME);
+        wait_for(&format!("{cut:?}: it goes on alone"), LIMIT, || {
+            status(&config).is_some_and(|shown| shown["source"]["alone_since"].is_object())
+        });
+        let before = writer.answered();
+        writer.wait_answered(before + 300);
+        namespace.mend();
+        wait_for(&format!("{cut:?}: it is back"), LIMIT, || {
+            status(&config).is_some_and(|shown| {
+                let own = &shown["source"];
+                own["state"] == "in-sync" && own["alone_since"].is_null()
+            })
+        });
+        let back = writer.answered();
+        writer.wait_answered(back + 100);
+        known = writer.finish();
+        check(&mut cluster, NAME, &known);
+    }
+    check_hub(&cluster, EXPORT, &known);
+}
