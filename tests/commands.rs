@@ -95,6 +95,7 @@ impl Fake {
                 }))
             }
             other @ (Request::Status { .. }
+            | Request::Failback { .. }
             | Request::Checkpoint { .. }
             | Request::Verify { .. }
             | Request::PoolCheck { .. }) => panic!("{other:?} is answered elsewhere"),
@@ -159,9 +160,10 @@ impl Fake {
                 sentences: vec!["given back".into()],
                 next_step: String::new(),
             })),
-            other @ (Request::Kept { .. } | Request::Drop { .. } | Request::Failover { .. }) => {
-                Self::answer_kept(other)
-            }
+            other @ (Request::Kept { .. }
+            | Request::Drop { .. }
+            | Request::Failover { .. }
+            | Request::Failback { .. }) => Self::answer_kept(other),
             Request::PoolCheck {} => {
                 Err(AdminError::new(code::FAILED, "there is no pool here", ""))
             }

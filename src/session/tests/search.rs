@@ -363,12 +363,6 @@ fn control_a_mark_that_goes_too_early_is_found() {
     control(harm, ALONE, "R4: answers alone without the durable mark");
 }
 
-#[test]
-fn control_a_log_that_stays_behind_a_pass_is_found() {
-    let faults = Faults { log_not_moved: true, ..Faults::default() };
-    control(faults, ALONE, "");
-}
-
 /// R19: refused, refused again, refused with every block inline: given up with its reason.
 #[test]
 fn a_cp_refused_three_times_is_the_end() {

@@ -60,8 +60,6 @@ pub(super) struct Faults {
     pub mark_cleared_early: bool,
     /// A pass is begun from an image that is not this source's past.
     pub past_unchecked: bool,
-    /// What a pass has published does not move the hub's log.
-    pub log_not_moved: bool,
     /// Not a rule of the product: only the stores are judged, not what the machines say, to show
     /// that a broken rule does harm.
     pub actions_unjudged: bool,

@@ -115,7 +115,7 @@ impl World {
         }
         self.hub.image = (cp, last);
         self.hub.content = content.unwrap();
-        if job_is_pass && !self.faults.log_not_moved {
+        if job_is_pass {
             self.hub.log.clear();
             self.hub.durable = 0;
             self.hub_up().drained = 0;
