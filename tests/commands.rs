@@ -15,6 +15,7 @@ use mirrorhub::status::answers::{
 };
 use mirrorhub::status::document::{SourceEntry, State, StatusDocument};
 use mirrorhub::units::hash::Root;
+use mirrorhub::units::names::SourceName;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -102,6 +103,26 @@ impl Fake {
         }
     }
 
+    fn answer_failback(source: SourceName, named: bool) -> Result<Value, AdminError> {
+        if !named {
+            let next = "`mirrorhub failback filer-a --keep hub`";
+            return Err(AdminError::new(code::REFUSED, "split brain", next));
+        }
+        let answer = FailbackAnswer {
+            schema: 1,
+            source,
+            epoch: 3,
+            cp: 9,
+            rounds: 2,
+            pause_ms: 80,
+            serves: true,
+            kept: Some("split-2".parse().unwrap()),
+            sentences: vec!["given back".into()],
+            next_step: String::new(),
+        };
+        Ok(serde_json::to_value(answer).unwrap())
+    }
+
     fn answer(self, request: Request) -> Result<Value, AdminError> {
         let json = |value: Result<Value, serde_json::Error>| Ok(value.unwrap());
         match request {
@@ -144,26 +165,10 @@ impl Fake {
                 };
                 json(serde_json::to_value(VerifyAnswer::of(vec![volume], Vec::new())))
             }
-            Request::Failback { keep: None, .. } => {
-                let next = "`mirrorhub failback filer-a --keep hub`";
-                Err(AdminError::new(code::REFUSED, "split brain", next))
+            Request::Failback { source, keep, .. } => Self::answer_failback(source, keep.is_some()),
+            other @ (Request::Kept { .. } | Request::Drop { .. } | Request::Failover { .. }) => {
+                Self::answer_kept(other)
             }
-            Request::Failback { source, .. } => json(serde_json::to_value(FailbackAnswer {
-                schema: 1,
-                source,
-                epoch: 3,
-                cp: 9,
-                rounds: 2,
-                pause_ms: 80,
-                serves: true,
-                kept: Some("split-2".parse().unwrap()),
-                sentences: vec!["given back".into()],
-                next_step: String::new(),
-            })),
-            other @ (Request::Kept { .. }
-            | Request::Drop { .. }
-            | Request::Failover { .. }
-            | Request::Failback { .. }) => Self::answer_kept(other),
             Request::PoolCheck {} => {
                 Err(AdminError::new(code::FAILED, "there is no pool here", ""))
             }
