@@ -110,7 +110,7 @@ mod tests {
     /// bytes when its last one has gone.
     #[tokio::test]
     async fn pieces_leave_in_order_and_give_back_what_they_held() {
-        let pot = Pot::new(100);
+        let pot = Pot::new(400);
         let budget = Budget::new(&pot);
         let (mut near, mut far) = tokio::io::duplex(3);
         let mut outgoing = Outgoing::default();
