@@ -410,7 +410,9 @@ impl Lane {
         let later = cursors.invisible.split_off(&cp.next());
         let shown = std::mem::replace(&mut cursors.invisible, later);
         let bytes = shown.values().map(|(bytes, _)| bytes).sum();
-        self.ladder.visible_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let visible = self.ladder.visible_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // Also what a failover has replayed.
+        self.ladder.applied_bytes.fetch_max(visible, Ordering::Relaxed);
         self.ladder.checkpoints.fetch_add(1, Ordering::Relaxed);
     }
 
