@@ -292,7 +292,9 @@ fn copied_log(cluster: &Cluster) -> (PathBuf, Identity) {
     let copy = cluster.path("logs-copy");
     run(Command::new("cp").arg("-a").arg(cluster.path("hub/state/logs")).arg(&copy));
     let mut found = Vec::new();
-    for source in fs::read_dir(&copy).expect("logs").flatten() {
+    // Beside the directories of sources lies the name of the hub that they belong to.
+    let sources = fs::read_dir(&copy).expect("logs").flatten();
+    for source in sources.filter(|entry| entry.path().is_dir()) {
         for log in fs::read_dir(source.path()).expect("logs of a source").flatten() {
             let bytes = fs::read(log.path()).expect("source log");
             let header = bytes.first_chunk::<HEADER_BYTES>().expect("a header");
