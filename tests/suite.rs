@@ -7,6 +7,7 @@ mod commands;
 mod counted;
 mod crashes;
 mod cuts;
+mod dashboards;
 mod databases;
 mod examples;
 mod failover;
