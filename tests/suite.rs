@@ -20,6 +20,7 @@ mod inject;
 mod ladder;
 mod nbd_clients;
 mod outage;
+mod page;
 mod policies;
 mod power;
 mod walkthrough;

@@ -226,6 +226,15 @@ pub const HTTP_CONNECTIONS_MAX: usize = 64;
 pub const HTTP_IDLE_SECONDS_MAX: u64 = 30;
 /// Seconds that HTTP requests under way get when the process stops.
 pub const HTTP_STOP_SECONDS_MAX: u64 = 5;
+/// Pages that are told of changes at once; the rest of the connections stays for Prometheus and
+/// health.
+pub const HTTP_LIVE_MAX: usize = 32;
+/// Seconds between two points of the page's history.
+pub const HISTORY_STEP_SECONDS: u64 = 10;
+/// Points of the page's history of one source: an hour.
+pub const HISTORY_POINTS_MAX: usize = 360;
+/// Changes of state that the page remembers.
+pub const STATE_CHANGES_MAX: usize = 500;
 /// Seconds between two runs of the metric recorder's upkeep.
 pub const METRIC_UPKEEP_SECONDS: u64 = 5;
 

@@ -305,10 +305,11 @@ impl StatusDocument {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn entry() -> SourceEntry {
+    /// A source in sync, for tests of whoever shows it.
+    pub(crate) fn entry() -> SourceEntry {
         SourceEntry {
             name: "filer-a".parse().unwrap(),
             id: Some(SourceId([0xab; 16])),
