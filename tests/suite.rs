@@ -21,5 +21,6 @@ mod nbd_clients;
 mod outage;
 mod policies;
 mod power;
+mod volumes;
 mod walkthrough;
 mod web;
