@@ -14,9 +14,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Writes the hub's file of the source, with `last` as the size of the third volume.
 fn pin(cluster: &Cluster, last: &str) {
-    let volume = |(name, size): (&str, &str)| {
-        format!("[[volume]]\nname = \"{name}\"\nsize = \"{size}\"\n")
-    };
+    let volume =
+        |(name, size): (&str, &str)| format!("[[volume]]\nname = \"{name}\"\nsize = \"{size}\"\n");
     let mut volumes = VOLUMES;
     volumes[2].1 = last;
     let text: String = volumes.into_iter().map(volume).collect();
@@ -54,9 +53,12 @@ fn wait_states(cluster: &Cluster, state: &str) {
 /// The image on the hub has what was written to the volume.
 fn equal(cluster: &Cluster, volume: &str) -> bool {
     let size = VOLUMES.iter().find(|(name, _)| *name == volume).expect("a volume").1;
-    let compare = try_run(Command::new("qemu-img").args(["compare", "-f", "raw", "-F", "raw"])
-        .arg(cluster.volume(NAME, volume))
-        .arg(cluster.image(NAME, volume)));
+    let compare = try_run(
+        Command::new("qemu-img")
+            .args(["compare", "-f", "raw", "-F", "raw"])
+            .arg(cluster.volume(NAME, volume))
+            .arg(cluster.image(NAME, volume)),
+    );
     assert!(!size.is_empty());
     compare.status.success()
 }
@@ -103,7 +105,8 @@ fn a_volume_of_another_size_is_refused_alone_and_comes_back() {
     let series = format!("mirrorhub_source_refused_volumes{{source=\"{NAME}\"}} 1");
     assert!(page.contains(&series), "{page}");
     // A failover names what it would lose, and wants it accepted.
-    let dry = run(Command::new(BINARY).args(["failover", NAME, "--dry-run", "--config"])
+    let dry = run(Command::new(BINARY)
+        .args(["failover", NAME, "--dry-run", "--config"])
         .arg(cluster.hub_config()));
     let text = String::from_utf8_lossy(&dry.stdout).into_owned();
     assert!(text.contains("there is no image of it"), "{text}");

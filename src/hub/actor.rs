@@ -32,8 +32,8 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{
-    Ack, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned,
-    VolumeRefusal, VolumeRoot,
+    Ack, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRefusal,
+    VolumeRoot,
 };
 
 /// What the actor holds of its connection.

@@ -449,14 +449,10 @@ impl<'a> Run<'a> {
         let mut write_set = pool.begin(Budget::Reserve);
         let mut replayed = Extent::default();
         let replay = Replay::new(&mut write_set, self.source, cp, bases).leaving_out(left_out);
-        let built = replay.run(
-            &self.chain(from),
-            fence,
-            |extent| {
-                replayed = *extent;
-                (self.reached)(&Step::Replaying(extent.entries)) && !self.stopping()
-            },
-        )?;
+        let built = replay.run(&self.chain(from), fence, |extent| {
+            replayed = *extent;
+            (self.reached)(&Step::Replaying(extent.entries)) && !self.stopping()
+        })?;
         self.step(Step::Replayed)?;
         self.wait_for_silence()?;
         let state = State::Promoted;

@@ -163,9 +163,8 @@ async fn pool_check(pool: Arc<Pool>) -> Result<Value, AdminError> {
     let report = tokio::task::spawn_blocking(move || check(&pool, Depth::Data)).await;
     let report = report.map_err(|error| failed(error.to_string()))?;
     let report = report.map_err(|error| failed(error.to_string()))?;
-    let count = |wanted: fn(&Finding) -> bool| {
-        crate::units::convert::to_u64(report.findings.iter().filter(|f| wanted(f)).count())
-    };
+    let count =
+        |wanted: fn(&Finding) -> bool| to_u64(report.findings.iter().filter(|f| wanted(f)).count());
     answer(&PoolCheckAnswer {
         schema: SCHEMA,
         sound: report.is_clean(),

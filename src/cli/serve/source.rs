@@ -28,7 +28,8 @@ use crate::status::answers::{
     VolumeRoot,
 };
 use crate::status::document::{
-    AloneSince, NvramStatus, Policy, SourceEntry, State, StatusDocument, VolumeStatus, VolumeTrouble,
+    AloneSince, NvramStatus, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
+    VolumeTrouble,
 };
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;

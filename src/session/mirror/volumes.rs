@@ -29,11 +29,7 @@ pub struct LeftOut {
 impl LeftOut {
     /// CP `cp` was published and moves the images of `volumes`: they are left out no more, but for
     /// those that were refused while it was under way.
-    pub fn published(
-        list: &mut Vec<Self>,
-        cp: CpNumber,
-        volumes: impl Fn(VolumeNumber) -> bool,
-    ) {
+    pub fn published(list: &mut Vec<Self>, cp: CpNumber, volumes: impl Fn(VolumeNumber) -> bool) {
         list.retain_mut(|left| {
             if !volumes(left.volume) {
                 return true;
@@ -118,8 +114,7 @@ impl Mirror {
             left.unwrap_or(if held { known.applied_cp } else { CpNumber(0) })
         };
         let left = |volume, refused| LeftOut { volume, cp: image_of(volume), refused };
-        let mut left_out: Vec<LeftOut> =
-            refused.iter().map(|no| left(no.volume, true)).collect();
+        let mut left_out: Vec<LeftOut> = refused.iter().map(|no| left(no.volume, true)).collect();
         let behind = before.iter().filter(|left| {
             let offered = offers.iter().any(|offer| offer.number == left.volume);
             offered && !is_refused(left.volume) && left.cp < known.applied_cp

@@ -58,9 +58,8 @@ impl Primary {
 
     /// The roots of the volumes that both ends agree on.
     pub(super) fn agreed(&self, roots: &[VolumeRoot]) -> Vec<VolumeRoot> {
-        let refused = |volume: VolumeNumber| {
-            self.volumes.refused.iter().any(|no| no.volume == volume)
-        };
+        let refused =
+            |volume: VolumeNumber| self.volumes.refused.iter().any(|no| no.volume == volume);
         roots.iter().filter(|root| !refused(root.volume)).copied().collect()
     }
 }

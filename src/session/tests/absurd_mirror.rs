@@ -573,7 +573,8 @@ fn a_volume_is_refused_alone() {
         let refused = machine.known().refused.iter().map(|no| no.volume.0).collect::<Vec<_>>();
         (machine.agreed().map(|offer| offer.number.0).collect::<Vec<_>>(), refused)
     };
-    let left = |number, cp, refused| LeftOut { volume: VolumeNumber(number), cp: CpNumber(cp), refused };
+    let left =
+        |number, cp, refused| LeftOut { volume: VolumeNumber(number), cp: CpNumber(cp), refused };
     let pins = |size: u64| {
         let pin = |offer: &VolumeOffer| (offer.name.to_string(), offer.size.0);
         let mut pinned: Vec<(String, u64)> = all().iter().map(pin).collect();

@@ -405,6 +405,7 @@ impl PrimaryShell {
                 Action::DataWindow { .. }
                 | Action::Adopt
                 | Action::Joined { .. }
+                | Action::LeaveOut(_)
                 | Action::Checkpoint { .. }
                 | Action::Scan { .. }
                 | Action::Scanned(_)

@@ -142,7 +142,9 @@ fn without_a_refusal_nothing_is_marked() {
 fn under_stop_nothing_is_marked() {
     let mut machine = source(OnHubLoss::Stop, false);
     let actions = come(&mut machine, welcome(vec![refusal()]), false);
-    assert!(at(&actions, |a| matches!(a, Action::LeaveOut(refused) if refused.len() == 1)).is_some());
+    assert!(
+        at(&actions, |a| matches!(a, Action::LeaveOut(refused) if refused.len() == 1)).is_some()
+    );
     assert_eq!(at(&actions, |a| matches!(a, Action::MarkApart(_))), None);
 }
 
