@@ -23,5 +23,6 @@ mod outage;
 mod page;
 mod policies;
 mod power;
+mod volumes;
 mod walkthrough;
 mod web;

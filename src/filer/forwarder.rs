@@ -7,7 +7,7 @@
 //! A history that does not join halts the way to the hub: state and next step are shown, and
 //! nothing is tried again before a restart; a source that serves alone goes on doing so.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,8 @@ use tokio::net::tcp::OwnedReadHalf;
 use super::completion::HubDurable;
 use super::keeper::Kept;
 use super::order::{AdoptError, Lacking};
-use super::pass::PassData;
+use super::pass::{Bases, PassData};
+use super::past;
 use super::sending::{MoveError, SendSide};
 use super::shared::{Backoff, Common, LinkState, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver};
@@ -28,14 +29,13 @@ use super::verify;
 use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
 use crate::link::FrameReader;
 use crate::pool::error::PoolError;
-use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::primary::{Action, Event, Held, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber, VolumeNumber};
 use crate::wire::message::{
-    CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, VolumeRoot, Welcome,
+    CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
 };
 
 /// Pause between two heartbeats.
@@ -96,6 +96,8 @@ pub struct Forwarder {
     done: CpNumber,
     /// The newest own CP the machine was told of, readable.
     own: (CpNumber, Pins),
+    /// Volumes whose image is of an older CP than the hub's others, and of which.
+    older: BTreeMap<VolumeNumber, CpNumber>,
     /// Said by the shell while it did what the machine said.
     follow: VecDeque<Event>,
     /// Since when there is no session; `None` in one.
@@ -131,6 +133,7 @@ impl Forwarder {
             told,
             done,
             own,
+            older: BTreeMap::new(),
             follow,
             lost,
             progress,
@@ -489,7 +492,10 @@ impl Forwarder {
         if let Message::Welcome(welcome) = message {
             side.window(0, welcome.cp_credit);
             let past = self.is_past(&welcome).await?;
+            self.older = past.clone().unwrap_or_default();
+            let past = past.is_some();
             self.common(&welcome, past);
+            self.follow.push_back(Event::VolumesBehind(!self.older.is_empty()));
             return self.step(Event::Welcomed { welcome, past }, side).await;
         }
         if let Message::Pong(pong) = &message {
@@ -506,38 +512,29 @@ impl Forwarder {
     }
 
     /// Whether the hub's image is one of this source's own CPs, content and place, or is empty (R5).
-    async fn is_past(&self, welcome: &Welcome) -> Result<bool, End> {
-        let (cp, place) = (welcome.applied_cp, Place::from(welcome.applied));
-        if cp == CpNumber(0) {
-            return Ok(place == Place::default());
-        }
-        let shared = Arc::clone(&self.shared);
-        let row =
-            tokio::task::spawn_blocking(move || shared.pool.catalog().history(shared.source, cp));
-        let row = row.await.map_err(|error| End::Broken(format!("own catalog: {error}")))?;
-        let row = row.map_err(|error| {
+    /// If it is: the volumes whose image is of an older one.
+    async fn is_past(
+        &self,
+        welcome: &Welcome,
+    ) -> Result<Option<BTreeMap<VolumeNumber, CpNumber>>, End> {
+        let (shared, welcome) = (Arc::clone(&self.shared), welcome.clone());
+        let past = tokio::task::spawn_blocking(move || past::look(&shared, &welcome));
+        let past = past.await.map_err(|error| End::Broken(format!("own catalog: {error}")))?;
+        past.map_err(|error| {
             let reason = format!("the own pool failed: {error}");
             self.shared.fail(&reason);
             End::Broken(reason)
-        })?;
-        Ok(row.is_some_and(|row| {
-            let root = |wanted: &VolumeRoot| {
-                // A volume that is new here was empty then.
-                let met = row.roots.iter().find(|(volume, _)| *volume == wanted.volume);
-                met.is_none_or(|(_, root)| *root == wanted.root)
-            };
-            row.sequence == place.sequence
-                && row.stream_hash == place.hash
-                && welcome.roots.iter().all(root)
-        }))
+        })
     }
 
     /// A CP that both ends had published before this connection.
     fn common(&self, welcome: &Welcome, past: bool) {
         let (cp, roots) = self.shared.own();
         let known = self.shared.common.borrow().as_ref().is_some_and(|known| known.cp >= cp);
-        if past && cp == welcome.applied_cp && !known {
+        if past && self.older.is_empty() && cp == welcome.applied_cp && !known {
             let pins = self.shared.pins();
+            let left_out = |v: &VolumeNumber| welcome.refused.iter().any(|no| no.volume == *v);
+            let roots = roots.into_iter().filter(|(volume, _)| !left_out(volume)).collect();
             self.shared.common.send_replace(Some(Common { cp, roots, pins }));
         }
     }
@@ -641,6 +638,7 @@ impl Forwarder {
                 self.shared.fence(epoch);
                 self.note(move |kept| kept.fenced = Some(epoch)).await?;
             }
+            Action::LeaveOut(refused) => self.leave_out(refused),
             Action::SendPass { cp, base } => self.send_pass(cp, base, side),
             Action::PassEnded { cp } => self.pass_ended(cp),
             Action::Freeze => self.shared.checkpoint.force(),
@@ -665,17 +663,30 @@ impl Forwarder {
         assert!(self.own.0 == cp, "a pass sends the newest own CP that the machine knows");
         tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up");
         let progress = self.shared.begin_pass(cp, base);
-        let pins = Arc::clone(&self.own.1);
-        side.pass(PassData::start(cp, pins, base, self.options.resync_limit, progress));
+        let left_out = self.shared.left_out();
+        let agreed = self.own.1.iter().filter(|(volume, _)| !left_out.contains(volume));
+        let pins = Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect());
+        let bases = Bases { base, older: self.older.clone() };
+        side.pass(PassData::start(cp, pins, bases, self.options.resync_limit, progress));
+    }
+
+    fn leave_out(&self, refused: Vec<VolumeRefusal>) {
+        for VolumeRefusal { name, reason, next_step, .. } in &refused {
+            let source = &self.shared.name;
+            tracing::error!(%source, volume = %name, reason, next_step, "not mirrored by the hub");
+        }
+        self.shared.set_refused(refused);
     }
 
     fn pass_ended(&mut self, cp: CpNumber) {
         self.shared.end_pass();
+        self.older.clear();
         self.shared.set_rejected(None);
         tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
         if self.own.0 == cp {
             let (shared, pins) = (&self.shared, Arc::clone(&self.own.1));
             let roots = pins.iter().map(|(volume, pin)| (*volume, pin.tree().root())).collect();
+            let roots = shared.agreed(&roots);
             shared.common.send_replace(Some(Common { cp, roots, pins }));
         }
     }

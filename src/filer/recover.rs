@@ -486,6 +486,7 @@ fn share(
         own_roots,
         pins,
         rejected: None,
+        refused: Vec::new(),
         answering: Answering::Policy,
         mark: kept.alone,
         marked_at: Instant::now(),

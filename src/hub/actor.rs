@@ -32,7 +32,8 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{
-    Ack, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRoot,
+    Ack, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRefusal,
+    VolumeRoot,
 };
 
 /// What the actor holds of its connection.
@@ -281,7 +282,9 @@ impl SourceActor {
             Action::Send(message) => self.send(&message),
             Action::Record { source, generation, epoch, volumes, policy, alone } => {
                 let promise = (policy, alone);
-                let told = Told { source, generation, epoch, volumes, promise };
+                let known = self.machine.as_ref().map(Mirror::known);
+                let left_out = known.map(|known| known.left_out.clone()).unwrap_or_default();
+                let told = Told { source, generation, epoch, volumes, promise, left_out };
                 self.record(told, context);
             }
             Action::Stage => self.stage(),
@@ -315,6 +318,11 @@ impl SourceActor {
                     lane.welcomed();
                 }
                 tracing::info!(source = %self.name, "source is in session");
+                let refused = self.machine.as_ref().map(|machine| &machine.known().refused);
+                for VolumeRefusal { name, reason, next_step, .. } in refused.into_iter().flatten() {
+                    let source = &self.name;
+                    tracing::error!(%source, volume = %name, reason, next_step, "volume refused");
+                }
             }
             Action::Scan { cp, token } => self.scan(cp, token),
             Action::Scanned(scanned) => {
@@ -449,7 +457,7 @@ impl SourceActor {
 
     fn apply(&mut self, cp: CpNumber, last: Place, build: Build) {
         let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else { return };
-        let job = Job::new(lane.clone(), (cp, last), machine.known().epoch, build);
+        let job = Job::new(lane.clone(), (cp, last), machine, build);
         for (volume, payload) in self.early.drain(..) {
             job.feed(volume, payload);
         }

@@ -6,7 +6,7 @@
 //! that leaves the old image as it is: the write set is dropped and its blocks are free again.
 //! In a pool that is full a CP draws on the reserve; it is published if it makes room (R18).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
@@ -23,7 +23,7 @@ use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::publish::Publish;
 use crate::pool::write_set::{Budget, WriteSet};
 use crate::record::marks::Place;
-use crate::session::mirror::{Build, Outcome};
+use crate::session::mirror::{Build, LeftOut, Mirror, Outcome};
 use crate::sourcelog::{LogError, LogReader, LogStore};
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, Epoch, Vbn, VolumeNumber};
@@ -49,6 +49,9 @@ pub struct Job {
     epoch: Epoch,
     /// What it is made of.
     build: Build,
+    /// The volumes it is made of, and those whose entries in the log do not count (R20).
+    agreed: BTreeSet<VolumeNumber>,
+    left_out: BTreeSet<VolumeNumber>,
     /// When the source said that it is frozen.
     begun: Instant,
     /// Bounded by the `cp` credit.
@@ -57,16 +60,18 @@ pub struct Job {
 }
 
 impl Job {
-    /// A job for the CP of `lane` that ends at `last`.
+    /// A job for the CP of `lane` that ends at `last`, of what the session of `machine` agrees on.
     pub fn new(
         lane: Arc<Lane>,
         (cp, last): (CpNumber, Place),
-        epoch: Epoch,
+        machine: &Mirror,
         build: Build,
     ) -> Arc<Self> {
         let (inputs, wake) = (Mutex::default(), Condvar::new());
-        let begun = Instant::now();
-        Arc::new(Self { lane, cp, last, epoch, build, begun, inputs, wake })
+        let (begun, epoch) = (Instant::now(), machine.known().epoch);
+        let agreed = machine.agreed().map(|offer| offer.number).collect();
+        let left_out = machine.known().left_out.iter().map(|left| left.volume).collect();
+        Arc::new(Self { lane, cp, last, epoch, build, agreed, left_out, begun, inputs, wake })
     }
 
     /// The CP.
@@ -270,6 +275,7 @@ impl Applier {
             .catalog()
             .volumes(source)?
             .into_iter()
+            .filter(|row| job.agreed.contains(&row.key.volume))
             .map(|row| (row.key.volume, row.tree))
             .collect();
         let mut write_set = self.pool.begin(Budget::FREEING);
@@ -339,6 +345,7 @@ impl Applier {
         let source = job.lane.source();
         let chain = Chain { store: &self.store, source, from: job.lane.cursors().applied };
         let replay = Replay::new(write_set, source, job.cp, bases.clone());
+        let replay = replay.leaving_out(job.left_out.clone());
         let built = replay.run(&chain, job.last, |_| !job.is_aborted())?;
         job.lane.ladder.replayed.fetch_add(1, Ordering::Relaxed);
         Ok(built)
@@ -370,7 +377,7 @@ impl Applier {
             roots.push((volume, root));
         }
         if end.roots.len() != roots.len() {
-            return Err(rejected(&"the source announced roots of volumes unknown here"));
+            return Err(rejected(&"the source announced roots of volumes not agreed on"));
         }
         job.lane.built(job.cp);
         // Nobody else writes the row's extension from this look to the commit: a CP must not write
@@ -378,7 +385,8 @@ impl Applier {
         let _row = job.lane.row();
         let row = self.pool.catalog().source(job.lane.source())?;
         let kept = row.map_or_else(|| Ok(Extension::default()), |row| Extension::of(&row));
-        let kept = kept.map_err(Stop::Faulted)?;
+        let mut kept = kept.map_err(Stop::Faulted)?;
+        LeftOut::published(&mut kept.left_out, job.cp, |volume| job.agreed.contains(&volume));
         self.pool.publish(Publish {
             write_set,
             source: job.lane.source(),

@@ -119,7 +119,7 @@ pub const POOL_CATALOG_SPARE: u64 = 8;
 /// Rows of sources and volumes together: they are held in memory as well.
 pub const POOL_CATALOG_ROW_BYTES_MAX: u64 = 64 * MIB;
 /// Bytes that a source's row keeps for the modules above.
-pub const SOURCE_EXTENSION_BYTES_MAX: usize = 1024;
+pub const SOURCE_EXTENSION_BYTES_MAX: usize = 4096;
 /// CPs whose number, sequence, stream hash and roots a source's catalog keeps (R5).
 pub const HISTORY_ROWS_MAX: u64 = 65_536;
 /// Blocks a write set takes at once, so that CPs built side by side are each written in sequence.

@@ -8,7 +8,7 @@ use super::{Action, Apply, ApplyState, Build, Mirror, Outcome, State};
 use crate::limits::cp_charge;
 use crate::record::marks::Place;
 use crate::units::numbers::CpNumber;
-use crate::wire::message::{CpDone, CpEnd, CpRejected, Message, PartitionFull, VolumeRoot};
+use crate::wire::message::{CpDone, CpEnd, CpRejected, Message, PartitionFull};
 
 impl Mirror {
     pub(super) fn partition_full(&mut self, full: &PartitionFull, actions: &mut Vec<Action>) {
@@ -129,8 +129,7 @@ impl Mirror {
                 self.known.applied = apply.last;
                 self.labels.retain(|&label| label > cp);
                 self.known.cp_max = self.known.cp_max.max(cp);
-                let root = |(volume, root)| VolumeRoot { volume, root };
-                self.known.roots = roots.into_iter().map(root).collect();
+                self.publish(cp, roots);
                 // What is published needs no log; the source is told before CpDone builds on it.
                 self.filed(apply.last, actions);
                 if apply.build == Build::Pass {

@@ -145,7 +145,7 @@ impl Apart {
 impl Primary {
     /// Whether writes are acknowledged without the hub when it is away. A source that never was
     /// welcomed is usable at once.
-    fn goes_on_alone(&self) -> bool {
+    pub(super) fn goes_on_alone(&self) -> bool {
         self.identity.policy.on_hub_loss == OnHubLoss::Continue || self.identity.hub.is_none()
     }
 
@@ -202,7 +202,7 @@ impl Primary {
         }
     }
 
-    fn mark(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn mark(&mut self, actions: &mut Vec<Action>) {
         match self.apart.mark {
             Mark::Absent | Mark::Clearing => {
                 self.apart.mark = Mark::Setting;
@@ -320,6 +320,7 @@ impl Primary {
             }
             Way::Closing { target }
                 if self.apart.mark == Mark::Set
+                    && !self.leaves_out_served()
                     && self.acked_place().sequence >= target.sequence =>
             {
                 self.apart.mark = Mark::Clearing;
@@ -360,6 +361,7 @@ impl Primary {
         if let Data::Sent(update_bytes) = pass.data {
             pass.data = Data::Ended;
             let (place, roots) = (pass.place.into(), pass.roots.clone());
+            let roots = self.agreed(&roots);
             actions.push(Action::Send(Message::CpEnd(CpEnd { cp, place, roots, update_bytes })));
         }
     }
@@ -372,6 +374,7 @@ impl Primary {
             return;
         }
         let (cp, place) = (pass.cp, pass.place);
+        self.volumes_behind(false);
         self.hub_cp = cp;
         actions.push(Action::PassEnded { cp });
         match self.find(place) {

@@ -133,12 +133,8 @@ impl Primary {
         }
         if let (Data::Sent(update_bytes), Some(roots)) = (pending.data, &pending.roots) {
             pending.data = Data::Ended;
-            let end = CpEnd {
-                cp: pending.cp,
-                place: pending.place.into(),
-                roots: roots.clone(),
-                update_bytes,
-            };
+            let (cp, place, roots) = (pending.cp, pending.place.into(), roots.clone());
+            let end = CpEnd { cp, place, roots: self.agreed(&roots), update_bytes };
             actions.push(Action::Send(Message::CpEnd(end)));
         }
     }

@@ -65,6 +65,7 @@ impl Primary {
         self.identity.hub = Some(welcome.hub);
         self.identity.epoch = welcome.epoch;
         actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
+        self.leave_out(&welcome.refused, actions);
         match joining {
             Joining::Resend(position) => {
                 self.acked = position;
@@ -80,11 +81,25 @@ impl Primary {
             }
             Joining::Pass => {
                 self.settle(welcome.applied_cp, actions);
-                self.state = State::Streaming;
-                self.cp_taken = 0;
-                actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
-                self.begin_syncing(welcome.applied_cp, actions);
+                self.pass_over(welcome.applied_cp, actions);
             }
+        }
+    }
+
+    /// In session, but the image is brought up before the log goes on.
+    fn pass_over(&mut self, base: CpNumber, actions: &mut Vec<Action>) {
+        self.state = State::Streaming;
+        self.cp_taken = 0;
+        actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
+        self.begin_syncing(base, actions);
+    }
+
+    /// Everything that the hub held beyond the own log is here.
+    pub(super) fn refill_over(&mut self, actions: &mut Vec<Action>) {
+        if self.volumes.is_behind() {
+            self.pass_over(self.hub_cp, actions);
+        } else {
+            self.join(actions);
         }
     }
 
@@ -185,7 +200,12 @@ impl Primary {
             );
             return elsewhere(code, reason);
         }
-        Ok(found.map_or(Joining::Refill, Joining::Resend))
+        Ok(match found {
+            None => Joining::Refill,
+            // The log alone does not bring up what it was left out of.
+            Some(_) if self.volumes.is_behind() => Joining::Pass,
+            Some(position) => Joining::Resend(position),
+        })
     }
 
     pub(super) fn refilled(

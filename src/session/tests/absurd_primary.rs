@@ -75,6 +75,7 @@ fn welcome(last: Place) -> Welcome {
         cp_max: CpNumber(0),
         log_credit: CREDIT,
         cp_credit: CREDIT,
+        refused: Vec::new(),
     }
 }
 

@@ -94,6 +94,7 @@ fn welcome() -> BoxedStrategy<Message> {
                 cp_max,
                 log_credit,
                 cp_credit,
+                refused: Vec::new(),
             })
         })
         .boxed()
@@ -304,6 +305,7 @@ impl PrimaryShell {
             cp_max: CpNumber(0),
             log_credit: 1000,
             cp_credit: 1000,
+            refused: Vec::new(),
         }
     }
 
@@ -403,6 +405,7 @@ impl PrimaryShell {
                 Action::DataWindow { .. }
                 | Action::Adopt
                 | Action::Joined { .. }
+                | Action::LeaveOut(_)
                 | Action::Checkpoint { .. }
                 | Action::Scan { .. }
                 | Action::Scanned(_)
@@ -491,6 +494,8 @@ impl MirrorShell {
             epoch: Epoch::default(),
             volumes: Vec::new(),
             pinned: Vec::new(),
+            refused: Vec::new(),
+            left_out: Vec::new(),
             applied_cp: CpNumber(0),
             applied: Place::default(),
             roots: Vec::new(),
