@@ -294,14 +294,14 @@ impl History {
         self.lies += 1;
         self.met.lies += 1;
         let size = self.rig.sims[place].size().0;
-        let anywhere = self.chance.below(size / BLOCK_BYTES_U64) * BLOCK_BYTES_U64;
+        let front = data_start(crate::limits::RAID_CHUNK_BYTES);
+        let anywhere = |from: u64, to: u64, chance: &mut Chance| {
+            from + chance.below((to - from) / BLOCK_BYTES_U64) * BLOCK_BYTES_U64
+        };
         let sim = &self.rig.sims[place];
-        match self.chance.below(5) {
-            0 => sim.rot(anywhere, &[0x40; 3000]),
-            1 => {
-                let area = size - data_start(crate::limits::RAID_CHUNK_BYTES);
-                sim.rot(size - 1 - self.chance.below(area), &[1]);
-            }
+        match self.chance.below(7) {
+            0 => sim.rot(anywhere(0, front, &mut self.chance), &[0x40; 3000]),
+            1 | 5 | 6 => sim.rot(anywhere(front, size, &mut self.chance), &[1; 3000]),
             2 => sim.fail(On::Write, self.chance.below(4), Effect::Lost),
             3 => sim.fail(On::WriteDurable, self.chance.below(3), Effect::Lost),
             _ => sim.fail(On::Read, self.chance.below(4), Effect::Stale),
@@ -333,6 +333,6 @@ fn nothing_is_lost_up_to_the_promised_number_of_faults() {
             sum.repaired += met.repaired;
         }
     }
-    let all = sum.cuts > 200 && sum.lies > 50 && sum.failed > 15 && sum.repaired > 10;
+    let all = sum.cuts > 200 && sum.lies > 50 && sum.failed > 15 && sum.repaired > 5;
     assert!(all || seeds < 8, "too little was met: {sum:?}");
 }
