@@ -7,9 +7,11 @@ use super::super::CP_NUMBER_MAX;
 use super::{Action, Held, Primary, State, refused};
 use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
+use crate::units::ids::HubId;
 use crate::units::numbers::{CpNumber, Epoch, TransferId};
 use crate::wire::message::{
-    Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, WantLog, Welcome,
+    Fenced, Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, WantLog,
+    Welcome,
 };
 
 /// How two histories come together.
@@ -111,8 +113,7 @@ impl Primary {
             return Err(refused(RefusedCode::Version, reason, "upgrade the hub first"));
         }
         if let Some(hub) = known.hub.filter(|&hub| hub != welcome.hub) {
-            let reason = format!("this source belongs to hub {hub}, not to hub {}", welcome.hub);
-            return Err(refused(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
+            return Err(other_hub(hub, welcome.hub));
         }
         if known.epoch.number > 0 && known.epoch != welcome.epoch {
             let reason = format!(
@@ -252,6 +253,16 @@ impl Primary {
         self.catch_up(actions);
     }
 
+    /// Another hub has no say in who is primary here (invariant 12).
+    pub(super) fn fenced_by(&mut self, fenced: &Fenced, actions: &mut Vec<Action>) {
+        match (self.identity.hub, fenced.hub) {
+            (Some(own), Some(other)) if own != other => {
+                self.halt(other_hub(own, other), actions);
+            }
+            (Some(_) | None, Some(_) | None) => self.fenced(fenced.epoch, actions),
+        }
+    }
+
     /// An end that sees a higher epoch stops at once (R12).
     pub(super) fn fenced(&mut self, epoch: Epoch, actions: &mut Vec<Action>) {
         if epoch.number <= self.identity.epoch.number {
@@ -287,4 +298,9 @@ impl Primary {
             }
         }
     }
+}
+
+fn other_hub(own: HubId, met: HubId) -> Refused {
+    let reason = format!("this source belongs to hub {own}, not to hub {met}");
+    refused(RefusedCode::OtherHub, reason, "check `hub` in source.toml")
 }
