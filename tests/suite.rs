@@ -21,5 +21,6 @@ mod nbd_clients;
 mod outage;
 mod policies;
 mod power;
+mod reloads;
 mod walkthrough;
 mod web;

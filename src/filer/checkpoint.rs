@@ -68,21 +68,20 @@ struct Stopped;
 #[derive(Debug)]
 pub struct Checkpointer {
     shared: Arc<Shared>,
-    interval: Duration,
     last: Instant,
     /// The interval that is frozen was frozen here, or found frozen at the start.
     asked: bool,
 }
 
 impl Checkpointer {
-    /// A thread that freezes what was ordered every `interval`. The first one comes after a part
+    /// A thread that freezes what was ordered every interval. The first one comes after a part
     /// of it that the source's id decides, so that many sources do not freeze at once.
-    pub fn new(shared: Arc<Shared>, interval: Duration) -> Self {
+    pub fn new(shared: Arc<Shared>) -> Self {
         let [spread, ..] = shared.source.0;
-        let head_start = interval / 256 * u32::from(spread);
+        let head_start = shared.pledge.interval() / 256 * u32::from(spread);
         let last = Instant::now().checked_sub(head_start).unwrap_or_else(Instant::now);
         let asked = shared.order.frozen().is_some();
-        Self { shared, interval, last, asked }
+        Self { shared, last, asked }
     }
 
     /// Runs until it is told to stop, or the source has failed.
@@ -110,7 +109,7 @@ impl Checkpointer {
             Heard::Forced => {
                 self.asked = self.shared.order.freeze_anything();
             }
-            Heard::Nothing if self.last.elapsed() >= self.interval => {
+            Heard::Nothing if self.last.elapsed() >= self.shared.pledge.interval() => {
                 self.last = Instant::now();
                 if self.freeze() {
                     self.shared.counters.checkpoints_interval.add(1);
@@ -142,7 +141,8 @@ impl Checkpointer {
     }
 
     fn listen(&self) -> Heard {
-        let left = (self.last + self.interval).saturating_duration_since(Instant::now());
+        let left =
+            (self.last + self.shared.pledge.interval()).saturating_duration_since(Instant::now());
         let shares = self.shared.promise.is_some();
         let longest = if shares { FULL_PAUSE } else { IDLE_PAUSE };
         let heard = self.shared.checkpoint.wait(left.min(longest), |inbox| {
@@ -155,6 +155,9 @@ impl Checkpointer {
                 Some(Heard::Forced)
             } else if self.serving() && std::mem::take(&mut inbox.wanted) {
                 Some(Heard::Wanted)
+            } else if self.serving() && !self.shared.sole && self.shared.pledge.is_due() {
+                // A policy changes at a freeze, be it of nothing (R20).
+                Some(Heard::Forced)
             } else {
                 None
             }
@@ -322,7 +325,8 @@ impl Checkpointer {
     /// The row's extension with the place of the CP.
     fn extension(&self, freeze: &DurableFreeze) -> Result<Vec<u8>, PoolError> {
         let (row, kept) = self.shared.kept()?;
-        let kept = Kept { nvram_made: true, transfer: freeze.place.transfer, ..kept };
+        let next = freeze.policy.or(kept.next);
+        let kept = Kept { nvram_made: true, transfer: freeze.place.transfer, next, ..kept };
         self.shared.keep(&row, &kept)
     }
 

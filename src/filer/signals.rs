@@ -80,6 +80,11 @@ impl CheckpointSignals {
         self.leave(|inbox| inbox.stop = true);
     }
 
+    /// The terms have changed.
+    pub fn look_again(&self) {
+        self.leave(|_| ());
+    }
+
     /// Clients are served from now on: what was asked for before counts.
     pub fn serving(&self) {
         self.leave(|_| ());
