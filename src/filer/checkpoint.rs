@@ -57,6 +57,8 @@ enum Heard {
     Frozen,
     Wanted,
     Forced,
+    /// The file asks for another policy.
+    Policy,
     Stop,
     Nothing,
 }
@@ -109,6 +111,7 @@ impl Checkpointer {
             Heard::Forced => {
                 self.asked = self.shared.order.freeze_anything();
             }
+            Heard::Policy => self.change_policy()?,
             Heard::Nothing if self.last.elapsed() >= self.shared.pledge.interval() => {
                 self.last = Instant::now();
                 if self.freeze() {
@@ -129,6 +132,21 @@ impl Checkpointer {
     fn freeze(&mut self) -> bool {
         self.asked = self.serving() && self.shared.order.freeze().is_some();
         self.asked
+    }
+
+    /// A policy changes at a freeze and is written into it (R20). If nothing was ordered behind the
+    /// last one, it is that freeze: no CP is made of nothing, and the row keeps the policy.
+    fn change_policy(&mut self) -> Result<(), Stopped> {
+        if self.freeze() {
+            return Ok(());
+        }
+        let Some(next) = self.shared.promise_at_freeze() else { return Ok(()) };
+        // Looked at behind the change: what comes later is answered by both.
+        let behind = self.shared.order.figures().sequence;
+        let kept = self.shared.note(|kept| kept.next = Some(next));
+        self.or_fail(kept.map_err(VolumeError::from), "the own catalog")?;
+        self.shared.session.promised(next, behind);
+        Ok(())
     }
 
     /// What a fenced source wrote by itself may become a CP that is kept.
@@ -156,8 +174,7 @@ impl Checkpointer {
             } else if self.serving() && std::mem::take(&mut inbox.wanted) {
                 Some(Heard::Wanted)
             } else if self.serving() && !self.shared.sole && self.shared.pledge.is_due() {
-                // A policy changes at a freeze, be it of nothing (R20).
-                Some(Heard::Forced)
+                Some(Heard::Policy)
             } else {
                 None
             }

@@ -390,6 +390,9 @@ impl Forwarder {
         }
         let streams = self.primary.is_streaming();
         let word = self.shared.session.take(streams);
+        if let Some((next, behind)) = word.promised {
+            self.step(Event::Promised { next, behind }, side).await?;
+        }
         if let Some(data) = word.frozen {
             self.frozen(data, side).await?;
         }
@@ -423,10 +426,13 @@ impl Forwarder {
         for held in self.shared.outbox.take_formed() {
             self.step(Event::Formed(held), side).await?;
         }
+        let frozen = self.step(Event::Frozen { cp, place }, side).await;
+        // Behind it: the next policy is not told before this CP is done. Told here whatever came of
+        // the connection.
         if let Some(next) = policy {
             self.step(Event::Promised { next, behind: place.sequence }, side).await?;
         }
-        self.step(Event::Frozen { cp, place }, side).await
+        frozen
     }
 
     /// How long the hub may be silent.
@@ -750,7 +756,7 @@ impl Forwarder {
         let terms = self.shared.pledge.terms();
         if terms.next.is_some() && !terms.in_force.forwards() {
             // Only a CP brings the hub to where the next policy may be told of.
-            self.shared.checkpoint.force();
+            self.shared.checkpoint.want();
         }
         // What was asked of it before is done now.
         self.shared.checkpoint.serving();

@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(bad(6, 2), ExtensionError::Field { field: "nvram made", value: 2 });
         assert_eq!(bad(7, 16), ExtensionError::Field { field: "flags", value: 16 });
         assert_eq!(bad(7, 1), ExtensionError::Field { field: "reserved", value: 7 });
-        assert_eq!(bad(7, 11), ExtensionError::Field { field: "reserved", value: 1 });
+        assert_eq!(bad(7, 11), ExtensionError::Field { field: "reserved", value: 2 });
         assert_eq!(bad(127, 9), ExtensionError::Field { field: "reserved", value: 9 });
         assert!(matches!(bad(68, 9), ExtensionError::Policy(_)));
         assert_eq!(Extension::decode(&[0; 7]), Err(ExtensionError::Length(7)));

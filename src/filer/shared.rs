@@ -239,8 +239,8 @@ impl Shared {
         });
     }
 
-    /// The policy that a freeze carries, if another one follows. Called before the freeze is
-    /// durable, and so before anything behind it is answered: both promises are kept from here on.
+    /// The policy that a freeze carries, if another one follows. Called before anything behind the
+    /// freeze is durable, and so before it is answered: both promises are kept from here on.
     pub fn promise_at_freeze(&self) -> Option<Policy> {
         let policy = self.pledge.freeze().filter(|_| !self.sole)?;
         tracing::info!(source = %self.name, mode = %policy.mode, on_hub_loss = %policy.on_hub_loss,

@@ -101,7 +101,7 @@ fn a_restart_in_the_middle_ends_with_the_policy_of_the_file() {
             let filer = start_with(&stores, &hub, of_mode(Mode::Sync)).await;
             let export = open(&filer, "vol0").await;
             write(&export, 0, &[1; 4096]).await.unwrap();
-            hub.control(|control| control.hold_acks = true);
+            hub.control(|control| control.hold_cps = true);
             filer.reload(loose(), HOUR);
             // The freeze is written: the change is under way.
             until("the freeze", || filer.shared().pledge.terms().next.is_some()).await;
@@ -110,7 +110,7 @@ fn a_restart_in_the_middle_ends_with_the_policy_of_the_file() {
             }
             let after = stores.cut(u64::try_from(round).unwrap());
             drop((export, filer));
-            hub.control(|control| control.hold_acks = false);
+            hub.control(|control| control.hold_cps = false);
             let filer = start_with(&after, &hub, *file).await;
             until("the file's policy is in force", || filer.status().policy == *file).await;
             until("the hub knows", || hub.policy() == Some(*file)).await;
@@ -176,6 +176,28 @@ fn to_cp_only_and_back_every_write_is_there() {
         let (cp, _) = filer.checkpoint().await.unwrap();
         assert_eq!(hub.applied(), cp);
         assert_eq!(read_all(&export).await, expected);
+        filer.stop().await.unwrap();
+    });
+}
+
+/// Nothing was written since the last CP: none is made for the change.
+#[test]
+fn an_idle_source_changes_without_a_cp() {
+    runtime().block_on(async {
+        let hub = Hub::start(4 << 20).await;
+        let stores = Stores::new();
+        let filer = start_with(&stores, &hub, of_mode(Mode::Sync)).await;
+        let sessions = hub.seen().connections;
+        filer.reload(loose(), HOUR);
+        until("in force", || filer.status().policy == loose()).await;
+        assert_eq!((hub.policy(), hub.applied().0), (Some(loose()), 0));
+        assert_eq!(hub.seen().connections, sessions + 1, "one Hello tells it");
+        filer.reload(of_mode(Mode::Sync), HOUR);
+        until("back", || filer.status().policy == of_mode(Mode::Sync)).await;
+        filer.stop().await.unwrap();
+        drop(filer);
+        let filer = start(&stores, &hub).await;
+        assert_eq!(filer.status().policy, of_mode(Mode::Sync), "nothing is left over");
         filer.stop().await.unwrap();
     });
 }

@@ -114,11 +114,11 @@ impl Primary {
             Some(last) => self.held[last].place.sequence,
             None => self.held_after.sequence,
         };
-        let acked = self.hub_sequence();
+        let (acked, held_after) = (self.hub_sequence(), self.held_after.sequence);
         let Some(pending) = &mut self.pending else { return };
         // What went before the source began to send CPs only is used once more: the hub may hold
         // acknowledged writes behind this CP as well.
-        let whole = acked >= pending.place.sequence;
+        let whole = acked >= pending.place.sequence && pending.place.sequence > held_after;
         let forwards = self.identity.policy.forwards() || whole;
         if pending.data == Data::Waiting && (sent >= pending.place.sequence || !forwards) {
             // Refused twice it is sent all inline, whatever was asked for (R19).

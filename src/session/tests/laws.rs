@@ -36,19 +36,16 @@ impl World {
         // What the hub would say after the source's loss must be true, whatever the source knows.
         let strict = hub.told.is_some_and(|(policy, alone)| policy.never_alone() && !alone);
         let in_sync = hub.told.is_none_or(|(policy, _)| policy.mode == Mode::Sync);
-        if strict && !self.on_line(self.acked, hub.last()) {
+        let (policies, last) = ([source.wanted, source.policy], hub.last());
+        let changes = source.next.is_some() || policies.iter().any(|p| *p == source.alternate);
+        let rule = if changes { "R20" } else { "invariant 1" };
+        if (strict || !source.apart && in_sync) && !self.on_line(self.acked, last) {
             let acked = self.acknowledged();
-            return Some(format!("R20: the hub goes by a promise that write {acked} breaks"));
+            return Some(format!("{rule}: write {acked} is not on the hub, {last:?}"));
         }
-        if !source.apart && !self.on_line(self.acked_both, hub.last()) {
+        if !source.apart && !self.on_line(self.acked_both, last) {
             let acked = self.acked_both.sequence;
-            return Some(format!(
-                "R20: write {acked} was answered under sync and is not on the hub"
-            ));
-        }
-        if !source.apart && in_sync && !self.on_line(self.acked, hub.last()) {
-            let (acked, last) = (self.acknowledged(), hub.last());
-            return Some(format!("invariant 1: write {acked} is not on the hub, {last:?}"));
+            return Some(format!("R20: write {acked}, answered under sync, is not on the hub"));
         }
         let (cp, place) = hub.image;
         if hub.content != place {

@@ -399,19 +399,19 @@ const CHANGED: Budget = Budget { writes: 2, reloads: 2, source_crashes: 1, ..NON
 #[test]
 fn control_a_policy_told_before_it_holds_is_found() {
     let faults = Faults { policy_told_early: true, ..Faults::default() };
-    control(faults, CHANGED, "R20: the hub goes by a promise");
+    control(faults, CHANGED, "R20: write 1");
 }
 
 #[test]
 fn control_answers_by_a_policy_that_the_hub_does_not_know_are_found() {
     let faults = Faults { policy_kept_early: true, ..Faults::default() };
-    control(faults, CHANGED, "R20: the hub goes by a promise");
+    control(faults, CHANGED, "R20: write 1");
 }
 
 #[test]
 fn control_a_forgotten_change_of_policy_is_found() {
     let faults = Faults { next_policy_forgotten: true, ..Faults::default() };
-    control(faults, CHANGED, "R20: the hub goes by a promise");
+    control(faults, CHANGED, "R20: write 1");
 }
 
 /// R19: refused, refused again, refused with every block inline: given up with its reason.

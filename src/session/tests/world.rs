@@ -140,6 +140,8 @@ pub(super) enum Step {
     SendPass,
     /// Writers wait for the CP's room.
     Press,
+    /// Another policy follows where nothing was written behind the last cut.
+    Promise,
     Connect,
     ToSource,
     SourceNotices,
@@ -644,6 +646,10 @@ impl World {
             problem: None,
         };
         world.source.continues = budget.losses > 0 && budget.reloads == 0;
+        if faults.next_policy_forgotten {
+            (world.source.policy, world.source.wanted) =
+                (world.source.alternate, world.source.alternate);
+        }
         if budget.losses > 0 {
             world.source.alternate = Policy { on_hub_loss: OnHubLoss::Continue, ..stops() };
         }
@@ -712,10 +718,12 @@ impl World {
         may(source.durable < source.ring.len(), Step::SourceSync);
         let frozen_upto = up.released.sequence.max(source.own.1.sequence);
         let something = up.last.sequence > frozen_upto;
-        // A policy changes at a freeze, be it of nothing.
+        // A policy changes at a freeze; of nothing none is made.
         let due = up.next.is_none() && source.wanted != source.policy;
+        let idle = up.serving && up.frozen.is_none() && !something;
+        may(due && idle, Step::Promise);
         let wanted = self.budget.cps > 0 || up.wants_freeze || due;
-        let something = something || up.wants_freeze || due;
+        let something = something || up.wants_freeze;
         may(up.serving && wanted && up.frozen.is_none() && something, Step::Freeze);
         let commit = up.frozen.is_some_and(|cp| cp.told && !cp.committed);
         may(commit, Step::OwnCommit);
@@ -781,6 +789,7 @@ impl World {
                 let cp = self.source_up().frozen.unwrap().cp;
                 self.step_source(primary::Event::Pressed(cp), None);
             }
+            Step::Promise => self.promise(),
             Step::Connect => self.connect(),
             Step::ToSource => self.deliver_to_source(),
             Step::SourceNotices | Step::Timeout => self.lose_source_side(),

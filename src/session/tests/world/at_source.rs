@@ -34,11 +34,11 @@ impl World {
         for record in fresh {
             if let Record::Freeze { cp, place, policy } = record {
                 self.source_up().frozen.as_mut().unwrap().told = true;
+                self.step_source(primary::Event::Frozen { cp, place }, None);
                 if let Some(next) = policy {
                     let behind = place.sequence;
                     self.step_source(primary::Event::Promised { next, behind }, None);
                 }
-                self.step_source(primary::Event::Frozen { cp, place }, None);
                 if self.faults.end_before_commit {
                     let roots = vec![(VolumeNumber(0), root_of(place))];
                     self.step_source(primary::Event::Committed { cp, roots }, None);
@@ -72,6 +72,14 @@ impl World {
         let policy = Some(wanted).filter(|wanted| up.next.is_none() && *wanted != in_force);
         up.next = up.next.or(policy);
         policy
+    }
+
+    /// Kept durably before the session hears of it.
+    pub(super) fn promise(&mut self) {
+        let Some(next) = self.policy_at_freeze() else { return };
+        self.source.next = Some(next);
+        let behind = self.source_up().last.sequence;
+        self.step_source(primary::Event::Promised { next, behind }, None);
     }
 
     pub(super) fn own_commit(&mut self) {
