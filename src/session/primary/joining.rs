@@ -46,7 +46,7 @@ impl Primary {
             own_cp: self.own_cp,
             cp_max: self.cp_max,
             serving: self.serving,
-            policy: self.identity.policy,
+            policy: self.told_policy(),
             alone: self.identity.alone,
         }))));
     }
@@ -68,6 +68,7 @@ impl Primary {
         self.identity.epoch = welcome.epoch;
         actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
         self.leave_out(&welcome.refused, actions);
+        self.noted(actions);
         match joining {
             Joining::Resend(position) => {
                 self.acked = position;
