@@ -16,8 +16,9 @@
 //! committing thread), [`forwarder`] with [`sending`] (one task), [`checkpoint`] (one thread),
 //! [`export`] (called by the NBD server), [`recover`] (the start), [`verify`], [`status`];
 //! [`follow`]: what a fenced source does until its hub gives the volumes back;
-//! [`keeper`] and [`promise`]: what is different in a pool that others use as well;
-//! [`beneath`]: a log that is not in a tree yet, below everything of this engine.
+//! [`image`]: one CP as a read-only export; [`keeper`] and [`promise`]: what is different in a pool
+//! that others use as well; [`beneath`]: a log that is not in a tree yet, below everything of this
+//! engine.
 //!
 //! [`pledge`]: what the source promises, and how a reload changes it while it runs.
 

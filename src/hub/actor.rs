@@ -310,20 +310,7 @@ impl SourceActor {
                 self.refill_from = Some(from);
                 self.send_log(context);
             }
-            Action::Joined => {
-                self.refused = None;
-                // What an older connection's CP had taken is not this one's.
-                if let Some(lane) = &self.lane {
-                    lane.updates_taken();
-                    lane.welcomed();
-                }
-                tracing::info!(source = %self.name, "source is in session");
-                let refused = self.machine.as_ref().map(|machine| &machine.known().refused);
-                for VolumeRefusal { name, reason, next_step, .. } in refused.into_iter().flatten() {
-                    let source = &self.name;
-                    tracing::error!(%source, volume = %name, reason, next_step, "volume refused");
-                }
-            }
+            Action::Joined => self.joined(),
             Action::Scan { cp, token } => self.scan(cp, token),
             Action::Scanned(scanned) => {
                 if let Some(reply) = self.scans.remove(&scanned.token) {
@@ -338,6 +325,21 @@ impl SourceActor {
             }
             Action::Refuse(refused) => self.refuse(refused),
             Action::Close { reason } => self.close(reason),
+        }
+    }
+
+    fn joined(&mut self) {
+        self.refused = None;
+        // What an older connection's CP had taken is not this one's.
+        if let Some(lane) = &self.lane {
+            lane.updates_taken();
+            lane.welcomed();
+        }
+        tracing::info!(source = %self.name, "source is in session");
+        let refused = self.machine.as_ref().map(|machine| &machine.known().refused);
+        for VolumeRefusal { name, reason, next_step, .. } in refused.into_iter().flatten() {
+            let source = &self.name;
+            tracing::error!(%source, volume = %name, reason, next_step, "volume refused");
         }
     }
 
