@@ -21,6 +21,7 @@ use super::completion::HubDurable;
 use super::keeper::Kept;
 use super::order::{AdoptError, Lacking};
 use super::pass::PassData;
+use super::pulse::Pulse;
 use super::sending::{MoveError, SendSide};
 use super::shared::{Backoff, Common, LinkState, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver};
@@ -33,15 +34,11 @@ use crate::record::transfer::Transfer;
 use crate::session::primary::{Action, Event, Held, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch};
 use crate::wire::message::{
-    CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, VolumeRoot, Welcome,
+    CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRoot, Welcome,
 };
 
-/// Pause between two heartbeats.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Heartbeats that are remembered.
-const PINGS_MAX: usize = 64;
 /// Pause before a CP is tried again that the hub had no room for.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long a good-bye may take.
@@ -75,15 +72,6 @@ enum End {
     Stopped,
 }
 
-/// When the hub last got on with what it was sent.
-#[derive(Debug)]
-struct Progress {
-    hub: SequenceNumber,
-    done: CpNumber,
-    taken: u64,
-    at: Instant,
-}
-
 /// The forwarder of one source.
 #[derive(Debug)]
 pub struct Forwarder {
@@ -100,15 +88,11 @@ pub struct Forwarder {
     follow: VecDeque<Event>,
     /// Since when there is no session; `None` in one.
     lost: Option<Instant>,
-    /// The hub took what it was sent, as far as it was known then.
-    progress: Progress,
     jitter: u64,
     retry_at: Option<Instant>,
-    token: u64,
     /// When the newest connection was begun.
     began: Instant,
-    /// Heartbeats that are not answered, and when they left.
-    pings: VecDeque<(u64, Instant)>,
+    pulse: Pulse,
 }
 
 impl Forwarder {
@@ -117,12 +101,11 @@ impl Forwarder {
         let (jitter, done) = (options.seed, CpNumber(0));
         // A CP that was under way before the restart is known to the machine already.
         let told = shared.order.frozen().map_or(done, |frozen| frozen.cp);
-        let (data, retry_at, token) = (None, None, 0);
+        let (data, retry_at) = (None, None);
         let own = (shared.own().0, shared.pins());
         let follow = VecDeque::new();
-        let (now, nothing) = (Instant::now(), SequenceNumber(0));
-        let progress = Progress { hub: nothing, done, taken: 0, at: now };
-        let lost = Some(now);
+        let now = Instant::now();
+        let (lost, pulse) = (Some(now), Pulse::new(options.hub_timeout));
         Self {
             shared,
             options,
@@ -133,12 +116,10 @@ impl Forwarder {
             own,
             follow,
             lost,
-            progress,
             jitter,
             retry_at,
-            token,
             began: now,
-            pings: VecDeque::new(),
+            pulse,
         }
     }
 
@@ -297,7 +278,7 @@ impl Forwarder {
         let (read, mut write) = stream.into_split();
         let mut reader = FrameReader::new(read);
         let mut side = SendSide::new(Arc::clone(&self.shared));
-        let mut ticks = tokio::time::interval(self.heartbeat());
+        let mut ticks = tokio::time::interval(self.pulse.heartbeat());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         if let Err(end) = self.absorb(&mut side).await {
             return end;
@@ -424,11 +405,6 @@ impl Forwarder {
         self.step(Event::Frozen { cp, place }, side).await
     }
 
-    /// Time between two Pings: an idle connection must not look silent.
-    fn heartbeat(&self) -> Duration {
-        HEARTBEAT.min(self.options.hub_timeout / 4)
-    }
-
     async fn tick(&mut self, side: &mut SendSide) -> Result<(), End> {
         let patience = if self.primary.is_streaming() {
             self.options.hub_timeout
@@ -440,41 +416,28 @@ impl Forwarder {
             return Err(End::Broken(format!("the hub was silent for {} s", silent.as_secs())));
         }
         // One that has stopped answering is about to be silent, which says more.
-        if silent <= self.heartbeat() * 2 {
+        if silent <= self.pulse.heartbeat() * 2 {
             self.look_for_progress()?;
         }
         if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.step(Event::Retry, side).await?;
         }
         // In every state behind Hello: the hub lets go of who is silent, also in a long refill.
-        self.token += 1;
-        self.pings.push_back((self.token, Instant::now()));
-        if self.pings.len() > PINGS_MAX {
-            self.pings.pop_front();
-        }
         let sequence = self.shared.order.figures().sequence;
-        side.message(Message::Ping(Ping { sequence, token: self.token }));
+        side.message(Message::Ping(self.pulse.ping(sequence)));
         Ok(())
     }
 
     /// A transfer, or a CP whose room writers wait for, that gets on with nothing for
     /// `hub_timeout`, is a lost hub (section 9).
     fn look_for_progress(&mut self) -> Result<(), End> {
-        let (hub, taken) = (self.primary.hub_sequence(), self.primary.cp_taken());
-        let progress = &mut self.progress;
-        let moved = hub > progress.hub || self.done > progress.done || taken != progress.taken;
         let full = self.shared.order.figures().lacking == Some(Lacking::Nvram);
         let owes = self.primary.is_streaming() && (self.primary.is_sending() || full);
-        if moved || !owes {
-            *progress = Progress { hub, done: self.done, taken, at: Instant::now() };
-        } else if progress.at.elapsed() > self.options.hub_timeout {
-            let what = if full { "both partitions of the NVRAM are full and" } else { "" };
-            let seconds = progress.at.elapsed().as_secs();
-            return Err(End::Stalled(format!(
-                "{what} the hub got on with nothing for {seconds} s"
-            )));
-        }
-        Ok(())
+        let now = (self.primary.hub_sequence(), self.done, self.primary.cp_taken());
+        let Some(stalled) = self.pulse.stalled(now, owes) else { return Ok(()) };
+        let what = if full { "both partitions of the NVRAM are full and" } else { "" };
+        let seconds = stalled.as_secs();
+        Err(End::Stalled(format!("{what} the hub got on with nothing for {seconds} s")))
     }
 
     async fn frame(
@@ -492,12 +455,11 @@ impl Forwarder {
             self.common(&welcome, past);
             return self.step(Event::Welcomed { welcome, past }, side).await;
         }
-        if let Message::Pong(pong) = &message {
-            let answered = self.pings.iter().find(|(token, _)| *token == pong.token);
-            if let Some(&(token, left)) = answered.filter(|_| self.primary.is_streaming()) {
-                self.shared.lease.send_replace(Some(left));
-                self.pings.retain(|(other, _)| *other > token);
-            }
+        if let Message::Pong(pong) = &message
+            && self.primary.is_streaming()
+            && let Some(left) = self.pulse.pong(pong)
+        {
+            self.shared.lease.send_replace(Some(left));
         }
         if let Message::Scanned(scanned) = &message {
             self.shared.scans.send_replace(Some(scanned.clone()));

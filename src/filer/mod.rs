@@ -13,7 +13,7 @@
 //!
 //! Pure, without lock, clock or device: [`ranges`], [`buffers`], [`plan`], [`space`],
 //! [`identity`]. Shells: [`order`], [`outbox`], [`completion`], [`feed`] (called by the ring's
-//! committing thread), [`forwarder`] with [`sending`] (one task), [`checkpoint`] (one thread),
+//! committing thread), [`forwarder`] with [`sending`] and [`pulse`] (one task), [`checkpoint`] (one thread),
 //! [`export`] (called by the NBD server), [`recover`] (the start), [`verify`], [`status`];
 //! [`follow`]: what a fenced source does until its hub gives the volumes back;
 //! [`keeper`] and [`promise`]: what is different in a pool that others use as well.
@@ -36,6 +36,7 @@ pub mod outbox;
 pub mod pass;
 pub mod plan;
 pub mod promise;
+pub mod pulse;
 pub mod ranges;
 pub mod recover;
 pub mod sending;

@@ -488,7 +488,6 @@ fn share(
         rejected: None,
         answering: Answering::Policy,
         mark: kept.alone,
-        marked_at: Instant::now(),
         fenced: kept.fenced,
         pass: None,
     };

@@ -137,9 +137,8 @@ pub(super) struct SharedState {
     pub(super) rejected: Option<String>,
     /// How far writes are answered, as the session says.
     pub(super) answering: Answering,
-    /// The durable mark of writes acknowledged without the hub (R4), and when it was met here.
+    /// The durable mark of writes acknowledged without the hub (R4).
     pub(super) mark: Option<AloneMark>,
-    pub(super) marked_at: Instant,
     /// Somebody else is primary in that epoch.
     pub(super) fenced: Option<Epoch>,
     /// The pass under way.
@@ -248,12 +247,6 @@ impl Shared {
         self.lock().mark
     }
 
-    /// How long the mark is known here to stand.
-    pub fn marked_for(&self) -> Option<Duration> {
-        let state = self.lock();
-        state.mark.map(|_| state.marked_at.elapsed())
-    }
-
     /// Whether a read may be answered: under `stop` only as long as nobody can have taken over,
     /// by this end's own clock, whatever this end has slept through meanwhile.
     pub fn may_answer_reads(&self) -> bool {
@@ -302,11 +295,7 @@ impl Shared {
         change(&mut kept);
         let bytes = self.keep(&row, &kept)?;
         self.pool.catalog().update_source(self.source, move |row| row.extension = bytes)?;
-        let mut state = self.lock();
-        if state.mark.is_none() && kept.alone.is_some() {
-            state.marked_at = Instant::now();
-        }
-        state.mark = kept.alone;
+        self.lock().mark = kept.alone;
         Ok(())
     }
 
