@@ -23,15 +23,18 @@ use super::order::{AdoptError, Lacking};
 use super::pass::PassData;
 use super::pulse::Pulse;
 use super::sending::{MoveError, SendSide};
+use super::served::Served;
 use super::shared::{Backoff, Common, LinkState, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver};
 use super::verify;
 use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
 use crate::link::FrameReader;
 use crate::pool::error::PoolError;
+use crate::pool::pointer::TreeRoot;
+use crate::pool::rows::HistoryRow;
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
-use crate::session::primary::{Action, Event, Held, Primary};
+use crate::session::primary::{Action, Event, Held, Past, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch};
@@ -451,7 +454,7 @@ impl Forwarder {
         }
         if let Message::Welcome(welcome) = message {
             side.window(0, welcome.cp_credit);
-            let past = self.is_past(&welcome).await?;
+            let past = self.past(&welcome).await?;
             self.common(&welcome, past);
             return self.step(Event::Welcomed { welcome, past }, side).await;
         }
@@ -467,11 +470,20 @@ impl Forwarder {
         self.step(Event::Received(message), side).await
     }
 
-    /// Whether the hub's image is one of this source's own CPs, content and place, or is empty (R5).
-    async fn is_past(&self, welcome: &Welcome) -> Result<bool, End> {
+    /// What the hub's image is to this source: the place of one of its own CPs proves its past, the
+    /// roots say whether it has the content of that CP (R5). What is empty is everybody's past.
+    async fn past(&self, welcome: &Welcome) -> Result<Past, End> {
         let (cp, place) = (welcome.applied_cp, Place::from(welcome.applied));
         if cp == CpNumber(0) {
-            return Ok(place == Place::default());
+            let empty = |met: &VolumeRoot| {
+                let own = self.shared.volumes.iter().find(|own| own.number == met.volume);
+                own.is_some_and(|own| TreeRoot::empty(own.size).root() == met.root)
+            };
+            return Ok(match (place == Place::default(), welcome.roots.iter().all(empty)) {
+                (true, true) => Past::Known,
+                (true, false) => Past::Unknown,
+                (false, _) => Past::No,
+            });
         }
         let shared = Arc::clone(&self.shared);
         let row =
@@ -482,23 +494,23 @@ impl Forwarder {
             self.shared.fail(&reason);
             End::Broken(reason)
         })?;
-        Ok(row.is_some_and(|row| {
+        let at_place =
+            |row: &HistoryRow| row.sequence == place.sequence && row.stream_hash == place.hash;
+        Ok(row.filter(at_place).map_or(Past::No, |row| {
             let root = |wanted: &VolumeRoot| {
                 // A volume that is new here was empty then.
                 let met = row.roots.iter().find(|(volume, _)| *volume == wanted.volume);
                 met.is_none_or(|(_, root)| *root == wanted.root)
             };
-            row.sequence == place.sequence
-                && row.stream_hash == place.hash
-                && welcome.roots.iter().all(root)
+            if welcome.roots.iter().all(root) { Past::Known } else { Past::Unknown }
         }))
     }
 
     /// A CP that both ends had published before this connection.
-    fn common(&self, welcome: &Welcome, past: bool) {
+    fn common(&self, welcome: &Welcome, past: Past) {
         let (cp, roots) = self.shared.own();
         let known = self.shared.common.borrow().as_ref().is_some_and(|known| known.cp >= cp);
-        if past && cp == welcome.applied_cp && !known {
+        if past == Past::Known && cp == welcome.applied_cp && !known {
             let pins = self.shared.pins();
             self.shared.common.send_replace(Some(Common { cp, roots, pins }));
         }
@@ -604,6 +616,19 @@ impl Forwarder {
                 self.note(move |kept| kept.fenced = Some(epoch)).await?;
             }
             Action::SendPass { cp, base } => self.send_pass(cp, base, side),
+            Action::SendCompare { cp, base } => self.send_compare(cp, base, side),
+            Action::ServePull(want) => {
+                if !side.asked(want) {
+                    let reason = "the hub asks for more at once than it may";
+                    return Err(End::Broken(reason.to_owned()));
+                }
+            }
+            Action::Faulted { cp, reason } => {
+                tracing::error!(source = %self.shared.name, %cp, %reason, "refused for good");
+                side.end_pass();
+                self.shared.end_pass();
+                self.shared.set_faulted(Some((cp, reason)));
+            }
             Action::PassEnded { cp } => self.pass_ended(cp),
             Action::Freeze => self.shared.checkpoint.force(),
             Action::Checkpoint { token } => {
@@ -631,8 +656,17 @@ impl Forwarder {
         side.pass(PassData::start(cp, pins, base, self.options.resync_limit, progress));
     }
 
+    fn send_compare(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) {
+        assert!(self.own.0 == cp, "the newest own CP that the machine knows is offered");
+        tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is compared");
+        let progress = self.shared.begin_pass(cp, base);
+        let pins = Arc::clone(&self.own.1);
+        side.serve(Served::start(pins, self.options.resync_limit, progress));
+    }
+
     fn pass_ended(&mut self, cp: CpNumber) {
         self.shared.end_pass();
+        self.shared.set_faulted(None);
         self.shared.set_rejected(None);
         tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
         if self.own.0 == cp {

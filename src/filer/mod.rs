@@ -40,10 +40,12 @@ pub mod pulse;
 pub mod ranges;
 pub mod recover;
 pub mod sending;
+pub mod served;
 pub mod shared;
 pub mod signals;
 pub mod space;
 pub mod status;
+pub mod throttle;
 pub mod tree;
 pub mod verify;
 
@@ -552,8 +554,14 @@ async fn checkpoint_of(
     patience: Duration,
 ) -> Result<(CpNumber, Roots), CheckpointError> {
     let mut common = shared.common.subscribe();
-    let target = shared.order.target();
-    shared.checkpoint.want();
+    // What was refused for good is tried again with a newer CP, be there nothing new in it.
+    let refused = shared.faulted();
+    let forced = refused.as_ref().map(|_| shared.own().0.next());
+    let target = shared.order.target().or(forced);
+    match forced {
+        Some(_) => shared.checkpoint.force(),
+        None => shared.checkpoint.want(),
+    }
     let mut lost = Duration::ZERO;
     loop {
         let newest = common.borrow_and_update().clone();
@@ -568,6 +576,9 @@ async fn checkpoint_of(
         }
         if let Some(failed) = shared.failed() {
             return Err(CheckpointError::Failed(failed));
+        }
+        if let Some((_, reason)) = shared.faulted().filter(|now| refused.as_ref() != Some(now)) {
+            return Err(CheckpointError::HubLost(reason));
         }
         match shared.link() {
             LinkState::Connected { .. } | LinkState::Unlinked => lost = Duration::ZERO,

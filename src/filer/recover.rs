@@ -485,6 +485,7 @@ fn share(
         own_cp: row.applied,
         own_roots,
         pins,
+        faulted: None,
         rejected: None,
         answering: Answering::Policy,
         mark: kept.alone,

@@ -135,6 +135,8 @@ pub(super) struct SharedState {
     pub(super) pins: Pins,
     /// Last refusal of a CP by the hub, until one is published.
     pub(super) rejected: Option<String>,
+    /// Why nothing is tried with the hub before there is a newer CP (R19).
+    pub(super) faulted: Option<(CpNumber, String)>,
     /// How far writes are answered, as the session says.
     pub(super) answering: Answering,
     /// The durable mark of writes acknowledged without the hub (R4).
@@ -220,6 +222,16 @@ impl Shared {
     /// The hub refused a CP, or published one.
     pub fn set_rejected(&self, reason: Option<String>) {
         self.lock().rejected = reason;
+    }
+
+    /// The newest CP that the hub has refused for good, and why.
+    pub fn faulted(&self) -> Option<(CpNumber, String)> {
+        self.lock().faulted.clone()
+    }
+
+    /// The hub refused also a comparison, or published a CP.
+    pub fn set_faulted(&self, refused: Option<(CpNumber, String)>) {
+        self.lock().faulted = refused;
     }
 
     /// The session says how far writes are answered.

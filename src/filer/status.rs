@@ -159,6 +159,11 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
         LinkState::Connected { .. } if !serving => {
             (SourceState::Syncing, "fetches its log from the hub".to_owned(), String::new())
         }
+        LinkState::Connected { .. } if shared.faulted().is_some() && shared.pass().is_none() => {
+            let next =
+                "compare both ends with `mirrorhub verify`; it is tried again with the next CP";
+            (SourceState::Faulted, shared.faulted().unwrap_or_default().1, next.to_owned())
+        }
         LinkState::Connected { .. } if shared.mark().is_some() => coming_back(shared),
         LinkState::Connected { .. } => match shared.rejected() {
             Some(reason) => {

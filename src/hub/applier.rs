@@ -5,17 +5,23 @@
 //! and publishes only if every root equals the source's (invariant 3). Whatever goes wrong before
 //! that leaves the old image as it is: the write set is dropped and its blocks are free again.
 //! In a pool that is full a CP draws on the reserve; it is published if it makes room (R18).
+//!
+//! Passes have slots of their own: they take as long as the source's throttle makes them, and the
+//! CPs of others do not wait for them. What compares is in [`super::compare`].
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
+use super::compare;
 use super::extension::Extension;
 use super::lane::{Lane, lock};
 use super::replay::{Chain, Replay, ReplayError};
+use crate::limits::{PULL_BLOCKS_MAX, PULL_NODES_MAX};
 use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
@@ -25,18 +31,22 @@ use crate::pool::write_set::{Budget, WriteSet};
 use crate::record::marks::Place;
 use crate::session::mirror::{Build, Outcome};
 use crate::sourcelog::{LogError, LogReader, LogStore};
+use crate::units::convert::to_u64;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, Epoch, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
 use crate::volume::writer::{Content, TreeWriter};
-use crate::wire::message::{CpEnd, VolumeRoot};
+use crate::wire::message::{CpEnd, Frame, Message, VolumeRoot};
+use crate::wire::pull::{Pulled, blocks_bytes_max, nodes_bytes_max};
 use crate::wire::updates::{Decoder, Run, inline_blocks};
 
 /// What a job is told while it runs.
 #[derive(Debug)]
-enum Input {
+pub(super) enum Input {
     Updates { volume: VolumeNumber, payload: Bytes },
     Finish(CpEnd),
+    Nodes(Pulled, Bytes),
+    Blocks(Pulled, Bytes),
     Abort,
 }
 
@@ -51,7 +61,11 @@ pub struct Job {
     build: Build,
     /// When the source said that it is frozen.
     begun: Instant,
-    /// Bounded by the `cp` credit.
+    /// Where a comparison asks.
+    frames: Option<mpsc::Sender<Frame>>,
+    /// What it has asked for and has not been answered.
+    asked: AtomicUsize,
+    /// Bounded by the `cp` credit, and by what was asked for.
     inputs: Mutex<VecDeque<Input>>,
     wake: Condvar,
 }
@@ -63,10 +77,11 @@ impl Job {
         (cp, last): (CpNumber, Place),
         epoch: Epoch,
         build: Build,
+        frames: Option<mpsc::Sender<Frame>>,
     ) -> Arc<Self> {
         let (inputs, wake) = (Mutex::default(), Condvar::new());
-        let begun = Instant::now();
-        Arc::new(Self { lane, cp, last, epoch, build, begun, inputs, wake })
+        let (begun, asked) = (Instant::now(), AtomicUsize::new(0));
+        Arc::new(Self { lane, cp, last, epoch, build, begun, frames, asked, inputs, wake })
     }
 
     /// The CP.
@@ -81,7 +96,49 @@ impl Job {
 
     /// Whether the source's log goes on behind it, wherever it stood.
     pub fn is_pass(&self) -> bool {
-        self.build == Build::Pass
+        self.build.is_pass()
+    }
+
+    /// Whether it asks for what it is made of.
+    pub fn compares(&self) -> bool {
+        self.build == Build::Compare
+    }
+
+    /// Its lane.
+    pub(super) fn lane(&self) -> &Arc<Lane> {
+        &self.lane
+    }
+
+    /// Asks the source; false if the connection has gone.
+    pub(super) fn ask(&self, message: &Message) -> bool {
+        let Some(frames) = &self.frames else { return false };
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        frames.blocking_send(Frame::new(message, Bytes::new())).is_ok()
+    }
+
+    /// Hands over an answer; false if it was not asked for, or is longer than any can be.
+    #[must_use = "a source that says what it was not asked is hung up on"]
+    pub fn nodes(&self, answer: Pulled, payload: Bytes) -> bool {
+        self.answered(Input::Nodes(answer, payload), nodes_bytes_max(PULL_NODES_MAX))
+    }
+
+    /// The same for blocks.
+    #[must_use = "a source that says what it was not asked is hung up on"]
+    pub fn blocks(&self, answer: Pulled, payload: Bytes) -> bool {
+        self.answered(Input::Blocks(answer, payload), blocks_bytes_max(PULL_BLOCKS_MAX))
+    }
+
+    fn answered(&self, input: Input, bytes_max: u64) -> bool {
+        let bytes = match &input {
+            Input::Nodes(_, payload) | Input::Blocks(_, payload) => to_u64(payload.len()),
+            Input::Updates { .. } | Input::Finish(_) | Input::Abort => 0,
+        };
+        let less = |asked: usize| asked.checked_sub(1);
+        let asked = self.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok();
+        if asked && bytes <= bytes_max {
+            self.put(input);
+        }
+        asked && bytes <= bytes_max
     }
 
     /// Hands over a frame of Updates.
@@ -169,7 +226,7 @@ pub struct Applier {
 }
 
 /// Why a job did not publish.
-enum Stop {
+pub(super) enum Stop {
     Aborted,
     NoSpace,
     Rejected {
@@ -273,12 +330,18 @@ impl Applier {
             .map(|row| (row.key.volume, row.tree))
             .collect();
         let mut write_set = self.pool.begin(Budget::FREEING);
+        if job.build == Build::Compare {
+            let (built, end) = compare::build(&self.pool, inputs, &mut write_set, &bases)?;
+            return self.finish(job, write_set, &bases, built, &end);
+        }
         if job.build == Build::Replay {
             let built = self.replay(job, &mut write_set, &bases)?;
             return match inputs.next() {
                 Input::Finish(end) => self.finish(job, write_set, &bases, built, &end),
                 Input::Abort => Err(Stop::Aborted),
-                Input::Updates { .. } => Err(rejected(&"updates of a CP that is replayed")),
+                Input::Updates { .. } | Input::Nodes(..) | Input::Blocks(..) => {
+                    Err(rejected(&"data of a CP that is replayed"))
+                }
             };
         }
         let mut built = BTreeMap::new();
@@ -287,6 +350,7 @@ impl Applier {
             match input {
                 Input::Abort => return Err(Stop::Aborted),
                 Input::Finish(end) => return self.finish(job, write_set, &bases, built, &end),
+                Input::Nodes(..) | Input::Blocks(..) => return Err(rejected(&OUT_OF_PLACE)),
                 Input::Updates { volume, payload } => {
                     let base = bases.get(&volume).filter(|_| !built.contains_key(&volume));
                     let base = base.ok_or_else(|| {
@@ -299,13 +363,14 @@ impl Applier {
                     input = loop {
                         put_runs(job, log.as_ref(), &mut writer, base, &payload)?;
                         job.lane.take_updates(payload.len());
+                        if job.is_pass() {
+                            job.lane.ladder.passed(payload.len());
+                        }
                         match inputs.next() {
                             Input::Updates { volume: next, payload: more } if next == volume => {
                                 payload = more;
                             }
-                            other @ (Input::Updates { .. } | Input::Finish(_) | Input::Abort) => {
-                                break other;
-                            }
+                            other => break other,
                         }
                     };
                     built.insert(volume, writer.finish()?);
@@ -420,18 +485,20 @@ fn unresolved(error: LogError) -> Stop {
     Stop::Faulted(error.to_string())
 }
 
-fn rejected(reason: &dyn std::fmt::Display) -> Stop {
+const OUT_OF_PLACE: &str = "an answer came where nothing was asked";
+
+pub(super) fn rejected(reason: &dyn std::fmt::Display) -> Stop {
     Stop::Rejected { differs: None, reason: reason.to_string() }
 }
 
 /// A job's inputs, and whether the last of them was taken.
-struct Inputs<'a> {
-    job: &'a Job,
+pub(super) struct Inputs<'a> {
+    pub(super) job: &'a Job,
     ended: bool,
 }
 
 impl Inputs<'_> {
-    fn next(&mut self) -> Input {
+    pub(super) fn next(&mut self) -> Input {
         let input = self.job.next();
         self.ended = !matches!(input, Input::Updates { .. });
         input

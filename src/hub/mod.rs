@@ -21,6 +21,7 @@
 
 pub mod actor;
 pub mod applier;
+mod compare;
 pub mod connection;
 pub mod drainer;
 pub mod extension;
@@ -391,6 +392,7 @@ impl Hub {
         }
         self.shared.failovers.stop(&self.shared.lanes);
         self.shared.jobs.stop();
+        self.shared.passes.stop();
         for job in self.shared.lanes.all().iter().filter_map(|lane| lane.job()) {
             // It waits for updates that will not come; one that has them all is finished.
             job.abort();

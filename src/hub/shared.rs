@@ -163,6 +163,8 @@ pub struct Shared {
     pub drain: Arc<DrainQueue>,
     /// To the applier.
     pub jobs: Arc<JobQueue>,
+    /// Passes that wait for a slot of theirs.
+    pub passes: Arc<JobQueue>,
     /// Sources by name.
     pub registry: Arc<Registry>,
     /// Lanes by name.
@@ -207,6 +209,7 @@ impl Shared {
             cp_max: CpNumber(0),
             policy: None,
             alone: None,
+            work: false,
         };
         let catalog = self.pool.catalog();
         let rows = catalog.sources().map_err(|error| error.to_string())?;
@@ -238,6 +241,11 @@ impl Shared {
             }
         }
         Ok(known)
+    }
+
+    /// Whether what came of a pass that was cut is kept.
+    pub fn has_work(&self, _source: SourceId) -> bool {
+        false
     }
 
     /// The name under which a source of that id was here, if it is not `name` (invariant 12).
