@@ -37,6 +37,7 @@ fn entry(state: State) -> SourceEntry {
         next_step: "end the test".into(),
         policy: None,
         alone_since: None,
+        resync: None,
         epoch: 1,
         generation: 1,
         applied_cp: 7,

@@ -21,5 +21,6 @@ mod nbd_clients;
 mod outage;
 mod policies;
 mod power;
+mod resync;
 mod walkthrough;
 mod web;

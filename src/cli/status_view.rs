@@ -322,6 +322,7 @@ mod tests {
                 lag_limit: None,
             }),
             alone_since: None,
+            resync: None,
             epoch: 1,
             generation: 4,
             applied_cp: 1817,

@@ -38,6 +38,7 @@ use crate::session::primary::{Action, Event, Held, Past, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch};
+use crate::units::policy::AloneMark;
 use crate::wire::message::{
     CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRoot, Welcome,
 };
@@ -244,6 +245,7 @@ impl Forwarder {
             return End::Broken(format!("socket options: {error}"));
         }
         let end = self.session(stream).await;
+        self.shared.end_pass();
         // The machine says nothing to a lost connection.
         drop(self.primary.step(Event::Disconnected));
         end
@@ -602,14 +604,8 @@ impl Forwarder {
                 self.shared.checkpoint.done(CpOver { cp, alone });
             }
             Action::Answer(answering) => self.shared.answer(answering),
-            Action::MarkApart(mark) => {
-                self.note(move |kept| kept.alone = Some(mark)).await?;
-                self.follow.push_back(Event::Apart);
-            }
-            Action::ClearApart => {
-                self.note(|kept| kept.alone = None).await?;
-                self.follow.push_back(Event::Together);
-            }
+            Action::MarkApart(mark) => self.mark(Some(mark), Event::Apart).await?,
+            Action::ClearApart => self.mark(None, Event::Together).await?,
             Action::Fence(epoch) => {
                 // First of all nobody is served any more; then it is made to last.
                 self.shared.fence(epoch);
@@ -617,18 +613,11 @@ impl Forwarder {
             }
             Action::SendPass { cp, base } => self.send_pass(cp, base, side),
             Action::SendCompare { cp, base } => self.send_compare(cp, base, side),
-            Action::ServePull(want) => {
-                if !side.asked(want) {
-                    let reason = "the hub asks for more at once than it may";
-                    return Err(End::Broken(reason.to_owned()));
-                }
+            Action::ServePull(want) if side.asked(want.clone()) => {}
+            Action::ServePull(_) => {
+                return Err(End::Broken("the hub asks for more at once than it may".to_owned()));
             }
-            Action::Faulted { cp, reason } => {
-                tracing::error!(source = %self.shared.name, %cp, %reason, "refused for good");
-                side.end_pass();
-                self.shared.end_pass();
-                self.shared.set_faulted(Some((cp, reason)));
-            }
+            Action::Faulted { cp, reason } => self.faulted(cp, reason, side),
             Action::PassEnded { cp } => self.pass_ended(cp),
             Action::Freeze => self.shared.checkpoint.force(),
             Action::Checkpoint { token } => {
@@ -658,7 +647,7 @@ impl Forwarder {
 
     fn send_compare(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) {
         assert!(self.own.0 == cp, "the newest own CP that the machine knows is offered");
-        tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is compared");
+        tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up by comparison");
         let progress = self.shared.begin_pass(cp, base);
         let pins = Arc::clone(&self.own.1);
         side.serve(Served::start(pins, self.options.resync_limit, progress));
@@ -674,6 +663,20 @@ impl Forwarder {
             let roots = pins.iter().map(|(volume, pin)| (*volume, pin.tree().root())).collect();
             shared.common.send_replace(Some(Common { cp, roots, pins }));
         }
+    }
+
+    fn faulted(&self, cp: CpNumber, reason: String, side: &mut SendSide) {
+        tracing::error!(source = %self.shared.name, %cp, %reason, "refused for good");
+        side.end_pass();
+        self.shared.end_pass();
+        self.shared.set_faulted(Some((cp, reason)));
+    }
+
+    /// The mark is durable when this returns, or gone.
+    async fn mark(&mut self, mark: Option<AloneMark>, then: Event) -> Result<(), End> {
+        self.note(move |kept| kept.alone = mark).await?;
+        self.follow.push_back(then);
+        Ok(())
     }
 
     /// Changes what the source keeps about itself, durably.

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::compare;
 use super::extension::Extension;
 use super::lane::{Lane, lock};
+use super::pass::{self, Work};
 use super::replay::{Chain, Replay, ReplayError};
 use crate::limits::{PULL_BLOCKS_MAX, PULL_NODES_MAX};
 use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
@@ -35,6 +36,7 @@ use crate::units::convert::to_u64;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, Epoch, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
+use crate::volume::work;
 use crate::volume::writer::{Content, TreeWriter};
 use crate::wire::message::{CpEnd, Frame, Message, VolumeRoot};
 use crate::wire::pull::{Pulled, blocks_bytes_max, nodes_bytes_max};
@@ -97,6 +99,11 @@ impl Job {
     /// Whether the source's log goes on behind it, wherever it stood.
     pub fn is_pass(&self) -> bool {
         self.build.is_pass()
+    }
+
+    /// The epoch that its source is in.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// Whether it asks for what it is made of.
@@ -296,6 +303,9 @@ impl Applier {
                     Outcome::Aborted
                 }
                 Err(Stop::Rejected { differs, reason }) => {
+                    if let Err(error) = work::give_up(&self.pool, job.lane.source()) {
+                        tracing::warn!(source = %job.lane.name(), %error, "a work tree stays");
+                    }
                     tracing::warn!(source = %job.lane.name(), cp = %job.cp, reason, "CP refused");
                     job.lane.ladder.rejected.fetch_add(1, Ordering::Relaxed);
                     Outcome::Rejected { differs, reason }
@@ -329,11 +339,12 @@ impl Applier {
             .into_iter()
             .map(|row| (row.key.volume, row.tree))
             .collect();
-        let mut write_set = self.pool.begin(Budget::FREEING);
-        if job.build == Build::Compare {
-            let (built, end) = compare::build(&self.pool, inputs, &mut write_set, &bases)?;
-            return self.finish(job, write_set, &bases, built, &end);
+        if job.is_pass() {
+            return self.pass(inputs, &bases);
         }
+        // Built on the image that is about to move on.
+        work::give_up(&self.pool, source)?;
+        let mut write_set = self.pool.begin(Budget::FREEING);
         if job.build == Build::Replay {
             let built = self.replay(job, &mut write_set, &bases)?;
             return match inputs.next() {
@@ -363,20 +374,38 @@ impl Applier {
                     input = loop {
                         put_runs(job, log.as_ref(), &mut writer, base, &payload)?;
                         job.lane.take_updates(payload.len());
-                        if job.is_pass() {
-                            job.lane.ladder.passed(payload.len());
-                        }
                         match inputs.next() {
                             Input::Updates { volume: next, payload: more } if next == volume => {
                                 payload = more;
                             }
-                            other => break other,
+                            other @ (Input::Updates { .. }
+                            | Input::Finish(_)
+                            | Input::Nodes(..)
+                            | Input::Blocks(..)
+                            | Input::Abort) => break other,
                         }
                     };
                     built.insert(volume, writer.finish()?);
                 }
             }
         }
+    }
+
+    /// What a pass brings, or a comparison finds.
+    fn pass(
+        &self,
+        inputs: &mut Inputs<'_>,
+        bases: &BTreeMap<VolumeNumber, TreeRoot>,
+    ) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
+        let job = inputs.job;
+        let mut work = Work::begin(&self.pool, job)?;
+        let end = if job.compares() {
+            compare::build(&self.pool, inputs, &mut work, bases)?
+        } else {
+            pass::build(&self.pool, inputs, &mut work, bases)?
+        };
+        let Work { set, trees } = work;
+        self.finish(job, set, bases, trees, &end)
     }
 
     /// The log that the CP's references name; a pass has none.
@@ -485,7 +514,7 @@ fn unresolved(error: LogError) -> Stop {
     Stop::Faulted(error.to_string())
 }
 
-const OUT_OF_PLACE: &str = "an answer came where nothing was asked";
+pub(super) const OUT_OF_PLACE: &str = "an answer came where nothing was asked";
 
 pub(super) fn rejected(reason: &dyn std::fmt::Display) -> Stop {
     Stop::Rejected { differs: None, reason: reason.to_string() }
@@ -506,7 +535,7 @@ impl Inputs<'_> {
 }
 
 /// Puts the runs of one payload into the tree.
-fn put_runs(
+pub(super) fn put_runs(
     job: &Job,
     log: Option<&LogReader>,
     writer: &mut TreeWriter<'_>,

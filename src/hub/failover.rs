@@ -46,6 +46,7 @@ use crate::units::ids::{SourceId, random_u64};
 use crate::units::names::{KeptName, SourceName};
 use crate::units::numbers::{CpNumber, Epoch};
 use crate::volume::error::VolumeError;
+use crate::volume::work;
 
 /// How long a source may serve reads without having heard from its hub, where its policy is not
 /// known: the default of `hub_timeout`.
@@ -423,6 +424,9 @@ impl<'a> Run<'a> {
     ) -> Result<(CpNumber, Extent), Stop> {
         let from = self.applied(row)?;
         let (pool, catalog) = (&self.shared.pool, self.shared.pool.catalog());
+        // A pass that was not published counts as nothing (R13).
+        let given_up = work::give_up(pool, self.source);
+        given_up.map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
         let volumes = catalog.volumes(self.source)?;
         let bases: BTreeMap<_, _> = volumes.iter().map(|row| (row.key.volume, row.tree)).collect();
         let logged = self.shared.store.cps(self.source).last().copied().unwrap_or_default();

@@ -31,6 +31,7 @@ mod identity;
 pub mod images;
 pub mod kept;
 pub mod lane;
+mod pass;
 pub mod promoted;
 pub mod recover;
 pub mod registry;

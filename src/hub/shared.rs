@@ -219,6 +219,7 @@ impl Shared {
             known.generation = row.generation;
             known.epoch = row.epoch;
             known.applied_cp = row.applied;
+            known.work = self.has_work(row.id);
             known.applied = extension::place(&row)?;
             let told = Extension::of(&row)?;
             (known.policy, known.alone) = (told.policy, told.alone);
@@ -244,8 +245,9 @@ impl Shared {
     }
 
     /// Whether what came of a pass that was cut is kept.
-    pub fn has_work(&self, _source: SourceId) -> bool {
-        false
+    pub fn has_work(&self, source: SourceId) -> bool {
+        // A pool that does not answer says so elsewhere.
+        self.pool.catalog().work(source).is_ok_and(|work| work.is_some())
     }
 
     /// The name under which a source of that id was here, if it is not `name` (invariant 12).

@@ -195,6 +195,7 @@ mod tests {
             next_step: "do this".into(),
             policy: None,
             alone_since: None,
+            resync: None,
             epoch: 0,
             generation: 0,
             applied_cp: 0,

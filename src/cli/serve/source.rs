@@ -28,7 +28,7 @@ use crate::status::answers::{
     VolumeRoot,
 };
 use crate::status::document::{
-    AloneSince, NvramStatus, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
+    AloneSince, NvramStatus, Policy, ResyncStatus, SourceEntry, State, StatusDocument, VolumeStatus,
 };
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
@@ -320,6 +320,13 @@ fn entry(status: &Status) -> SourceEntry {
         next_step: status.next_step.clone(),
         policy: Some(Policy::from(&status.policy)),
         alone_since: status.alone.map(AloneSince::from),
+        resync: status.pass.map(|pass| ResyncStatus {
+            from_cp: pass.base.0,
+            to_cp: pass.cp.0,
+            percent: pass.percent,
+            sent_bytes: pass.bytes,
+            seconds_left: pass.left.map(|left| left.as_secs_f64()),
+        }),
         epoch: status.epoch.number,
         generation: status.generation.number,
         applied_cp: status.common_cp.map_or(0, |cp| cp.0),

@@ -103,7 +103,7 @@ fn what_births_do_not_tell_is_found_by_comparison() {
         filer.checkpoint().await.unwrap();
         filer.stop().await.unwrap();
         hub.stop().await;
-        drop(hub);
+        drop((filer, hub));
         let mut other = image.clone();
         for at in (3..BLOCKS).step_by(10) {
             other[at * BLOCK_BYTES..][..BLOCK_BYTES].fill(0xee);
@@ -131,6 +131,66 @@ fn what_births_do_not_tell_is_found_by_comparison() {
         filer.stop().await.unwrap();
         hub.stop().await;
     });
+}
+
+/// A hub that goes in the middle of a pass and comes back has what came of it: the rest is sent, never
+/// the whole again, and the image is the old one until then.
+#[test]
+fn a_pass_that_is_cut_goes_on_from_what_is_kept() {
+    in_system(async {
+        let (dir, filer_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+        let address = hub.address();
+        let mut own = filer_options(filer_dir.path(), address, go_on());
+        own.resync_limit = Some(ByteCount(2 << 20));
+        let filer = Filer::start(own).await.unwrap();
+        served(&filer).await;
+        let mut image = vec![0; BLOCKS * BLOCK_BYTES];
+        let export = at_filer(&filer).await;
+        put(&export, &mut image, 0, &[5; 4096]).await;
+        filer.checkpoint().await.unwrap();
+        let old = image.clone();
+        hub.stop().await;
+        drop(hub);
+        until("it goes on alone", || filer.status().alone.is_some()).await;
+        for (at, part) in filled(2).chunks(256 << 10).enumerate() {
+            put(&export, &mut image, at * (256 << 10), part).await;
+        }
+        // Made alone, so that its log does not join any more.
+        let before = filer.status().own_cp;
+        drop(filer.checkpoint().await);
+        until("an own CP", || filer.status().own_cp > before).await;
+
+        let mut bytes = Vec::new();
+        let again = HubOptions { listen: address, ..options(dir.path(), &["a"]) };
+        for cut in [1 << 20, 5 << 18, u64::MAX] {
+            let hub = start_again(again.clone()).await;
+            let done = || filer.status().state == End::InSync && filer.status().alone.is_none();
+            until("the pass gets on", || ladder(&hub).0 >= cut || done()).await;
+            if cut < u64::MAX {
+                assert!(all(&at_hub(&hub).await).await == old, "the image is the old one");
+                let shown = filer.status().pass.expect("it is shown");
+                assert!(shown.bytes > 0 && shown.percent <= 100, "{shown:?}");
+            } else {
+                assert!(all(&at_hub(&hub).await).await == image);
+                assert!(hub.shared().pool.catalog().work(lane_of(&hub)).unwrap().is_none());
+                assert!(check(&hub.shared().pool, Depth::Data).unwrap().is_clean());
+            }
+            bytes.push(ladder(&hub).0);
+            assert_eq!(ladder(&hub).1, 0);
+            hub.stop().await;
+        }
+        let sum: u64 = bytes.iter().sum();
+        let differ = u64::try_from(image.len()).unwrap();
+        println!("{bytes:?} bytes in three connections, {differ} differ");
+        assert!(sum < differ * 13 / 10, "{bytes:?}: it was sent again");
+        assert!(bytes[2] < differ - (3 << 18), "{bytes:?}: it began anew");
+        drop(filer.stop().await);
+    });
+}
+
+fn lane_of(hub: &Hub) -> crate::units::ids::SourceId {
+    hub.shared().lanes.get(&name()).unwrap().source()
 }
 
 fn offer(a: &Fake, root: Root) -> Compare {

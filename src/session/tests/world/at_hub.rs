@@ -216,20 +216,7 @@ impl World {
                     self.drop_logs(cp);
                 }
             }
-            Action::Feed => match (frame, &mut up.job) {
-                (Some(Frame::Pulled(pulled)), Some(job)) => {
-                    job.parts.push(pulled.of);
-                    self.hub.work = Some(pulled.of);
-                }
-                (Some(Frame::Updates(updates)), Some(job)) => {
-                    job.fed.push(*updates);
-                    if updates.pass {
-                        self.hub.work = Some(updates.to);
-                    }
-                }
-                (Some(Frame::Updates(updates)), None) => up.early.push(*updates),
-                _ => self.fail("Feed without updates"),
-            },
+            Action::Feed => self.feed(frame),
             Action::Finish(end) => match &mut up.job {
                 Some(job) => job.end = Some(end),
                 None => self.fail("Finish without a job"),
@@ -253,6 +240,24 @@ impl World {
             | Action::Scan { .. }
             | Action::CheckpointAt { .. }
             | Action::Scanned(_) => {}
+        }
+    }
+
+    fn feed(&mut self, frame: Option<&Frame>) {
+        let up = self.hub.up.as_mut().unwrap();
+        match (frame, &mut up.job) {
+            (Some(Frame::Pulled(pulled)), Some(job)) => {
+                job.parts.push(pulled.of);
+                self.hub.work = Some(pulled.of);
+            }
+            (Some(Frame::Updates(updates)), Some(job)) => {
+                job.fed.push(*updates);
+                if updates.pass {
+                    self.hub.work = Some(updates.to);
+                }
+            }
+            (Some(Frame::Updates(updates)), None) => up.early.push(*updates),
+            _ => self.fail("Feed without updates"),
         }
     }
 

@@ -124,7 +124,10 @@ impl World {
         let before = self.source.ring.len();
         let gone = |record: &Record| match record {
             Record::Transfer(arrived) => arrived.place.sequence <= released.sequence,
-            Record::Freeze { place, .. } => place.sequence <= released.sequence,
+            // One that cuts nothing stands at the place of the one before.
+            Record::Freeze { cp, place } => {
+                place.sequence <= released.sequence && *cp <= self.source.own.0
+            }
         };
         let durable_gone =
             self.source.ring[..self.source.durable].iter().filter(|r| gone(r)).count();
@@ -308,10 +311,12 @@ impl World {
                 }
             }
             // A newer CP comes some day.
-            Action::Faulted { .. } => (up.offered, up.wants_freeze) = (None, true),
+            Action::Faulted { .. } => {
+                (up.offered, up.wants_freeze) = (None, up.frozen.is_none());
+            }
             Action::PassEnded { .. } => up.offered = None,
             Action::Rejected { no_space, .. } => up.parked = *no_space,
-            Action::Freeze => up.wants_freeze = true,
+            Action::Freeze => up.wants_freeze = up.frozen.is_none(),
             Action::Fence(_) => self.fail("the source is fenced"),
             Action::Checkpoint { .. } | Action::Scan { .. } | Action::Scanned(_) => {}
             other => panic!("{other:?} has nothing to do with being apart"),
