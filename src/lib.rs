@@ -3,7 +3,8 @@
 //!
 //! The modules stand on floors (`docs/architecture.md`): a module imports strictly lower floors,
 //! never a sibling; `tests/floors.rs` checks it. From the ground: [`units`], [`limits`] and
-//! [`metric`], [`device`], [`record`] and [`wire`], [`nvlog`] and [`nbd`], [`pool`] and
+//! [`metric`], [`device`], [`record`] and [`wire`], [`raid`], [`nvlog`] and [`nbd`],
+//! [`pool`] and
 //! [`sourcelog`], [`volume`], [`session`], [`filer`], [`hub`], [`observe`] and [`control`],
 //! [`config`], [`cli`].
 
@@ -20,6 +21,7 @@ pub mod nbd;
 pub mod nvlog;
 pub mod observe;
 pub mod pool;
+pub mod raid;
 pub mod record;
 pub mod session;
 pub mod sourcelog;

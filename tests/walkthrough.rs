@@ -141,6 +141,36 @@ fn verify_proves_nothing_that_it_has_not_read() {
     );
 }
 
+/// Processes with `mine` in their command line.
+fn processes_of(mine: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").expect("processes").flatten() {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(mine) {
+            found.push(line);
+        }
+    }
+    found
+}
+
+/// TERM, INT and HUP end what the demo has started; each is sent while the processes run.
+#[test]
+fn a_demo_that_is_ended_leaves_no_process_behind() {
+    for signal in ["TERM", "INT", "HUP"] {
+        let directory = tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("directory");
+        let mine = directory.path().to_string_lossy().into_owned();
+        let log = directory.path().join("demo.log");
+        let mut command = Command::new(BINARY);
+        let mut demo = Process::start("demo", log, command.arg("demo").env("TMPDIR", &mine));
+        wait_for("hub and sources run", Duration::from_secs(30), || processes_of(&mine).len() == 3);
+        demo.signal(signal);
+        wait_for("the demo ends", Duration::from_secs(10), || !demo.runs());
+        assert_eq!(processes_of(&mine), [""; 0], "left behind after {signal}");
+        assert!(demo.output().contains("ended by a signal; the logs are kept in"), "{signal}");
+    }
+}
+
 /// The demo on a small image: its verdict, and nothing left behind.
 #[test]
 fn the_demo_proves_and_cleans_up() {
@@ -158,15 +188,19 @@ fn the_demo_proves_and_cleans_up() {
     assert!(text.contains(&crate::harness::hash(&image)), "the root of the file:\n{text}");
     assert_eq!(fs::read_dir(&state).expect("directory").count(), 0, "state was left behind");
     let mine = state.to_string_lossy().into_owned();
-    for process in fs::read_dir("/proc").expect("processes").flatten() {
-        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).into_owned();
-        assert!(!line.contains(&mine), "left behind: {line}");
-    }
+    assert_eq!(processes_of(&mine), [""; 0], "left behind");
     // Negative control: what is no image is refused, and leaves nothing either.
     fs::write(&image, b"no whole blocks").expect("image");
     let refused =
         try_run(Command::new(BINARY).args(["demo", "--image"]).arg(&image).env("TMPDIR", &state));
     assert!(!refused.status.success());
     assert_eq!(fs::read_dir(&state).expect("directory").count(), 0, "a refusal leaves nothing");
+    // Where it cannot work the reason is the process's own, not only its exit status.
+    let long = state.join("x".repeat(90));
+    fs::create_dir(&long).expect("directory");
+    fs::write(&image, [1; 4096]).expect("image");
+    let failed =
+        try_run(Command::new(BINARY).args(["demo", "--image"]).arg(&image).env("TMPDIR", &long));
+    let text = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(!failed.status.success() && text.contains("nbd_listen"), "{text}");
 }

@@ -7,7 +7,7 @@ use comfy_table::{Attribute, Cell, CellAlignment, Color, Table};
 
 use super::terminal::Look;
 use super::words::{count, percent, size, time};
-use crate::status::document::{Policy, SourceEntry, State, StatusDocument};
+use crate::status::document::{Policy, SourceEntry, State, StatusDocument, VolumeTrouble};
 use crate::status::health::HealthWord;
 use crate::units::names::SourceName;
 
@@ -284,7 +284,23 @@ fn volumes(source: &SourceEntry, paint: &Paint) -> String {
         }
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
-    format!("\n{}\n", lines.join("\n"))
+    let mut text = format!("\n{}\n", lines.join("\n"));
+    for volume in &source.volumes {
+        let Some(VolumeTrouble { state, reason, next_step, image_cp }) = &volume.trouble else {
+            continue;
+        };
+        let sign = paint.word(HealthWord::Warning, paint.sign(HealthWord::Warning));
+        let image = match image_cp {
+            Some(0) => "; it has no image".to_owned(),
+            Some(cp) => format!("; its image is of CP {cp}"),
+            None => String::new(),
+        };
+        text.push_str(&format!("\n{sign} {} is {state}: {reason}{image}\n", volume.name));
+        if !next_step.is_empty() {
+            text.push_str(&format!("  {} {next_step}\n", paint.dim("next:")));
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -339,8 +355,14 @@ mod tests {
                     name: "vol0".parse().unwrap(),
                     size_bytes: 1 << 30,
                     root: Some(Root([0xcd; 32])),
+                    trouble: None,
                 },
-                VolumeStatus { name: "new".parse().unwrap(), size_bytes: 8 * MIB, root: None },
+                VolumeStatus {
+                    name: "new".parse().unwrap(),
+                    size_bytes: 8 * MIB,
+                    root: None,
+                    trouble: None,
+                },
             ],
         }
     }

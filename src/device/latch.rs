@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::{Device, DeviceError, Durability};
+use super::{Device, DeviceError, Durability, MemberReport};
 use crate::units::numbers::ByteCount;
 
 /// A device that refuses writes after its first failed one.
@@ -44,7 +44,9 @@ impl<D: Device> Latch<D> {
         match &result {
             Ok(()) | Err(DeviceError::OutOfRange { .. }) => {}
             Err(DeviceError::Latched { first }) => self.keep(Arc::clone(first)),
-            Err(error @ DeviceError::Io { .. }) => self.keep(Arc::new(error.clone())),
+            Err(error @ (DeviceError::Io { .. } | DeviceError::Lost { .. })) => {
+                self.keep(Arc::new(error.clone()))
+            }
         }
         result
     }
@@ -97,6 +99,31 @@ impl<D: Device> Device for Latch<D> {
     fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::Relaxed)
     }
+
+    fn stripe(&self) -> ByteCount {
+        self.inner.stripe()
+    }
+
+    fn alternatives(&self) -> u32 {
+        self.inner.alternatives()
+    }
+
+    fn read_alternative(
+        &self,
+        nth: u32,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        self.inner.read_alternative(nth, offset, buffer)
+    }
+
+    fn repair_at(&self, offset: u64, seen: &[u8], good: &[u8]) -> Result<bool, DeviceError> {
+        self.inner.repair_at(offset, seen, good)
+    }
+
+    fn members(&self) -> Vec<MemberReport> {
+        self.inner.members()
+    }
 }
 
 /// A shared device is a device, so that a latch and its user may hold the same one.
@@ -135,6 +162,31 @@ impl<D: Device + ?Sized> Device for Arc<D> {
 
     fn syncs(&self) -> u64 {
         (**self).syncs()
+    }
+
+    fn stripe(&self) -> ByteCount {
+        (**self).stripe()
+    }
+
+    fn alternatives(&self) -> u32 {
+        (**self).alternatives()
+    }
+
+    fn read_alternative(
+        &self,
+        nth: u32,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        (**self).read_alternative(nth, offset, buffer)
+    }
+
+    fn repair_at(&self, offset: u64, seen: &[u8], good: &[u8]) -> Result<bool, DeviceError> {
+        (**self).repair_at(offset, seen, good)
+    }
+
+    fn members(&self) -> Vec<MemberReport> {
+        (**self).members()
     }
 }
 

@@ -36,6 +36,9 @@ pub enum DeviceError {
         length: u64,
         error: Arc<io::Error>,
     },
+    /// More devices of an array failed than its level bears.
+    #[error("{device}: {operation} of {length} bytes at {offset}: {what}")]
+    Lost { device: Arc<str>, operation: &'static str, offset: u64, length: u64, what: Arc<str> },
     /// An earlier error latched the device: it takes no writes until an operator acts.
     #[error("refused since the first error: {first}")]
     Latched { first: Arc<DeviceError> },
@@ -92,6 +95,63 @@ pub trait Device: Send + Sync + fmt::Debug {
     fn syncs(&self) -> u64 {
         0
     }
+    /// Writes of whole multiples of this, at such multiples, cost least.
+    fn stripe(&self) -> ByteCount {
+        self.alignment()
+    }
+    /// Ways to read a block that do not use what [`Device::read_at`] reads.
+    fn alternatives(&self) -> u32 {
+        0
+    }
+    /// Fills `buffer`, part of one block of 4096 bytes, in the `nth` other way, counted from 0. Who
+    /// knows the checksum tries them all: a device cannot tell which of two copies is the right one.
+    fn read_alternative(
+        &self,
+        nth: u32,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        let (length, what) = (crate::units::convert::to_u64(buffer.len()), "no other copy");
+        let what = Arc::from(format!("{what} {nth}"));
+        Err(DeviceError::Lost { device: self.name(), operation: "read", offset, length, what })
+    }
+    /// Rewrites a block of which [`Device::read_at`] gave `seen` and which is `good`. Nothing is
+    /// written, and `false` is the answer, if it has changed since or there is no other copy.
+    fn repair_at(&self, _offset: u64, _seen: &[u8], _good: &[u8]) -> Result<bool, DeviceError> {
+        Ok(false)
+    }
+    /// The devices that this one is made of, by place; none if it is a plain one.
+    fn members(&self) -> Vec<MemberReport> {
+        Vec::new()
+    }
+}
+
+/// How a device of an array is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberState {
+    /// It has all it should have.
+    In,
+    /// It is not used: it failed, or was not there when the array was opened.
+    Failed,
+    /// It is being filled.
+    Rebuilding,
+}
+
+/// One device of an array, for status.
+#[derive(Debug, Clone)]
+pub struct MemberReport {
+    /// Its path, as far as it is known.
+    pub name: Arc<str>,
+    /// Its id.
+    pub id: crate::units::ids::MemberId,
+    /// How it is.
+    pub state: MemberState,
+    /// Why it is not in.
+    pub reason: Option<Arc<str>>,
+    /// Reads that failed and were answered from the others.
+    pub read_errors: u64,
+    /// Blocks rewritten because they were not what they should be.
+    pub repaired_blocks: u64,
 }
 
 /// Bytes at the beginning of a device that must be zero before it is taken for a new store: no

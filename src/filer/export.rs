@@ -75,6 +75,9 @@ impl SourceExports {
         if !*shared.serving.borrow() {
             return Err(OpenError::Refused(why_not_serving(&shared)));
         }
+        if let Some(reason) = shared.not_served(volume.number) {
+            return Err(OpenError::Refused(reason.into()));
+        }
         let mut info = ExportInfo::new(full_name(&shared, volume), volume.size);
         info.description = format!("volume {} of source {}", volume.name, shared.name);
         info.multi_conn = true;
@@ -144,9 +147,18 @@ impl VolumeExport {
         if self.ended.is_cancelled() {
             return Err(error_of(&Refusal::Stopped));
         }
+        self.mirrored()?;
         match offset.checked_add(length) {
             Some(end) if end <= self.info.size.0 => Ok(()),
             _ => Err(ExportError::new(ErrorCode::Inval, "past the end of the volume")),
+        }
+    }
+
+    /// A volume that the hub leaves out is not served under `stop`, whoever had opened it before.
+    fn mirrored(&self) -> Result<(), ExportError> {
+        match self.shared.not_served(self.volume) {
+            Some(reason) => Err(ExportError::new(ErrorCode::Io, reason)),
+            None => Ok(()),
         }
     }
 
@@ -174,7 +186,10 @@ impl VolumeExport {
 
     async fn reached(&self, sequence: SequenceNumber) -> Result<Acknowledged, ExportError> {
         let answer = self.shared.completion.wait(sequence).await;
-        answer.map_err(|refusal| self.counted(&refusal))
+        let answer = answer.map_err(|refusal| self.counted(&refusal))?;
+        // What the hub has acknowledged of a volume that it leaves out by now does not count.
+        self.mirrored()?;
+        Ok(answer)
     }
 
     /// A source that may have been replaced answers no read: it could be stale (section 9). What

@@ -20,7 +20,8 @@ use tokio::net::tcp::OwnedReadHalf;
 use super::completion::HubDurable;
 use super::keeper::Kept;
 use super::order::{AdoptError, Lacking};
-use super::pass::PassData;
+use super::pass::{Bases, PassData};
+use super::past;
 use super::pulse::Pulse;
 use super::sending::{MoveError, SendSide};
 use super::served::Served;
@@ -30,17 +31,14 @@ use super::verify;
 use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
 use crate::link::FrameReader;
 use crate::pool::error::PoolError;
-use crate::pool::pointer::TreeRoot;
-use crate::pool::rows::HistoryRow;
-use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::primary::{Action, Event, Held, Past, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
-use crate::units::numbers::{ByteCount, CpNumber, Epoch};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, VolumeNumber};
 use crate::units::policy::AloneMark;
 use crate::wire::message::{
-    CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRoot, Welcome,
+    CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
 };
 
 /// Pause before a CP is tried again that the hub had no room for.
@@ -88,6 +86,8 @@ pub struct Forwarder {
     done: CpNumber,
     /// The newest own CP the machine was told of, readable.
     own: (CpNumber, Pins),
+    /// Volumes whose image is of an older CP than the hub's others, and of which.
+    older: past::Older,
     /// Said by the shell while it did what the machine said.
     follow: VecDeque<Event>,
     /// Since when there is no session; `None` in one.
@@ -118,6 +118,7 @@ impl Forwarder {
             told,
             done,
             own,
+            older: past::Older::new(),
             follow,
             lost,
             jitter,
@@ -456,8 +457,10 @@ impl Forwarder {
         }
         if let Message::Welcome(welcome) = message {
             side.window(0, welcome.cp_credit);
-            let past = self.past(&welcome).await?;
+            let (past, older) = self.past(&welcome).await?;
+            self.older = older;
             self.common(&welcome, past);
+            self.follow.push_back(Event::VolumesBehind(!self.older.is_empty()));
             return self.step(Event::Welcomed { welcome, past }, side).await;
         }
         if let Message::Pong(pong) = &message
@@ -472,48 +475,27 @@ impl Forwarder {
         self.step(Event::Received(message), side).await
     }
 
-    /// What the hub's image is to this source: the place of one of its own CPs proves its past, the
-    /// roots say whether it has the content of that CP (R5). What is empty is everybody's past.
-    async fn past(&self, welcome: &Welcome) -> Result<Past, End> {
-        let (cp, place) = (welcome.applied_cp, Place::from(welcome.applied));
-        if cp == CpNumber(0) {
-            let empty = |met: &VolumeRoot| {
-                let own = self.shared.volumes.iter().find(|own| own.number == met.volume);
-                own.is_some_and(|own| TreeRoot::empty(own.size).root() == met.root)
-            };
-            return Ok(match (place == Place::default(), welcome.roots.iter().all(empty)) {
-                (true, true) => Past::Known,
-                (true, false) => Past::Unknown,
-                (false, _) => Past::No,
-            });
-        }
-        let shared = Arc::clone(&self.shared);
-        let row =
-            tokio::task::spawn_blocking(move || shared.pool.catalog().history(shared.source, cp));
-        let row = row.await.map_err(|error| End::Broken(format!("own catalog: {error}")))?;
-        let row = row.map_err(|error| {
+    /// What the hub's image is to this source, and the volumes whose image is of an older CP (R5).
+    async fn past(&self, welcome: &Welcome) -> Result<(Past, past::Older), End> {
+        let (shared, welcome) = (Arc::clone(&self.shared), welcome.clone());
+        let past = tokio::task::spawn_blocking(move || past::look(&shared, &welcome));
+        let past = past.await.map_err(|error| End::Broken(format!("own catalog: {error}")))?;
+        past.map_err(|error| {
             let reason = format!("the own pool failed: {error}");
             self.shared.fail(&reason);
             End::Broken(reason)
-        })?;
-        let at_place =
-            |row: &HistoryRow| row.sequence == place.sequence && row.stream_hash == place.hash;
-        Ok(row.filter(at_place).map_or(Past::No, |row| {
-            let root = |wanted: &VolumeRoot| {
-                // A volume that is new here was empty then.
-                let met = row.roots.iter().find(|(volume, _)| *volume == wanted.volume);
-                met.is_none_or(|(_, root)| *root == wanted.root)
-            };
-            if welcome.roots.iter().all(root) { Past::Known } else { Past::Unknown }
-        }))
+        })
     }
 
     /// A CP that both ends had published before this connection.
     fn common(&self, welcome: &Welcome, past: Past) {
         let (cp, roots) = self.shared.own();
         let known = self.shared.common.borrow().as_ref().is_some_and(|known| known.cp >= cp);
-        if past == Past::Known && cp == welcome.applied_cp && !known {
+        let equal = past == Past::Known && self.older.is_empty();
+        if equal && cp == welcome.applied_cp && !known {
             let pins = self.shared.pins();
+            let left_out = |v: &VolumeNumber| welcome.refused.iter().any(|no| no.volume == *v);
+            let roots = roots.into_iter().filter(|(volume, _)| !left_out(volume)).collect();
             self.shared.common.send_replace(Some(Common { cp, roots, pins }));
         }
     }
@@ -611,6 +593,7 @@ impl Forwarder {
                 self.shared.fence(epoch);
                 self.note(move |kept| kept.fenced = Some(epoch)).await?;
             }
+            Action::LeaveOut(refused) => self.leave_out(refused),
             Action::SendPass { cp, base } => self.send_pass(cp, base, side),
             Action::SendCompare { cp, base } => self.send_compare(cp, base, side),
             Action::ServePull(want) if side.asked(want.clone()) => {}
@@ -641,26 +624,44 @@ impl Forwarder {
         assert!(self.own.0 == cp, "a pass sends the newest own CP that the machine knows");
         tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up");
         let progress = self.shared.begin_pass(cp, base);
-        let pins = Arc::clone(&self.own.1);
-        side.pass(PassData::start(cp, pins, base, self.options.resync_limit, progress));
+        let pins = self.agreed_pins();
+        let bases = Bases { base, older: self.older.clone() };
+        side.pass(PassData::start(cp, pins, bases, self.options.resync_limit, progress));
+    }
+
+    /// The newest own CP, but for the volumes that the hub leaves out.
+    fn agreed_pins(&self) -> Pins {
+        let left_out = self.shared.left_out();
+        let agreed = self.own.1.iter().filter(|(volume, _)| !left_out.contains(volume));
+        Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect())
+    }
+
+    fn leave_out(&self, refused: Vec<VolumeRefusal>) {
+        for VolumeRefusal { name, reason, next_step, .. } in &refused {
+            let source = &self.shared.name;
+            tracing::error!(%source, volume = %name, reason, next_step, "not mirrored by the hub");
+        }
+        self.shared.set_refused(refused);
     }
 
     fn send_compare(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) {
         assert!(self.own.0 == cp, "the newest own CP that the machine knows is offered");
         tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up by comparison");
         let progress = self.shared.begin_pass(cp, base);
-        let pins = Arc::clone(&self.own.1);
+        let pins = self.agreed_pins();
         side.serve(Served::start(pins, self.options.resync_limit, progress));
     }
 
     fn pass_ended(&mut self, cp: CpNumber) {
         self.shared.end_pass();
         self.shared.set_faulted(None);
+        self.older.clear();
         self.shared.set_rejected(None);
         tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
         if self.own.0 == cp {
             let (shared, pins) = (&self.shared, Arc::clone(&self.own.1));
             let roots = pins.iter().map(|(volume, pin)| (*volume, pin.tree().root())).collect();
+            let roots = shared.agreed(&roots);
             shared.common.send_replace(Some(Common { cp, roots, pins }));
         }
     }

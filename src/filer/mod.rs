@@ -34,6 +34,7 @@ pub mod keeper;
 pub mod order;
 pub mod outbox;
 pub mod pass;
+pub mod past;
 pub mod plan;
 pub mod promise;
 pub mod pulse;
@@ -569,7 +570,7 @@ async fn checkpoint_of(
         if newest.is_none() && target.is_none() {
             // Nothing was written since the start, and no CP is under way: the own one is the
             // common one, and no other will be made.
-            return Ok((own_cp, roots));
+            return Ok((own_cp, shared.agreed(&roots)));
         }
         if let Some(newest) = newest.filter(|newest| target.is_none_or(|cp| newest.cp >= cp)) {
             return Ok((newest.cp, newest.roots));

@@ -6,6 +6,7 @@
 //!
 //! A block that cannot be read ends the pass with its reason: nothing is left out silently.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,6 +44,21 @@ pub struct Progress {
     pub hole_bytes: AtomicU64,
 }
 
+/// The CPs that the images to be brought up are of.
+#[derive(Debug, Clone, Default)]
+pub struct Bases {
+    /// The hub's.
+    pub base: CpNumber,
+    /// Older ones, of volumes that were left out for a while (R20).
+    pub older: BTreeMap<VolumeNumber, CpNumber>,
+}
+
+impl Bases {
+    fn of(&self, volume: VolumeNumber) -> CpNumber {
+        self.older.get(&volume).copied().unwrap_or(self.base)
+    }
+}
+
 /// One payload and its volume, or why there is no more.
 pub type Payload = Result<(VolumeNumber, Vec<u8>), String>;
 
@@ -59,11 +75,11 @@ pub struct PassData {
 }
 
 impl PassData {
-    /// Begins to read what was born since `base` in `pins`. The thread ends with its receiver.
+    /// Begins to read what was born since `bases` in `pins`. The thread ends with its receiver.
     pub fn start(
         cp: CpNumber,
         pins: Pins,
-        base: CpNumber,
+        bases: Bases,
         limit: Option<ByteCount>,
         progress: Arc<Progress>,
     ) -> Self {
@@ -72,7 +88,7 @@ impl PassData {
         let throttle = Throttle::new(limit);
         tokio::task::spawn_blocking(move || {
             let mut walker = Walker { sender, throttle, progress };
-            if let Err(Some(reason)) = walker.walk(&pins, base) {
+            if let Err(Some(reason)) = walker.walk(&pins, &bases) {
                 // Nobody listens any more if the connection has gone.
                 drop(walker.sender.blocking_send(Err(reason)));
             }
@@ -130,12 +146,12 @@ struct Walker {
 }
 
 impl Walker {
-    fn walk(&mut self, pins: &Pins, base: CpNumber) -> Result<(), Ended> {
+    fn walk(&mut self, pins: &Pins, bases: &Bases) -> Result<(), Ended> {
         let all = pins.values().map(|pin| pin.tree().size.blocks().0).sum();
         self.progress.all_blocks.store(all, Ordering::Relaxed);
         let mut before = 0;
         for (&volume, pin) in pins.iter() {
-            self.volume(volume, pin, base, before)?;
+            self.volume(volume, pin, bases.of(volume), before)?;
             before += pin.tree().size.blocks().0;
             self.progress.passed_blocks.store(before, Ordering::Relaxed);
         }

@@ -8,6 +8,7 @@
 //! reference is used only for a block whose last entry wrote it whole (R15). References count
 //! through the transfers of the CP, so a run may go on in the next transfer.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::buffers::{Block, Buffers, Dirty, Known, Page, is_zero, lay};
@@ -168,6 +169,7 @@ pub struct Frames {
     plan: Arc<Plan>,
     rows: Arc<[TransferRow]>,
     inline: bool,
+    left_out: BTreeSet<VolumeNumber>,
     volume: usize,
     step: usize,
     counts: Counts,
@@ -177,7 +179,14 @@ impl Frames {
     /// Starts at the beginning of `plan`. `rows` are the CP's transfers in order, the first with
     /// ordinal 0. With `inline` every block with data travels as data.
     pub fn new(plan: Arc<Plan>, rows: Arc<[TransferRow]>, inline: bool) -> Self {
-        Self { plan, rows, inline, volume: 0, step: 0, counts: Counts::default() }
+        let (left_out, counts) = Default::default();
+        Self { plan, rows, inline, left_out, volume: 0, step: 0, counts }
+    }
+
+    /// The same without these volumes: the hub does not mirror them (R20).
+    #[must_use]
+    pub fn leaving_out(self, left_out: BTreeSet<VolumeNumber>) -> Self {
+        Self { left_out, ..self }
     }
 
     /// What was formed so far.
@@ -188,6 +197,9 @@ impl Frames {
     /// The next payload and its volume, or `None` behind the last.
     pub fn next_frame(&mut self) -> Option<(VolumeNumber, Vec<u8>)> {
         let plan = Arc::clone(&self.plan);
+        while plan.volumes.get(self.volume).is_some_and(|v| self.left_out.contains(&v.volume)) {
+            self.volume += 1;
+        }
         let volume = plan.volumes.get(self.volume)?;
         let mut encoder = Encoder::new(CP_FRAME_BYTES_MAX);
         while self.step < volume.steps.len() && encoder.has_room() {

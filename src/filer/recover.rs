@@ -487,6 +487,7 @@ fn share(
         pins,
         faulted: None,
         rejected: None,
+        refused: Vec::new(),
         answering: Answering::Policy,
         mark: kept.alone,
         fenced: kept.fenced,

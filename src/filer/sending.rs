@@ -257,6 +257,7 @@ impl SendSide {
         self.wanted = None;
         let inline = inline || self.shared.policy.apply == Apply::Inline;
         let frames = Frames::new(Arc::clone(&data.plan), Arc::clone(&data.rows), inline);
+        let frames = frames.leaving_out(self.shared.left_out());
         self.data = Some(DataOut { cp, frames });
         self.passed_bytes = 0;
     }

@@ -4,7 +4,7 @@
 //! has its own lock inside; none is held while another part is called, but for the order's, which
 //! may look at the pins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
 use crate::units::policy::{AloneMark, OnHubLoss, Policy};
-use crate::wire::message::{Refused, Scanned, VolumeOffer};
+use crate::wire::message::{Refused, Scanned, VolumeOffer, VolumeRefusal};
 
 /// How things stand with the hub.
 #[derive(Debug, Clone)]
@@ -137,6 +137,8 @@ pub(super) struct SharedState {
     pub(super) rejected: Option<String>,
     /// Why nothing is tried with the hub before there is a newer CP (R19).
     pub(super) faulted: Option<(CpNumber, String)>,
+    /// Volumes that the hub leaves out, as it said last (R20).
+    pub(super) refused: Vec<VolumeRefusal>,
     /// How far writes are answered, as the session says.
     pub(super) answering: Answering,
     /// The durable mark of writes acknowledged without the hub (R4).
@@ -232,6 +234,38 @@ impl Shared {
     /// The hub refused also a comparison, or published a CP.
     pub fn set_faulted(&self, refused: Option<(CpNumber, String)>) {
         self.lock().faulted = refused;
+    }
+
+    /// Volumes that the hub leaves out, as it said last (R20).
+    pub fn refused(&self) -> Vec<VolumeRefusal> {
+        self.lock().refused.clone()
+    }
+
+    /// The hub has said what it leaves out.
+    pub fn set_refused(&self, refused: Vec<VolumeRefusal>) {
+        self.lock().refused = refused;
+    }
+
+    /// Numbers of the volumes that the hub leaves out.
+    pub fn left_out(&self) -> BTreeSet<VolumeNumber> {
+        self.lock().refused.iter().map(|refusal| refusal.volume).collect()
+    }
+
+    /// Why a volume is not served while others are: the hub leaves it out, and under `stop` nothing
+    /// is served that it does not hold.
+    pub fn not_served(&self, volume: VolumeNumber) -> Option<String> {
+        if self.policy.on_hub_loss == OnHubLoss::Continue {
+            return None;
+        }
+        let state = self.lock();
+        let refusal = state.refused.iter().find(|refusal| refusal.volume == volume)?;
+        Some(format!("the hub does not mirror this volume: {}", refusal.reason))
+    }
+
+    /// Those of these roots that the hub has as well.
+    pub fn agreed(&self, roots: &Roots) -> Roots {
+        let left_out = self.left_out();
+        roots.iter().filter(|(volume, _)| !left_out.contains(volume)).copied().collect()
     }
 
     /// The session says how far writes are answered.

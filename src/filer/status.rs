@@ -18,6 +18,7 @@ use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 use crate::units::policy::{AloneMark, Policy};
+use crate::wire::message::VolumeRefusal;
 
 /// How a source is, in one word (section 13 of the design).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,6 +70,8 @@ pub struct VolumeStatus {
     pub size: ByteCount,
     /// Its root at the newest own CP.
     pub root: Option<Root>,
+    /// Why the hub leaves it out, if it does (R20).
+    pub refused: Option<VolumeRefusal>,
 }
 
 /// A pass under way.
@@ -181,6 +184,9 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
                 "compare both ends with `mirrorhub verify`; it is tried again with the next CP";
             (SourceState::Faulted, shared.faulted().unwrap_or_default().1, next.to_owned())
         }
+        LinkState::Connected { .. } if !shared.refused().is_empty() && shared.pass().is_none() => {
+            leaves_out(shared)
+        }
         LinkState::Connected { .. } if shared.mark().is_some() => coming_back(shared),
         LinkState::Connected { .. } => match shared.rejected() {
             Some(reason) => {
@@ -229,6 +235,24 @@ fn figures(pass: &PassStatus) -> PassFigures {
     PassFigures { cp: pass.cp, base: pass.base, percent, bytes: read(&pass.progress.bytes), left }
 }
 
+/// The hub mirrors the other volumes only (R20).
+fn leaves_out(shared: &Shared) -> (SourceState, String, String) {
+    let refused = shared.refused();
+    let Some(first) = refused.first() else { return coming_back(shared) };
+    let also = match refused.len() - 1 {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    };
+    let served = match shared.not_served(first.volume) {
+        Some(_) => "not served",
+        None => "served without the hub",
+    };
+    let rejected = shared.rejected().map(|reason| format!("; {reason}")).unwrap_or_default();
+    let (name, why) = (&first.name, &first.reason);
+    let reason = format!("volume {name} is not mirrored, and {served}: {why}{also}{rejected}");
+    (SourceState::Behind, reason, first.next_step.clone())
+}
+
 /// A hub that was not heard since the start is silent at least since then.
 fn silence(shared: &Shared) -> Option<Duration> {
     match shared.link() {
@@ -267,12 +291,15 @@ fn waits(lacking: Option<Lacking>) -> Option<(&'static str, &'static str)> {
 
 fn volumes(shared: &Shared, roots: &Roots) -> Vec<VolumeStatus> {
     let of = |number| roots.iter().find(|(volume, _)| *volume == number).map(|(_, root)| *root);
+    let refused = shared.refused();
+    let refused = |number| refused.iter().find(|refusal| refusal.volume == number).cloned();
     let status = shared.volumes.iter().map(|volume| VolumeStatus {
         number: volume.number,
         id: volume.id,
         name: volume.name.clone(),
         size: volume.size,
         root: of(volume.number),
+        refused: refused(volume.number),
     });
     status.collect()
 }

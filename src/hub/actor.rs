@@ -32,7 +32,8 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{
-    Ack, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRoot,
+    Ack, CpEnd, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned,
+    VolumeRefusal, VolumeRoot,
 };
 use crate::wire::pull::Pulled;
 
@@ -286,20 +287,15 @@ impl SourceActor {
             Action::Send(message) => self.send(&message),
             Action::Record { source, generation, epoch, volumes, policy, alone } => {
                 let promise = (policy, alone);
-                let told = Told { source, generation, epoch, volumes, promise };
+                let known = self.machine.as_ref().map(Mirror::known);
+                let left_out = known.map(|known| known.left_out.clone()).unwrap_or_default();
+                let told = Told { source, generation, epoch, volumes, promise, left_out };
                 self.record(told, context);
             }
             Action::Stage => self.stage(),
             Action::Apply { cp, last, build } => self.apply(cp, last, build),
             Action::Feed => self.feed(),
-            Action::Finish(end) => {
-                // What compares is told more.
-                let done = self.job.take();
-                self.job = done.clone().filter(|job| job.compares());
-                if let Some(job) = done {
-                    job.finish(end);
-                }
-            }
+            Action::Finish(end) => self.finish(end),
             Action::Abort => {
                 self.early.clear();
                 if let Some(job) = self.job.take() {
@@ -323,6 +319,11 @@ impl SourceActor {
                     lane.welcomed();
                 }
                 tracing::info!(source = %self.name, "source is in session");
+                let refused = self.machine.as_ref().map(|machine| &machine.known().refused);
+                for VolumeRefusal { name, reason, next_step, .. } in refused.into_iter().flatten() {
+                    let source = &self.name;
+                    tracing::error!(%source, volume = %name, reason, next_step, "volume refused");
+                }
             }
             Action::Scan { cp, token } => self.scan(cp, token),
             Action::Scanned(scanned) => {
@@ -338,6 +339,15 @@ impl SourceActor {
             }
             Action::Refuse(refused) => self.refuse(refused),
             Action::Close { reason } => self.close(reason),
+        }
+    }
+
+    fn finish(&mut self, end: CpEnd) {
+        // What compares is told more.
+        let done = self.job.take();
+        self.job = done.clone().filter(|job| job.compares());
+        if let Some(job) = done {
+            job.finish(end);
         }
     }
 
@@ -458,7 +468,7 @@ impl SourceActor {
     fn apply(&mut self, cp: CpNumber, last: Place, build: Build) {
         let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else { return };
         let frames = self.peer.as_ref().map(|peer| peer.frames.clone());
-        let job = Job::new(lane.clone(), (cp, last), machine.known().epoch, build, frames);
+        let job = Job::new(lane.clone(), (cp, last), machine, build, frames);
         for (volume, payload) in self.early.drain(..) {
             job.feed(volume, payload);
         }

@@ -9,7 +9,7 @@
 //! Passes have slots of their own: they take as long as the source's throttle makes them, and the
 //! CPs of others do not wait for them. What compares is in [`super::compare`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
@@ -30,7 +30,7 @@ use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::publish::Publish;
 use crate::pool::write_set::{Budget, WriteSet};
 use crate::record::marks::Place;
-use crate::session::mirror::{Build, Outcome};
+use crate::session::mirror::{Build, LeftOut, Mirror, Outcome};
 use crate::sourcelog::{LogError, LogReader, LogStore};
 use crate::units::convert::to_u64;
 use crate::units::hash::Root;
@@ -61,6 +61,9 @@ pub struct Job {
     epoch: Epoch,
     /// What it is made of.
     build: Build,
+    /// The volumes it is made of, and those whose entries in the log do not count (R20).
+    agreed: BTreeSet<VolumeNumber>,
+    left_out: BTreeSet<VolumeNumber>,
     /// When the source said that it is frozen.
     begun: Instant,
     /// Where a comparison asks.
@@ -73,17 +76,32 @@ pub struct Job {
 }
 
 impl Job {
-    /// A job for the CP of `lane` that ends at `last`.
+    /// A job for the CP of `lane` that ends at `last`, of what the session of `machine` agrees on.
     pub fn new(
         lane: Arc<Lane>,
         (cp, last): (CpNumber, Place),
-        epoch: Epoch,
+        machine: &Mirror,
         build: Build,
         frames: Option<mpsc::Sender<Frame>>,
     ) -> Arc<Self> {
         let (inputs, wake) = (Mutex::default(), Condvar::new());
-        let (begun, asked) = (Instant::now(), AtomicUsize::new(0));
-        Arc::new(Self { lane, cp, last, epoch, build, begun, frames, asked, inputs, wake })
+        let (begun, epoch) = (Instant::now(), machine.known().epoch);
+        let agreed = machine.agreed().map(|offer| offer.number).collect();
+        let left_out = machine.known().left_out.iter().map(|left| left.volume).collect();
+        Arc::new(Self {
+            lane,
+            cp,
+            last,
+            epoch,
+            build,
+            agreed,
+            left_out,
+            begun,
+            frames,
+            asked: AtomicUsize::new(0),
+            inputs,
+            wake,
+        })
     }
 
     /// The CP.
@@ -104,6 +122,11 @@ impl Job {
     /// The epoch that its source is in.
     pub(super) fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Whether it has that volume.
+    pub(super) fn agrees(&self, volume: VolumeNumber) -> bool {
+        self.agreed.contains(&volume)
     }
 
     /// Whether it asks for what it is made of.
@@ -337,6 +360,7 @@ impl Applier {
             .catalog()
             .volumes(source)?
             .into_iter()
+            .filter(|row| job.agreed.contains(&row.key.volume))
             .map(|row| (row.key.volume, row.tree))
             .collect();
         if job.is_pass() {
@@ -433,6 +457,7 @@ impl Applier {
         let source = job.lane.source();
         let chain = Chain { store: &self.store, source, from: job.lane.cursors().applied };
         let replay = Replay::new(write_set, source, job.cp, bases.clone());
+        let replay = replay.leaving_out(job.left_out.clone());
         let built = replay.run(&chain, job.last, |_| !job.is_aborted())?;
         job.lane.ladder.replayed.fetch_add(1, Ordering::Relaxed);
         Ok(built)
@@ -464,7 +489,7 @@ impl Applier {
             roots.push((volume, root));
         }
         if end.roots.len() != roots.len() {
-            return Err(rejected(&"the source announced roots of volumes unknown here"));
+            return Err(rejected(&"the source announced roots of volumes not agreed on"));
         }
         job.lane.built(job.cp);
         // Nobody else writes the row's extension from this look to the commit: a CP must not write
@@ -472,7 +497,8 @@ impl Applier {
         let _row = job.lane.row();
         let row = self.pool.catalog().source(job.lane.source())?;
         let kept = row.map_or_else(|| Ok(Extension::default()), |row| Extension::of(&row));
-        let kept = kept.map_err(Stop::Faulted)?;
+        let mut kept = kept.map_err(Stop::Faulted)?;
+        LeftOut::published(&mut kept.left_out, job.cp, |volume| job.agreed.contains(&volume));
         self.pool.publish(Publish {
             write_set,
             source: job.lane.source(),

@@ -28,10 +28,7 @@ const WINDOW: Window =
 
 impl From<PullError> for Stop {
     fn from(error: PullError) -> Self {
-        match error {
-            PullError::Own { error, .. } => error.into(),
-            other => rejected(&other),
-        }
+        if let PullError::Own { error, .. } = error { error.into() } else { rejected(&error) }
     }
 }
 

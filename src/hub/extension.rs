@@ -3,11 +3,12 @@
 //!
 //! The row has sequence number and stream hash; with the transfer id they make the place at which
 //! the source's log goes on. They are written with every CP, and when a failover or a hand-over
-//! changes the state, in one commit with the epoch (R13). Version 2, little-endian, 112 bytes:
+//! changes the state, in one commit with the epoch (R13). Version 3, little-endian, 116 bytes and
+//! 12 for each volume that is left out:
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
-//! | 0 | 4 | format version: 2 |
+//! | 0 | 4 | format version: 3 |
 //! | 4 | 12 | last transfer of the published CP: generation (4), counter (8) |
 //! | 16 | 1 | state: 0 mirror, 1 failing over, 2 promoted, 3 handed over |
 //! | 17 | 1 | 1 once this hub has made an NVRAM to serve the volumes with; only while it is promoted |
@@ -21,23 +22,36 @@
 //! | 88 | 4 | reserved, zero |
 //! | 92 | 12 | alone: epoch number (4) and id (8); zero if it was not |
 //! | 104 | 8 | alone: first sequence number that may be acknowledged without this hub |
+//! | 112 | 4 | volumes that are left out: entries of them in the log do not count (R20) |
+//! | 116 + 12 n | 4 | number of the volume |
+//! | 120 + 12 n | 4 | the CP that its image is of; 0 if it has none |
+//! | 124 + 12 n | 1 | 1 if it is refused; 0 if its image is to be brought up |
+//! | 125 + 12 n | 3 | reserved, zero |
 //!
-//! Version 1 is the first 16 bytes, and its state is mirror; it is read, and no longer written.
+//! Version 2 is the first 112 bytes, and leaves nothing out; version 1 is the first 16, and its
+//! state is mirror. They are read, and no longer written.
 
+use crate::limits::{SOURCE_EXTENSION_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::pool::rows::SourceRow;
 use crate::record::marks::{Fence, Place};
+use crate::session::mirror::LeftOut;
+use crate::units::convert::{low_u32, to_u64, to_usize};
 use crate::units::hash::StreamHash;
-use crate::units::numbers::{Epoch, SequenceNumber, TransferId};
+use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, TransferId, VolumeNumber};
 use crate::units::policy::{AloneMark, POLICY_BYTES, Policy};
 
-const VERSION: u32 = 2;
-const EXTENSION_BYTES: usize = 112;
+const VERSION: u32 = 3;
+const EXTENSION_BYTES: usize = 116;
+const LEFT_OUT_BYTES: usize = 12;
+const EXTENSION_BYTES_V2: usize = 112;
 const EXTENSION_BYTES_V1: usize = 16;
 
 const TOLD: u8 = 1;
 const ALONE: u8 = 2;
 
-const _: () = assert!(EXTENSION_BYTES <= crate::limits::SOURCE_EXTENSION_BYTES_MAX);
+const _: () = assert!(
+    EXTENSION_BYTES + VOLUMES_PER_SOURCE_MAX * LEFT_OUT_BYTES <= SOURCE_EXTENSION_BYTES_MAX
+);
 
 /// Who serves the source's volumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -86,7 +100,7 @@ impl State {
 }
 
 /// What the extension says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Extension {
     /// Last transfer of the published CP.
     pub transfer: TransferId,
@@ -101,6 +115,8 @@ pub struct Extension {
     pub policy: Option<Policy>,
     /// Since when it may have acknowledged writes without this hub, as it said then (R4).
     pub alone: Option<AloneMark>,
+    /// Volumes whose entries in the log do not count.
+    pub left_out: Vec<LeftOut>,
 }
 
 impl Extension {
@@ -141,7 +157,14 @@ impl Extension {
         bytes.extend_from_slice(&epoch.number.to_le_bytes());
         bytes.extend_from_slice(&epoch.id.to_le_bytes());
         bytes.extend_from_slice(&sequence.0.to_le_bytes());
+        bytes.extend_from_slice(&low_u32(to_u64(self.left_out.len())).to_le_bytes());
         assert!(bytes.len() == EXTENSION_BYTES, "an extension is as long as its table says");
+        assert!(self.left_out.len() <= VOLUMES_PER_SOURCE_MAX, "a source has no more volumes");
+        for LeftOut { volume, cp, refused } in &self.left_out {
+            bytes.extend_from_slice(&volume.0.to_le_bytes());
+            bytes.extend_from_slice(&cp.0.to_le_bytes());
+            bytes.extend_from_slice(&[(*refused).into(), 0, 0, 0]);
+        }
         bytes
     }
 
@@ -169,27 +192,55 @@ fn put_transfer(bytes: &mut Vec<u8>, transfer: TransferId) {
 
 fn decode(bytes: &[u8]) -> Option<Extension> {
     let (version, rest) = bytes.split_first_chunk()?;
-    let (transfer, rest) = take_transfer(rest)?;
-    match u32::from_le_bytes(*version) {
-        1 if bytes.len() == EXTENSION_BYTES_V1 => Some(Extension::mirror(transfer)),
-        VERSION if bytes.len() == EXTENSION_BYTES => {
-            let ([state, made, reserved @ ..], rest) = rest.split_first_chunk::<8>()?;
-            let (fenced, rest) = take_transfer(rest)?;
-            let (sequence, rest) = rest.split_first_chunk()?;
-            let (hash, rest) = rest.split_first_chunk()?;
-            let (policy, alone) = take_promise(rest)?;
-            let nvram_made = *made == 1;
-            let zero = *made <= 1 && reserved.iter().all(|byte| *byte == 0);
-            let sequence = SequenceNumber(u64::from_le_bytes(*sequence));
-            let fence = Place { transfer: fenced, sequence, hash: StreamHash(*hash) };
-            let state = State::of(*state).filter(|_| zero)?;
-            Some(Extension { transfer, state, nvram_made, fence, policy, alone })
+    let (fixed, left_out) = match u32::from_le_bytes(*version) {
+        1 if bytes.len() == EXTENSION_BYTES_V1 => {
+            return Some(Extension::mirror(take_transfer(rest)?.0));
         }
-        _ => None,
-    }
+        2 if bytes.len() == EXTENSION_BYTES_V2 => (rest, Vec::new()),
+        VERSION => {
+            let (fixed, left_out) = rest.split_at_checked(EXTENSION_BYTES_V2 - version.len())?;
+            (fixed, take_left_out(left_out)?)
+        }
+        _ => return None,
+    };
+    let (transfer, rest) = take_transfer(fixed)?;
+    let ([state, made, reserved @ ..], rest) = rest.split_first_chunk::<8>()?;
+    let (fenced, rest) = take_transfer(rest)?;
+    let (sequence, rest) = rest.split_first_chunk()?;
+    let (hash, rest) = rest.split_first_chunk()?;
+    let (policy, alone) = take_promise(rest)?;
+    let nvram_made = *made == 1;
+    let zero = *made <= 1 && reserved.iter().all(|byte| *byte == 0);
+    let sequence = SequenceNumber(u64::from_le_bytes(*sequence));
+    let fence = Place { transfer: fenced, sequence, hash: StreamHash(*hash) };
+    let state = State::of(*state).filter(|_| zero)?;
+    Some(Extension { transfer, state, nvram_made, fence, policy, alone, left_out })
 }
 
-/// The last 52 bytes: flags, policy, mark.
+/// What stands behind the mark: a count and so many volumes.
+fn take_left_out(bytes: &[u8]) -> Option<Vec<LeftOut>> {
+    let (count, rest) = bytes.split_first_chunk()?;
+    let count = to_usize(u64::from(u32::from_le_bytes(*count)));
+    let (rows, []) = rest.as_chunks::<LEFT_OUT_BYTES>() else { return None };
+    if rows.len() != count || count > VOLUMES_PER_SOURCE_MAX {
+        return None;
+    }
+    rows.iter().map(left_out).collect()
+}
+
+fn left_out(row: &[u8; LEFT_OUT_BYTES]) -> Option<LeftOut> {
+    let (volume, rest) = row.split_first_chunk()?;
+    let (cp, rest) = rest.split_first_chunk()?;
+    let refused = match rest {
+        [0, 0, 0, 0] => false,
+        [1, 0, 0, 0] => true,
+        _ => return None,
+    };
+    let (volume, cp) = (u32::from_le_bytes(*volume), u32::from_le_bytes(*cp));
+    Some(LeftOut { volume: VolumeNumber(volume), cp: CpNumber(cp), refused })
+}
+
+/// The 52 bytes behind the fence: flags, policy, mark.
 fn take_promise(bytes: &[u8]) -> Option<(Option<Policy>, Option<AloneMark>)> {
     let ([flags, reserved @ ..], rest) = bytes.split_first_chunk::<4>()?;
     let (policy, rest) = rest.split_first_chunk::<POLICY_BYTES>()?;
@@ -239,28 +290,46 @@ mod tests {
         let policy = Some(Policy { mode: Mode::Async, ..Policy::default() });
         let alone = Some((Epoch { number: 5, id: 0x0807 }, SequenceNumber(9)));
         let state = State::Promoted;
-        Extension { transfer, state, nvram_made: true, fence, policy, alone }
+        let left = |number, cp, refused| {
+            let (volume, cp) = (VolumeNumber(number), CpNumber(cp));
+            LeftOut { volume, cp, refused }
+        };
+        let left_out = vec![left(0x0102, 7, true), left(3, 0, false)];
+        Extension { transfer, state, nvram_made: true, fence, policy, alone, left_out }
     }
 
     #[test]
     fn golden_bytes_and_back() {
         let bytes = sample().encode();
-        assert_eq!(bytes.len(), 112);
-        assert_eq!(bytes[..17], [2, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 2]);
+        assert_eq!(bytes.len(), 116 + 2 * 12);
+        assert_eq!(bytes[..17], [3, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 2]);
         assert_eq!(bytes[17..24], [1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[24..44], [4, 0, 0, 0, 5, 1, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[44..64], [[7; 16].as_slice(), &[3, 0, 0, 0]].concat());
         assert_eq!(bytes[64..72], [3, 1, 1, 1, 1, 0x88, 0x13, 0]);
         assert_eq!(bytes[88..96], [0, 0, 0, 0, 5, 0, 0, 0]);
-        assert_eq!(bytes[96..], [7, 8, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
-        let never = Extension { policy: None, alone: None, ..sample() };
-        assert_eq!(never.encode()[60..], [0; 52]);
+        assert_eq!(bytes[96..112], [7, 8, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[112..128], [2, 0, 0, 0, 2, 1, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(bytes[128..], [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let never = Extension { policy: None, alone: None, left_out: Vec::new(), ..sample() };
+        assert_eq!(never.encode()[60..], [0; 56]);
         assert_eq!(decode(&never.encode()), Some(never));
         assert_eq!(decode(&bytes), Some(sample()));
         for state in [State::Mirror, State::FailingOver, State::Promoted, State::HandedOver] {
             let extension = Extension { state, ..sample() };
             assert_eq!(decode(&extension.encode()), Some(extension));
         }
+    }
+
+    #[test]
+    fn version_2_leaves_nothing_out() {
+        let mut bytes = sample().encode();
+        bytes.truncate(112);
+        bytes[0] = 2;
+        let older = Extension { left_out: Vec::new(), ..sample() };
+        assert_eq!(decode(&bytes), Some(older));
+        bytes.extend([0; 4]);
+        assert_eq!(decode(&bytes), None, "version 2 ends there");
     }
 
     #[test]
@@ -286,7 +355,11 @@ mod tests {
             bytes[at] = value;
             decode(&bytes)
         };
-        assert_eq!(bad(0, 3), None, "a later version");
+        assert_eq!(bad(0, 4), None, "a later version");
+        assert_eq!(bad(0, 2), None, "version 2 is shorter");
+        assert_eq!(bad(112, 3), None, "not so many");
+        assert_eq!(bad(124, 2), None, "refused or not");
+        assert_eq!(bad(125, 1), None, "reserved");
         assert_eq!(bad(0, 1), None, "version 1 is shorter");
         assert_eq!(bad(16, 4), None, "no such state");
         assert_eq!(bad(17, 2), None, "made or not");
@@ -297,7 +370,9 @@ mod tests {
         assert_eq!(bad(61, 1), None, "reserved");
         assert_eq!(bad(64, 9), None, "no such mode");
         assert_eq!(bad(88, 1), None, "reserved");
-        assert_eq!(decode(&sample().encode()[..111]), None);
-        assert_eq!(decode(&sample().encode()[..16]), None, "version 2 is longer");
+        assert_eq!(decode(&sample().encode()[..139]), None);
+        assert_eq!(decode(&sample().encode()[..128]), None, "two are said to follow");
+        assert_eq!(decode(&sample().encode()[..112]), None);
+        assert_eq!(decode(&sample().encode()[..16]), None, "version 3 is longer");
     }
 }

@@ -38,10 +38,11 @@ use super::shared::Shared;
 use crate::pool::error::PoolError;
 use crate::pool::kept::Keep;
 use crate::pool::publish::Publish;
-use crate::pool::rows::SourceRow;
+use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::pool::write_set::Budget;
 use crate::record::marks::Place;
 use crate::session::CP_NUMBER_MAX;
+use crate::session::mirror::LeftOut;
 use crate::units::ids::{SourceId, random_u64};
 use crate::units::names::{KeptName, SourceName};
 use crate::units::numbers::{CpNumber, Epoch};
@@ -169,6 +170,9 @@ const AGAIN: &str = "the source stays fenced; mend the cause, then run `mirrorhu
 const ACCEPT: &str = "restart the hub, its NVRAM may hold what is missing; or give up what lies \
                       behind with `mirrorhub failover --accept-gap`";
 
+const ACCEPT_LEFT_OUT: &str = "bring the source back; or give up what it wrote to that volume \
+                               with `mirrorhub failover --accept-gap`";
+
 /// What the check has found.
 #[derive(Debug, Default)]
 struct Plan {
@@ -186,6 +190,8 @@ struct Run<'a> {
     reached: Reached<'a>,
     lane: Arc<Lane>,
     source: SourceId,
+    /// The volumes that were not mirrored to the end, each a sentence.
+    left_out: Vec<String>,
     begun: Instant,
 }
 
@@ -208,7 +214,9 @@ impl<'a> Run<'a> {
             nothing_alone: policy.never_alone() && told.alone.is_none(),
             hub_timeout: policy.hub_timeout,
         });
-        Ok(Self { shared, name, ask, promise, reached, lane, source, begun })
+        let volumes = shared.pool.catalog().volumes(source).map_err(|error| pool(&error))?;
+        let left_out = left_out(&told.left_out, &volumes);
+        Ok(Self { shared, name, ask, promise, reached, lane, source, left_out, begun })
     }
 
     fn row(&self) -> Result<SourceRow, Refusal> {
@@ -301,6 +309,7 @@ impl<'a> Run<'a> {
             alone,
             nvram_damaged_bytes,
             stale_reads,
+            left_out: self.left_out.clone(),
         }
     }
 
@@ -316,6 +325,9 @@ impl<'a> Run<'a> {
     fn go(&self, row: &SourceRow, state: State, plan: Plan) -> Result<Report, Refusal> {
         if state == State::Mirror {
             self.step(Step::Checked)?;
+            if let (false, Some(left_out)) = (self.ask.accept_gap, self.left_out.first()) {
+                return Err(Refusal::new(left_out.clone(), ACCEPT_LEFT_OUT));
+            }
             self.fence(row, &plan)?;
         }
         let row = self.row()?;
@@ -429,6 +441,8 @@ impl<'a> Run<'a> {
         given_up.map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
         let volumes = catalog.volumes(self.source)?;
         let bases: BTreeMap<_, _> = volumes.iter().map(|row| (row.key.volume, row.tree)).collect();
+        let left_out = Extension::of(row).map_err(|reason| Refusal::new(reason, SEE_LOG))?.left_out;
+        let left_out = left_out.iter().map(|left| left.volume).collect();
         let logged = self.shared.store.cps(self.source).last().copied().unwrap_or_default();
         let cp = row.highest_cp.max(used).max(logged).next();
         if cp > CP_NUMBER_MAX {
@@ -438,21 +452,19 @@ impl<'a> Run<'a> {
         // The reserve is there for what cannot be put off (section 11).
         let mut write_set = pool.begin(Budget::Reserve);
         let mut replayed = Extent::default();
-        let built = Replay::new(&mut write_set, self.source, cp, bases).run(
-            &self.chain(from),
-            fence,
-            |extent| {
-                replayed = *extent;
-                (self.reached)(&Step::Replaying(extent.entries)) && !self.stopping()
-            },
-        )?;
+        let replay = Replay::new(&mut write_set, self.source, cp, bases).leaving_out(left_out);
+        let built = replay.run(&self.chain(from), fence, |extent| {
+            replayed = *extent;
+            (self.reached)(&Step::Replaying(extent.entries)) && !self.stopping()
+        })?;
         self.step(Step::Replayed)?;
         self.wait_for_silence()?;
         let state = State::Promoted;
         let _row = self.lane.row();
         let kept = catalog.source(self.source)?.unwrap_or_else(|| row.clone());
         let kept = Extension::of(&kept).map_err(|reason| Refusal::new(reason, SEE_LOG))?;
-        let extension = Extension { transfer: fence.transfer, state, fence, ..kept }.encode();
+        let (transfer, left_out) = (fence.transfer, Vec::new());
+        let extension = Extension { transfer, state, fence, left_out, ..kept }.encode();
         if from == fence {
             let change = move |row: &mut SourceRow| row.extension = extension;
             catalog.update_source(self.source, change)?;
@@ -517,6 +529,19 @@ impl<'a> Run<'a> {
         self.step(Step::Promoted)?;
         Ok(report)
     }
+}
+
+/// What is to be said of volumes that were not mirrored to the end (R20).
+fn left_out(left_out: &[LeftOut], volumes: &[VolumeRow]) -> Vec<String> {
+    let say = |left: &LeftOut| match volumes.iter().find(|row| row.key.volume == left.volume) {
+        Some(row) if left.cp > CpNumber(0) => format!(
+            "volume {} was refused and not mirrored since CP {}: its image is of that CP",
+            row.name, left.cp
+        ),
+        Some(row) => format!("volume {} was never mirrored: its image is empty", row.name),
+        None => format!("volume number {} was refused: there is no image of it", left.volume),
+    };
+    left_out.iter().map(say).collect()
 }
 
 /// Why a replay did not end in a CP.

@@ -63,6 +63,8 @@ impl Work {
         let source = job.lane().source();
         if job.compares() {
             match work::resume(pool, source, Budget::FREEING) {
+                // A tree that nobody compares must not be published.
+                Ok(Some(resumed)) if !resumed.trees.keys().all(|volume| job.agrees(*volume)) => {}
                 Ok(Some(resumed)) => {
                     let work::Resumed { set, trees } = resumed;
                     tracing::info!(source = %job.lane().name(), "a pass that was cut goes on");

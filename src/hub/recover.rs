@@ -14,7 +14,7 @@
 //! A cut at any of these steps leaves the ring as it was, so the next start does the same again.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -45,7 +45,7 @@ use crate::record::scan::Damage;
 use crate::record::transfer::Transfer;
 use crate::sourcelog::{LogOptions, LogStore};
 use crate::units::ids::SourceId;
-use crate::units::numbers::{CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
 use crate::wire::message::{Scanned, VolumeScan};
 
 /// A hub keeps a short history of CPs; the long one is the source's (R5).
@@ -79,7 +79,7 @@ pub struct Started {
 /// Runs the five steps and starts the threads.
 pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Started, HubError> {
     let hub = identity(options)?;
-    let device = open_device(&options.pool.0, Access::Cached)?;
+    let device = open_device(&options.pool, Access::Cached)?;
     let pool_options =
         PoolOptions { owner: Some(hub.0), history_rows: HISTORY_ROWS, ..PoolOptions::default() };
     let pool = Pool::open(device, pool_options).map_err(state("pool"))?;
@@ -89,7 +89,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
     let store = Arc::new(store);
     let rows = pool.catalog().sources().map_err(state("catalog"))?;
     let mut logs = Logs::recover(&store, &rows)?;
-    let ring_device = open_device(&options.nvram.0, Access::Direct)?;
+    let ring_device = open_device(&options.nvram, Access::Direct)?;
     let ring_options = RingOptions {
         thread_name: "hub-commit".into(),
         spare_bytes: COPY_ROOM_BYTES,
@@ -189,8 +189,21 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .map_err(state("threads"))
 }
 
-fn open_device(path: &Path, access: Access) -> Result<Arc<dyn Device>, HubError> {
+/// A device as it was made: one that has not the size that is asked for is refused, since neither
+/// a ring nor a pool changes its size. Of a block device a part may be used.
+fn open_device(
+    (path, size): &(PathBuf, ByteCount),
+    access: Access,
+) -> Result<Arc<dyn Device>, HubError> {
     let device = FileDevice::open(path, access).map_err(state(path.display().to_string()))?;
+    let met = device.size().0;
+    if met < size.0 || met != size.0 && path.is_file() {
+        let reason = format!(
+            "it has {met} bytes and cannot change its size, the configuration asks for {size}: \
+             give back the size it was made with"
+        );
+        return Err(HubError::State { what: path.display().to_string(), reason });
+    }
     Ok(Arc::new(Latch::new(device)))
 }
 

@@ -11,7 +11,7 @@
 //! damaged ends the replay with [`ReplayError::Gap`], which says how far the log reaches; nothing
 //! was published then, and the write set is dropped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -171,6 +171,8 @@ pub struct Replay<'a> {
     trees: BTreeMap<VolumeNumber, TreeRoot>,
     /// Those that were written.
     built: BTreeMap<VolumeNumber, TreeRoot>,
+    /// Volumes whose entries do not count.
+    left_out: BTreeSet<VolumeNumber>,
     buffers: Buffers,
     extent: Extent,
 }
@@ -184,8 +186,15 @@ impl<'a> Replay<'a> {
         bases: BTreeMap<VolumeNumber, TreeRoot>,
     ) -> Self {
         let pool = Arc::clone(set.pool());
-        let (built, buffers, extent) = Default::default();
-        Self { pool, set, source, cp, trees: bases, built, buffers, extent }
+        let (built, left_out, buffers, extent) = Default::default();
+        Self { pool, set, source, cp, trees: bases, built, left_out, buffers, extent }
+    }
+
+    /// Passes over the entries of these volumes: their images are not of the place where the
+    /// replay begins (R20).
+    #[must_use]
+    pub fn leaving_out(self, left_out: BTreeSet<VolumeNumber>) -> Self {
+        Self { left_out, ..self }
     }
 
     /// Applies what `chain` holds up to `upto`. `goes_on` is asked after each transfer, with what
@@ -199,6 +208,9 @@ impl<'a> Replay<'a> {
         let mut last = chain.from;
         chain.walk(upto, |transfer| {
             for (entry, data) in transfer.iter() {
+                if self.left_out.contains(&entry.volume) {
+                    continue;
+                }
                 self.check(entry)
                     .map_err(|reason| gap(last, format!("transfer {}: {reason}", transfer.id())))?;
                 self.buffers.apply(entry, data);

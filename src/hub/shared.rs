@@ -27,7 +27,7 @@ use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
-use crate::session::mirror::Known;
+use crate::session::mirror::{Known, LeftOut};
 use crate::sourcelog::{LogError, LogStore};
 use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
@@ -35,7 +35,7 @@ use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation};
 use crate::units::policy::{AloneMark, Policy};
 use crate::volume;
-use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRoot, VolumeScan};
+use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot, VolumeScan};
 
 /// What the hub's files say of one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,10 +59,24 @@ pub struct Told {
     pub generation: Generation,
     /// Epoch in force.
     pub epoch: Epoch,
-    /// Its volumes.
+    /// Its volumes, without those that are refused.
     pub volumes: Vec<VolumeOffer>,
     /// What it promises, and since when it may have been alone.
     pub promise: (Policy, Option<AloneMark>),
+    /// Volumes whose entries in its log do not count.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// What was refused when the source was last here; why is said when it comes again.
+fn refused_before(known: &Known) -> Vec<VolumeRefusal> {
+    let of = |left: &LeftOut| {
+        let offer = known.volumes.iter().find(|offer| offer.number == left.volume)?;
+        let (volume, name) = (offer.number, offer.name.clone());
+        let reason = format!("volume {name} was refused when the source was last here");
+        let next_step = "make source.toml and the source's file on the hub agree".to_owned();
+        Some(VolumeRefusal { volume, name, reason, next_step })
+    };
+    known.left_out.iter().filter(|left| left.refused).filter_map(of).collect()
 }
 
 /// Counters of the whole hub.
@@ -201,6 +215,8 @@ impl Shared {
             generation: Generation::default(),
             epoch: Epoch::default(),
             volumes: Vec::new(),
+            refused: Vec::new(),
+            left_out: Vec::new(),
             pinned,
             applied_cp: CpNumber(0),
             applied: Place::default(),
@@ -223,6 +239,7 @@ impl Shared {
             known.applied = extension::place(&row)?;
             let told = Extension::of(&row)?;
             (known.policy, known.alone) = (told.policy, told.alone);
+            known.left_out = told.left_out;
             // A label of n in the log says that the source has cut every CP below n (R6).
             let newest = self.store.newest_cp(row.id).map_or(0, |cp| cp.0.saturating_sub(1));
             known.cp_max = row.highest_cp.max(CpNumber(newest));
@@ -240,6 +257,7 @@ impl Shared {
                     size: volume.tree.size,
                 });
             }
+            known.refused = refused_before(&known);
         }
         Ok(known)
     }
@@ -340,7 +358,9 @@ impl Shared {
             State::HandedOver => State::Mirror,
             other @ (State::Mirror | State::FailingOver | State::Promoted) => other,
         };
-        let now = Extension { policy: Some(promise.0), alone: promise.1, state, ..was };
+        let before_state = was.state;
+        let (policy, alone, left_out) = (Some(promise.0), promise.1, told.left_out.clone());
+        let now = Extension { policy, alone, left_out, state, ..was.clone() };
         let known = base.generation == generation && base.epoch == epoch;
         if before.is_none() || !known || was != now || base.highest_cp < cp_max {
             let change = move |row: &mut SourceRow| {
@@ -358,7 +378,7 @@ impl Shared {
                 catalog.update_source(source, change).map_err(text)?;
             }
         }
-        if was.state != state {
+        if before_state != state {
             self.failovers.set(name, View::of(state, epoch));
             self.failbacks.taken();
         }

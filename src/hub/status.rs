@@ -11,11 +11,11 @@ use super::failover::View;
 use super::lane::{Cursors, Lane};
 use super::promoted::Engine;
 use crate::filer::status as filer;
-use crate::session::mirror::Mirror;
+use crate::session::mirror::{LeftOut, Mirror};
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation};
 use crate::units::policy::{AloneMark, Policy};
-use crate::wire::message::{Refused, VolumeOffer, VolumeRoot};
+use crate::wire::message::{Refused, VolumeOffer, VolumeRefusal, VolumeRoot};
 
 /// A failed write or sync of a log, the ring or the pool.
 const NEXT_OF_FAULT: &str = "mend the cause (disk full, disk failed), then restart the hub: what is \
@@ -116,6 +116,10 @@ pub struct Snapshot {
     pub applying: Option<CpNumber>,
     /// Volumes.
     pub volumes: Vec<VolumeOffer>,
+    /// Those that this session leaves out, and why (R20).
+    pub refused: Vec<VolumeRefusal>,
+    /// Those whose image is of an older CP.
+    pub left_out: Vec<LeftOut>,
     /// Roots of the published CP.
     pub roots: Vec<VolumeRoot>,
     /// The lane's cursors.
@@ -146,6 +150,8 @@ impl Snapshot {
             applied_cp: CpNumber(0),
             applying: None,
             volumes: Vec::new(),
+            refused: Vec::new(),
+            left_out: Vec::new(),
             roots: Vec::new(),
             cursors: Cursors::default(),
             totals: Totals::default(),
@@ -188,6 +194,8 @@ impl Snapshot {
             applied_cp: known.applied_cp,
             applying: machine.applying(),
             volumes: known.volumes.clone(),
+            refused: known.refused.clone(),
+            left_out: known.left_out.clone(),
             roots: known.roots.clone(),
             cursors,
             totals: lane.map(|lane| totals(lane)).unwrap_or_default(),
@@ -203,7 +211,8 @@ impl Snapshot {
     /// What a source is that this hub serves: its engine knows better than the actor.
     /// `found` is what its failover said.
     pub fn promoted(&self, engine: &Engine, found: Option<&str>) -> Self {
-        let served = Self { connected: false, heard: None, ..self.clone() };
+        let (refused, left_out) = Default::default();
+        let served = Self { connected: false, heard: None, refused, left_out, ..self.clone() };
         let status = match engine {
             Engine::Running(engine) => engine.status(),
             Engine::Failed(reason) => {
@@ -278,6 +287,14 @@ fn judge(
     if machine.last_refusal().is_some() {
         let reason = machine.last_refusal().unwrap_or_default().to_owned();
         return (SourceState::Behind, reason, "the source sends the CP again".to_owned());
+    }
+    if let Some(first) = machine.known().refused.first() {
+        let also = match machine.known().refused.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        let reason = format!("volume {} is not mirrored: {}{also}", first.name, first.reason);
+        return (SourceState::Behind, reason, first.next_step.clone());
     }
     if machine.known().alone.is_some() {
         let reason = "the source was alone: this hub is being sent what it lacks".to_owned();

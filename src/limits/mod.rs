@@ -4,6 +4,7 @@
 //! two bounds depend on each other, an assertion below says so: it fails the build, not the run.
 
 use crate::units::BLOCK_BYTES_U64;
+use crate::units::convert::to_u64;
 
 /// One KiB.
 pub const KIB: u64 = 1 << 10;
@@ -121,7 +122,7 @@ pub const POOL_CATALOG_SPARE: u64 = 8;
 /// Rows of sources and volumes together: they are held in memory as well.
 pub const POOL_CATALOG_ROW_BYTES_MAX: u64 = 64 * MIB;
 /// Bytes that a source's row keeps for the modules above.
-pub const SOURCE_EXTENSION_BYTES_MAX: usize = 1024;
+pub const SOURCE_EXTENSION_BYTES_MAX: usize = 4096;
 /// CPs whose number, sequence, stream hash and roots a source's catalog keeps (R5).
 pub const HISTORY_ROWS_MAX: u64 = 65_536;
 /// Blocks a write set takes at once, so that CPs built side by side are each written in sequence.
@@ -130,6 +131,19 @@ pub const POOL_LEASE_BLOCKS: u64 = 256;
 pub const POOL_IO_BYTES_MAX: u64 = MIB;
 /// Catalog changes that gather while a commit runs; more callers wait.
 pub const POOL_GROUP_CHANGES_MAX: usize = 1024;
+
+// ---- RAID (section 11) ----
+
+/// Devices of one array.
+pub const RAID_MEMBERS_MAX: usize = 16;
+/// Bytes side by side on one device of a stripe. Unit tests shrink it.
+pub const RAID_CHUNK_BYTES: u64 = if cfg!(test) { 16 * KIB } else { 64 * KIB };
+/// Bytes of the journal on each device that has one. Unit tests shrink it.
+pub const RAID_JOURNAL_BYTES: u64 = if cfg!(test) { 512 * KIB } else { 16 * MIB };
+/// Blocks of partial stripes that are held in memory until the next flush. Unit tests shrink it.
+pub const RAID_PENDING_BLOCKS_MAX: usize = if cfg!(test) { 16 } else { 512 };
+/// Stripes written whole at once; unit tests shrink it.
+pub const RAID_WHOLE_STRIPES_MAX: u64 = if cfg!(test) { 4 } else { 64 };
 /// CPs of one source kept by name.
 pub const KEPT_PER_SOURCE_MAX: usize = 256;
 /// Pinned images at once.
@@ -228,6 +242,15 @@ pub const HTTP_CONNECTIONS_MAX: usize = 64;
 pub const HTTP_IDLE_SECONDS_MAX: u64 = 30;
 /// Seconds that HTTP requests under way get when the process stops.
 pub const HTTP_STOP_SECONDS_MAX: u64 = 5;
+/// Pages that are told of changes at once; the rest of the connections stays for Prometheus and
+/// health.
+pub const HTTP_LIVE_MAX: usize = 32;
+/// Seconds between two points of the page's history.
+pub const HISTORY_STEP_SECONDS: u64 = 10;
+/// Points of the page's history of one source: an hour.
+pub const HISTORY_POINTS_MAX: usize = 360;
+/// Changes of state that the page remembers.
+pub const STATE_CHANGES_MAX: usize = 500;
 /// Seconds between two runs of the metric recorder's upkeep.
 pub const METRIC_UPKEEP_SECONDS: u64 = 5;
 
@@ -254,6 +277,11 @@ const _: () = {
     assert!(104 * LOG_BYTES_PER_TRANSFER_BYTE >= RECORD_ALIGN_BYTES, "header and one entry");
     assert!(SCAN_PROBLEM_BYTES_MAX * 4 <= FRAME_HEADER_BYTES_MAX);
     assert!(POOL_RESERVE_BYTES_MIN * 4 <= POOL_DEVICE_BYTES_MIN);
+    // Two records of the journal fit it: each pending block with two of parity, and their table.
+    assert!(
+        (to_u64(RAID_PENDING_BLOCKS_MAX) * 3 * (BLOCK_BYTES_U64 + 16) + 3 * BLOCK_BYTES_U64) * 2
+            <= RAID_JOURNAL_BYTES
+    );
     assert!(POOL_IO_BYTES_MAX == POOL_LEASE_BLOCKS * BLOCK_BYTES_U64, "a lease is one write");
     assert!(NBD_REQUEST_BYTES_MAX <= NBD_BYTES_IN_FLIGHT_MAX);
     assert!(NBD_SMALL_REQUEST_BYTES_MAX <= NBD_SMALL_BYTES_IN_FLIGHT_MAX);

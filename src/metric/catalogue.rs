@@ -207,6 +207,9 @@ catalogue! {
         "CPs refused by the hub; each is counted, it is never normal";
     SOURCE_ACTOR_RESTARTS = "mirrorhub_source_actor_restarts_total", Count, Kind::Counter,
         [SOURCE], "Times the actor of the source was started again after a panic";
+    SOURCE_REFUSED_VOLUMES = "mirrorhub_source_refused_volumes", Count, Kind::Gauge,
+        [SOURCE], "Volumes of the source that are not mirrored because both ends do not agree on \
+                   them, or whose image is not brought up again yet";
     SOURCE_LOG_BYTES = "mirrorhub_source_log_bytes", Bytes, Kind::Gauge,
         [SOURCE], "Bytes in the source logs of the source";
 

@@ -30,7 +30,7 @@ pub enum RingError {
     #[error("{device}: is a ring already")]
     AlreadyRing { device: Arc<str> },
     /// `create` found something else.
-    #[error("{device}: is not empty: its first 8192 bytes must be zero to become a ring")]
+    #[error("{device}: is not empty: its first MiB must be zero to become a ring")]
     NotEmpty { device: Arc<str> },
     /// `open` found zeros: `create` never ran, or was cut short before its first write.
     #[error("{device}: was never made a ring")]

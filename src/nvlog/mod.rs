@@ -134,7 +134,7 @@ pub struct Ring {
 
 impl Ring {
     /// Makes a new, empty ring of a whole device for `owner` (id of the hub or source). The device
-    /// must begin with 8192 zero bytes; a ring or anything else there is refused.
+    /// must begin with 1 MiB of zeros; a ring or anything else there is refused.
     pub fn create(
         device: Arc<dyn Device>,
         owner: [u8; 16],

@@ -34,7 +34,7 @@ use super::format::{AREA_UNIT_BYTES, HEADER_BYTES, Header, HeaderError, SLOT_BYT
 use super::handle::{read_log, write_log};
 use super::stale;
 use crate::device::buffer::AlignedBuffer;
-use crate::device::{Device, DeviceError};
+use crate::device::{BLANK_BYTES, Device, DeviceError, is_blank};
 use crate::limits::{RECORD_ALIGN_BYTES, RING_BYTES_MAX};
 use crate::record::envelope::{Envelope, record_bytes};
 use crate::record::scan::{self, Damage, Fault, Range, Scan, ScanError};
@@ -89,10 +89,32 @@ pub(super) struct Steps {
 
 pub(super) const ALL_STEPS: Steps = Steps { rewrite: true, erase: true };
 
-/// Both header slots become zero.
+/// What header slots hold while a ring is erased: the device is nobody's, whatever lies behind.
+const GIVEN_UP_MAGIC: [u8; 4] = *b"GONE";
+
+/// The device becomes blank: first both header slots say that it is given up, then what a new ring
+/// asks to be zero is, then the slots are.
 pub(super) fn erase_headers(device: &dyn Device) -> Result<(), DeviceError> {
-    let zero = AlignedBuffer::new(to_usize(HEADER_BYTES));
-    device.write_durable_at(0, &zero)
+    let mut slots = AlignedBuffer::new(to_usize(HEADER_BYTES));
+    for slot in slots.chunks_exact_mut(SLOT_BYTES) {
+        slot[..GIVEN_UP_MAGIC.len()].copy_from_slice(&GIVEN_UP_MAGIC);
+    }
+    device.write_durable_at(0, &slots)?;
+    let end = BLANK_BYTES.min(device.size().0);
+    if end > HEADER_BYTES {
+        let zero = AlignedBuffer::new(to_usize(end - HEADER_BYTES));
+        device.write_durable_at(HEADER_BYTES, &zero)?;
+    }
+    device.write_durable_at(0, &AlignedBuffer::new(to_usize(HEADER_BYTES)))
+}
+
+/// A slot of no ring; one that is being erased says so.
+fn is_given_up(slot: &Result<Header, HeaderError>) -> bool {
+    matches!(slot, Err(HeaderError::Magic(magic)) if *magic == GIVEN_UP_MAGIC)
+}
+
+fn is_none(slot: &Result<Header, HeaderError>) -> bool {
+    is_given_up(slot) || matches!(slot, Err(HeaderError::Blank))
 }
 
 pub(super) fn create(
@@ -114,7 +136,15 @@ pub(super) fn create(
         return Err(RingError::Shape { device, area_bytes, commit_bytes });
     }
     match read_slots(device)? {
-        [Err(HeaderError::Blank), Err(HeaderError::Blank)] => {}
+        slots if slots.iter().any(is_given_up) && slots.iter().all(is_none) => {
+            erase_headers(device)?;
+        }
+        // Some file systems and volume managers leave the first 8 KiB alone.
+        slots if slots.iter().all(is_none) => {
+            if !is_blank(device)? {
+                return Err(RingError::NotEmpty { device: device.name() });
+            }
+        }
         slots if slots.iter().all(not_a_header) => {
             return Err(RingError::NotEmpty { device: device.name() });
         }
@@ -220,7 +250,7 @@ fn read_header(device: &dyn Device, owner: [u8; 16]) -> Result<(Header, bool), R
         [Err(HeaderError::Version(version)), _] | [_, Err(HeaderError::Version(version))] => {
             return Err(RingError::Version { device: name(), version });
         }
-        [Err(HeaderError::Blank), Err(HeaderError::Blank)] => {
+        slots if slots.iter().all(is_none) => {
             return Err(RingError::Blank { device: name() });
         }
         [Err(first), Err(second)] => {

@@ -2,33 +2,79 @@
 //!
 //! HTTP clients that open connections and say nothing, say it in drops, or read nothing, would
 //! otherwise hold descriptors for ever. So only what the server says starts the clock anew: a
-//! request has one deadline from the accept or the answer before it, whatever trickles in.
+//! request has one deadline from the accept or the answer before it, whatever trickles in. When all
+//! places are taken, the connection that was told something longest ago makes room: who only holds
+//! places cannot keep Prometheus or a health check out.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// A listener around another.
 #[derive(Debug)]
 pub struct Bounded<L> {
     inner: L,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
+    connections_max: usize,
     idle_max: Duration,
+}
+
+/// The open connections, by number.
+#[derive(Debug, Default)]
+struct Places {
+    open: Mutex<BTreeMap<u64, Place>>,
+    /// Counts accepts and answers: who has the lower mark was told something longer ago.
+    clock: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Place {
+    mark: Arc<AtomicU64>,
+    cut: CancellationToken,
+}
+
+impl Places {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Place>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A place for one more; where there is none, one is cut.
+    fn take(&self, connections_max: usize) -> (u64, Arc<AtomicU64>, CancellationToken) {
+        let number = self.tick();
+        let mut open = self.lock();
+        while open.len() >= connections_max {
+            let oldest = open
+                .iter()
+                .min_by_key(|(_, place)| place.mark.load(Ordering::Relaxed))
+                .map(|p| *p.0);
+            let Some(cut) = oldest.and_then(|oldest| open.remove(&oldest)) else { break };
+            cut.cut.cancel();
+        }
+        let (mark, cut) = (Arc::new(AtomicU64::new(number)), CancellationToken::new());
+        open.insert(number, Place { mark: Arc::clone(&mark), cut: cut.clone() });
+        (number, mark, cut)
+    }
 }
 
 impl<L> Bounded<L> {
     /// At most `connections_max` at once; one that has not sent its request, or taken nothing of its
-    /// answer, within `idle_max` is closed. Further connections wait in the kernel's backlog.
+    /// answer, within `idle_max` is closed.
     pub fn new(inner: L, connections_max: usize, idle_max: Duration) -> Self {
-        Self { inner, places: Arc::new(Semaphore::new(connections_max)), idle_max }
+        Self { inner, places: Arc::default(), connections_max, idle_max }
     }
 }
 
@@ -37,11 +83,18 @@ impl<L: Listener> Listener for Bounded<L> {
     type Addr = L::Addr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        // The semaphore is never closed; if it were, taking no place would only lift the bound.
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
         let (inner, address) = self.inner.accept().await;
-        let idle = Box::pin(sleep(self.idle_max));
-        (BoundedIo { inner, idle, idle_max: self.idle_max, _place: place }, address)
+        let (number, mark, cut) = self.places.take(self.connections_max);
+        let bounded = BoundedIo {
+            inner,
+            idle: Box::pin(sleep(self.idle_max)),
+            idle_max: self.idle_max,
+            cut: Box::pin(cut.cancelled_owned()),
+            mark,
+            number,
+            places: Arc::clone(&self.places),
+        };
+        (bounded, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -55,7 +108,16 @@ pub struct BoundedIo<I> {
     inner: I,
     idle: Pin<Box<Sleep>>,
     idle_max: Duration,
-    _place: Option<OwnedSemaphorePermit>,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    mark: Arc<AtomicU64>,
+    number: u64,
+    places: Arc<Places>,
+}
+
+impl<I> Drop for BoundedIo<I> {
+    fn drop(&mut self) {
+        self.places.lock().remove(&self.number);
+    }
 }
 
 impl<I> BoundedIo<I> {
@@ -66,6 +128,9 @@ impl<I> BoundedIo<I> {
         context: &mut Context<'_>,
         polled: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        if self.cut.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         if polled.is_ready() {
             return polled;
         }
@@ -97,6 +162,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for BoundedIo<I> {
         if matches!(polled, Poll::Ready(Ok(1..))) {
             let due = Instant::now() + self.idle_max;
             self.idle.as_mut().reset(due);
+            let now = self.places.tick();
+            self.mark.store(now, Ordering::Relaxed);
         }
         self.watch(context, polled)
     }

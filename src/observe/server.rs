@@ -2,23 +2,29 @@
 //!
 //! Called by the `hub` and `source` commands: bind, then [`serve`] until stopped.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{HeaderName, StatusCode, header};
+use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures_util::stream;
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::listener::Bounded;
+use super::live::Live;
+use super::page;
 use crate::limits::{
     HTTP_CONNECTIONS_MAX, HTTP_IDLE_SECONDS_MAX, HTTP_STOP_SECONDS_MAX, METRIC_UPKEEP_SECONDS,
 };
@@ -89,6 +95,7 @@ impl HttpListener {
 struct Shared {
     observed: Arc<dyn Observed>,
     metrics: PrometheusHandle,
+    live: Arc<Live>,
 }
 
 /// Serves until `stop`; requests under way are finished first, within some seconds. Also keeps the recorder tidy.
@@ -102,7 +109,10 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let idle_max = Duration::from_secs(HTTP_IDLE_SECONDS_MAX);
-    let app = router(Shared { observed, metrics: metrics.clone() });
+    let live = Live::new(stop.clone());
+    let shared =
+        Shared { observed: observed.clone(), metrics: metrics.clone(), live: live.clone() };
+    let app = router(shared);
     let stopped = stop.clone().cancelled_owned();
     let served = async {
         match listener {
@@ -119,6 +129,7 @@ pub async fn serve(
     tokio::select! {
         result = served => result,
         () = upkeep(metrics) => Ok(()),
+        () = live.run(&observed) => Ok(()),
         () = overdue(&stop) => Ok(()),
     }
 }
@@ -146,6 +157,11 @@ fn router(shared: Shared) -> Router {
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(health))
         .route("/api/v1/status", get(status))
+        .route("/api/v1/live", get(live))
+        .route("/api/v1/history", get(history))
+        .route("/", get(page::html))
+        .route("/page.css", get(page::css))
+        .route("/page.js", get(page::script))
         .fallback(not_found)
         .with_state(shared)
 }
@@ -176,10 +192,39 @@ async fn status(State(shared): State<Shared>) -> Response {
     ([NO_STORE], axum::Json(shared.observed.status())).into_response()
 }
 
+/// Server-sent events: everything at first, then each second what changed.
+async fn live(State(shared): State<Shared>) -> Response {
+    let Some(watcher) = shared.live.watch() else {
+        let body =
+            json!({ "schema": SCHEMA, "error": "too many pages are open; this one tries again" });
+        return (StatusCode::SERVICE_UNAVAILABLE, [NO_STORE], axum::Json(body)).into_response();
+    };
+    let events = stream::unfold(watcher, |mut watcher| async move {
+        let news = watcher.next().await?;
+        Some((Ok::<_, Infallible>(Event::default().data(news)), watcher))
+    });
+    ([NO_STORE], Sse::new(events)).into_response()
+}
+
+#[derive(Deserialize)]
+struct Of {
+    source: Option<String>,
+}
+
+async fn history(State(shared): State<Shared>, Query(of): Query<Of>) -> Response {
+    match shared.live.history(of.source.as_deref()) {
+        Some(history) => ([NO_STORE], axum::Json(history)).into_response(),
+        None => {
+            let body = json!({ "schema": SCHEMA, "error": "no such source" });
+            (StatusCode::NOT_FOUND, axum::Json(body)).into_response()
+        }
+    }
+}
+
 async fn not_found() -> Response {
     let body = json!({
         "schema": SCHEMA,
-        "error": "there is /metrics, /healthz and /api/v1/status",
+        "error": "there is /, /metrics, /healthz, /api/v1/status, /api/v1/live and /api/v1/history",
     });
     (StatusCode::NOT_FOUND, axum::Json(body)).into_response()
 }
@@ -313,14 +358,15 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn silent_connections_are_closed_and_counted() {
+    async fn the_oldest_silent_connection_makes_room() {
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = tcp.local_addr().unwrap();
-        let bounded = Bounded::new(tcp, 2, Duration::from_millis(300));
+        let bounded = Bounded::new(tcp, 2, Duration::from_secs(20));
         let app = Router::new().route("/", get(|| async { "here" }));
         let server = tokio::spawn(async move { axum::serve(bounded, app).await });
         let silent: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(address).unwrap()).collect();
-        // Both places are taken: this one is answered only after the idle ones were closed.
+        // Both places are taken: the older of the two makes room at once.
+        let began = std::time::Instant::now();
         let answer = tokio::task::spawn_blocking(move || {
             let mut stream = TcpStream::connect(address).unwrap();
             stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
@@ -331,9 +377,12 @@ mod tests {
         .await
         .unwrap();
         assert!(answer.ends_with("here"), "{answer}");
-        for mut stream in silent {
-            assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "a silent connection stays open");
-        }
+        assert!(began.elapsed() < Duration::from_secs(10), "a newcomer waited for idle ones");
+        let mut silent = silent;
+        assert_eq!(silent[0].read(&mut [0; 1]).unwrap(), 0, "the oldest is closed");
+        silent[1].set_nonblocking(true).unwrap();
+        let kept = silent[1].read(&mut [0; 1]).unwrap_err();
+        assert_eq!(kept.kind(), io::ErrorKind::WouldBlock, "the other one stays");
         server.abort();
     }
 

@@ -85,6 +85,13 @@ impl Catalog<'_> {
         self.change(Change::RemoveSource(id))
     }
 
+    /// Removes a source and puts it again, by one commit.
+    #[cfg(test)]
+    pub(crate) fn replace_source(&self, row: SourceRow) -> Result<(), PoolError> {
+        let changes = vec![Change::RemoveSource(row.id), Change::PutSource(Box::new(row))];
+        self.pool.commit(changes)?.into_iter().try_for_each(|outcome| outcome.map(|_| ()))
+    }
+
     /// Adds an empty volume, or renames one.
     pub fn put_volume(&self, row: VolumeRow) -> Result<(), PoolError> {
         self.change(Change::PutVolume(Box::new(row)))

@@ -6,7 +6,7 @@
 //!
 //! Pure memory. Refusals name the row; nothing is staged by a refused change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::limits::{SOURCES_MAX, VOLUMES_PER_SOURCE_MAX};
@@ -124,16 +124,16 @@ impl Mirror {
 
     /// The commit of `staged` is durable.
     pub(super) fn merge(&mut self, staged: Staged) {
+        for id in &staged.history_dropped {
+            self.history.remove(id);
+        }
         for (id, row) in staged.sources {
             let old = match row {
                 Some(row) => {
                     self.row_bytes += stored(&row.encode());
                     self.sources.insert(id, row)
                 }
-                None => {
-                    self.history.remove(&id);
-                    self.sources.remove(&id)
-                }
+                None => self.sources.remove(&id),
             };
             self.row_bytes -= old.map_or(0, |old| stored(&old.encode()));
         }
@@ -194,6 +194,9 @@ pub(super) struct Staged {
     pub(super) volumes: BTreeMap<VolumeKey, Option<VolumeRow>>,
     pub(super) history: Vec<(SourceId, HistoryRow)>,
     pub(super) history_cut: BTreeMap<SourceId, u64>,
+    /// Sources that were removed: what is durable of their history goes first, also if a source of
+    /// that id is put again by the same commit.
+    pub(super) history_dropped: BTreeSet<SourceId>,
     pub(super) kept: BTreeMap<(SourceId, KeptName), Option<Arc<KeptRow>>>,
     /// Lengths of deadlists; 0 has no row.
     pub(super) kept_blocks: BTreeMap<(SourceId, CpNumber), u64>,
@@ -205,7 +208,7 @@ pub(super) struct Staged {
 impl Staged {
     /// Whether nothing was changed.
     pub(super) fn is_empty(&self) -> bool {
-        let Self { sources, volumes, history, history_cut: _, kept, kept_blocks, works, .. } = self;
+        let Self { sources, volumes, history, kept, kept_blocks, works, .. } = self;
         sources.is_empty()
             && volumes.is_empty()
             && history.is_empty()
@@ -402,6 +405,9 @@ impl Staged {
             return Err(PoolError::RowRefused { what, why: "it still has kept CPs" });
         }
         self.sources.insert(source, None);
+        self.history.retain(|(id, _)| *id != source);
+        self.history_cut.remove(&source);
+        self.history_dropped.insert(source);
         Ok(())
     }
 
@@ -507,7 +513,9 @@ impl Staged {
         const CUT_MAX: u64 = 64;
         self.history.push((source, row));
         let added = self.history.iter().filter(|(id, _)| *id == source).count();
-        let count = mirror.history.get(&source).copied().unwrap_or(0) + to_u64(added);
+        let dropped = self.history_dropped.contains(&source);
+        let durable = mirror.history.get(&source).copied().filter(|_| !dropped);
+        let count = durable.unwrap_or(0) + to_u64(added);
         let cut = count.saturating_sub(rows_max).min(CUT_MAX);
         if cut > 0 {
             self.history_cut.insert(source, cut);

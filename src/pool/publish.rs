@@ -261,7 +261,7 @@ impl Pool {
     }
 
     /// Commits a batch. An error here concerns all of it.
-    fn commit(&self, changes: Vec<Change>) -> Result<Vec<Outcome>, PoolError> {
+    pub(super) fn commit(&self, changes: Vec<Change>) -> Result<Vec<Outcome>, PoolError> {
         let has_blocks = |change: &Change| match change {
             Change::Publish(publish, _) => publish.write_set.has_written(),
             Change::KeepWork(order) => !order.taken.is_empty(),

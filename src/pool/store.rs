@@ -481,6 +481,11 @@ impl Store {
 
     fn commit_history(transaction: &WriteTransaction, staged: &Staged) -> Result<(), PoolError> {
         let mut table = transaction.open_table(HISTORY).map_err(failed("open history"))?;
+        for source in &staged.history_dropped {
+            let [first, last] = of_source(*source);
+            let gone = table.retain_in(first..=last, |_, _| false);
+            gone.map_err(failed("drop history"))?;
+        }
         for (source, row) in &staged.history {
             let key = HistoryRow::key(*source, row.cp);
             table.insert(&key, &*row.encode(*source)).map_err(failed("write history"))?;
@@ -494,13 +499,6 @@ impl Store {
             }
             for key in &oldest {
                 table.remove(key).map_err(failed("cut history"))?;
-            }
-        }
-        for (source, row) in &staged.sources {
-            if row.is_none() {
-                let [first, last] = of_source(*source);
-                let gone = table.retain_in(first..=last, |_, _| false);
-                gone.map_err(failed("drop history"))?;
             }
         }
         Ok(())

@@ -13,7 +13,9 @@
 
 mod checkpoint;
 mod joining;
+mod volumes;
 
+pub use self::volumes::LeftOut;
 use super::CP_NUMBER_MAX;
 use crate::limits::UNPUBLISHED_CPS_MAX;
 use crate::record::marks::Place;
@@ -23,7 +25,7 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::numbers::{CpNumber, Epoch, Generation, TransferId, VolumeNumber};
 use crate::units::policy::{self, AloneMark, Policy};
 use crate::wire::message::{
-    Ack, CpEnd, Hello, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot,
+    Ack, CpEnd, Hello, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot,
 };
 
 /// What the hub durably knows of a source.
@@ -39,6 +41,10 @@ pub struct Known {
     pub epoch: Epoch,
     /// Its volumes.
     pub volumes: Vec<VolumeOffer>,
+    /// Those that this session leaves out, and why (R20).
+    pub refused: Vec<VolumeRefusal>,
+    /// Those whose entries in the log do not count.
+    pub left_out: Vec<LeftOut>,
     /// Volumes that its file pins, empty if it pins none: name and size in bytes.
     pub pinned: Vec<(String, u64)>,
     /// Published CP.

@@ -13,6 +13,7 @@
 mod apart;
 mod checkpoint;
 mod joining;
+mod volumes;
 
 use std::collections::VecDeque;
 
@@ -25,11 +26,12 @@ use crate::units::numbers::{
 };
 use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::{
-    Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRoot, Welcome,
+    Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot, Welcome,
 };
 use crate::wire::pull::Want;
 
 use self::apart::Apart;
+use self::volumes::Volumes;
 
 /// Who the source is; constant for one run of it, but for hub and epoch, which Welcome may set.
 #[derive(Debug, Clone)]
@@ -91,6 +93,9 @@ pub enum Event {
     Disconnected,
     /// Welcome came. `past` is what the hub's image, as Welcome names it, is to this source.
     Welcomed { welcome: Welcome, past: Past },
+    /// Told before Welcomed: whether the image of a volume that both ends agree on is of an older
+    /// CP than the hub's others, so that only a pass brings it up (R20).
+    VolumesBehind(bool),
     /// A frame came, other than Welcome and Refill.
     Received(Message),
     /// A refilled transfer came and was checked; it follows the last one held.
@@ -145,6 +150,8 @@ pub enum Action {
     /// Release the partition of the CP: it is published on the hub, or, `alone`, committed here
     /// while the hub is known to lack it.
     Done { cp: CpNumber, alone: bool },
+    /// Volumes that the hub leaves out in this session (R20): nothing of them is sent at a CP.
+    LeaveOut(Vec<VolumeRefusal>),
     /// How far writes are answered from now on.
     Answer(Answering),
     /// Note durably that the hub may lack what is acknowledged from now on; then say
@@ -258,6 +265,7 @@ pub struct Primary {
     cp_max: CpNumber,
     pending: Option<PendingCp>,
     apart: Apart,
+    volumes: Volumes,
     answering: Answering,
     /// The CP that the hub has published, as far as it said.
     hub_cp: CpNumber,
@@ -296,6 +304,7 @@ impl Primary {
             cp_max: own.cp,
             pending: None,
             apart,
+            volumes: Volumes::default(),
             answering: Answering::Policy,
             hub_cp: CpNumber(0),
             halted: None,
@@ -325,6 +334,7 @@ impl Primary {
                     self.close("Welcome is out of place", &mut actions);
                 }
             }
+            Event::VolumesBehind(behind) => self.volumes_behind(behind),
             Event::Received(message) => {
                 if self.in_session() {
                     self.received(message, &mut actions);
@@ -410,7 +420,7 @@ impl Primary {
                 if Place::from(end.last) == target && self.last() == target {
                     self.acked = self.held.len();
                     self.sent = self.acked;
-                    self.join(actions);
+                    self.refill_over(actions);
                 } else {
                     self.close("refill ended before the hub's last transfer", actions);
                 }
@@ -580,6 +590,7 @@ impl Primary {
         use std::hash::Hash;
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         self.apart.fingerprint(to);
+        self.volumes.fingerprint(to);
         self.hub_cp.hash(to);
         self.answering.hash(to);
         let target = match state {

@@ -11,5 +11,6 @@ mod absurd_primary;
 mod fuzz;
 mod laws;
 mod search;
+mod volumes;
 mod walk;
 mod world;

@@ -149,6 +149,22 @@ pub struct VolumeStatus {
     pub size_bytes: u64,
     /// Root at `applied_cp`; null before the first CP.
     pub root: Option<Root>,
+    /// What keeps this volume, and no other, from being mirrored; not there if nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<VolumeTrouble>,
+}
+
+/// A volume that both ends do not agree on, while they do on others (R20).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeTrouble {
+    /// `refused`: it is not mirrored; `behind`: its image is being brought up.
+    pub state: String,
+    /// Why: one sentence, lower case, no full stop.
+    pub reason: String,
+    /// What the administrator can do; empty when nothing is to be done.
+    pub next_step: String,
+    /// The CP that its image is of; null where that is not known, 0 if there is no image.
+    pub image_cp: Option<u32>,
 }
 
 /// One source, as the hub or the source itself sees it.
@@ -323,10 +339,11 @@ impl StatusDocument {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn entry() -> SourceEntry {
+    /// A source in sync, for tests of whoever shows it.
+    pub(crate) fn entry() -> SourceEntry {
         SourceEntry {
             name: "filer-a".parse().unwrap(),
             id: Some(SourceId([0xab; 16])),
@@ -358,6 +375,7 @@ mod tests {
                 name: "vol0".parse().unwrap(),
                 size_bytes: 1 << 30,
                 root: Some(Root([0xcd; 32])),
+                trouble: None,
             }],
         }
     }

@@ -19,6 +19,12 @@ hash_type!(
     /// Names a pool: the devices that belong together.
     PoolId, 16);
 hash_type!(
+    /// Names a RAID array: the devices that belong together.
+    ArrayId, 16);
+hash_type!(
+    /// Names one device of a RAID array.
+    MemberId, 16);
+hash_type!(
     /// Names a ring or a source log file: records of another one are not ours.
     RingId, 16);
 
@@ -51,7 +57,7 @@ macro_rules! random {
         }
     )* };
 }
-random!(SourceId VolumeId HubId PoolId RingId);
+random!(SourceId VolumeId HubId PoolId ArrayId MemberId RingId);
 
 #[cfg(test)]
 mod tests {

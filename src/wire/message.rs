@@ -118,9 +118,25 @@ pub struct Welcome {
     pub log_credit: u64,
     /// Bytes of CP data that may be under way.
     pub cp_credit: u64,
+    /// Volumes that this session leaves out (R20): CPs are made of the others.
+    #[serde(default)]
+    pub refused: Vec<VolumeRefusal>,
     /// An image that was not brought up to its end is kept here: comparing goes on from it (R19).
     #[serde(default)]
     pub work: bool,
+}
+
+/// One volume that the hub does not mirror, while it does the source's others (R20).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRefusal {
+    /// Which, by the source's number; of a volume that the source does not have, by the hub's.
+    pub volume: VolumeNumber,
+    /// Its name.
+    pub name: VolumeName,
+    /// What is wrong, for the administrator.
+    pub reason: String,
+    /// What to do about it.
+    pub next_step: String,
 }
 
 /// The hub does not take the source; the connection closes behind it.
@@ -258,7 +274,7 @@ pub struct CpEnd {
     pub cp: CpNumber,
     /// Place of the CP in the history (R5).
     pub place: WirePlace,
-    /// Roots of all volumes both ends agree on.
+    /// Roots of exactly the volumes both ends agree on: all but those that Welcome refused.
     pub roots: Vec<VolumeRoot>,
     /// Bytes of Updates payload sent for this CP.
     pub update_bytes: u64,

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -21,7 +21,29 @@ pub struct Cluster {
     directory: PathBuf,
     program: PathBuf,
     sources: Vec<String>,
-    processes: Vec<(String, Child)>,
+    processes: Processes,
+}
+
+/// What runs, by name. Who ends all of it keeps the lock, so that nothing is started behind it.
+#[derive(Debug, Clone, Default)]
+pub struct Processes(Arc<Mutex<Vec<(String, Child)>>>);
+
+impl Processes {
+    fn lock(&self) -> MutexGuard<'_, Vec<(String, Child)>> {
+        // A list of processes is whole after every step that can panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// kill -9 to all, and waits for them. None can be started while what is returned lives.
+    pub fn end(&self) -> impl Drop + use<'_> {
+        let mut processes = self.lock();
+        for (name, mut child) in processes.drain(..) {
+            if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
+                tracing::warn!(name, %error, "process of the demo could not be ended");
+            }
+        }
+        processes
+    }
 }
 
 impl Cluster {
@@ -58,7 +80,7 @@ impl Cluster {
             directory: directory.to_owned(),
             program: std::env::current_exe().context("cannot find this program's own file")?,
             sources: sources.iter().map(|&name| name.to_owned()).collect(),
-            processes: Vec::new(),
+            processes: Processes::default(),
         })
     }
 
@@ -70,9 +92,10 @@ impl Cluster {
         }
         let begin = Instant::now();
         while !self.all_in_sync() {
-            for (name, child) in &mut self.processes {
+            for (name, child) in self.processes.lock().iter_mut() {
                 if let Some(status) = child.try_wait()? {
-                    bail!("{name} ended with {status}, see {}", self.directory.display());
+                    let log = self.directory.join(format!("{name}.log"));
+                    bail!("{name} ended with {status}: {}", last_lines(&log));
                 }
             }
             if begin.elapsed() > PATIENCE {
@@ -84,7 +107,8 @@ impl Cluster {
     }
 
     fn start(&mut self, role: &str, name: &str, config: &Path) -> Result<()> {
-        if self.processes.iter().any(|(running, _)| running == name) {
+        let mut processes = self.processes.lock();
+        if processes.iter().any(|(running, _)| running == name) {
             return Ok(());
         }
         let log = self.directory.join(format!("{name}.log"));
@@ -98,7 +122,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
-        self.processes.push((name.to_owned(), child));
+        processes.push((name.to_owned(), child));
         Ok(())
     }
 
@@ -145,8 +169,9 @@ impl Cluster {
 
     /// kill -9.
     pub fn kill(&mut self, name: &str) -> Result<()> {
-        let at = self.processes.iter().position(|(running, _)| running == name);
-        let (_, mut child) = self.processes.remove(at.context("not running")?);
+        let mut processes = self.processes.lock();
+        let at = processes.iter().position(|(running, _)| running == name);
+        let (_, mut child) = processes.remove(at.context("not running")?);
         child.kill()?;
         child.wait()?;
         Ok(())
@@ -154,7 +179,8 @@ impl Cluster {
 
     /// Ends everything cleanly, sources first.
     pub fn stop_all(&mut self) -> Result<()> {
-        while let Some((name, mut child)) = self.processes.pop() {
+        let mut processes = self.processes.lock();
+        while let Some((name, mut child)) = processes.pop() {
             let stopped = Command::new("kill").arg(child.id().to_string()).status()?;
             let status = child.wait()?;
             if !stopped.success() || !status.success() {
@@ -175,9 +201,14 @@ impl Cluster {
         }
         println!("   status  mirrorhub status --config {}", self.hub_config().display());
         let ids: Vec<String> =
-            self.processes.drain(..).map(|(_, child)| child.id().to_string()).collect();
+            self.processes.lock().drain(..).map(|(_, child)| child.id().to_string()).collect();
         println!("   stop    kill {} && rm -r {}", ids.join(" "), self.directory.display());
         Ok(())
+    }
+
+    /// What runs, for who may have to end it from outside.
+    pub fn processes(&self) -> Processes {
+        self.processes.clone()
     }
 
     fn hub_config(&self) -> PathBuf {
@@ -201,11 +232,18 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for (name, child) in &mut self.processes {
-            if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
-                tracing::warn!(name, %error, "process of the demo could not be ended");
-            }
-        }
+        drop(self.processes.end());
+    }
+}
+
+/// The end of a process's log, which says why it ended; the log's place if it says nothing.
+fn last_lines(log: &Path) -> String {
+    const LINES: usize = 12;
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    match &lines[lines.len().saturating_sub(LINES)..] {
+        [] => format!("see {}", log.display()),
+        last => format!("\n{}", last.join("\n")),
     }
 }
 

@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-use self::cluster::Cluster;
+use self::cluster::{Cluster, Processes};
 use self::load::Load;
 use super::Done;
 use super::failure::Failure;
 use super::progress::ProgressShow;
+use super::signals::Signals;
 use super::terminal::{Look, Terminal};
 use crate::control::message::{Progress, ProgressUnit};
 use crate::nbd::client::Client;
@@ -68,6 +69,7 @@ fn play(demo: &DemoArguments, look: Look) -> Result<()> {
     };
     let size = whole_blocks(&image)?;
     let mut cluster = Cluster::new(&directory, &SOURCES, size)?;
+    end_on_signal(cluster.processes(), directory.clone())?;
     println!("state of this demo: {}", directory.display());
     let begin = Instant::now();
     cluster.start_all()?;
@@ -84,6 +86,22 @@ fn play(demo: &DemoArguments, look: Look) -> Result<()> {
     cluster.stop_all()?;
     fs::remove_dir_all(&directory)
         .with_context(|| format!("cannot remove {}", directory.display()))?;
+    Ok(())
+}
+
+/// TERM, INT and HUP end what the demo has started, instead of leaving it behind.
+fn end_on_signal(processes: Processes, directory: PathBuf) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let guard = runtime.enter();
+    let mut signals = Signals::install().context("cannot catch signals")?;
+    drop(guard);
+    let watch = move || {
+        runtime.block_on(signals.next());
+        let _none_is_started = processes.end();
+        eprintln!("demo: ended by a signal; the logs are kept in {}", directory.display());
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(watch)?;
     Ok(())
 }
 

@@ -37,10 +37,11 @@ use crate::status::answers::{
     VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
 use crate::status::document::{
-    AloneSince, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
+    AloneSince, Policy, SourceEntry, State, StatusDocument, VolumeStatus, VolumeTrouble,
 };
 use crate::units::convert::to_f64;
 use crate::units::names::{KeptName, SourceName, VolumeName};
+use crate::units::numbers::VolumeNumber;
 use crate::wire::message as wire;
 
 /// Slots of the applier: as many as cores, at least two, so that one slow CP holds up nobody.
@@ -224,6 +225,9 @@ impl View {
         };
         let snapshot = self.snapshot(name)?;
         let asked = snapshot.volumes.iter().filter(|offer| only.is_none_or(|v| *v == offer.name));
+        // What both ends do not agree on is not of one CP (R20).
+        let left_out = |number| snapshot.left_out.iter().any(|left| left.volume == number);
+        let asked = asked.filter(|offer| !left_out(offer.number));
         Ok(asked.map(compare).collect())
     }
 }
@@ -450,9 +454,32 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
                 name: offer.name.clone(),
                 size_bytes: offer.size.0,
                 root: root(offer.number),
+                trouble: trouble(snapshot, offer.number),
             })
+            .chain(snapshot.refused.iter().filter_map(|refusal| not_here(snapshot, refusal)))
             .collect(),
     }
+}
+
+/// What keeps a volume from being mirrored.
+fn trouble(snapshot: &Snapshot, volume: VolumeNumber) -> Option<VolumeTrouble> {
+    let left = snapshot.left_out.iter().find(|left| left.volume == volume);
+    let image_cp = left.map(|left| left.cp.0);
+    if let Some(refusal) = snapshot.refused.iter().find(|refusal| refusal.volume == volume) {
+        let (reason, next_step) = (refusal.reason.clone(), refusal.next_step.clone());
+        return Some(VolumeTrouble { state: "refused".to_owned(), reason, next_step, image_cp });
+    }
+    let reason = "its image is brought up with the next pass of its source".to_owned();
+    let (state, next_step) = ("behind".to_owned(), String::new());
+    left.map(|_| VolumeTrouble { state, reason, next_step, image_cp })
+}
+
+/// A volume that is refused and has no image here.
+fn not_here(snapshot: &Snapshot, refusal: &wire::VolumeRefusal) -> Option<VolumeStatus> {
+    let known = snapshot.volumes.iter().any(|offer| offer.number == refusal.volume);
+    let trouble = trouble(snapshot, refusal.volume);
+    let name = refusal.name.clone();
+    (!known).then_some(VolumeStatus { name, size_bytes: 0, root: None, trouble })
 }
 
 fn collect(view: &View) {

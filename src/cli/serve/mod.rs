@@ -36,7 +36,7 @@ use crate::status::SCHEMA;
 use crate::status::answers::{PoolCheckAnswer, VerifyOfEnd};
 use crate::status::document::{Policy, PoolStatus, SourceEntry, State};
 use crate::units::BLOCK_BYTES_U64;
-use crate::units::convert::to_f64;
+use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{SourceName, VolumeName};
 use crate::volume::check::{Depth, Finding, check};
 use crate::wire::message::VolumeScan;
@@ -163,9 +163,8 @@ async fn pool_check(pool: Arc<Pool>) -> Result<Value, AdminError> {
     let report = tokio::task::spawn_blocking(move || check(&pool, Depth::Data)).await;
     let report = report.map_err(|error| failed(error.to_string()))?;
     let report = report.map_err(|error| failed(error.to_string()))?;
-    let count = |wanted: fn(&Finding) -> bool| {
-        crate::units::convert::to_u64(report.findings.iter().filter(|f| wanted(f)).count())
-    };
+    let count =
+        |wanted: fn(&Finding) -> bool| to_u64(report.findings.iter().filter(|f| wanted(f)).count());
     answer(&PoolCheckAnswer {
         schema: SCHEMA,
         sound: report.is_clean(),
@@ -338,6 +337,8 @@ fn collect_source(entry: &SourceEntry) {
     if let Some(age) = entry.image_age_seconds {
         gauge(names::SOURCE_IMAGE_AGE_SECONDS.name, age);
     }
+    let refused = entry.volumes.iter().filter(|volume| volume.trouble.is_some()).count();
+    gauge(names::SOURCE_REFUSED_VOLUMES.name, to_f64(to_u64(refused)));
     for volume in &entry.volumes {
         metrics::gauge!(
             names::VOLUME_SIZE_BYTES.name,

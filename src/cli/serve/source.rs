@@ -28,7 +28,8 @@ use crate::status::answers::{
     VolumeRoot,
 };
 use crate::status::document::{
-    AloneSince, NvramStatus, Policy, ResyncStatus, SourceEntry, State, StatusDocument, VolumeStatus,
+    AloneSince, NvramStatus, Policy, ResyncStatus, SourceEntry, State, StatusDocument,
+    VolumeStatus, VolumeTrouble,
 };
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
@@ -345,6 +346,12 @@ fn entry(status: &Status) -> SourceEntry {
                 name: volume.name.clone(),
                 size_bytes: volume.size.0,
                 root: volume.root,
+                trouble: volume.refused.as_ref().map(|refusal| VolumeTrouble {
+                    state: "refused".to_owned(),
+                    reason: refusal.reason.clone(),
+                    next_step: refusal.next_step.clone(),
+                    image_cp: None,
+                }),
             })
             .collect(),
     }

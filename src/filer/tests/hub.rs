@@ -90,6 +90,8 @@ fn known() -> Known {
         generation: Generation::default(),
         epoch: Epoch::default(),
         volumes: Vec::new(),
+        refused: Vec::new(),
+        left_out: Vec::new(),
         pinned: Vec::new(),
         applied_cp: CpNumber(0),
         applied: Place::default(),

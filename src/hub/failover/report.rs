@@ -77,6 +77,8 @@ pub struct Report {
     pub nvram_damaged_bytes: u64,
     /// The wait for the source to hold its reads was skipped.
     pub stale_reads: bool,
+    /// Volumes that were not mirrored to the end, each a sentence (R20).
+    pub left_out: Vec<String>,
 }
 
 fn heard(silent: Option<Duration>) -> String {
@@ -90,7 +92,8 @@ impl Report {
     /// Whether the loss of an acknowledged write is known or cannot be excluded.
     pub fn may_be_lost(&self) -> bool {
         let gap = matches!(self.outcome, Outcome::UpToGap(_));
-        gap || self.alone != Alone::Nothing || self.nvram_damaged_bytes > 0
+        let left_out = !self.left_out.is_empty();
+        gap || left_out || self.alone != Alone::Nothing || self.nvram_damaged_bytes > 0
     }
 
     /// What was done, to what end, and what cannot be excluded: each a sentence without its stop.
@@ -111,9 +114,13 @@ impl Report {
             ),
             Outcome::NothingToReplay => format!("{would} {end}: nothing to replay"),
         }];
+        out.extend(self.left_out.iter().cloned());
         out.push(match self.alone {
             Alone::Nothing if matches!(self.outcome, Outcome::UpToGap(_)) => {
                 "writes behind the gap were acknowledged and are lost".to_owned()
+            }
+            Alone::Nothing if !self.left_out.is_empty() => {
+                "no acknowledged write to another volume is lost".to_owned()
             }
             Alone::Nothing => "no acknowledged write is lost".to_owned(),
             Alone::Possible(silent) => format!(
@@ -159,6 +166,7 @@ mod tests {
             alone,
             nvram_damaged_bytes: 0,
             stale_reads: false,
+            left_out: Vec::new(),
         }
     }
 

@@ -67,7 +67,8 @@ fn a_known_id_under_another_name_is_refused_and_its_log_stays() {
 
 fn told(source: SourceId, generation: Generation, epoch: Epoch) -> Told {
     let promise = (Policy::default(), None);
-    Told { source, generation, epoch, volumes: Vec::new(), promise }
+    let (volumes, left_out) = Default::default();
+    Told { source, generation, epoch, volumes, promise, left_out }
 }
 
 /// Two Hellos of a new source at once: neither throws away what the other has begun.

@@ -299,7 +299,7 @@ fn the_hubs_keeper_changes_the_place_and_nothing_else() {
     let after = Extension::of(&row).unwrap();
     assert_eq!(after, Extension { transfer, nvram_made: true, ..before });
     for state in [State::Mirror, State::FailingOver, State::HandedOver] {
-        row.extension = Extension { state, ..after }.encode();
+        row.extension = Extension { state, ..after.clone() }.encode();
         assert!(keeper.write(&row, &kept).unwrap_err().0.contains(state.word()));
     }
 }

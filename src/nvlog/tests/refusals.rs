@@ -48,6 +48,34 @@ fn create_refuses_what_cannot_be_a_ring_or_is_one() {
     let sim = device(1 << 20);
     sim.plant(1024, b"a file system");
     assert!(matches!(create(&sim, SMALL), Err(RingError::NotEmpty { .. })));
+    // Some leave the beginning alone; behind the first MiB nobody looks.
+    let sim = device(2 << 20);
+    sim.plant(64 << 10, b"_BHRfS_M");
+    assert!(matches!(create(&sim, SMALL), Err(RingError::NotEmpty { .. })));
+    sim.plant(64 << 10, &[0; 8]);
+    sim.plant(1 << 20, b"what nobody reads");
+    assert!(create(&sim, SMALL).is_ok());
+}
+
+/// A ring that was given up can be made anew, also if the power went at any write of that.
+#[test]
+fn a_ring_is_given_up_whole_whenever_the_power_goes() {
+    use crate::device::sim::Effect;
+    for nth in 0..4 {
+        let sim = small_ring(8);
+        sim.plant(8192 + 4096, b"records");
+        sim.fail_change(nth, Effect::PowerCut);
+        assert_eq!(Ring::erase(&*sim).is_err(), nth < 3, "{nth}");
+        let sim = Arc::new(SimDevice::from_image("ring", sim.image()));
+        match open(&sim) {
+            Ok(_) => assert_eq!(nth, 0, "as it was"),
+            Err(RingError::Blank { .. }) => {
+                Ring::create(sim.clone(), OWNER, SMALL).unwrap();
+                assert!(open(&sim).is_ok());
+            }
+            Err(error) => panic!("{nth}: {error}"),
+        }
+    }
 }
 
 /// Power cut between the two slots of a new ring, and before the first.

@@ -73,13 +73,12 @@ impl Mirror {
             self.close(format!("CP {cp} while another is under way"), actions);
             return;
         }
-        let known = &self.known.volumes;
         let offered = |known: &VolumeOffer| {
             let same = |new: &PullVolume| (new.volume, new.size) == (known.number, known.size);
             volumes.iter().filter(|new| same(new)).count() == 1
         };
-        if volumes.len() != known.len() || !known.iter().all(offered) {
-            self.close(format!("CP {cp} has other volumes than were announced"), actions);
+        if volumes.len() != self.agreed().count() || !self.agreed().all(offered) {
+            self.close(format!("CP {cp} has other volumes than were agreed on"), actions);
             return;
         }
         if !self.may_pass(cp, place.into(), base, actions) {
@@ -193,8 +192,7 @@ impl Mirror {
                 self.known.applied = apply.last;
                 self.labels.retain(|&label| label > cp);
                 self.known.cp_max = self.known.cp_max.max(cp);
-                let root = |(volume, root)| VolumeRoot { volume, root };
-                self.known.roots = roots.into_iter().map(root).collect();
+                self.publish(cp, roots);
                 // What is published needs no log; the source is told before CpDone builds on it.
                 self.filed(apply.last, actions);
                 if apply.build.is_pass() {

@@ -5,19 +5,21 @@
 
 use super::super::CP_NUMBER_MAX;
 use super::{Action, Mirror, State, refuse};
-use crate::limits::{VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::units::numbers::Epoch;
 use crate::wire::message::{
-    Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, Standing, VolumeOffer,
-    Welcome,
+    Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, Standing, Welcome,
 };
 
 impl Mirror {
     pub(super) fn hello(&mut self, hello: &Hello, actions: &mut Vec<Action>) {
-        if let Err(refused) = self.accepts(hello) {
-            actions.push(Action::Refuse(refused));
-            return;
-        }
+        let judged = self.accepts(hello).and_then(|()| self.judge(&hello.volumes));
+        let left_out = match judged {
+            Ok(left_out) => left_out,
+            Err(refused) => {
+                actions.push(Action::Refuse(refused));
+                return;
+            }
+        };
         // A newer accepted Hello ends the older session (R7): its apply and its frames with it.
         self.disconnected(actions);
         if self.known.epoch.number == 0 {
@@ -27,7 +29,7 @@ impl Mirror {
         self.known.source = Some(hello.source);
         self.known.generation = hello.generation;
         self.known.cp_max = self.known.cp_max.max(hello.cp_max);
-        self.known.volumes.clone_from(&hello.volumes);
+        self.agree(&hello.volumes, left_out);
         self.known.policy = Some(hello.policy);
         self.known.alone = hello.alone;
         let version = hello.version.min(PROTOCOL_VERSION);
@@ -48,7 +50,7 @@ impl Mirror {
             source: known.source?,
             generation: known.generation,
             epoch: known.epoch,
-            volumes: known.volumes.clone(),
+            volumes: self.agreed().cloned().collect(),
             policy: known.policy.unwrap_or_default(),
             alone: known.alone,
         })
@@ -115,54 +117,7 @@ impl Mirror {
             let reason = format!("the hub's log of this source failed: {fault}");
             return Err(refuse(RefusedCode::Faulted, reason, "see `mirrorhub status` on the hub"));
         }
-        self.accepts_volumes(&hello.volumes)
-    }
-
-    fn accepts_volumes(&self, offers: &[VolumeOffer]) -> Result<(), Refused> {
-        let next = "make source.toml and the source's file on the hub agree";
-        if offers.len() > VOLUMES_PER_SOURCE_MAX {
-            let reason =
-                format!("{} volumes, a source has at most {VOLUMES_PER_SOURCE_MAX}", offers.len());
-            return Err(refuse(RefusedCode::Volume, reason, next));
-        }
-        for (index, offer) in offers.iter().enumerate() {
-            let name = &offer.name;
-            let twice = |other: &VolumeOffer| {
-                other.name == *name || other.number == offer.number || other.id == offer.id
-            };
-            let size = offer.size.is_whole_blocks() && offer.size.0 <= VOLUME_BYTES_MAX;
-            if offers[..index].iter().any(twice) || !size {
-                let reason = format!("volume {name} is announced twice or with a bad size");
-                return Err(refuse(RefusedCode::Volume, reason, next));
-            }
-            let same = |old: &&VolumeOffer| {
-                old.number == offer.number || old.name == *name || old.id == offer.id
-            };
-            if let Some(old) = self.known.volumes.iter().find(same)
-                && old != offer
-            {
-                let reason = format!(
-                    "volume {name} (number {}, id {}, {} bytes) is known here as {} (number {}, \
-                     id {}, {} bytes)",
-                    offer.number, offer.id, offer.size, old.name, old.number, old.id, old.size
-                );
-                return Err(refuse(RefusedCode::Volume, reason, next));
-            }
-            let pinned = self.known.pinned.iter().find(|(pin, _)| pin == name.as_str());
-            if !self.known.pinned.is_empty() && pinned.is_none_or(|pin| pin.1 != offer.size.0) {
-                let reason = format!(
-                    "volume {name} of {} bytes is not what the source's file on the hub pins",
-                    offer.size
-                );
-                return Err(refuse(RefusedCode::Volume, reason, next));
-            }
-        }
-        let gone = |old: &&VolumeOffer| !offers.iter().any(|offer| offer.number == old.number);
-        if let Some(old) = self.known.volumes.iter().find(gone) {
-            let reason = format!("volume {} is no longer announced", old.name);
-            return Err(refuse(RefusedCode::Volume, reason, next));
-        }
-        Ok(())
+        self.judge(&hello.volumes).map(drop)
     }
 
     pub(super) fn welcome(&self, version: u16) -> Welcome {
@@ -178,6 +133,7 @@ impl Mirror {
             log_credit: self.log_credit,
             cp_credit: self.cp_credit,
             work: self.known.work,
+            refused: self.known.refused.clone(),
         }
     }
 }

@@ -171,7 +171,7 @@ impl Apart {
 impl Primary {
     /// Whether writes are acknowledged without the hub when it is away. A source that never was
     /// welcomed is usable at once.
-    fn goes_on_alone(&self) -> bool {
+    pub(super) fn goes_on_alone(&self) -> bool {
         self.identity.policy.on_hub_loss == OnHubLoss::Continue || self.identity.hub.is_none()
     }
 
@@ -193,6 +193,12 @@ impl Primary {
                 | RefusedCode::Protocol,
             ) => !self.serving,
         }
+    }
+
+    /// Whether the logs of both ends join and everything acknowledged is on both.
+    #[cfg(test)]
+    pub(crate) fn is_in_sync(&self) -> bool {
+        self.is_streaming() && self.apart.mark == Mark::Absent && !self.apart.is_syncing()
     }
 
     /// The pass under way: its CP and that of the image it begins from.
@@ -223,7 +229,7 @@ impl Primary {
         }
     }
 
-    fn mark(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn mark(&mut self, actions: &mut Vec<Action>) {
         match self.apart.mark {
             Mark::Absent | Mark::Clearing => {
                 self.apart.mark = Mark::Setting;
@@ -343,6 +349,7 @@ impl Primary {
             }
             Way::Closing { target }
                 if self.apart.mark == Mark::Set
+                    && !self.leaves_out_served()
                     && self.acked_place().sequence >= target.sequence =>
             {
                 self.apart.mark = Mark::Clearing;
@@ -373,6 +380,8 @@ impl Primary {
     }
 
     fn pump_pass(&mut self, actions: &mut Vec<Action>) {
+        let Some(pass) = self.apart.pass() else { return };
+        let roots = self.agreed(&pass.roots);
         let offers = &self.identity.volumes;
         let Some(pass) = self.apart.pass_mut() else { return };
         let (cp, base) = (pass.cp, pass.base);
@@ -390,7 +399,7 @@ impl Primary {
                     let offer = offers.iter().find(|offer| offer.number == root.volume)?;
                     Some(PullVolume { volume: root.volume, size: offer.size, root: root.root })
                 };
-                let volumes = pass.roots.iter().filter_map(volume).collect();
+                let volumes = roots.iter().filter_map(volume).collect();
                 let compare = Compare { cp, base, place: pass.place.into(), volumes };
                 actions.push(Action::SendCompare { cp, base });
                 actions.push(Action::Send(Message::Compare(compare)));
@@ -399,7 +408,7 @@ impl Primary {
         }
         if let Data::Sent(update_bytes) = pass.data {
             pass.data = Data::Ended;
-            actions.push(end_of(cp, pass.place, &pass.roots, update_bytes));
+            actions.push(end_of(cp, pass.place, roots, update_bytes));
         }
     }
 
@@ -411,6 +420,7 @@ impl Primary {
             return;
         }
         let (cp, place) = (pass.cp, pass.place);
+        self.volumes_behind(false);
         self.hub_cp = cp;
         self.apart.repaired();
         actions.push(Action::PassEnded { cp });

@@ -132,7 +132,8 @@ impl Primary {
         }
         if let (Data::Sent(update_bytes), Some(roots)) = (pending.data, &pending.roots) {
             pending.data = Data::Ended;
-            actions.push(end_of(pending.cp, pending.place, roots, update_bytes));
+            let (cp, place, roots) = (pending.cp, pending.place, roots.clone());
+            actions.push(end_of(cp, place, self.agreed(&roots), update_bytes));
         }
     }
 }
@@ -141,9 +142,8 @@ impl Primary {
 pub(super) fn end_of(
     cp: CpNumber,
     place: Place,
-    roots: &[VolumeRoot],
+    roots: Vec<VolumeRoot>,
     update_bytes: u64,
 ) -> Action {
-    let (place, roots) = (place.into(), roots.to_vec());
-    Action::Send(Message::CpEnd(CpEnd { cp, place, roots, update_bytes }))
+    Action::Send(Message::CpEnd(CpEnd { cp, place: place.into(), roots, update_bytes }))
 }

@@ -66,6 +66,7 @@ impl Primary {
         self.identity.hub = Some(welcome.hub);
         self.identity.epoch = welcome.epoch;
         actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
+        self.leave_out(&welcome.refused, actions);
         match joining {
             Joining::Resend(position) => {
                 self.acked = position;
@@ -81,11 +82,25 @@ impl Primary {
             }
             Joining::Pass(how) => {
                 self.settle(welcome.applied_cp, actions);
-                self.state = State::Streaming;
-                self.cp_taken = 0;
-                actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
-                self.begin_syncing(welcome.applied_cp, how, actions);
+                self.pass_over(welcome.applied_cp, how, actions);
             }
+        }
+    }
+
+    /// In session, but the image is brought up before the log goes on.
+    fn pass_over(&mut self, base: CpNumber, how: How, actions: &mut Vec<Action>) {
+        self.state = State::Streaming;
+        self.cp_taken = 0;
+        actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
+        self.begin_syncing(base, how, actions);
+    }
+
+    /// Everything that the hub held beyond the own log is here.
+    pub(super) fn refill_over(&mut self, actions: &mut Vec<Action>) {
+        if self.volumes.is_behind() {
+            self.pass_over(self.hub_cp, How::Births, actions);
+        } else {
+            self.join(actions);
         }
     }
 
@@ -189,12 +204,15 @@ impl Primary {
             );
             return elsewhere(code, reason);
         }
-        // A CP by reference would only be refused there.
-        let other_content = past == Past::Unknown && found.is_some();
-        if other_content {
-            return Ok(Joining::Pass(How::Compare));
-        }
-        Ok(found.map_or(Joining::Refill, Joining::Resend))
+        Ok(match found {
+            None => Joining::Refill,
+            // A CP by reference would only be refused there.
+            Some(_) if past == Past::Unknown => Joining::Pass(How::Compare),
+            // The log alone does not bring up what it was left out of.
+            Some(_) if self.volumes.is_behind() && welcome.work => Joining::Pass(How::Compare),
+            Some(_) if self.volumes.is_behind() => Joining::Pass(How::Births),
+            Some(position) => Joining::Resend(position),
+        })
     }
 
     pub(super) fn refilled(

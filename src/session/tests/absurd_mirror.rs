@@ -1,7 +1,7 @@
 //! A hub whose source is absurd: each message in each state, clones, and CPs that end badly.
 
 use super::super::CP_NUMBER_MAX;
-use super::super::mirror::{Action, Arrived, Build, Event, Known, Mirror, Outcome};
+use super::super::mirror::{Action, Arrived, Build, Event, Known, LeftOut, Mirror, Outcome};
 use super::absurd_primary::line;
 use super::world::{generation, hub_id, offers, root_of, source_id, transfer};
 use crate::limits::{VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
@@ -29,6 +29,8 @@ fn known() -> Known {
         epoch: Epoch::default(),
         volumes: Vec::new(),
         pinned: Vec::new(),
+        refused: Vec::new(),
+        left_out: Vec::new(),
         applied_cp: CpNumber(0),
         applied: Place::default(),
         roots: Vec::new(),
@@ -554,12 +556,76 @@ fn volumes_are_held_to_what_is_known() {
     assert_eq!(machine.known().volumes, offers());
     assert_eq!(code(&mut machine, with(vec![first(), second()])), None, "a new one");
     assert_eq!(code(&mut machine, with(vec![second(), first()])), None, "in any order");
-    assert_eq!(code(&mut machine, with(vec![first()])), Some(RefusedCode::Volume), "one is gone");
-    // Pinned on the hub.
-    let pinned = vec![("vol0".to_owned(), 1 << 20)];
-    let mut machine = Mirror::new(Known { pinned, ..known() }, Place::default(), CREDIT, CP_CREDIT);
-    assert_eq!(code(&mut machine, with(vec![first(), second()])), Some(RefusedCode::Volume));
-    assert_eq!(code(&mut machine, with(vec![first()])), None);
+}
+
+/// R20: a volume that is not what the hub knows or pins is refused alone, and what is left out is
+/// remembered until its image is brought up.
+#[test]
+fn a_volume_is_refused_alone() {
+    let offer = |number: u32, name: &str, size: u64| VolumeOffer {
+        number: VolumeNumber(number),
+        id: VolumeId([number.to_le_bytes()[0] + 3; 16]),
+        name: name.parse().unwrap(),
+        size: ByteCount(size),
+    };
+    let all = || vec![offer(0, "vol0", 1 << 20), offer(1, "vol1", 4096), offer(2, "vol2", 8192)];
+    let hello = |generation, volumes| Hello { volumes, ..hello(generation) };
+    let numbers = |machine: &Mirror| {
+        let refused = machine.known().refused.iter().map(|no| no.volume.0).collect::<Vec<_>>();
+        (machine.agreed().map(|offer| offer.number.0).collect::<Vec<_>>(), refused)
+    };
+    let left =
+        |number, cp, refused| LeftOut { volume: VolumeNumber(number), cp: CpNumber(cp), refused };
+    let pins = |size: u64| {
+        let pin = |offer: &VolumeOffer| (offer.name.to_string(), offer.size.0);
+        let mut pinned: Vec<(String, u64)> = all().iter().map(pin).collect();
+        pinned[2].1 = size;
+        pinned
+    };
+    let machine = |known: Known| Mirror::new(known, Place::default(), CREDIT, CP_CREDIT);
+    let come = |machine: &mut Mirror, generation, volumes| {
+        let actions = machine.step(Event::Hello(hello(generation, volumes)));
+        let Some(Action::Record { volumes, .. }) = actions.last() else { panic!("{actions:?}") };
+        let recorded = volumes.len();
+        let actions = machine.step(Event::Recorded);
+        (recorded, welcomes(&actions).expect("welcome").refused.len())
+    };
+    // Pinned with another size: the other two go on.
+    let mut one = machine(Known { pinned: pins(4096), ..known() });
+    assert_eq!(come(&mut one, 1, all()), (2, 1));
+    assert_eq!(numbers(&one), (vec![0, 1], vec![2]));
+    assert_eq!(one.known().left_out, [left(2, 0, true)]);
+    let reason = &one.known().refused[0].reason;
+    assert!(reason.contains("vol2") && reason.contains("8192") && reason.contains("4096"));
+    // Not in the file at all, or no longer announced.
+    let mut none = machine(Known { pinned: pins(8192)[..2].to_vec(), ..known() });
+    assert_eq!(come(&mut none, 1, all()), (2, 1));
+    let mut gone = machine(known());
+    assert_eq!(come(&mut gone, 1, all()), (3, 0));
+    assert_eq!(come(&mut gone, 1, all()[..2].to_vec()), (2, 1));
+    assert_eq!(numbers(&gone), (vec![0, 1], vec![2]));
+    // A CP of the two moves them only; agreed on again, the third is behind until a CP has it.
+    let line = line(2);
+    let root = |byte| Root([byte; 32]);
+    stage(&mut one, &line[..1]);
+    settle(&mut one, line[0].place);
+    receive(&mut one, full(1, line[0].place));
+    let roots = vec![(VolumeNumber(0), root(1)), (VolumeNumber(1), root(2))];
+    let outcome = Outcome::Published(roots);
+    one.step(Event::Applied { cp: CpNumber(1), outcome });
+    assert_eq!(one.known().left_out, [left(2, 0, true)]);
+    let mut fixed = machine(Known { pinned: pins(8192), ..one.known().clone() });
+    assert_eq!(come(&mut fixed, 2, all()), (3, 0));
+    assert_eq!(fixed.known().left_out, [left(2, 0, false)], "its log entries do not count yet");
+    let mut list = fixed.known().left_out.clone();
+    LeftOut::published(&mut list, CpNumber(2), |volume| volume.0 < 2);
+    assert_eq!(list, [left(2, 0, false)], "the control: a CP without it changes nothing");
+    LeftOut::published(&mut list, CpNumber(2), |_| true);
+    assert_eq!(list, []);
+    // Refused again while an older session's CP, which has it, is under way: the image moves.
+    let mut list = vec![left(2, 1, true)];
+    LeftOut::published(&mut list, CpNumber(2), |_| true);
+    assert_eq!(list, [left(2, 2, true)]);
 }
 
 /// A newer accepted Hello ends the older session; Welcome waits for what is queued.

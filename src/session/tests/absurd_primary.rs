@@ -76,6 +76,7 @@ fn welcome(last: Place) -> Welcome {
         log_credit: CREDIT,
         cp_credit: CREDIT,
         work: false,
+        refused: Vec::new(),
     }
 }
 

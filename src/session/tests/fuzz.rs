@@ -95,6 +95,7 @@ fn welcome() -> BoxedStrategy<Message> {
                 log_credit,
                 cp_credit,
                 work: false,
+                refused: Vec::new(),
             })
         })
         .boxed()
@@ -306,6 +307,7 @@ impl PrimaryShell {
             log_credit: 1000,
             cp_credit: 1000,
             work: false,
+            refused: Vec::new(),
         }
     }
 
@@ -408,6 +410,7 @@ impl PrimaryShell {
                 Action::DataWindow { .. }
                 | Action::Adopt
                 | Action::Joined { .. }
+                | Action::LeaveOut(_)
                 | Action::Checkpoint { .. }
                 | Action::Scan { .. }
                 | Action::Scanned(_)
@@ -498,6 +501,8 @@ impl MirrorShell {
             epoch: Epoch::default(),
             volumes: Vec::new(),
             pinned: Vec::new(),
+            refused: Vec::new(),
+            left_out: Vec::new(),
             applied_cp: CpNumber(0),
             applied: Place::default(),
             roots: Vec::new(),

@@ -576,6 +576,8 @@ impl Hub {
             epoch: self.epoch,
             volumes: if self.source.is_some() { offers() } else { Vec::new() },
             pinned: Vec::new(),
+            refused: Vec::new(),
+            left_out: Vec::new(),
             applied_cp,
             applied: self.image.1,
             roots: Vec::new(),

@@ -94,7 +94,9 @@ fn a_cp_is_refused_by_name_and_leaves_nothing_behind() {
     assert!(met.to_string().contains("published twice"), "{met}");
     let met = attempt(4, &|publish| publish.volumes[0].1.size = ByteCount(4096));
     assert!(met.to_string().contains("its new tree 4096"), "{met}");
-    let met = attempt(4, &|publish| publish.extension = Some(vec![0; 2000]));
+    let met = attempt(4, &|publish| {
+        publish.extension = Some(vec![0; crate::limits::SOURCE_EXTENSION_BYTES_MAX + 1])
+    });
     assert!(matches!(met, PoolError::Limit { .. }), "{met}");
     // An epoch raised between begin and publish: the CP of the old one cannot come late (R2).
     let mut set = pool.begin(Budget::Ordinary);
@@ -244,6 +246,29 @@ fn rows_survive_a_restart_and_follow_their_rules() {
     assert_eq!(assert_clean(&pool).reachable, 0);
 }
 
+/// A source that is removed and put again, be it by one commit, has no history of before.
+#[test]
+fn a_source_that_is_put_again_begins_without_a_history() {
+    let (device, pool) = pool_with(POOL_BYTES_MIN, 100);
+    for number in 1..=3 {
+        cp(&pool, number, &[data(1, 1)]).unwrap();
+    }
+    cp(&pool, 4, &[crate::volume::testing::Put::Holes(0, 100)]).unwrap();
+    let catalog = pool.catalog();
+    catalog.remove_volume(KEY).unwrap();
+    let row = SourceRow::new(SOURCE, "filer-b".parse().unwrap());
+    catalog.replace_source(row).unwrap();
+    let history = |pool: &Arc<Pool>| pool.catalog().newest_history(SOURCE, 10).unwrap().len();
+    assert_eq!(history(&pool), 0);
+    add_volume(&pool, KEY, 100);
+    cp(&pool, 1, &[data(1, 1)]).unwrap();
+    assert_eq!(history(&pool), 1);
+    drop(pool);
+    let pool = Pool::open(device, options()).unwrap();
+    assert_eq!(history(&pool), 1);
+    assert_clean(&pool);
+}
+
 #[test]
 fn the_history_keeps_the_newest_and_its_length_survives_a_restart() {
     let device = new_device(POOL_BYTES_MIN);
@@ -274,7 +299,7 @@ fn a_full_catalog_refuses_rows_and_goes_on_publishing() {
             SourceId([a, b, c, d, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
             format!("filer-{n}").parse().unwrap(),
         );
-        row.extension = vec![7; crate::limits::SOURCE_EXTENSION_BYTES_MAX];
+        row.extension = vec![7; 1024];
         if let Err(error) = pool.catalog().put_source(row) {
             met = Some(error);
             break;

@@ -315,6 +315,7 @@ impl World {
                 (up.offered, up.wants_freeze) = (None, up.frozen.is_none());
             }
             Action::PassEnded { .. } => up.offered = None,
+            Action::LeaveOut(refused) => assert!(refused.is_empty(), "no volume is refused here"),
             Action::Rejected { no_space, .. } => up.parked = *no_space,
             Action::Freeze => up.wants_freeze = up.frozen.is_none(),
             Action::Fence(_) => self.fail("the source is fenced"),

@@ -1,0 +1,403 @@
+//! An open array: its devices, and who of them is in.
+//!
+//! Reads go to the device that has the block ([`super::read`]). Everything that changes anything on
+//! a device is done under the writer's lock ([`super::write`]), which also guards who is in.
+//!
+//! Invariant: a device that failed is marked in memory at once and in the labels of the others
+//! before the call returns in which that was met. If more fail than the level bears, the first
+//! reason is kept: every later write is refused with it, and every read that needs what is lost.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+
+use crate::device::{Device, DeviceError, Durability, MemberReport, MemberState, check_range};
+use crate::units::BLOCK_BYTES;
+use crate::units::convert::{low_u32, to_u64, to_usize};
+use crate::units::ids::{ArrayId, MemberId};
+use crate::units::numbers::ByteCount;
+
+use super::journal::Area;
+use super::label::{self, Entry, Label};
+use super::layout::{Geometry, Level};
+
+/// A block in memory.
+pub(super) type Block = Arc<[u8; BLOCK_BYTES]>;
+
+/// One place of the array.
+pub(super) struct Member {
+    pub(super) id: MemberId,
+    device: RwLock<Option<Arc<dyn Device>>>,
+    name: Mutex<Arc<str>>,
+    state: AtomicU8,
+    rebuilt: AtomicU64,
+    reason: Mutex<Option<Arc<str>>>,
+    pub(super) read_errors: AtomicU64,
+    pub(super) repaired: AtomicU64,
+}
+
+const IN: u8 = 1;
+const FAILED: u8 = 2;
+const REBUILDING: u8 = 3;
+
+impl Member {
+    /// One that is there.
+    pub(super) fn present(entry: Entry, device: Arc<dyn Device>) -> Self {
+        let member = Self::missing(entry, "");
+        *member.name.lock().unwrap_or_else(PoisonError::into_inner) = device.name();
+        *member.device.write().unwrap_or_else(PoisonError::into_inner) = Some(device);
+        *member.reason.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let state = match entry.state {
+            MemberState::In => IN,
+            MemberState::Failed => FAILED,
+            MemberState::Rebuilding => REBUILDING,
+        };
+        member.state.store(state, Ordering::Release);
+        member
+    }
+
+    /// One that is not.
+    pub(super) fn missing(entry: Entry, reason: &str) -> Self {
+        Self {
+            id: entry.id,
+            device: RwLock::new(None),
+            name: Mutex::new(Arc::from(format!("device {}", entry.id))),
+            state: AtomicU8::new(FAILED),
+            rebuilt: AtomicU64::new(entry.rebuilt),
+            reason: Mutex::new(Some(Arc::from(reason))),
+            read_errors: AtomicU64::new(0),
+            repaired: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn state(&self) -> MemberState {
+        match self.state.load(Ordering::Acquire) {
+            IN => MemberState::In,
+            REBUILDING => MemberState::Rebuilding,
+            _ => MemberState::Failed,
+        }
+    }
+
+    /// The device, unless it has failed.
+    pub(super) fn device(&self) -> Option<Arc<dyn Device>> {
+        if self.state() == MemberState::Failed {
+            return None;
+        }
+        self.device.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The device, if it has what belongs into that stripe.
+    pub(super) fn usable(&self, stripe: u64) -> Option<Arc<dyn Device>> {
+        match self.state() {
+            MemberState::In => self.device(),
+            MemberState::Rebuilding if stripe < self.rebuilt.load(Ordering::Acquire) => {
+                self.device()
+            }
+            MemberState::Rebuilding | MemberState::Failed => None,
+        }
+    }
+
+    /// It is not used from now on; the first reason holds.
+    pub(super) fn fail(&self, error: &DeviceError) {
+        if self.state.swap(FAILED, Ordering::AcqRel) != FAILED {
+            let reason: Arc<str> = Arc::from(error.to_string());
+            tracing::error!(device = %self.name(), %reason, "a device of the array has failed");
+            *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        }
+    }
+
+    pub(super) fn name(&self) -> Arc<str> {
+        self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn entry(&self) -> Entry {
+        let rebuilt = self.rebuilt.load(Ordering::Acquire);
+        Entry { id: self.id, state: self.state(), rebuilt }
+    }
+
+    fn report(&self) -> MemberReport {
+        MemberReport {
+            name: self.name(),
+            id: self.id,
+            state: self.state(),
+            reason: self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            read_errors: self.read_errors.load(Ordering::Relaxed),
+            repaired_blocks: self.repaired.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What only one thread at a time may do.
+pub(super) struct Writer {
+    /// Of the newest label.
+    pub(super) commit: u64,
+    /// Who is in by the newest label.
+    pub(super) recorded: Vec<Entry>,
+    pub(super) area: Area,
+}
+
+/// Several devices as one.
+pub struct Array {
+    pub(super) name: Arc<str>,
+    pub(super) id: ArrayId,
+    pub(super) geometry: Geometry,
+    pub(super) members: Vec<Member>,
+    pub(super) writer: Mutex<Writer>,
+    /// Blocks of partial stripes that are not in place yet, by number.
+    pub(super) pending: RwLock<BTreeMap<u64, Block>>,
+    /// Shared by whoever reads a whole row, exclusive for changes in place.
+    pub(super) in_place: RwLock<()>,
+    broken: OnceLock<Arc<DeviceError>>,
+    pub(super) syncs: AtomicU64,
+    /// Writes nothing into the journal: the negative control of the write hole's tests.
+    pub(super) without_journal: AtomicBool,
+}
+
+impl fmt::Debug for Array {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Array").field("id", &self.id).field("geometry", &self.geometry).finish()
+    }
+}
+
+impl Array {
+    pub(super) fn new(
+        (id, geometry): (ArrayId, Geometry),
+        members: Vec<Member>,
+        commit: u64,
+        area: Area,
+    ) -> Self {
+        Self {
+            name: Arc::from(format!("array {id}")),
+            id,
+            geometry,
+            members,
+            writer: Mutex::new(Writer { commit, recorded: Vec::new(), area }),
+            pending: RwLock::default(),
+            in_place: RwLock::default(),
+            broken: OnceLock::new(),
+            syncs: AtomicU64::new(0),
+            without_journal: AtomicBool::new(false),
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> ArrayId {
+        self.id
+    }
+
+    /// What it bears.
+    pub fn level(&self) -> Level {
+        self.geometry.level
+    }
+
+    /// Why it refuses writes, if it does.
+    pub fn broken(&self) -> Option<Arc<DeviceError>> {
+        self.broken.get().cloned()
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Writer> {
+        // A panic in the middle of a write leaves an array that refuses writes: see `poisoned`.
+        let poisoned = self.writer.is_poisoned();
+        let guard = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if poisoned {
+            self.break_with(("write", 0, 0), "a thread panicked while it wrote");
+        }
+        guard
+    }
+
+    pub(super) fn check_whole(&self) -> Result<(), DeviceError> {
+        match self.broken.get() {
+            Some(first) => Err(DeviceError::Latched { first: Arc::clone(first) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses writes from now on; the first reason holds.
+    pub(super) fn break_with(
+        &self,
+        (operation, offset, length): (&'static str, u64, u64),
+        what: &str,
+    ) -> DeviceError {
+        let error = self.lost((operation, offset, length), what);
+        self.break_by(error)
+    }
+
+    pub(super) fn break_by(&self, error: DeviceError) -> DeviceError {
+        let first = self.broken.get_or_init(|| {
+            tracing::error!(array = %self.id, %error, "the array refuses writes");
+            Arc::new(error)
+        });
+        DeviceError::clone(first)
+    }
+
+    /// An error that names the bytes.
+    pub(super) fn lost(
+        &self,
+        (operation, offset, length): (&'static str, u64, u64),
+        what: &str,
+    ) -> DeviceError {
+        let mut what = what.to_owned();
+        for member in self.members.iter().filter(|member| member.state() != MemberState::In) {
+            let report = member.report();
+            let reason = report.reason.as_deref().unwrap_or("it is being rebuilt").to_owned();
+            what.push_str(&format!("; {}: {reason}", report.name));
+        }
+        let device = Arc::clone(&self.name);
+        DeviceError::Lost { device, operation, offset, length, what: Arc::from(what) }
+    }
+
+    /// Puts into the labels who is in, if that has changed, and refuses all writes if too few are.
+    pub(super) fn record(&self, writer: &mut Writer) -> Result<(), DeviceError> {
+        let now = || self.members.iter().map(Member::entry).collect::<Vec<_>>();
+        while now() != writer.recorded {
+            self.check_enough()?;
+            self.write_labels(writer, now());
+        }
+        self.check_enough()
+    }
+
+    fn check_enough(&self) -> Result<(), DeviceError> {
+        self.check_whole()?;
+        let out = self.members.iter().filter(|member| member.state() != MemberState::In).count();
+        if out > self.geometry.spare() {
+            let length = self.geometry.size();
+            return Err(self.break_with(("write", 0, length), "more devices failed than it bears"));
+        }
+        Ok(())
+    }
+
+    /// Writes the next label to all that are in or become so.
+    pub(super) fn write_labels(&self, writer: &mut Writer, entries: Vec<Entry>) {
+        writer.commit += 1;
+        for (place, member) in self.members.iter().enumerate() {
+            let Some(device) = member.device() else { continue };
+            let label = Label {
+                array: self.id,
+                member: member.id,
+                commit: writer.commit,
+                geometry: self.geometry,
+                place,
+                entries: entries.clone(),
+            };
+            if let Err(error) = label::write(&*device, &label) {
+                member.fail(&error);
+            }
+        }
+        writer.recorded = entries;
+    }
+
+    /// Calls `work` with each of these places whose device has not failed, side by side; a device
+    /// that fails in it is marked. Says how many did not.
+    pub(super) fn on_each(
+        &self,
+        places: impl Iterator<Item = usize>,
+        work: impl Fn(usize, &dyn Device) -> Result<(), DeviceError> + Sync,
+    ) -> usize {
+        let there: Vec<(usize, Arc<dyn Device>)> =
+            places.filter_map(|place| Some((place, self.members[place].device()?))).collect();
+        let run = |place: usize, device: &dyn Device| match work(place, device) {
+            Ok(()) => true,
+            Err(error) => {
+                self.members[place].fail(&error);
+                false
+            }
+        };
+        // One after the other in unit tests, so that a seed gives the same history again.
+        if cfg!(test) || there.len() < 2 {
+            return there.iter().filter(|(place, device)| run(*place, &**device)).count();
+        }
+        std::thread::scope(|scope| {
+            let run = &run;
+            let threads: Vec<_> = there
+                .iter()
+                .map(|(place, device)| (*place, scope.spawn(move || run(*place, &**device))))
+                .collect();
+            let ended = threads.into_iter().map(|(place, thread)| {
+                thread.join().unwrap_or_else(|_| {
+                    let what = self.lost(("write", 0, 0), "its thread panicked");
+                    self.members[place].fail(&what);
+                    false
+                })
+            });
+            ended.filter(|good| *good).count()
+        })
+    }
+}
+
+impl Device for Array {
+    fn name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    fn size(&self) -> ByteCount {
+        ByteCount(self.geometry.size())
+    }
+
+    fn alignment(&self) -> ByteCount {
+        ByteCount(to_u64(BLOCK_BYTES))
+    }
+
+    fn durability(&self) -> Durability {
+        let first = self.members.iter().find_map(Member::device);
+        first.map_or(Durability::Fdatasync, |device| device.durability())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        check_range(self, offset, buffer.len())?;
+        self.read(offset, buffer)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        check_range(self, offset, bytes.len())?;
+        self.write(offset, bytes)
+    }
+
+    /// Makes all that was written before durable as well.
+    fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.write_at(offset, bytes)?;
+        self.flush()
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.flush_all()?;
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+
+    fn stripe(&self) -> ByteCount {
+        ByteCount(self.geometry.stripe_bytes())
+    }
+
+    fn alternatives(&self) -> u32 {
+        let others = self.geometry.members - 1;
+        low_u32(to_u64(match self.geometry.level {
+            Level::None => 0,
+            Level::Parity1 => 1,
+            Level::Mirror | Level::Parity2 => others,
+        }))
+    }
+
+    fn read_alternative(
+        &self,
+        nth: u32,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), DeviceError> {
+        check_range(self, offset, buffer.len())?;
+        self.read_other(to_usize(u64::from(nth)), offset, buffer)
+    }
+
+    fn repair_at(&self, offset: u64, seen: &[u8], good: &[u8]) -> Result<bool, DeviceError> {
+        check_range(self, offset, good.len())?;
+        self.repair(offset, seen, good)
+    }
+
+    fn members(&self) -> Vec<MemberReport> {
+        self.members.iter().map(Member::report).collect()
+    }
+}
