@@ -442,7 +442,8 @@ impl CpRows {
         (space, changes): (&mut SpaceMap, &mut MapChanges),
     ) -> Result<Self, PoolError> {
         let mut source = staged.source(mirror, publish.source)?.clone();
-        if staged.work(mirror, publish.source).is_some() && !publish.write_set.is_kept() {
+        let goes_on = publish.write_set.goes_on_with(publish.source);
+        if staged.work(mirror, publish.source).is_some() && !goes_on {
             return Err(PoolError::WorkKept { source_id: publish.source });
         }
         let (named, recorded) = (publish.epoch, source.epoch);

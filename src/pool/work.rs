@@ -151,9 +151,9 @@ impl WriteSet {
         Err(PoolError::Inconsistent { what })
     }
 
-    /// Whether the pool keeps something of it as a work tree.
-    pub fn is_kept(&self) -> bool {
-        self.work.is_some()
+    /// Whether the pool keeps something of it as the work tree of that source.
+    pub(super) fn goes_on_with(&self, source: SourceId) -> bool {
+        self.work == Some(source)
     }
 
     /// Keeps what was built so far as the work tree of the source; durable when this returns.
