@@ -92,6 +92,7 @@ impl Fake {
                     entries: 3,
                     bytes: 4096,
                     may_be_lost: true,
+                    applied: true,
                     sentences: vec!["failed over with entry 40".into()],
                     next_step: "give it back".into(),
                 }))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::crashes::check;
 use crate::failover::{check_fenced, check_hub, fail_over, failing, open};
 use crate::harness::oracle::{Known, Writer, content};
-use crate::harness::{BINARY, Cluster, SourceSettings, pause, run, status, wait_for};
+use crate::harness::{BINARY, Cluster, SourceSettings, pause, run, status, try_run, wait_for};
 use crate::outage::{is_full, socket};
 
 const NAME: &str = "filer-a";
@@ -206,4 +206,71 @@ fn a_cut_link_is_survived_by_a_source_that_continues() {
         check(&mut cluster, NAME, &known);
     }
     check_hub(&cluster, EXPORT, &known);
+}
+
+/// `continue`: what a source that is cut off acknowledges alone is not in the promoted image, and
+/// failover says so before and after; it refuses clients from the moment that it hears of it, also
+/// after a restart; and every such write is in the copy that failback keeps of its side.
+fn what_was_acknowledged_alone_is_kept(cut: Cut) {
+    let (mut cluster, namespace) = inside(failing("continue").interval("300ms"));
+    let writer = Writer::start(socket(&cluster, NAME), EXPORT, Known::default(), 16, 23);
+    writer.wait_answered(200);
+    namespace.cut(&cluster, cut);
+    let config = cluster.source_config(NAME);
+    wait_for("it goes on alone", LIMIT, || {
+        status(&config).is_some_and(|shown| shown["source"]["alone_since"].is_object())
+    });
+    let before = writer.answered();
+    writer.wait_answered(before + 300);
+    for more in [&["--dry-run"][..], &["--now"]] {
+        let answer = fail_over(&cluster, NAME, more);
+        assert_eq!(answer["may_be_lost"], true, "{answer}");
+        assert!(answer["sentences"].to_string().contains("gone on alone"), "{answer}");
+    }
+    let after = writer.answered();
+    writer.wait_answered(after + 100);
+    let hub = socket(&cluster, "hub");
+    let mut served = open(&hub, EXPORT);
+    served.write(0, &content(0, 77)).expect("the image takes a write");
+    namespace.mend();
+    check_fenced(&mut cluster);
+    let known = writer.finish();
+    let lost = known.lost(|block| served.read(block * 4096, 4096).expect("the image is read"));
+    let lost = lost.expect("the image is a cut of what was written");
+    println!("{cut:?}: {lost} of {} answered are not in the image", known.answered());
+    assert!(lost > 0, "nothing was acknowledged alone: the test shows nothing");
+    cluster.kill_source(NAME);
+    namespace.start_source(&mut cluster);
+    check_fenced(&mut cluster);
+    let give_back = |more: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.args(["failback", NAME]).args(more).arg("--config").arg(cluster.hub_config());
+        try_run(&mut command)
+    };
+    wait_for("the source follows", LIMIT, || {
+        let refused = give_back(&[]);
+        assert!(!refused.status.success(), "a split brain is not merged");
+        String::from_utf8_lossy(&refused.stderr).contains("split brain")
+    });
+    let given = give_back(&["--keep", "hub"]);
+    assert!(given.status.success(), "{given:?}");
+    let copy = format!("{EXPORT}@split-2");
+    let own = socket(&cluster, NAME);
+    drop(open(&own, &copy));
+    known.check_export(&own, &copy).expect("the copy has every answered write");
+    let stays = known.check_export(&own, EXPORT);
+    assert!(stays.is_err(), "the control: the side that stays has them all");
+}
+
+#[test]
+fn what_a_source_that_is_cut_off_acknowledges_alone_is_kept() {
+    what_was_acknowledged_alone_is_kept(Cut::Both);
+}
+
+#[test]
+fn what_a_source_that_cannot_hear_its_hub_acknowledges_alone_is_kept() {
+    if is_full() {
+        what_was_acknowledged_alone_is_kept(Cut::FromHub);
+        what_was_acknowledged_alone_is_kept(Cut::ToHub);
+    }
 }

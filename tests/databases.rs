@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::failover::{fail_over, failing};
+use crate::failover::{fail_over, failing, open};
 use crate::filesystems::{Attached, Loop, Mount, nbdcopy, need_kernel};
 use crate::harness::{Cluster, Process, run, wait_for};
-use crate::outage::is_full;
+use crate::outage::{is_full, socket};
 
 const NAME: &str = "filer-a";
 const LIMIT: Duration = Duration::from_secs(40);
@@ -116,6 +116,7 @@ fn sqlite_is_whole_on_the_hub_when_its_filer_dies() {
     assert!(rows <= committed + 1, "{rows} rows: more than was written");
     // The negative control: an image made stale on purpose lacks commits, and the check sees it.
     let kept = format!("filer-a/vol0@before-failover-{}", answer["epoch"]);
+    drop(open(&socket(&cluster, "hub"), &kept));
     let old = sqlite_rows(&cluster, &kept);
     println!("sqlite: {old} found in the CP before");
     assert!(old < committed, "an older CP has every commit: the check sees nothing");
@@ -241,6 +242,7 @@ fn postgresql_starts_on_the_hub_when_its_filer_dies() {
     let answer = fail_over(&cluster, NAME, &[]);
     let met = postgres_rows(&cluster, "filer-a/vol0", &bin, &sockets);
     let kept = format!("filer-a/vol0@before-failover-{}", answer["epoch"]);
+    drop(open(&socket(&cluster, "hub"), &kept));
     let old = postgres_rows(&cluster, &kept, &bin, &sockets);
     println!("postgresql: {committed} commits acknowledged, {met} found, {old} in the CP before");
     assert!(met >= committed, "{met} rows, {committed} commits were acknowledged");

@@ -84,6 +84,7 @@ mod tests {
             entries: 3,
             bytes: 12288,
             may_be_lost: false,
+            applied: true,
             sentences: vec!["failed over".into(), "no acknowledged write is lost".into()],
             next_step: "give it back".into(),
         };

@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 use super::common::{apart, data_dir, listen, nvram, pool};
+use super::hooks::hooks;
 use super::load::Kind;
 use super::problem::Problem;
 use super::quantity::format_size;
@@ -56,6 +57,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Own {
         ("data_dir", data_dir.clone()),
     ];
     let (pool, _) = pool(&mut reader, &root, &taken);
+    let hooks = hooks(&mut reader, &root);
     unavailable::check(&mut reader, table);
     let ring = nvram.as_ref().map_or(HUB_NVRAM, |nvram| nvram.size);
     let problems = reader.finish();
@@ -72,6 +74,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Own {
             nvram: nvram?,
             log_dir: log_dir?,
             pool: pool?,
+            hooks,
             sources: Vec::new(),
         })
     })();

@@ -12,11 +12,12 @@
 //! * [`quantity`]: sizes and durations
 //! * [`sizing`]: what `config check` prints
 //! * `text`, `reader`: places in a text; typed access to a parsed table that gathers problems
-//! * `common`, `hub`, `source`, `source_file`: the reading and judging of each file
+//! * `common`, `hub`, `hooks`, `source`, `source_file`: the reading and judging of each file
 //!
 //! No other module knows TOML: `cli` fills the `Options` of each module from these structs.
 
 mod common;
+mod hooks;
 mod hub;
 pub mod load;
 pub mod problem;

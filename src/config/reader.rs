@@ -191,6 +191,19 @@ impl<'d> Reader<'d> {
         self.keep(section, key, value.span(), wanted, result)
     }
 
+    /// A value of any kind that `parse` understands.
+    pub(super) fn value_of<T>(
+        &mut self,
+        section: &Section<'d>,
+        key: &'static str,
+        wanted: &str,
+        parse: impl FnOnce(&DeValue<'d>) -> Result<T, Unfit>,
+    ) -> Option<T> {
+        let value = self.value(section, key)?;
+        let result = parse(value.get_ref());
+        self.keep(section, key, value.span(), wanted, result).map(Spanned::into_inner)
+    }
+
     /// A size within bounds.
     pub(super) fn size(
         &mut self,

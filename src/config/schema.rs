@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::hub::hooks::HookCommand;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::ByteCount;
 use crate::units::policy::{Ack, Apply, Cache, LagLimit, Mode, OnHubLoss, Policy};
@@ -38,6 +39,8 @@ pub const SOURCE_HTTP_LISTEN: &str = "127.0.0.1:7422";
 pub const SOURCE_NVRAM: ByteCount = ByteCount(512 << 20);
 /// Default of `checkpoint.interval`.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+/// Default of `hooks.timeout`.
+pub const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Default of `replication.hub_timeout`.
 pub const HUB_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -69,8 +72,23 @@ pub struct HubConfig {
     pub log_dir: PathBuf,
     /// `[pool]`: where the images are kept.
     pub pool: PoolConfig,
+    /// `[hooks]`: what is run when a source's volumes have moved.
+    pub hooks: HooksConfig,
     /// The sources, by name.
     pub sources: Vec<HubSource>,
+}
+
+/// `[hooks]`. A command is a path, or a list of a path and its arguments; a relative path starts at
+/// the directory of the file. It is run without a shell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HooksConfig {
+    /// `hooks.promoted`: run when the volumes of a source that was failed over are served here.
+    /// Default none. Restart.
+    pub promoted: Option<HookCommand>,
+    /// `hooks.failed_back`: run when a filer has said that it serves again. Default none. Restart.
+    pub failed_back: Option<HookCommand>,
+    /// `hooks.timeout`: a command that takes longer is killed. Default 30s, 100ms to 1h. Restart.
+    pub timeout: Duration,
 }
 
 /// A source as the hub takes it: its file, and its part of the ring.

@@ -9,6 +9,7 @@
 //! own (R15), so it is the same number that the hub counts.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use super::ranges::RangeSet;
@@ -262,19 +263,31 @@ impl Dirty {
 /// Lays what the newer layer said over what an older one says: what is left as base or overlay
 /// is to be looked up below both.
 pub fn over(newer: Vec<Piece>, older: &Buffers, volume: VolumeNumber) -> Vec<Piece> {
+    let older = |vbn, count| Ok::<_, Infallible>(older.pieces(volume, vbn, count));
+    match over_layer(newer, older) {
+        Ok(pieces) => pieces,
+        Err(never) => match never {},
+    }
+}
+
+/// The same over any layer: `older` says what it holds of some blocks in a row.
+pub fn over_layer<E>(
+    newer: Vec<Piece>,
+    mut older: impl FnMut(u64, u64) -> Result<Vec<Piece>, E>,
+) -> Result<Vec<Piece>, E> {
     let mut out = Vec::with_capacity(newer.len());
     for piece in newer {
         match piece.found {
             Found::Data(_) | Found::Hole => out.push(piece),
-            Found::Base => out.append(&mut older.pieces(volume, piece.vbn, piece.count)),
+            Found::Base => out.append(&mut older(piece.vbn, piece.count)?),
             Found::Overlay { data, known } => {
-                let below = older.pieces(volume, piece.vbn, 1).pop();
+                let below = older(piece.vbn, 1)?.pop();
                 let found = overlay_on(data, known, below.map(|below| below.found));
                 out.push(Piece { vbn: piece.vbn, count: 1, found });
             }
         }
     }
-    out
+    Ok(out)
 }
 
 fn overlay_on(data: Arc<Page>, known: RangeSet, below: Option<Found>) -> Found {

@@ -88,7 +88,22 @@ impl Checkpointer {
     /// Runs until it is told to stop, or the source has failed.
     pub fn run(mut self) {
         let _guard = self.shared.fail_on_panic("the checkpoint thread panicked");
-        while self.turn().is_ok() {}
+        if self.settled().is_ok() {
+            while self.turn().is_ok() {}
+        }
+    }
+
+    /// Waits until what lies beneath is in a tree: the first CP stands on that.
+    fn settled(&self) -> Result<(), Stopped> {
+        loop {
+            let heard = self.shared.checkpoint.wait(IDLE_PAUSE, |inbox| {
+                let settled = || (!self.shared.is_grounded()).then_some(Ok(()));
+                if inbox.stop { Some(Err(Stopped)) } else { settled() }
+            });
+            if let Some(heard) = heard {
+                return heard;
+            }
+        }
     }
 
     fn turn(&mut self) -> Result<(), Stopped> {

@@ -17,8 +17,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio_util::sync::CancellationToken;
 
-use super::buffers::{Found, Page, Piece, lay, over};
+use super::beneath::{Beneath, ReadError};
+use super::buffers::{Found, Page, Piece, lay, over, over_layer};
 use super::completion::{Acknowledged, Refusal};
+use super::image::Image;
 use super::order::Change;
 use super::shared::{LinkState, Shared};
 use super::tree;
@@ -28,8 +30,10 @@ use crate::nbd::export::{
 };
 use crate::pool::Pin;
 use crate::pool::error::PoolError;
+use crate::pool::kept_row::KeptRow;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{to_u64, to_usize};
+use crate::units::names::KeptName;
 use crate::units::numbers::{SequenceNumber, Vbn, VolumeNumber};
 use crate::units::policy::Cache;
 use crate::volume::error::VolumeError;
@@ -66,7 +70,54 @@ impl SourceExports {
         Self { current, stopping }
     }
 
+    /// A CP that is kept here: what failback has put aside (R12). It is the past and nothing else,
+    /// so it is shown by a fenced source as well.
+    fn open_kept(
+        &self,
+        name: &str,
+        volume: &str,
+        kept: &str,
+    ) -> Result<Arc<dyn Export>, OpenError> {
+        let shared = (self.current)();
+        let volume = find(&shared, volume).ok_or(OpenError::Unknown)?;
+        let kept: KeptName = kept.parse().map_err(|_| OpenError::Unknown)?;
+        match shared.pool.pin_kept(shared.source, &kept, volume.number) {
+            Ok(pin) => Ok(Arc::new(Image::kept(name, pin, self.stopping.clone()))),
+            Err(PoolError::UnknownKept { .. } | PoolError::UnknownVolume { .. }) => {
+                Err(OpenError::Unknown)
+            }
+            Err(error) => Err(OpenError::Refused(error.to_string().into())),
+        }
+    }
+
+    fn list_kept(&self) -> Vec<Listed> {
+        let shared = (self.current)();
+        if shared.sole {
+            // Its pool is a hub's, which lists them.
+            return Vec::new();
+        }
+        let rows = match shared.pool.catalog().kept(shared.source) {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::warn!(source = %shared.name, %error, "no kept CP is listed");
+                return Vec::new();
+            }
+        };
+        let of = |row: &KeptRow| {
+            let (cp, kept) = (row.cp, row.name.clone());
+            let listed = |volume: &VolumeOffer| Listed {
+                name: format!("{}@{kept}", full_name(&shared, volume)),
+                description: format!("kept CP {cp} of volume {}, read-only", volume.name),
+            };
+            shared.volumes.iter().map(listed).collect::<Vec<_>>()
+        };
+        rows.iter().flat_map(|row| of(&row.row)).collect()
+    }
+
     fn open_now(&self, name: &str) -> Result<Arc<dyn Export>, OpenError> {
+        if let Some((volume, kept)) = name.split_once('@') {
+            return self.open_kept(name, volume, kept);
+        }
         let shared = (self.current)();
         let volume = find(&shared, name).ok_or(OpenError::Unknown)?;
         if self.stopping.is_cancelled() {
@@ -117,7 +168,9 @@ impl Exports for SourceExports {
             name: full_name(&shared, volume),
             description: format!("volume {} of source {}", volume.name, shared.name),
         };
-        shared.volumes.iter().map(listed).collect()
+        let mut all: Vec<Listed> = shared.volumes.iter().map(listed).collect();
+        all.extend(self.list_kept());
+        all
     }
 
     fn open<'a>(&'a self, name: &'a str) -> OpenFuture<'a> {
@@ -134,10 +187,43 @@ struct VolumeExport {
     ended: CancellationToken,
 }
 
-/// What memory says about a range, and what keeps the tree below it.
+/// What memory says about a range, what lies beneath, and what keeps the tree below both.
 struct Look {
     pieces: Vec<Piece>,
+    beneath: Option<Arc<dyn Beneath>>,
+    volume: VolumeNumber,
     pin: Arc<Pin>,
+}
+
+impl Look {
+    /// Whether all of it is in memory.
+    fn is_known(&self) -> bool {
+        let known = |piece: &Piece| matches!(piece.found, Found::Data(_) | Found::Hole);
+        self.pieces.iter().all(known)
+    }
+
+    /// Lays what memory says over what lies beneath it; what is left is the tree's.
+    fn through(mut self, content: Content) -> Result<Self, ReadError> {
+        if let Some(beneath) = self.beneath.take() {
+            self.pieces = over_layer(self.pieces, |vbn, count| match content {
+                Content::Bytes => beneath.pieces(self.volume, vbn, count),
+                Content::Shape => Ok(beneath.shape(self.volume, vbn, count)),
+            })?;
+        }
+        if self.pin.tree().top.is_hole() {
+            self.pieces.iter_mut().for_each(over_nothing);
+        }
+        Ok(self)
+    }
+}
+
+/// What is wanted of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// Its bytes.
+    Bytes,
+    /// Where it has holes.
+    Shape,
 }
 
 impl VolumeExport {
@@ -220,21 +306,18 @@ impl VolumeExport {
     fn look(&self, offset: u64, length: u64) -> Result<Look, ExportError> {
         let first = offset / BLOCK_BYTES_U64;
         let count = (offset + length).div_ceil(BLOCK_BYTES_U64) - first;
-        let (open, frozen, pin) = self.shared.order.look(|open, frozen| {
+        let (open, frozen, (pin, beneath)) = self.shared.order.look(|open, frozen| {
             // Taken together: the tree is that of the frozen CP or of the one before it.
-            let pin = self.shared.pins().get(&self.volume).cloned();
-            (open.pieces(self.volume, first, count), frozen.cloned(), pin)
+            let below = self.shared.below(self.volume);
+            (open.pieces(self.volume, first, count), frozen.cloned(), below)
         });
         let pin = pin.ok_or_else(|| io_error("the volume has no tree"))?;
         let pin = if pin.has_ended() { self.pin_again()? } else { pin };
-        let mut pieces = match frozen {
+        let pieces = match frozen {
             Some(frozen) => over(open, &frozen.buffers, self.volume),
             None => open,
         };
-        if pin.tree().top.is_hole() {
-            pieces.iter_mut().for_each(over_nothing);
-        }
-        Ok(Look { pieces, pin })
+        Ok(Look { pieces, beneath, volume: self.volume, pin })
     }
 
     /// The pool gave the pin of the newest CP up: that one is published, so it is pinned anew. A
@@ -248,20 +331,28 @@ impl VolumeExport {
         &self,
         offset: u64,
         length: u64,
+        content: Content,
         work: impl Fn(Look) -> Result<T, VolumeError> + Clone + Send + 'static,
     ) -> Result<T, ExportError> {
         for _ in 0..PIN_TRIES {
-            let look = self.look(offset, length)?;
-            let below = |piece: &Piece| matches!(piece.found, Found::Base | Found::Overlay { .. });
-            let answer = if look.pieces.iter().any(below) {
-                let work = work.clone();
-                let joined = tokio::task::spawn_blocking(move || work(look)).await;
-                joined.map_err(|error| io_error(error.to_string()))?
+            let mut look = self.look(offset, length)?;
+            if look.beneath.is_none() {
+                // A tree that was never written has nothing to be read.
+                look = look.through(content).map_err(|error| io_error(error.to_string()))?;
+            }
+            let grounded = look.beneath.is_some();
+            let answer = if look.is_known() {
+                work(look).map_err(ReadError::from)
             } else {
-                work(look)
+                let work = work.clone();
+                let through = move || Ok(work(look.through(content)?)?);
+                let joined = tokio::task::spawn_blocking(through).await;
+                joined.map_err(|error| io_error(error.to_string()))?
             };
             match answer {
-                Err(VolumeError::Pool(PoolError::PinEnded { .. })) => {}
+                Err(ReadError::Volume(VolumeError::Pool(PoolError::PinEnded { .. }))) => {}
+                // It is in a tree by now, and the log was dropped.
+                Err(ReadError::Beneath(_)) if grounded && !self.shared.is_grounded() => {}
                 Err(error) => {
                     self.shared.counters.errors.add(1);
                     tracing::error!(volume = %self.info.name, offset, length, %error, "read failed");
@@ -426,8 +517,11 @@ impl Export for VolumeExport {
         Box::pin(async move {
             self.guard(offset, length)?;
             self.held_back().await?;
-            let read =
-                self.blocking(offset, length, move |look| assemble(look, offset, length)).await?;
+            let read = self
+                .blocking(offset, length, Content::Bytes, move |look| {
+                    assemble(look, offset, length)
+                })
+                .await?;
             // Last of all: the process may have slept since it was asked.
             self.is_current().await?;
             Ok(read)
@@ -474,7 +568,8 @@ impl Export for VolumeExport {
         let range = (offset, offset + length);
         Box::pin(async move {
             self.guard(offset, length)?;
-            self.blocking(offset, length, move |look| describe(look, range, at_most)).await
+            let work = move |look| describe(look, range, at_most);
+            self.blocking(offset, length, Content::Shape, work).await
         })
     }
 

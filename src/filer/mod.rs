@@ -16,11 +16,13 @@
 //! committing thread), [`forwarder`] with [`sending`] and [`pulse`] (one task), [`checkpoint`] (one thread),
 //! [`export`] (called by the NBD server), [`recover`] (the start), [`verify`], [`status`];
 //! [`follow`]: what a fenced source does until its hub gives the volumes back;
-//! [`keeper`] and [`promise`]: what is different in a pool that others use as well.
+//! [`keeper`] and [`promise`]: what is different in a pool that others use as well;
+//! [`beneath`]: a log that is not in a tree yet, below everything of this engine.
 //!
 //! This version promises `sync` with hub loss waited out: a write is answered when both ends hold
 //! it durably, and clients wait while the hub is away.
 
+pub mod beneath;
 pub mod buffers;
 pub mod checkpoint;
 pub mod completion;
@@ -30,6 +32,7 @@ pub mod feed;
 pub mod follow;
 pub mod forwarder;
 pub mod identity;
+pub mod image;
 pub mod keeper;
 pub mod order;
 pub mod outbox;
@@ -62,13 +65,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
-use self::checkpoint::Checkpointer;
+use self::beneath::Ground;
+use self::checkpoint::{Checkpointer, pin_all};
 use self::completion::Refusal;
 use self::export::SourceExports;
 use self::follow::Follower;
 use self::forwarder::{ForwardOptions, Forwarder};
 use self::keeper::Keeper;
-use self::recover::{RecoverError, Settings, Started, Store, Wanted};
+use self::recover::{Guest, RecoverError, Settings, Started, Store, Wanted};
 use self::shared::{Backoff, LinkState, Shared};
 use self::signals::Roots;
 use self::status::Status;
@@ -79,6 +83,7 @@ use crate::device::file::{Access, FileDevice, FileError};
 use crate::device::latch::Latch;
 use crate::nvlog::format::HEADER_BYTES;
 use crate::nvlog::{RingOptions, RingShape};
+use crate::pool::error::PoolError;
 use crate::pool::{Pool, PoolOptions};
 use crate::session::primary::Primary;
 use crate::units::ids::{RandomError, SourceId, random_u64};
@@ -231,6 +236,9 @@ pub struct EngineOptions {
     /// The way to its hub; without one what is durable here is answered, and an own CP is
     /// complete.
     pub forward: Option<ForwardOptions>,
+    /// What lies between the published CP and the first entry of the NVRAM, if anything does:
+    /// whoever brings it publishes it and says so ([`Filer::settle`]).
+    pub ground: Option<Ground>,
     /// Ring, and how CP data travels.
     pub settings: Settings,
     /// Time between two CPs.
@@ -317,14 +325,14 @@ impl Filer {
         nvram: Store,
         options: EngineOptions,
     ) -> Result<Self, StartError> {
-        let EngineOptions { source, keeper, forward, settings, checkpoint_interval, .. } = options;
-        let sole = forward.is_none();
+        let EngineOptions { source, keeper, forward, ground, settings, .. } = options;
+        let (checkpoint_interval, sole) = (options.checkpoint_interval, forward.is_none());
         let linked = forward.map(|forward| {
             let (nvram, settings) = (nvram.clone(), settings.clone());
             Linked { forward, nvram, settings, checkpoint_interval }
         });
         let recovered = tokio::task::spawn_blocking(move || {
-            recover::recover_in(pool, source, keeper, sole, &settings, &nvram)
+            recover::recover_in(Guest { pool, source, keeper, sole, ground }, &settings, &nvram)
         });
         let started = joined(recovered.await)??;
         if sole {
@@ -419,6 +427,16 @@ impl Filer {
         }
     }
 
+    /// What lay beneath is published: readers go to the tree, and CPs begin. Does nothing if
+    /// nothing lies there. Blocks.
+    pub fn settle(&self) -> Result<(), PoolError> {
+        let shared = self.shared();
+        let pins = pin_all(&shared)?;
+        let roots = pins.iter().map(|(volume, pin)| (*volume, pin.tree().root())).collect();
+        shared.settle(roots, pins);
+        Ok(())
+    }
+
     /// Writers wait from now on, whatever room there is; what is ordered goes on. Who hands over
     /// lets them go on, or stops the source.
     pub fn hold(&self, held: bool) {
@@ -468,6 +486,10 @@ impl Filer {
     async fn last_checkpoint(&self, shared: &Arc<Shared>) -> Result<(), CheckpointError> {
         if !*shared.serving.borrow() {
             return Ok(());
+        }
+        if shared.is_grounded() {
+            let reason = "the log beneath is not applied yet: what was written stays in the NVRAM";
+            return Err(CheckpointError::Failed(reason.into()));
         }
         let reached = shared.completion.wait(shared.order.figures().sequence);
         if shared.is_connected() {
@@ -550,10 +572,26 @@ async fn start_again(
     Ok((Engine::start(shared, linked.checkpoint_interval)?, primary))
 }
 
+/// Waits until everything beneath is in a tree: no CP is complete before.
+async fn settled(shared: &Shared) -> Result<(), CheckpointError> {
+    while shared.is_grounded() {
+        if let Some(failed) = shared.failed() {
+            return Err(CheckpointError::Failed(failed));
+        }
+        if shared.session.stopping() {
+            return Err(CheckpointError::Stopped);
+        }
+        // Looked at again now and then: it may have gone between the look and the wait.
+        drop(tokio::time::timeout(TICK, shared.grounded.notified()).await);
+    }
+    Ok(())
+}
+
 async fn checkpoint_of(
     shared: &Arc<Shared>,
     patience: Duration,
 ) -> Result<(CpNumber, Roots), CheckpointError> {
+    settled(shared).await?;
     let mut common = shared.common.subscribe();
     // What was refused for good is tried again with a newer CP, be there nothing new in it.
     let refused = shared.faulted();

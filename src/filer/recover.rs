@@ -21,9 +21,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use self::replay::{Replay, Replayed};
+use super::beneath::Ground;
 use super::completion::{Completion, Gate};
 use super::counters::Counters;
 use super::feed::SourceFeed;
@@ -175,6 +176,8 @@ struct Inside {
     shares: bool,
     /// It has no hub.
     sole: bool,
+    /// What lies between the published CP and its first entry.
+    ground: Option<Ground>,
 }
 
 /// A device, and whether it was made just now.
@@ -202,7 +205,8 @@ pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, 
     let volumes = own_volumes(wanted, &pool, row.id)?;
     let settings = settings_of(wanted);
     let keeper = Arc::new(FilerKeeper);
-    resume(&settings, nvram, Inside { pool, row, volumes, keeper, shares: false, sole: false })
+    let (shares, sole, ground) = (false, false, None);
+    resume(&settings, nvram, Inside { pool, row, volumes, keeper, shares, sole, ground })
 }
 
 /// How the engine of that source runs.
@@ -215,19 +219,31 @@ pub fn settings_of(wanted: &Wanted) -> Settings {
     }
 }
 
-/// Recovers a source in a pool that is open already and has others in it; `sole` if it has no
-/// hub. The committing thread runs when this returns.
+/// A source in a pool that is open already and has others in it.
+#[derive(Debug)]
+pub struct Guest {
+    /// The pool.
+    pub pool: Arc<Pool>,
+    /// Which source.
+    pub source: SourceId,
+    /// How its bytes in its row are read and written.
+    pub keeper: Arc<dyn Keeper>,
+    /// It has no hub.
+    pub sole: bool,
+    /// What lies between the published CP and its first entry.
+    pub ground: Option<Ground>,
+}
+
+/// Recovers a guest. The committing thread runs when this returns.
 pub fn recover_in(
-    pool: Arc<Pool>,
-    source: SourceId,
-    keeper: Arc<dyn Keeper>,
-    sole: bool,
+    guest: Guest,
     settings: &Settings,
     nvram: &Store,
 ) -> Result<Started, RecoverError> {
+    let Guest { pool, source, keeper, sole, ground } = guest;
     let row = pool.catalog().source(source)?.ok_or(RecoverError::Unknown(source))?;
     let volumes = pool.catalog().volumes(source)?;
-    resume(settings, nvram, Inside { pool, row, volumes, keeper, shares: true, sole })
+    resume(settings, nvram, Inside { pool, row, volumes, keeper, shares: true, sole, ground })
 }
 
 /// Recovers a source whose engine has come to rest in this process, in the pool it had, on the same
@@ -238,7 +254,8 @@ pub fn again(before: &Shared, settings: &Settings, nvram: &Store) -> Result<Star
     let row = pool.catalog().source(source)?.ok_or(RecoverError::Unknown(source))?;
     let volumes = pool.catalog().volumes(source)?;
     let nvram = Store { new: false, ..nvram.clone() };
-    resume(settings, &nvram, Inside { pool, row, volumes, keeper, shares: false, sole: false })
+    let (shares, sole, ground) = (false, false, None);
+    resume(settings, &nvram, Inside { pool, row, volumes, keeper, shares, sole, ground })
 }
 
 fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Started, RecoverError> {
@@ -248,7 +265,11 @@ fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Star
     inside.pool.catalog().update_source(row.id, move |row| row.generation = generation)?;
     row.generation = generation;
     let row = inside.row.clone();
-    let own = Place { transfer: kept.transfer, sequence: row.sequence, hash: row.stream_hash };
+    let published =
+        Place { transfer: kept.transfer, sequence: row.sequence, hash: row.stream_hash };
+    // What lies beneath will be a CP before any of this engine is.
+    let own = inside.ground.as_ref().map_or(published, |ground| ground.place);
+    let beneath = inside.ground.as_ref().map_or(CpNumber(0), |ground| ground.cp);
     make_ring(settings, nvram, &inside, &kept)?;
     let ring_cell = Arc::new(OnceLock::new());
     let promise = inside.shares.then(|| Arc::new(Promise::new(Arc::clone(&inside.pool))));
@@ -268,7 +289,7 @@ fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Star
     let replayed = replay.finish(row.applied)?;
     let handle = ring.handle();
     order.set_capacity(handle.status().capacity.0);
-    order.raise_cp(row.applied.max(row.highest_cp).next());
+    order.raise_cp(row.applied.max(row.highest_cp).max(beneath).next());
     if !order.promise_recovered() {
         tracing::warn!(source = %row.name, "what the NVRAM holds has no room in the pool yet");
     }
@@ -461,7 +482,7 @@ fn share(
     kept: &Kept,
     parts: Parts,
 ) -> Result<Arc<Shared>, RecoverError> {
-    let Inside { pool, row, volumes, keeper, sole, .. } = inside;
+    let Inside { pool, row, volumes, keeper, sole, ground, .. } = inside;
     let Parts { order, outbox, completion, promise, ring } = parts;
     let pins = pool.pin_source(row.id)?;
     let pins: Pins =
@@ -473,19 +494,15 @@ fn share(
         name: row.name,
         size: row.tree.size,
     });
-    let link = if sole {
-        LinkState::Unlinked
-    } else {
-        LinkState::Waiting { reason: "not connected yet".to_owned() }
-    };
     let state = SharedState {
         affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
-        link,
+        link: first_link(sole),
         failed: None,
         own_cp: row.applied,
         own_roots,
         pins,
         faulted: None,
+        ground,
         rejected: None,
         refused: Vec::new(),
         answering: Answering::Policy,
@@ -518,8 +535,18 @@ fn share(
         started: Instant::now(),
         lease: watch::Sender::new(None),
         keeping: Mutex::new(()),
+        grounded: Notify::new(),
         state: Mutex::new(state),
     }))
+}
+
+/// Before the first try.
+fn first_link(sole: bool) -> LinkState {
+    if sole {
+        LinkState::Unlinked
+    } else {
+        LinkState::Waiting { reason: "not connected yet".to_owned() }
+    }
 }
 
 /// A machine that knows what is held, and the CP that was under way.

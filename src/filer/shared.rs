@@ -9,8 +9,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use super::beneath::{Beneath, Ground};
 use super::completion::{Completion, Gate, Refusal};
 use super::counters::Counters;
 use super::keeper::{Keeper, Kept};
@@ -121,6 +122,8 @@ pub struct Shared {
     /// Who reads, changes and writes the row's extension does so alone: a CP must not write back
     /// what a mark has replaced meanwhile.
     pub keeping: Mutex<()>,
+    /// Rung when what lies beneath is in a tree.
+    pub grounded: Notify,
     pub(super) state: Mutex<SharedState>,
 }
 
@@ -133,6 +136,8 @@ pub(super) struct SharedState {
     pub(super) own_cp: CpNumber,
     pub(super) own_roots: Roots,
     pub(super) pins: Pins,
+    /// What lies between the pinned trees and the first entry of the NVRAM, until it is in a tree.
+    pub(super) ground: Option<Ground>,
     /// Last refusal of a CP by the hub, until one is published.
     pub(super) rejected: Option<String>,
     /// Why nothing is tried with the hub before there is a newer CP (R19).
@@ -199,6 +204,33 @@ impl Shared {
         drop(state);
         // A pin goes back to the pool, which takes its own lock.
         drop(before);
+    }
+
+    /// What a reader finds below the buffers, taken at one moment.
+    pub fn below(&self, volume: VolumeNumber) -> (Option<Arc<Pin>>, Option<Arc<dyn Beneath>>) {
+        let state = self.lock();
+        let beneath = state.ground.as_ref().map(|ground| Arc::clone(&ground.beneath));
+        (state.pins.get(&volume).cloned(), beneath)
+    }
+
+    /// Whether a log lies beneath that is not in a tree yet: no CP of this engine begins.
+    pub fn is_grounded(&self) -> bool {
+        self.lock().ground.is_some()
+    }
+
+    /// The ground is published as its CP: what was pinned and what lay over it go in one step.
+    pub fn settle(&self, roots: Roots, pins: Pins) {
+        let mut state = self.lock();
+        let Some(ground) = state.ground.take() else { return };
+        assert!(ground.cp >= state.own_cp, "own CPs rise");
+        state.own_cp = ground.cp;
+        state.own_roots = roots;
+        let before = std::mem::replace(&mut state.pins, pins);
+        drop(state);
+        drop((before, ground));
+        self.grounded.notify_waiters();
+        // The checkpoint thread waits for it.
+        self.checkpoint.serving();
     }
 
     /// How things stand with the hub.

@@ -415,7 +415,10 @@ impl SourceActor {
         if refused.code == RefusedCode::Fenced
             && let Some(machine) = &self.machine
         {
-            let fenced = Message::Fenced(Fenced { epoch: machine.known().epoch });
+            let fenced = Message::Fenced(Fenced {
+                epoch: machine.known().epoch,
+                hub: Some(self.shared.hub),
+            });
             drop(peer.frames.try_send(Frame::new(&fenced, Bytes::new())));
         }
         let frame = Frame::new(&Message::Refused(refused.clone()), Bytes::new());
@@ -897,7 +900,7 @@ impl Handler<Fence> for SourceActor {
 
     fn handle(&mut self, Fence(epoch): Fence, _: &mut Self::Context) -> Self::Result {
         if self.peer.is_some() {
-            self.send(&Message::Fenced(Fenced { epoch }));
+            self.send(&Message::Fenced(Fenced { epoch, hub: Some(self.shared.hub) }));
             let reason = format!("failed over: epoch {} is in force", epoch.number);
             let next = "see `mirrorhub status` on the hub";
             let code = RefusedCode::Fenced;

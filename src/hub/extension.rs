@@ -12,7 +12,9 @@
 //! | 4 | 12 | last transfer of the published CP: generation (4), counter (8) |
 //! | 16 | 1 | state: 0 mirror, 1 failing over, 2 promoted, 3 handed over |
 //! | 17 | 1 | 1 once this hub has made an NVRAM to serve the volumes with; only while it is promoted |
-//! | 18 | 6 | reserved, zero |
+//! | 18 | 1 | what the last failover was asked for: 1 `--now`, 2 `--accept-gap`; written before its fence |
+//! | 19 | 1 | reserved, zero |
+//! | 20 | 4 | failing over: the CP that will hold the log, once the volumes are served over it; else 0 |
 //! | 24 | 12 | the fence: last transfer before it; zero in state mirror |
 //! | 36 | 8 | its last sequence number |
 //! | 44 | 16 | stream hash there |
@@ -28,8 +30,8 @@
 //! | 124 + 12 n | 1 | 1 if it is refused; 0 if its image is to be brought up |
 //! | 125 + 12 n | 3 | reserved, zero |
 //!
-//! Version 2 is the first 112 bytes, and leaves nothing out; version 1 is the first 16, and its
-//! state is mirror. They are read, and no longer written.
+//! Version 2 is the first 112 bytes with zeros from 18 to 24, and leaves nothing out; version 1 is the
+//! first 16, and its state is mirror. They are read, and no longer written.
 
 use crate::limits::{SOURCE_EXTENSION_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::pool::rows::SourceRow;
@@ -48,6 +50,9 @@ const EXTENSION_BYTES_V1: usize = 16;
 
 const TOLD: u8 = 1;
 const ALONE: u8 = 2;
+
+const NOW: u8 = 1;
+const ACCEPT_GAP: u8 = 2;
 
 const _: () = assert!(
     EXTENSION_BYTES + VOLUMES_PER_SOURCE_MAX * LEFT_OUT_BYTES <= SOURCE_EXTENSION_BYTES_MAX
@@ -99,6 +104,34 @@ impl State {
     }
 }
 
+/// What the administrator asked of a failover: a hub that resumes it goes by the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Asked {
+    /// Do not wait until a source that is cut off holds its reads.
+    pub now: bool,
+    /// Go on up to a gap in the log.
+    pub accept_gap: bool,
+}
+
+impl Asked {
+    /// What either asks for.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        let (now, accept_gap) = (self.now || other.now, self.accept_gap || other.accept_gap);
+        Self { now, accept_gap }
+    }
+
+    fn byte(self) -> u8 {
+        let now = if self.now { NOW } else { 0 };
+        if self.accept_gap { now | ACCEPT_GAP } else { now }
+    }
+
+    fn of(byte: u8) -> Option<Self> {
+        let known = byte & !(NOW | ACCEPT_GAP) == 0;
+        known.then_some(Self { now: byte & NOW != 0, accept_gap: byte & ACCEPT_GAP != 0 })
+    }
+}
+
 /// What the extension says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Extension {
@@ -109,6 +142,10 @@ pub struct Extension {
     /// Whether an NVRAM was made to serve with: if it is gone then, that is a loss. Whoever writes
     /// `promoted` again keeps it, whoever leaves that state clears it.
     pub nvram_made: bool,
+    /// What the failover was asked for.
+    pub asked: Asked,
+    /// While it fails over: the CP that will hold its log, once the volumes are served over that.
+    pub serving: Option<CpNumber>,
     /// The place of the newest fence: a failover replays up to here, and nothing behind it.
     pub fence: Place,
     /// What the source promised when it was last here: after its loss nobody else can say.
@@ -134,8 +171,9 @@ impl Extension {
         // A row that cannot be read was refused before anybody could fence its source.
         if let Ok(extension) = Self::of(row) {
             row.epoch = fence.epoch;
-            let state = State::FailingOver;
-            row.extension = Self { state, fence: fence.place, ..extension }.encode();
+            let (state, serving) = (State::FailingOver, None);
+            let fence = fence.place;
+            row.extension = Self { state, fence, serving, ..extension }.encode();
         }
     }
 
@@ -143,7 +181,9 @@ impl Extension {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = VERSION.to_le_bytes().to_vec();
         put_transfer(&mut bytes, self.transfer);
-        bytes.extend_from_slice(&[self.state.number(), self.nvram_made.into(), 0, 0, 0, 0, 0, 0]);
+        let made = self.nvram_made.into();
+        bytes.extend_from_slice(&[self.state.number(), made, self.asked.byte(), 0]);
+        bytes.extend_from_slice(&self.serving.map_or(0, |cp| cp.0).to_le_bytes());
         put_transfer(&mut bytes, self.fence.transfer);
         bytes.extend_from_slice(&self.fence.sequence.0.to_le_bytes());
         bytes.extend_from_slice(&self.fence.hash.0);
@@ -192,7 +232,8 @@ fn put_transfer(bytes: &mut Vec<u8>, transfer: TransferId) {
 
 fn decode(bytes: &[u8]) -> Option<Extension> {
     let (version, rest) = bytes.split_first_chunk()?;
-    let (fixed, left_out) = match u32::from_le_bytes(*version) {
+    let number = u32::from_le_bytes(*version);
+    let (fixed, left_out) = match number {
         1 if bytes.len() == EXTENSION_BYTES_V1 => {
             return Some(Extension::mirror(take_transfer(rest)?.0));
         }
@@ -204,17 +245,26 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
         _ => return None,
     };
     let (transfer, rest) = take_transfer(fixed)?;
-    let ([state, made, reserved @ ..], rest) = rest.split_first_chunk::<8>()?;
+    let ([state, made, asked, reserved], rest) = rest.split_first_chunk::<4>()?;
+    let (serving, rest) = rest.split_first_chunk()?;
+    let serving = u32::from_le_bytes(*serving);
+    let older = number == VERSION || (*asked, serving) == (0, 0);
     let (fenced, rest) = take_transfer(rest)?;
     let (sequence, rest) = rest.split_first_chunk()?;
     let (hash, rest) = rest.split_first_chunk()?;
     let (policy, alone) = take_promise(rest)?;
     let nvram_made = *made == 1;
-    let zero = *made <= 1 && reserved.iter().all(|byte| *byte == 0);
+    let zero = *made <= 1 && *reserved == 0 && older;
+    let asked = Asked::of(*asked)?;
+    let serving = (serving > 0).then_some(CpNumber(serving));
     let sequence = SequenceNumber(u64::from_le_bytes(*sequence));
     let fence = Place { transfer: fenced, sequence, hash: StreamHash(*hash) };
     let state = State::of(*state).filter(|_| zero)?;
-    Some(Extension { transfer, state, nvram_made, fence, policy, alone, left_out })
+    // Only what fails over is served over its log.
+    let fits = serving.is_none() || state == State::FailingOver;
+    let said =
+        Extension { transfer, state, nvram_made, asked, serving, fence, policy, alone, left_out };
+    fits.then_some(said)
 }
 
 /// What stands behind the mark: a count and so many volumes.
@@ -289,21 +339,23 @@ mod tests {
         let transfer = TransferId { generation: 3, counter: 9 };
         let policy = Some(Policy { mode: Mode::Async, ..Policy::default() });
         let alone = Some((Epoch { number: 5, id: 0x0807 }, SequenceNumber(9)));
-        let state = State::Promoted;
+        let (state, nvram_made) = (State::FailingOver, true);
+        let asked = Asked { now: true, accept_gap: true };
+        let serving = Some(CpNumber(0x0a0b));
         let left = |number, cp, refused| {
             let (volume, cp) = (VolumeNumber(number), CpNumber(cp));
             LeftOut { volume, cp, refused }
         };
         let left_out = vec![left(0x0102, 7, true), left(3, 0, false)];
-        Extension { transfer, state, nvram_made: true, fence, policy, alone, left_out }
+        Extension { transfer, state, nvram_made, asked, serving, fence, policy, alone, left_out }
     }
 
     #[test]
     fn golden_bytes_and_back() {
         let bytes = sample().encode();
         assert_eq!(bytes.len(), 116 + 2 * 12);
-        assert_eq!(bytes[..17], [3, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 2]);
-        assert_eq!(bytes[17..24], [1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[..17], [3, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(bytes[17..24], [1, 3, 0, 0x0b, 0x0a, 0, 0]);
         assert_eq!(bytes[24..44], [4, 0, 0, 0, 5, 1, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[44..64], [[7; 16].as_slice(), &[3, 0, 0, 0]].concat());
         assert_eq!(bytes[64..72], [3, 1, 1, 1, 1, 0x88, 0x13, 0]);
@@ -316,7 +368,7 @@ mod tests {
         assert_eq!(decode(&never.encode()), Some(never));
         assert_eq!(decode(&bytes), Some(sample()));
         for state in [State::Mirror, State::FailingOver, State::Promoted, State::HandedOver] {
-            let extension = Extension { state, ..sample() };
+            let extension = Extension { state, serving: None, ..sample() };
             assert_eq!(decode(&extension.encode()), Some(extension));
         }
     }
@@ -326,7 +378,12 @@ mod tests {
         let mut bytes = sample().encode();
         bytes.truncate(112);
         bytes[0] = 2;
-        let older = Extension { left_out: Vec::new(), ..sample() };
+        assert_eq!(decode(&bytes), None, "version 2 has zeros where something was asked for");
+        let (asked, serving) = (Asked::default(), None);
+        let older = Extension { left_out: Vec::new(), asked, serving, ..sample() };
+        let mut bytes = older.encode();
+        bytes.truncate(112);
+        bytes[0] = 2;
         assert_eq!(decode(&bytes), Some(older));
         bytes.extend([0; 4]);
         assert_eq!(decode(&bytes), None, "version 2 ends there");
@@ -363,7 +420,9 @@ mod tests {
         assert_eq!(bad(0, 1), None, "version 1 is shorter");
         assert_eq!(bad(16, 4), None, "no such state");
         assert_eq!(bad(17, 2), None, "made or not");
-        assert_eq!(bad(18, 1), None, "reserved");
+        assert_eq!(bad(16, 2), None, "served over a log that is applied");
+        assert_eq!(bad(18, 4), None, "no such flag");
+        assert_eq!(bad(19, 1), None, "reserved");
         assert_eq!(bad(60, 7), None, "no such flag");
         assert_eq!(bad(60, 2), None, "a policy that was not told");
         assert_eq!(bad(60, 1), None, "a mark that is not set");

@@ -553,17 +553,16 @@ fn judge(
     let fence = extension.fence;
     let what = match follow.alone {
         Some((_, from)) => format!("from entry {from} on it may have acknowledged them alone"),
-        // What sync mode has not sent here was never acknowledged.
-        None if follow.policy.mode == Mode::Sync => return Ok(None),
         None if follow.last <= fence.sequence => return Ok(None),
+        // What sync mode has not sent here was never acknowledged: kept all the same, unasked.
+        None if follow.policy.mode == Mode::Sync => {
+            return named(&format!("unacknowledged-{}", follow.fenced.number)).map(Some);
+        }
         None => format!("its last entry is {}, here it was {}", follow.last, fence.sequence),
     };
     let split = format!("split-{}", follow.fenced.number);
     match keep {
-        Some(Side::Hub) => match split.parse() {
-            Ok(name) => Ok(Some(name)),
-            Err(error) => Err(Refusal::new(format!("{split}: {error}"), SEE_LOG)),
-        },
+        Some(Side::Hub) => named(&split).map(Some),
         Some(Side::Source) | None => {
             let reason = format!(
                 "split brain: the filer of {} has writes that this hub never had ({what}), and the \
@@ -578,6 +577,10 @@ fn judge(
             Err(Refusal::new(reason, next))
         }
     }
+}
+
+fn named(name: &str) -> Result<KeptName, Refusal> {
+    name.parse().map_err(|error| Refusal::new(format!("{name}: {error}"), SEE_LOG))
 }
 
 /// One failback under way.

@@ -12,42 +12,45 @@
 //! 4. the source is told, its connection ends, a CP under way is given up: what it has not
 //!    published counts as nothing, its log is what counts.
 //! 5. everything up to the fence lies in the source log.
-//! 6. the log is replayed on top of the image, in order. Nobody sees it; a cut: it is done again.
-//! 7. it is published as a CP, and with it the state `promoted`: one commit.
+//! 6. the number of the CP that will hold it is in the row, and clients are served over the log's
+//!    headers ([`overlay`](super::overlay)) by an engine with an NVRAM of its own. A cut: the next
+//!    start makes the overlay again, finds their writes in that NVRAM, and serves them.
+//! 7. the log is replayed on top of the image, in order. Nobody sees it; a cut: it is done again.
+//! 8. it is published as that CP, and with it the state `promoted`: one commit. The overlay goes,
+//!    the engine's own CPs begin.
 //!
-//! Behind a refusal after step 3 the source stays fenced and in `failing-over`; the same command
-//! goes on from there.
+//! What was asked for (`--now`, `--accept-gap`) is in the row before step 2, and counts when a
+//! restart goes on. Behind a refusal after step 3 the source stays fenced and in `failing-over`;
+//! the same command goes on from there. Steps 5 to 8 are in [`behind`].
 
+mod behind;
 mod report;
 mod state;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
+use self::behind::Behind;
 pub use self::report::{Alone, Outcome, Refusal, Report};
 pub use self::state::{Failovers, View};
 use super::actor::{Changed, Fence as FenceSource};
-use super::extension::{self, Extension, State};
+use super::extension::{self, Asked, Extension, State};
+use super::hooks::Moved;
 use super::lane::{Fenced, Lane};
+use super::overlay::Builder;
+use super::promoted::Engine;
 use super::registry::Entry;
-use super::replay::{Chain, Extent, Gap, Replay, ReplayError};
+use super::replay::{Chain, Extent, Gap, ReplayError};
 use super::shared::Shared;
 use crate::pool::error::PoolError;
-use crate::pool::kept::Keep;
-use crate::pool::publish::Publish;
 use crate::pool::rows::{SourceRow, VolumeRow};
-use crate::pool::write_set::Budget;
 use crate::record::marks::Place;
-use crate::session::CP_NUMBER_MAX;
 use crate::session::mirror::LeftOut;
 use crate::units::ids::{SourceId, random_u64};
-use crate::units::names::{KeptName, SourceName};
+use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch};
-use crate::volume::error::VolumeError;
-use crate::volume::work;
 
 /// How long a source may serve reads without having heard from its hub, where its policy is not
 /// known: the default of `hub_timeout`.
@@ -87,6 +90,10 @@ pub enum Step {
     Told,
     /// Everything up to the fence is in the log.
     Drained,
+    /// The row says under which CP the volumes are served over the log.
+    Numbered,
+    /// Clients are served, and nothing is applied yet.
+    Serving,
     /// So many entries are applied.
     Replaying(u64),
     /// All are, and nothing is published.
@@ -98,12 +105,15 @@ pub enum Step {
 /// Told each step; false ends the failover there.
 pub type Reached<'a> = &'a (dyn Fn(&Step) -> bool + 'a);
 
+/// Told once, as soon as clients are served, be the log applied or not.
+pub type Served<'a> = &'a (dyn Fn(&Report) + 'a);
+
 /// Goes on with every failover that had begun, each on its own thread.
 pub fn resume_all(shared: &Arc<Shared>) {
     for name in shared.failovers.in_state(State::FailingOver) {
         let (shared, runtime) = (Arc::clone(shared), Handle::current());
         drop(tokio::task::spawn_blocking(move || {
-            match run(&shared, &name, Ask::default(), &|_| true) {
+            match run(&shared, &name, Ask::default(), &|_| true, &|_| ()) {
                 Ok(report) => {
                     tracing::warn!(source = %name, report = report.sentences().join("; "), "resumed");
                     runtime.block_on(serve(&shared, &name));
@@ -121,7 +131,11 @@ pub fn resume_all(shared: &Arc<Shared>) {
 pub async fn serve(shared: &Shared, name: &SourceName) {
     let Some(lane) = shared.lanes.get(name) else { return };
     match shared.promoted.start(lane.source()).await {
-        Ok(_) => tracing::warn!(source = %name, "served here from now on"),
+        Ok(engine) => {
+            tracing::warn!(source = %name, "served here from now on");
+            let status = engine.status();
+            shared.moved(Moved::Promoted, name, status.epoch, status.own_cp);
+        }
         Err(error) => tracing::error!(source = %name, %error, "failed over, and not served"),
     }
 }
@@ -132,15 +146,19 @@ pub fn run(
     name: &SourceName,
     ask: Ask,
     reached: Reached<'_>,
+    served: Served<'_>,
 ) -> Result<Report, Refusal> {
     let _turn = shared.failovers.turn(name)?;
-    let run = Run::of(shared, name, ask, reached)?;
+    let mut run = Run::of(shared, name, ask, reached, served)?;
     let row = run.row()?;
     let extension = Extension::of(&row).map_err(|reason| Refusal::new(reason, SEE_LOG))?;
     let checked = match extension.state {
         State::Mirror => run.plan(run.lane.cursors().durable)?,
         State::FailingOver if ask.dry_run => run.plan(extension.fence)?,
-        State::FailingOver => Plan::default(),
+        State::FailingOver => {
+            run.remember(extension.asked)?;
+            Plan::default()
+        }
         State::Promoted => {
             let reason = format!("{name} was failed over already, in epoch {}", row.epoch.number);
             return Err(Refusal::new(reason, "`mirrorhub failback` gives it back"));
@@ -157,8 +175,8 @@ pub fn run(
     if let Err(Refusal { reason, next_step }) = &ended {
         let state = run.row().ok().and_then(|row| Extension::of(&row).ok()).map(|e| e.state);
         if let Some(state @ State::FailingOver) = state {
-            let (reason, next_step) = (reason.clone(), next_step.clone());
-            shared.failovers.set(name, View { state, reason, next_step });
+            let reason = run.still_served(reason);
+            shared.failovers.set(name, View { state, reason, next_step: next_step.clone() });
         }
     }
     run.tell_changed();
@@ -179,6 +197,8 @@ struct Plan {
     last: Place,
     replayed: Extent,
     gap: Option<Gap>,
+    /// What clients will be served over, as far as the log was read.
+    overlay: Option<Builder>,
 }
 
 /// One failover under way.
@@ -188,6 +208,7 @@ struct Run<'a> {
     ask: Ask,
     promise: Option<Promise>,
     reached: Reached<'a>,
+    served: Served<'a>,
     lane: Arc<Lane>,
     source: SourceId,
     /// The volumes that were not mirrored to the end, each a sentence.
@@ -201,6 +222,7 @@ impl<'a> Run<'a> {
         name: &'a SourceName,
         ask: Ask,
         reached: Reached<'a>,
+        served: Served<'a>,
     ) -> Result<Self, Refusal> {
         let Some(lane) = shared.lanes.get(name) else {
             let reason = format!("{name} was never here: there is nothing to fail over");
@@ -216,7 +238,7 @@ impl<'a> Run<'a> {
         });
         let volumes = shared.pool.catalog().volumes(source).map_err(|error| pool(&error))?;
         let left_out = left_out(&told.left_out, &volumes);
-        Ok(Self { shared, name, ask, promise, reached, lane, source, left_out, begun })
+        Ok(Self { shared, name, ask, promise, reached, served, lane, source, left_out, begun })
     }
 
     fn row(&self) -> Result<SourceRow, Refusal> {
@@ -249,8 +271,9 @@ impl<'a> Run<'a> {
             let row = self.row()?;
             let applied = self.applied(&row)?;
             let last = if enough(applied) { applied } else { upto };
-            let check = |last| self.chain(applied).check(last, || !self.stopping());
-            let (last, gap, checked) = match check(last) {
+            let mut overlay = self.overlay(&row)?;
+            let read = overlay.read(&self.chain(applied), last, || !self.stopping());
+            let (last, gap) = match read {
                 Err(ReplayError::Gap(gap)) => {
                     // A CP that was published meanwhile has taken its log with it.
                     if self.row()?.applied != row.applied {
@@ -259,12 +282,12 @@ impl<'a> Run<'a> {
                     if !self.ask.accept_gap {
                         return Err(Refusal::new(gap.to_string(), ACCEPT));
                     }
-                    (gap.reaches, Some(gap.clone()), check(gap.reaches))
+                    (gap.reaches, Some(gap))
                 }
-                checked => (last, None, checked),
+                Err(error) => return Err(replay(&error)),
+                Ok(()) => (last, None),
             };
-            let replayed = checked.map_err(|error| replay(&error))?;
-            return Ok(Plan { last, replayed, gap });
+            return Ok(Plan { last, replayed: overlay.extent(), gap, overlay: Some(overlay) });
         }
     }
 
@@ -286,6 +309,7 @@ impl<'a> Run<'a> {
         replayed: Extent,
         gap: Option<Gap>,
     ) -> Report {
+        let behind = false;
         let outcome = match gap {
             Some(gap) => Outcome::UpToGap(gap),
             None if replayed.entries == 0 => Outcome::NothingToReplay,
@@ -310,6 +334,7 @@ impl<'a> Run<'a> {
             nvram_damaged_bytes,
             stale_reads,
             left_out: self.left_out.clone(),
+            behind,
         }
     }
 
@@ -321,7 +346,41 @@ impl<'a> Run<'a> {
         self.entry().and_then(|entry| entry.snapshot.load().heard)
     }
 
-    /// Steps 2 to 7.
+    /// An overlay of the log behind the image, of which nothing is read yet.
+    fn overlay(&self, row: &SourceRow) -> Result<Builder, Refusal> {
+        let extension = Extension::of(row).map_err(|reason| Refusal::new(reason, SEE_LOG))?;
+        let left_out = extension.left_out.iter().map(|left| left.volume).collect();
+        Ok(Builder::new(&self.shared.overlays, self.applied(row)?, left_out))
+    }
+
+    /// What was asked for before counts as well, and all of it is durable.
+    fn remember(&mut self, before: Asked) -> Result<(), Refusal> {
+        let Ask { now, accept_gap, .. } = self.ask;
+        let asked = Asked { now, accept_gap }.or(before);
+        self.ask = Ask { now: asked.now, accept_gap: asked.accept_gap, ..self.ask };
+        if asked == before { Ok(()) } else { self.note(asked) }
+    }
+
+    fn note(&self, asked: Asked) -> Result<(), Refusal> {
+        let _row = self.lane.row();
+        let change = move |row: &mut SourceRow| {
+            if let Ok(extension) = Extension::of(row) {
+                row.extension = Extension { asked, ..extension }.encode();
+            }
+        };
+        let catalog = self.shared.pool.catalog();
+        catalog.update_source(self.source, change).map_err(|error| pool(&error))
+    }
+
+    /// Clients may be served over a log that cannot be applied: who reads why is told so.
+    fn still_served(&self, reason: &str) -> String {
+        match self.shared.promoted.engine(self.name) {
+            Some(Engine::Running(_)) => format!("{reason}; the volumes are served over the log"),
+            Some(Engine::Failed(_)) | None => reason.to_owned(),
+        }
+    }
+
+    /// Steps 2 to 8.
     fn go(&self, row: &SourceRow, state: State, plan: Plan) -> Result<Report, Refusal> {
         if state == State::Mirror {
             self.step(Step::Checked)?;
@@ -336,11 +395,14 @@ impl<'a> Run<'a> {
         let used = self.tell(row.epoch);
         self.quiet()?;
         self.step(Step::Told)?;
-        self.follow(used, plan.gap)
+        let Plan { gap, overlay, .. } = plan;
+        Behind::new(self, used, gap).run(overlay)
     }
 
     /// Steps 2 and 3.
     fn fence(&self, row: &SourceRow, plan: &Plan) -> Result<(), Refusal> {
+        let Ask { now, accept_gap, .. } = self.ask;
+        self.note(Asked { now, accept_gap })?;
         let id = random_u64().map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
         let epoch = Epoch { number: row.epoch.number + 1, id };
         let stager = &self.shared.stager;
@@ -392,143 +454,6 @@ impl<'a> Run<'a> {
         self.lane.wait(None, |_| self.lane.job().is_none() || self.stopping());
         if self.lane.job().is_some() { Err(stopped()) } else { Ok(()) }
     }
-
-    /// Steps 5 to 7, until they need no other fence.
-    fn follow(&self, used: CpNumber, mut gap: Option<Gap>) -> Result<Report, Refusal> {
-        loop {
-            let row = self.row()?;
-            let extension = Extension::of(&row).map_err(|why| Refusal::new(why, SEE_LOG))?;
-            let fence = extension.fence;
-            let drained = |at: Place| at.sequence >= fence.sequence;
-            self.lane.wait(None, |c| drained(c.drained) || c.fault.is_some() || self.stopping());
-            self.step(Step::Drained)?;
-            match self.promote(&row, fence, used) {
-                Ok((cp, replayed)) => return self.promoted(&row, fence, cp, replayed, gap),
-                Err(Stop::Refused(refusal)) => return Err(refusal),
-                Err(Stop::Gap(met)) if self.ask.accept_gap => {
-                    self.move_fence(met.reaches)?;
-                    gap = Some(met);
-                }
-                Err(Stop::Gap(met)) => return Err(Refusal::new(met.to_string(), ACCEPT)),
-            }
-        }
-    }
-
-    /// What lies behind `place` was given up.
-    fn move_fence(&self, place: Place) -> Result<(), Refusal> {
-        let change = move |row: &mut SourceRow| {
-            if let Ok(extension) = Extension::of(row) {
-                row.extension = Extension { fence: place, ..extension }.encode();
-            }
-        };
-        let catalog = self.shared.pool.catalog();
-        catalog.update_source(self.source, change).map_err(|error| pool(&error))?;
-        self.lane.move_fence(place);
-        Ok(())
-    }
-
-    /// Steps 6 and 7. The CP that shows everything up to the fence.
-    fn promote(
-        &self,
-        row: &SourceRow,
-        fence: Place,
-        used: CpNumber,
-    ) -> Result<(CpNumber, Extent), Stop> {
-        let from = self.applied(row)?;
-        let (pool, catalog) = (&self.shared.pool, self.shared.pool.catalog());
-        // A pass that was not published counts as nothing (R13).
-        let given_up = work::give_up(pool, self.source);
-        given_up.map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
-        let volumes = catalog.volumes(self.source)?;
-        let bases: BTreeMap<_, _> = volumes.iter().map(|row| (row.key.volume, row.tree)).collect();
-        let left_out = Extension::of(row).map_err(|reason| Refusal::new(reason, SEE_LOG))?.left_out;
-        let left_out = left_out.iter().map(|left| left.volume).collect();
-        let logged = self.shared.store.cps(self.source).last().copied().unwrap_or_default();
-        let cp = row.highest_cp.max(used).max(logged).next();
-        if cp > CP_NUMBER_MAX {
-            let reason = format!("CP {cp} would be beyond the last number");
-            return Err(Refusal::new(reason, SEE_LOG).into());
-        }
-        // The reserve is there for what cannot be put off (section 11).
-        let mut write_set = pool.begin(Budget::Reserve);
-        let mut replayed = Extent::default();
-        let replay = Replay::new(&mut write_set, self.source, cp, bases).leaving_out(left_out);
-        let built = replay.run(&self.chain(from), fence, |extent| {
-            replayed = *extent;
-            (self.reached)(&Step::Replaying(extent.entries)) && !self.stopping()
-        })?;
-        self.step(Step::Replayed)?;
-        self.wait_for_silence()?;
-        let state = State::Promoted;
-        let _row = self.lane.row();
-        let kept = catalog.source(self.source)?.unwrap_or_else(|| row.clone());
-        let kept = Extension::of(&kept).map_err(|reason| Refusal::new(reason, SEE_LOG))?;
-        let (transfer, left_out) = (fence.transfer, Vec::new());
-        let extension = Extension { transfer, state, fence, left_out, ..kept }.encode();
-        if from == fence {
-            let change = move |row: &mut SourceRow| row.extension = extension;
-            catalog.update_source(self.source, change)?;
-            return Ok((row.applied, replayed));
-        }
-        let publish = Publish {
-            write_set,
-            source: self.source,
-            cp,
-            sequence: fence.sequence,
-            stream_hash: fence.hash,
-            epoch: row.epoch,
-            generation: None,
-            extension: Some(extension),
-            volumes: built.into_iter().collect(),
-        };
-        if row.applied > CpNumber(0) {
-            // The older recovery point stays, in the same commit (invariant 9).
-            let name = kept_name(row.epoch)?;
-            pool.publish_and_keep(publish, Keep::Replaced(name))?;
-        } else {
-            pool.publish(publish)?;
-        }
-        self.lane.published(cp, fence);
-        Ok((cp, replayed))
-    }
-
-    /// A source with `stop` that is cut off answers reads until its `hub_timeout` is over.
-    fn wait_for_silence(&self) -> Result<(), Refusal> {
-        if !self.ask.now {
-            let timeout = self.promise.map_or(SILENCE, |promise| promise.hub_timeout);
-            let until = self.heard().unwrap_or(self.begun) + timeout;
-            self.lane.wait(Some(until), |_| self.stopping());
-        }
-        if self.stopping() { Err(stopped()) } else { Ok(()) }
-    }
-
-    /// The image is published: the log goes, and the volumes are to be served.
-    fn promoted(
-        &self,
-        row: &SourceRow,
-        fence: Place,
-        cp: CpNumber,
-        replayed: Extent,
-        gap: Option<Gap>,
-    ) -> Result<Report, Refusal> {
-        if gap.is_some() {
-            // The log is damaged, and what it holds behind the gap was given up.
-            if let Err(error) = self.shared.store.reset(self.source, Some(fence)) {
-                // The next start deletes it: it is of CPs that are applied.
-                tracing::warn!(source = %self.name, %error, "the damaged log stays for now");
-            }
-            self.lane.rewind(fence);
-        }
-        self.shared.drain.drop_logs(self.lane.clone(), cp);
-        let report = self.report(row.epoch, cp, fence, replayed, gap);
-        let view = View::of(State::Promoted, row.epoch);
-        let reason = format!("{}: {}", view.reason, report.sentences().join("; "));
-        self.shared.failovers.set(self.name, View { reason, ..view });
-        tracing::warn!(source = %self.name, report = report.sentences().join("; "), "failed over");
-        // From this commit on the volumes may be served: `serve` is next, also after a restart.
-        self.step(Step::Promoted)?;
-        Ok(report)
-    }
 }
 
 /// What is to be said of volumes that were not mirrored to the end (R20).
@@ -542,42 +467,6 @@ fn left_out(left_out: &[LeftOut], volumes: &[VolumeRow]) -> Vec<String> {
         None => format!("volume number {} was refused: there is no image of it", left.volume),
     };
     left_out.iter().map(say).collect()
-}
-
-/// Why a replay did not end in a CP.
-enum Stop {
-    Gap(Gap),
-    Refused(Refusal),
-}
-
-impl From<Refusal> for Stop {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl From<PoolError> for Stop {
-    fn from(error: PoolError) -> Self {
-        Self::Refused(pool(&error))
-    }
-}
-
-impl From<ReplayError> for Stop {
-    fn from(error: ReplayError) -> Self {
-        match error {
-            ReplayError::Gap(gap) => Self::Gap(gap),
-            ReplayError::Volume(VolumeError::Pool(error)) => error.into(),
-            other @ (ReplayError::Volume(_) | ReplayError::Stopped) => {
-                Self::Refused(replay(&other))
-            }
-        }
-    }
-}
-
-/// The name of the CP before a failover, which stays readable.
-fn kept_name(epoch: Epoch) -> Result<KeptName, Refusal> {
-    let name = format!("before-failover-{}", epoch.number);
-    name.parse().map_err(|error| Refusal::new(format!("{name}: {error}"), SEE_LOG))
 }
 
 fn pool(error: &PoolError) -> Refusal {

@@ -6,26 +6,22 @@
 //! the same, with multi-conn and for any time; as long as it is open, it cannot be dropped.
 //!
 //! Of a promoted source it is the volume itself, read-write and multi-conn, through the engine
-//! that runs it here; who opened it before stays on his pin. While a source fails over its volumes
-//! are neither the one nor the other, and are refused.
+//! that runs it here; who opened it before stays on his pin. While a source fails over and is not
+//! yet served over its log, its volumes are neither the one nor the other, and are refused.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
 use super::extension::{Extension, State};
 use super::lane::Lane;
 use super::promoted::Engine;
 use super::shared::Shared;
 use crate::filer::Filer;
-use crate::nbd::export::{
-    ErrorCode, Export, ExportError, ExportFuture, ExportInfo, Exports, Extent, Listed, OpenError,
-    OpenFuture, Segment,
-};
+use crate::filer::image::Image;
+use crate::nbd::export::{Export, ExportInfo, Exports, Listed, OpenError, OpenFuture};
 use crate::pool::error::PoolError;
 use crate::units::names::{KeptName, SourceName, VolumeName};
-use crate::volume::reader;
 
 /// All images of a hub.
 #[derive(Debug)]
@@ -76,10 +72,17 @@ impl Images {
         };
         match (extension.state, self.shared.promoted.engine(name)) {
             (State::Mirror | State::HandedOver, _) => Ok(None),
-            (State::FailingOver, _) => {
+            (State::FailingOver, None) => {
                 refused(format!("source {name} fails over: its log is being replayed; try again"))
             }
-            (State::Promoted, Some(Engine::Running(engine))) => Ok(Some(engine)),
+            // Over its log, as long as that is not applied.
+            (State::FailingOver | State::Promoted, Some(Engine::Running(engine))) => {
+                Ok(Some(engine))
+            }
+            (State::FailingOver, Some(Engine::Failed(reason))) => refused(format!(
+                "source {name} fails over: its log is being replayed; before that it cannot be \
+                 served: {reason}"
+            )),
             (State::Promoted, Some(Engine::Failed(reason))) => {
                 refused(format!("promoted source {name} is not served: {reason}"))
             }
@@ -109,8 +112,7 @@ impl Images {
                 () = tokio::time::sleep(patience) => over.cancel(),
             }
         });
-        let image = Arc::new(reader::Image::new(pin));
-        Ok(Image { info, image, ended, _unused: unused.drop_guard() })
+        Ok(Image::new(info, pin, ended, unused.drop_guard()))
     }
 
     /// `SOURCE/VOLUME@KEPT`.
@@ -135,12 +137,7 @@ impl Images {
             }
             pin => pin.map_err(failed)?,
         };
-        let mut info = ExportInfo::new(name, pin.tree().size);
-        info.description = format!("kept CP {} of {name}, root {}", pin.cp(), pin.tree().root());
-        info.read_only = true;
-        info.multi_conn = true;
-        let (image, ended) = (Arc::new(reader::Image::new(pin)), CancellationToken::new());
-        Ok(Image { info, image, ended, _unused: CancellationToken::new().drop_guard() })
+        Ok(Image::kept(name, pin, CancellationToken::new()))
     }
 
     /// The kept CPs of a source; a pool that does not answer lists none.
@@ -208,89 +205,6 @@ impl Exports for Images {
             let image = self.image(name, &lane, &volume)?;
             let export: Arc<dyn Export> = Arc::new(image);
             Ok(export)
-        })
-    }
-}
-
-/// One image at one CP.
-#[derive(Debug)]
-struct Image {
-    info: ExportInfo,
-    image: Arc<reader::Image>,
-    ended: CancellationToken,
-    _unused: DropGuard,
-}
-
-fn failed(error: &dyn std::fmt::Display) -> ExportError {
-    ExportError::new(ErrorCode::Io, error.to_string())
-}
-
-fn read_only<'a>() -> ExportFuture<'a, ()> {
-    let error = ExportError::new(ErrorCode::Perm, "an image is read-only");
-    Box::pin(async move { Err(error) })
-}
-
-impl Export for Image {
-    fn info(&self) -> &ExportInfo {
-        &self.info
-    }
-
-    fn ended(&self) -> Option<CancellationToken> {
-        Some(self.ended.clone())
-    }
-
-    fn read(&self, offset: u64, length: u32) -> ExportFuture<'_, Vec<Segment>> {
-        let image = self.image.clone();
-        Box::pin(async move {
-            let read = tokio::task::spawn_blocking(move || image.read(offset, u64::from(length)));
-            let segments = read.await.map_err(|error| failed(&error))?;
-            let segments = segments.map_err(|error| failed(&error))?;
-            Ok(segments
-                .into_iter()
-                .map(|segment| match segment.content {
-                    reader::SegmentContent::Data(data) => Segment::Data(Bytes::from(data)),
-                    reader::SegmentContent::Hole => Segment::Hole(segment.length),
-                })
-                .collect())
-        })
-    }
-
-    fn write(&self, _: u64, _: Bytes, _: bool) -> ExportFuture<'_, ()> {
-        read_only()
-    }
-
-    fn flush(&self) -> ExportFuture<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn trim(&self, _: u64, _: u32, _: bool) -> ExportFuture<'_, ()> {
-        read_only()
-    }
-
-    fn write_zeroes(&self, _: u64, _: u32, _: bool, _: bool) -> ExportFuture<'_, ()> {
-        read_only()
-    }
-
-    fn cache(&self, _: u64, _: u32) -> ExportFuture<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn extents(&self, offset: u64, length: u32, at_most: usize) -> ExportFuture<'_, Vec<Extent>> {
-        let image = self.image.clone();
-        Box::pin(async move {
-            let found = tokio::task::spawn_blocking(move || {
-                image.extents(offset, u64::from(length), at_most)
-            });
-            let extents = found.await.map_err(|error| failed(&error))?;
-            let extents = extents.map_err(|error| failed(&error))?;
-            Ok(extents
-                .into_iter()
-                .map(|extent| Extent {
-                    length: extent.length,
-                    hole: extent.hole,
-                    zero: extent.hole,
-                })
-                .collect())
         })
     }
 }

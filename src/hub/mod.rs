@@ -11,9 +11,11 @@
 //! * [`lane`]: one source's cursors; * [`shared`]: what all parts share
 //! * [`registry`], [`status`], [`images`]: sources by name, what is shown, what is served
 //! * [`kept`]: CPs kept by name
-//! * [`failover`], [`replay`]: a source is fenced, its log becomes the image
+//! * [`failover`], [`replay`]: a source is fenced, its log becomes the image; [`overlay`]: what
+//!   clients read until it is
 //! * [`failback`]: a filer follows, and is given its volumes back
 //! * [`promoted`]: sources that the hub serves itself
+//! * [`hooks`]: commands that are run when volumes have moved
 //! * [`recover`]: what a start does before anything else
 //!
 //! A fault of one source (its log, its actor, its connection) stays with that source (invariant
@@ -27,10 +29,12 @@ pub mod drainer;
 pub mod extension;
 pub mod failback;
 pub mod failover;
+pub mod hooks;
 mod identity;
 pub mod images;
 pub mod kept;
 pub mod lane;
+pub mod overlay;
 mod pass;
 pub mod promoted;
 pub mod recover;
@@ -55,6 +59,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::actor::{Goodbye, SourceActor, WantCheckpoint, WantScan};
+use self::hooks::HookOptions;
 use self::lane::lock;
 use self::promoted::{Engine, PromotedOptions};
 use self::registry::Entry;
@@ -127,6 +132,8 @@ pub struct HubOptions {
     pub arbiters: usize,
     /// How promoted sources run.
     pub promoted: PromotedOptions,
+    /// What is run when volumes have moved.
+    pub hooks: HookOptions,
 }
 
 /// Why a hub does not start.
@@ -195,23 +202,31 @@ impl Hub {
 
     /// Every source as it is now.
     pub fn snapshots(&self) -> Vec<Arc<Snapshot>> {
-        self.shared
-            .registry
-            .all()
-            .into_iter()
-            .map(|(name, entry)| {
-                let snapshot = entry.snapshot.load_full();
-                let engine = self.shared.promoted.engine(&name);
-                let view = self.shared.failovers.view(&name);
-                let found = view.as_ref().map(|view| view.reason.as_str());
-                let Some(engine) = engine else { return snapshot };
-                let mut served = snapshot.promoted(&engine, found);
-                if self.shared.failbacks.follows(&name) {
-                    served.reason.push_str("; its filer is connected and follows");
-                }
-                Arc::new(served)
-            })
-            .collect()
+        let all = self.shared.registry.all().into_iter();
+        all.map(|(name, entry)| self.snapshot(&name, entry.snapshot.load_full())).collect()
+    }
+
+    fn snapshot(&self, name: &SourceName, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
+        let engine = self.shared.promoted.engine(name);
+        let hook = self.shared.hooks.failure(name);
+        if engine.is_none() && hook.is_none() {
+            return snapshot;
+        }
+        let mut shown = match engine {
+            None => Snapshot::clone(&snapshot),
+            Some(engine) => {
+                let view = self.shared.failovers.view(name);
+                snapshot.promoted(&engine, view.as_ref().map(|view| view.reason.as_str()))
+            }
+        };
+        if self.shared.failbacks.follows(name) {
+            shown.reason.push_str("; its filer is connected and follows");
+        }
+        if let Some(failed) = hook {
+            shown.reason.push_str("; ");
+            shown.reason.push_str(&failed);
+        }
+        Arc::new(shown)
     }
 
     /// The engine of a source that is served here.
@@ -290,8 +305,9 @@ impl Hub {
         Ok(recover::Verified { cp, here: roots, problems, there })
     }
 
-    /// Fails a source over, or says what that would do. Goes on to its end though the caller may
-    /// have gone. `reached` is told each step.
+    /// Fails a source over, or says what that would do. Returns as soon as clients are served: the
+    /// log may still be being applied then ([`failover::Report::behind`]). Goes on to its end though
+    /// the caller may have gone. `reached` is told each step.
     pub async fn failover(
         &self,
         name: &SourceName,
@@ -299,26 +315,39 @@ impl Hub {
         reached: impl Fn(&failover::Step) + Send + 'static,
     ) -> Result<failover::Report, failover::Refusal> {
         let (shared, name) = (self.shared.clone(), name.clone());
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let tell = Arc::new(Mutex::new(Some(tell)));
+        let answer = move |report: Result<failover::Report, failover::Refusal>| {
+            // Nobody is there to hear the second answer, or has gone before the first.
+            if let Some(tell) = lock(&tell).take() {
+                drop(tell.send(report));
+            }
+        };
+        let early = answer.clone();
         let run = move || {
             let told = |step: &failover::Step| {
                 reached(step);
                 true
             };
-            failover::run(&shared, &name, ask, &told).map(|report| (shared, name, report))
+            let served = |report: &failover::Report| early(Ok(report.clone()));
+            let ran = failover::run(&shared, &name, ask, &told, &served);
+            (shared, name, ran)
         };
         // The task goes on to its end though the caller may have gone, and serves then.
-        let whole = tokio::spawn(async move {
-            let ran = tokio::task::spawn_blocking(run).await.unwrap_or_else(|error| {
-                Err(failover::Refusal::new(error.to_string(), "see the log of the hub"))
-            });
-            let (shared, name, report) = ran?;
-            if !report.dry_run {
-                failover::serve(&shared, &name).await;
+        tokio::spawn(async move {
+            let Ok((shared, name, ran)) = tokio::task::spawn_blocking(run).await else { return };
+            match &ran {
+                Ok(report) if !report.dry_run => failover::serve(&shared, &name).await,
+                Ok(_) => {}
+                Err(refusal) => {
+                    let failover::Refusal { reason, next_step } = refusal;
+                    tracing::error!(source = %name, reason, next_step, "failover has not ended");
+                }
             }
-            Ok(report)
+            answer(ran);
         });
-        whole.await.unwrap_or_else(|error| {
-            Err(failover::Refusal::new(error.to_string(), "see the log of the hub"))
+        told.await.unwrap_or_else(|_| {
+            Err(failover::Refusal::new("the failover panicked", "see the log of the hub"))
         })
     }
 
@@ -386,12 +415,12 @@ impl Hub {
     pub async fn stop(&self) {
         self.stop.cancel();
         self.say_goodbye().await;
+        self.shared.failovers.stop(&self.shared.lanes);
         self.shared.promoted.stop_all().await;
         let arbiters = std::mem::take(&mut *lock(&self.arbiters));
         for arbiter in &arbiters {
             arbiter.stop();
         }
-        self.shared.failovers.stop(&self.shared.lanes);
         self.shared.jobs.stop();
         self.shared.passes.stop();
         for job in self.shared.lanes.all().iter().filter_map(|lane| lane.job()) {

@@ -16,12 +16,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::extension::{Extension, State};
 use super::lane::lock;
 use crate::device::file::{Access, FileDevice, FileError};
 use crate::device::latch::Latch;
+use crate::filer::beneath::Ground;
 use crate::filer::keeper::{Keeper, KeeperError, Kept};
 use crate::filer::recover::{Settings, Store};
 use crate::filer::{CheckpointError, EngineOptions, Filer, StartError};
@@ -34,6 +35,10 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::names::SourceName;
 use crate::units::numbers::ByteCount;
 use crate::units::policy::Policy;
+
+/// How long a start waits for the NVRAM of an engine that was stopped before, and between two looks.
+const LET_GO_MAX: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How promoted sources run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +117,9 @@ impl Keeper for HubKeeper {
 
     fn write(&self, row: &SourceRow, kept: &Kept) -> Result<Vec<u8>, KeeperError> {
         let before = Extension::of(row).map_err(KeeperError)?;
-        if before.state != State::Promoted {
+        // Over a log that is not applied nothing is published, but an NVRAM is made.
+        let over_log = before.serving.is_some() && kept.transfer == before.transfer;
+        if before.state != State::Promoted && !over_log {
             let state = before.state.word();
             return Err(KeeperError(format!("source {} is {state} here by now", row.name)));
         }
@@ -166,13 +173,23 @@ impl Promoted {
     /// Serves a source whose row says that it is promoted. Returns the engine that runs already,
     /// if one does.
     pub async fn start(&self, source: SourceId) -> Result<Arc<Filer>, PromotedError> {
+        self.start_over(source, None).await
+    }
+
+    /// The same over a ground: of a source that fails over, whose row says under which CP its log
+    /// will be published.
+    pub async fn start_over(
+        &self,
+        source: SourceId,
+        ground: Option<Ground>,
+    ) -> Result<Arc<Filer>, PromotedError> {
         let _turn = self.turn.lock().await;
         let row = self.pool.catalog().source(source)?.ok_or(PromotedError::Unknown(source))?;
         if let Some(Engine::Running(engine)) = self.engine(&row.name) {
             return Ok(engine);
         }
         let name = row.name.clone();
-        let started = self.start_engine(row).await.map(Arc::new);
+        let started = self.start_engine(row, ground).await.map(Arc::new);
         let engine = match &started {
             Ok(engine) => Engine::Running(Arc::clone(engine)),
             Err(error) => Engine::Failed(error.to_string().into()),
@@ -181,22 +198,39 @@ impl Promoted {
         started
     }
 
-    async fn start_engine(&self, row: SourceRow) -> Result<Filer, PromotedError> {
+    async fn start_engine(
+        &self,
+        row: SourceRow,
+        ground: Option<Ground>,
+    ) -> Result<Filer, PromotedError> {
         let extension = Extension::of(&row).map_err(PromotedError::Row)?;
-        if extension.state != State::Promoted {
+        let wanted = match &ground {
+            None => extension.state == State::Promoted,
+            Some(ground) => extension.serving == Some(ground.cp),
+        };
+        if !wanted {
             let state = extension.state.word();
             return Err(PromotedError::NotPromoted { name: row.name, state });
         }
         let source = row.id;
         let (path, size) = (self.nvram_path(source), self.options.nvram_size);
-        let nvram = tokio::task::spawn_blocking(move || {
-            open_nvram(path, size, &row.name, extension.nvram_made)
-        });
-        let nvram = nvram.await.map_err(|error| PromotedError::Thread(error.to_string()))??;
+        let begun = Instant::now();
+        let nvram = loop {
+            let (path, name, made) = (path.clone(), row.name.clone(), extension.nvram_made);
+            let opened = tokio::task::spawn_blocking(move || open_nvram(path, size, &name, made));
+            match opened.await.map_err(|error| PromotedError::Thread(error.to_string()))? {
+                // Clients of an engine that was stopped just now are still on their way out.
+                Err(PromotedError::File(FileError::Busy(_))) if begun.elapsed() < LET_GO_MAX => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                opened => break opened?,
+            }
+        };
         let options = EngineOptions {
             source,
             keeper: Arc::new(HubKeeper::new(self.hub)),
             forward: None,
+            ground,
             settings: Settings {
                 policy: Policy::default(),
                 accept_lost_nvram: false,

@@ -25,6 +25,7 @@ use super::drainer::{DrainQueue, Drainer, InRing};
 use super::extension::{self, Extension, State};
 use super::failback::Failbacks;
 use super::failover::Failovers;
+use super::hooks::Hooks;
 use super::identity::{identity, own_logs, state};
 use super::lane::{Cursors, Fenced, Lane};
 use super::promoted::Promoted;
@@ -126,6 +127,8 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         image_pin: options.image_pin,
         settings: arc_swap::ArcSwap::from_pointee(settings),
         failovers,
+        hooks: Arc::new(Hooks::new(options.hooks.clone())),
+        overlays: Arc::default(),
         failbacks: Failbacks::default(),
         nvram_damaged_bytes,
         counters: Counters::default(),

@@ -5,6 +5,7 @@
 //! are planned and written by the same code, so the same entries give the same trees however they
 //! came. When [`REPLAY_BLOCKS_MAX`] blocks or [`REPLAY_ENTRIES_MAX`] entries have gathered they
 //! are written through, on top of what was written before: memory does not go by the log's length.
+//! From the second such batch on that is done beside the reading, on a thread of its own.
 //!
 //! Invariant: what is applied joins the image without a gap, transfer by transfer, and every
 //! header and all data has passed its checksum again (invariant 11). Whatever is missing or
@@ -14,6 +15,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use crate::filer::buffers::Buffers;
 use crate::filer::plan::{Plan, Step};
@@ -27,7 +30,7 @@ use crate::record::transfer::Transfer;
 use crate::sourcelog::LogStore;
 use crate::units::convert::to_u64;
 use crate::units::ids::SourceId;
-use crate::units::numbers::{CpNumber, Vbn, VolumeNumber};
+use crate::units::numbers::{ByteCount, CpNumber, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
 use crate::volume::reader::read_into;
 use crate::volume::writer::{Content, TreeWriter};
@@ -86,11 +89,12 @@ pub struct Chain<'a> {
 }
 
 impl Chain<'_> {
-    /// Visits every transfer behind the image up to `upto`, in order, each checked whole.
+    /// Visits every transfer behind the image up to `upto`, in order, each checked whole. It is
+    /// told the CP of the log that it lies in, and which transfer of that it is.
     pub fn walk(
         &self,
         upto: Place,
-        mut visit: impl FnMut(&Transfer) -> Result<(), ReplayError>,
+        mut visit: impl FnMut((CpNumber, usize), &Transfer) -> Result<(), ReplayError>,
     ) -> Result<(), ReplayError> {
         let mut last = self.from;
         for cp in self.store.cps(self.source) {
@@ -99,17 +103,22 @@ impl Chain<'_> {
             }
             let bad = |last, error: &dyn fmt::Display| gap(last, error.to_string());
             let reader = self.store.reader(self.source, cp).map_err(|error| bad(last, &error))?;
-            let mut transfers = reader.transfers();
+            // What lies before is not read.
+            let known = reader.index_of(last.transfer);
+            let mut transfers = reader.transfers_from(known.map(|_| last.transfer));
+            let mut number = known.unwrap_or(0);
             // What lies behind `upto` is not looked at: it may be what was given up.
             while last != upto
                 && let Some(transfer) = transfers.next()
             {
+                let at = (cp, number);
+                number += 1;
                 let transfer = transfer.map_err(|error| bad(last, &error))?;
                 if transfer.last_sequence() <= self.from.sequence {
                     continue;
                 }
                 joins(last, &transfer)?;
-                visit(&transfer)?;
+                visit(at, &transfer)?;
                 last = transfer.place();
             }
         }
@@ -120,24 +129,11 @@ impl Chain<'_> {
         let reason = format!("transfer {transfer} (entry {sequence}) does not follow");
         Err(gap(last, reason))
     }
-
-    /// Reads everything up to `upto` and checks it, without applying it.
-    pub fn check(
-        &self,
-        upto: Place,
-        mut goes_on: impl FnMut() -> bool,
-    ) -> Result<Extent, ReplayError> {
-        let mut extent = Extent::default();
-        self.walk(upto, |transfer| {
-            extent.add(transfer);
-            if goes_on() { Ok(()) } else { Err(ReplayError::Stopped) }
-        })?;
-        Ok(extent)
-    }
 }
 
 impl Extent {
-    fn add(&mut self, transfer: &Transfer) {
+    /// Counts a transfer in.
+    pub fn add(&mut self, transfer: &Transfer) {
         self.entries += to_u64(transfer.entries().len());
         self.bytes += transfer.data_bytes();
         self.cp = self.cp.max(transfer.header().cp);
@@ -160,9 +156,9 @@ fn joins(last: Place, transfer: &Transfer) -> Result<(), ReplayError> {
     Err(gap(last, format!("transfer {id} lies there, which follows {previous}")))
 }
 
-/// Trees of a source under construction.
+/// Trees of a source under construction: the part that hashes and writes.
 #[derive(Debug)]
-pub struct Replay<'a> {
+struct Trees<'a> {
     pool: Arc<Pool>,
     set: &'a mut WriteSet,
     source: SourceId,
@@ -171,10 +167,14 @@ pub struct Replay<'a> {
     trees: BTreeMap<VolumeNumber, TreeRoot>,
     /// Those that were written.
     built: BTreeMap<VolumeNumber, TreeRoot>,
+}
+
+/// A replay that is about to begin.
+#[derive(Debug)]
+pub struct Replay<'a> {
+    trees: Trees<'a>,
     /// Volumes whose entries do not count.
     left_out: BTreeSet<VolumeNumber>,
-    buffers: Buffers,
-    extent: Extent,
 }
 
 impl<'a> Replay<'a> {
@@ -186,8 +186,8 @@ impl<'a> Replay<'a> {
         bases: BTreeMap<VolumeNumber, TreeRoot>,
     ) -> Self {
         let pool = Arc::clone(set.pool());
-        let (built, left_out, buffers, extent) = Default::default();
-        Self { pool, set, source, cp, trees: bases, built, left_out, buffers, extent }
+        let (built, left_out) = Default::default();
+        Self { trees: Trees { pool, set, source, cp, trees: bases, built }, left_out }
     }
 
     /// Passes over the entries of these volumes: their images are not of the place where the
@@ -198,53 +198,103 @@ impl<'a> Replay<'a> {
     }
 
     /// Applies what `chain` holds up to `upto`. `goes_on` is asked after each transfer, with what
-    /// was applied so far.
+    /// was gathered so far.
     pub fn run(
-        mut self,
+        self,
         chain: &Chain<'_>,
         upto: Place,
         mut goes_on: impl FnMut(&Extent) -> bool,
     ) -> Result<BTreeMap<VolumeNumber, TreeRoot>, ReplayError> {
-        let mut last = chain.from;
-        chain.walk(upto, |transfer| {
-            for (entry, data) in transfer.iter() {
-                if self.left_out.contains(&entry.volume) {
-                    continue;
+        let Self { trees, left_out } = self;
+        let sizes = trees.trees.iter().map(|(volume, tree)| (*volume, tree.size)).collect();
+        let (mut extent, mut buffers, mut last) =
+            (Extent::default(), Buffers::default(), chain.from);
+        std::thread::scope(|scope| {
+            let mut writer = Writer { scope, here: Some(trees), beside: None };
+            let walked = chain.walk(upto, |_, transfer| {
+                for (entry, data) in transfer.iter() {
+                    if left_out.contains(&entry.volume) {
+                        continue;
+                    }
+                    check(&sizes, entry).map_err(|reason| {
+                        gap(last, format!("transfer {}: {reason}", transfer.id()))
+                    })?;
+                    buffers.apply(entry, data);
                 }
-                self.check(entry)
-                    .map_err(|reason| gap(last, format!("transfer {}: {reason}", transfer.id())))?;
-                self.buffers.apply(entry, data);
-            }
-            last = transfer.place();
-            self.extent.add(transfer);
-            if self.buffers.blocks() >= REPLAY_BLOCKS_MAX
-                || self.buffers.entries() >= REPLAY_ENTRIES_MAX
-            {
-                self.write_through()?;
-            }
-            if goes_on(&self.extent) { Ok(()) } else { Err(ReplayError::Stopped) }
-        })?;
-        self.write_through()?;
-        Ok(self.built)
+                last = transfer.place();
+                extent.add(transfer);
+                if buffers.blocks() >= REPLAY_BLOCKS_MAX || buffers.entries() >= REPLAY_ENTRIES_MAX
+                {
+                    writer.take_on(std::mem::take(&mut buffers))?;
+                }
+                if goes_on(&extent) { Ok(()) } else { Err(ReplayError::Stopped) }
+            });
+            writer.finish(walked.map(|()| buffers))
+        })
     }
+}
 
-    /// An entry of a volume that is known, within its size.
-    fn check(&self, entry: &Entry) -> Result<(), String> {
-        let volume = entry.volume;
-        let Some(tree) = self.trees.get(&volume) else {
-            return Err(format!("an entry is for volume {volume}, which is not known here"));
-        };
-        if entry.end() > tree.size.0 {
-            let (offset, length, size) = (entry.offset, entry.length, tree.size);
-            return Err(format!(
-                "an entry of {length} bytes at {offset} passes the end of volume {volume}, {size}"
-            ));
+/// An entry of a volume that is known, within its size.
+fn check(sizes: &BTreeMap<VolumeNumber, ByteCount>, entry: &Entry) -> Result<(), String> {
+    let volume = entry.volume;
+    let Some(&size) = sizes.get(&volume) else {
+        return Err(format!("an entry is for volume {volume}, which is not known here"));
+    };
+    if entry.end() > size.0 {
+        let (offset, length) = (entry.offset, entry.length);
+        return Err(format!(
+            "an entry of {length} bytes at {offset} passes the end of volume {volume}, {size}"
+        ));
+    }
+    Ok(())
+}
+
+/// Who writes what has gathered: this thread, as long as nothing did; from the first time on one of
+/// its own, beside the reading and checking of what comes next. It is handed one batch at a time,
+/// and the next waits until it is taken: two are in memory.
+struct Writer<'scope, 'env, 'a> {
+    scope: &'scope Scope<'scope, 'env>,
+    here: Option<Trees<'a>>,
+    beside: Option<(SyncSender<Buffers>, ScopedJoinHandle<'scope, Result<Trees<'a>, ReplayError>>)>,
+}
+
+impl<'scope, 'a: 'scope> Writer<'scope, '_, 'a> {
+    /// Hands a batch on. If it is not taken, [`Writer::finish`] has the reason.
+    fn take_on(&mut self, batch: Buffers) -> Result<(), ReplayError> {
+        if let Some(mut trees) = self.here.take() {
+            let (send, batches) = sync_channel::<Buffers>(0);
+            let thread = self.scope.spawn(move || {
+                batches.into_iter().try_for_each(|batch| trees.write(batch))?;
+                Ok(trees)
+            });
+            self.beside = Some((send, thread));
         }
-        Ok(())
+        let Some((send, _)) = &self.beside else { return Err(ReplayError::Stopped) };
+        send.send(batch).map_err(|_| ReplayError::Stopped)
     }
 
-    fn write_through(&mut self) -> Result<(), ReplayError> {
-        let buffers = std::mem::take(&mut self.buffers);
+    /// The last batch, or why there is none; what was built.
+    fn finish(
+        self,
+        walked: Result<Buffers, ReplayError>,
+    ) -> Result<BTreeMap<VolumeNumber, TreeRoot>, ReplayError> {
+        let Self { here, beside, .. } = self;
+        if let Some(mut trees) = here {
+            trees.write(walked?)?;
+            return Ok(trees.built);
+        }
+        let Some((send, thread)) = beside else { return Err(ReplayError::Stopped) };
+        let walked = walked.and_then(|last| send.send(last).map_err(|_| ReplayError::Stopped));
+        drop(send);
+        let written = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // Its reason is the cause of a walk that ended early.
+        let trees = written?;
+        walked.map(|()| trees.built)
+    }
+}
+
+impl Trees<'_> {
+    fn write(&mut self, buffers: Buffers) -> Result<(), ReplayError> {
         let (pool, trees) = (&self.pool, &self.trees);
         let plan = Plan::build(&buffers, |volume, vbn, page| match trees.get(&volume) {
             Some(tree) => read_into(pool, tree, Vbn(vbn).byte_offset(), page),

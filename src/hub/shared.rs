@@ -13,7 +13,9 @@ use super::drainer::DrainQueue;
 use super::extension::{self, Extension, State};
 use super::failback::Failbacks;
 use super::failover::{Failovers, View};
+use super::hooks::{Hooks, Moved};
 use super::lane::{Cursors, Lane, lock};
+use super::overlay::Room;
 use super::promoted::Promoted;
 use super::registry::Registry;
 use super::stager::Stager;
@@ -193,6 +195,10 @@ pub struct Shared {
     pub settings: arc_swap::ArcSwap<BTreeMap<SourceName, SourceSetting>>,
     /// Sources that were failed over.
     pub failovers: Failovers,
+    /// What is run when volumes have moved.
+    pub hooks: Arc<Hooks>,
+    /// Memory for logs that are served before they are applied.
+    pub overlays: Arc<Room>,
     /// Fenced sources that follow.
     pub failbacks: Failbacks,
     /// Bytes of the ring that were damaged when it was opened.
@@ -381,6 +387,7 @@ impl Shared {
         if before_state != state {
             self.failovers.set(name, View::of(state, epoch));
             self.failbacks.taken();
+            self.moved(Moved::FailedBack, name, epoch, base.applied);
         }
         Ok(base)
     }

@@ -193,12 +193,31 @@ pub const NBD_DRAIN_SECONDS_MAX: u64 = 30;
 
 // ---- replay (section 10) ----
 
-/// Blocks that gather before a replay writes them through. Unit tests shrink it, so that each
-/// takes several passes.
+/// Blocks that gather before a replay writes them through; twice as many are in memory, since the
+/// next gather meanwhile. Unit tests shrink it, so that each takes several passes.
 pub const REPLAY_BLOCKS_MAX: u64 = if cfg!(test) { 6 } else { 16_384 };
 /// Entries that gather before a replay writes them through: what they know of blocks in part, and
 /// the holes they make, takes memory as well.
 pub const REPLAY_ENTRIES_MAX: u64 = if cfg!(test) { 9 } else { 262_144 };
+
+/// Ranges of bytes that the log of one source may make while it is served before it is applied:
+/// 1 GiB of it in entries of 4 KiB is a quarter of that. A log that makes more is applied first.
+pub const OVERLAY_EXTENTS_MAX: u64 = 1 << 20;
+/// Ranges that all such logs of a hub may make together.
+pub const OVERLAY_EXTENTS_TOTAL: u64 = 4 << 20;
+/// Bytes of memory that one of them takes at most: 64 MiB for a source, 256 MiB for a hub.
+pub const OVERLAY_EXTENT_BYTES: u64 = 64;
+
+// ---- hooks ----
+
+/// Bytes of a stream of a hook's output that go to the log.
+pub const HOOK_OUTPUT_BYTES_MAX: u64 = 64 * KIB;
+/// Bytes of one line of it.
+pub const HOOK_LINE_BYTES_MAX: u64 = 4 * KIB;
+/// Milliseconds that a hook may take.
+pub const HOOK_TIMEOUT_MS: (u64, u64) = (100, 60 * 60 * 1000);
+/// Arguments of a hook.
+pub const HOOK_ARGUMENTS_MAX: usize = 64;
 
 // ---- actors ----
 
@@ -283,6 +302,8 @@ const _: () = {
             <= RAID_JOURNAL_BYTES
     );
     assert!(POOL_IO_BYTES_MAX == POOL_LEASE_BLOCKS * BLOCK_BYTES_U64, "a lease is one write");
+    assert!(OVERLAY_EXTENTS_TOTAL * OVERLAY_EXTENT_BYTES <= 256 * MIB);
+    assert!(GIB / BLOCK_BYTES_U64 * 4 <= OVERLAY_EXTENTS_MAX);
     assert!(NBD_REQUEST_BYTES_MAX <= NBD_BYTES_IN_FLIGHT_MAX);
     assert!(NBD_SMALL_REQUEST_BYTES_MAX <= NBD_SMALL_BYTES_IN_FLIGHT_MAX);
     assert!(

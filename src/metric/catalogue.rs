@@ -74,6 +74,8 @@ pub struct Metric {
 /// Words of the label `state`: the states of section 13, as in status.
 pub const STATES: &[&str] =
     &["waiting", "syncing", "in-sync", "behind", "offline", "failed-over", "fenced", "faulted"];
+/// Words of the label `result` of a command of `[hooks]`.
+pub const HOOK_RESULTS: &[&str] = &["done", "failed"];
 /// Words of the label `kind` of what a CP carries.
 pub const CHECKPOINT_KINDS: &[&str] = &["reference", "inline", "hole"];
 /// Words of the label `cursor`, in their order (invariant 5).
@@ -212,6 +214,10 @@ catalogue! {
                    them, or whose image is not brought up again yet";
     SOURCE_LOG_BYTES = "mirrorhub_source_log_bytes", Bytes, Kind::Gauge,
         [SOURCE], "Bytes in the source logs of the source";
+
+    HOOK_RUNS = "mirrorhub_hook_runs_total", Count, Kind::Counter,
+        [closed("result", HOOK_RESULTS)],
+        "Commands of [hooks] that were run when volumes had moved, by how they ended";
 
     // ---- one volume ----
     VOLUME_SIZE_BYTES = "mirrorhub_volume_size_bytes", Bytes, Kind::Gauge,

@@ -415,7 +415,7 @@ impl Primary {
             (_, Message::Refused(refused)) => {
                 self.refused(refused, actions);
             }
-            (_, Message::Fenced(fenced)) => self.fenced(fenced.epoch, actions),
+            (_, Message::Fenced(fenced)) => self.fenced_by(&fenced, actions),
             (State::Refilling { target }, Message::RefillEnd(end)) => {
                 if Place::from(end.last) == target && self.last() == target {
                     self.acked = self.held.len();

@@ -118,6 +118,23 @@ impl LogReader {
         Some(self.table.row(self.table.find(id)?)?.ordinals)
     }
 
+    /// Which transfer that is, in order from 0; `None` if it is not here.
+    pub fn index_of(&self, id: TransferId) -> Option<usize> {
+        self.table.find(id)
+    }
+
+    /// The whole data of entry `number` of the transfer at that place in order, checked.
+    pub fn entry(&self, index: usize, number: usize) -> Result<Arc<[u8]>, LogError> {
+        let none =
+            || self.name.corrupt(0, format!("there is no entry {number} of transfer {index}"));
+        let row = self.table.row(index).ok_or_else(none)?;
+        let head = self.head(index, &row)?;
+        let before = head.entries().get(..number).ok_or_else(none)?;
+        let bytes: u64 = before.iter().map(|entry| u64::from(entry.data_bytes())).sum();
+        let entry = head.entries().get(number).ok_or_else(none)?;
+        self.data((index, number), &row, entry, to_u64(head.data_at()) + bytes)
+    }
+
     /// The block behind the reference (transfer, ordinal).
     pub fn block(
         &self,

@@ -140,10 +140,11 @@ impl<'a> Scanner<'a> {
         };
         let mut body = vec![0; u32_to_usize(head.envelope.body_bytes)];
         let start = at.0 + to_u64(ENVELOPE_BYTES);
-        if !self.copy_from_window(start, &mut body) {
-            let read = self.read(start, &mut body)?;
-            if read < body.len() {
-                let (wanted, have) = (to_u64(body.len()), to_u64(read));
+        let held = self.copy_from_window(start, &mut body);
+        if held < body.len() {
+            let have = held + self.read(start + to_u64(held), &mut body[held..])?;
+            if have < body.len() {
+                let (wanted, have) = (to_u64(body.len()), to_u64(have));
                 return Ok(Found::Bad(RecordError::Short { wanted, have }));
             }
         }
@@ -254,13 +255,13 @@ impl<'a> Scanner<'a> {
         Ok(rest.get(..to_usize(wanted)).unwrap_or(rest))
     }
 
-    fn copy_from_window(&self, at: u64, out: &mut [u8]) -> bool {
-        let Some(skip) = at.checked_sub(self.window_at) else { return false };
-        let found = self.window.get(to_usize(skip)..).and_then(|rest| rest.get(..out.len()));
-        if let Some(found) = found {
-            out.copy_from_slice(found);
-        }
-        found.is_some()
+    /// Copies what the window holds of the bytes at `at`; returns how many it held.
+    fn copy_from_window(&self, at: u64, out: &mut [u8]) -> usize {
+        let Some(skip) = at.checked_sub(self.window_at) else { return 0 };
+        let Some(found) = self.window.get(to_usize(skip)..) else { return 0 };
+        let held = found.len().min(out.len());
+        out[..held].copy_from_slice(&found[..held]);
+        held
     }
 
     fn read(&self, at: u64, out: &mut [u8]) -> Result<usize, LogError> {

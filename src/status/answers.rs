@@ -203,6 +203,10 @@ pub struct FailoverAnswer {
     pub bytes: u64,
     /// Whether the loss of an acknowledged write is known or cannot be excluded.
     pub may_be_lost: bool,
+    /// Whether the log is in the image. If not, and it is no dry run, clients are served over it
+    /// while it is being applied.
+    #[serde(default)]
+    pub applied: bool,
     /// What was done and what cannot be excluded, in words.
     pub sentences: Vec<String>,
     /// What to do next.

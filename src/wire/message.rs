@@ -346,6 +346,9 @@ pub struct RefillEnd {
 pub struct Fenced {
     /// The epoch in force.
     pub epoch: Epoch,
+    /// The hub that says so; one of an older version does not. Another hub's word fences nobody.
+    #[serde(default)]
+    pub hub: Option<HubId>,
 }
 
 /// The source's durable mark has changed since Hello (R4): what a failover would have to say.

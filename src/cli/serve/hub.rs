@@ -13,7 +13,7 @@ use super::{
     Doors, answer, collect_source, end_of, failed, join, kept, pool_check, unknown_volume,
 };
 use crate::cli::signals::{Signal, Signals};
-use crate::config::schema::HubConfig;
+use crate::config::schema::{HubConfig, Listen};
 use crate::control::message as control;
 use crate::control::message::{
     AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
@@ -22,6 +22,7 @@ use crate::control::server::{Admin, AdminServer};
 use crate::device::directory::create_durably;
 use crate::hub::failback;
 use crate::hub::failover::{Ask, Step};
+use crate::hub::hooks::HookOptions;
 use crate::hub::images::Images;
 use crate::hub::promoted::PromotedOptions;
 use crate::hub::recover::Verified;
@@ -101,6 +102,20 @@ fn options(config: &HubConfig) -> HubOptions {
         appliers: cores.max(APPLIERS_MIN),
         arbiters: cores,
         promoted: PromotedOptions::default(),
+        hooks: HookOptions {
+            promoted: config.hooks.promoted.clone(),
+            failed_back: config.hooks.failed_back.clone(),
+            timeout: config.hooks.timeout,
+            export: uri_of(&config.nbd_listen),
+        },
+    }
+}
+
+/// What stands before and behind the name of an export in its URI.
+fn uri_of(nbd_listen: &Listen) -> (String, String) {
+    match nbd_listen {
+        Listen::Tcp(address) => (format!("nbd://{address}/"), String::new()),
+        Listen::Unix(path) => ("nbd+unix:///".to_owned(), format!("?socket={}", path.display())),
     }
 }
 
@@ -250,7 +265,11 @@ impl View {
                 Step::Replaying(entries) => ("replaying", *entries),
                 Step::Checked => ("log checked", 0),
                 Step::Fenced | Step::Raised | Step::Told => ("source fenced", 0),
-                Step::Drained | Step::Replayed | Step::Promoted => ("log drained", 0),
+                Step::Drained
+                | Step::Numbered
+                | Step::Serving
+                | Step::Replayed
+                | Step::Promoted => ("log drained", 0),
             };
             let (what, object, unit) = (what.to_owned(), object.clone(), ProgressUnit::Steps);
             progress.send(Progress { what, object, done, total: None, unit });
@@ -274,6 +293,7 @@ impl View {
             entries: report.replayed.entries,
             bytes: report.replayed.bytes,
             may_be_lost: report.may_be_lost(),
+            applied: !report.behind && !report.dry_run,
             sentences: report.sentences(),
             next_step,
             source,
@@ -519,6 +539,11 @@ fn collect(view: &View) {
     for &reason in names::REFUSALS {
         let count = refused.get(reason).copied().unwrap_or(0);
         metrics::counter!(names::CONNECTIONS_REFUSED.name, "reason" => reason).absolute(count);
+    }
+    let hooks = &shared.hooks.counters;
+    for (&result, count) in names::HOOK_RESULTS.iter().zip([&hooks.done, &hooks.failed]) {
+        let count = count.load(std::sync::atomic::Ordering::Relaxed);
+        metrics::counter!(names::HOOK_RUNS.name, "result" => result).absolute(count);
     }
     metrics::counter!(names::DEVICE_SYNCS.name, "device" => "log").absolute(shared.store.syncs());
     metrics::counter!(names::DEVICE_ERRORS.name, "device" => "log").absolute(log_errors);

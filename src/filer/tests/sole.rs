@@ -133,6 +133,7 @@ fn engine_options(source: SourceId) -> EngineOptions {
         source,
         keeper: Arc::new(FilerKeeper),
         forward: None,
+        ground: None,
         settings: Settings {
             policy: Policy::default(),
             accept_lost_nvram: false,

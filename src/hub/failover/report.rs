@@ -79,6 +79,8 @@ pub struct Report {
     pub stale_reads: bool,
     /// Volumes that were not mirrored to the end, each a sentence (R20).
     pub left_out: Vec<String>,
+    /// Clients are served, and the log is still being applied behind.
+    pub behind: bool,
 }
 
 fn heard(silent: Option<Duration>) -> String {
@@ -102,14 +104,16 @@ impl Report {
         let (epoch, cp) = (self.epoch.number, self.cp);
         let Extent { entries, bytes, .. } = self.replayed;
         let would = if self.dry_run { "a failover would end" } else { "failed over" };
+        let replayed =
+            if self.behind { "are served from the log and applied behind" } else { "replayed" };
         let end =
             format!("with entry {sequence} (transfer {transfer}) as CP {cp} in epoch {epoch}");
         let mut out = vec![match &self.outcome {
             Outcome::Complete => {
-                format!("{would} {end}: complete, {entries} entries of {bytes} bytes replayed")
+                format!("{would} {end}: complete, {entries} entries of {bytes} bytes {replayed}")
             }
             Outcome::UpToGap(gap) => format!(
-                "{would} {end}: complete up to a gap, {entries} entries of {bytes} bytes replayed; \
+                "{would} {end}: complete up to a gap, {entries} entries of {bytes} bytes {replayed}; \
                  {gap}"
             ),
             Outcome::NothingToReplay => format!("{would} {end}: nothing to replay"),
@@ -167,6 +171,7 @@ mod tests {
             nvram_damaged_bytes: 0,
             stale_reads: false,
             left_out: Vec::new(),
+            behind: false,
         }
     }
 

@@ -15,6 +15,7 @@ fn options(dir: &Path) -> HubOptions {
         sources: vec![],
         image_pin: Duration::from_secs(1),
         promoted: crate::hub::promoted::PromotedOptions::default(),
+        hooks: crate::hub::hooks::HookOptions::default(),
         appliers: 1,
         arbiters: 1,
     }

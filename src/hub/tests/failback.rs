@@ -77,6 +77,7 @@ async fn fail_over(hub: &Hub) {
     let ask = failover::Ask { now: true, ..failover::Ask::default() };
     hub.failover(&name(), ask, |_| {}).await.unwrap();
     until("it is served", || hub.shared().promoted.engine(&name()).is_some()).await;
+    until("its log is applied", || hub.shared().failovers.turn(&name()).is_ok()).await;
 }
 
 async fn give_back(hub: &Hub, keep: Option<Side>) -> Result<Report, Refusal> {
@@ -347,6 +348,55 @@ fn a_split_brain_is_refused_and_kept() {
         let wanted = hash_reader(&alone[..], ByteCount(VOLUME)).unwrap();
         assert_eq!(kept.tree().root(), wanted, "what it wrote by itself is there");
         assert_eq!(filer.status().alone, None);
+        filer.stop().await.unwrap();
+        world.hub.stop().await;
+    });
+}
+
+/// R12: what `sync` has not sent was never acknowledged. It is given up, and kept by name first,
+/// without anybody asking for it.
+#[test]
+fn what_was_never_acknowledged_is_kept_by_name() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+        let address = hub.address();
+        let filer_dir = tempfile::tempdir().unwrap();
+        let start = filer_options(filer_dir.path(), address, stop());
+        let filer = Filer::start(start).await.unwrap();
+        served(&filer).await;
+        let mut image = vec![0; usize::try_from(VOLUME).unwrap()];
+        let export = at_filer(&filer).await;
+        put(&export, &mut image, 0, &[1; 300_000]).await;
+        filer.checkpoint().await.unwrap();
+        hub.stop().await;
+        drop(hub);
+        let before = filer.status().own_durable;
+        let mut own = image.clone();
+        own[50_000..110_000].fill(7);
+        let unanswered =
+            actix::spawn(
+                async move { export.write(50_000, Bytes::from(vec![7; 60_000]), false).await },
+            );
+        until("it is in the own NVRAM", || filer.status().own_durable > before).await;
+        let hub = start_again(options(dir.path(), &["a"])).await;
+        fail_over(&hub).await;
+        put(&at_hub(&hub).await, &mut image, 60_000, &[9; 90_000]).await;
+        hub.stop().await;
+        drop(hub);
+        let again = HubOptions { listen: address, ..options(dir.path(), &["a"]) };
+        let hub = start_again(again).await;
+        let mut world = World { hub, hub_dir: dir, filer_dir, image, policy: stop() };
+        follows(&world.hub).await;
+        assert!(unanswered.await.unwrap().is_err(), "it was never acknowledged");
+        let report = give_back(&world.hub, None).await.unwrap();
+        assert_eq!(report.kept, Some("unacknowledged-2".parse().unwrap()));
+        world.is_whole(&filer).await;
+        let number = filer.status().volumes[0].number;
+        let name = "unacknowledged-2".parse().unwrap();
+        let kept = filer.pool().pin_kept(filer.status().id, &name, number).unwrap();
+        let wanted = hash_reader(&own[..], ByteCount(VOLUME)).unwrap();
+        assert_eq!(kept.tree().root(), wanted, "what only its NVRAM held is there");
         filer.stop().await.unwrap();
         world.hub.stop().await;
     });

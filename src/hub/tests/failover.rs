@@ -22,34 +22,38 @@ use crate::units::policy::{OnHubLoss, Policy};
 use crate::volume::check::{Depth, check};
 use crate::wire::message::{Message, RefusedCode};
 
-const NOW: Ask = Ask { dry_run: false, now: true, accept_gap: false };
+pub(super) const NOW: Ask = Ask { dry_run: false, now: true, accept_gap: false };
 
-fn name(source: &Fake) -> SourceName {
+pub(super) fn name(source: &Fake) -> SourceName {
     source.name.parse().unwrap()
 }
 
-fn row(hub: &Hub, source: &Fake) -> SourceRow {
+pub(super) fn row(hub: &Hub, source: &Fake) -> SourceRow {
     hub.shared().pool.catalog().source(source.id).unwrap().unwrap()
 }
 
-fn state(hub: &Hub, source: &Fake) -> State {
+pub(super) fn state(hub: &Hub, source: &Fake) -> State {
     Extension::of(&row(hub, source)).unwrap().state
 }
 
-async fn fail_over(hub: &Hub, source: &Fake, ask: Ask) -> Result<Report, Refusal> {
-    hub.failover(&name(source), ask, |_| {}).await
+/// Fails over, and waits until the log is applied.
+pub(super) async fn fail_over(hub: &Hub, source: &Fake, ask: Ask) -> Result<Report, Refusal> {
+    let report = hub.failover(&name(source), ask, |_| {}).await;
+    let over = || hub.shared().failovers.turn(&name(source)).is_ok();
+    until("the failover has ended", over).await;
+    report
 }
 
 /// Fails over as far as `last`, then the hub is as if it had been stopped there.
 async fn up_to(hub: &Hub, source: &Fake, last: Step) -> Result<Report, Refusal> {
     let (shared, name) = (hub.shared().clone(), name(source));
-    tokio::task::spawn_blocking(move || run(&shared, &name, NOW, &|step| *step != last))
+    tokio::task::spawn_blocking(move || run(&shared, &name, NOW, &|step| *step != last, &|_| ()))
         .await
         .unwrap()
 }
 
 /// A source whose image is CP 1, with entries of all kinds behind it that no CP holds.
-async fn with_a_tail(hub: &Hub) -> Fake {
+pub(super) async fn with_a_tail(hub: &Hub) -> Fake {
     with_a_tail_of(hub, stops()).await
 }
 
@@ -145,6 +149,8 @@ fn a_crash_behind_any_step_is_gone_on_from() {
         Step::Raised,
         Step::Told,
         Step::Drained,
+        Step::Numbered,
+        Step::Serving,
         Step::Replaying(2),
         Step::Replaying(4),
         Step::Replayed,
@@ -316,7 +322,7 @@ fn reads_of_a_cut_off_source_are_waited_out() {
 }
 
 /// Damages the last transfer in the source's log.
-fn damage(dir: &Path, a: &Fake, fill: u8) {
+pub(super) fn damage(dir: &Path, a: &Fake, fill: u8) {
     let path = log_files(dir, a).pop().unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     let at = bytes.windows(64).rposition(|window| window == [fill; 64]).unwrap();
@@ -402,7 +408,7 @@ fn damage_behind_the_fence_waits_for_the_flag() {
 }
 
 /// The ring holds the same transfer, and would mend the log: it is damaged there as well.
-fn damage_ring(dir: &Path) {
+pub(super) fn damage_ring(dir: &Path) {
     let path = dir.join("nvram");
     let mut bytes = std::fs::read(&path).unwrap();
     let found = bytes.windows(64).rposition(|window| window == [0x77; 64]);
@@ -420,16 +426,17 @@ fn one_at_a_time() {
         static HELD: AtomicBool = AtomicBool::new(true);
         let (shared, source) = (hub.shared().clone(), name(&a));
         let first = tokio::task::spawn_blocking(move || {
-            run(&shared, &source, NOW, &|_| {
+            let held = |_: &Step| {
                 while HELD.load(Ordering::SeqCst) {
                     std::thread::yield_now();
                 }
                 true
-            })
+            };
+            run(&shared, &source, NOW, &held, &|_| ())
         });
         let begun = || hub.shared().failovers.turn(&name(&a)).is_err();
         until("the first has begun", begun).await;
-        let second = fail_over(&hub, &a, NOW).await.unwrap_err();
+        let second = hub.failover(&name(&a), NOW, |_| {}).await.unwrap_err();
         assert!(second.reason.contains("under way"), "{second}");
         HELD.store(false, Ordering::SeqCst);
         assert_eq!(first.await.unwrap().unwrap().outcome, Outcome::Complete);

@@ -9,6 +9,7 @@ mod fake;
 mod faults;
 mod hostile;
 mod kept;
+mod overlay;
 mod promises;
 mod promoted;
 mod replay;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use self::fake::Fake;
+use super::hooks::HookOptions;
 use super::promoted::PromotedOptions;
 use super::shared::SourceSetting;
 use super::status::SourceState;
@@ -52,6 +54,7 @@ fn options(dir: &Path, names: &[&str]) -> HubOptions {
         image_pin: Duration::from_secs(3600),
         appliers: 2,
         arbiters: 2,
+        hooks: HookOptions::default(),
         promoted: PromotedOptions { nvram_size: ByteCount(8 << 20), ..PromotedOptions::default() },
     }
 }

@@ -27,7 +27,7 @@ fn name(source: &Fake) -> SourceName {
     source.name.parse().unwrap()
 }
 
-async fn open(hub: &Hub, volume: &str) -> Result<Arc<dyn Export>, OpenError> {
+pub(super) async fn open(hub: &Hub, volume: &str) -> Result<Arc<dyn Export>, OpenError> {
     Images::new(hub.shared().clone()).open(volume).await
 }
 
@@ -35,7 +35,7 @@ async fn refused(hub: &Hub, volume: &str) -> String {
     open(hub, volume).await.err().expect("it is refused").to_string()
 }
 
-async fn read_all(export: &Arc<dyn Export>) -> Vec<u8> {
+pub(super) async fn read_all(export: &Arc<dyn Export>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for segment in export.read(0, u32::try_from(fake::VOLUME_BYTES).unwrap()).await.unwrap() {
         match segment {

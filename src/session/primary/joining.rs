@@ -8,9 +8,11 @@ use super::apart::How;
 use super::{Action, Held, Past, Primary, State, refused};
 use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
+use crate::units::ids::HubId;
 use crate::units::numbers::{CpNumber, Epoch, TransferId};
 use crate::wire::message::{
-    Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, WantLog, Welcome,
+    Fenced, Hello, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, WantLog,
+    Welcome,
 };
 
 /// How two histories come together.
@@ -112,8 +114,7 @@ impl Primary {
             return Err(refused(RefusedCode::Version, reason, "upgrade the hub first"));
         }
         if let Some(hub) = known.hub.filter(|&hub| hub != welcome.hub) {
-            let reason = format!("this source belongs to hub {hub}, not to hub {}", welcome.hub);
-            return Err(refused(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
+            return Err(other_hub(hub, welcome.hub));
         }
         if known.epoch.number > 0 && known.epoch != welcome.epoch {
             let reason = format!(
@@ -259,6 +260,16 @@ impl Primary {
         self.catch_up(actions);
     }
 
+    /// Another hub has no say in who is primary here (invariant 12).
+    pub(super) fn fenced_by(&mut self, fenced: &Fenced, actions: &mut Vec<Action>) {
+        match (self.identity.hub, fenced.hub) {
+            (Some(own), Some(other)) if own != other => {
+                self.halt(other_hub(own, other), actions);
+            }
+            (Some(_) | None, Some(_) | None) => self.fenced(fenced.epoch, actions),
+        }
+    }
+
     /// An end that sees a higher epoch stops at once (R12).
     pub(super) fn fenced(&mut self, epoch: Epoch, actions: &mut Vec<Action>) {
         if epoch.number <= self.identity.epoch.number {
@@ -294,4 +305,9 @@ impl Primary {
             }
         }
     }
+}
+
+fn other_hub(own: HubId, met: HubId) -> Refused {
+    let reason = format!("this source belongs to hub {own}, not to hub {met}");
+    refused(RefusedCode::OtherHub, reason, "check `hub` in source.toml")
 }

@@ -232,7 +232,7 @@ fn table(last: Place) -> Vec<(Message, [Reaction; 4])> {
         (Message::CpRejected(rejected), [Close; 4]),
         (Message::Refill, [Close; 4]),
         (Message::RefillEnd(RefillEnd { last: last.into() }), [Close; 4]),
-        (Message::Fenced(Fenced { epoch: Epoch { number: 9, id: 9 } }), [Close; 4]),
+        (Message::Fenced(Fenced { epoch: Epoch { number: 9, id: 9 }, hub: None }), [Close; 4]),
     ]
 }
 

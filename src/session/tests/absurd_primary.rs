@@ -182,7 +182,7 @@ fn table(line: &[Arrived]) -> Vec<(Message, [Reaction; 4])> {
         (rejected(1, true), [Close, Close, Close, Act]),
         (Message::Refill, [Close; 4]),
         (Message::RefillEnd(RefillEnd { last: last.into() }), [Close; 4]),
-        (Message::Fenced(Fenced { epoch: Epoch { number: 9, id: 9 } }), [Halt; 4]),
+        (Message::Fenced(Fenced { epoch: Epoch { number: 9, id: 9 }, hub: None }), [Halt; 4]),
         (Message::Ping(Ping { sequence: SequenceNumber(0), token: 1 }), [Act; 4]),
         (Message::Pong(Pong { token: 1 }), [Ignore; 4]),
         (Message::Going(Going { reason: "stops".into() }), [Close; 4]),
@@ -728,4 +728,21 @@ fn a_source_that_may_be_replaced_does_not_go_on_alone() {
     }
     assert_eq!(alone(RefusedCode::Diverged, false), (false, false));
     assert_eq!(alone(RefusedCode::Diverged, true), (true, false), "it serves already");
+}
+
+/// R12, invariant 12: a fence is the word of this source's hub. Another's halts the session and
+/// leaves no fence; one that does not say who it is, of an older version, counts as before.
+#[test]
+fn a_foreign_hub_fences_nobody() {
+    let line = line(2);
+    let fence = |hub| {
+        let mut machine = streaming(&line);
+        let epoch = Epoch { number: 9, id: 9 };
+        let actions = receive(&mut machine, Message::Fenced(Fenced { epoch, hub }));
+        assert_eq!(reaction(&actions), Halt, "{hub:?}");
+        actions.contains(&Action::Fence(epoch))
+    };
+    assert!(!fence(Some(HubId([7; 16]))));
+    assert!(fence(Some(hub_id())));
+    assert!(fence(None));
 }

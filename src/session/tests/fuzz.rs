@@ -151,7 +151,7 @@ fn from_hub() -> BoxedStrategy<Message> {
         }),
         1 => token.prop_map(|token| Message::WantCheckpoint(WantCheckpoint { token })),
         3 => place().prop_map(|last| Message::RefillEnd(RefillEnd { last: last.into() })),
-        1 => epoch().prop_map(|epoch| Message::Fenced(Fenced { epoch })),
+        1 => epoch().prop_map(|epoch| Message::Fenced(Fenced { epoch, hub: None })),
         1 => Just(Message::Refill),
         1 => (token, bytes()).prop_map(|(token, n)| {
             Message::Ping(Ping { sequence: SequenceNumber(n), token })
