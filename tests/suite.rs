@@ -23,7 +23,6 @@ mod outage;
 mod page;
 mod policies;
 mod power;
-mod resync;
 mod volumes;
 mod walkthrough;
 mod web;
