@@ -39,6 +39,7 @@ fn entry(state: State) -> SourceEntry {
         policy: None,
         policy_next: None,
         alone_since: None,
+        resync: None,
         epoch: 1,
         generation: 1,
         applied_cp: 7,

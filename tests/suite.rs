@@ -24,6 +24,7 @@ mod page;
 mod policies;
 mod power;
 mod reloads;
+mod resync;
 mod volumes;
 mod walkthrough;
 mod web;

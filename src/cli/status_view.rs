@@ -342,6 +342,7 @@ mod tests {
             }),
             policy_next: None,
             alone_since: None,
+            resync: None,
             epoch: 1,
             generation: 4,
             applied_cp: 1817,

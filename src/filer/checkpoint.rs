@@ -395,6 +395,7 @@ impl Checkpointer {
             tracing::info!(source = %shared.name, cp = %freeze.cp, "CP published here, alone");
         } else {
             let (pins, roots) = (shared.pins(), shared.agreed(&roots));
+            shared.set_faulted(None);
             shared.common.send_replace(Some(Common { cp: freeze.cp, roots, pins }));
             tracing::info!(source = %shared.name, cp = %freeze.cp, "CP published at both ends");
         }

@@ -7,7 +7,7 @@
 //! A history that does not join halts the way to the hub: state and next step are shown, and
 //! nothing is tried again before a restart; a source that serves alone goes on doing so.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,9 @@ use super::keeper::Kept;
 use super::order::{AdoptError, Lacking};
 use super::pass::{Bases, PassData};
 use super::past;
+use super::pulse::Pulse;
 use super::sending::{MoveError, SendSide};
+use super::served::Served;
 use super::shared::{Backoff, Common, LinkState, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver};
 use super::verify;
@@ -31,18 +33,15 @@ use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
 use crate::link::FrameReader;
 use crate::pool::error::PoolError;
 use crate::record::transfer::Transfer;
-use crate::session::primary::{Action, Event, Held, Primary};
+use crate::session::primary::{Action, Event, Held, Past, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber, VolumeNumber};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, VolumeNumber};
+use crate::units::policy::AloneMark;
 use crate::wire::message::{
-    CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
+    CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
 };
 
-/// Pause between two heartbeats.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Heartbeats that are remembered.
-const PINGS_MAX: usize = 64;
 /// Pause before a CP is tried again that the hub had no room for.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long a good-bye may take.
@@ -76,15 +75,6 @@ enum End {
     Stopped,
 }
 
-/// When the hub last got on with what it was sent.
-#[derive(Debug)]
-struct Progress {
-    hub: SequenceNumber,
-    done: CpNumber,
-    taken: u64,
-    at: Instant,
-}
-
 /// The forwarder of one source.
 #[derive(Debug)]
 pub struct Forwarder {
@@ -98,20 +88,16 @@ pub struct Forwarder {
     /// The newest own CP the machine was told of, readable.
     own: (CpNumber, Pins),
     /// Volumes whose image is of an older CP than the hub's others, and of which.
-    older: BTreeMap<VolumeNumber, CpNumber>,
+    older: past::Older,
     /// Said by the shell while it did what the machine said.
     follow: VecDeque<Event>,
     /// Since when there is no session; `None` in one.
     lost: Option<Instant>,
-    /// The hub took what it was sent, as far as it was known then.
-    progress: Progress,
     jitter: u64,
     retry_at: Option<Instant>,
-    token: u64,
     /// When the newest connection was begun.
     began: Instant,
-    /// Heartbeats that are not answered, and when they left.
-    pings: VecDeque<(u64, Instant)>,
+    pulse: Pulse,
 }
 
 impl Forwarder {
@@ -120,12 +106,11 @@ impl Forwarder {
         let (jitter, done) = (options.seed, CpNumber(0));
         // A CP that was under way before the restart is known to the machine already.
         let told = shared.order.frozen().map_or(done, |frozen| frozen.cp);
-        let (data, retry_at, token) = (None, None, 0);
+        let (data, retry_at) = (None, None);
         let own = (shared.own().0, shared.pins());
         let follow = VecDeque::new();
-        let (now, nothing) = (Instant::now(), SequenceNumber(0));
-        let progress = Progress { hub: nothing, done, taken: 0, at: now };
-        let lost = Some(now);
+        let now = Instant::now();
+        let (lost, pulse) = (Some(now), Pulse::new());
         Self {
             shared,
             options,
@@ -134,15 +119,13 @@ impl Forwarder {
             told,
             done,
             own,
-            older: BTreeMap::new(),
+            older: past::Older::new(),
             follow,
             lost,
-            progress,
             jitter,
             retry_at,
-            token,
             began: now,
-            pings: VecDeque::new(),
+            pulse,
         }
     }
 
@@ -265,6 +248,7 @@ impl Forwarder {
             return End::Broken(format!("socket options: {error}"));
         }
         let end = self.session(stream).await;
+        self.shared.end_pass();
         // The machine says nothing to a lost connection.
         drop(self.primary.step(Event::Disconnected));
         end
@@ -302,7 +286,7 @@ impl Forwarder {
         let (read, mut write) = stream.into_split();
         let mut reader = FrameReader::new(read);
         let mut side = SendSide::new(Arc::clone(&self.shared));
-        let mut ticks = tokio::time::interval(self.heartbeat());
+        let mut ticks = tokio::time::interval(Pulse::heartbeat(self.patience()));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         if let Err(end) = self.absorb(&mut side).await {
             return end;
@@ -443,11 +427,6 @@ impl Forwarder {
         self.shared.pledge.patience()
     }
 
-    /// Time between two Pings: an idle connection must not look silent.
-    fn heartbeat(&self) -> Duration {
-        HEARTBEAT.min(self.patience() / 4)
-    }
-
     async fn tick(&mut self, side: &mut SendSide) -> Result<(), End> {
         let patience = if self.primary.is_streaming() {
             self.patience()
@@ -459,42 +438,29 @@ impl Forwarder {
             return Err(End::Broken(format!("the hub was silent for {} s", silent.as_secs())));
         }
         // One that has stopped answering is about to be silent, which says more.
-        if silent <= self.heartbeat() * 2 {
+        if silent <= Pulse::heartbeat(self.patience()) * 2 {
             self.look_for_progress()?;
         }
         if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.step(Event::Retry, side).await?;
         }
         // In every state behind Hello: the hub lets go of who is silent, also in a long refill.
-        self.token += 1;
-        self.pings.push_back((self.token, Instant::now()));
-        if self.pings.len() > PINGS_MAX {
-            self.pings.pop_front();
-        }
         let sequence = self.shared.order.figures().sequence;
-        side.message(Message::Ping(Ping { sequence, token: self.token }));
+        side.message(Message::Ping(self.pulse.ping(sequence)));
         Ok(())
     }
 
     /// A transfer, or a CP whose room writers wait for, that gets on with nothing for
     /// `hub_timeout`, is a lost hub (section 9).
     fn look_for_progress(&mut self) -> Result<(), End> {
-        let (hub, taken) = (self.primary.hub_sequence(), self.primary.cp_taken());
-        let patience = self.patience();
-        let progress = &mut self.progress;
-        let moved = hub > progress.hub || self.done > progress.done || taken != progress.taken;
         let full = self.shared.order.figures().lacking == Some(Lacking::Nvram);
         let owes = self.primary.is_streaming() && (self.primary.is_sending() || full);
-        if moved || !owes {
-            *progress = Progress { hub, done: self.done, taken, at: Instant::now() };
-        } else if progress.at.elapsed() > patience {
-            let what = if full { "both partitions of the NVRAM are full and" } else { "" };
-            let seconds = progress.at.elapsed().as_secs();
-            return Err(End::Stalled(format!(
-                "{what} the hub got on with nothing for {seconds} s"
-            )));
-        }
-        Ok(())
+        let now = (self.primary.hub_sequence(), self.done, self.primary.cp_taken());
+        let patience = self.patience();
+        let Some(stalled) = self.pulse.stalled(now, owes, patience) else { return Ok(()) };
+        let what = if full { "both partitions of the NVRAM are full and" } else { "" };
+        let seconds = stalled.as_secs();
+        Err(End::Stalled(format!("{what} the hub got on with nothing for {seconds} s")))
     }
 
     async fn frame(
@@ -508,19 +474,17 @@ impl Forwarder {
         }
         if let Message::Welcome(welcome) = message {
             side.window(0, welcome.cp_credit);
-            let past = self.is_past(&welcome).await?;
-            self.older = past.clone().unwrap_or_default();
-            let past = past.is_some();
+            let (past, older) = self.past(&welcome).await?;
+            self.older = older;
             self.common(&welcome, past);
             self.follow.push_back(Event::VolumesBehind(!self.older.is_empty()));
             return self.step(Event::Welcomed { welcome, past }, side).await;
         }
-        if let Message::Pong(pong) = &message {
-            let answered = self.pings.iter().find(|(token, _)| *token == pong.token);
-            if let Some(&(token, left)) = answered.filter(|_| self.primary.is_streaming()) {
-                self.shared.lease.send_replace(Some(left));
-                self.pings.retain(|(other, _)| *other > token);
-            }
+        if let Message::Pong(pong) = &message
+            && self.primary.is_streaming()
+            && let Some(left) = self.pulse.pong(pong)
+        {
+            self.shared.lease.send_replace(Some(left));
         }
         if let Message::Scanned(scanned) = &message {
             self.shared.scans.send_replace(Some(scanned.clone()));
@@ -528,12 +492,8 @@ impl Forwarder {
         self.step(Event::Received(message), side).await
     }
 
-    /// Whether the hub's image is one of this source's own CPs, content and place, or is empty (R5).
-    /// If it is: the volumes whose image is of an older one.
-    async fn is_past(
-        &self,
-        welcome: &Welcome,
-    ) -> Result<Option<BTreeMap<VolumeNumber, CpNumber>>, End> {
+    /// What the hub's image is to this source, and the volumes whose image is of an older CP (R5).
+    async fn past(&self, welcome: &Welcome) -> Result<(Past, past::Older), End> {
         let (shared, welcome) = (Arc::clone(&self.shared), welcome.clone());
         let past = tokio::task::spawn_blocking(move || past::look(&shared, &welcome));
         let past = past.await.map_err(|error| End::Broken(format!("own catalog: {error}")))?;
@@ -545,10 +505,11 @@ impl Forwarder {
     }
 
     /// A CP that both ends had published before this connection.
-    fn common(&self, welcome: &Welcome, past: bool) {
+    fn common(&self, welcome: &Welcome, past: Past) {
         let (cp, roots) = self.shared.own();
         let known = self.shared.common.borrow().as_ref().is_some_and(|known| known.cp >= cp);
-        if past && self.older.is_empty() && cp == welcome.applied_cp && !known {
+        let equal = past == Past::Known && self.older.is_empty();
+        if equal && cp == welcome.applied_cp && !known {
             let pins = self.shared.pins();
             let left_out = |v: &VolumeNumber| welcome.refused.iter().any(|no| no.volume == *v);
             let roots = roots.into_iter().filter(|(volume, _)| !left_out(volume)).collect();
@@ -642,14 +603,8 @@ impl Forwarder {
                 self.shared.checkpoint.done(CpOver { cp, alone });
             }
             Action::Answer(answering) => self.shared.answer(answering),
-            Action::MarkApart(mark) => {
-                self.note(move |kept| kept.alone = Some(mark)).await?;
-                self.follow.push_back(Event::Apart);
-            }
-            Action::ClearApart => {
-                self.note(|kept| kept.alone = None).await?;
-                self.follow.push_back(Event::Together);
-            }
+            Action::MarkApart(mark) => self.mark(Some(mark), Event::Apart).await?,
+            Action::ClearApart => self.mark(None, Event::Together).await?,
             Action::Fence(epoch) => {
                 // First of all nobody is served any more; then it is made to last.
                 self.shared.fence(epoch);
@@ -657,6 +612,12 @@ impl Forwarder {
             }
             Action::LeaveOut(refused) => self.leave_out(refused),
             Action::SendPass { cp, base } => self.send_pass(cp, base, side),
+            Action::SendCompare { cp, base } => self.send_compare(cp, base, side),
+            Action::ServePull(want) if side.asked(want.clone()) => {}
+            Action::ServePull(_) => {
+                return Err(End::Broken("the hub asks for more at once than it may".to_owned()));
+            }
+            Action::Faulted { cp, reason } => self.faulted(cp, reason, side),
             Action::PassEnded { cp } => self.pass_ended(cp),
             Action::Freeze => self.shared.checkpoint.force(),
             Action::Checkpoint { token } => {
@@ -687,11 +648,16 @@ impl Forwarder {
         assert!(self.own.0 == cp, "a pass sends the newest own CP that the machine knows");
         tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up");
         let progress = self.shared.begin_pass(cp, base);
-        let left_out = self.shared.left_out();
-        let agreed = self.own.1.iter().filter(|(volume, _)| !left_out.contains(volume));
-        let pins = Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect());
+        let pins = self.agreed_pins();
         let bases = Bases { base, older: self.older.clone() };
         side.pass(PassData::start(cp, pins, bases, self.options.resync_limit, progress));
+    }
+
+    /// The newest own CP, but for the volumes that the hub leaves out.
+    fn agreed_pins(&self) -> Pins {
+        let left_out = self.shared.left_out();
+        let agreed = self.own.1.iter().filter(|(volume, _)| !left_out.contains(volume));
+        Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect())
     }
 
     fn leave_out(&self, refused: Vec<VolumeRefusal>) {
@@ -702,8 +668,17 @@ impl Forwarder {
         self.shared.set_refused(refused);
     }
 
+    fn send_compare(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) {
+        assert!(self.own.0 == cp, "the newest own CP that the machine knows is offered");
+        tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up by comparison");
+        let progress = self.shared.begin_pass(cp, base);
+        let pins = self.agreed_pins();
+        side.serve(Served::start(pins, self.options.resync_limit, progress));
+    }
+
     fn pass_ended(&mut self, cp: CpNumber) {
         self.shared.end_pass();
+        self.shared.set_faulted(None);
         self.older.clear();
         self.shared.set_rejected(None);
         tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
@@ -713,6 +688,20 @@ impl Forwarder {
             let roots = shared.agreed(&roots);
             shared.common.send_replace(Some(Common { cp, roots, pins }));
         }
+    }
+
+    fn faulted(&self, cp: CpNumber, reason: String, side: &mut SendSide) {
+        tracing::error!(source = %self.shared.name, %cp, %reason, "refused for good");
+        side.end_pass();
+        self.shared.end_pass();
+        self.shared.set_faulted(Some((cp, reason)));
+    }
+
+    /// The mark is durable when this returns, or gone.
+    async fn mark(&mut self, mark: Option<AloneMark>, then: Event) -> Result<(), End> {
+        self.note(move |kept| kept.alone = mark).await?;
+        self.follow.push_back(then);
+        Ok(())
     }
 
     /// Changes what the source keeps about itself, durably.

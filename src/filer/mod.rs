@@ -13,7 +13,7 @@
 //!
 //! Pure, without lock, clock or device: [`ranges`], [`buffers`], [`plan`], [`space`],
 //! [`identity`]. Shells: [`order`], [`outbox`], [`completion`], [`feed`] (called by the ring's
-//! committing thread), [`forwarder`] with [`sending`] (one task), [`checkpoint`] (one thread),
+//! committing thread), [`forwarder`] with [`sending`] and [`pulse`] (one task), [`checkpoint`] (one thread),
 //! [`export`] (called by the NBD server), [`recover`] (the start), [`verify`], [`status`];
 //! [`follow`]: what a fenced source does until its hub gives the volumes back;
 //! [`image`]: one CP as a read-only export; [`keeper`] and [`promise`]: what is different in a pool
@@ -41,13 +41,16 @@ pub mod past;
 pub mod plan;
 pub mod pledge;
 pub mod promise;
+pub mod pulse;
 pub mod ranges;
 pub mod recover;
 pub mod sending;
+pub mod served;
 pub mod shared;
 pub mod signals;
 pub mod space;
 pub mod status;
+pub mod throttle;
 pub mod tree;
 pub mod verify;
 
@@ -606,8 +609,14 @@ async fn checkpoint_of(
 ) -> Result<(CpNumber, Roots), CheckpointError> {
     settled(shared).await?;
     let mut common = shared.common.subscribe();
-    let target = shared.order.target();
-    shared.checkpoint.want();
+    // What was refused for good is tried again with a newer CP, be there nothing new in it.
+    let refused = shared.faulted();
+    let forced = refused.as_ref().map(|_| shared.own().0.next());
+    let target = shared.order.target().or(forced);
+    match forced {
+        Some(_) => shared.checkpoint.force(),
+        None => shared.checkpoint.want(),
+    }
     let mut lost = Duration::ZERO;
     loop {
         let newest = common.borrow_and_update().clone();
@@ -622,6 +631,9 @@ async fn checkpoint_of(
         }
         if let Some(failed) = shared.failed() {
             return Err(CheckpointError::Failed(failed));
+        }
+        if let Some((_, reason)) = shared.faulted().filter(|now| refused.as_ref() != Some(now)) {
+            return Err(CheckpointError::HubLost(reason));
         }
         match shared.link() {
             LinkState::Connected { .. } | LinkState::Unlinked => lost = Duration::ZERO,

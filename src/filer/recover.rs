@@ -533,21 +533,19 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         name: row.name,
         size: row.tree.size,
     });
-    let waiting = || LinkState::Waiting { reason: "not connected yet".to_owned() };
-    let link = if sole { LinkState::Unlinked } else { waiting() };
     let state = SharedState {
         affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
-        link,
+        link: first_link(sole),
         failed: None,
         own_cp: row.applied,
         own_roots,
         pins,
+        faulted: None,
         ground,
         rejected: None,
         refused: Vec::new(),
         answering: Answering::Policy,
         mark: kept.alone,
-        marked_at: Instant::now(),
         fenced: kept.fenced,
         pass: None,
     };
@@ -579,6 +577,15 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         grounded: Notify::new(),
         state: Mutex::new(state),
     }))
+}
+
+/// Before the first try.
+fn first_link(sole: bool) -> LinkState {
+    if sole {
+        LinkState::Unlinked
+    } else {
+        LinkState::Waiting { reason: "not connected yet".to_owned() }
+    }
 }
 
 /// A machine that knows what is held, and the CP that was under way.

@@ -141,13 +141,14 @@ pub(super) struct SharedState {
     pub(super) ground: Option<Ground>,
     /// Last refusal of a CP by the hub, until one is published.
     pub(super) rejected: Option<String>,
+    /// Why nothing is tried with the hub before there is a newer CP (R19).
+    pub(super) faulted: Option<(CpNumber, String)>,
     /// Volumes that the hub leaves out, as it said last (R20).
     pub(super) refused: Vec<VolumeRefusal>,
     /// How far writes are answered, as the session says.
     pub(super) answering: Answering,
-    /// The durable mark of writes acknowledged without the hub (R4), and when it was met here.
+    /// The durable mark of writes acknowledged without the hub (R4).
     pub(super) mark: Option<AloneMark>,
-    pub(super) marked_at: Instant,
     /// Somebody else is primary in that epoch.
     pub(super) fenced: Option<Epoch>,
     /// The pass under way.
@@ -258,6 +259,16 @@ impl Shared {
         self.lock().rejected = reason;
     }
 
+    /// The newest CP that the hub has refused for good, and why.
+    pub fn faulted(&self) -> Option<(CpNumber, String)> {
+        self.lock().faulted.clone()
+    }
+
+    /// The hub refused also a comparison, or published a CP.
+    pub fn set_faulted(&self, refused: Option<(CpNumber, String)>) {
+        self.lock().faulted = refused;
+    }
+
     /// Volumes that the hub leaves out, as it said last (R20).
     pub fn refused(&self) -> Vec<VolumeRefusal> {
         self.lock().refused.clone()
@@ -335,12 +346,6 @@ impl Shared {
         self.lock().mark
     }
 
-    /// How long the mark is known here to stand.
-    pub fn marked_for(&self) -> Option<Duration> {
-        let state = self.lock();
-        state.mark.map(|_| state.marked_at.elapsed())
-    }
-
     /// Whether a read may be answered: under `stop` only as long as nobody can have taken over,
     /// by this end's own clock, whatever this end has slept through meanwhile.
     pub fn may_answer_reads(&self) -> bool {
@@ -390,11 +395,7 @@ impl Shared {
         change(&mut kept);
         let bytes = self.keep(&row, &kept)?;
         self.pool.catalog().update_source(self.source, move |row| row.extension = bytes)?;
-        let mut state = self.lock();
-        if state.mark.is_none() && kept.alone.is_some() {
-            state.marked_at = Instant::now();
-        }
-        state.mark = kept.alone;
+        self.lock().mark = kept.alone;
         Ok(())
     }
 

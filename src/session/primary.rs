@@ -29,6 +29,7 @@ use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::{
     Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot, Welcome,
 };
+use crate::wire::pull::Want;
 
 use self::apart::Apart;
 use self::promise::Change;
@@ -73,6 +74,18 @@ pub struct Held {
     pub bytes: u64,
 }
 
+/// What the image of the hub is to this source, by the history of its own CPs (R5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// Not its past, or it cannot be known: nothing is written over it.
+    No,
+    /// One of its CPs, content and place, or empty: births tell what has changed since.
+    Known,
+    /// At the place of one of its CPs, or before the first, with other content: the trees are
+    /// compared.
+    Unknown,
+}
+
 /// What the shell tells the machine.
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -80,9 +93,8 @@ pub enum Event {
     Connected,
     /// The connection is gone.
     Disconnected,
-    /// Welcome came. `past` says whether the hub's image, as Welcome names it, is in the history of
-    /// this source's own CPs, or is empty (R5).
-    Welcomed { welcome: Welcome, past: bool },
+    /// Welcome came. `past` is what the hub's image, as Welcome names it, is to this source.
+    Welcomed { welcome: Welcome, past: Past },
     /// Told before Welcomed: whether the image of a volume that both ends agree on is of an older
     /// CP than the hub's others, so that only a pass brings it up (R20).
     VolumesBehind(bool),
@@ -155,8 +167,15 @@ pub enum Action {
     /// Start to send all that was born since `base` as the data of the own CP `cp`, which is
     /// pinned until [`Action::PassEnded`] or the next one of these; then say [`Event::DataSent`].
     SendPass { cp: CpNumber, base: CpNumber },
+    /// The own CP `cp` is about to be offered for comparison with the image of CP `base`: it is
+    /// pinned, and what is asked of it is answered, until [`Action::PassEnded`] or another pass.
+    SendCompare { cp: CpNumber, base: CpNumber },
+    /// The hub asks for a part of the CP that was offered.
+    ServePull(Want),
     /// The image is at `cp` of this source; what was pinned for it may go.
     PassEnded { cp: CpNumber },
+    /// Also a comparison was refused: nothing is tried again before there is a newer CP (R19).
+    Faulted { cp: CpNumber, reason: String },
     /// Cut a CP of what there is, be it nothing, unless one is under way.
     Freeze,
     /// Somebody else is primary in that epoch: note it durably, stop answering (R12).
@@ -223,6 +242,16 @@ enum Data {
     Ended,
     /// Refused for lack of space; waits for [`Event::Retry`].
     Parked,
+}
+
+impl Data {
+    /// Whether PartitionFull was sent on this connection and is not answered.
+    fn is_announced(self) -> bool {
+        match self {
+            Self::Waiting | Self::Parked => false,
+            Self::Sending | Self::Sent(_) | Self::Ended => true,
+        }
+    }
 }
 
 /// The primary's machine.
@@ -414,6 +443,12 @@ impl Primary {
             (State::Streaming, Message::Ack(ack)) => self.ack(ack, actions),
             // The hub knows of a refill only when WantLog has come.
             (State::Refilling { .. }, Message::Ack(ack)) => self.log_credit = ack.log_credit,
+            (State::Streaming, Message::WantNodes(want)) if self.apart.is_compared(want.cp) => {
+                actions.push(Action::ServePull(Want::Nodes(want)));
+            }
+            (State::Streaming, Message::WantBlocks(want)) if self.apart.is_compared(want.cp) => {
+                actions.push(Action::ServePull(Want::Blocks(want)));
+            }
             (State::Streaming, Message::CpDone(done)) if self.apart.is_passing(done.cp) => {
                 self.pass_done(actions);
             }

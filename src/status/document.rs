@@ -126,6 +126,21 @@ impl From<AloneMark> for AloneSince {
     }
 }
 
+/// A pass that brings the hub's image up to the source, as the source sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ResyncStatus {
+    /// The CP of the image.
+    pub from_cp: u32,
+    /// The CP that it is brought to.
+    pub to_cp: u32,
+    /// How much of the volumes was looked at, changed or not.
+    pub percent: u32,
+    /// Bytes sent for it on this connection.
+    pub sent_bytes: u64,
+    /// Seconds that it will take if it goes on like this; null before that can be said.
+    pub seconds_left: Option<f64>,
+}
+
 /// One volume of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeStatus {
@@ -174,6 +189,9 @@ pub struct SourceEntry {
     pub policy: Option<Policy>,
     /// Durable mark of writes acknowledged alone; null when there is none.
     pub alone_since: Option<AloneSince>,
+    /// The pass under way; not there if there is none, and on a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resync: Option<ResyncStatus>,
     /// Epoch number; 0 until known.
     pub epoch: u32,
     /// Generation number; 0 until known.
@@ -368,6 +386,7 @@ pub(crate) mod tests {
             }),
             policy_next: None,
             alone_since: None,
+            resync: None,
             epoch: 1,
             generation: 3,
             applied_cp: 42,

@@ -196,6 +196,7 @@ mod tests {
             policy: None,
             policy_next: None,
             alone_since: None,
+            resync: None,
             epoch: 0,
             generation: 0,
             applied_cp: 0,

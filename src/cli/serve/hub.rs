@@ -472,6 +472,7 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         policy: snapshot.policy.as_ref().map(Policy::from),
         policy_next: None,
         alone_since: snapshot.alone.map(AloneSince::from),
+        resync: None,
         epoch: snapshot.epoch.number,
         generation: snapshot.generation.number,
         applied_cp: snapshot.applied_cp.0,
@@ -530,6 +531,7 @@ fn collect(view: &View) {
         };
         count(names::SOURCE_RECEIVED_TRANSFERS.name, totals.transfers);
         count(names::SOURCE_RECEIVED_BYTES.name, totals.received_bytes);
+        count(names::SOURCE_RESYNC_BYTES.name, totals.pass_bytes);
         count(names::SOURCE_CHECKPOINTS.name, totals.checkpoints);
         count(names::SOURCE_CHECKPOINTS_REJECTED.name, totals.rejected);
         let restarts = shared.counters.restarts_of(&snapshot.name);

@@ -31,8 +31,8 @@ use crate::status::answers::{
 };
 use crate::status::config::ConfigDiffAnswer;
 use crate::status::document::{
-    AloneSince, NvramStatus, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
-    VolumeTrouble,
+    AloneSince, NvramStatus, Policy, ResyncStatus, SourceEntry, State, StatusDocument,
+    VolumeStatus, VolumeTrouble,
 };
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
@@ -362,6 +362,13 @@ fn entry(status: &Status) -> SourceEntry {
         policy: Some(Policy::from(&status.policy)),
         policy_next: status.policy_next.as_ref().map(Policy::from),
         alone_since: status.alone.map(AloneSince::from),
+        resync: status.pass.map(|pass| ResyncStatus {
+            from_cp: pass.base.0,
+            to_cp: pass.cp.0,
+            percent: pass.percent,
+            sent_bytes: pass.bytes,
+            seconds_left: pass.left.map(|left| left.as_secs_f64()),
+        }),
         epoch: status.epoch.number,
         generation: status.generation.number,
         applied_cp: status.common_cp.map_or(0, |cp| cp.0),
