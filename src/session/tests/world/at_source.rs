@@ -150,7 +150,7 @@ impl World {
         let gone = |record: &Record| match record {
             Record::Transfer(arrived) => arrived.place.sequence <= released.sequence,
             // One that cuts nothing stands at the place of the one before.
-            Record::Freeze { cp, place } => {
+            Record::Freeze { cp, place, .. } => {
                 place.sequence <= released.sequence && *cp <= self.source.own.0
             }
         };
