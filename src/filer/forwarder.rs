@@ -34,6 +34,7 @@ use crate::session::primary::{Action, Event, Held, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber, VolumeNumber};
+use crate::units::policy::OnHubLoss;
 use crate::wire::message::{
     CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
 };
@@ -467,6 +468,10 @@ impl Forwarder {
         let progress = &mut self.progress;
         let moved = hub > progress.hub || self.done > progress.done || taken != progress.taken;
         let full = self.shared.order.figures().lacking == Some(Lacking::Nvram);
+        // A hub without room says so: under `stop` writers wait for room, not for another connection.
+        let waits =
+            self.shared.lacks_hub_room() && self.shared.policy.on_hub_loss == OnHubLoss::Stop;
+        let full = full && !waits;
         let owes = self.primary.is_streaming() && (self.primary.is_sending() || full);
         if moved || !owes {
             *progress = Progress { hub, done: self.done, taken, at: Instant::now() };
@@ -531,6 +536,9 @@ impl Forwarder {
     fn common(&self, welcome: &Welcome, past: bool) {
         let (cp, roots) = self.shared.own();
         let known = self.shared.common.borrow().as_ref().is_some_and(|known| known.cp >= cp);
+        if past {
+            self.shared.outbox.published(welcome.applied_cp);
+        }
         if past && self.older.is_empty() && cp == welcome.applied_cp && !known {
             let pins = self.shared.pins();
             let left_out = |v: &VolumeNumber| welcome.refused.iter().any(|no| no.volume == *v);
@@ -639,13 +647,13 @@ impl Forwarder {
                 self.note(move |kept| kept.fenced = Some(epoch)).await?;
             }
             Action::LeaveOut(refused) => self.leave_out(refused),
-            Action::SendPass { cp, base } => self.send_pass(cp, base, side),
+            Action::SendPass { cp, base } => self.send_pass(cp, base, side)?,
             Action::PassEnded { cp } => self.pass_ended(cp),
             Action::Freeze => self.shared.checkpoint.force(),
             Action::Checkpoint { token } => {
-                // Nothing to say: the newest common CP holds everything already.
-                let newest = self.shared.common.borrow().as_ref().map(|common| common.cp);
-                let cp = self.shared.order.target().or(newest).unwrap_or_default();
+                // Nothing to say: the own CP holds everything already, the hub may lack it still.
+                let target = self.shared.order.target();
+                let cp = target.unwrap_or_else(|| self.shared.own().0);
                 self.shared.checkpoint.want();
                 side.message(Message::CheckpointAt(CheckpointAt { token, cp }));
             }
@@ -659,8 +667,12 @@ impl Forwarder {
         Ok(())
     }
 
-    fn send_pass(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) {
-        assert!(self.own.0 == cp, "a pass sends the newest own CP that the machine knows");
+    fn send_pass(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) -> Result<(), End> {
+        if self.own.0 != cp {
+            // Only this one can be read: the next session begins with it.
+            let reason = format!("a pass to CP {cp}, the own one is CP {}", self.own.0);
+            return Err(End::Broken(reason));
+        }
         tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up");
         let progress = self.shared.begin_pass(cp, base);
         let left_out = self.shared.left_out();
@@ -668,6 +680,7 @@ impl Forwarder {
         let pins = Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect());
         let bases = Bases { base, older: self.older.clone() };
         side.pass(PassData::start(cp, pins, bases, self.options.resync_limit, progress));
+        Ok(())
     }
 
     fn leave_out(&self, refused: Vec<VolumeRefusal>) {
@@ -681,6 +694,7 @@ impl Forwarder {
     fn pass_ended(&mut self, cp: CpNumber) {
         self.shared.end_pass();
         self.older.clear();
+        self.shared.outbox.published(cp);
         self.shared.set_rejected(None);
         tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
         if self.own.0 == cp {
@@ -716,9 +730,12 @@ impl Forwarder {
     fn rejected(&mut self, cp: CpNumber, reason: String, no_space: bool) {
         tracing::error!(source = %self.shared.name, %cp, %reason, no_space, "CP refused by the hub");
         self.shared.counters.checkpoints_rejected.add(1);
-        self.shared.set_rejected(Some(format!("the hub refused CP {cp}: {reason}")));
+        let reason = format!("the hub refused CP {cp}: {reason}");
         if no_space {
+            self.shared.set_no_hub_room(reason);
             self.retry_at = Some(Instant::now() + RETRY);
+        } else {
+            self.shared.set_rejected(Some(reason));
         }
     }
 

@@ -476,6 +476,33 @@ struct Parts {
     ring: Arc<OnceLock<crate::nvlog::Handle>>,
 }
 
+/// What is known before anybody was met.
+fn state_of(
+    (row, kept): (&SourceRow, &Kept),
+    (link, ground): (LinkState, Option<Ground>),
+    (own_roots, pins): (Roots, Pins),
+) -> SharedState {
+    SharedState {
+        affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
+        link,
+        failed: None,
+        panicked: false,
+        own_cp: row.applied,
+        own_roots,
+        pins,
+        ground,
+        rejected: None,
+        refused: Vec::new(),
+        lacks_hub_room: false,
+        answering: Answering::Policy,
+        mark: kept.alone,
+        marked_at: Instant::now(),
+        mark_was_found: kept.alone.is_some(),
+        fenced: kept.fenced,
+        pass: None,
+    }
+}
+
 fn share(
     settings: &Settings,
     inside: Inside,
@@ -499,22 +526,7 @@ fn share(
     } else {
         LinkState::Waiting { reason: "not connected yet".to_owned() }
     };
-    let state = SharedState {
-        affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
-        link,
-        failed: None,
-        own_cp: row.applied,
-        own_roots,
-        pins,
-        ground,
-        rejected: None,
-        refused: Vec::new(),
-        answering: Answering::Policy,
-        mark: kept.alone,
-        marked_at: Instant::now(),
-        fenced: kept.fenced,
-        pass: None,
-    };
+    let state = state_of((&row, kept), (link, ground), (own_roots, pins));
     Ok(Arc::new(Shared {
         name: row.name.clone(),
         source: row.id,
