@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::harness::oracle::{Known, Writer, content};
 use crate::harness::{BINARY, Cluster, SourceSettings, pause, run, status, wait_for};
-use crate::outage::{is_full, socket};
+use crate::outage::{is_full, socket, wait_settled};
 
 const NAME: &str = "filer-a";
 const EXPORT: &str = "filer-a/vol0";
@@ -256,7 +256,7 @@ fn failover_in_the_middle_of_a_pass_shows_the_old_image() {
     cluster.kill_hub();
     let new = load(&cluster, NAME, old.clone(), 4, 2000).finish();
     let log = cluster.path("filer-a.log");
-    wait_for("the own CPs are done alone", LIMIT, || cluster.own_status(NAME)["lag_bytes"] == 0);
+    wait_settled(&cluster);
     cluster.start_hub();
     wait_for("a pass begins", LIMIT, || {
         std::fs::read_to_string(&log).is_ok_and(|text| text.contains("image is brought up"))

@@ -210,8 +210,8 @@ fn row(source: &SourceEntry, paint: &Paint) -> Vec<(&'static str, Cell)> {
     let cells = [
         Cell::new(&source.name),
         state,
-        Cell::new(source.applied_cp),
-        Cell::new(time(source.lag_seconds)),
+        Cell::new(source.applied_cp.map_or_else(unknown, |cp| cp.to_string())),
+        Cell::new(source.lag_seconds.map_or_else(unknown, time)),
         Cell::new(age),
         Cell::new(size(source.acknowledged_bytes)),
         Cell::new(behind(source.staged_bytes)),
@@ -275,7 +275,10 @@ fn volumes(source: &SourceEntry, paint: &Paint) -> String {
     if paint.look.colour {
         table.enforce_styling();
     }
-    table.set_header(["VOLUME", "SIZE", &format!("ROOT AT CP {}", source.applied_cp)].map(heading));
+    // A source that has not met its hub yet shows its own newest CP.
+    let root =
+        source.applied_cp.map_or_else(|| "ROOT HERE".into(), |cp| format!("ROOT AT CP {cp}"));
+    table.set_header(["VOLUME", "SIZE", &root].map(heading));
     for volume in &source.volumes {
         let root = volume.root.map_or_else(|| "-".to_owned(), |root| root.to_string());
         table.add_row([volume.name.to_string(), size(volume.size_bytes), root]);
@@ -345,10 +348,10 @@ mod tests {
             resync: None,
             epoch: 1,
             generation: 4,
-            applied_cp: 1817,
+            applied_cp: Some(1817),
             image_age_seconds: Some(if state == State::InSync { 0.0 } else { 11_040.0 }),
-            lag_bytes: ladder[0] - ladder[4],
-            lag_seconds: if ladder[0] == ladder[4] { 0.0 } else { 12.0 },
+            lag_bytes: Some(ladder[0] - ladder[4]),
+            lag_seconds: Some(if ladder[0] == ladder[4] { 0.0 } else { 12.0 }),
             acknowledged_bytes: ladder[0],
             staged_bytes: ladder[1],
             drained_bytes: Some(ladder[2]),

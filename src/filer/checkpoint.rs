@@ -388,8 +388,11 @@ impl Checkpointer {
         if let Some(ring) = shared.ring() {
             ring.release(freeze.end);
         }
-        shared.outbox.drop_upto(freeze.cp);
-        shared.set_rejected(None);
+        shared.outbox.drop_upto(freeze.cp, alone);
+        if !alone || !shared.lacks_hub_room() {
+            // A CP alone makes no room on the hub.
+            shared.set_rejected(None);
+        }
         shared.counters.checkpoints_done.add(1);
         if alone {
             tracing::info!(source = %shared.name, cp = %freeze.cp, "CP published here, alone");

@@ -36,8 +36,8 @@ use crate::record::transfer::Transfer;
 use crate::session::primary::{Action, Event, Held, Past, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, VolumeNumber};
-use crate::units::policy::AloneMark;
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber, VolumeNumber};
+use crate::units::policy::{AloneMark, OnHubLoss};
 use crate::wire::message::{
     CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
 };
@@ -454,6 +454,10 @@ impl Forwarder {
     /// `hub_timeout`, is a lost hub (section 9).
     fn look_for_progress(&mut self) -> Result<(), End> {
         let full = self.shared.order.figures().lacking == Some(Lacking::Nvram);
+        // A hub without room says so: under `stop` writers wait for room, not for another connection.
+        let waits = self.shared.lacks_hub_room()
+            && self.shared.pledge.kept().on_hub_loss == OnHubLoss::Stop;
+        let full = full && !waits;
         let owes = self.primary.is_streaming() && (self.primary.is_sending() || full);
         let now = (self.primary.hub_sequence(), self.done, self.primary.cp_taken());
         let patience = self.patience();
@@ -508,8 +512,11 @@ impl Forwarder {
     fn common(&self, welcome: &Welcome, past: Past) {
         let (cp, roots) = self.shared.own();
         let known = self.shared.common.borrow().as_ref().is_some_and(|known| known.cp >= cp);
-        let equal = past == Past::Known && self.older.is_empty();
-        if equal && cp == welcome.applied_cp && !known {
+        let is_past = past == Past::Known;
+        if is_past {
+            self.shared.outbox.published(welcome.applied_cp);
+        }
+        if is_past && self.older.is_empty() && cp == welcome.applied_cp && !known {
             let pins = self.shared.pins();
             let left_out = |v: &VolumeNumber| welcome.refused.iter().any(|no| no.volume == *v);
             let roots = roots.into_iter().filter(|(volume, _)| !left_out(volume)).collect();
@@ -611,8 +618,8 @@ impl Forwarder {
                 self.note(move |kept| kept.fenced = Some(epoch)).await?;
             }
             Action::LeaveOut(refused) => self.leave_out(refused),
-            Action::SendPass { cp, base } => self.send_pass(cp, base, side),
-            Action::SendCompare { cp, base } => self.send_compare(cp, base, side),
+            Action::SendPass { cp, base } => self.send_pass(cp, base, side)?,
+            Action::SendCompare { cp, base } => self.send_compare(cp, base, side)?,
             Action::ServePull(want) if side.asked(want.clone()) => {}
             Action::ServePull(_) => {
                 return Err(End::Broken("the hub asks for more at once than it may".to_owned()));
@@ -621,9 +628,9 @@ impl Forwarder {
             Action::PassEnded { cp } => self.pass_ended(cp),
             Action::Freeze => self.shared.checkpoint.force(),
             Action::Checkpoint { token } => {
-                // Nothing to say: the newest common CP holds everything already.
-                let newest = self.shared.common.borrow().as_ref().map(|common| common.cp);
-                let cp = self.shared.order.target().or(newest).unwrap_or_default();
+                // Nothing to say: the own CP holds everything already, the hub may lack it still.
+                let target = self.shared.order.target();
+                let cp = target.unwrap_or_else(|| self.shared.own().0);
                 self.shared.checkpoint.want();
                 side.message(Message::CheckpointAt(CheckpointAt { token, cp }));
             }
@@ -644,13 +651,14 @@ impl Forwarder {
         Ok(())
     }
 
-    fn send_pass(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) {
-        assert!(self.own.0 == cp, "a pass sends the newest own CP that the machine knows");
+    fn send_pass(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) -> Result<(), End> {
+        self.is_own(cp)?;
         tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up");
         let progress = self.shared.begin_pass(cp, base);
         let pins = self.agreed_pins();
         let bases = Bases { base, older: self.older.clone() };
         side.pass(PassData::start(cp, pins, bases, self.options.resync_limit, progress));
+        Ok(())
     }
 
     /// The newest own CP, but for the volumes that the hub leaves out.
@@ -668,18 +676,33 @@ impl Forwarder {
         self.shared.set_refused(refused);
     }
 
-    fn send_compare(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) {
-        assert!(self.own.0 == cp, "the newest own CP that the machine knows is offered");
+    /// Only the newest own CP can be read; the next session begins with it.
+    fn is_own(&self, cp: CpNumber) -> Result<(), End> {
+        if self.own.0 == cp {
+            return Ok(());
+        }
+        Err(End::Broken(format!("a pass to CP {cp}, the own one is CP {}", self.own.0)))
+    }
+
+    fn send_compare(
+        &mut self,
+        cp: CpNumber,
+        base: CpNumber,
+        side: &mut SendSide,
+    ) -> Result<(), End> {
+        self.is_own(cp)?;
         tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up by comparison");
         let progress = self.shared.begin_pass(cp, base);
         let pins = self.agreed_pins();
         side.serve(Served::start(pins, self.options.resync_limit, progress));
+        Ok(())
     }
 
     fn pass_ended(&mut self, cp: CpNumber) {
         self.shared.end_pass();
         self.shared.set_faulted(None);
         self.older.clear();
+        self.shared.outbox.published(cp);
         self.shared.set_rejected(None);
         tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
         if self.own.0 == cp {
@@ -729,9 +752,12 @@ impl Forwarder {
     fn rejected(&mut self, cp: CpNumber, reason: String, no_space: bool) {
         tracing::error!(source = %self.shared.name, %cp, %reason, no_space, "CP refused by the hub");
         self.shared.counters.checkpoints_rejected.add(1);
-        self.shared.set_rejected(Some(format!("the hub refused CP {cp}: {reason}")));
+        let reason = format!("the hub refused CP {cp}: {reason}");
         if no_space {
+            self.shared.set_no_hub_room(reason);
             self.retry_at = Some(Instant::now() + RETRY);
+        } else {
+            self.shared.set_rejected(Some(reason));
         }
     }
 

@@ -361,6 +361,11 @@ impl Order {
         if state.open.is_empty() { frozen } else { Some(state.open_cp) }
     }
 
+    /// Whether nothing was ordered that is in no own CP, and none is under way.
+    pub fn is_at_rest(&self) -> bool {
+        self.target().is_none()
+    }
+
     /// Highest sequence number given out for a volume: what a flush waits for (R17).
     pub fn last_of(&self, volume: VolumeNumber) -> SequenceNumber {
         self.lock().last.get(&volume).copied().unwrap_or_default()

@@ -489,6 +489,34 @@ struct Parts {
     ring: Arc<OnceLock<crate::nvlog::Handle>>,
 }
 
+/// What is known before anybody was met.
+fn state_of(
+    (row, kept): (&SourceRow, &Kept),
+    (link, ground): (LinkState, Option<Ground>),
+    (own_roots, pins): (Roots, Pins),
+) -> SharedState {
+    SharedState {
+        affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
+        link,
+        failed: None,
+        panicked: false,
+        own_cp: row.applied,
+        own_roots,
+        pins,
+        faulted: None,
+        ground,
+        rejected: None,
+        refused: Vec::new(),
+        lacks_hub_room: false,
+        answering: Answering::Policy,
+        mark: kept.alone,
+        marked_at: Instant::now(),
+        mark_was_found: kept.alone.is_some(),
+        fenced: kept.fenced,
+        pass: None,
+    }
+}
+
 /// What is promised from this start on. What was written into a freeze, or kept as the next policy,
 /// comes first; else the file's comes next, as if this start were a freeze: it is kept durably
 /// before anything is ordered or told.
@@ -533,22 +561,7 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         name: row.name,
         size: row.tree.size,
     });
-    let state = SharedState {
-        affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
-        link: first_link(sole),
-        failed: None,
-        own_cp: row.applied,
-        own_roots,
-        pins,
-        faulted: None,
-        ground,
-        rejected: None,
-        refused: Vec::new(),
-        answering: Answering::Policy,
-        mark: kept.alone,
-        fenced: kept.fenced,
-        pass: None,
-    };
+    let state = state_of((&row, kept), (first_link(sole), ground), (own_roots, pins));
     Ok(Arc::new(Shared {
         name: row.name.clone(),
         source: row.id,

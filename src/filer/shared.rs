@@ -134,6 +134,8 @@ pub(super) struct SharedState {
     pub(super) affiliation: Affiliation,
     pub(super) link: LinkState,
     pub(super) failed: Option<Arc<str>>,
+    /// It was a fault of this program, not of a store.
+    pub(super) panicked: bool,
     pub(super) own_cp: CpNumber,
     pub(super) own_roots: Roots,
     pub(super) pins: Pins,
@@ -145,10 +147,15 @@ pub(super) struct SharedState {
     pub(super) faulted: Option<(CpNumber, String)>,
     /// Volumes that the hub leaves out, as it said last (R20).
     pub(super) refused: Vec<VolumeRefusal>,
+    /// That refusal was for lack of room in the hub's pool.
+    pub(super) lacks_hub_room: bool,
     /// How far writes are answered, as the session says.
     pub(super) answering: Answering,
     /// The durable mark of writes acknowledged without the hub (R4).
     pub(super) mark: Option<AloneMark>,
+    pub(super) marked_at: Instant,
+    /// The mark was found at the start.
+    pub(super) mark_was_found: bool,
     /// Somebody else is primary in that epoch.
     pub(super) fenced: Option<Epoch>,
     /// The pass under way.
@@ -256,7 +263,19 @@ impl Shared {
 
     /// The hub refused a CP, or published one.
     pub fn set_rejected(&self, reason: Option<String>) {
-        self.lock().rejected = reason;
+        let mut state = self.lock();
+        (state.rejected, state.lacks_hub_room) = (reason, false);
+    }
+
+    /// The hub refused a CP because its pool is full: stays until one is published (R18).
+    pub fn set_no_hub_room(&self, reason: String) {
+        let mut state = self.lock();
+        (state.rejected, state.lacks_hub_room) = (Some(reason), true);
+    }
+
+    /// Whether the hub has no room for the CP that is tried again.
+    pub fn lacks_hub_room(&self) -> bool {
+        self.lock().lacks_hub_room
     }
 
     /// The newest CP that the hub has refused for good, and why.
@@ -346,6 +365,18 @@ impl Shared {
         self.lock().mark
     }
 
+    /// How long the mark is known here to stand.
+    pub fn marked_for(&self) -> Option<Duration> {
+        let state = self.lock();
+        state.mark.map(|_| state.marked_at.elapsed())
+    }
+
+    /// Whether the mark stood before this start: how much was acknowledged alone until then is not
+    /// known.
+    pub fn mark_was_found(&self) -> bool {
+        self.lock().mark_was_found
+    }
+
     /// Whether a read may be answered: under `stop` only as long as nobody can have taken over,
     /// by this end's own clock, whatever this end has slept through meanwhile.
     pub fn may_answer_reads(&self) -> bool {
@@ -395,7 +426,12 @@ impl Shared {
         change(&mut kept);
         let bytes = self.keep(&row, &kept)?;
         self.pool.catalog().update_source(self.source, move |row| row.extension = bytes)?;
-        self.lock().mark = kept.alone;
+        let mut state = self.lock();
+        if state.mark.is_none() && kept.alone.is_some() {
+            state.marked_at = Instant::now();
+        }
+        state.mark = kept.alone;
+        state.mark_was_found &= kept.alone.is_some();
         Ok(())
     }
 
@@ -446,6 +482,11 @@ impl Shared {
         FailOnPanic { shared: Arc::clone(self), what }
     }
 
+    /// Whether the first failure was a fault of this program.
+    pub fn has_panicked(&self) -> bool {
+        self.lock().panicked
+    }
+
     /// Why nothing is acknowledged any more.
     pub fn failed(&self) -> Option<Arc<str>> {
         self.lock().failed.clone()
@@ -467,6 +508,9 @@ pub struct FailOnPanic {
 impl Drop for FailOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let mut state = self.shared.lock();
+            state.panicked |= state.failed.is_none();
+            drop(state);
             self.shared.fail(self.what);
         }
     }

@@ -28,7 +28,7 @@ const REFUSAL_MAX: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyError {
     /// No CP is known to be on both ends.
-    #[error("no checkpoint is published at both ends yet")]
+    #[error("which checkpoint both ends have is not known: the hub was not met since the start")]
     NoCommon,
     /// One at a time.
     #[error("another verification is under way")]

@@ -20,13 +20,13 @@ use super::applier::Job;
 use super::lane::Lane;
 use super::shared::{RefillError, Shared, Told};
 use super::stager::Staged;
-use super::status::Snapshot;
+use super::status::{Snapshot, roots_of};
 use crate::limits::{
     ACTOR_MAILBOX_MESSAGES, LOG_BYTES_PER_TRANSFER_BYTE, RECORD_BYTES_MAX, TRANSFER_BYTES_MAX,
 };
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
-use crate::session::mirror::{Action, Arrived, Build, Event, Mirror};
+use crate::session::mirror::{Action, Arrived, Build, Event, Mirror, Outcome};
 use crate::units::convert::to_u64;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
@@ -179,6 +179,8 @@ pub struct SourceActor {
     scanning: Arc<Semaphore>,
     next_token: u64,
     last_frame: Option<Instant>,
+    /// When the image was last equal to the source.
+    equal_at: Option<Instant>,
     refused: Option<Refused>,
     refill_from: Option<Place>,
     _alive: Alive,
@@ -226,6 +228,7 @@ impl SourceActor {
             scanning: Arc::new(Semaphore::new(1)),
             next_token: 1,
             last_frame: None,
+            equal_at: None,
             refused: None,
             refill_from: None,
             _alive: Alive { name: mourned, died },
@@ -590,7 +593,11 @@ impl SourceActor {
             if let Some(machine) = &mut self.machine {
                 machine.works(work);
             }
+            let full = outcome == Outcome::NoSpace;
             self.step(Event::Applied { cp, outcome }, context);
+            if full {
+                self.fail_checkpoints();
+            }
         }
         self.step(Event::Durable(cursors.durable), context);
         self.step(Event::Drained(cursors.drained), context);
@@ -678,16 +685,24 @@ impl SourceActor {
         let known = machine.known();
         for (cp, reply) in std::mem::take(&mut self.waiting) {
             if cp <= known.applied_cp {
-                drop(reply.send(Ok((known.applied_cp, known.roots.clone()))));
+                drop(reply.send(Ok((known.applied_cp, roots_of(known)))));
             } else {
                 self.waiting.push((cp, reply));
             }
         }
     }
 
-    fn publish(&self) {
+    /// There is no room for the CP that they wait for (R18, R20).
+    fn fail_checkpoints(&mut self) {
+        for (cp, reply) in std::mem::take(&mut self.waiting) {
+            let reason = format!("CP {cp} is not published, the hub's pool is full");
+            drop(reply.send(Err(reason)));
+        }
+    }
+
+    fn publish(&mut self) {
         let Some(machine) = &self.machine else { return };
-        self.snapshot.store(Arc::new(Snapshot::of(
+        let mut snapshot = Snapshot::of(
             &self.name,
             machine,
             self.lane.as_ref(),
@@ -695,7 +710,10 @@ impl SourceActor {
             self.refused.as_ref(),
             self.last_frame,
             self.shared.failovers.view(&self.name).as_ref(),
-        )));
+        );
+        self.equal_at = snapshot.equals_at().or(self.equal_at);
+        snapshot.equal_at = self.equal_at;
+        self.snapshot.store(Arc::new(snapshot));
     }
 
     fn is_current(&self, number: u64) -> bool {

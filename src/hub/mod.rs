@@ -282,9 +282,10 @@ impl Hub {
     ) -> Result<recover::Verified, Unread> {
         let entry = self.shared.registry.get(name);
         let entry = entry.ok_or_else(|| Unread::Now("no such source".to_owned()))?;
-        let cp = entry.snapshot.load().applied_cp;
-        if cp == CpNumber(0) {
-            return Err(Unread::Now("no CP of it is published yet".to_owned()));
+        let snapshot = entry.snapshot.load_full();
+        let cp = snapshot.applied_cp;
+        if snapshot.source.is_none() {
+            return Err(Unread::Now("it has never connected".to_owned()));
         }
         let later = |error: &dyn std::fmt::Display| Unread::Later(error.to_string());
         let mut answer = entry.actor.send(WantScan(cp)).await.map_err(|error| later(&error))?;

@@ -191,11 +191,11 @@ catalogue! {
     SOURCE_VISIBLE_BYTES = "mirrorhub_source_visible_bytes_total", Bytes, Kind::Counter,
         [SOURCE], "Bytes of writes in the published CP";
     SOURCE_LAG_BYTES = "mirrorhub_source_lag_bytes", Bytes, Kind::Gauge,
-        [SOURCE], "Bytes acknowledged and not yet visible in the image";
+        [SOURCE], "Bytes acknowledged and not yet visible in the image; NaN where it cannot be known";
     SOURCE_LAG_SECONDS = "mirrorhub_source_lag_seconds", Seconds, Kind::Gauge,
-        [SOURCE], "Age of the oldest acknowledged write that the image does not show yet";
+        [SOURCE], "Age of the oldest acknowledged write that the image does not show yet; NaN where unknown";
     SOURCE_IMAGE_AGE_SECONDS = "mirrorhub_source_image_age_seconds", Seconds, Kind::Gauge,
-        [SOURCE], "Time since the image was last known equal to the source";
+        [SOURCE], "Time since the image was last known equal to the source, at least; NaN before both met";
     SOURCE_RECEIVED_TRANSFERS = "mirrorhub_source_received_transfers_total", Count, Kind::Counter,
         [SOURCE], "Transfers received from the source, repeated ones included";
     SOURCE_RECEIVED_BYTES = "mirrorhub_source_received_bytes_total", Bytes, Kind::Counter,

@@ -148,7 +148,7 @@ pub struct VolumeStatus {
     pub name: VolumeName,
     /// Size as clients see it.
     pub size_bytes: u64,
-    /// Root at `applied_cp`; null before the first CP.
+    /// Root on a hub at `applied_cp`, on a source at its newest own CP; null where none is known.
     pub root: Option<Root>,
     /// What keeps this volume, and no other, from being mirrored; not there if nothing does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -196,14 +196,18 @@ pub struct SourceEntry {
     pub epoch: u32,
     /// Generation number; 0 until known.
     pub generation: u32,
-    /// Number of the CP that the image shows; 0 is the empty beginning.
-    pub applied_cp: u32,
-    /// Seconds since the image was last known equal to the source; null before the first CP.
+    /// Number of the CP that the image shows; 0 is the empty beginning. Null on a source that has
+    /// not met its hub since its start.
+    pub applied_cp: Option<u32>,
+    /// Seconds since the image was last known equal to the source, at least: after a restart counted
+    /// from there. Null until both ends have met.
     pub image_age_seconds: Option<f64>,
-    /// Bytes acknowledged and not visible.
-    pub lag_bytes: u64,
-    /// Age of the oldest acknowledged write that the image does not show yet; 0 if none.
-    pub lag_seconds: f64,
+    /// Bytes acknowledged and not visible. Null where it cannot be known: on a hub that the source
+    /// may go on or has gone on without, on a source for what it acknowledged alone before a restart.
+    pub lag_bytes: Option<u64>,
+    /// Age of the oldest acknowledged write that the image does not show yet; 0 if none. Null on a
+    /// hub that cannot know it.
+    pub lag_seconds: Option<f64>,
     /// Answered to clients.
     pub acknowledged_bytes: u64,
     /// Durable in the hub's ring.
@@ -389,10 +393,10 @@ pub(crate) mod tests {
             resync: None,
             epoch: 1,
             generation: 3,
-            applied_cp: 42,
+            applied_cp: Some(42),
             image_age_seconds: Some(1.5),
-            lag_bytes: 4096,
-            lag_seconds: 0.25,
+            lag_bytes: Some(4096),
+            lag_seconds: Some(0.25),
             acknowledged_bytes: 16_384,
             staged_bytes: 16_384,
             drained_bytes: Some(12_288),

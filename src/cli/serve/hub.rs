@@ -171,7 +171,11 @@ impl View {
         for name in names {
             let offline = |reason: String| {
                 let message = format!("checkpoint of {name}: {reason}");
-                AdminError::new(code::SOURCE_OFFLINE, message, "start the source or its network")
+                let now = self.snapshot(&name).ok();
+                let behind = now.filter(|now| now.state == SourceState::Behind);
+                let next = behind.map(|now| now.next_step.clone());
+                let next = next.unwrap_or_else(|| "start the source or its network".to_owned());
+                AdminError::new(code::SOURCE_OFFLINE, message, next)
             };
             let before = self.snapshot(&name)?.totals;
             let total = before.staged_bytes.saturating_sub(before.visible_bytes);
@@ -183,6 +187,10 @@ impl View {
             let published = super::showing(self.hub.checkpoint(&name), show).await;
             let (cp, roots) = published.map_err(offline)?;
             let snapshot = self.snapshot(&name)?;
+            if keep.is_some() && cp.0 == 0 {
+                let message = format!("nothing was written to {name} yet: there is no CP to keep");
+                return Err(AdminError::new(code::REFUSED, message, "write to it first"));
+            }
             sources.push(match keep {
                 Some(keep) => kept::keep(&self.hub, name, keep).await?,
                 None => {
@@ -461,7 +469,12 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         _ if snapshot.connected => 0.0,
         heard => heard.unwrap_or(started).elapsed().as_secs_f64(),
     };
-    let age = lag.unwrap_or(0.0).max(silence);
+    // While the source is brought together with its image, that is as old as when they were equal.
+    let apart = snapshot.alone.is_some() || snapshot.state == SourceState::Syncing;
+    let unequal = snapshot.equal_at.unwrap_or(started).elapsed().as_secs_f64();
+    let age = lag.unwrap_or(0.0).max(silence).max(if apart { unequal } else { 0.0 });
+    let known = !snapshot.may_lack();
+    let lag_bytes = totals.staged_bytes.saturating_sub(totals.visible_bytes);
     let root = |number| snapshot.roots.iter().find(|r| r.volume == number).map(|r| r.root);
     SourceEntry {
         name: snapshot.name.clone(),
@@ -475,10 +488,10 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         resync: None,
         epoch: snapshot.epoch.number,
         generation: snapshot.generation.number,
-        applied_cp: snapshot.applied_cp.0,
-        image_age_seconds: (snapshot.applied_cp.0 > 0).then_some(age),
-        lag_bytes: totals.staged_bytes.saturating_sub(totals.visible_bytes),
-        lag_seconds: lag.unwrap_or(0.0),
+        applied_cp: Some(snapshot.applied_cp.0),
+        image_age_seconds: snapshot.source.map(|_| age),
+        lag_bytes: known.then_some(lag_bytes),
+        lag_seconds: known.then_some(lag.unwrap_or(0.0)),
         acknowledged_bytes: totals.staged_bytes,
         staged_bytes: totals.staged_bytes,
         drained_bytes: Some(totals.drained_bytes),

@@ -4,6 +4,7 @@
 //! at once; then recovers; then serves. TERM and INT stop it cleanly: what is under way is finished
 //! within bounds, state is written.
 
+mod advice;
 mod hub;
 mod kept;
 mod reload;
@@ -11,6 +12,7 @@ mod source;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -65,21 +67,22 @@ pub struct SourceArguments {
 
 /// Runs a hub until it is told to stop.
 pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
-    let config =
-        crate::config::load::load_hub(&arguments.config.file()?).map_err(Failure::Problems)?;
+    let file = arguments.config.file()?;
+    let config = crate::config::load::load_hub(&file).map_err(Failure::Problems)?;
     start_logging()?;
-    ended(hub::run(config))
+    ended(hub::run(config), &file)
 }
 
 /// Runs a source until it is told to stop.
 pub fn run_source(arguments: &SourceArguments) -> Result<Done, Failure> {
-    let config = source::load(&arguments.config.file()?).map_err(Failure::Problems)?;
+    let file = arguments.config.file()?;
+    let config = source::load(&file).map_err(Failure::Problems)?;
     start_logging()?;
     let accept = source::Accept {
         lost_nvram: arguments.accept_lost_nvram,
         untold_policy: arguments.accept_untold_policy,
     };
-    ended(source::run(config, accept))
+    ended(source::run(config, accept), &file)
 }
 
 fn start_logging() -> Result<(), Failure> {
@@ -88,13 +91,12 @@ fn start_logging() -> Result<(), Failure> {
     installed.map_err(|error| Failure::failed(format!("no log: {error}"), ""))
 }
 
-fn ended(result: Result<()>) -> Result<Done, Failure> {
+fn ended(result: Result<()>, file: &Path) -> Result<Done, Failure> {
     match result {
         Ok(()) => Ok(Done::WELL),
         Err(error) => {
-            let text = format!("{error:#}");
-            tracing::error!(reason = text, "ended");
-            Err(Failure::failed(text, "mend the cause named above and start again"))
+            tracing::error!(reason = format!("{error:#}"), "ended");
+            Err(advice::failure(&error, file))
         }
     }
 }
@@ -341,11 +343,14 @@ fn collect_source(entry: &SourceEntry) {
     let gauge = |name: &'static str, value: f64| {
         metrics::gauge!(name, "source" => source.clone()).set(value);
     };
-    gauge(names::SOURCE_LAG_BYTES.name, to_f64(entry.lag_bytes));
-    gauge(names::SOURCE_LAG_SECONDS.name, entry.lag_seconds);
-    if let Some(age) = entry.image_age_seconds {
-        gauge(names::SOURCE_IMAGE_AGE_SECONDS.name, age);
-    }
+    // A series cannot be taken back: what is not known any more is NaN, which no rule takes for a
+    // small number. One that was never known is not there.
+    let known = |name: &'static str, value: Option<f64>| {
+        gauge(name, value.unwrap_or(f64::NAN));
+    };
+    known(names::SOURCE_LAG_BYTES.name, entry.lag_bytes.map(to_f64));
+    known(names::SOURCE_LAG_SECONDS.name, entry.lag_seconds);
+    known(names::SOURCE_IMAGE_AGE_SECONDS.name, entry.image_age_seconds);
     let refused = entry.volumes.iter().filter(|volume| volume.trouble.is_some()).count();
     gauge(names::SOURCE_REFUSED_VOLUMES.name, to_f64(to_u64(refused)));
     for volume in &entry.volumes {

@@ -163,10 +163,13 @@ impl View {
         let name = self.own_name(only)?;
         let lost = |error: CheckpointError| {
             let message = format!("checkpoint of {name}: {error}");
-            AdminError::new(code::HUB_LOST, message, "see `mirrorhub status`")
+            let now = self.filer.status();
+            let behind = now.state == SourceState::Behind;
+            let next = if behind { now.next_step } else { "see `mirrorhub status`".to_owned() };
+            AdminError::new(code::HUB_LOST, message, next)
         };
         let before = self.filer.status();
-        let total = before.ladder.hub_bytes.saturating_sub(before.ladder.visible_bytes);
+        let total = before.ladder.acknowledged_bytes.saturating_sub(before.ladder.visible_bytes);
         let show = || {
             let done = carried(&self.filer.status().counters);
             let done = done.saturating_sub(carried(&before.counters));
@@ -350,7 +353,8 @@ fn entry(status: &Status) -> SourceEntry {
     };
     let ladder = &status.ladder;
     let visible = ladder.visible_bytes.min(ladder.hub_bytes);
-    let lag = if ladder.hub_bytes > visible { status.lag.as_secs_f64() } else { 0.0 };
+    let lag = status.lag.as_secs_f64();
+    let lag_bytes = ladder.acknowledged_bytes.saturating_sub(visible);
     // What the hub does not hear of may have changed: its image is only known to equal the past.
     let silence = status.hub_silence.map_or(0.0, |silence| silence.as_secs_f64());
     SourceEntry {
@@ -371,11 +375,11 @@ fn entry(status: &Status) -> SourceEntry {
         }),
         epoch: status.epoch.number,
         generation: status.generation.number,
-        applied_cp: status.common_cp.map_or(0, |cp| cp.0),
-        image_age_seconds: status.common_cp.map(|_| lag.max(silence)),
-        lag_bytes: ladder.hub_bytes - visible,
-        lag_seconds: lag,
-        acknowledged_bytes: ladder.hub_bytes,
+        applied_cp: status.common_cp.map(|cp| cp.0),
+        image_age_seconds: status.hub.map(|_| lag.max(silence)),
+        lag_bytes: (!status.lag_unknown).then_some(lag_bytes),
+        lag_seconds: Some(lag),
+        acknowledged_bytes: ladder.acknowledged_bytes,
         staged_bytes: ladder.hub_bytes,
         drained_bytes: None,
         applied_bytes: None,

@@ -107,7 +107,7 @@ impl<'a> Replay<'a> {
         // No two are under way at once: the one before was done, and only its release was not
         // written down yet.
         if let Some(before) = self.freeze.replace(DurableFreeze { cp, place, policy, end }) {
-            self.outbox.drop_upto(before.cp);
+            self.outbox.drop_upto(before.cp, false);
             self.held_after = Some(before.place);
             self.done = Some(before.end);
         }

@@ -12,7 +12,15 @@ use crate::wire::message::{
     Compare, CpDone, CpEnd, CpRejected, Message, PartitionFull, PullVolume, VolumeOffer, VolumeRoot,
 };
 
+/// The refusal of a CP that finds no room (R18).
+const NO_ROOM: &str = "the hub's pool is full";
+
 impl Mirror {
+    /// Whether the last CP was refused because it finds no room here.
+    pub fn lacks_room(&self) -> bool {
+        self.last_refusal.as_deref() == Some(NO_ROOM)
+    }
+
     pub(super) fn partition_full(&mut self, full: &PartitionFull, actions: &mut Vec<Action>) {
         let last = Place::from(full.last);
         if full.cp <= self.known.applied_cp {
@@ -183,7 +191,7 @@ impl Mirror {
         self.last_refusal = match &outcome {
             Outcome::Published(_) => None,
             Outcome::Rejected { reason, .. } => Some(reason.clone()),
-            Outcome::NoSpace => Some("the hub's pool is full".to_owned()),
+            Outcome::NoSpace => Some(NO_ROOM.to_owned()),
             Outcome::Aborted => self.last_refusal.take(),
         };
         match outcome {
@@ -211,7 +219,7 @@ impl Mirror {
                 actions.push(reject(differs, reason, false));
             }
             Outcome::NoSpace if joined => {
-                actions.push(reject(None, "the hub's pool is full".to_owned(), true));
+                actions.push(reject(None, NO_ROOM.to_owned(), true));
             }
             Outcome::Rejected { .. } | Outcome::NoSpace | Outcome::Aborted => {}
         }

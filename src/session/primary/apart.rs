@@ -16,7 +16,8 @@
 //!
 //! While a pass runs no transfer is sent: what does not join the image protects nothing, and stays
 //! in the own NVRAM. If that fills up the CP that holds the room is done alone, and another pass,
-//! of what was written during this one, follows.
+//! of what was written during this one, follows. A pass that the hub refused is sent again from the
+//! newest own CP.
 //!
 //! Trees are compared where births tell nothing: the image has another content than the own CP of
 //! its place, or a pass was cut and the hub keeps what came of it, or CPs were refused (R19). What is
@@ -340,7 +341,10 @@ impl Primary {
         }
         match self.apart.way {
             Way::Syncing { pass: None, .. } => self.begin_pass(actions),
-            Way::Syncing { pass: Some(_), .. } => self.pump_pass(actions),
+            Way::Syncing { pass: Some(_), .. } => {
+                self.renew_pass(actions);
+                self.pump_pass(actions);
+            }
             Way::Catching { target } if self.acked_place().sequence >= target.sequence => {
                 self.answer(Answering::Policy, actions);
                 self.apart.way = Way::Closing { target: self.last() };
@@ -376,6 +380,19 @@ impl Primary {
         } else if !std::mem::replace(asked, true) {
             actions.push(Action::Freeze);
         }
+    }
+
+    /// A pass that is to be sent again is made anew from the newest own CP: while it was refused, or
+    /// parked because the hub had no room, others may have been made alone.
+    fn renew_pass(&mut self, actions: &mut Vec<Action>) {
+        if self.apart.pass().is_none_or(|pass| pass.data != Data::Waiting) {
+            return;
+        }
+        self.done_alone(|_| true, actions);
+        let (cp, place) = (self.own_cp, self.held_after);
+        let Some(pass) = self.apart.pass_mut().filter(|pass| pass.cp < cp) else { return };
+        (pass.cp, pass.place) = (cp, place);
+        pass.roots.clone_from(&self.own_roots);
     }
 
     fn pump_pass(&mut self, actions: &mut Vec<Action>) {

@@ -276,6 +276,19 @@ fn no_change_of_what_the_loss_of_the_hub_means_goes_wrong() {
     holds(budget, Budget { writes: 2, ..budget });
 }
 
+/// The hub has no room for a pass, or refuses it; the source goes on alone and makes CPs meanwhile.
+/// Only in the long form: [`super::refusals`] has its shortest ways.
+#[test]
+fn no_refused_pass_with_newer_cps_goes_wrong() {
+    if !full() {
+        return;
+    }
+    let budget = Budget { writes: 2, cps: 2, losses: 1, no_space: 1, ..NONE };
+    holds(budget, Budget { writes: 3, no_space: 2, ..budget });
+    let budget = Budget { writes: 2, cps: 2, losses: 1, rejects: 1, ..NONE };
+    holds(budget, Budget { cuts: 1, ..budget });
+}
+
 /// TCP neither loses nor repeats; if something between the ends does, the connection may close,
 /// but nothing false is stored, acknowledged or published.
 #[test]

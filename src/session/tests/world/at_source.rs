@@ -330,10 +330,15 @@ impl World {
             Action::MarkApart(_) => up.marking = Some(true),
             Action::ClearApart => up.marking = Some(false),
             Action::SendPass { cp, base } => {
+                let (cp, newest) = (*cp, self.source.own.0);
+                if cp != newest {
+                    // The shell reads the newest own tree, whatever it is called.
+                    return self.fail(format!("a pass sends CP {cp}, the own one is CP {newest}"));
+                }
                 let base = self.committed.get(base).copied().unwrap_or_default();
-                let to = self.committed[cp];
+                let to = self.committed[&cp];
                 up.sending = None;
-                up.pass = Some(PassOut { cp: *cp, base, to, sent: false });
+                up.pass = Some(PassOut { cp, base, to, sent: false });
             }
             Action::SendCompare { cp, .. } => {
                 (up.sending, up.pass) = (None, None);
