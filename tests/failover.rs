@@ -294,9 +294,10 @@ fn disk_rate(directory: &Path, mib: u64) -> f64 {
 #[test]
 fn time_to_the_first_read_and_write() {
     let mib: u64 = if is_full() { 256 } else { 64 };
-    let size = format!("{}MiB", mib * 2);
-    let settings = failing("stop").volumes(&[("vol0", &size)]).pool("4GiB").nvram("640MiB");
-    let mut cluster = Cluster::prepare_with(&[settings], "256MiB", "4GiB");
+    let (size, nvram) = (format!("{}MiB", mib * 2), format!("{}MiB", mib * 5 / 2));
+    let settings = failing("stop").volumes(&[("vol0", &size)]).pool("4GiB").nvram(&nvram);
+    let ring = format!("{}MiB", mib.max(128));
+    let mut cluster = Cluster::prepare_with(&[settings], &ring, "4GiB");
     cluster.start_all();
     let mut client = open(&socket(&cluster, NAME), EXPORT);
     let mut chunk = vec![0; 256 << 10];
