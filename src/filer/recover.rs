@@ -17,7 +17,7 @@
 mod replay;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -52,6 +52,7 @@ use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, Volume
 use crate::units::policy::Policy;
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
+use crate::volume::mend::{Mender, Questions};
 use crate::wire::message::VolumeOffer;
 
 /// Why a source does not start.
@@ -468,6 +469,11 @@ fn pool_takes(pool: Arc<Pool>) -> PoolTakes {
     })
 }
 
+fn offer(row: VolumeRow) -> VolumeOffer {
+    let VolumeRow { key, id, name, tree } = row;
+    VolumeOffer { number: key.volume, id, name, size: tree.size }
+}
+
 struct Parts {
     order: Order,
     outbox: Outbox,
@@ -488,12 +494,6 @@ fn share(
     let pins: Pins =
         Arc::new(pins.into_iter().map(|pin| (pin.key().volume, Arc::new(pin))).collect());
     let own_roots: Roots = volumes.iter().map(|row| (row.key.volume, row.tree.root())).collect();
-    let offers = volumes.into_iter().map(|row| VolumeOffer {
-        number: row.key.volume,
-        id: row.id,
-        name: row.name,
-        size: row.tree.size,
-    });
     let link = if sole {
         LinkState::Unlinked
     } else {
@@ -509,6 +509,7 @@ fn share(
         ground,
         rejected: None,
         refused: Vec::new(),
+        set_back: None,
         answering: Answering::Policy,
         mark: kept.alone,
         marked_at: Instant::now(),
@@ -519,7 +520,7 @@ fn share(
         name: row.name.clone(),
         source: row.id,
         generation: row.generation,
-        volumes: offers.collect(),
+        volumes: volumes.into_iter().map(offer).collect(),
         policy: settings.policy,
         pool,
         keeper,
@@ -534,6 +535,9 @@ fn share(
         ring,
         common: watch::Sender::new(None),
         serving: watch::Sender::new(false),
+        mender: Mender::default(),
+        questions: Questions::default(),
+        serving_places: AtomicUsize::new(0),
         scans: watch::Sender::new(None),
         scanning: AtomicBool::new(false),
         answering: AtomicBool::new(false),

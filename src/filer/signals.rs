@@ -15,7 +15,7 @@ use super::plan::{Plan, TransferRow};
 use super::shared::Pins;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
-use crate::wire::message::Scanned;
+use crate::wire::message::{Frame, Scanned, WantPlace};
 
 /// Scans that wait for the checkpoint thread or the forwarder.
 const SCANS_MAX: usize = 8;
@@ -148,6 +148,10 @@ pub struct SessionInbox {
     pub scan: Option<(CpNumber, u64)>,
     /// Answers to scans that the hub asked for.
     pub scanned: Vec<Scanned>,
+    /// Places that the hub is asked for, and answers to what it asked: bounded by who asks.
+    pub wants: Vec<WantPlace>,
+    /// See `wants`.
+    pub places: Vec<Frame>,
     /// Say good-bye and end.
     pub stop: bool,
 }
@@ -173,6 +177,16 @@ impl SessionSignals {
     /// Writers wait for the room of a CP that is committed here.
     pub fn pressed(&self, cp: CpNumber) {
         self.leave(|inbox| inbox.pressed = Some(cp));
+    }
+
+    /// The hub is asked for a place.
+    pub fn want_place(&self, want: WantPlace) {
+        self.leave(|inbox| inbox.wants.push(want));
+    }
+
+    /// The answer to what the hub asked.
+    pub fn place(&self, frame: Frame) {
+        self.leave(|inbox| inbox.places.push(frame));
     }
 
     /// The hub is to scan a CP.

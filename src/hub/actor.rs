@@ -18,11 +18,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::applier::Job;
 use super::lane::Lane;
+use super::mending;
 use super::shared::{RefillError, Shared, Told};
 use super::stager::Staged;
 use super::status::Snapshot;
 use crate::limits::{
-    ACTOR_MAILBOX_MESSAGES, LOG_BYTES_PER_TRANSFER_BYTE, RECORD_BYTES_MAX, TRANSFER_BYTES_MAX,
+    ACTOR_MAILBOX_MESSAGES, LOG_BYTES_PER_TRANSFER_BYTE, PLACES_ASKED_MAX, RECORD_BYTES_MAX,
+    TRANSFER_BYTES_MAX,
 };
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
@@ -33,7 +35,7 @@ use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{
     Ack, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRefusal,
-    VolumeRoot,
+    VolumeRoot, WantPlace,
 };
 
 /// What the actor holds of its connection.
@@ -80,6 +82,8 @@ pub enum Content {
     Transfer(Transfer),
     /// Updates of a CP.
     Updates { cp: CpNumber, volume: VolumeNumber, payload: Bytes },
+    /// The answer to a question about a place.
+    Place { token: u64, payload: Bytes },
     /// Anything else.
     Other(Message),
     /// Something else than a frame: the reason to close.
@@ -122,6 +126,16 @@ pub struct WantCheckpoint;
 #[derive(Debug, ActorMessage)]
 #[rtype(result = "oneshot::Receiver<Result<Scanned, String>>")]
 pub struct WantScan(pub CpNumber);
+
+/// A place that could not be read is asked of the source.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct AskPlace(pub WantPlace);
+
+/// Something was mended: the source is asked for a CP, with which it is written.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct AskRewrite;
 
 /// The source's epoch was raised: it is told, its connection ends, a CP under way is given up.
 /// Answered with the highest CP number that is known to be used.
@@ -172,6 +186,8 @@ pub struct SourceActor {
     scans: BTreeMap<u64, oneshot::Sender<Result<Scanned, String>>>,
     /// One place: this end reads its image for the source.
     scanning: Arc<Semaphore>,
+    /// Blocks and nodes that are read for the source.
+    serving_places: Arc<Semaphore>,
     next_token: u64,
     last_frame: Option<Instant>,
     refused: Option<Refused>,
@@ -219,6 +235,7 @@ impl SourceActor {
             waiting: Vec::new(),
             scans: BTreeMap::new(),
             scanning: Arc::new(Semaphore::new(1)),
+            serving_places: Arc::new(Semaphore::new(PLACES_ASKED_MAX)),
             next_token: 1,
             last_frame: None,
             refused: None,
@@ -318,11 +335,7 @@ impl SourceActor {
                     lane.welcomed();
                 }
                 tracing::info!(source = %self.name, "source is in session");
-                let refused = self.machine.as_ref().map(|machine| &machine.known().refused);
-                for VolumeRefusal { name, reason, next_step, .. } in refused.into_iter().flatten() {
-                    let source = &self.name;
-                    tracing::error!(%source, volume = %name, reason, next_step, "volume refused");
-                }
+                self.name_refused();
             }
             Action::Scan { cp, token } => self.scan(cp, token),
             Action::Scanned(scanned) => {
@@ -338,6 +351,15 @@ impl SourceActor {
             }
             Action::Refuse(refused) => self.refuse(refused),
             Action::Close { reason } => self.close(reason),
+        }
+    }
+
+    /// Volumes that this session leaves out (R20).
+    fn name_refused(&self) {
+        let refused = self.machine.as_ref().map(|machine| &machine.known().refused);
+        for VolumeRefusal { name, reason, next_step, .. } in refused.into_iter().flatten() {
+            let source = &self.name;
+            tracing::error!(%source, volume = %name, reason, next_step, "volume refused");
         }
     }
 
@@ -435,6 +457,9 @@ impl SourceActor {
         }
         self.early.clear();
         self.refill_from = None;
+        if let Some(lane) = &self.lane {
+            lane.questions.give_up();
+        }
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|(_, reply)| reply);
         for reply in std::mem::take(&mut self.asked).into_values().chain(waiting) {
             drop(reply.send(Err("the source went away".to_owned())));
@@ -543,6 +568,27 @@ impl SourceActor {
             drop(place);
             let frame = Frame::new(&Message::Scanned(scanned.bounded()), Bytes::new());
             drop(frames.send(frame).await);
+        });
+    }
+
+    fn is_streaming(&self) -> bool {
+        self.machine.as_ref().is_some_and(Mirror::is_streaming)
+    }
+
+    /// Tells the source what an image has in a place. A few at a time: no source of ours asks for
+    /// more, and one that does waits for an answer that does not come.
+    fn serve_place(&self, want: WantPlace) {
+        let (Some(peer), Some(lane)) = (&self.peer, &self.lane) else { return };
+        let Ok(turn) = self.serving_places.clone().try_acquire_owned() else { return };
+        let (frames, shared, lane) = (peer.frames.clone(), self.shared.clone(), lane.clone());
+        actix::spawn(async move {
+            let read =
+                tokio::task::spawn_blocking(move || mending::serve(&shared, &lane, &want)).await;
+            drop(turn);
+            match read {
+                Ok(frame) => drop(frames.send(frame).await),
+                Err(error) => tracing::warn!(%error, "a place was not read"),
+            }
         });
     }
 
@@ -753,6 +799,16 @@ impl Handler<FrameIn> for SourceActor {
             return;
         }
         let event = match &message.content {
+            Content::Place { token, payload } => {
+                if let Some(lane) = &self.lane {
+                    lane.questions.answer(*token, payload.clone());
+                }
+                return;
+            }
+            Content::Other(Message::WantPlace(want)) if self.is_streaming() => {
+                self.serve_place(*want);
+                return;
+            }
             Content::Transfer(transfer) => {
                 Event::Transfer(Arrived { header: *transfer.header(), place: transfer.place() })
             }
@@ -891,6 +947,28 @@ impl Handler<Changed> for SourceActor {
             tracing::debug!(source = %self.name, reason, "not at rest yet");
         }
         self.publish();
+    }
+}
+
+impl Handler<AskPlace> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, AskPlace(want): AskPlace, _: &mut Self::Context) {
+        if self.is_streaming() {
+            self.send(&Message::WantPlace(want));
+        } else if let Some(lane) = &self.lane {
+            lane.questions.give_up();
+        }
+    }
+}
+
+impl Handler<AskRewrite> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: AskRewrite, _: &mut Self::Context) {
+        if self.is_streaming() {
+            self.send(&Message::WantRewrite);
+        }
     }
 }
 

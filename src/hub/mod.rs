@@ -33,6 +33,7 @@ mod identity;
 pub mod images;
 pub mod kept;
 pub mod lane;
+pub mod mending;
 pub mod overlay;
 pub mod promoted;
 pub mod recover;

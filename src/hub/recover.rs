@@ -129,6 +129,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         overlays: Arc::default(),
         failbacks: Failbacks::default(),
         nvram_damaged_bytes,
+        mender: Default::default(),
         counters: Counters::default(),
         recording: Default::default(),
     });
@@ -164,7 +165,7 @@ fn start_threads(
     let drainer = Drainer::new(queue, store, shared.stager.clone(), in_ring);
     let mut threads = vec![spawn("hub-drain", move || drainer.run())?];
     for _ in 0..appliers.max(1) {
-        let applier = Applier::new(shared.jobs.clone(), shared.pool.clone(), shared.store.clone());
+        let applier = Applier::new(shared.clone());
         threads.push(spawn("hub-apply", move || applier.run())?);
     }
     Ok(threads)

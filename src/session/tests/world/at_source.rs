@@ -287,6 +287,7 @@ impl World {
                 up.pass = Some(PassOut { cp: *cp, base, to, sent: false });
             }
             Action::PassEnded { .. } => {}
+            Action::SetBack { .. } => {}
             Action::LeaveOut(refused) => assert!(refused.is_empty(), "no volume is refused here"),
             Action::Rejected { no_space, .. } => up.parked = *no_space,
             Action::Freeze => up.wants_freeze = true,
