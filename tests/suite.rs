@@ -26,6 +26,7 @@ mod policies;
 mod power;
 mod reloads;
 mod resync;
+mod rot;
 mod starts;
 mod truth;
 mod volumes;

@@ -243,6 +243,10 @@ fn troubles(document: &StatusDocument, sources: &[&SourceEntry], paint: &Paint) 
 /// All that is known of one source.
 fn details(source: &SourceEntry, paint: &Paint) -> String {
     let mut lines = vec![("reason", source.reason.clone())];
+    // What is not in order is told with its next step above.
+    if source.state.word() == HealthWord::Ok && !source.next_step.is_empty() {
+        lines.push(("next", source.next_step.clone()));
+    }
     if let Some(policy) = &source.policy {
         lines.push(("policy", promise(policy)));
     }
@@ -395,6 +399,7 @@ mod tests {
                 used_bytes: (3 << 30) - 96 * MIB,
                 kept_bytes: 32 * MIB,
                 pinned_bytes: 64 * MIB,
+                rot: None,
             }),
         )
     }

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use tokio::net::tcp::OwnedReadHalf;
 use super::completion::HubDurable;
 use super::feed::DurableFreeze;
 use super::keeper::Kept;
+use super::mending;
 use super::order::{AdoptError, Lacking};
 use super::pass::{Bases, PassData};
 use super::past;
@@ -29,14 +31,15 @@ use super::served::Served;
 use super::shared::{Backoff, Common, LinkState, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver};
 use super::verify;
-use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
+use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX, PLACES_ASKED_MAX};
 use crate::link::FrameReader;
 use crate::pool::error::PoolError;
+use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::primary::{Action, Event, Held, Past, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber, VolumeNumber};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, VolumeNumber};
 use crate::units::policy::{AloneMark, OnHubLoss};
 use crate::wire::message::{
     CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
@@ -249,6 +252,7 @@ impl Forwarder {
         }
         let end = self.session(stream).await;
         self.shared.end_pass();
+        self.shared.questions.give_up();
         // The machine says nothing to a lost connection.
         drop(self.primary.step(Event::Disconnected));
         end
@@ -396,6 +400,10 @@ impl Forwarder {
         for scanned in word.scanned {
             side.message(Message::Scanned(scanned));
         }
+        if streams {
+            word.wants.into_iter().for_each(|want| side.message(Message::WantPlace(want)));
+            word.places.into_iter().for_each(|frame| side.frame(frame));
+        }
         Ok(())
     }
 
@@ -476,6 +484,9 @@ impl Forwarder {
         if message == Message::Refill {
             return self.refill(payload, side).await;
         }
+        if self.primary.is_streaming() && self.place(&message, &payload) {
+            return Ok(());
+        }
         if let Message::Welcome(welcome) = message {
             side.window(0, welcome.cp_credit);
             let (past, older) = self.past(&welcome).await?;
@@ -506,6 +517,33 @@ impl Forwarder {
             self.shared.fail(&reason);
             End::Broken(reason)
         })
+    }
+
+    /// Rot: questions and answers of both ends, which concern the machine not at all.
+    fn place(&self, message: &Message, payload: &Bytes) -> bool {
+        let shared = &self.shared;
+        if let Message::PlaceContent(content) = message {
+            shared.questions.answer(content.token, payload.clone());
+            return true;
+        }
+        if *message == Message::WantRewrite {
+            shared.checkpoint.force();
+            return true;
+        }
+        let Message::WantPlace(want) = *message else { return false };
+        if shared.serving_places.fetch_add(1, Ordering::AcqRel) >= PLACES_ASKED_MAX {
+            // No hub of ours asks for so many: it waits for the answer that does not come.
+            shared.serving_places.fetch_sub(1, Ordering::AcqRel);
+            return true;
+        }
+        let shared = Arc::clone(shared);
+        // Its answer goes through the session's slot; nobody waits for the task itself.
+        drop(tokio::task::spawn_blocking(move || {
+            let frame = mending::serve(&shared, &want);
+            shared.serving_places.fetch_sub(1, Ordering::AcqRel);
+            shared.session.place(frame);
+        }));
+        true
     }
 
     /// A CP that both ends had published before this connection.
@@ -618,6 +656,7 @@ impl Forwarder {
                 self.note(move |kept| kept.fenced = Some(epoch)).await?;
             }
             Action::LeaveOut(refused) => self.leave_out(refused),
+            Action::SetBack { had, has } => self.set_back(had, has),
             Action::SendPass { cp, base } => self.send_pass(cp, base, side)?,
             Action::SendCompare { cp, base } => self.send_compare(cp, base, side)?,
             Action::ServePull(want) if side.asked(want.clone()) => {}
@@ -666,6 +705,16 @@ impl Forwarder {
         let left_out = self.shared.left_out();
         let agreed = self.own.1.iter().filter(|(volume, _)| !left_out.contains(volume));
         Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect())
+    }
+
+    fn set_back(&self, had: Place, has: Place) {
+        let what = format!(
+            "the hub had acknowledged everything up to sequence {} as durable and came back with {}: \
+             it was restored from an older copy, or its device lost what it had synced",
+            had.sequence, has.sequence
+        );
+        tracing::error!(source = %self.shared.name, what, "hub set back; it is sent again");
+        self.shared.note_set_back(what);
     }
 
     fn leave_out(&self, refused: Vec<VolumeRefusal>) {

@@ -34,6 +34,7 @@ pub mod forwarder;
 pub mod identity;
 pub mod image;
 pub mod keeper;
+pub mod mending;
 pub mod order;
 pub mod outbox;
 pub mod pass;
@@ -92,6 +93,7 @@ use crate::units::ids::{RandomError, SourceId, random_u64};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, VolumeNumber};
 use crate::units::policy::Policy;
+use crate::volume::mend::{Depth, MendFigures};
 
 /// Pause before the first new try to reach the hub, and the longest.
 const BACKOFF: Backoff = Backoff { least: Duration::from_millis(50), most: Duration::from_secs(2) };
@@ -452,6 +454,23 @@ impl Filer {
     /// lets them go on, or stops the source.
     pub fn hold(&self, held: bool) {
         self.shared().order.hold(held);
+    }
+
+    /// What rotted in its pool.
+    pub fn rot(&self) -> MendFigures {
+        self.shared().mender.figures(|_| true)
+    }
+
+    /// Reads all of the newest own CP and mends what cannot be read. Blocks.
+    pub fn mend_all(&self) -> impl FnOnce() + Send + 'static {
+        let shared = self.shared();
+        move || {
+            for pin in shared.pins().values() {
+                if let Err(error) = mending::mend_pin(&shared, pin, Depth::Data) {
+                    tracing::warn!(source = %shared.name, %error, "not mended");
+                }
+            }
+        }
     }
 
     /// Its pool, for checks and metrics.

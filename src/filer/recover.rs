@@ -17,7 +17,7 @@
 mod replay;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,7 @@ use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, Volume
 use crate::units::policy::Policy;
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
+use crate::volume::mend::{Mender, Questions};
 use crate::wire::message::VolumeOffer;
 
 /// Why a source does not start.
@@ -480,6 +481,11 @@ fn pool_takes(pool: Arc<Pool>) -> PoolTakes {
     })
 }
 
+fn offer(row: VolumeRow) -> VolumeOffer {
+    let VolumeRow { key, id, name, tree } = row;
+    VolumeOffer { number: key.volume, id, name, size: tree.size }
+}
+
 struct Parts {
     order: Order,
     outbox: Outbox,
@@ -508,6 +514,7 @@ fn state_of(
         rejected: None,
         refused: Vec::new(),
         lacks_hub_room: false,
+        set_back: None,
         answering: Answering::Policy,
         mark: kept.alone,
         marked_at: Instant::now(),
@@ -555,18 +562,12 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
     let pins: Pins =
         Arc::new(pins.into_iter().map(|pin| (pin.key().volume, Arc::new(pin))).collect());
     let own_roots: Roots = volumes.iter().map(|row| (row.key.volume, row.tree.root())).collect();
-    let offers = volumes.into_iter().map(|row| VolumeOffer {
-        number: row.key.volume,
-        id: row.id,
-        name: row.name,
-        size: row.tree.size,
-    });
     let state = state_of((&row, kept), (first_link(sole), ground), (own_roots, pins));
     Ok(Arc::new(Shared {
         name: row.name.clone(),
         source: row.id,
         generation: row.generation,
-        volumes: offers.collect(),
+        volumes: volumes.into_iter().map(offer).collect(),
         pledge,
         pool,
         keeper,
@@ -581,6 +582,9 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         ring,
         common: watch::Sender::new(None),
         serving: watch::Sender::new(false),
+        mender: Mender::default(),
+        questions: Questions::default(),
+        serving_places: AtomicUsize::new(0),
         scans: watch::Sender::new(None),
         scanning: AtomicBool::new(false),
         answering: AtomicBool::new(false),

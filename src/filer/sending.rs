@@ -46,6 +46,7 @@ pub enum MoveError {
 #[derive(Debug)]
 enum ToSend {
     Message(Message),
+    Frame(Frame),
     Transfer(TransferId),
     Data { cp: CpNumber, inline: bool },
     Pass(PassData),
@@ -106,6 +107,12 @@ impl SendSide {
     pub fn message(&mut self, message: Message) {
         self.messages += 1;
         self.queue.push_back(ToSend::Message(message));
+    }
+
+    /// Queues a frame that is formed already.
+    pub fn frame(&mut self, frame: Frame) {
+        self.messages += 1;
+        self.queue.push_back(ToSend::Frame(frame));
     }
 
     /// Whether the hub makes us say more than it reads: an honest one never asks so much.
@@ -182,6 +189,10 @@ impl SendSide {
                 ToSend::Message(message) => {
                     self.messages -= 1;
                     self.outgoing.push(Frame::new(&message, Bytes::new()));
+                }
+                ToSend::Frame(frame) => {
+                    self.messages -= 1;
+                    self.outgoing.push(frame);
                 }
                 ToSend::Transfer(id) => self.push_transfer(id).await?,
                 ToSend::Data { cp, inline } => {

@@ -5,7 +5,7 @@
 //! may look at the pins.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
 use crate::units::policy::{AloneMark, OnHubLoss, Policy};
+use crate::volume::mend::{Mender, Questions};
 use crate::wire::message::{Refused, Scanned, VolumeOffer, VolumeRefusal};
 
 /// How things stand with the hub.
@@ -109,6 +110,12 @@ pub struct Shared {
     pub common: watch::Sender<Option<Common>>,
     /// Whether clients may be served.
     pub serving: watch::Sender<bool>,
+    /// What rotted here.
+    pub mender: Mender,
+    /// Places that the hub is asked for.
+    pub questions: Questions,
+    /// Questions of the hub that are being answered.
+    pub serving_places: AtomicUsize,
     /// The newest answer of the hub to a scan.
     pub scans: watch::Sender<Option<Scanned>>,
     /// A verification is under way.
@@ -149,6 +156,8 @@ pub(super) struct SharedState {
     pub(super) refused: Vec<VolumeRefusal>,
     /// That refusal was for lack of room in the hub's pool.
     pub(super) lacks_hub_room: bool,
+    /// How the hub was set back behind what it had acknowledged, if it was since the start (R7).
+    pub(super) set_back: Option<String>,
     /// How far writes are answered, as the session says.
     pub(super) answering: Answering,
     /// The durable mark of writes acknowledged without the hub (R4).
@@ -286,6 +295,16 @@ impl Shared {
     /// The hub refused also a comparison, or published a CP.
     pub fn set_faulted(&self, refused: Option<(CpNumber, String)>) {
         self.lock().faulted = refused;
+    }
+
+    /// How the hub was set back behind what it had acknowledged, if it was since the start (R7).
+    pub fn set_back(&self) -> Option<String> {
+        self.lock().set_back.clone()
+    }
+
+    /// The hub has less than it had acknowledged as durable.
+    pub fn note_set_back(&self, what: String) {
+        self.lock().set_back = Some(what);
     }
 
     /// Volumes that the hub leaves out, as it said last (R20).

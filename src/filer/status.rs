@@ -224,12 +224,21 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
             None => {
                 let all = ("every acknowledged write is durable on the hub", "");
                 let (reason, next) = waits(shared.order.figures().lacking).unwrap_or(all);
-                (SourceState::InSync, reason.to_owned(), next.to_owned())
+                match shared.set_back() {
+                    None => (SourceState::InSync, reason.to_owned(), next.to_owned()),
+                    Some(what) => {
+                        let reason = format!("{reason}; but {what}; it was sent again");
+                        (SourceState::InSync, reason, NEXT_OF_SET_BACK.to_owned())
+                    }
+                }
             }
         },
     }
 }
 
+/// What R7 asks of an administrator; shown until the source is restarted.
+const NEXT_OF_SET_BACK: &str = "find out why before this filer is lost: look at the hub's NVRAM \
+     device and at who restored its state; a restart of this source ends this notice";
 /// The hub's pool is full (R18): who waits for it, and what makes room.
 fn next_of_full_hub(shared: &Shared) -> String {
     let clients = match (shared.answering(), shared.order.figures().lacking) {

@@ -18,11 +18,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::applier::Job;
 use super::lane::Lane;
+use super::mending;
 use super::shared::{RefillError, Shared, Told};
 use super::stager::Staged;
 use super::status::{Snapshot, roots_of};
 use crate::limits::{
-    ACTOR_MAILBOX_MESSAGES, LOG_BYTES_PER_TRANSFER_BYTE, RECORD_BYTES_MAX, TRANSFER_BYTES_MAX,
+    ACTOR_MAILBOX_MESSAGES, LOG_BYTES_PER_TRANSFER_BYTE, PLACES_ASKED_MAX, RECORD_BYTES_MAX,
+    TRANSFER_BYTES_MAX,
 };
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
@@ -33,7 +35,7 @@ use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{
     Ack, CpEnd, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned,
-    VolumeRefusal, VolumeRoot,
+    VolumeRefusal, VolumeRoot, WantPlace,
 };
 use crate::wire::pull::Pulled;
 
@@ -85,6 +87,8 @@ pub enum Content {
     Nodes(Pulled, Bytes),
     /// The same: blocks.
     Blocks(Pulled, Bytes),
+    /// The answer to a question about a place.
+    Place { token: u64, payload: Bytes },
     /// Anything else.
     Other(Message),
     /// Something else than a frame: the reason to close.
@@ -127,6 +131,16 @@ pub struct WantCheckpoint;
 #[derive(Debug, ActorMessage)]
 #[rtype(result = "oneshot::Receiver<Result<Scanned, String>>")]
 pub struct WantScan(pub CpNumber);
+
+/// A place that could not be read is asked of the source.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct AskPlace(pub WantPlace);
+
+/// Something was mended: the source is asked for a CP, with which it is written.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct AskRewrite;
 
 /// The source's epoch was raised: it is told, its connection ends, a CP under way is given up.
 /// Answered with the highest CP number that is known to be used.
@@ -177,6 +191,8 @@ pub struct SourceActor {
     scans: BTreeMap<u64, oneshot::Sender<Result<Scanned, String>>>,
     /// One place: this end reads its image for the source.
     scanning: Arc<Semaphore>,
+    /// Blocks and nodes that are read for the source.
+    serving_places: Arc<Semaphore>,
     next_token: u64,
     last_frame: Option<Instant>,
     /// When the image was last equal to the source.
@@ -226,6 +242,7 @@ impl SourceActor {
             waiting: Vec::new(),
             scans: BTreeMap::new(),
             scanning: Arc::new(Semaphore::new(1)),
+            serving_places: Arc::new(Semaphore::new(PLACES_ASKED_MAX)),
             next_token: 1,
             last_frame: None,
             equal_at: None,
@@ -450,6 +467,9 @@ impl SourceActor {
         }
         self.early.clear();
         self.refill_from = None;
+        if let Some(lane) = &self.lane {
+            lane.questions.give_up();
+        }
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|(_, reply)| reply);
         for reply in std::mem::take(&mut self.asked).into_values().chain(waiting) {
             drop(reply.send(Err("the source went away".to_owned())));
@@ -571,6 +591,27 @@ impl SourceActor {
             drop(place);
             let frame = Frame::new(&Message::Scanned(scanned.bounded()), Bytes::new());
             drop(frames.send(frame).await);
+        });
+    }
+
+    fn is_streaming(&self) -> bool {
+        self.machine.as_ref().is_some_and(Mirror::is_streaming)
+    }
+
+    /// Tells the source what an image has in a place. A few at a time: no source of ours asks for
+    /// more, and one that does waits for an answer that does not come.
+    fn serve_place(&self, want: WantPlace) {
+        let (Some(peer), Some(lane)) = (&self.peer, &self.lane) else { return };
+        let Ok(turn) = self.serving_places.clone().try_acquire_owned() else { return };
+        let (frames, shared, lane) = (peer.frames.clone(), self.shared.clone(), lane.clone());
+        actix::spawn(async move {
+            let read =
+                tokio::task::spawn_blocking(move || mending::serve(&shared, &lane, &want)).await;
+            drop(turn);
+            match read {
+                Ok(frame) => drop(frames.send(frame).await),
+                Err(error) => tracing::warn!(%error, "a place was not read"),
+            }
         });
     }
 
@@ -800,6 +841,16 @@ impl Handler<FrameIn> for SourceActor {
             return;
         }
         let event = match &message.content {
+            Content::Place { token, payload } => {
+                if let Some(lane) = &self.lane {
+                    lane.questions.answer(*token, payload.clone());
+                }
+                return;
+            }
+            Content::Other(Message::WantPlace(want)) if self.is_streaming() => {
+                self.serve_place(*want);
+                return;
+            }
             Content::Transfer(transfer) => {
                 Event::Transfer(Arrived { header: *transfer.header(), place: transfer.place() })
             }
@@ -941,6 +992,28 @@ impl Handler<Changed> for SourceActor {
             tracing::debug!(source = %self.name, reason, "not at rest yet");
         }
         self.publish();
+    }
+}
+
+impl Handler<AskPlace> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, AskPlace(want): AskPlace, _: &mut Self::Context) {
+        if self.is_streaming() {
+            self.send(&Message::WantPlace(want));
+        } else if let Some(lane) = &self.lane {
+            lane.questions.give_up();
+        }
+    }
+}
+
+impl Handler<AskRewrite> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: AskRewrite, _: &mut Self::Context) {
+        if self.is_streaming() {
+            self.send(&Message::WantRewrite);
+        }
     }
 }
 

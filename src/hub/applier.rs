@@ -20,8 +20,10 @@ use tokio::sync::mpsc;
 use super::compare;
 use super::extension::Extension;
 use super::lane::{Lane, lock};
+use super::mending;
 use super::pass::{self, Work};
 use super::replay::{Chain, Replay, ReplayError};
+use super::shared::Shared;
 use crate::limits::{PULL_BLOCKS_MAX, PULL_NODES_MAX};
 use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
 use crate::pool::Pool;
@@ -36,6 +38,7 @@ use crate::units::convert::to_u64;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, Epoch, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
+use crate::volume::mend::{Depth, is_rot};
 use crate::volume::work;
 use crate::volume::writer::{Content, TreeWriter};
 use crate::wire::message::{CpEnd, Frame, Message, VolumeRoot};
@@ -250,6 +253,7 @@ impl JobQueue {
 /// One slot; [`Applier::run`] is the body of its thread.
 #[derive(Debug)]
 pub struct Applier {
+    shared: Arc<Shared>,
     queue: Arc<JobQueue>,
     pool: Arc<Pool>,
     store: Arc<LogStore>,
@@ -263,6 +267,8 @@ pub(super) enum Stop {
         differs: Option<VolumeRoot>,
         reason: String,
     },
+    /// The image is damaged where the CP builds on it.
+    Rot(String),
     /// The hub's own pool or log failed: to ask the source again would not help, and is no divergence.
     Faulted(String),
 }
@@ -281,6 +287,9 @@ impl From<PoolError> for Stop {
 
 impl From<VolumeError> for Stop {
     fn from(error: VolumeError) -> Self {
+        if is_rot(&error) {
+            return Self::Rot(error.to_string());
+        }
         match error {
             VolumeError::Pool(error) => error.into(),
             other @ (VolumeError::Node { .. }
@@ -306,9 +315,11 @@ impl From<ReplayError> for Stop {
 }
 
 impl Applier {
-    /// A slot that serves `queue`.
-    pub fn new(queue: Arc<JobQueue>, pool: Arc<Pool>, store: Arc<LogStore>) -> Self {
-        Self { queue, pool, store }
+    /// A slot that serves one of the hub's queues.
+    pub fn new(queue: Arc<JobQueue>, shared: Arc<Shared>) -> Self {
+        let pool = shared.pool.clone();
+        let store = shared.store.clone();
+        Self { shared, queue, pool, store }
     }
 
     /// Serves jobs until the queue is stopped.
@@ -329,13 +340,51 @@ impl Applier {
                     if let Err(error) = work::give_up(&self.pool, job.lane.source()) {
                         tracing::warn!(source = %job.lane.name(), %error, "a work tree stays");
                     }
-                    tracing::warn!(source = %job.lane.name(), cp = %job.cp, reason, "CP refused");
-                    job.lane.ladder.rejected.fetch_add(1, Ordering::Relaxed);
-                    Outcome::Rejected { differs, reason }
+                    self.reject(&job, differs, reason)
+                }
+                Err(Stop::Rot(reason)) => {
+                    // The source sends it again; what is mended by then does not stop it.
+                    mending::mend_all(&self.shared, &job.lane, Depth::Nodes);
+                    self.reject(&job, None, reason)
                 }
             };
             job.lane.end_job(job.cp, outcome);
         }
+    }
+
+    fn reject(&self, job: &Job, differs: Option<VolumeRoot>, reason: String) -> Outcome {
+        tracing::warn!(source = %job.lane.name(), cp = %job.cp, reason, "CP refused");
+        job.lane.ladder.rejected.fetch_add(1, Ordering::Relaxed);
+        Outcome::Rejected { differs, reason }
+    }
+
+    /// What was mended of the images goes to new places with this CP. What cannot be written is
+    /// found again.
+    fn rewrite(
+        &self,
+        job: &Job,
+        write_set: &mut WriteSet,
+        bases: &BTreeMap<VolumeNumber, TreeRoot>,
+        built: &mut BTreeMap<VolumeNumber, TreeRoot>,
+    ) -> Result<Vec<VolumeKey>, Stop> {
+        let mender = &self.shared.mender;
+        let mut rewritten = Vec::new();
+        for (&volume, base) in bases {
+            let key = VolumeKey { source: job.lane.source(), volume };
+            if !mender.has_waiting(key) {
+                continue;
+            }
+            let tree = *built.get(&volume).unwrap_or(base);
+            match mender.write(&self.pool, write_set, key, tree, job.cp) {
+                Ok(root) => drop(built.insert(volume, root)),
+                Err(error) => {
+                    mender.forget(key);
+                    return Err(error.into());
+                }
+            }
+            rewritten.push(key);
+        }
+        Ok(rewritten)
     }
 
     /// The trees, the comparison, the commit. After an error the rest of the CP's frames is still
@@ -432,9 +481,10 @@ impl Applier {
         self.finish(job, set, bases, trees, &end)
     }
 
-    /// The log that the CP's references name; a pass has none.
+    /// The log that the CP's references name; a pass has none, nor has a CP of nothing, which is made
+    /// to write what was mended.
     fn log_of(&self, job: &Job) -> Result<Option<LogReader>, Stop> {
-        if job.is_pass() {
+        if job.is_pass() || job.last == job.lane.cursors().applied {
             return Ok(None);
         }
         let source = job.lane.source();
@@ -466,9 +516,9 @@ impl Applier {
     fn finish(
         &self,
         job: &Job,
-        write_set: WriteSet,
+        mut write_set: WriteSet,
         bases: &BTreeMap<VolumeNumber, TreeRoot>,
-        built: BTreeMap<VolumeNumber, TreeRoot>,
+        mut built: BTreeMap<VolumeNumber, TreeRoot>,
         end: &CpEnd,
     ) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
         let mut roots = Vec::with_capacity(bases.len());
@@ -491,6 +541,7 @@ impl Applier {
         if end.roots.len() != roots.len() {
             return Err(rejected(&"the source announced roots of volumes not agreed on"));
         }
+        let rewritten = self.rewrite(job, &mut write_set, bases, &mut built)?;
         job.lane.built(job.cp);
         // Nobody else writes the row's extension from this look to the commit: a CP must not write
         // back an older promise of its source.
@@ -510,6 +561,7 @@ impl Applier {
             extension: Some(Extension { transfer: job.last.transfer, ..kept }.encode()),
             volumes: built.into_iter().collect(),
         })?;
+        rewritten.into_iter().for_each(|key| self.shared.mender.written(key));
         if job.is_pass() {
             // A cut before this leaves a log that ends before the image does: it is dropped at the
             // next start.

@@ -24,6 +24,7 @@ use crate::units::hash::Root;
 use crate::units::ids::SourceId;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
+use crate::volume::mend::Questions;
 
 /// The cursors of one source.
 #[derive(Debug, Clone, Default)]
@@ -146,6 +147,8 @@ pub struct Lane {
     pub changed: Notify,
     /// Counters for metrics and status.
     pub ladder: Ladder,
+    /// Places that the source is asked for.
+    pub questions: Questions,
 }
 
 /// A lock whose holder panicked holds a state nobody knows: the process must not go on with it.
@@ -169,6 +172,7 @@ impl Lane {
             credit_most: AtomicU64::new(0),
             changed: Notify::new(),
             ladder: Ladder::default(),
+            questions: Questions::default(),
         })
     }
 

@@ -34,6 +34,7 @@ mod identity;
 pub mod images;
 pub mod kept;
 pub mod lane;
+pub mod mending;
 pub mod overlay;
 mod pass;
 pub mod promoted;

@@ -131,6 +131,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         overlays: Arc::default(),
         failbacks: Failbacks::default(),
         nvram_damaged_bytes,
+        mender: Default::default(),
         counters: Counters::default(),
         recording: Default::default(),
     });
@@ -165,9 +166,7 @@ fn start_threads(
     let (queue, store) = (shared.drain.clone(), shared.store.clone());
     let drainer = Drainer::new(queue, store, shared.stager.clone(), in_ring);
     let mut threads = vec![spawn("hub-drain", move || drainer.run())?];
-    let applier = |queue: &Arc<JobQueue>| {
-        Applier::new(queue.clone(), shared.pool.clone(), shared.store.clone())
-    };
+    let applier = |queue: &Arc<JobQueue>| Applier::new(queue.clone(), shared.clone());
     for _ in 0..appliers.max(1) {
         let applier = applier(&shared.jobs);
         threads.push(spawn("hub-apply", move || applier.run())?);

@@ -15,6 +15,7 @@ use super::failback::Failbacks;
 use super::failover::{Failovers, View};
 use super::hooks::{Hooks, Moved};
 use super::lane::{Cursors, Lane, lock};
+use super::mending;
 use super::overlay::Room;
 use super::promoted::Promoted;
 use super::registry::Registry;
@@ -34,9 +35,10 @@ use crate::sourcelog::{LogError, LogStore};
 use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::{SourceName, VolumeName};
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, Vbn};
 use crate::units::policy::{AloneMark, Policy};
 use crate::volume;
+use crate::volume::mend::{Depth, Mender};
 use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot, VolumeScan};
 
 /// What the hub's files say of one source.
@@ -203,6 +205,8 @@ pub struct Shared {
     pub failbacks: Failbacks,
     /// Bytes of the ring that were damaged when it was opened.
     pub nvram_damaged_bytes: u64,
+    /// What rotted here.
+    pub mender: Mender,
     /// Counters.
     pub counters: Counters,
     /// Held while a source is recorded; which one, its id says.
@@ -465,8 +469,25 @@ impl Shared {
             }
             let all = pin.tree().size.blocks().0;
             let report = |passed| progress(&row.name, passed, all);
-            let scanned = volume::scan::scan(&self.pool, &pin.tree(), report)
-                .and_then(|scanned| Ok(pin.check().map(|()| scanned)?));
+            let mut report = report;
+            let mut read = || {
+                volume::scan::scan(&self.pool, &pin.tree(), &mut report)
+                    .and_then(|scanned| Ok(pin.check().map(|()| scanned)?))
+            };
+            let scanned = match read() {
+                Ok(found) if found.bad_blocks > 0 => {
+                    let whole = (Vbn(0), all);
+                    let volume = (row.key, &pin.tree());
+                    let mending = mending::mend(self, &lane, volume, whole, Depth::Data);
+                    let mended = mending.is_ok_and(|mending| !mending.mended.is_empty());
+                    if mended { read() } else { Ok(found) }
+                }
+                Ok(sound) => {
+                    self.mender.read_whole(row.key);
+                    Ok(sound)
+                }
+                failed => failed,
+            };
             match scanned {
                 Ok(scanned) => {
                     let named = |problem| format!("volume {}: {problem}", row.name);
@@ -482,6 +503,13 @@ impl Shared {
             }
         }
         Ok((volumes, problems))
+    }
+
+    /// Reads all images and mends what cannot be read. Blocks.
+    pub fn mend_all(&self) {
+        for lane in self.lanes.all() {
+            mending::mend_all(self, &lane, Depth::Data);
+        }
     }
 
     /// A source's guaranteed part of the ring: what its file says, else an equal part of half.

@@ -262,6 +262,12 @@ catalogue! {
         "Bytes of the pool in use, pinned ones included";
     POOL_PINNED_BYTES = "mirrorhub_pool_pinned_bytes", Bytes, Kind::Gauge, [],
         "Bytes of the pool in use only because a reader pins an older CP";
+    ROT_FOUND = "mirrorhub_rot_found_total", Count, Kind::Counter, [],
+        "Blocks and nodes of the pool that failed their check";
+    ROT_REPAIRED = "mirrorhub_rot_repaired_total", Count, Kind::Counter, [],
+        "Blocks and nodes that were got from the other end and written to a new place";
+    ROT_LOST = "mirrorhub_rot_lost", Count, Kind::Gauge, [],
+        "Blocks and nodes that cannot be read and could not be got from the other end";
     IMAGE_PINS = "mirrorhub_image_pins", Count, Kind::Gauge, [],
         "CPs pinned for open readers";
 

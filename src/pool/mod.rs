@@ -29,6 +29,7 @@ mod free_log;
 pub mod kept;
 pub mod kept_row;
 pub mod label;
+mod mended;
 mod mirror;
 mod pins;
 pub mod pointer;
@@ -61,6 +62,7 @@ use self::free_log::FreeLog;
 use self::kept::KeptState;
 use self::kept_row::KeptBlocks;
 use self::label::{Label, Layout};
+use self::mended::Mended;
 use self::mirror::Mirror;
 use self::pins::PinName;
 use self::pointer::{TreeRoot, VolumeKey};
@@ -114,6 +116,7 @@ pub struct Pool {
     options: PoolOptions,
     state: Mutex<State>,
     cache: BlockCache,
+    mended: Mended,
     store: Store,
     committer: Committer,
     transactions: AtomicU64,
@@ -188,6 +191,7 @@ impl Pool {
         let space = SpaceMap::new(&label.layout, stored, kept, work);
         Arc::new(Self {
             cache: BlockCache::new(options.node_cache_bytes),
+            mended: Mended::default(),
             device,
             label,
             options,
@@ -203,6 +207,10 @@ impl Pool {
             transactions: AtomicU64::new(0),
             first_error: OnceLock::new(),
         })
+    }
+
+    fn mended(&self) -> &Mended {
+        &self.mended
     }
 
     /// Its id.

@@ -14,6 +14,7 @@ mod apart;
 mod checkpoint;
 mod joining;
 mod promise;
+mod setback;
 mod volumes;
 
 use std::collections::VecDeque;
@@ -155,6 +156,8 @@ pub enum Action {
     /// Release the partition of the CP: it is published on the hub, or, `alone`, committed here
     /// while the hub is known to lack it.
     Done { cp: CpNumber, alone: bool },
+    /// The hub has less than it had acknowledged as durable (R7): told once, nothing to be done.
+    SetBack { had: Place, has: Place },
     /// Volumes that the hub leaves out in this session (R20): nothing of them is sent at a CP.
     LeaveOut(Vec<VolumeRefusal>),
     /// How far writes are answered from now on.
@@ -278,6 +281,8 @@ pub struct Primary {
     volumes: Volumes,
     /// A policy that follows the one in force.
     change: Option<Change>,
+    /// What the hub said last that it has.
+    had: Place,
     answering: Answering,
     /// The CP that the hub has published, as far as it said.
     hub_cp: CpNumber,
@@ -318,6 +323,7 @@ impl Primary {
             apart,
             volumes: Volumes::default(),
             change: None,
+            had: Place::default(),
             answering: Answering::Policy,
             hub_cp: CpNumber(0),
             halted: None,
@@ -508,6 +514,7 @@ impl Primary {
             let bytes: u64 = self.held.range(self.acked..upto).map(|held| held.bytes).sum();
             self.in_flight_bytes -= bytes;
             self.acked = upto;
+            self.acknowledged();
             actions.push(Action::HubDurable(self.acked_place()));
         }
     }
@@ -597,6 +604,12 @@ impl Primary {
     /// Last sequence number the hub has durably.
     pub fn hub_sequence(&self) -> SequenceNumber {
         self.acked_place().sequence
+    }
+
+    /// Another promise of when transfers are acknowledged.
+    #[cfg(test)]
+    pub(super) fn set_ack(&mut self, ack: crate::units::policy::Ack) {
+        self.identity.policy.ack = ack;
     }
 
     /// Equal for machines that behave alike, for the searches of the tests.

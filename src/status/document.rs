@@ -250,6 +250,22 @@ pub struct PoolStatus {
     pub kept_bytes: u64,
     /// In use only because a reader pins an older CP.
     pub pinned_bytes: u64,
+    /// Blocks and nodes that failed their check; not there if none ever did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rot: Option<RotStatus>,
+}
+
+/// What rotted on the pool's device since the process was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotStatus {
+    /// Blocks and nodes that failed their check.
+    pub found: u64,
+    /// Of these, got from the other end and written to a new place.
+    pub repaired: u64,
+    /// Got from the other end, and not yet written.
+    pub waiting: u64,
+    /// What cannot be read and could not be got: the place and the reason, each a sentence.
+    pub lost: Vec<String>,
 }
 
 /// What `status --json` prints on a hub.
@@ -436,6 +452,7 @@ pub(crate) mod tests {
             used_bytes: 1000,
             kept_bytes: 2,
             pinned_bytes: 1,
+            rot: None,
         };
         let hub = StatusDocument::hub(vec![entry()], Some(nvram.clone()), Some(pool.clone()));
         let text = serde_json::to_string(&hub).unwrap();

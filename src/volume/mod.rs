@@ -23,6 +23,7 @@ pub mod diff;
 pub mod error;
 pub mod geometry;
 pub mod kept;
+pub mod mend;
 pub mod node;
 pub mod pull;
 pub mod reader;

@@ -14,7 +14,7 @@ use super::pull::{Pulled, WantBlocks, WantNodes};
 use crate::limits::SCAN_PROBLEM_BYTES_MAX;
 use crate::record::marks::Place;
 use crate::units::convert::{to_u64, to_usize};
-use crate::units::hash::{Root, StreamHash};
+use crate::units::hash::{ContentHash, Root, StreamHash};
 use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::names::{KeptName, SourceName, VolumeName};
 use crate::units::numbers::{
@@ -416,6 +416,29 @@ impl Scanned {
 /// What a problem counts as at least: many empty ones fill a frame as well.
 const PROBLEM_COST_BYTES: usize = 16;
 
+/// Asks the other end for a block or node that could not be read here, by its content: whatever
+/// tree it has there that holds it in that place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantPlace {
+    /// Names the question.
+    pub token: u64,
+    /// Which volume.
+    pub volume: VolumeNumber,
+    /// 0 for a block, the level of the node otherwise.
+    pub level: u8,
+    /// Which one of its level.
+    pub index: u64,
+    /// Its content hash.
+    pub hash: ContentHash,
+}
+
+/// Answers [`WantPlace`]; the payload is one item as in `Blocks` or `Nodes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceContent {
+    /// From the question.
+    pub token: u64,
+}
+
 /// Heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {
@@ -617,11 +640,14 @@ messages! {
     43 WantBlocks(WantBlocks) payload false;
     44 Follow(Box<Follow>) payload false;
     45 Reached(Reached) payload false;
+    46 WantRewrite payload false;
     64 Ping(Ping) payload false;
     65 Pong(Pong) payload false;
     66 Going(Going) payload false;
     67 Scan(Scan) payload false;
     68 Scanned(Scanned) payload false;
+    69 WantPlace(WantPlace) payload false;
+    70 PlaceContent(PlaceContent) payload true;
 }
 
 fn decode_body<T: DeserializeOwned>(kind: &'static str, rest: &[u8]) -> Result<T, FrameError> {
@@ -737,6 +763,10 @@ mod tests {
         let epoch = Epoch { number: 3, id: 1 << 60 };
         round(Message::TakeOver(TakeOver { epoch, cp, place: place(), generation: 9 }), b"");
         round(Message::Reached(Reached { cp }), b"");
+        round(Message::WantRewrite, b"");
+        let (token, hash) = (1 << 60, ContentHash([8; 16]));
+        round(Message::WantPlace(WantPlace { token, volume, level: 2, index: 1 << 40, hash }), b"");
+        round(Message::PlaceContent(PlaceContent { token }), b"p");
         let follow = Follow {
             version: 1,
             version_min: 1,

@@ -430,7 +430,10 @@ impl Admin for View {
                     self.failback(source, failback::Ask { keep, to }, progress).await
                 }
                 Request::ConfigDiff {} => answer(&self.difference()),
-                Request::PoolCheck {} => pool_check(self.hub.shared().pool.clone()).await,
+                Request::PoolCheck {} => {
+                    let shared = self.hub.shared().clone();
+                    pool_check(shared.pool.clone(), move || shared.mend_all()).await
+                }
             }
         })
     }
@@ -447,7 +450,7 @@ impl Observed for View {
             self.hub.snapshots().iter().map(|snapshot| entry(snapshot, self.started)).collect();
         let ring = shared.stager.ring().map(|ring| ring.status());
         let nvram = ring.as_ref().map(super::source::nvram_status);
-        let pool = super::pool_status(&shared.pool);
+        let pool = super::pool_status(&shared.pool, shared.mender.figures(|_| true));
         StatusDocument::hub(sources, nvram, pool)
     }
 }
@@ -580,6 +583,6 @@ fn collect(view: &View) {
     if let Some(ring) = shared.stager.ring() {
         super::source::collect_ring(&ring.status());
     }
-    super::collect_pool(&shared.pool);
+    super::collect_pool(&shared.pool, shared.mender.figures(|_| true));
     super::collect_nbd(&view.server);
 }

@@ -37,11 +37,12 @@ use crate::observe::server::{HttpListener, Observed};
 use crate::pool::Pool;
 use crate::status::SCHEMA;
 use crate::status::answers::{PoolCheckAnswer, VerifyOfEnd};
-use crate::status::document::{Policy, PoolStatus, SourceEntry, State};
+use crate::status::document::{Policy, PoolStatus, RotStatus, SourceEntry, State};
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{SourceName, VolumeName};
 use crate::volume::check::{Depth, Finding, check};
+use crate::volume::mend::MendFigures;
 use crate::wire::message::VolumeScan;
 
 /// Run a hub, in the foreground
@@ -170,9 +171,21 @@ fn answer(value: &impl serde::Serialize) -> Result<Value, AdminError> {
 }
 
 /// Walks a pool from its roots: `reachable + free = all`, every block against its hash.
-async fn pool_check(pool: Arc<Pool>) -> Result<Value, AdminError> {
-    let report = tokio::task::spawn_blocking(move || check(&pool, Depth::Data)).await;
-    let report = report.map_err(|error| failed(error.to_string()))?;
+/// What it finds damaged is mended by `mend`, as far as the other end has it, and checked again.
+async fn pool_check(
+    pool: Arc<Pool>,
+    mend: impl FnOnce() + Send + 'static,
+) -> Result<Value, AdminError> {
+    let report = tokio::task::spawn_blocking(move || {
+        let report = check(&pool, Depth::Data)?;
+        let damaged = |finding: &Finding| matches!(finding, Finding::Damaged { .. });
+        if !report.findings.iter().any(damaged) {
+            return Ok(report);
+        }
+        mend();
+        check(&pool, Depth::Data)
+    });
+    let report = report.await.map_err(|error| failed(error.to_string()))?;
     let report = report.map_err(|error| failed(error.to_string()))?;
     let count =
         |wanted: fn(&Finding) -> bool| to_u64(report.findings.iter().filter(|f| wanted(f)).count());
@@ -242,7 +255,7 @@ fn end_of(scan: Option<VolumeScan>) -> VerifyOfEnd {
 }
 
 /// The pool in the status document; none if its state is lost.
-fn pool_status(pool: &Pool) -> Option<PoolStatus> {
+fn pool_status(pool: &Pool, rot: MendFigures) -> Option<PoolStatus> {
     let space = pool.space().ok()?;
     Some(PoolStatus {
         total_bytes: source::bytes_of(space.total),
@@ -250,13 +263,22 @@ fn pool_status(pool: &Pool) -> Option<PoolStatus> {
         used_bytes: source::bytes_of(space.used),
         kept_bytes: source::bytes_of(space.kept),
         pinned_bytes: source::bytes_of(space.pinned),
+        rot: (rot.found > 0).then_some(RotStatus {
+            found: rot.found,
+            repaired: rot.repaired,
+            waiting: rot.waiting,
+            lost: rot.lost,
+        }),
     })
 }
 
 /// The pool's series.
-fn collect_pool(pool: &Pool) {
+fn collect_pool(pool: &Pool, rot: MendFigures) {
+    metrics::counter!(names::ROT_FOUND.name).absolute(rot.found);
+    metrics::counter!(names::ROT_REPAIRED.name).absolute(rot.repaired);
+    metrics::gauge!(names::ROT_LOST.name).set(to_f64(to_u64(rot.lost.len())));
     metrics::counter!(names::CATALOG_COMMITS.name).absolute(pool.transactions());
-    if let Some(status) = pool_status(pool) {
+    if let Some(status) = pool_status(pool, rot) {
         metrics::gauge!(names::POOL_CAPACITY_BYTES.name).set(to_f64(status.total_bytes));
         metrics::gauge!(names::POOL_FREE_BYTES.name).set(to_f64(status.free_bytes));
         metrics::gauge!(names::POOL_USED_BYTES.name).set(to_f64(status.used_bytes));

@@ -282,7 +282,7 @@ impl Admin for View {
                     "name the configuration of the hub with --config",
                 )),
                 Request::ConfigDiff {} => answer(&self.difference()),
-                Request::PoolCheck {} => pool_check(self.filer.pool()).await,
+                Request::PoolCheck {} => pool_check(self.filer.pool(), self.filer.mend_all()).await,
             }
         })
     }
@@ -303,14 +303,14 @@ impl Observed for View {
         if let Some(ring) = &status.ring {
             collect_ring(ring);
         }
-        super::collect_pool(&self.filer.pool());
+        super::collect_pool(&self.filer.pool(), self.filer.rot());
         super::collect_nbd(&self.server);
     }
 
     fn status(&self) -> StatusDocument {
         let status = self.filer.status();
         let nvram = status.ring.as_ref().map(nvram_status);
-        let pool = super::pool_status(&self.filer.pool());
+        let pool = super::pool_status(&self.filer.pool(), self.filer.rot());
         StatusDocument::source(entry(&status), nvram, pool).with_config(self.files.status())
     }
 }

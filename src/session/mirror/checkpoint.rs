@@ -30,7 +30,8 @@ impl Mirror {
         } else if let Some(base) = full.base {
             self.begin_pass(full.cp, last, base, actions);
         } else if last.sequence > self.received.sequence
-            || last.sequence <= self.known.applied.sequence
+            || last.sequence < self.known.applied.sequence
+            || last.sequence == self.known.applied.sequence && !self.may_hold_nothing(full.cp, last)
             || full.cp > CP_NUMBER_MAX
         {
             let reason = format!("CP {} ends at {}, out of place", full.cp, last.transfer);
@@ -39,6 +40,12 @@ impl Mirror {
             let build = if full.replay { Build::Replay } else { Build::Updates };
             self.begin(full.cp, last, build);
         }
+    }
+
+    /// A CP of nothing ends where the image does, and nothing that came belongs to it: its log would
+    /// be dropped with it.
+    fn may_hold_nothing(&self, cp: CpNumber, last: Place) -> bool {
+        last == self.known.applied && self.labels.iter().all(|&label| label > cp)
     }
 
     /// The data brings the image from `base` to the CP, without the log; behind it the log goes on

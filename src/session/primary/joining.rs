@@ -68,6 +68,7 @@ impl Primary {
         self.identity.hub = Some(welcome.hub);
         self.identity.epoch = welcome.epoch;
         actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
+        self.hold_to(welcome, actions);
         self.leave_out(&welcome.refused, actions);
         self.noted(actions);
         match joining {
@@ -255,6 +256,7 @@ impl Primary {
     pub(super) fn join(&mut self, actions: &mut Vec<Action>) {
         self.state = State::Streaming;
         self.cp_taken = 0;
+        self.acknowledged();
         actions.push(Action::HubDurable(self.acked_place()));
         actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
         self.serve(actions);

@@ -411,6 +411,7 @@ impl PrimaryShell {
                 | Action::Adopt
                 | Action::Joined { .. }
                 | Action::LeaveOut(_)
+                | Action::SetBack { .. }
                 | Action::Checkpoint { .. }
                 | Action::Scan { .. }
                 | Action::Scanned(_)

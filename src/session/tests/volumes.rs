@@ -185,3 +185,28 @@ fn a_refusal_of_a_volume_that_is_not_here_is_passed_over() {
     assert!(actions.contains(&Action::LeaveOut(Vec::new())));
     assert_eq!(at(&actions, |a| matches!(a, Action::MarkApart(_))), None);
 }
+
+/// R7: a hub that acknowledged two transfers as durable and comes back with one was set back; the
+/// rest is sent again. With `received` that is what was asked for.
+#[test]
+fn a_hub_that_was_set_back_is_told_once() {
+    use crate::units::policy::Ack as Promise;
+    for ack_of in [Promise::Durable, Promise::Received] {
+        let mut machine = source(OnHubLoss::Stop, false);
+        machine.set_ack(ack_of);
+        come(&mut machine, welcome(Vec::new()), false);
+        let line = line(2);
+        ack(&mut machine, line[1].place.transfer);
+        machine.step(Event::Disconnected);
+        let less = Welcome { last: line[0].place.into(), ..welcome(Vec::new()) };
+        let actions = come(&mut machine, less.clone(), false);
+        let (had, has) = (line[1].place, line[0].place);
+        let told = actions.contains(&Action::SetBack { had, has });
+        assert_eq!(told, ack_of == Promise::Durable, "{actions:?}");
+        let again = Action::SendTransfer(line[1].place.transfer);
+        assert!(actions.contains(&again), "{actions:?}");
+        machine.step(Event::Disconnected);
+        let actions = come(&mut machine, less, false);
+        assert!(!actions.contains(&Action::SetBack { had, has }), "told once");
+    }
+}

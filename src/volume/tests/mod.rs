@@ -3,6 +3,7 @@
 mod births;
 mod faults;
 mod kept;
+mod mend;
 mod model;
 mod publish;
 mod pull;

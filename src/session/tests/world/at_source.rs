@@ -340,6 +340,7 @@ impl World {
                 up.sending = None;
                 up.pass = Some(PassOut { cp, base, to, sent: false });
             }
+            Action::SetBack { .. } => {}
             Action::SendCompare { cp, .. } => {
                 (up.sending, up.pass) = (None, None);
                 up.offered = Some((*cp, self.committed[cp]));
