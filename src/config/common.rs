@@ -11,9 +11,10 @@ use toml::Spanned;
 use super::quantity::{Unfit, format_size};
 use super::reader::{Reader, Section, resolve};
 use super::schema::{DeviceConfig, Listen, NvramConfig, PoolConfig, Raid, VolumeConfig};
+use super::unavailable::entry;
 use crate::control::socket_path;
 use crate::limits::{
-    POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN, RING_BYTES_MAX, RING_BYTES_MIN,
+    POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN, RAID_MEMBERS_MAX, RING_BYTES_MAX, RING_BYTES_MIN,
     UNIX_PATH_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX,
 };
 use crate::units::BLOCK_BYTES_U64;
@@ -220,7 +221,21 @@ pub(super) fn pool<'d>(
         reader.missing(&section, "devices", &fix);
     }
     let complete = !devices.is_empty() && devices.len() == members.len();
+    check_number(reader, &section, raid, members.len());
     (complete.then_some(PoolConfig { raid, devices }), section)
+}
+
+/// A level needs its number of devices.
+fn check_number<'d>(reader: &mut Reader<'d>, section: &Section<'d>, raid: Raid, devices: usize) {
+    let (least, most) = (raid.level().members_min(), RAID_MEMBERS_MAX);
+    if devices == 0 || (least..=most).contains(&devices) {
+        return;
+    }
+    let met =
+        format!("raid = \"{}\" takes {least} to {most} devices, not {devices}", raid.as_str());
+    let key = section.table.and_then(|table| entry(table, "devices"));
+    let span = key.map_or_else(|| section.span.clone(), |(key, _)| key.span());
+    reader.problem(span, "pool.devices", met, "", "name more devices, or write another level");
 }
 
 /// A device as a file would name it, in the data directory of its own process.

@@ -82,6 +82,8 @@ pub const CHECKPOINT_KINDS: &[&str] = &["reference", "inline", "hole"];
 pub const CURSORS: &[&str] = &["released", "durable", "written"];
 /// Words of the label `device`: what the bytes are for.
 pub const DEVICES: &[&str] = &["nvram", "log", "pool"];
+/// Words of the label `state` of the pool's devices.
+pub const POOL_DEVICE_STATES: &[&str] = &["in", "failed", "rebuilding"];
 /// Words of the label `command` of NBD requests.
 pub const NBD_COMMANDS: &[&str] =
     &["read", "write", "flush", "trim", "write_zeroes", "cache", "block_status"];
@@ -260,6 +262,13 @@ catalogue! {
         "Bytes of the pool in use, pinned ones included";
     POOL_PINNED_BYTES = "mirrorhub_pool_pinned_bytes", Bytes, Kind::Gauge, [],
         "Bytes of the pool in use only because a reader pins an older CP";
+    POOL_DEVICES = "mirrorhub_pool_devices", Count, Kind::Gauge,
+        [closed("state", POOL_DEVICE_STATES)],
+        "Devices of the pool: in use, failed or missing, being rebuilt";
+    POOL_REPAIRED_BLOCKS = "mirrorhub_pool_repaired_blocks_total", Count, Kind::Counter, [],
+        "Blocks that were not right and were rewritten from another copy";
+    POOL_DAMAGED_READS = "mirrorhub_pool_damaged_reads_total", Count, Kind::Counter, [],
+        "Reads of blocks of which no copy was right";
     IMAGE_PINS = "mirrorhub_image_pins", Count, Kind::Gauge, [],
         "CPs pinned for open readers";
 

@@ -46,8 +46,9 @@ pub mod write_set;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use crate::device::Device;
+use crate::device::{Device, MemberReport};
 use crate::limits::{HISTORY_ROWS_MAX, MIB, POOL_CATALOG_ROW_BYTES_MAX, POOL_CATALOG_SPARE};
+use crate::units::BLOCK_BYTES_U64;
 use crate::units::ids::{PoolId, SourceId};
 use crate::units::numbers::CpNumber;
 
@@ -100,6 +101,13 @@ struct State {
     kept: KeptState,
 }
 
+/// What reads met that was not right.
+#[derive(Debug, Default)]
+struct Repairs {
+    repaired: AtomicU64,
+    damaged: AtomicU64,
+}
+
 /// An open pool.
 #[derive(Debug)]
 pub struct Pool {
@@ -111,6 +119,7 @@ pub struct Pool {
     store: Store,
     committer: Committer,
     transactions: AtomicU64,
+    repairs: Repairs,
     first_error: OnceLock<Arc<PoolError>>,
 }
 
@@ -174,6 +183,7 @@ impl Pool {
     ) -> Arc<Self> {
         let kept = mirror.all_kept_blocks().unwrap_or_default();
         let space = SpaceMap::new(&label.layout, stored, kept);
+        let space = space.striped(device.stripe().0 / BLOCK_BYTES_U64);
         Arc::new(Self {
             cache: BlockCache::new(options.node_cache_bytes),
             device,
@@ -183,6 +193,7 @@ impl Pool {
             store,
             committer: Committer::default(),
             transactions: AtomicU64::new(0),
+            repairs: Repairs::default(),
             first_error: OnceLock::new(),
         })
     }
@@ -220,6 +231,18 @@ impl Pool {
     /// Durable writes and flushes of its device so far.
     pub fn syncs(&self) -> u64 {
         self.device().syncs()
+    }
+
+    /// The devices of its array; none if it lies on a plain device.
+    pub fn devices(&self) -> Vec<MemberReport> {
+        self.device().members()
+    }
+
+    /// Blocks that were not right and were rewritten from another copy, and reads of blocks of which
+    /// no copy was right, since it was opened.
+    pub fn repairs(&self) -> (u64, u64) {
+        let Repairs { repaired, damaged } = &self.repairs;
+        (repaired.load(Ordering::Relaxed), damaged.load(Ordering::Relaxed))
     }
 
     /// Begins a CP. Nothing of it is visible before `publish`; dropping it gives all back.

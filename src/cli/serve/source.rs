@@ -39,9 +39,17 @@ use crate::units::numbers::ByteCount;
 /// A clean stop waits this long for the last CP to be published.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs a source until it is told to stop. `accept_lost_nvram`: what only its NVRAM held may be
-/// gone, the hub is asked for it.
-pub fn run(config: &SourceConfig, accept_lost_nvram: bool) -> Result<()> {
+/// What may be gone at the start.
+#[derive(Debug, Clone, Copy)]
+pub struct Accepted {
+    /// What only its NVRAM held: the hub is asked for it.
+    pub lost_nvram: bool,
+    /// Devices of its pool, which may be newer than those that are there.
+    pub missing_devices: bool,
+}
+
+/// Runs a source until it is told to stop.
+pub fn run(config: &SourceConfig, accepted: Accepted) -> Result<()> {
     let metrics = crate::observe::recorder::install("source")?;
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
@@ -54,7 +62,7 @@ pub fn run(config: &SourceConfig, accept_lost_nvram: bool) -> Result<()> {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let admin = AdminServer::bind(&config.data_dir).await?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
-        let filer = Arc::new(Filer::start(options(config, accept_lost_nvram)).await?);
+        let filer = Arc::new(Filer::start(options(config, accepted)).await?);
         let server = Server::new(Options::default());
         let stop = CancellationToken::new();
         let view = Arc::new(View { filer: filer.clone(), server: server.clone() });
@@ -78,20 +86,18 @@ pub fn run(config: &SourceConfig, accept_lost_nvram: bool) -> Result<()> {
     })
 }
 
-fn options(config: &SourceConfig, accept_lost_nvram: bool) -> FilerOptions {
-    let device = config.pool.devices.first();
-    let pool = device.map(|device| (device.path.clone(), device.size)).unwrap_or_default();
+fn options(config: &SourceConfig, accepted: Accepted) -> FilerOptions {
     FilerOptions {
         name: config.name.clone(),
         hub: config.hub,
         hub_timeout: config.replication.hub_timeout,
         volumes: config.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
         nvram: DeviceOptions { path: config.nvram.path.clone(), size: config.nvram.size },
-        pool: DeviceOptions { path: pool.0, size: pool.1 },
+        pool: config.pool.files(accepted.missing_devices),
         checkpoint_interval: config.checkpoint_interval,
         policy: config.policy(),
         resync_limit: config.replication.resync_limit,
-        accept_lost_nvram,
+        accept_lost_nvram: accepted.lost_nvram,
         stop_timeout: STOP_TIMEOUT,
     }
 }

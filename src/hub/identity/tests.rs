@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::raid::files::PoolFiles;
 
 fn options(dir: &Path) -> HubOptions {
     HubOptions {
@@ -11,7 +12,7 @@ fn options(dir: &Path) -> HubOptions {
         listen: "127.0.0.1:0".parse().unwrap(),
         nvram: (dir.join("deep/state/nvram"), ByteCount(16 << 20)),
         log_dir: dir.join("deep/logs"),
-        pool: (dir.join("deep/disks/disk0"), ByteCount(32 << 20)),
+        pool: PoolFiles::plain(dir.join("deep/disks/disk0"), ByteCount(32 << 20)),
         sources: vec![],
         image_pin: Duration::from_secs(1),
         promoted: crate::hub::promoted::PromotedOptions::default(),
@@ -28,7 +29,7 @@ fn opens(options: &HubOptions, hub: HubId) {
     let ring = open(&options.nvram.0);
     drop(Ring::open(ring, hub.0, RingOptions::default(), &mut |_| {}).unwrap());
     let pool = PoolOptions { owner: Some(hub.0), ..PoolOptions::default() };
-    drop(Pool::open(open(&options.pool.0), pool).unwrap());
+    drop(Pool::open(open(&options.pool.devices[0].0), pool).unwrap());
     assert_eq!(identity(options).unwrap(), hub);
     own_logs(&options.log_dir, hub).unwrap();
 }
@@ -73,7 +74,7 @@ fn a_torn_head_is_begun_anew() {
         assert!(identity_within(&options, &mut Steps(6)).is_err());
         let hub = saved(&options).hub;
         assert_eq!(saved(&options).making.unwrap().len(), 2);
-        let path = if torn == 0 { &options.nvram.0 } else { &options.pool.0 };
+        let path = if torn == 0 { &options.nvram.0 } else { &options.pool.devices[0].0 };
         let mut content = fs::read(path).unwrap();
         let head = content[..8192].to_vec();
         content[..8192].fill(0);
@@ -94,7 +95,7 @@ fn a_foreign_file_is_refused_and_not_touched() {
     file_system[(64 << 10) + 64] = 0x5f;
     let contents = [
         fs::read(&other.nvram.0).unwrap(),
-        fs::read(&other.pool.0).unwrap(),
+        fs::read(&other.pool.devices[0].0).unwrap(),
         b"text ".repeat(1 << 20),
         file_system,
     ];
@@ -102,7 +103,7 @@ fn a_foreign_file_is_refused_and_not_touched() {
         for which in 0..2 {
             let dir = tempfile::tempdir().unwrap();
             let options = options(dir.path());
-            let path = if which == 0 { &options.nvram.0 } else { &options.pool.0 };
+            let path = if which == 0 { &options.nvram.0 } else { &options.pool.devices[0].0 };
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
             for _ in 0..2 {
@@ -148,7 +149,7 @@ fn a_foreign_log_directory_is_refused_and_not_touched() {
 fn blank_files_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path());
-    for (path, size) in [&options.nvram, &options.pool] {
+    for (path, size) in [&options.nvram, &options.pool.devices[0]] {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::File::create(path).unwrap().set_len(size.0).unwrap();
     }
