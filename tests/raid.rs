@@ -27,7 +27,7 @@ fn with_array(file: &Path, level: &str, devices: usize) {
     let text = fs::read_to_string(file).expect("a configuration");
     let (before, rest) = text.split_once("[pool]\n").expect("a pool");
     let (_, after) = rest.split_once('\n').expect("one line of devices");
-    let device = |n: usize| format!("  {{ path = \"state/disk{n}\", size = \"256MiB\" }},\n");
+    let device = |n: usize| format!("  {{ path = \"state/disk{n}\", size = \"320MiB\" }},\n");
     let list: String = (0..devices).map(device).collect();
     let pool = format!("[pool]\nraid = \"{level}\"\ndevices = [\n{list}]\n");
     fs::write(file, format!("{before}{pool}{after}")).expect("a configuration");

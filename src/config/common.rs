@@ -221,21 +221,35 @@ pub(super) fn pool<'d>(
         reader.missing(&section, "devices", &fix);
     }
     let complete = !devices.is_empty() && devices.len() == members.len();
-    check_number(reader, &section, raid, members.len());
-    (complete.then_some(PoolConfig { raid, devices }), section)
+    let config = complete.then_some(PoolConfig { raid, devices });
+    check_array(reader, &section, raid, (members.len(), config.as_ref()));
+    (config, section)
 }
 
-/// A level needs its number of devices.
-fn check_number<'d>(reader: &mut Reader<'d>, section: &Section<'d>, raid: Raid, devices: usize) {
+/// A level needs its number of devices, and they the size of a pool together.
+fn check_array<'d>(
+    reader: &mut Reader<'d>,
+    section: &Section<'d>,
+    raid: Raid,
+    (devices, config): (usize, Option<&PoolConfig>),
+) {
     let (least, most) = (raid.level().members_min(), RAID_MEMBERS_MAX);
-    if devices == 0 || (least..=most).contains(&devices) {
-        return;
-    }
-    let met =
-        format!("raid = \"{}\" takes {least} to {most} devices, not {devices}", raid.as_str());
     let key = section.table.and_then(|table| entry(table, "devices"));
     let span = key.map_or_else(|| section.span.clone(), |(key, _)| key.span());
-    reader.problem(span, "pool.devices", met, "", "name more devices, or write another level");
+    let (met, fix) = if devices == 0 {
+        return;
+    } else if !(least..=most).contains(&devices) {
+        let met = format!("raid = \"{raid}\" takes {least} to {most} devices, not {devices}");
+        (met, "name more devices, or write another level")
+    } else if let Some(size) =
+        config.map(PoolConfig::size).filter(|size| size.0 < POOL_DEVICE_BYTES_MIN)
+    {
+        let least = format_size(ByteCount(POOL_DEVICE_BYTES_MIN));
+        (format!("hold {} together, a pool needs {least}", format_size(size)), "write larger sizes")
+    } else {
+        return;
+    };
+    reader.problem(span, "pool.devices", met, "", fix);
 }
 
 /// A device as a file would name it, in the data directory of its own process.

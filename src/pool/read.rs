@@ -171,9 +171,18 @@ mod tests {
         (pool, sims, blocks)
     }
 
-    fn rot(sim: &SimDevice) {
-        let data = data_start(RAID_CHUNK_BYTES);
-        sim.rot(data, &vec![0x5a; to_usize(sim.size().0 - data)]);
+    /// Everything on that device of stripes that have one of the blocks, each in another way.
+    fn rot(sims: &[Arc<SimDevice>], n: usize, level: Level, blocks: &[(Pbn, u32)]) {
+        let columns = to_u64(sims.len() - level.spare(sims.len()));
+        let chunk = |pbn: Pbn| pbn.0 * BLOCK_BYTES_U64 / (columns * RAID_CHUNK_BYTES);
+        let (first, last) = (chunk(blocks[0].0), chunk(blocks[blocks.len() - 1].0));
+        let mut chance = Chance::new(to_u64(n) + 7);
+        for block in first * RAID_CHUNK_BYTES / BLOCK_BYTES_U64
+            ..(last + 1) * RAID_CHUNK_BYTES / BLOCK_BYTES_U64
+        {
+            let at = data_start(RAID_CHUNK_BYTES) + block * BLOCK_BYTES_U64;
+            sims[n].rot(at, &random_block(&mut chance)[..64]);
+        }
     }
 
     fn read_all(pool: &Pool, blocks: &[(Pbn, u32)]) -> usize {
@@ -191,15 +200,15 @@ mod tests {
         for (level, members) in [(Level::Mirror, 2), (Level::Parity1, 3), (Level::Parity2, 5)] {
             let (pool, sims, blocks) = filled(level, members);
             assert_eq!((read_all(&pool, &blocks), pool.repairs()), (100, (0, 0)));
-            rot(&sims[0]);
+            rot(&sims, 0, level, &blocks);
             assert_eq!(read_all(&pool, &blocks), 100, "{level:?}");
             let (repaired, damaged) = pool.repairs();
             assert!(repaired > 10 && damaged == 0, "{level:?}: {repaired} {damaged}");
             assert_eq!(pool.devices()[0].repaired_blocks, repaired);
             assert_eq!(read_all(&pool, &blocks), 100);
             assert_eq!(pool.repairs(), (repaired, 0), "all of them are right now");
-            for sim in &sims[..=level.spare(sims.len())] {
-                rot(sim);
+            for n in 0..=level.spare(sims.len()) {
+                rot(&sims, n, level, &blocks);
             }
             let left = read_all(&pool, &blocks);
             assert!(left < 100 && pool.repairs().1 > 0, "{level:?}: {left}");
@@ -214,7 +223,7 @@ mod tests {
     #[test]
     fn a_run_with_bad_blocks_is_repaired() {
         let (pool, sims, blocks) = filled(Level::Parity1, 4);
-        rot(&sims[2]);
+        rot(&sims, 2, Level::Parity1, &blocks);
         let run: Vec<_> = blocks
             .iter()
             .enumerate()

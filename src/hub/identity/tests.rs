@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::raid::files::PoolFiles;
+use crate::raid::layout::Level;
 
 fn options(dir: &Path) -> HubOptions {
     HubOptions {
@@ -29,7 +30,11 @@ fn opens(options: &HubOptions, hub: HubId) {
     let ring = open(&options.nvram.0);
     drop(Ring::open(ring, hub.0, RingOptions::default(), &mut |_| {}).unwrap());
     let pool = PoolOptions { owner: Some(hub.0), ..PoolOptions::default() };
-    drop(Pool::open(open(&options.pool.devices[0].0), pool).unwrap());
+    let device = match options.pool.as_plain() {
+        Some((path, _)) => open(path),
+        None => options.pool.open().unwrap().array,
+    };
+    drop(Pool::open(device, pool).unwrap());
     assert_eq!(identity(options).unwrap(), hub);
     own_logs(&options.log_dir, hub).unwrap();
 }
@@ -41,6 +46,21 @@ fn saved(options: &HubOptions) -> Identity {
 
 #[test]
 fn a_first_start_ended_at_any_step_is_taken_up() {
+    end_at_each_step(options);
+}
+
+/// The same with an array for a pool.
+#[test]
+fn a_first_start_with_an_array_is_taken_up() {
+    end_at_each_step(|dir| {
+        let device = |n| (dir.join(format!("disk{n}")), ByteCount(16 << 20));
+        let devices = (0..3).map(device).collect();
+        let pool = PoolFiles { level: Level::Parity1, devices, accept_missing: false };
+        HubOptions { pool, ..options(dir) }
+    });
+}
+
+fn end_at_each_step(options: impl Fn(&Path) -> HubOptions) {
     let mut steps = 0;
     loop {
         let dir = tempfile::tempdir().unwrap();
