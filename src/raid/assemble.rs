@@ -246,9 +246,14 @@ impl Found {
         Self::leave_copies(&mut labelled, &mut left_out);
         let newest = labelled.iter().max_by_key(|(label, _)| label.commit);
         let newest = newest.ok_or(AssembleError::None)?.0.clone();
+        // Whoever wrote the newest label was in by every label before it.
+        let alone = |label: &Label| {
+            label.entries.get(newest.place).is_none_or(|entry| entry.state == MemberState::Failed)
+        };
         let differs = |label: &Label| {
             label.geometry != newest.geometry
                 || (label.commit == newest.commit && label.entries != newest.entries)
+                || alone(label)
         };
         if labelled.iter().any(|(label, _)| differs(label)) {
             let what = format!("the devices of array {array} have two histories");
