@@ -24,6 +24,8 @@ mod page;
 mod policies;
 mod power;
 mod raid;
+mod reloads;
+mod resync;
 mod volumes;
 mod walkthrough;
 mod web;

@@ -7,7 +7,7 @@
 //! A history that does not join halts the way to the hub: state and next step are shown, and
 //! nothing is tried again before a restart; a source that serves alone goes on doing so.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,11 +18,14 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
 use super::completion::HubDurable;
+use super::feed::DurableFreeze;
 use super::keeper::Kept;
 use super::order::{AdoptError, Lacking};
 use super::pass::{Bases, PassData};
 use super::past;
+use super::pulse::Pulse;
 use super::sending::{MoveError, SendSide};
+use super::served::Served;
 use super::shared::{Backoff, Common, LinkState, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver};
 use super::verify;
@@ -30,18 +33,15 @@ use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
 use crate::link::FrameReader;
 use crate::pool::error::PoolError;
 use crate::record::transfer::Transfer;
-use crate::session::primary::{Action, Event, Held, Primary};
+use crate::session::primary::{Action, Event, Held, Past, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber, VolumeNumber};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, VolumeNumber};
+use crate::units::policy::AloneMark;
 use crate::wire::message::{
-    CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
+    CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
 };
 
-/// Pause between two heartbeats.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Heartbeats that are remembered.
-const PINGS_MAX: usize = 64;
 /// Pause before a CP is tried again that the hub had no room for.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long a good-bye may take.
@@ -52,8 +52,6 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct ForwardOptions {
     /// Where the hub listens.
     pub hub: SocketAddr,
-    /// How long it may be silent.
-    pub hub_timeout: Duration,
     /// Pauses between tries.
     pub backoff: Backoff,
     /// Seed of the pauses' jitter.
@@ -69,19 +67,12 @@ enum End {
     Broken(String),
     /// To be made anew; the hub counts as lost.
     Stalled(String),
+    /// To be made anew at once: the hub is told of another policy.
+    Renewed,
     /// Not to be made anew.
     Halted(Refused),
     /// The source stops.
     Stopped,
-}
-
-/// When the hub last got on with what it was sent.
-#[derive(Debug)]
-struct Progress {
-    hub: SequenceNumber,
-    done: CpNumber,
-    taken: u64,
-    at: Instant,
 }
 
 /// The forwarder of one source.
@@ -97,20 +88,16 @@ pub struct Forwarder {
     /// The newest own CP the machine was told of, readable.
     own: (CpNumber, Pins),
     /// Volumes whose image is of an older CP than the hub's others, and of which.
-    older: BTreeMap<VolumeNumber, CpNumber>,
+    older: past::Older,
     /// Said by the shell while it did what the machine said.
     follow: VecDeque<Event>,
     /// Since when there is no session; `None` in one.
     lost: Option<Instant>,
-    /// The hub took what it was sent, as far as it was known then.
-    progress: Progress,
     jitter: u64,
     retry_at: Option<Instant>,
-    token: u64,
     /// When the newest connection was begun.
     began: Instant,
-    /// Heartbeats that are not answered, and when they left.
-    pings: VecDeque<(u64, Instant)>,
+    pulse: Pulse,
 }
 
 impl Forwarder {
@@ -119,12 +106,11 @@ impl Forwarder {
         let (jitter, done) = (options.seed, CpNumber(0));
         // A CP that was under way before the restart is known to the machine already.
         let told = shared.order.frozen().map_or(done, |frozen| frozen.cp);
-        let (data, retry_at, token) = (None, None, 0);
+        let (data, retry_at) = (None, None);
         let own = (shared.own().0, shared.pins());
         let follow = VecDeque::new();
-        let (now, nothing) = (Instant::now(), SequenceNumber(0));
-        let progress = Progress { hub: nothing, done, taken: 0, at: now };
-        let lost = Some(now);
+        let now = Instant::now();
+        let (lost, pulse) = (Some(now), Pulse::new());
         Self {
             shared,
             options,
@@ -133,15 +119,13 @@ impl Forwarder {
             told,
             done,
             own,
-            older: BTreeMap::new(),
+            older: past::Older::new(),
             follow,
             lost,
-            progress,
             jitter,
             retry_at,
-            token,
             began: now,
-            pings: VecDeque::new(),
+            pulse,
         }
     }
 
@@ -159,6 +143,7 @@ impl Forwarder {
             self.lost.get_or_insert_with(Instant::now);
             match end {
                 End::Stopped => return,
+                End::Renewed => continue,
                 End::Halted(refused) => {
                     tracing::error!(source = %self.shared.name, code = refused.code.word(),
                         reason = %refused.reason, next_step = %refused.next_step, "halted");
@@ -172,12 +157,12 @@ impl Forwarder {
                 End::Stalled(reason) => {
                     // A slow hub is a lost hub, however quickly it is back.
                     self.note_loss(reason);
-                    let since = Instant::now().checked_sub(self.options.hub_timeout);
+                    let since = Instant::now().checked_sub(self.patience());
                     self.lost = since.or(self.lost);
                 }
                 End::Broken(reason) => {
                     self.note_loss(reason);
-                    if started.elapsed() > self.options.hub_timeout {
+                    if started.elapsed() > self.patience() {
                         pause = self.options.backoff.least;
                     }
                 }
@@ -194,7 +179,7 @@ impl Forwarder {
         let mut side = SendSide::new(Arc::clone(&self.shared));
         match self.step(Event::Fenced(fenced), &mut side).await {
             Err(End::Halted(refused)) => Some(refused),
-            Ok(()) | Err(End::Broken(_) | End::Stalled(_) | End::Stopped) => None,
+            Ok(()) | Err(End::Broken(_) | End::Stalled(_) | End::Renewed | End::Stopped) => None,
         }
     }
 
@@ -236,7 +221,7 @@ impl Forwarder {
     }
 
     fn lost_at(&self) -> Option<tokio::time::Instant> {
-        self.lost.map(|since| tokio::time::Instant::from_std(since + self.options.hub_timeout))
+        self.lost.map(|since| tokio::time::Instant::from_std(since + self.patience()))
     }
 
     fn note_loss(&mut self, reason: String) {
@@ -263,6 +248,7 @@ impl Forwarder {
             return End::Broken(format!("socket options: {error}"));
         }
         let end = self.session(stream).await;
+        self.shared.end_pass();
         // The machine says nothing to a lost connection.
         drop(self.primary.step(Event::Disconnected));
         end
@@ -271,7 +257,7 @@ impl Forwarder {
     /// Connects while everything else goes on.
     async fn connect(&mut self) -> Result<TcpStream, End> {
         let hub = self.options.hub;
-        let connect = tokio::time::timeout(self.options.hub_timeout, TcpStream::connect(hub));
+        let connect = tokio::time::timeout(self.patience(), TcpStream::connect(hub));
         let mut connect = std::pin::pin!(connect);
         let mut side = SendSide::new(Arc::clone(&self.shared));
         loop {
@@ -300,7 +286,7 @@ impl Forwarder {
         let (read, mut write) = stream.into_split();
         let mut reader = FrameReader::new(read);
         let mut side = SendSide::new(Arc::clone(&self.shared));
-        let mut ticks = tokio::time::interval(self.heartbeat());
+        let mut ticks = tokio::time::interval(Pulse::heartbeat(self.patience()));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         if let Err(end) = self.absorb(&mut side).await {
             return end;
@@ -391,6 +377,9 @@ impl Forwarder {
         }
         let streams = self.primary.is_streaming();
         let word = self.shared.session.take(streams);
+        if let Some((next, behind)) = word.promised {
+            self.step(Event::Promised { next, behind }, side).await?;
+        }
         if let Some(data) = word.frozen {
             self.frozen(data, side).await?;
         }
@@ -412,7 +401,7 @@ impl Forwarder {
 
     /// A CP is planned; unless it is one of before the restart, the session hears of it now.
     async fn frozen(&mut self, data: CpData, side: &mut SendSide) -> Result<(), End> {
-        let (cp, place) = (data.freeze.cp, data.freeze.place);
+        let DurableFreeze { cp, place, policy, .. } = data.freeze;
         if cp > self.done {
             self.data = Some(data);
         }
@@ -424,60 +413,54 @@ impl Forwarder {
         for held in self.shared.outbox.take_formed() {
             self.step(Event::Formed(held), side).await?;
         }
-        self.step(Event::Frozen { cp, place }, side).await
+        let frozen = self.step(Event::Frozen { cp, place }, side).await;
+        // Behind it: the next policy is not told before this CP is done. Told here whatever came of
+        // the connection.
+        if let Some(next) = policy {
+            self.step(Event::Promised { next, behind: place.sequence }, side).await?;
+        }
+        frozen
     }
 
-    /// Time between two Pings: an idle connection must not look silent.
-    fn heartbeat(&self) -> Duration {
-        HEARTBEAT.min(self.options.hub_timeout / 4)
+    /// How long the hub may be silent.
+    fn patience(&self) -> Duration {
+        self.shared.pledge.patience()
     }
 
     async fn tick(&mut self, side: &mut SendSide) -> Result<(), End> {
         let patience = if self.primary.is_streaming() {
-            self.options.hub_timeout
+            self.patience()
         } else {
-            self.options.hub_timeout.max(Duration::from_secs(HANDSHAKE_SECONDS_MAX))
+            self.patience().max(Duration::from_secs(HANDSHAKE_SECONDS_MAX))
         };
         let silent = side.heard.elapsed();
         if silent > patience {
             return Err(End::Broken(format!("the hub was silent for {} s", silent.as_secs())));
         }
         // One that has stopped answering is about to be silent, which says more.
-        if silent <= self.heartbeat() * 2 {
+        if silent <= Pulse::heartbeat(self.patience()) * 2 {
             self.look_for_progress()?;
         }
         if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.step(Event::Retry, side).await?;
         }
         // In every state behind Hello: the hub lets go of who is silent, also in a long refill.
-        self.token += 1;
-        self.pings.push_back((self.token, Instant::now()));
-        if self.pings.len() > PINGS_MAX {
-            self.pings.pop_front();
-        }
         let sequence = self.shared.order.figures().sequence;
-        side.message(Message::Ping(Ping { sequence, token: self.token }));
+        side.message(Message::Ping(self.pulse.ping(sequence)));
         Ok(())
     }
 
     /// A transfer, or a CP whose room writers wait for, that gets on with nothing for
     /// `hub_timeout`, is a lost hub (section 9).
     fn look_for_progress(&mut self) -> Result<(), End> {
-        let (hub, taken) = (self.primary.hub_sequence(), self.primary.cp_taken());
-        let progress = &mut self.progress;
-        let moved = hub > progress.hub || self.done > progress.done || taken != progress.taken;
         let full = self.shared.order.figures().lacking == Some(Lacking::Nvram);
         let owes = self.primary.is_streaming() && (self.primary.is_sending() || full);
-        if moved || !owes {
-            *progress = Progress { hub, done: self.done, taken, at: Instant::now() };
-        } else if progress.at.elapsed() > self.options.hub_timeout {
-            let what = if full { "both partitions of the NVRAM are full and" } else { "" };
-            let seconds = progress.at.elapsed().as_secs();
-            return Err(End::Stalled(format!(
-                "{what} the hub got on with nothing for {seconds} s"
-            )));
-        }
-        Ok(())
+        let now = (self.primary.hub_sequence(), self.done, self.primary.cp_taken());
+        let patience = self.patience();
+        let Some(stalled) = self.pulse.stalled(now, owes, patience) else { return Ok(()) };
+        let what = if full { "both partitions of the NVRAM are full and" } else { "" };
+        let seconds = stalled.as_secs();
+        Err(End::Stalled(format!("{what} the hub got on with nothing for {seconds} s")))
     }
 
     async fn frame(
@@ -491,19 +474,17 @@ impl Forwarder {
         }
         if let Message::Welcome(welcome) = message {
             side.window(0, welcome.cp_credit);
-            let past = self.is_past(&welcome).await?;
-            self.older = past.clone().unwrap_or_default();
-            let past = past.is_some();
+            let (past, older) = self.past(&welcome).await?;
+            self.older = older;
             self.common(&welcome, past);
             self.follow.push_back(Event::VolumesBehind(!self.older.is_empty()));
             return self.step(Event::Welcomed { welcome, past }, side).await;
         }
-        if let Message::Pong(pong) = &message {
-            let answered = self.pings.iter().find(|(token, _)| *token == pong.token);
-            if let Some(&(token, left)) = answered.filter(|_| self.primary.is_streaming()) {
-                self.shared.lease.send_replace(Some(left));
-                self.pings.retain(|(other, _)| *other > token);
-            }
+        if let Message::Pong(pong) = &message
+            && self.primary.is_streaming()
+            && let Some(left) = self.pulse.pong(pong)
+        {
+            self.shared.lease.send_replace(Some(left));
         }
         if let Message::Scanned(scanned) = &message {
             self.shared.scans.send_replace(Some(scanned.clone()));
@@ -511,12 +492,8 @@ impl Forwarder {
         self.step(Event::Received(message), side).await
     }
 
-    /// Whether the hub's image is one of this source's own CPs, content and place, or is empty (R5).
-    /// If it is: the volumes whose image is of an older one.
-    async fn is_past(
-        &self,
-        welcome: &Welcome,
-    ) -> Result<Option<BTreeMap<VolumeNumber, CpNumber>>, End> {
+    /// What the hub's image is to this source, and the volumes whose image is of an older CP (R5).
+    async fn past(&self, welcome: &Welcome) -> Result<(Past, past::Older), End> {
         let (shared, welcome) = (Arc::clone(&self.shared), welcome.clone());
         let past = tokio::task::spawn_blocking(move || past::look(&shared, &welcome));
         let past = past.await.map_err(|error| End::Broken(format!("own catalog: {error}")))?;
@@ -528,10 +505,11 @@ impl Forwarder {
     }
 
     /// A CP that both ends had published before this connection.
-    fn common(&self, welcome: &Welcome, past: bool) {
+    fn common(&self, welcome: &Welcome, past: Past) {
         let (cp, roots) = self.shared.own();
         let known = self.shared.common.borrow().as_ref().is_some_and(|known| known.cp >= cp);
-        if past && self.older.is_empty() && cp == welcome.applied_cp && !known {
+        let equal = past == Past::Known && self.older.is_empty();
+        if equal && cp == welcome.applied_cp && !known {
             let pins = self.shared.pins();
             let left_out = |v: &VolumeNumber| welcome.refused.iter().any(|no| no.volume == *v);
             let roots = roots.into_iter().filter(|(volume, _)| !left_out(volume)).collect();
@@ -566,7 +544,7 @@ impl Forwarder {
         if self.in_the_way(&adopted) {
             // The hub has told that the frozen CP is done; its partition is about to be released.
             let thawed = self.shared.order.thawed();
-            if tokio::time::timeout(self.options.hub_timeout, thawed).await.is_ok() {
+            if tokio::time::timeout(self.patience(), thawed).await.is_ok() {
                 adopted = self.shared.order.take_over(transfer, true);
             }
         }
@@ -625,14 +603,8 @@ impl Forwarder {
                 self.shared.checkpoint.done(CpOver { cp, alone });
             }
             Action::Answer(answering) => self.shared.answer(answering),
-            Action::MarkApart(mark) => {
-                self.note(move |kept| kept.alone = Some(mark)).await?;
-                self.follow.push_back(Event::Apart);
-            }
-            Action::ClearApart => {
-                self.note(|kept| kept.alone = None).await?;
-                self.follow.push_back(Event::Together);
-            }
+            Action::MarkApart(mark) => self.mark(Some(mark), Event::Apart).await?,
+            Action::ClearApart => self.mark(None, Event::Together).await?,
             Action::Fence(epoch) => {
                 // First of all nobody is served any more; then it is made to last.
                 self.shared.fence(epoch);
@@ -640,6 +612,12 @@ impl Forwarder {
             }
             Action::LeaveOut(refused) => self.leave_out(refused),
             Action::SendPass { cp, base } => self.send_pass(cp, base, side),
+            Action::SendCompare { cp, base } => self.send_compare(cp, base, side),
+            Action::ServePull(want) if side.asked(want.clone()) => {}
+            Action::ServePull(_) => {
+                return Err(End::Broken("the hub asks for more at once than it may".to_owned()));
+            }
+            Action::Faulted { cp, reason } => self.faulted(cp, reason, side),
             Action::PassEnded { cp } => self.pass_ended(cp),
             Action::Freeze => self.shared.checkpoint.force(),
             Action::Checkpoint { token } => {
@@ -653,6 +631,13 @@ impl Forwarder {
             // Its waiter was told when the frame came.
             Action::Scanned(_) => {}
             Action::Rejected { cp, reason, no_space } => self.rejected(cp, reason, no_space),
+            Action::InForce(policy) => {
+                let shared = Arc::clone(&self.shared);
+                self.blocking(move || shared.put_in_force(policy)).await?;
+                // The file may ask for another one by now.
+                self.shared.checkpoint.look_again();
+            }
+            Action::Renew => return Err(End::Renewed),
             Action::Close { reason } => return Err(End::Broken(reason)),
             Action::Halt(refused) => return Err(End::Halted(refused)),
         }
@@ -663,11 +648,16 @@ impl Forwarder {
         assert!(self.own.0 == cp, "a pass sends the newest own CP that the machine knows");
         tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up");
         let progress = self.shared.begin_pass(cp, base);
-        let left_out = self.shared.left_out();
-        let agreed = self.own.1.iter().filter(|(volume, _)| !left_out.contains(volume));
-        let pins = Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect());
+        let pins = self.agreed_pins();
         let bases = Bases { base, older: self.older.clone() };
         side.pass(PassData::start(cp, pins, bases, self.options.resync_limit, progress));
+    }
+
+    /// The newest own CP, but for the volumes that the hub leaves out.
+    fn agreed_pins(&self) -> Pins {
+        let left_out = self.shared.left_out();
+        let agreed = self.own.1.iter().filter(|(volume, _)| !left_out.contains(volume));
+        Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect())
     }
 
     fn leave_out(&self, refused: Vec<VolumeRefusal>) {
@@ -678,8 +668,17 @@ impl Forwarder {
         self.shared.set_refused(refused);
     }
 
+    fn send_compare(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) {
+        assert!(self.own.0 == cp, "the newest own CP that the machine knows is offered");
+        tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up by comparison");
+        let progress = self.shared.begin_pass(cp, base);
+        let pins = self.agreed_pins();
+        side.serve(Served::start(pins, self.options.resync_limit, progress));
+    }
+
     fn pass_ended(&mut self, cp: CpNumber) {
         self.shared.end_pass();
+        self.shared.set_faulted(None);
         self.older.clear();
         self.shared.set_rejected(None);
         tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
@@ -689,6 +688,20 @@ impl Forwarder {
             let roots = shared.agreed(&roots);
             shared.common.send_replace(Some(Common { cp, roots, pins }));
         }
+    }
+
+    fn faulted(&self, cp: CpNumber, reason: String, side: &mut SendSide) {
+        tracing::error!(source = %self.shared.name, %cp, %reason, "refused for good");
+        side.end_pass();
+        self.shared.end_pass();
+        self.shared.set_faulted(Some((cp, reason)));
+    }
+
+    /// The mark is durable when this returns, or gone.
+    async fn mark(&mut self, mark: Option<AloneMark>, then: Event) -> Result<(), End> {
+        self.note(move |kept| kept.alone = mark).await?;
+        self.follow.push_back(then);
+        Ok(())
     }
 
     /// Changes what the source keeps about itself, durably.
@@ -740,6 +753,11 @@ impl Forwarder {
         self.shared.order.raise_cp(self.primary.cp_max().next());
         tracing::info!(source = %self.shared.name, "serving");
         self.shared.serving.send_replace(true);
+        let terms = self.shared.pledge.terms();
+        if terms.next.is_some() && !terms.in_force.forwards() {
+            // Only a CP brings the hub to where the next policy may be told of.
+            self.shared.checkpoint.want();
+        }
         // What was asked of it before is done now.
         self.shared.checkpoint.serving();
     }

@@ -18,6 +18,7 @@ use super::keeper::{Keeper, Kept};
 use super::order::Order;
 use super::outbox::Outbox;
 use super::pass::Progress;
+use super::pledge::Pledge;
 use super::promise::Promise;
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::nvlog::Handle;
@@ -81,7 +82,7 @@ pub struct Shared {
     /// Its volumes.
     pub volumes: Vec<VolumeOffer>,
     /// What it promises.
-    pub policy: Policy,
+    pub pledge: Pledge,
     /// Its pool.
     pub pool: Arc<Pool>,
     /// How its bytes in its row of the pool are read and written.
@@ -140,13 +141,14 @@ pub(super) struct SharedState {
     pub(super) ground: Option<Ground>,
     /// Last refusal of a CP by the hub, until one is published.
     pub(super) rejected: Option<String>,
+    /// Why nothing is tried with the hub before there is a newer CP (R19).
+    pub(super) faulted: Option<(CpNumber, String)>,
     /// Volumes that the hub leaves out, as it said last (R20).
     pub(super) refused: Vec<VolumeRefusal>,
     /// How far writes are answered, as the session says.
     pub(super) answering: Answering,
-    /// The durable mark of writes acknowledged without the hub (R4), and when it was met here.
+    /// The durable mark of writes acknowledged without the hub (R4).
     pub(super) mark: Option<AloneMark>,
-    pub(super) marked_at: Instant,
     /// Somebody else is primary in that epoch.
     pub(super) fenced: Option<Epoch>,
     /// The pass under way.
@@ -257,6 +259,16 @@ impl Shared {
         self.lock().rejected = reason;
     }
 
+    /// The newest CP that the hub has refused for good, and why.
+    pub fn faulted(&self) -> Option<(CpNumber, String)> {
+        self.lock().faulted.clone()
+    }
+
+    /// The hub refused also a comparison, or published a CP.
+    pub fn set_faulted(&self, refused: Option<(CpNumber, String)>) {
+        self.lock().faulted = refused;
+    }
+
     /// Volumes that the hub leaves out, as it said last (R20).
     pub fn refused(&self) -> Vec<VolumeRefusal> {
         self.lock().refused.clone()
@@ -275,7 +287,7 @@ impl Shared {
     /// Why a volume is not served while others are: the hub leaves it out, and under `stop` nothing
     /// is served that it does not hold.
     pub fn not_served(&self, volume: VolumeNumber) -> Option<String> {
-        if self.policy.on_hub_loss == OnHubLoss::Continue {
+        if self.pledge.kept().on_hub_loss == OnHubLoss::Continue {
             return None;
         }
         let state = self.lock();
@@ -298,10 +310,30 @@ impl Shared {
         state.answering = answering;
         drop(state);
         self.completion.set_gate(match answering {
-            Answering::Policy => Gate::of(&self.policy),
+            Answering::Policy => Gate::of(&self.pledge.kept()),
             Answering::Alone => Gate::Own,
             Answering::Held => Gate::Held,
         });
+    }
+
+    /// The policy that a freeze carries, if another one follows. Called before anything behind the
+    /// freeze is durable, and so before it is answered: both promises are kept from here on.
+    pub fn promise_at_freeze(&self) -> Option<Policy> {
+        let policy = self.pledge.freeze().filter(|_| !self.sole)?;
+        tracing::info!(source = %self.name, mode = %policy.mode, on_hub_loss = %policy.on_hub_loss,
+            "another policy follows this CP");
+        self.answer(self.answering());
+        Some(policy)
+    }
+
+    /// The hub has noted the policy; durable here when this returns. May block.
+    pub fn put_in_force(&self, policy: Policy) -> Result<(), PoolError> {
+        self.note(move |kept| (kept.policy, kept.next) = (Some(policy), None))?;
+        self.pledge.noted(policy);
+        tracing::info!(source = %self.name, mode = %policy.mode, on_hub_loss = %policy.on_hub_loss,
+            "the policy is in force");
+        self.answer(self.answering());
+        Ok(())
     }
 
     /// How far writes are answered.
@@ -314,19 +346,14 @@ impl Shared {
         self.lock().mark
     }
 
-    /// How long the mark is known here to stand.
-    pub fn marked_for(&self) -> Option<Duration> {
-        let state = self.lock();
-        state.mark.map(|_| state.marked_at.elapsed())
-    }
-
     /// Whether a read may be answered: under `stop` only as long as nobody can have taken over,
     /// by this end's own clock, whatever this end has slept through meanwhile.
     pub fn may_answer_reads(&self) -> bool {
         let lease = *self.lease.borrow();
-        self.policy.on_hub_loss == OnHubLoss::Continue
+        let policy = self.pledge.kept();
+        policy.on_hub_loss == OnHubLoss::Continue
             || self.sole
-            || lease.is_none_or(|since| since.elapsed() <= self.policy.hub_timeout)
+            || lease.is_none_or(|since| since.elapsed() <= policy.hub_timeout)
     }
 
     /// The epoch in which somebody else is primary (R12).
@@ -368,11 +395,7 @@ impl Shared {
         change(&mut kept);
         let bytes = self.keep(&row, &kept)?;
         self.pool.catalog().update_source(self.source, move |row| row.extension = bytes)?;
-        let mut state = self.lock();
-        if state.mark.is_none() && kept.alone.is_some() {
-            state.marked_at = Instant::now();
-        }
-        state.mark = kept.alone;
+        self.lock().mark = kept.alone;
         Ok(())
     }
 
@@ -380,7 +403,8 @@ impl Shared {
     pub fn join(&self, hub: HubId, epoch: Epoch) -> Result<(), PoolError> {
         let _one = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         let (row, kept) = self.kept()?;
-        let bytes = self.keep(&row, &Kept { hub: Some(hub), ..kept })?;
+        let policy = Some(kept.policy.unwrap_or(self.pledge.in_force()));
+        let bytes = self.keep(&row, &Kept { hub: Some(hub), policy, ..kept })?;
         self.pool.catalog().update_source(self.source, move |row| {
             row.epoch = epoch;
             row.extension = bytes;

@@ -1,18 +1,18 @@
 //! What a source says about itself: one snapshot for status, metrics and health.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::counters::CounterValues;
 use super::order::{Figures, Lacking};
 use super::outbox::Ladder;
-use super::shared::{LinkState, Shared};
+use super::shared::{LinkState, PassStatus, Shared};
 use super::signals::Roots;
 use crate::nvlog::RingStatus;
 use crate::pool::space::Space;
 use crate::session::primary::Answering;
-use crate::units::convert::to_f64;
+use crate::units::convert::{low_u32, to_f64};
 use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::names::{SourceName, VolumeName};
@@ -74,6 +74,21 @@ pub struct VolumeStatus {
     pub refused: Option<VolumeRefusal>,
 }
 
+/// A pass under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassFigures {
+    /// To this CP.
+    pub cp: CpNumber,
+    /// From this one.
+    pub base: CpNumber,
+    /// How much of the volumes was looked at.
+    pub percent: u32,
+    /// Bytes sent.
+    pub bytes: u64,
+    /// The time that it will take if it goes on like this, once that can be said.
+    pub left: Option<Duration>,
+}
+
 /// Everything at one moment.
 #[derive(Debug, Clone)]
 pub struct Status {
@@ -121,10 +136,14 @@ pub struct Status {
     pub ring: Option<RingStatus>,
     /// The pool; `None` if its state is lost.
     pub space: Option<Space>,
-    /// What it promises.
+    /// What it promises: the hub has noted it.
     pub policy: Policy,
+    /// What it will promise once the hub has noted that.
+    pub policy_next: Option<Policy>,
     /// The durable mark of writes acknowledged without the hub.
     pub alone: Option<AloneMark>,
+    /// The pass under way, while the hub is there.
+    pub pass: Option<PassFigures>,
     /// Its volumes.
     pub volumes: Vec<VolumeStatus>,
     /// What was counted.
@@ -155,12 +174,20 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
                                      what the hub lacks; bring the hub back, its image follows"
                 }
                 Answering::Policy => "writes wait until the hub is back or counts as lost",
-                Answering::Held => "clients wait until the hub is back",
+                Answering::Held => {
+                    "clients wait until the hub is back; if it is gone for good, write \
+                     on_hub_loss = \"continue\" and start with --accept-untold-policy"
+                }
             };
             (SourceState::Offline, reason, next.to_owned())
         }
         LinkState::Connected { .. } if !serving => {
             (SourceState::Syncing, "fetches its log from the hub".to_owned(), String::new())
+        }
+        LinkState::Connected { .. } if shared.faulted().is_some() && shared.pass().is_none() => {
+            let next =
+                "compare both ends with `mirrorhub verify`; it is tried again with the next CP";
+            (SourceState::Faulted, shared.faulted().unwrap_or_default().1, next.to_owned())
         }
         LinkState::Connected { .. } if !shared.refused().is_empty() && shared.pass().is_none() => {
             leaves_out(shared)
@@ -183,29 +210,34 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
 /// The hub is there, and may still lack what was acknowledged without it (R4).
 fn coming_back(shared: &Shared) -> (SourceState, String, String) {
     let rejected = shared.rejected().map(|reason| format!("; {reason}")).unwrap_or_default();
-    let Some(pass) = shared.pass() else {
+    let Some(pass) = shared.pass().as_ref().map(figures) else {
         let reason = format!("the hub is being sent what it lacks{rejected}");
         return (SourceState::Syncing, reason, String::new());
     };
-    let all = pass.progress.all_blocks.load(Ordering::Relaxed);
-    let passed = pass.progress.passed_blocks.load(Ordering::Relaxed).min(all);
-    let bytes = pass.progress.bytes.load(Ordering::Relaxed);
-    let percent = (passed * 100).checked_div(all).unwrap_or(0);
-    let spent = pass.since.elapsed();
-    let left = match passed {
-        0 => String::new(),
-        _ => {
-            let left = spent.as_secs_f64() * to_f64(all - passed) / to_f64(passed);
-            format!(", about {left:.0} s left")
-        }
+    let left = match pass.left {
+        Some(left) => format!(", about {} s left", left.as_secs()),
+        None => String::new(),
     };
     let reason = format!(
-        "the hub's image is brought from CP {} to CP {}: {percent}%, {} MiB sent{left}{rejected}",
+        "the hub's image is brought from CP {} to CP {}: {}%, {} MiB sent{left}{rejected}",
         pass.base,
         pass.cp,
-        bytes >> 20
+        pass.percent,
+        pass.bytes >> 20
     );
     (SourceState::Syncing, reason, String::new())
+}
+
+/// How far a pass has come.
+fn figures(pass: &PassStatus) -> PassFigures {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let all = read(&pass.progress.all_blocks);
+    let passed = read(&pass.progress.passed_blocks).min(all);
+    let percent = low_u32((passed * 100).checked_div(all).unwrap_or(0));
+    let spent = pass.since.elapsed();
+    let left = spent.as_secs_f64() * to_f64(all - passed) / to_f64(passed);
+    let left = Duration::try_from_secs_f64(left).ok();
+    PassFigures { cp: pass.cp, base: pass.base, percent, bytes: read(&pass.progress.bytes), left }
 }
 
 /// The hub mirrors the other volumes only (R20).
@@ -284,6 +316,7 @@ pub fn status(shared: &Arc<Shared>) -> Status {
     let (own_durable, hub_durable) = shared.completion.cursors();
     let (own_cp, roots) = shared.own();
     let (ladder, oldest) = shared.outbox.ladder();
+    let terms = shared.pledge.terms();
     Status {
         name: shared.name.clone(),
         id: shared.source,
@@ -307,8 +340,11 @@ pub fn status(shared: &Arc<Shared>) -> Status {
         held: shared.outbox.figures(),
         ring: shared.ring().map(crate::nvlog::Handle::status),
         space: shared.pool.space().ok(),
-        policy: shared.policy,
+        policy: terms.in_force,
+        policy_next: Some(terms.next.unwrap_or(terms.wanted))
+            .filter(|next| *next != terms.in_force),
         alone: shared.mark(),
+        pass: shared.pass().filter(|_| shared.is_connected()).as_ref().map(figures),
         volumes: volumes(shared, &roots),
         counters: shared.counters.values(),
     }

@@ -32,9 +32,10 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{
-    Ack, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRefusal,
-    VolumeRoot,
+    Ack, CpEnd, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned,
+    VolumeRefusal, VolumeRoot,
 };
+use crate::wire::pull::Pulled;
 
 /// What the actor holds of its connection.
 #[derive(Debug)]
@@ -80,6 +81,10 @@ pub enum Content {
     Transfer(Transfer),
     /// Updates of a CP.
     Updates { cp: CpNumber, volume: VolumeNumber, payload: Bytes },
+    /// An answer to a comparison: children of nodes.
+    Nodes(Pulled, Bytes),
+    /// The same: blocks.
+    Blocks(Pulled, Bytes),
     /// Anything else.
     Other(Message),
     /// Something else than a frame: the reason to close.
@@ -290,11 +295,7 @@ impl SourceActor {
             Action::Stage => self.stage(),
             Action::Apply { cp, last, build } => self.apply(cp, last, build),
             Action::Feed => self.feed(),
-            Action::Finish(end) => {
-                if let Some(job) = self.job.take() {
-                    job.finish(end);
-                }
-            }
+            Action::Finish(end) => self.finish(end),
             Action::Abort => {
                 self.early.clear();
                 if let Some(job) = self.job.take() {
@@ -310,20 +311,7 @@ impl SourceActor {
                 self.refill_from = Some(from);
                 self.send_log(context);
             }
-            Action::Joined => {
-                self.refused = None;
-                // What an older connection's CP had taken is not this one's.
-                if let Some(lane) = &self.lane {
-                    lane.updates_taken();
-                    lane.welcomed();
-                }
-                tracing::info!(source = %self.name, "source is in session");
-                let refused = self.machine.as_ref().map(|machine| &machine.known().refused);
-                for VolumeRefusal { name, reason, next_step, .. } in refused.into_iter().flatten() {
-                    let source = &self.name;
-                    tracing::error!(%source, volume = %name, reason, next_step, "volume refused");
-                }
-            }
+            Action::Joined => self.joined(),
             Action::Scan { cp, token } => self.scan(cp, token),
             Action::Scanned(scanned) => {
                 if let Some(reply) = self.scans.remove(&scanned.token) {
@@ -338,6 +326,30 @@ impl SourceActor {
             }
             Action::Refuse(refused) => self.refuse(refused),
             Action::Close { reason } => self.close(reason),
+        }
+    }
+
+    fn joined(&mut self) {
+        self.refused = None;
+        // What an older connection's CP had taken is not this one's.
+        if let Some(lane) = &self.lane {
+            lane.updates_taken();
+            lane.welcomed();
+        }
+        tracing::info!(source = %self.name, "source is in session");
+        let refused = self.machine.as_ref().map(|machine| &machine.known().refused);
+        for VolumeRefusal { name, reason, next_step, .. } in refused.into_iter().flatten() {
+            let source = &self.name;
+            tracing::error!(%source, volume = %name, reason, next_step, "volume refused");
+        }
+    }
+
+    fn finish(&mut self, end: CpEnd) {
+        // What compares is told more.
+        let done = self.job.take();
+        self.job = done.clone().filter(|job| job.compares());
+        if let Some(job) = done {
+            job.finish(end);
         }
     }
 
@@ -460,21 +472,34 @@ impl SourceActor {
 
     fn apply(&mut self, cp: CpNumber, last: Place, build: Build) {
         let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else { return };
-        let job = Job::new(lane.clone(), (cp, last), machine, build);
+        let frames = self.peer.as_ref().map(|peer| peer.frames.clone());
+        let job = Job::new(lane.clone(), (cp, last), machine, build, frames);
         for (volume, payload) in self.early.drain(..) {
             job.feed(volume, payload);
         }
-        self.shared.jobs.push(job.clone());
+        let queue = if build.is_pass() { &self.shared.passes } else { &self.shared.jobs };
+        queue.push(job.clone());
         self.job = Some(job);
     }
 
     fn feed(&mut self) {
-        let Some(Content::Updates { volume, payload, .. }) = self.current.take() else {
-            panic!("the machine feeds updates that did not come");
+        let asked = match (self.current.take(), &self.job) {
+            (Some(Content::Updates { volume, payload, .. }), Some(job)) => {
+                job.feed(volume, payload);
+                true
+            }
+            (Some(Content::Updates { volume, payload, .. }), None) => {
+                self.early.push_back((volume, payload));
+                true
+            }
+            (Some(Content::Nodes(answer, payload)), Some(job)) => job.nodes(answer, payload),
+            (Some(Content::Blocks(answer, payload)), Some(job)) => job.blocks(answer, payload),
+            // Its comparison has not begun: nothing was asked.
+            (Some(Content::Nodes(..) | Content::Blocks(..)), None) => false,
+            _ => panic!("the machine feeds what did not come"),
         };
-        match &self.job {
-            Some(job) => job.feed(volume, payload),
-            None => self.early.push_back((volume, payload)),
+        if !asked {
+            self.refuse(broken("an answer that was not asked for, or is too long".to_owned()));
         }
     }
 
@@ -561,6 +586,10 @@ impl SourceActor {
         // First: after a pass the cursors stand on the line behind it.
         if let Some((cp, outcome)) = outcome {
             self.job = None;
+            let work = self.shared.has_work(lane.source());
+            if let Some(machine) = &mut self.machine {
+                machine.works(work);
+            }
             self.step(Event::Applied { cp, outcome }, context);
         }
         self.step(Event::Durable(cursors.durable), context);
@@ -758,6 +787,9 @@ impl Handler<FrameIn> for SourceActor {
             }
             Content::Updates { cp, payload, .. } => {
                 Event::Updates { cp: *cp, bytes: to_u64(payload.len()) }
+            }
+            Content::Nodes(answer, _) | Content::Blocks(answer, _) => {
+                Event::Pulled { cp: answer.cp }
             }
             Content::Other(other) => Event::Received(other.clone()),
             Content::Bad(reason) => {

@@ -115,6 +115,15 @@ pub struct Ladder {
     pub replayed: AtomicU64,
     /// CPs refused (R19: never normal).
     pub rejected: AtomicU64,
+    /// Bytes of payload that came for passes: data that was sent, or pulled by comparison.
+    pub pass_bytes: AtomicU64,
+}
+
+impl Ladder {
+    /// A frame of a pass was taken.
+    pub fn passed(&self, payload_bytes: usize) {
+        self.pass_bytes.fetch_add(to_u64(payload_bytes), Ordering::Relaxed);
+    }
 }
 
 /// One source's lane.

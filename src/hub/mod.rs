@@ -23,6 +23,7 @@
 
 pub mod actor;
 pub mod applier;
+mod compare;
 pub mod connection;
 pub mod drainer;
 pub mod extension;
@@ -34,6 +35,7 @@ pub mod images;
 pub mod kept;
 pub mod lane;
 pub mod overlay;
+mod pass;
 pub mod promoted;
 pub mod recover;
 pub mod registry;
@@ -421,6 +423,7 @@ impl Hub {
             arbiter.stop();
         }
         self.shared.jobs.stop();
+        self.shared.passes.stop();
         for job in self.shared.lanes.all().iter().filter_map(|lane| lane.job()) {
             // It waits for updates that will not come; one that has them all is finished.
             job.abort();

@@ -179,6 +179,8 @@ pub struct Shared {
     pub drain: Arc<DrainQueue>,
     /// To the applier.
     pub jobs: Arc<JobQueue>,
+    /// Passes that wait for a slot of theirs.
+    pub passes: Arc<JobQueue>,
     /// Sources by name.
     pub registry: Arc<Registry>,
     /// Lanes by name.
@@ -229,6 +231,7 @@ impl Shared {
             cp_max: CpNumber(0),
             policy: None,
             alone: None,
+            work: false,
         };
         let catalog = self.pool.catalog();
         let rows = catalog.sources().map_err(|error| error.to_string())?;
@@ -238,6 +241,7 @@ impl Shared {
             known.generation = row.generation;
             known.epoch = row.epoch;
             known.applied_cp = row.applied;
+            known.work = self.has_work(row.id);
             known.applied = extension::place(&row)?;
             let told = Extension::of(&row)?;
             (known.policy, known.alone) = (told.policy, told.alone);
@@ -262,6 +266,12 @@ impl Shared {
             known.refused = refused_before(&known);
         }
         Ok(known)
+    }
+
+    /// Whether what came of a pass that was cut is kept.
+    pub fn has_work(&self, source: SourceId) -> bool {
+        // A pool that does not answer says so elsewhere.
+        self.pool.catalog().work(source).is_ok_and(|work| work.is_some())
     }
 
     /// The name under which a source of that id was here, if it is not `name` (invariant 12).

@@ -89,6 +89,8 @@ pub struct Totals {
     pub inline_bytes: u64,
     /// Bytes of Updates payload that say holes.
     pub hole_bytes: u64,
+    /// Bytes of payload that came for passes.
+    pub pass_bytes: u64,
 }
 
 /// One source at one moment.
@@ -319,5 +321,6 @@ fn totals(lane: &Lane) -> Totals {
         reference_bytes: get(&ladder.reference_bytes),
         inline_bytes: get(&ladder.inline_bytes),
         hole_bytes: get(&ladder.hole_bytes),
+        pass_bytes: get(&ladder.pass_bytes),
     }
 }

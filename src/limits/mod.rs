@@ -85,6 +85,8 @@ pub const PULL_BLOCKS_MAX: u64 = 31;
 pub const PULL_WINDOW_BYTES: u64 = CP_CREDIT_BYTES;
 /// Requests a pull may have under way.
 pub const PULL_REQUESTS_MAX: usize = 64;
+/// Sources of a hub whose images are brought up by a pass at once; more wait for their turn.
+pub const PASSES_MAX: usize = 16;
 /// Blocks and holes a pull knows to differ, and has not yet written.
 pub const PULL_PARTS_MAX: u64 = 16_384;
 /// Smallest such number: twice what one node and the holes behind it become.

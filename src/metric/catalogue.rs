@@ -202,6 +202,8 @@ catalogue! {
         [SOURCE], "Transfers received from the source, repeated ones included";
     SOURCE_RECEIVED_BYTES = "mirrorhub_source_received_bytes_total", Bytes, Kind::Counter,
         [SOURCE], "Bytes received from the source, headers included";
+    SOURCE_RESYNC_BYTES = "mirrorhub_source_resync_bytes_total", Bytes, Kind::Counter,
+        [SOURCE], "Bytes received for passes that bring the image up, sent or pulled by comparison";
     SOURCE_CHECKPOINTS = "mirrorhub_source_checkpoints_total", Count, Kind::Counter,
         [SOURCE], "CPs published";
     SOURCE_CHECKPOINTS_REJECTED = "mirrorhub_source_rejected_checkpoints_total", Count,

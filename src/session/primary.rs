@@ -13,6 +13,7 @@
 mod apart;
 mod checkpoint;
 mod joining;
+mod promise;
 mod volumes;
 
 use std::collections::VecDeque;
@@ -28,8 +29,10 @@ use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::{
     Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot, Welcome,
 };
+use crate::wire::pull::Want;
 
 use self::apart::Apart;
+use self::promise::Change;
 use self::volumes::Volumes;
 
 /// Who the source is; constant for one run of it, but for hub and epoch, which Welcome may set.
@@ -71,6 +74,18 @@ pub struct Held {
     pub bytes: u64,
 }
 
+/// What the image of the hub is to this source, by the history of its own CPs (R5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// Not its past, or it cannot be known: nothing is written over it.
+    No,
+    /// One of its CPs, content and place, or empty: births tell what has changed since.
+    Known,
+    /// At the place of one of its CPs, or before the first, with other content: the trees are
+    /// compared.
+    Unknown,
+}
+
 /// What the shell tells the machine.
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -78,9 +93,8 @@ pub enum Event {
     Connected,
     /// The connection is gone.
     Disconnected,
-    /// Welcome came. `past` says whether the hub's image, as Welcome names it, is in the history of
-    /// this source's own CPs, or is empty (R5).
-    Welcomed { welcome: Welcome, past: bool },
+    /// Welcome came. `past` is what the hub's image, as Welcome names it, is to this source.
+    Welcomed { welcome: Welcome, past: Past },
     /// Told before Welcomed: whether the image of a volume that both ends agree on is of an older
     /// CP than the hub's others, so that only a pass brings it up (R20).
     VolumesBehind(bool),
@@ -94,6 +108,9 @@ pub enum Event {
     OwnDurable(TransferId),
     /// The freeze of a CP is durable in the own NVRAM.
     Frozen { cp: CpNumber, place: Place },
+    /// Another policy was written into a freeze, of which [`Event::Frozen`] tells next, or was met at
+    /// a start: behind that sequence number both are kept.
+    Promised { next: Policy, behind: SequenceNumber },
     /// The own commit of the frozen CP is durable.
     Committed { cp: CpNumber, roots: Vec<(VolumeNumber, Root)> },
     /// All Updates of the newest [`Action::SendData`] were handed to the socket; what an older one
@@ -150,8 +167,15 @@ pub enum Action {
     /// Start to send all that was born since `base` as the data of the own CP `cp`, which is
     /// pinned until [`Action::PassEnded`] or the next one of these; then say [`Event::DataSent`].
     SendPass { cp: CpNumber, base: CpNumber },
+    /// The own CP `cp` is about to be offered for comparison with the image of CP `base`: it is
+    /// pinned, and what is asked of it is answered, until [`Action::PassEnded`] or another pass.
+    SendCompare { cp: CpNumber, base: CpNumber },
+    /// The hub asks for a part of the CP that was offered.
+    ServePull(Want),
     /// The image is at `cp` of this source; what was pinned for it may go.
     PassEnded { cp: CpNumber },
+    /// Also a comparison was refused: nothing is tried again before there is a newer CP (R19).
+    Faulted { cp: CpNumber, reason: String },
     /// Cut a CP of what there is, be it nothing, unless one is under way.
     Freeze,
     /// Somebody else is primary in that epoch: note it durably, stop answering (R12).
@@ -164,6 +188,11 @@ pub enum Action {
     Scanned(crate::wire::message::Scanned),
     /// The CP was refused and will be tried again as said.
     Rejected { cp: CpNumber, reason: String, no_space: bool },
+    /// Close the connection, say [`Event::Disconnected`], connect again at once: the hub is well,
+    /// and hears of the next policy.
+    Renew,
+    /// The hub has noted the next policy: keep it durably, and from now on it alone.
+    InForce(Policy),
     /// Close the connection, say [`Event::Disconnected`], connect again later.
     Close { reason: String },
     /// Close and do not connect again by yourself. What the source does alone is still told.
@@ -215,6 +244,16 @@ enum Data {
     Parked,
 }
 
+impl Data {
+    /// Whether PartitionFull was sent on this connection and is not answered.
+    fn is_announced(self) -> bool {
+        match self {
+            Self::Waiting | Self::Parked => false,
+            Self::Sending | Self::Sent(_) | Self::Ended => true,
+        }
+    }
+}
+
 /// The primary's machine.
 #[derive(Debug, Clone)]
 pub struct Primary {
@@ -237,6 +276,8 @@ pub struct Primary {
     pending: Option<PendingCp>,
     apart: Apart,
     volumes: Volumes,
+    /// A policy that follows the one in force.
+    change: Option<Change>,
     answering: Answering,
     /// The CP that the hub has published, as far as it said.
     hub_cp: CpNumber,
@@ -276,6 +317,7 @@ impl Primary {
             pending: None,
             apart,
             volumes: Volumes::default(),
+            change: None,
             answering: Answering::Policy,
             hub_cp: CpNumber(0),
             halted: None,
@@ -327,6 +369,7 @@ impl Primary {
             }
             Event::OwnDurable(id) => self.own_durable = self.own_durable.max(id),
             Event::Frozen { cp, place } => self.frozen(cp, place),
+            Event::Promised { next, behind } => self.promised(next, behind),
             Event::Committed { cp, roots } => self.committed(cp, roots),
             Event::DataSent { cp, bytes } => self.data_sent(cp, bytes),
             Event::Retry => {
@@ -344,6 +387,7 @@ impl Primary {
             Event::Fenced(epoch) => self.fenced(epoch, &mut actions),
         }
         self.pump(&mut actions);
+        self.pump_promise(&mut actions);
         self.check();
         actions
     }
@@ -399,6 +443,12 @@ impl Primary {
             (State::Streaming, Message::Ack(ack)) => self.ack(ack, actions),
             // The hub knows of a refill only when WantLog has come.
             (State::Refilling { .. }, Message::Ack(ack)) => self.log_credit = ack.log_credit,
+            (State::Streaming, Message::WantNodes(want)) if self.apart.is_compared(want.cp) => {
+                actions.push(Action::ServePull(Want::Nodes(want)));
+            }
+            (State::Streaming, Message::WantBlocks(want)) if self.apart.is_compared(want.cp) => {
+                actions.push(Action::ServePull(Want::Blocks(want)));
+            }
             (State::Streaming, Message::CpDone(done)) if self.apart.is_passing(done.cp) => {
                 self.pass_done(actions);
             }
@@ -556,6 +606,7 @@ impl Primary {
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         self.apart.fingerprint(to);
         self.volumes.fingerprint(to);
+        self.promise_fingerprint(to);
         self.hub_cp.hash(to);
         self.answering.hash(to);
         let target = match state {

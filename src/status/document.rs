@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::SCHEMA;
+use super::config::ConfigStatus;
 use super::health::Health;
 use crate::units::hash::Root;
 use crate::units::ids::SourceId;
@@ -125,6 +126,21 @@ impl From<AloneMark> for AloneSince {
     }
 }
 
+/// A pass that brings the hub's image up to the source, as the source sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ResyncStatus {
+    /// The CP of the image.
+    pub from_cp: u32,
+    /// The CP that it is brought to.
+    pub to_cp: u32,
+    /// How much of the volumes was looked at, changed or not.
+    pub percent: u32,
+    /// Bytes sent for it on this connection.
+    pub sent_bytes: u64,
+    /// Seconds that it will take if it goes on like this; null before that can be said.
+    pub seconds_left: Option<f64>,
+}
+
 /// One volume of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeStatus {
@@ -173,6 +189,9 @@ pub struct SourceEntry {
     pub policy: Option<Policy>,
     /// Durable mark of writes acknowledged alone; null when there is none.
     pub alone_since: Option<AloneSince>,
+    /// The pass under way; not there if there is none, and on a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resync: Option<ResyncStatus>,
     /// Epoch number; 0 until known.
     pub epoch: u32,
     /// Generation number; 0 until known.
@@ -197,6 +216,9 @@ pub struct SourceEntry {
     pub visible_bytes: u64,
     /// Volumes, by name.
     pub volumes: Vec<VolumeStatus>,
+    /// What the source's file asks for, until it is in force; only a source knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_next: Option<Policy>,
 }
 
 /// The ring of the process.
@@ -269,6 +291,9 @@ pub struct HubStatus {
     pub pool: Option<PoolStatus>,
     /// One word and its reasons.
     pub health: Health,
+    /// Its files against what runs; not there if all of them runs.
+    #[serde(default, skip_serializing_if = "ConfigStatus::is_empty")]
+    pub config: ConfigStatus,
 }
 
 /// What `status --json` prints on a source.
@@ -284,6 +309,9 @@ pub struct SourceStatus {
     pub pool: Option<PoolStatus>,
     /// One word and its reasons.
     pub health: Health,
+    /// Its files against what runs; not there if all of them runs.
+    #[serde(default, skip_serializing_if = "ConfigStatus::is_empty")]
+    pub config: ConfigStatus,
 }
 
 /// Either document; told apart by `sources` or `source`.
@@ -304,7 +332,8 @@ impl StatusDocument {
         pool: Option<PoolStatus>,
     ) -> Self {
         let health = Health::derive(&sources, nvram.as_ref(), pool.as_ref());
-        Self::Hub(HubStatus { schema: SCHEMA, sources, nvram, pool, health })
+        let config = ConfigStatus::default();
+        Self::Hub(HubStatus { schema: SCHEMA, sources, nvram, pool, config, health })
     }
 
     /// The document of a source, its health derived from the parts.
@@ -314,7 +343,22 @@ impl StatusDocument {
         pool: Option<PoolStatus>,
     ) -> Self {
         let health = Health::derive(std::slice::from_ref(&source), nvram.as_ref(), pool.as_ref());
-        Self::Source(Box::new(SourceStatus { schema: SCHEMA, source, nvram, pool, health }))
+        let (schema, config) = (SCHEMA, ConfigStatus::default());
+        Self::Source(Box::new(SourceStatus { schema, source, nvram, pool, config, health }))
+    }
+
+    /// With what its files say; what is wrong there is a reason of health as well.
+    #[must_use]
+    pub fn with_config(mut self, status: ConfigStatus) -> Self {
+        let (config, health) = match &mut self {
+            Self::Hub(hub) => (&mut hub.config, &mut hub.health),
+            Self::Source(own) => (&mut own.config, &mut own.health),
+        };
+        let mut reasons = std::mem::take(&mut health.reasons);
+        reasons.extend(status.reasons());
+        *health = Health::from_reasons(reasons);
+        *config = status;
+        self
     }
 
     /// The sources it tells of: all of a hub, or the one.
@@ -370,7 +414,9 @@ pub(crate) mod tests {
                 cache: "writethrough".into(),
                 lag_limit: None,
             }),
+            policy_next: None,
             alone_since: None,
+            resync: None,
             epoch: 1,
             generation: 3,
             applied_cp: 42,

@@ -34,4 +34,5 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod walk;
+pub mod work;
 pub mod writer;

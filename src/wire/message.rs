@@ -121,6 +121,9 @@ pub struct Welcome {
     /// Volumes that this session leaves out (R20): CPs are made of the others.
     #[serde(default)]
     pub refused: Vec<VolumeRefusal>,
+    /// An image that was not brought up to its end is kept here: comparing goes on from it (R19).
+    #[serde(default)]
+    pub work: bool,
 }
 
 /// One volume that the hub does not mirror, while it does the source's others (R20).
@@ -497,6 +500,20 @@ pub struct PullTarget {
     pub keep: Option<KeptName>,
 }
 
+/// The source offers an own CP, which it holds pinned: the hub compares its image with it, pulls what
+/// differs, and publishes it under that number. Answered with CpDone or CpRejected, as a pass is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compare {
+    /// The CP.
+    pub cp: CpNumber,
+    /// The CP of the image, which is this source's past (R5).
+    pub base: CpNumber,
+    /// Its place in the history: the log goes on behind it once it is published (R4).
+    pub place: WirePlace,
+    /// All volumes.
+    pub volumes: Vec<PullVolume>,
+}
+
 /// The follower has published that CP, and its roots are those of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reached {
@@ -586,6 +603,7 @@ messages! {
     10 Standing(Standing) payload false;
     11 PullTarget(PullTarget) payload false;
     12 TakeOver(TakeOver) payload false;
+    16 Compare(Compare) payload false;
     33 Welcome(Welcome) payload false;
     34 Refused(Refused) payload false;
     35 Ack(Ack) payload false;
@@ -709,6 +727,8 @@ mod tests {
         round(Message::Nodes(Pulled { cp, volume, number }), b"n");
         round(Message::Blocks(Pulled { cp, volume, number }), b"b");
         let volumes = vec![PullVolume { volume, size: ByteCount(1 << 30), root: Root([9; 32]) }];
+        let compare = Compare { cp, base: CpNumber(9), place: place(), volumes: volumes.clone() };
+        round(Message::Compare(compare), b"");
         let keep = Some("split-2".parse().unwrap());
         round(
             Message::PullTarget(PullTarget { cp, place: place(), volumes, last: true, keep }),

@@ -6,6 +6,7 @@
 
 mod hub;
 mod kept;
+mod reload;
 mod source;
 
 use std::collections::BTreeMap;
@@ -63,6 +64,10 @@ pub struct SourceArguments {
     /// Start although missing devices of the pool may be newer than those that are there
     #[arg(long)]
     accept_missing_devices: bool,
+    /// Start with the file's policy at once, though the hub may know of a stronger one: a failover
+    /// there may then call complete what is not
+    #[arg(long)]
+    accept_untold_policy: bool,
 }
 
 /// Runs a hub until it is told to stop.
@@ -70,18 +75,19 @@ pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
     let config =
         crate::config::load::load_hub(&arguments.config.file()?).map_err(Failure::Problems)?;
     start_logging()?;
-    ended(hub::run(&config, arguments.accept_missing_devices))
+    ended(hub::run(config, arguments.accept_missing_devices))
 }
 
 /// Runs a source until it is told to stop.
 pub fn run_source(arguments: &SourceArguments) -> Result<Done, Failure> {
     let config = source::load(&arguments.config.file()?).map_err(Failure::Problems)?;
     start_logging()?;
-    let accepted = source::Accepted {
+    let accept = source::Accept {
         lost_nvram: arguments.accept_lost_nvram,
+        untold_policy: arguments.accept_untold_policy,
         missing_devices: arguments.accept_missing_devices,
     };
-    ended(source::run(&config, accepted))
+    ended(source::run(config, accept))
 }
 
 fn start_logging() -> Result<(), Failure> {

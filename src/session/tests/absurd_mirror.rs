@@ -38,6 +38,7 @@ fn known() -> Known {
         cp_max: CpNumber(0),
         policy: None,
         alone: None,
+        work: false,
     }
 }
 

@@ -10,6 +10,7 @@ use super::world::{Frame, Record, UPDATE_BYTES, World};
 use crate::record::marks::Place;
 use crate::units::convert::to_u64;
 use crate::units::numbers::CpNumber;
+use crate::units::policy::Mode;
 use crate::wire::message::Message;
 
 impl World {
@@ -32,9 +33,19 @@ impl World {
         if alone && !source.apart {
             return Some("R4: answers alone without the durable mark".to_owned());
         }
-        if !source.apart && !self.on_line(self.acked, hub.last()) {
-            let (acked, last) = (self.acknowledged(), hub.last());
-            return Some(format!("invariant 1: write {acked} is not on the hub, {last:?}"));
+        // What the hub would say after the source's loss must be true, whatever the source knows.
+        let strict = hub.told.is_some_and(|(policy, alone)| policy.never_alone() && !alone);
+        let in_sync = hub.told.is_none_or(|(policy, _)| policy.mode == Mode::Sync);
+        let (policies, last) = ([source.wanted, source.policy], hub.last());
+        let changes = source.next.is_some() || policies.iter().any(|p| *p == source.alternate);
+        let rule = if changes { "R20" } else { "invariant 1" };
+        if (strict || !source.apart && in_sync) && !self.on_line(self.acked, last) {
+            let acked = self.acknowledged();
+            return Some(format!("{rule}: write {acked} is not on the hub, {last:?}"));
+        }
+        if !source.apart && !self.on_line(self.acked_both, last) {
+            let acked = self.acked_both.sequence;
+            return Some(format!("R20: write {acked}, answered under sync, is not on the hub"));
         }
         let (cp, place) = hub.image;
         if hub.content != place {
@@ -80,6 +91,11 @@ impl World {
                 let cp = full.cp;
                 (self.committed.get(&cp) != Some(&full.last.into()) || !self.source.apart)
                     .then(|| format!("R4: a pass to CP {cp} that is not committed, or unmarked"))
+            }
+            Action::Send(Message::Compare(compare)) => {
+                let cp = compare.cp;
+                (self.committed.get(&cp) != Some(&compare.place.into()) || !self.source.apart)
+                    .then(|| format!("R4: CP {cp} is offered, not committed, or unmarked"))
             }
             Action::Send(Message::PartitionFull(full)) => {
                 let cp = full.cp;
@@ -172,15 +188,17 @@ impl World {
         self.budget.hash(to);
         (self.damaged, self.link_lied, self.source.generation, self.entries).hash(to);
         place(self.acked, to);
+        place(self.acked_both, to);
         let source = &self.source;
         (source.durable, source.hub.is_some(), source.own.0, source.apart).hash(to);
         place(source.own.1, to);
+        (source.wanted, source.policy, source.next, self.hub.told).hash(to);
         place(source.base, to);
         place(source.released, to);
         for record in &source.ring {
             match record {
                 Record::Transfer(arrived) => (0, arrived.place.hash, arrived.header.cp).hash(to),
-                Record::Freeze { cp, .. } => (1, cp).hash(to),
+                Record::Freeze { cp, policy, .. } => (1, cp, policy).hash(to),
             }
         }
         let mut connections = (None, None);
@@ -189,7 +207,11 @@ impl World {
             (up.serving, up.halted, up.counter, up.label, up.sending).hash(to);
             (up.data, up.parked, up.marking, up.answering, up.wants_freeze).hash(to);
             up.pass.map(|pass| (pass.cp, pass.base.hash, pass.sent)).hash(to);
-            up.frozen.map(|frozen| (frozen.cp, frozen.told, frozen.committed)).hash(to);
+            up.offered.map(|(cp, place)| (cp, place.hash)).hash(to);
+            up.frozen
+                .map(|frozen| (frozen.cp, frozen.told, frozen.committed, frozen.policy))
+                .hash(to);
+            up.next.hash(to);
             place(up.released, to);
             place(up.hub_durable, to);
             up.machine.fingerprint(to);
@@ -197,15 +219,21 @@ impl World {
         let hub = &self.hub;
         (hub.generation, hub.source.is_some(), hub.image.0, hub.durable, hub.log.len()).hash(to);
         place(hub.image.1, to);
+        hub.work.map(|of| of.hash).hash(to);
         hub.log.iter().for_each(|arrived| (arrived.place.hash, arrived.header.cp).hash(to));
         if let Some(up) = &hub.up {
             connections.1 = up.connection;
             (up.drained, up.early.len(), up.log_credit).hash(to);
-            up.record.map(|(number, ..)| Some(number) == up.connection).hash(to);
+            up.record
+                .map(|(number, _, _, _, policy, alone)| {
+                    (Some(number) == up.connection, policy, alone)
+                })
+                .hash(to);
             up.refill.map(|from| from.hash).hash(to);
             if let Some(job) = &up.job {
                 (job.cp, job.fed.len(), job.taken, job.end.is_some(), job.abort).hash(to);
-                job.is_pass.hash(to);
+                (job.build, job.asked).hash(to);
+                job.parts.iter().for_each(|part| part.hash.hash(to));
             }
             up.machine.fingerprint(to);
         }
@@ -225,17 +253,21 @@ fn hash_frame<H: Hasher>(frame: &Frame, to: &mut H) {
         Frame::Transfer(arrived) => (1, arrived.place.hash).hash(to),
         Frame::Refill(arrived) => (2, arrived.place.hash).hash(to),
         Frame::Updates(updates) => (3, updates.cp, updates.base.hash, updates.inline).hash(to),
+        Frame::Pulled(pulled) => (4, pulled.cp, pulled.of.hash).hash(to),
         Frame::Message(message) => {
             message.name().hash(to);
             match message {
                 Message::Hello(hello) => {
                     (hello.generation, hello.last.1, hello.held_after.1, hello.own_cp).hash(to);
-                    (hello.cp_max, hello.serving, hello.hub.is_some()).hash(to);
+                    (hello.cp_max, hello.serving, hello.hub.is_some(), hello.policy).hash(to);
                 }
                 Message::Welcome(welcome) => {
                     (welcome.last.2, welcome.applied_cp, welcome.log_credit).hash(to);
+                    welcome.work.hash(to);
                 }
                 Message::PartitionFull(full) => (full.cp, full.last.2, full.base).hash(to),
+                Message::Compare(compare) => (compare.cp, compare.base, compare.place.2).hash(to),
+                Message::WantNodes(want) => (want.cp, want.number).hash(to),
                 Message::CpEnd(end) => (end.cp, end.place.2, end.update_bytes).hash(to),
                 Message::Ack(ack) => (ack.id, ack.log_credit, ack.cp_taken).hash(to),
                 Message::CpDone(done) => done.cp.hash(to),

@@ -1,7 +1,7 @@
 //! A source of which the hub leaves out a volume (R20): what it sends, what it marks, and how the
 //! volume comes back.
 
-use super::super::primary::{Action, Event, Held, Identity, Own, Primary};
+use super::super::primary::{Action, Event, Held, Identity, Own, Past, Primary};
 use super::absurd_primary::line;
 use super::world::{generation, hub_id, source_id};
 use crate::record::marks::Place;
@@ -67,13 +67,14 @@ fn welcome(refused: Vec<VolumeRefusal>) -> Welcome {
         log_credit: 1000,
         cp_credit: 1000,
         refused,
+        work: false,
     }
 }
 
 fn come(machine: &mut Primary, welcome: Welcome, behind: bool) -> Vec<Action> {
     machine.step(Event::Connected);
     machine.step(Event::VolumesBehind(behind));
-    machine.step(Event::Welcomed { welcome, past: true })
+    machine.step(Event::Welcomed { welcome, past: Past::Known })
 }
 
 fn ack(machine: &mut Primary, id: TransferId) -> Vec<Action> {

@@ -12,3 +12,4 @@ mod pulling;
 mod serve;
 mod space;
 mod together;
+mod work;
