@@ -101,7 +101,6 @@ fn every_row_of_what_is_not_available_has_a_case() {
         let what = match row.when {
             When::Present => format!("error: {name}: "),
             When::Is(word) => format!("error: {name}: {} = \"{word}\" is not available", row.key),
-            When::Several => format!("error: {name}: more than one device is not available"),
         };
         assert!(texts.contains(&what), "no case shows {what:?}");
         assert!(texts.contains(row.fix), "no case shows the fix {:?}", row.fix);

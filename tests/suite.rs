@@ -24,6 +24,7 @@ mod outage;
 mod page;
 mod policies;
 mod power;
+mod raid;
 mod reloads;
 mod resync;
 mod rot;

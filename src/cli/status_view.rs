@@ -120,6 +120,15 @@ fn stores(document: &StatusDocument) -> String {
             percent(in_use, pool.total_bytes),
             size(pool.free_bytes),
         ));
+        if !pool.devices.is_empty() {
+            let there = pool.devices.iter().filter(|device| device.state == "in").count();
+            let all = pool.devices.len();
+            let repaired = match pool.repaired_blocks {
+                0 => String::new(),
+                blocks => format!(", {blocks} blocks repaired"),
+            };
+            text.push_str(&format!("  disks  {there} of {all} in{repaired}\n"));
+        }
     }
     text
 }
@@ -399,7 +408,7 @@ mod tests {
                 used_bytes: (3 << 30) - 96 * MIB,
                 kept_bytes: 32 * MIB,
                 pinned_bytes: 64 * MIB,
-                rot: None,
+                ..PoolStatus::default()
             }),
         )
     }

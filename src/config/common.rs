@@ -11,9 +11,10 @@ use toml::Spanned;
 use super::quantity::{Unfit, format_size};
 use super::reader::{Reader, Section, resolve};
 use super::schema::{DeviceConfig, Listen, NvramConfig, PoolConfig, Raid, VolumeConfig};
+use super::unavailable::entry;
 use crate::control::socket_path;
 use crate::limits::{
-    POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN, RING_BYTES_MAX, RING_BYTES_MIN,
+    POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN, RAID_MEMBERS_MAX, RING_BYTES_MAX, RING_BYTES_MIN,
     UNIX_PATH_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX,
 };
 use crate::units::BLOCK_BYTES_U64;
@@ -220,7 +221,35 @@ pub(super) fn pool<'d>(
         reader.missing(&section, "devices", &fix);
     }
     let complete = !devices.is_empty() && devices.len() == members.len();
-    (complete.then_some(PoolConfig { raid, devices }), section)
+    let config = complete.then_some(PoolConfig { raid, devices });
+    check_array(reader, &section, raid, (members.len(), config.as_ref()));
+    (config, section)
+}
+
+/// A level needs its number of devices, and they the size of a pool together.
+fn check_array<'d>(
+    reader: &mut Reader<'d>,
+    section: &Section<'d>,
+    raid: Raid,
+    (devices, config): (usize, Option<&PoolConfig>),
+) {
+    let (least, most) = (raid.level().members_min(), RAID_MEMBERS_MAX);
+    let key = section.table.and_then(|table| entry(table, "devices"));
+    let span = key.map_or_else(|| section.span.clone(), |(key, _)| key.span());
+    let (met, fix) = if devices == 0 {
+        return;
+    } else if !(least..=most).contains(&devices) {
+        let met = format!("raid = \"{raid}\" takes {least} to {most} devices, not {devices}");
+        (met, "name more devices, or write another level")
+    } else if let Some(size) =
+        config.map(PoolConfig::size).filter(|size| size.0 < POOL_DEVICE_BYTES_MIN)
+    {
+        let least = format_size(ByteCount(POOL_DEVICE_BYTES_MIN));
+        (format!("hold {} together, a pool needs {least}", format_size(size)), "write larger sizes")
+    } else {
+        return;
+    };
+    reader.problem(span, "pool.devices", met, "", fix);
 }
 
 /// A device as a file would name it, in the data directory of its own process.

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::hub::hooks::HookCommand;
+use crate::raid::files::PoolFiles;
+use crate::raid::layout::{Geometry, Level};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::ByteCount;
 use crate::units::policy::{Ack, Apply, Cache, LagLimit, Mode, OnHubLoss, Policy};
@@ -201,10 +203,22 @@ pub struct PoolConfig {
 }
 
 impl PoolConfig {
-    /// Bytes of all devices together.
+    /// Bytes that the devices have room for together.
     pub fn size(&self) -> ByteCount {
-        let sum = self.devices.iter().fold(0_u64, |sum, one| sum.saturating_add(one.size.0));
-        ByteCount(sum)
+        match &self.devices[..] {
+            [device] if self.raid == Raid::None => device.size,
+            devices => {
+                let least = devices.iter().map(|device| device.size.0).min().unwrap_or(0);
+                let geometry = Geometry::new(self.raid.level(), devices.len(), least);
+                ByteCount(geometry.map_or(0, |geometry| geometry.size()))
+            }
+        }
+    }
+
+    /// For the process that opens them.
+    pub fn files(&self, accept_missing: bool) -> PoolFiles {
+        let devices = self.devices.iter().map(|device| (device.path.clone(), device.size));
+        PoolFiles { level: self.raid.level(), devices: devices.collect(), accept_missing }
     }
 }
 
@@ -252,7 +266,7 @@ pub struct ReplicationConfig {
 words! {
     /// How the devices of a pool make one.
     Raid {
-        /// One device, no redundancy.
+        /// No redundancy: one device, or stripes over several.
         None = "none",
         /// Every device has everything.
         Mirror = "mirror",
@@ -260,6 +274,18 @@ words! {
         Parity1 = "parity1",
         /// Any two devices may fail.
         Parity2 = "parity2",
+    }
+}
+
+impl Raid {
+    /// As the array knows it.
+    pub const fn level(self) -> Level {
+        match self {
+            Self::None => Level::None,
+            Self::Mirror => Level::Mirror,
+            Self::Parity1 => Level::Parity1,
+            Self::Parity2 => Level::Parity2,
+        }
     }
 }
 words! {

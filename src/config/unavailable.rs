@@ -17,8 +17,6 @@ pub enum When {
     Present,
     /// The key has this value.
     Is(&'static str),
-    /// The list has more than one member.
-    Several,
 }
 
 /// One row.
@@ -52,10 +50,6 @@ const fn row(
 
 /// All of them.
 pub const UNAVAILABLE: &[Unavailable] = &[
-    row(BOTH, "pool", "raid", When::Is("mirror"), "write \"none\""),
-    row(BOTH, "pool", "raid", When::Is("parity1"), "write \"none\""),
-    row(BOTH, "pool", "raid", When::Is("parity2"), "write \"none\""),
-    row(BOTH, "pool", "devices", When::Several, "leave one device"),
     row(SOURCE, "pool", "on_full", When::Is("enospc"), "write \"wait\""),
     row(BOTH, "", "tls", When::Present, "take it out and listen on loopback or unix sockets"),
     row(BOTH, "", "plain_networks", When::Present, "take it out and listen on loopback"),
@@ -115,11 +109,7 @@ fn refuse(
         (When::Is(word), DeValue::String(text)) if text == word => {
             (format!("{} = \"{word}\"", row.key), value.span())
         }
-        (When::Several, DeValue::Array(list)) if list.len() > 1 => {
-            let second = list.get(1).map_or_else(|| value.span(), Spanned::span);
-            ("more than one device".to_owned(), second)
-        }
-        (When::Is(_) | When::Several, _) => return,
+        (When::Is(_), _) => return,
     };
     let met = format!("{what} is not available in this version");
     reader.problem(span, name, met, "", row.fix);

@@ -88,6 +88,7 @@ use crate::nvlog::format::HEADER_BYTES;
 use crate::nvlog::{RingOptions, RingShape};
 use crate::pool::error::PoolError;
 use crate::pool::{Pool, PoolOptions};
+use crate::raid::files::{FilesError, PoolFiles};
 use crate::session::primary::Primary;
 use crate::units::ids::{RandomError, SourceId, random_u64};
 use crate::units::names::{SourceName, VolumeName};
@@ -125,8 +126,8 @@ pub struct FilerOptions {
     pub volumes: Vec<(VolumeName, ByteCount)>,
     /// The NVRAM: two partitions of half of it each. `size` counts the ring's data area.
     pub nvram: DeviceOptions,
-    /// The pool's device.
-    pub pool: DeviceOptions,
+    /// The pool's devices.
+    pub pool: PoolFiles,
     /// Time between two CPs.
     pub checkpoint_interval: Duration,
     /// What it promises.
@@ -147,6 +148,9 @@ pub enum StartError {
     /// A device.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The pool's array.
+    #[error("pool: {0}")]
+    Array(#[from] FilesError),
     /// What is on the devices.
     #[error(transparent)]
     Recover(#[from] RecoverError),
@@ -296,8 +300,7 @@ impl Filer {
         let opened = tokio::task::spawn_blocking(move || {
             let area = ("nvram.size", HEADER_BYTES);
             let nvram = open_store(&nvram, area, Access::Direct, FileDevice::create)?;
-            let area = ("pool.devices", 0);
-            let pool = open_store(&pool, area, Access::Cached, FileDevice::create_unwritten)?;
+            let pool = open_pool_store(&pool)?;
             Ok::<_, StartError>((nvram, pool))
         });
         let (nvram, pool) = joined(opened.await)??;
@@ -630,6 +633,16 @@ async fn settled(shared: &Shared) -> Result<(), CheckpointError> {
 
 fn joined<T>(result: Result<T, tokio::task::JoinError>) -> Result<T, StartError> {
     result.map_err(|error| StartError::Thread(error.to_string()))
+}
+
+/// Opens the pool of an array, or of one plain file or block device, or makes it.
+fn open_pool_store(files: &PoolFiles) -> Result<Store, StartError> {
+    let Some((path, size)) = files.as_plain() else {
+        let (opened, new) = files.open_or_create()?;
+        return Ok(Store { device: opened.array, new });
+    };
+    let options = DeviceOptions { path: path.clone(), size: *size };
+    open_store(&options, ("pool.devices", 0), Access::Cached, FileDevice::create_unwritten)
 }
 
 /// Opens a file or block device, or makes the file: as large as the key says and its headers.

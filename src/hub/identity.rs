@@ -31,6 +31,8 @@ use crate::device::{BLANK_BYTES, Device, is_blank};
 use crate::nvlog::{Ring, RingError, RingOptions, RingShape};
 use crate::pool::error::PoolError;
 use crate::pool::{Pool, PoolOptions};
+use crate::raid::assemble::{self, AssembleError, OpenOptions};
+use crate::raid::files::PoolFiles;
 use crate::units::convert::to_usize;
 use crate::units::ids::HubId;
 use crate::units::numbers::ByteCount;
@@ -94,8 +96,8 @@ fn identity_within(options: &HubOptions, steps: &mut Steps) -> Result<HubId, Hub
     let ring = take_device(&path, &mut identity, &options.nvram, Access::Direct, steps)?;
     make_ring(&options.nvram.0, ring, hub)?;
     steps.take()?;
-    let pool = take_device(&path, &mut identity, &options.pool, Access::Cached, steps)?;
-    make_pool(&options.pool.0, pool, hub)?;
+    let (pool, mine) = take_pool(&path, &mut identity, &options.pool, steps)?;
+    make_pool(mine, pool, hub)?;
     steps.take()?;
     make_logs(&options.log_dir, hub)?;
     steps.take()?;
@@ -225,11 +227,42 @@ fn make_ring(path: &Path, device: Arc<dyn Device>, hub: HubId) -> Result<(), Hub
     Ring::create(device, hub.0, RingShape::default()).map_err(state("NVRAM"))
 }
 
-fn make_pool(path: &Path, device: Arc<dyn Device>, hub: HubId) -> Result<(), HubError> {
+/// Opens or makes the pool's device, and says whether whatever is on it may be wiped.
+fn take_pool(
+    path: &Path,
+    identity: &mut Identity,
+    files: &PoolFiles,
+    steps: &mut Steps,
+) -> Result<(Arc<dyn Device>, bool), HubError> {
+    if let Some(plain) = files.as_plain() {
+        let device = take_device(path, identity, plain, Access::Cached, steps)?;
+        return Ok((device, plain.0.is_file()));
+    }
+    let mut devices = Vec::new();
+    for device in &files.devices {
+        devices.push(take_device(path, identity, device, Access::Cached, steps)?);
+    }
+    match assemble::open(&devices, OpenOptions::default()) {
+        Ok(opened) => return Ok((opened.array, true)),
+        Err(AssembleError::None) => {}
+        Err(error) => return Err(state("pool")(error)),
+    }
+    // A label that a power cut tore is the only thing that can be on a file of the list.
+    for ((file, _), device) in files.devices.iter().zip(&devices) {
+        if file.is_file() {
+            wipe(&**device)?;
+        }
+    }
+    let array = assemble::create(files.level, &devices).map_err(state("pool"))?;
+    Ok((array, true))
+}
+
+/// `mine`: nothing on it can be of value.
+fn make_pool(mine: bool, device: Arc<dyn Device>, hub: HubId) -> Result<(), HubError> {
     let options = PoolOptions { owner: Some(hub.0), ..PoolOptions::default() };
     match Pool::open(device.clone(), options.clone()) {
         Ok(_) => return Ok(()),
-        Err(PoolError::NotAPool { .. } | PoolError::LabelCorrupt { .. }) if path.is_file() => {
+        Err(PoolError::NotAPool { .. } | PoolError::LabelCorrupt { .. }) if mine => {
             wipe(&*device)?;
         }
         // Of a block device the creation takes zeros, or a pool that was not finished.

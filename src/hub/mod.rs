@@ -68,6 +68,7 @@ use self::shared::{Shared, SourceSetting};
 use self::status::Snapshot;
 use crate::filer::Filer;
 use crate::limits::SOURCES_MAX;
+use crate::raid::files::PoolFiles;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber};
 use crate::wire::message::{Scanned, VolumeRoot};
@@ -121,8 +122,8 @@ pub struct HubOptions {
     pub nvram: (PathBuf, ByteCount),
     /// Where source logs lie.
     pub log_dir: PathBuf,
-    /// The pool's file or device, and its size.
-    pub pool: (PathBuf, ByteCount),
+    /// The pool's devices.
+    pub pool: PoolFiles,
     /// Sources of the sources directory.
     pub sources: Vec<SourceSetting>,
     /// How long a reader may pin an image.

@@ -40,6 +40,7 @@ use crate::limits::PASSES_MAX;
 use crate::nvlog::{Recovered, Ring, RingOptions};
 use crate::pool::rows::SourceRow;
 use crate::pool::{Pool, PoolOptions};
+use crate::raid::files::PoolFiles;
 use crate::record::envelope::{Envelope, RecordKind};
 use crate::record::marks::{Fence, Place};
 use crate::record::scan::Damage;
@@ -80,7 +81,7 @@ pub struct Started {
 /// Runs the five steps and starts the threads.
 pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Started, HubError> {
     let hub = identity(options)?;
-    let device = open_device(&options.pool, Access::Cached)?;
+    let device = open_pool_device(&options.pool)?;
     let pool_options =
         PoolOptions { owner: Some(hub.0), history_rows: HISTORY_ROWS, ..PoolOptions::default() };
     let pool = Pool::open(device, pool_options).map_err(state("pool"))?;
@@ -193,6 +194,13 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 
 /// A device as it was made: one that has not the size that is asked for is refused, since neither
 /// a ring nor a pool changes its size. Of a block device a part may be used.
+fn open_pool_device(files: &PoolFiles) -> Result<Arc<dyn Device>, HubError> {
+    match files.as_plain() {
+        Some(plain) => open_device(plain, Access::Cached),
+        None => Ok(files.open().map_err(state("pool"))?.array),
+    }
+}
+
 fn open_device(
     (path, size): &(PathBuf, ByteCount),
     access: Access,

@@ -82,6 +82,8 @@ pub const CHECKPOINT_KINDS: &[&str] = &["reference", "inline", "hole"];
 pub const CURSORS: &[&str] = &["released", "durable", "written"];
 /// Words of the label `device`: what the bytes are for.
 pub const DEVICES: &[&str] = &["nvram", "log", "pool"];
+/// Words of the label `state` of the pool's devices.
+pub const POOL_DEVICE_STATES: &[&str] = &["in", "failed", "rebuilding"];
 /// Words of the label `command` of NBD requests.
 pub const NBD_COMMANDS: &[&str] =
     &["read", "write", "flush", "trim", "write_zeroes", "cache", "block_status"];
@@ -268,6 +270,13 @@ catalogue! {
         "Blocks and nodes that were got from the other end and written to a new place";
     ROT_LOST = "mirrorhub_rot_lost", Count, Kind::Gauge, [],
         "Blocks and nodes that cannot be read and could not be got from the other end";
+    POOL_DEVICES = "mirrorhub_pool_devices", Count, Kind::Gauge,
+        [closed("state", POOL_DEVICE_STATES)],
+        "Devices of the pool: in use, failed or missing, being rebuilt";
+    POOL_REPAIRED_BLOCKS = "mirrorhub_pool_repaired_blocks_total", Count, Kind::Counter, [],
+        "Blocks that were not right and were rewritten from another copy";
+    POOL_DAMAGED_READS = "mirrorhub_pool_damaged_reads_total", Count, Kind::Counter, [],
+        "Reads of blocks of which no copy was right";
     IMAGE_PINS = "mirrorhub_image_pins", Count, Kind::Gauge, [],
         "CPs pinned for open readers";
 

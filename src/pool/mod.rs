@@ -50,8 +50,9 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use crate::device::Device;
+use crate::device::{Device, MemberReport};
 use crate::limits::{HISTORY_ROWS_MAX, MIB, POOL_CATALOG_ROW_BYTES_MAX, POOL_CATALOG_SPARE};
+use crate::units::BLOCK_BYTES_U64;
 use crate::units::ids::{PoolId, SourceId};
 use crate::units::numbers::CpNumber;
 
@@ -108,6 +109,13 @@ struct State {
     works_open: BTreeSet<SourceId>,
 }
 
+/// What reads met that was not right.
+#[derive(Debug, Default)]
+struct Repairs {
+    repaired: AtomicU64,
+    damaged: AtomicU64,
+}
+
 /// An open pool.
 #[derive(Debug)]
 pub struct Pool {
@@ -120,6 +128,7 @@ pub struct Pool {
     store: Store,
     committer: Committer,
     transactions: AtomicU64,
+    repairs: Repairs,
     first_error: OnceLock<Arc<PoolError>>,
 }
 
@@ -189,6 +198,7 @@ impl Pool {
         let kept = mirror.all_kept_blocks().unwrap_or_default();
         let work = mirror.all_work_blocks().unwrap_or_default();
         let space = SpaceMap::new(&label.layout, stored, kept, work);
+        let space = space.striped(device.stripe().0 / BLOCK_BYTES_U64);
         Arc::new(Self {
             cache: BlockCache::new(options.node_cache_bytes),
             mended: Mended::default(),
@@ -205,6 +215,7 @@ impl Pool {
             store,
             committer: Committer::default(),
             transactions: AtomicU64::new(0),
+            repairs: Repairs::default(),
             first_error: OnceLock::new(),
         })
     }
@@ -246,6 +257,18 @@ impl Pool {
     /// Durable writes and flushes of its device so far.
     pub fn syncs(&self) -> u64 {
         self.device().syncs()
+    }
+
+    /// The devices of its array; none if it lies on a plain device.
+    pub fn devices(&self) -> Vec<MemberReport> {
+        self.device().members()
+    }
+
+    /// Blocks that were not right and were rewritten from another copy, and reads of blocks of which
+    /// no copy was right, since it was opened.
+    pub fn repairs(&self) -> (u64, u64) {
+        let Repairs { repaired, damaged } = &self.repairs;
+        (repaired.load(Ordering::Relaxed), damaged.load(Ordering::Relaxed))
     }
 
     /// Begins a CP. Nothing of it is visible before `publish`; dropping it gives all back.

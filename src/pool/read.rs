@@ -3,8 +3,13 @@
 //! Called by the volume tree. Whoever reads a tree keeps it pinned or is the one who publishes
 //! the volume; otherwise a block may be another's by now, which the checksum finds. A read error
 //! does not latch the pool: the block is an error for whoever asked.
+//!
+//! A block that is not what its pointer says, or cannot be read, is looked for in every other way
+//! that the device has to it. If one is right, the caller gets that one, and the bad place is
+//! rewritten; both are counted, as is a block of which no copy is right.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::limits::POOL_IO_BYTES_MAX;
 use crate::units::convert::{to_u64, to_usize};
@@ -47,8 +52,37 @@ impl Pool {
         crc: u32,
         block: &mut [u8; BLOCK_BYTES],
     ) -> Result<(), PoolError> {
-        self.read_unverified(pbn, block)?;
-        verify(pbn, crc, block)
+        self.read_good(pbn, block, |block| verify(pbn, crc, block))
+    }
+
+    /// Reads one block, from any of its copies, that `check` finds right.
+    fn read_good(
+        &self,
+        pbn: Pbn,
+        block: &mut [u8; BLOCK_BYTES],
+        check: impl Fn(&[u8; BLOCK_BYTES]) -> Result<(), PoolError>,
+    ) -> Result<(), PoolError> {
+        let offset = self.offset(pbn, 1)?;
+        let read = self.device().read_at(offset, block).map_err(PoolError::from);
+        let Err(first) = read.and_then(|()| check(block)) else { return Ok(()) };
+        let mut other = [0; BLOCK_BYTES];
+        for nth in 0..self.device().alternatives() {
+            let read = self.device().read_alternative(nth, offset, &mut other);
+            if read.is_err() || check(&other).is_err() {
+                continue;
+            }
+            tracing::warn!(%pbn, error = %first, "read from another copy");
+            match self.device().repair_at(offset, block, &other) {
+                Ok(true) => _ = self.repairs.repaired.fetch_add(1, Ordering::Relaxed),
+                // It has changed since, or its device is out by now.
+                Ok(false) => {}
+                Err(error) => tracing::error!(%pbn, %error, "a bad block was not rewritten"),
+            }
+            block.copy_from_slice(&other);
+            return Ok(());
+        }
+        self.repairs.damaged.fetch_add(1, Ordering::Relaxed);
+        Err(first)
     }
 
     /// Reads what lies there, whatever it is: for whoever proves it otherwise.
@@ -78,8 +112,11 @@ impl Pool {
             offset += to_u64(part.len());
         }
         let pbns = (first.0..).map(Pbn);
-        for ((pbn, crc), block) in pbns.zip(crcs).zip(bytes.chunks(BLOCK_BYTES)) {
-            verify(pbn, *crc, block)?;
+        let (blocks, _) = bytes.as_chunks_mut::<BLOCK_BYTES>();
+        for ((pbn, crc), block) in pbns.zip(crcs).zip(blocks) {
+            if verify(pbn, *crc, block).is_err() {
+                self.read_block(pbn, *crc, block)?;
+            }
         }
         Ok(())
     }
@@ -89,17 +126,21 @@ impl Pool {
     pub fn cached_block(
         &self,
         pointer: &Pointer,
-        content: impl FnOnce(&[u8; BLOCK_BYTES]) -> ContentHash,
+        content: impl Fn(&[u8; BLOCK_BYTES]) -> ContentHash,
     ) -> Result<Arc<[u8; BLOCK_BYTES]>, PoolError> {
         if let Some(block) = self.cache().get(pointer) {
             return Ok(block);
         }
         let mut block = [0; BLOCK_BYTES];
-        self.read_block(pointer.pbn, pointer.crc, &mut block)?;
-        let (pbn, wanted, met) = (pointer.pbn, pointer.hash, content(&block));
-        if wanted != met {
-            return Err(PoolError::CorruptContent { pbn, wanted, met });
-        }
+        let (pbn, wanted) = (pointer.pbn, pointer.hash);
+        self.read_good(pbn, &mut block, |block| {
+            verify(pbn, pointer.crc, block)?;
+            let met = content(block);
+            if wanted == met {
+                return Ok(());
+            }
+            Err(PoolError::CorruptContent { pbn, wanted, met })
+        })?;
         let block = Arc::new(block);
         self.cache().insert(pointer, Arc::clone(&block));
         Ok(block)
@@ -126,5 +167,112 @@ impl Pool {
             return Err(PoolError::OutOfPool { pbn: first });
         }
         Ok(first.0 * BLOCK_BYTES_U64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::device::sim::SimDevice;
+    use crate::limits::RAID_CHUNK_BYTES;
+    use crate::pool::PoolOptions;
+    use crate::pool::testing::{Chance, random_block};
+    use crate::pool::write_set::Budget;
+    use crate::raid::assemble;
+    use crate::raid::layout::{Level, data_start};
+    use crate::units::numbers::ByteCount;
+
+    /// A pool on an array, with some blocks in it and their checksums.
+    type Filled = (Arc<Pool>, Vec<Arc<SimDevice>>, Vec<(Pbn, u32)>);
+
+    fn filled(level: Level, members: u64) -> Filled {
+        let size = ByteCount(20 << 20);
+        let sims: Vec<_> =
+            (0..members).map(|n| Arc::new(SimDevice::new(&format!("disk{n}"), size))).collect();
+        let mut devices: Vec<Arc<dyn Device>> = Vec::new();
+        for sim in &sims {
+            devices.push(Arc::<SimDevice>::clone(sim));
+        }
+        let array = assemble::create(level, &devices).unwrap();
+        let pool = Pool::create(array, [1; 16], PoolOptions::default()).unwrap();
+        let mut set = pool.begin(Budget::Ordinary);
+        let mut chance = Chance::new(1);
+        let mut blocks = Vec::new();
+        for _ in 0..100 {
+            let block = random_block(&mut chance);
+            blocks.push((set.append(&block).unwrap(), crc32c(&block)));
+        }
+        set.flush_buffer().unwrap();
+        pool.device().flush().unwrap();
+        (pool, sims, blocks)
+    }
+
+    /// Everything on that device of stripes that have one of the blocks, each in another way.
+    fn rot(sims: &[Arc<SimDevice>], n: usize, level: Level, blocks: &[(Pbn, u32)]) {
+        let columns = to_u64(sims.len() - level.spare(sims.len()));
+        let chunk = |pbn: Pbn| pbn.0 * BLOCK_BYTES_U64 / (columns * RAID_CHUNK_BYTES);
+        let (first, last) = (chunk(blocks[0].0), chunk(blocks[blocks.len() - 1].0));
+        let mut chance = Chance::new(to_u64(n) + 7);
+        for block in first * RAID_CHUNK_BYTES / BLOCK_BYTES_U64
+            ..(last + 1) * RAID_CHUNK_BYTES / BLOCK_BYTES_U64
+        {
+            let at = data_start(RAID_CHUNK_BYTES) + block * BLOCK_BYTES_U64;
+            sims[n].rot(at, &random_block(&mut chance)[..64]);
+        }
+    }
+
+    fn read_all(pool: &Pool, blocks: &[(Pbn, u32)]) -> usize {
+        let read = |(pbn, crc): &(Pbn, u32)| {
+            let mut block = [0; BLOCK_BYTES];
+            pool.read_block(*pbn, *crc, &mut block).is_ok() && crc32c(&block) == *crc
+        };
+        blocks.iter().filter(|block| read(block)).count()
+    }
+
+    /// Goal: what rots on as many devices as the level bears is read, rewritten and counted, and
+    /// then is right on the devices; on one more it is an error that names the block.
+    #[test]
+    fn a_bad_block_is_read_from_another_copy_and_rewritten() {
+        for (level, members) in [(Level::Mirror, 2), (Level::Parity1, 3), (Level::Parity2, 5)] {
+            let (pool, sims, blocks) = filled(level, members);
+            assert_eq!((read_all(&pool, &blocks), pool.repairs()), (100, (0, 0)));
+            rot(&sims, 0, level, &blocks);
+            assert_eq!(read_all(&pool, &blocks), 100, "{level:?}");
+            let (repaired, damaged) = pool.repairs();
+            assert!(repaired > 10 && damaged == 0, "{level:?}: {repaired} {damaged}");
+            assert_eq!(pool.devices()[0].repaired_blocks, repaired);
+            assert_eq!(read_all(&pool, &blocks), 100);
+            assert_eq!(pool.repairs(), (repaired, 0), "all of them are right now");
+            for n in 0..=level.spare(sims.len()) {
+                rot(&sims, n, level, &blocks);
+            }
+            let left = read_all(&pool, &blocks);
+            assert!(left < 100 && pool.repairs().1 > 0, "{level:?}: {left}");
+            let lost = blocks
+                .iter()
+                .find_map(|(pbn, crc)| pool.read_block(*pbn, *crc, &mut [0; BLOCK_BYTES]).err());
+            assert!(matches!(lost, Some(PoolError::Corrupt { .. })), "{lost:?}");
+        }
+    }
+
+    /// A run of blocks is repaired as single ones are.
+    #[test]
+    fn a_run_with_bad_blocks_is_repaired() {
+        let (pool, sims, blocks) = filled(Level::Parity1, 4);
+        rot(&sims, 2, Level::Parity1, &blocks);
+        let run: Vec<_> = blocks
+            .iter()
+            .enumerate()
+            .take_while(|(n, (pbn, _))| pbn.0 == blocks[0].0.0 + to_u64(*n))
+            .map(|(_, (_, crc))| *crc)
+            .collect();
+        assert!(run.len() > 20);
+        let mut bytes = vec![0; run.len() * BLOCK_BYTES];
+        pool.read_run(blocks[0].0, &run, &mut bytes).unwrap();
+        assert!(pool.repairs().0 > 0);
+        for (block, crc) in bytes.chunks(BLOCK_BYTES).zip(run) {
+            assert_eq!(crc32c(block), crc);
+        }
     }
 }

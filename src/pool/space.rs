@@ -93,6 +93,8 @@ pub(super) struct MapChanges {
 #[derive(Debug)]
 pub(super) struct SpaceMap {
     first: u64,
+    /// Blocks of a stripe of the device: whole ones are given out first.
+    stripe: u64,
     stored: Bitmap,
     busy: Bitmap,
     cursor: u64,
@@ -124,6 +126,7 @@ impl SpaceMap {
         let least = POOL_RESERVE_BYTES_MIN / BLOCK_BYTES_U64;
         Self {
             first: layout.data_start,
+            stripe: 1,
             busy: stored.clone(),
             reserve: (layout.data_blocks() / 20).max(least),
             stored,
@@ -140,6 +143,11 @@ impl SpaceMap {
             #[cfg(test)]
             forgets_kept: false,
         }
+    }
+
+    /// The same on a device of such stripes.
+    pub(super) fn striped(self, stripe: u64) -> Self {
+        Self { stripe: stripe.max(1), ..self }
     }
 
     /// How full it is.
@@ -233,15 +241,44 @@ impl SpaceMap {
     }
 
     fn find(&self, wanted: u64) -> Option<Extent> {
+        let stripes = if wanted < self.stripe || self.stripe == 1 {
+            None
+        } else {
+            let whole = wanted - wanted % self.stripe;
+            self.longest(wanted + self.stripe, whole, |extent| self.whole_stripes(extent, whole))
+        };
+        stripes.or_else(|| self.longest(wanted, wanted, Some))
+    }
+
+    /// The whole stripes of an extent, at most `most` blocks; `None` if there are none.
+    fn whole_stripes(&self, extent: Extent, most: u64) -> Option<Extent> {
+        let start = (self.first + extent.start).next_multiple_of(self.stripe) - self.first;
+        let end = extent.start + extent.count;
+        let count = end.saturating_sub(start).min(most);
+        let count = count - count % self.stripe;
+        (count > 0).then_some(Extent { start, count })
+    }
+
+    /// The first part that is long enough, or the longest, of the free extents nearby, looked at
+    /// `most` blocks at a time.
+    fn longest(
+        &self,
+        most: u64,
+        wanted: u64,
+        part: impl Fn(Extent) -> Option<Extent>,
+    ) -> Option<Extent> {
         let good = wanted.min(EXTENT_BLOCKS_GOOD);
         let mut best: Option<Extent> = None;
         let (mut at, mut wrapped) = (self.cursor, false);
         for _ in 0..EXTENTS_LOOKED_AT {
-            match self.busy.clear_extent(at, wanted) {
-                Some(extent) if extent.count >= good => return Some(extent),
+            match self.busy.clear_extent(at, most) {
                 Some(extent) => {
-                    if best.is_none_or(|best| best.count < extent.count) {
-                        best = Some(extent);
+                    match part(extent) {
+                        Some(part) if part.count >= good => return Some(part),
+                        Some(part) if best.is_none_or(|best| best.count < part.count) => {
+                            best = Some(part);
+                        }
+                        Some(_) | None => {}
                     }
                     at = extent.start + extent.count;
                 }
@@ -570,6 +607,26 @@ mod tests {
         assert!(met.to_string().contains("block 50 was freed"), "{met}");
         assert_eq!((map.report().used, changes.taken.len()), (BlockCount(0), 0));
         assert!(changes.freed.is_empty());
+    }
+
+    /// Whole free stripes come first, wherever the search begins; then what is left of others.
+    #[test]
+    fn whole_stripes_are_given_out_first() {
+        let mut map = map(400).striped(16);
+        // The data begins with block 10: stripes begin at 16, 32 and so on.
+        assert_eq!(map.take(64, Draw::Ordinary), Some((Pbn(16), 64)));
+        assert_eq!(map.take(50, Draw::Ordinary), Some((Pbn(80), 48)));
+        map.busy.insert(140 - 10);
+        assert_eq!(
+            map.take(16, Draw::Ordinary),
+            Some((Pbn(144), 16)),
+            "not 128, of which a part is used"
+        );
+        assert_eq!(map.take(5, Draw::Ordinary), Some((Pbn(160), 5)), "less than a stripe");
+        assert_eq!(map.take(300, Draw::Ordinary), Some((Pbn(176), 224)));
+        // No whole stripe is left.
+        let (start, count) = map.take(16, Draw::Ordinary).unwrap();
+        assert!(count < 16, "{count} at {start}");
     }
 
     #[test]

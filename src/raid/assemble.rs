@@ -155,7 +155,7 @@ fn zero_stripes(device: &dyn Device, geometry: &Geometry) -> Result<(), DeviceEr
     while at < end {
         let length = to_usize((end - at).min(MIB));
         device.read_at(at, &mut buffer[..length])?;
-        if buffer[..length].iter().any(|byte| *byte != 0) {
+        if buffer[..length] != zeroes[..length] {
             device.write_at(at, &zeroes[..length])?;
         }
         at += to_u64(length);
@@ -167,9 +167,19 @@ fn zero_stripes(device: &dyn Device, geometry: &Geometry) -> Result<(), DeviceEr
 
 /// Opens the array that these devices are of, in any order.
 pub fn open(devices: &[Arc<dyn Device>], options: OpenOptions) -> Result<Opened, AssembleError> {
+    open_as(devices, None, options)
+}
+
+/// Opens the array if it is of that level and has so many devices.
+pub fn open_as(
+    devices: &[Arc<dyn Device>],
+    wanted: Option<(Level, usize)>,
+    options: OpenOptions,
+) -> Result<Opened, AssembleError> {
     let mut found = Found::judge(devices)?;
     let label = found.newest.clone();
     let geometry = label.geometry;
+    check_shape(wanted, &geometry)?;
     let members = found.members();
     let is_in = |entry: &Entry| entry.state == MemberState::In;
     let there = members.iter().filter(|member| member.state() == MemberState::In).count();
@@ -192,6 +202,17 @@ pub fn open(devices: &[Arc<dyn Device>], options: OpenOptions) -> Result<Opened,
         tracing::warn!(device = %name, reason, "not used by the array");
     }
     Ok(Opened { array: Arc::new(array), left_out })
+}
+
+fn check_shape(wanted: Option<(Level, usize)>, met: &Geometry) -> Result<(), AssembleError> {
+    let met = (met.level, met.members);
+    let said = |(level, members): (Level, usize)| format!("{} of {members}", level.word());
+    match wanted {
+        Some(wanted) if wanted != met => {
+            Err(AssembleError::OtherShape { wanted: said(wanted), met: said(met) })
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// What the labels of some devices say.
@@ -225,9 +246,14 @@ impl Found {
         Self::leave_copies(&mut labelled, &mut left_out);
         let newest = labelled.iter().max_by_key(|(label, _)| label.commit);
         let newest = newest.ok_or(AssembleError::None)?.0.clone();
+        // Whoever wrote the newest label was in by every label before it.
+        let alone = |label: &Label| {
+            label.entries.get(newest.place).is_none_or(|entry| entry.state == MemberState::Failed)
+        };
         let differs = |label: &Label| {
             label.geometry != newest.geometry
                 || (label.commit == newest.commit && label.entries != newest.entries)
+                || alone(label)
         };
         if labelled.iter().any(|(label, _)| differs(label)) {
             let what = format!("the devices of array {array} have two histories");

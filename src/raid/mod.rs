@@ -8,7 +8,8 @@
 //! * [`label`]: who belongs to an array, at which place, and who is in (R9)
 //! * `journal`: closes the write hole
 //! * [`array`], `write`, `read`: the device
-//! * [`assemble`]: makes an array, or finds one from its devices alone, and mends what a cut left
+//! * [`assemble`]: makes an array, or finds one from its devices alone, and mends what a cut left;
+//!   [`files`]: the same from paths
 //!
 //! Invariants:
 //!
@@ -22,6 +23,7 @@
 
 pub mod array;
 pub mod assemble;
+pub mod files;
 mod journal;
 pub mod label;
 pub mod layout;

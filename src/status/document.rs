@@ -237,7 +237,7 @@ pub struct NvramStatus {
 }
 
 /// The pool of the process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolStatus {
     /// Size.
     pub total_bytes: u64,
@@ -253,6 +253,15 @@ pub struct PoolStatus {
     /// Blocks and nodes that failed their check; not there if none ever did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rot: Option<RotStatus>,
+    /// Blocks that were not right and were rewritten from another copy.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub repaired_blocks: u64,
+    /// Reads of blocks of which no copy was right.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub damaged_blocks: u64,
+    /// The devices of the array, by place; none if the pool is one plain device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<PoolDeviceStatus>,
 }
 
 /// What rotted on the pool's device since the process was started.
@@ -266,6 +275,27 @@ pub struct RotStatus {
     pub waiting: u64,
     /// What cannot be read and could not be got: the place and the reason, each a sentence.
     pub lost: Vec<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// One device of the pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolDeviceStatus {
+    /// Its path, or its id if it is not there.
+    pub name: String,
+    /// `in`, `failed` or `rebuilding`.
+    pub state: String,
+    /// Why it is not in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Reads that failed and were answered from the others.
+    pub read_errors: u64,
+    /// Blocks that were rewritten on it.
+    pub repaired_blocks: u64,
 }
 
 /// What `status --json` prints on a hub.
@@ -452,7 +482,7 @@ pub(crate) mod tests {
             used_bytes: 1000,
             kept_bytes: 2,
             pinned_bytes: 1,
-            rot: None,
+            ..PoolStatus::default()
         };
         let hub = StatusDocument::hub(vec![entry()], Some(nvram.clone()), Some(pool.clone()));
         let text = serde_json::to_string(&hub).unwrap();

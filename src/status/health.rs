@@ -107,6 +107,7 @@ impl Health {
         reasons.extend(nvram.and_then(of_nvram));
         reasons.extend(pool.and_then(of_pool));
         reasons.extend(pool.and_then(|pool| of_rot(pool.rot.as_ref()?)));
+        reasons.extend(pool.into_iter().flat_map(of_devices));
         Self::from_reasons(reasons)
     }
 
@@ -198,6 +199,35 @@ fn of_pool(pool: &PoolStatus) -> Option<HealthReason> {
     })
 }
 
+/// An array without one of its devices bears less, or nothing more.
+fn of_devices(pool: &PoolStatus) -> Vec<HealthReason> {
+    let out = pool.devices.iter().filter(|device| device.state != "in");
+    let mut reasons: Vec<HealthReason> = out
+        .map(|device| HealthReason {
+            code: format!("pool-device-{}", device.state),
+            word: HealthWord::Warning,
+            object: "pool".into(),
+            text: format!(
+                "device {} of the pool is {}: {}",
+                device.name,
+                device.state,
+                device.reason.as_deref().unwrap_or("no reason is known")
+            ),
+            next_step: "nothing is lost yet; do not take another device away".into(),
+        })
+        .collect();
+    if pool.damaged_blocks > 0 {
+        reasons.push(HealthReason {
+            code: "pool-damaged".into(),
+            word: HealthWord::Warning,
+            object: "pool".into(),
+            text: format!("{} reads met a block without a right copy", pool.damaged_blocks),
+            next_step: "`mirrorhub verify` names the volumes; the log names the blocks".into(),
+        });
+    }
+    reasons
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,7 +265,7 @@ mod tests {
             used_bytes: 100 - free_bytes,
             kept_bytes: 0,
             pinned_bytes: 0,
-            rot: None,
+            ..PoolStatus::default()
         }
     }
 
@@ -260,6 +290,26 @@ mod tests {
         let health = Health::derive(&sources, None, Some(&pool(1)));
         assert_eq!(codes(&health.only("a", &sources)), ["pool-full"]);
         assert_eq!(codes(&health.only("b", &sources)), ["source-offline", "pool-full"]);
+    }
+
+    #[test]
+    fn devices_that_are_out_and_lost_blocks_are_warnings() {
+        let device = |state: &str| super::super::document::PoolDeviceStatus {
+            name: "disk1".into(),
+            state: state.into(),
+            reason: Some("write failed".into()),
+            read_errors: 0,
+            repaired_blocks: 0,
+        };
+        let devices = vec![device("in"), device("failed")];
+        let pool = PoolStatus { devices, ..pool(50) };
+        let health = Health::derive(&[], None, Some(&pool));
+        assert_eq!(
+            (health.word, codes(&health)),
+            (HealthWord::Warning, vec!["pool-device-failed"])
+        );
+        let pool = PoolStatus { damaged_blocks: 1, devices: Vec::new(), ..pool };
+        assert_eq!(codes(&Health::derive(&[], None, Some(&pool))), ["pool-damaged"]);
     }
 
     #[test]

@@ -67,7 +67,8 @@ fn of_start(error: &StartError) -> Option<Advice> {
         StartError::Volumes { max, .. } => {
             Some(wrong(format!("key `[[volume]]`: between 1 and {max} of them")))
         }
-        StartError::Random(_) | StartError::Thread(_) => None,
+        // What is wrong with an array says what to do itself.
+        StartError::Array(_) | StartError::Random(_) | StartError::Thread(_) => None,
     }
 }
 

@@ -52,12 +52,13 @@ use crate::wire::message as wire;
 /// Slots of the applier: as many as cores, at least two, so that one slow CP holds up nobody.
 const APPLIERS_MIN: usize = 2;
 
-/// Runs a hub until it is told to stop.
-pub fn run(config: HubConfig) -> Result<()> {
+/// Runs a hub until it is told to stop. `accept_missing`: devices of its pool that are missing may be
+/// newer than those that are there.
+pub fn run(config: HubConfig, accept_missing: bool) -> Result<()> {
     let metrics = crate::observe::recorder::install("hub")?;
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
-    let options = options(&config);
+    let options = options(&config, accept_missing);
     let system = actix::System::new();
     system.block_on(async move {
         let mut signals = Signals::install().context("cannot catch signals")?;
@@ -83,15 +84,14 @@ pub fn run(config: HubConfig) -> Result<()> {
     })
 }
 
-fn options(config: &HubConfig) -> HubOptions {
+fn options(config: &HubConfig, accept_missing: bool) -> HubOptions {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let device = config.pool.devices.first();
     HubOptions {
         data_dir: config.data_dir.clone(),
         listen: config.listen,
         nvram: (config.nvram.path.clone(), config.nvram.size),
         log_dir: config.log_dir.clone(),
-        pool: device.map(|device| (device.path.clone(), device.size)).unwrap_or_default(),
+        pool: config.pool.files(accept_missing),
         sources: config
             .sources
             .iter()

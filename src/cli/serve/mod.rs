@@ -29,6 +29,7 @@ use super::logging::{self, LogFormat};
 use super::{Done, sockets};
 use crate::config::schema::Listen;
 use crate::control::message::{AdminError, Progress, ProgressUnit, code};
+use crate::device::{MemberReport, MemberState};
 use crate::limits::ADMIN_PROGRESS_MS;
 use crate::metric::catalogue as names;
 use crate::nbd;
@@ -37,7 +38,9 @@ use crate::observe::server::{HttpListener, Observed};
 use crate::pool::Pool;
 use crate::status::SCHEMA;
 use crate::status::answers::{PoolCheckAnswer, VerifyOfEnd};
-use crate::status::document::{Policy, PoolStatus, RotStatus, SourceEntry, State};
+use crate::status::document::{
+    Policy, PoolDeviceStatus, PoolStatus, RotStatus, SourceEntry, State,
+};
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{SourceName, VolumeName};
@@ -50,6 +53,9 @@ use crate::wire::message::VolumeScan;
 pub struct HubArguments {
     #[command(flatten)]
     config: ConfigArgument,
+    /// Start although missing devices of the pool may be newer than those that are there
+    #[arg(long)]
+    accept_missing_devices: bool,
 }
 
 /// Run a source, in the foreground
@@ -60,6 +66,9 @@ pub struct SourceArguments {
     /// Start although the NVRAM is gone or damaged: what the hub holds is fetched, the rest is lost
     #[arg(long)]
     accept_lost_nvram: bool,
+    /// Start although missing devices of the pool may be newer than those that are there
+    #[arg(long)]
+    accept_missing_devices: bool,
     /// Start with the file's policy at once, though the hub may know of a stronger one: a failover
     /// there may then call complete what is not
     #[arg(long)]
@@ -71,7 +80,7 @@ pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
     let file = arguments.config.file()?;
     let config = crate::config::load::load_hub(&file).map_err(Failure::Problems)?;
     start_logging()?;
-    ended(hub::run(config), &file)
+    ended(hub::run(config, arguments.accept_missing_devices), &file)
 }
 
 /// Runs a source until it is told to stop.
@@ -82,6 +91,7 @@ pub fn run_source(arguments: &SourceArguments) -> Result<Done, Failure> {
     let accept = source::Accept {
         lost_nvram: arguments.accept_lost_nvram,
         untold_policy: arguments.accept_untold_policy,
+        missing_devices: arguments.accept_missing_devices,
     };
     ended(source::run(config, accept), &file)
 }
@@ -257,6 +267,7 @@ fn end_of(scan: Option<VolumeScan>) -> VerifyOfEnd {
 /// The pool in the status document; none if its state is lost.
 fn pool_status(pool: &Pool, rot: MendFigures) -> Option<PoolStatus> {
     let space = pool.space().ok()?;
+    let (repaired_blocks, damaged_blocks) = pool.repairs();
     Some(PoolStatus {
         total_bytes: source::bytes_of(space.total),
         free_bytes: source::bytes_of(space.free),
@@ -269,7 +280,28 @@ fn pool_status(pool: &Pool, rot: MendFigures) -> Option<PoolStatus> {
             waiting: rot.waiting,
             lost: rot.lost,
         }),
+        repaired_blocks,
+        damaged_blocks,
+        devices: pool.devices().iter().map(device_status).collect(),
     })
+}
+
+fn state_word(state: MemberState) -> &'static str {
+    match state {
+        MemberState::In => "in",
+        MemberState::Failed => "failed",
+        MemberState::Rebuilding => "rebuilding",
+    }
+}
+
+fn device_status(report: &MemberReport) -> PoolDeviceStatus {
+    PoolDeviceStatus {
+        name: report.name.to_string(),
+        state: state_word(report.state).to_owned(),
+        reason: report.reason.as_ref().map(ToString::to_string),
+        read_errors: report.read_errors,
+        repaired_blocks: report.repaired_blocks,
+    }
 }
 
 /// The pool's series.
@@ -284,6 +316,17 @@ fn collect_pool(pool: &Pool, rot: MendFigures) {
         metrics::gauge!(names::POOL_USED_BYTES.name).set(to_f64(status.used_bytes));
         metrics::gauge!(names::POOL_PINNED_BYTES.name).set(to_f64(status.pinned_bytes));
     }
+    let devices = pool.devices();
+    for state in [MemberState::In, MemberState::Failed, MemberState::Rebuilding] {
+        // A plain device is in, or its process does not run.
+        let plain = u64::from(devices.is_empty() && state == MemberState::In);
+        let count = devices.iter().filter(|device| device.state == state).count();
+        metrics::gauge!(names::POOL_DEVICES.name, "state" => state_word(state))
+            .set(to_f64(plain + to_u64(count)));
+    }
+    let (repaired, damaged) = pool.repairs();
+    metrics::counter!(names::POOL_REPAIRED_BLOCKS.name).absolute(repaired);
+    metrics::counter!(names::POOL_DAMAGED_READS.name).absolute(damaged);
     if let Ok((pins, _)) = pool.pin_counts() {
         metrics::gauge!(names::IMAGE_PINS.name).set(to_f64(pins));
     }

@@ -49,6 +49,8 @@ pub struct Accept {
     pub lost_nvram: bool,
     /// The file's policy is in force at once, though the hub may know of a stronger one.
     pub untold_policy: bool,
+    /// Devices of its pool may be missing, and newer than those that are there.
+    pub missing_devices: bool,
 }
 
 /// Runs a source until it is told to stop.
@@ -91,15 +93,13 @@ pub fn run(config: SourceConfig, accept: Accept) -> Result<()> {
 }
 
 fn options(config: &SourceConfig, accept: Accept) -> FilerOptions {
-    let device = config.pool.devices.first();
-    let pool = device.map(|device| (device.path.clone(), device.size)).unwrap_or_default();
     FilerOptions {
         name: config.name.clone(),
         hub: config.hub,
         hub_timeout: config.replication.hub_timeout,
         volumes: config.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
         nvram: DeviceOptions { path: config.nvram.path.clone(), size: config.nvram.size },
-        pool: DeviceOptions { path: pool.0, size: pool.1 },
+        pool: config.pool.files(accept.missing_devices),
         checkpoint_interval: config.checkpoint_interval,
         policy: config.policy(),
         resync_limit: config.replication.resync_limit,

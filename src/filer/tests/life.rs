@@ -5,6 +5,7 @@ use crate::device::sim::Chance;
 use crate::filer::status::SourceState;
 use crate::filer::verify::VerifiedVolume;
 use crate::filer::{DeviceOptions, FilerOptions};
+use crate::raid::files::PoolFiles;
 use crate::units::numbers::{CpNumber, VolumeNumber};
 
 const VOL0: VolumeNumber = VolumeNumber(0);
@@ -274,7 +275,7 @@ fn file_options(directory: &std::path::Path, hub: &Hub) -> FilerOptions {
         hub_timeout: Duration::from_secs(5),
         volumes: vec![("vol0".parse().unwrap(), ByteCount(1 << 20))],
         nvram: device("nvram", 8 << 20),
-        pool: device("disk0", 32 << 20),
+        pool: PoolFiles::plain(directory.join("state/disk0"), ByteCount(32 << 20)),
         checkpoint_interval: Duration::from_secs(3600),
         policy: promise(Apply::Reference),
         accept_lost_nvram: false,

@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use super::*;
+use crate::raid::files::PoolFiles;
+use crate::raid::layout::Level;
 
 fn options(dir: &Path) -> HubOptions {
     HubOptions {
@@ -11,7 +13,7 @@ fn options(dir: &Path) -> HubOptions {
         listen: "127.0.0.1:0".parse().unwrap(),
         nvram: (dir.join("deep/state/nvram"), ByteCount(16 << 20)),
         log_dir: dir.join("deep/logs"),
-        pool: (dir.join("deep/disks/disk0"), ByteCount(32 << 20)),
+        pool: PoolFiles::plain(dir.join("deep/disks/disk0"), ByteCount(32 << 20)),
         sources: vec![],
         image_pin: Duration::from_secs(1),
         promoted: crate::hub::promoted::PromotedOptions::default(),
@@ -28,7 +30,11 @@ fn opens(options: &HubOptions, hub: HubId) {
     let ring = open(&options.nvram.0);
     drop(Ring::open(ring, hub.0, RingOptions::default(), &mut |_| {}).unwrap());
     let pool = PoolOptions { owner: Some(hub.0), ..PoolOptions::default() };
-    drop(Pool::open(open(&options.pool.0), pool).unwrap());
+    let device = match options.pool.as_plain() {
+        Some((path, _)) => open(path),
+        None => options.pool.open().unwrap().array,
+    };
+    drop(Pool::open(device, pool).unwrap());
     assert_eq!(identity(options).unwrap(), hub);
     own_logs(&options.log_dir, hub).unwrap();
 }
@@ -40,6 +46,21 @@ fn saved(options: &HubOptions) -> Identity {
 
 #[test]
 fn a_first_start_ended_at_any_step_is_taken_up() {
+    end_at_each_step(options);
+}
+
+/// The same with an array for a pool.
+#[test]
+fn a_first_start_with_an_array_is_taken_up() {
+    end_at_each_step(|dir| {
+        let device = |n| (dir.join(format!("disk{n}")), ByteCount(16 << 20));
+        let devices = (0..3).map(device).collect();
+        let pool = PoolFiles { level: Level::Parity1, devices, accept_missing: false };
+        HubOptions { pool, ..options(dir) }
+    });
+}
+
+fn end_at_each_step(options: impl Fn(&Path) -> HubOptions) {
     let mut steps = 0;
     loop {
         let dir = tempfile::tempdir().unwrap();
@@ -73,7 +94,7 @@ fn a_torn_head_is_begun_anew() {
         assert!(identity_within(&options, &mut Steps(6)).is_err());
         let hub = saved(&options).hub;
         assert_eq!(saved(&options).making.unwrap().len(), 2);
-        let path = if torn == 0 { &options.nvram.0 } else { &options.pool.0 };
+        let path = if torn == 0 { &options.nvram.0 } else { &options.pool.devices[0].0 };
         let mut content = fs::read(path).unwrap();
         let head = content[..8192].to_vec();
         content[..8192].fill(0);
@@ -94,7 +115,7 @@ fn a_foreign_file_is_refused_and_not_touched() {
     file_system[(64 << 10) + 64] = 0x5f;
     let contents = [
         fs::read(&other.nvram.0).unwrap(),
-        fs::read(&other.pool.0).unwrap(),
+        fs::read(&other.pool.devices[0].0).unwrap(),
         b"text ".repeat(1 << 20),
         file_system,
     ];
@@ -102,7 +123,7 @@ fn a_foreign_file_is_refused_and_not_touched() {
         for which in 0..2 {
             let dir = tempfile::tempdir().unwrap();
             let options = options(dir.path());
-            let path = if which == 0 { &options.nvram.0 } else { &options.pool.0 };
+            let path = if which == 0 { &options.nvram.0 } else { &options.pool.devices[0].0 };
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
             for _ in 0..2 {
@@ -148,7 +169,7 @@ fn a_foreign_log_directory_is_refused_and_not_touched() {
 fn blank_files_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path());
-    for (path, size) in [&options.nvram, &options.pool] {
+    for (path, size) in [&options.nvram, &options.pool.devices[0]] {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::File::create(path).unwrap().set_len(size.0).unwrap();
     }

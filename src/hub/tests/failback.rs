@@ -10,6 +10,7 @@ use crate::hub::failback::{self, Report, Side, Step};
 use crate::hub::failover::{self, Refusal};
 use crate::hub::images::Images;
 use crate::nbd::export::{Export, Exports, Segment};
+use crate::raid::files::PoolFiles;
 use crate::units::names::SourceName;
 use crate::units::policy::{OnHubLoss, Policy};
 use crate::volume::root::hash_reader;
@@ -35,7 +36,7 @@ pub(super) fn filer_options(dir: &Path, hub: std::net::SocketAddr, policy: Polic
         hub_timeout: Duration::from_millis(500),
         volumes: vec![("vol0".parse().unwrap(), ByteCount(VOLUME))],
         nvram: DeviceOptions { path: dir.join("nvram"), size: ByteCount(8 << 20) },
-        pool: DeviceOptions { path: dir.join("disk0"), size: ByteCount(64 << 20) },
+        pool: PoolFiles::plain(dir.join("disk0"), ByteCount(64 << 20)),
         checkpoint_interval: Duration::from_secs(3600),
         policy,
         resync_limit: None,

@@ -94,7 +94,7 @@ fn nothing_of_a_faulted_source_is_lost_while_the_ring_laps() {
         let dir = tempfile::tempdir().unwrap();
         let settings = || {
             let mut settings = options(dir.path(), &["a", "b"]);
-            settings.pool.1 = ByteCount(256 << 20);
+            settings.pool.devices[0].1 = ByteCount(256 << 20);
             settings
         };
         let hub = Hub::start(settings()).await.unwrap();
@@ -171,7 +171,7 @@ fn an_unreadable_record_of_a_faulted_source_holds_up_nobody() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();
         let mut settings = options(dir.path(), &["a", "b"]);
-        settings.pool.1 = ByteCount(256 << 20);
+        settings.pool.devices[0].1 = ByteCount(256 << 20);
         let hub = Hub::start(settings.clone()).await.unwrap();
         let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
         a.welcomed(hub.address()).await;
@@ -271,7 +271,7 @@ fn a_faulted_source_outlives_a_restart_and_laps_of_the_ring() {
         let dir = tempfile::tempdir().unwrap();
         let settings = || {
             let mut settings = options(dir.path(), &["a", "b"]);
-            settings.pool.1 = ByteCount(256 << 20);
+            settings.pool.devices[0].1 = ByteCount(256 << 20);
             settings
         };
         let hub = Hub::start(settings()).await.unwrap();
@@ -314,7 +314,7 @@ fn a_dropped_log_gives_credit_again() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();
         let mut settings = options(dir.path(), &["a", "b"]);
-        settings.pool.1 = ByteCount(256 << 20);
+        settings.pool.devices[0].1 = ByteCount(256 << 20);
         settings.sources[0].log_limit = Some(ByteCount(8 << 20));
         let hub = Hub::start(settings).await.unwrap();
         let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
@@ -373,7 +373,7 @@ fn a_quiet_source_beside_a_loud_one() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();
         let mut settings = options(dir.path(), &["a", "b"]);
-        settings.pool.1 = ByteCount(256 << 20);
+        settings.pool.devices[0].1 = ByteCount(256 << 20);
         let hub = Hub::start(settings).await.unwrap();
         let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
         a.welcomed(hub.address()).await;

@@ -41,7 +41,7 @@ fn options(dir: &Path, names: &[&str]) -> HubOptions {
         listen: "127.0.0.1:0".parse().unwrap(),
         nvram: (dir.join("nvram"), ByteCount(16 << 20)),
         log_dir: dir.join("logs"),
-        pool: (dir.join("disk0"), ByteCount(128 << 20)),
+        pool: crate::raid::files::PoolFiles::plain(dir.join("disk0"), ByteCount(128 << 20)),
         sources: names
             .iter()
             .map(|name| SourceSetting {

@@ -53,7 +53,7 @@ fn publish(pool: &Arc<Pool>, row: &SourceRow, volume: &VolumeRow, cp: CpNumber, 
 /// Gives the image at rest another content, as if births of before told nothing: CP and place are
 /// those it had.
 fn rewrite(dir: &Path, image: &[u8]) {
-    let device = FileDevice::open(&options(dir, &[]).pool.0, Access::Cached).unwrap();
+    let device = FileDevice::open(&options(dir, &[]).pool.devices[0].0, Access::Cached).unwrap();
     let pool = Pool::open(Arc::new(device), PoolOptions::default()).unwrap();
     let row = pool.catalog().sources().unwrap().remove(0);
     let volume = pool.catalog().volumes(row.id).unwrap().remove(0);

@@ -3,8 +3,9 @@
 use super::{Rig, SHAPES, block, read_block, version_of};
 use crate::device::sim::{Effect, On};
 use crate::device::{Device, DeviceError};
-use crate::raid::layout::Level;
-use crate::units::BLOCK_BYTES_U64;
+use crate::limits::RAID_CHUNK_BYTES;
+use crate::raid::layout::{Level, data_start};
+use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
 const STRIPES: u64 = 6;
 
@@ -73,11 +74,15 @@ fn too_much_rot_in_a_row_is_found_and_not_mended() {
         let (rig, array, blocks) = filled(level, members);
         let spare = level.spare(members);
         for rotten in [spare, spare + 1] {
-            for sim in &rig.sims[..rotten] {
-                let data = crate::raid::layout::data_start(crate::limits::RAID_CHUNK_BYTES);
-                let bytes = sim.size().0 - data;
-                sim.rot(data, &vec![0xff; crate::units::convert::to_usize(bytes)]);
-            }
+            let rot = || {
+                for (sim, way) in rig.sims[..rotten].iter().zip(1_u64..) {
+                    let front = data_start(RAID_CHUNK_BYTES);
+                    for at in (front..sim.size().0).step_by(BLOCK_BYTES) {
+                        sim.rot(at, &block(at, way)[8..72]);
+                    }
+                }
+            };
+            rot();
             let mut lost = 0;
             for number in 0..blocks {
                 let right = |bytes: &[u8; 4096]| version_of(number, bytes) == Some(1);
@@ -91,11 +96,7 @@ fn too_much_rot_in_a_row_is_found_and_not_mended() {
             }
             assert_eq!(lost > 0, rotten > spare, "{level:?} of {members}: {lost}");
             // Back again.
-            for sim in &rig.sims[..rotten] {
-                let data = crate::raid::layout::data_start(crate::limits::RAID_CHUNK_BYTES);
-                let bytes = sim.size().0 - data;
-                sim.rot(data, &vec![0xff; crate::units::convert::to_usize(bytes)]);
-            }
+            rot();
         }
     }
 }
