@@ -198,15 +198,9 @@ impl Wire<'_> {
         outgoing.push(Frame::new(message, Bytes::new()));
         let (write, stopping) = (&mut self.write, self.stopping);
         self.handle.block_on(async {
-            let all = async {
-                while !outgoing.is_empty() {
-                    outgoing.write_some(write).await?;
-                }
-                Ok::<_, std::io::Error>(())
-            };
             tokio::select! {
                 () = stopping.cancelled() => Err(End::Stopped),
-                sent = tokio::time::timeout(SILENCE_MAX, all) => match sent {
+                sent = tokio::time::timeout(SILENCE_MAX, outgoing.write_all(write)) => match sent {
                     Ok(sent) => Ok(sent?),
                     Err(_) => Err(End::Lost("the hub takes nothing".to_owned())),
                 },
@@ -247,9 +241,7 @@ impl Wire<'_> {
         outgoing.push(Frame::new(&Message::Going(going), Bytes::new()));
         let write = &mut self.write;
         let goodbye = async {
-            while !outgoing.is_empty() {
-                outgoing.write_some(write).await?;
-            }
+            outgoing.write_all(write).await?;
             write.shutdown().await
         };
         // The hub learns of the end in any case.

@@ -375,9 +375,7 @@ impl Forwarder {
         side.message(Message::Going(Going { reason }));
         let goodbye = async {
             drop(side.fill(None).await);
-            while !side.outgoing.is_empty() {
-                side.outgoing.write_some(write).await?;
-            }
+            side.outgoing.write_all(write).await?;
             write.shutdown().await
         };
         // The hub learns of the end in any case.

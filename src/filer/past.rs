@@ -26,7 +26,7 @@ pub fn look(
         return Ok((place == Place::default()).then(BTreeMap::new));
     }
     let Some(row) = shared.pool.catalog().history(shared.source, cp)? else { return Ok(None) };
-    if row.sequence != place.sequence || row.stream_hash != place.hash {
+    if !row.is_at(place) {
         return Ok(None);
     }
     let mut older = BTreeMap::new();
