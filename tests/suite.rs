@@ -15,6 +15,7 @@ mod filesystems;
 mod floors;
 mod formats;
 mod harness;
+mod homes;
 mod hostile;
 mod inject;
 mod ladder;

@@ -13,8 +13,9 @@ use crate::units::names::SourceName;
 
 /// Give a source that was failed over back to its filer
 ///
-/// The filer must be connected: started with the state it had, it follows by itself. It is brought
-/// up while the hub serves; clients are held for the last moment only.
+/// The filer must be connected: started with the state it had, or as a new one with an empty
+/// data_dir, it follows by itself. It is brought up while the hub serves; clients are held for the
+/// last moment only.
 #[derive(Debug, Args)]
 pub struct FailbackArguments {
     /// The source
@@ -23,7 +24,7 @@ pub struct FailbackArguments {
     /// (`source` is not available in this version)
     #[arg(long, value_name = "SIDE")]
     keep: Option<Keep>,
-    /// Give the volumes to another filer (not available in this version)
+    /// Give the volumes to another filer, which serves them beside its own
     #[arg(long, value_name = "FILER")]
     to: Option<SourceName>,
     /// Print JSON

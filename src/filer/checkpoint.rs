@@ -29,7 +29,6 @@ use super::feed::DurableFreeze;
 use super::keeper::Kept;
 use super::order::{Frozen, Lacking};
 use super::plan::{Plan, Step};
-use super::promise::Promise;
 use super::shared::{Common, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver, Roots};
 use super::tree;
@@ -133,9 +132,8 @@ impl Checkpointer {
             }
             Heard::Nothing => {}
         }
-        if self.shared.promise.is_some() {
-            self.shared.order.look_again();
-        }
+        // Others who write to the pool may have made room.
+        self.shared.order.look_again();
         Ok(())
     }
 
@@ -158,9 +156,7 @@ impl Checkpointer {
 
     fn listen(&self) -> Heard {
         let left = (self.last + self.interval).saturating_duration_since(Instant::now());
-        let shares = self.shared.promise.is_some();
-        let longest = if shares { FULL_PAUSE } else { IDLE_PAUSE };
-        let heard = self.shared.checkpoint.wait(left.min(longest), |inbox| {
+        let heard = self.shared.checkpoint.wait(left.min(FULL_PAUSE), |inbox| {
             if inbox.stop {
                 Some(Heard::Stop)
             } else if inbox.frozen.is_some() {
@@ -192,9 +188,7 @@ impl Checkpointer {
         }
         let roots = self.own_tree(&plan, &freeze, space_blocks)?;
         drop(plan);
-        if let Some(promise) = &self.shared.promise {
-            promise.settled();
-        }
+        self.shared.promise.settled();
         self.shared.order.settled(freeze.cp);
         let mut alone = false;
         if !self.shared.sole {
@@ -271,8 +265,7 @@ impl Checkpointer {
         }
         let started = Instant::now();
         loop {
-            let lend = |promise: &Arc<Promise>| promise.lend(space_blocks);
-            let budget = self.shared.promise.as_ref().map_or(Budget::Reserve, lend);
+            let budget = self.shared.promise.lend(space_blocks);
             match self.publish(plan, freeze, budget) {
                 Ok(roots) => {
                     let spent = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -34,6 +34,7 @@ use crate::session::primary::{Action, Event, Held, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber, VolumeNumber};
+use crate::wire::homes::{Adopt, Adopted};
 use crate::wire::message::{
     CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
 };
@@ -163,10 +164,10 @@ impl Forwarder {
                     tracing::error!(source = %self.shared.name, code = refused.code.word(),
                         reason = %refused.reason, next_step = %refused.next_step, "halted");
                     self.shared.set_link(LinkState::Halted(refused));
-                    if self.shared.fenced().is_none() {
+                    if self.shared.fenced().is_none() && !self.shared.is_newcomer() {
                         self.away(None).await;
                     }
-                    // A fenced source goes on as a follower.
+                    // A fenced source goes on as a follower, and so does a new one.
                     return;
                 }
                 End::Stalled(reason) => {
@@ -402,6 +403,9 @@ impl Forwarder {
         if let Some((cp, token)) = word.scan {
             side.message(Message::Scan(Scan { cp, token }));
         }
+        if let Some(adopted) = word.adopted {
+            side.message(Message::Adopted(adopted));
+        }
         for scanned in word.scanned {
             side.message(Message::Scanned(scanned));
         }
@@ -503,10 +507,26 @@ impl Forwarder {
                 self.pings.retain(|(other, _)| *other > token);
             }
         }
+        if let Message::Adopt(adopt) = message {
+            self.asked_to_adopt(*adopt);
+            return Ok(());
+        }
         if let Message::Scanned(scanned) = &message {
             self.shared.scans.send_replace(Some(scanned.clone()));
         }
         self.step(Event::Received(message), side).await
+    }
+
+    /// Another source is to live here: whoever looks after those hears of it.
+    fn asked_to_adopt(&self, adopt: Adopt) {
+        let token = adopt.token;
+        if self.primary.is_streaming() && self.shared.offers.receiver_count() > 0 {
+            self.shared.offers.send_replace(Some(adopt));
+            return;
+        }
+        let refused = ("this filer takes no other sources", "name another filer");
+        let refused = Some((refused.0.to_owned(), refused.1.to_owned()));
+        self.shared.session.adopted(Adopted { token, refused });
     }
 
     /// Whether the hub's image is one of this source's own CPs, content and place, or is empty (R5).

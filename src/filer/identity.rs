@@ -2,35 +2,40 @@
 //!
 //! Pure. Written with the row: at the first start, when the hub is known, and with every CP (the
 //! name of its last transfer must be there when the NVRAM is not), when the source goes alone and
-//! comes back, and when it is fenced. Layout of the extension, little-endian, 80 bytes; the row
+//! comes back, and when it is fenced. Layout of the extension, little-endian, 104 bytes; the row
 //! around it carries the checksum:
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 4 | magic `MHSX` |
-//! | 4 | 2 | format version: 2 |
+//! | 4 | 2 | format version: 3 |
 //! | 6 | 1 | 1 once the NVRAM was made |
-//! | 7 | 1 | bit 0: alone, bit 1: fenced |
+//! | 7 | 1 | bit 0: alone, bit 1: fenced, bit 2: it lives here by the hub's wish |
 //! | 8 | 16 | id of the hub it belongs to; zero before the first Welcome |
 //! | 24 | 12 | last transfer of the published CP: generation (4), counter (8) |
 //! | 36 | 20 | alone: epoch number (4) and id (8), sequence number (8) from which on the hub may lack acknowledged writes (R4); zero if not |
 //! | 56 | 12 | fenced: epoch number (4) and id (8) in which another end is primary (R12); zero if not |
 //! | 68 | 12 | reserved, zero |
+//! | 80 | 24 | what it promises, as `units::policy` encodes it; zero without bit 2 |
 //!
-//! Version 1 has 48 bytes: those up to 36, 12 of zero, and neither bit.
+//! Version 2 has the first 80 bytes. Version 1 has 48: those up to 36, 12 of zero, and no bit.
 
 use crate::units::ids::HubId;
 use crate::units::numbers::{Epoch, SequenceNumber, TransferId};
+use crate::units::policy::{POLICY_BYTES, Policy};
 
 /// Bytes of the extension.
-pub const EXTENSION_BYTES: usize = 80;
-/// Format version written; version 1 is read.
-pub const EXTENSION_VERSION: u16 = 2;
+pub const EXTENSION_BYTES: usize = 104;
+/// Format version written; versions 1 and 2 are read.
+pub const EXTENSION_VERSION: u16 = 3;
 const FIRST_BYTES: usize = 48;
+const SECOND_BYTES: usize = 80;
 const ALONE: u8 = 1;
 const FENCED: u8 = 2;
+const GUEST: u8 = 4;
 const MAGIC: [u8; 4] = *b"MHSX";
 
+const _: () = assert!(EXTENSION_BYTES == SECOND_BYTES + POLICY_BYTES);
 const _: () = assert!(EXTENSION_BYTES <= crate::limits::SOURCE_EXTENSION_BYTES_MAX);
 
 /// Why bytes are no extension.
@@ -43,11 +48,14 @@ pub enum ExtensionError {
     #[error("a source's extension begins with {0:02x?}, not with MHSX")]
     Magic([u8; 4]),
     /// Written by a later program.
-    #[error("a source's extension has version {0}, this program reads versions 1 and 2")]
+    #[error("a source's extension has version {0}, this program reads versions 1 to 3")]
     Version(u16),
     /// A field out of its bounds.
     #[error("a source's extension: field {field} is {value}")]
     Field { field: &'static str, value: u8 },
+    /// What it promises cannot be read.
+    #[error("a source's extension: its promise cannot be read")]
+    Promise,
 }
 
 /// What the extension says.
@@ -63,6 +71,9 @@ pub struct Extension {
     pub alone: Option<(Epoch, SequenceNumber)>,
     /// The epoch in which somebody else is primary.
     pub fenced: Option<Epoch>,
+    /// What a source promises that lives here because its hub has asked for it: no configuration
+    /// of this filer says so.
+    pub guest: Option<Policy>,
 }
 
 impl Extension {
@@ -84,6 +95,10 @@ impl Extension {
             out[7] |= FENCED;
             out[56..68].copy_from_slice(&epoch_bytes(epoch));
         }
+        if let Some(policy) = self.guest {
+            out[7] |= GUEST;
+            out[SECOND_BYTES..].copy_from_slice(&policy.encode());
+        }
         out
     }
 
@@ -102,7 +117,8 @@ impl Extension {
         let version = u16::from_le_bytes([low, high]);
         let (wanted, used, flags_max) = match version {
             1 => (FIRST_BYTES, 36, 0),
-            2 => (EXTENSION_BYTES, 68, ALONE | FENCED),
+            2 => (SECOND_BYTES, 68, ALONE | FENCED),
+            3 => (EXTENSION_BYTES, 68, ALONE | FENCED | GUEST),
             _ => return Err(ExtensionError::Version(version)),
         };
         if bytes.len() != wanted {
@@ -120,10 +136,12 @@ impl Extension {
             let is_set = flags & flag != 0;
             all[from..to].iter().copied().find(|byte| !is_set && *byte != 0)
         };
-        let rest = all[used..].iter().copied().find(|byte| *byte != 0);
-        if let Some(value) = rest.or(unused(ALONE, 36, 56)).or(unused(FENCED, 56, 68)) {
+        let rest = all[used..SECOND_BYTES].iter().copied().find(|byte| *byte != 0);
+        let unset = unused(ALONE, 36, 56).or(unused(FENCED, 56, 68));
+        if let Some(value) = rest.or(unset).or(unused(GUEST, SECOND_BYTES, EXTENSION_BYTES)) {
             return Err(ExtensionError::Field { field: "reserved", value });
         }
+        let guest = if flags & GUEST == 0 { None } else { Some(promise_at(&all)?) };
         let mut hub = [0; 16];
         hub.copy_from_slice(&all[8..24]);
         let alone = (epoch_at(&all, 36), SequenceNumber(number_at(&all, 48)));
@@ -136,6 +154,7 @@ impl Extension {
             },
             alone: (flags & ALONE != 0).then_some(alone),
             fenced: (flags & FENCED != 0).then_some(epoch_at(&all, 56)),
+            guest,
         })
     }
 }
@@ -145,6 +164,12 @@ fn epoch_bytes(epoch: Epoch) -> [u8; 12] {
     out[..4].copy_from_slice(&epoch.number.to_le_bytes());
     out[4..].copy_from_slice(&epoch.id.to_le_bytes());
     out
+}
+
+fn promise_at(all: &[u8; EXTENSION_BYTES]) -> Result<Policy, ExtensionError> {
+    let mut bytes = [0; POLICY_BYTES];
+    bytes.copy_from_slice(&all[SECOND_BYTES..]);
+    Policy::decode(&bytes).map_err(|_| ExtensionError::Promise)
 }
 
 fn epoch_at(all: &[u8; EXTENSION_BYTES], at: usize) -> Epoch {
@@ -170,25 +195,34 @@ mod tests {
             transfer: TransferId { generation: 2, counter: 0x0103 },
             alone: Some((Epoch { number: 3, id: 4 }, SequenceNumber(0x0506))),
             fenced: Some(Epoch { number: 7, id: 8 }),
+            guest: Some(Policy::default()),
         }
     }
 
     #[test]
     fn golden_bytes_and_back() {
         let bytes = sample().encode();
-        assert_eq!(&bytes[..9], b"MHSX\x02\0\x01\x03\x07");
+        assert_eq!(&bytes[..9], b"MHSX\x03\0\x01\x07\x07");
         assert_eq!(&bytes[24..36], &[2, 0, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(&bytes[36..50], &[3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 6, 5]);
         assert_eq!(&bytes[56..62], &[7, 0, 0, 0, 8, 0]);
         assert_eq!(Extension::decode(&bytes), Ok(sample()));
-        let plain = Extension { alone: None, fenced: None, ..sample() };
+        assert_eq!(bytes[80..], Policy::default().encode());
+        let plain = Extension { alone: None, fenced: None, guest: None, ..sample() };
         assert_eq!(Extension::decode(&plain.encode()), Ok(plain));
         assert_eq!(Extension::decode(&[]), Ok(Extension::default()));
     }
 
     #[test]
-    fn version_1_is_read() {
-        let plain = Extension { alone: None, fenced: None, ..sample() };
+    fn versions_1_and_2_are_read() {
+        let second = Extension { guest: None, ..sample() };
+        let mut bytes = second.encode()[..80].to_vec();
+        bytes[4] = 2;
+        assert_eq!(Extension::decode(&bytes), Ok(second));
+        bytes[7] |= 4;
+        let flags = ExtensionError::Field { field: "flags", value: 7 };
+        assert_eq!(Extension::decode(&bytes), Err(flags));
+        let plain = Extension { alone: None, fenced: None, guest: None, ..sample() };
         let mut bytes = plain.encode()[..48].to_vec();
         bytes[4] = 1;
         assert_eq!(Extension::decode(&bytes), Ok(plain));
@@ -205,11 +239,12 @@ mod tests {
             Extension::decode(&bytes).unwrap_err()
         };
         assert_eq!(bad(0, b'X'), ExtensionError::Magic(*b"XHSX"));
-        assert_eq!(bad(4, 3), ExtensionError::Version(3));
+        assert_eq!(bad(4, 4), ExtensionError::Version(4));
         assert_eq!(bad(6, 2), ExtensionError::Field { field: "nvram made", value: 2 });
-        assert_eq!(bad(7, 4), ExtensionError::Field { field: "flags", value: 4 });
+        assert_eq!(bad(7, 8), ExtensionError::Field { field: "flags", value: 8 });
         assert_eq!(bad(7, 1), ExtensionError::Field { field: "reserved", value: 7 });
         assert_eq!(bad(79, 9), ExtensionError::Field { field: "reserved", value: 9 });
+        assert_eq!(bad(80, 9), ExtensionError::Promise);
         assert_eq!(Extension::decode(&[0; 7]), Err(ExtensionError::Length(7)));
         assert_eq!(Extension::decode(&sample().encode()[..48]), Err(ExtensionError::Length(48)));
     }

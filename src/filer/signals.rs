@@ -15,6 +15,7 @@ use super::plan::{Plan, TransferRow};
 use super::shared::Pins;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::wire::homes::Adopted;
 use crate::wire::message::Scanned;
 
 /// Scans that wait for the checkpoint thread or the forwarder.
@@ -148,6 +149,8 @@ pub struct SessionInbox {
     pub scan: Option<(CpNumber, u64)>,
     /// Answers to scans that the hub asked for.
     pub scanned: Vec<Scanned>,
+    /// The answer to the hub's question whether another source can live here.
+    pub adopted: Option<Adopted>,
     /// Say good-bye and end.
     pub stop: bool,
 }
@@ -191,6 +194,11 @@ impl SessionSignals {
         });
     }
 
+    /// The hub's question whether another source can live here is answered.
+    pub fn adopted(&self, adopted: Adopted) {
+        self.leave(|inbox| inbox.adopted = Some(adopted));
+    }
+
     /// The forwarder is to end.
     pub fn stop(&self) {
         self.leave(|inbox| inbox.stop = true);
@@ -206,6 +214,7 @@ impl SessionSignals {
         if !streams {
             inbox.scan = word.scan.take();
             inbox.scanned = std::mem::take(&mut word.scanned);
+            inbox.adopted = word.adopted.take();
         }
         word
     }

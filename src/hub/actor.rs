@@ -5,6 +5,8 @@
 //! the lane's bell or a message. It owns no state that a restart would lose: what counts is in the
 //! lane and the catalog, and [`SourceActor::resume`] starts from there after a panic.
 
+mod adopting;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +18,8 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::adopting::Adopting;
+pub use self::adopting::AskAdopt;
 use super::applier::Job;
 use super::lane::Lane;
 use super::shared::{RefillError, Shared, Told};
@@ -170,6 +174,7 @@ pub struct SourceActor {
     asked: BTreeMap<u64, CheckpointReply>,
     waiting: Vec<(CpNumber, CheckpointReply)>,
     scans: BTreeMap<u64, oneshot::Sender<Result<Scanned, String>>>,
+    adopting: Adopting,
     /// One place: this end reads its image for the source.
     scanning: Arc<Semaphore>,
     next_token: u64,
@@ -218,6 +223,7 @@ impl SourceActor {
             asked: BTreeMap::new(),
             waiting: Vec::new(),
             scans: BTreeMap::new(),
+            adopting: Adopting::default(),
             scanning: Arc::new(Semaphore::new(1)),
             next_token: 1,
             last_frame: None,
@@ -442,6 +448,7 @@ impl SourceActor {
         for (_, reply) in std::mem::take(&mut self.scans) {
             drop(reply.send(Err("the source went away".to_owned())));
         }
+        self.adopting.give_up();
     }
 
     fn stage(&mut self) {
@@ -758,6 +765,10 @@ impl Handler<FrameIn> for SourceActor {
             }
             Content::Updates { cp, payload, .. } => {
                 Event::Updates { cp: *cp, bytes: to_u64(payload.len()) }
+            }
+            Content::Other(Message::Adopted(adopted)) => {
+                self.adopting.answered(adopted.clone());
+                return;
             }
             Content::Other(other) => Event::Received(other.clone()),
             Content::Bad(reason) => {

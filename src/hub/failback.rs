@@ -3,6 +3,8 @@
 //! A fenced source connects with `Follow` ([`follow`]: one task a connection, it serves what the
 //! follower pulls). The administrator's command ([`run`]) goes in rounds:
 //!
+//! 0. the filer that is to have the volumes follows: the one they came from, or another that was
+//!    asked to become their home and has room for it ([`taker`])
 //! 1. the engine makes a CP; it is pinned, the follower pulls it, publishes it, and says `Reached`
 //! 2. again, until a round is short
 //! 3. writers are held; a last CP; the follower reaches it
@@ -17,12 +19,14 @@
 //! then 1 is refused until the administrator names the side that stays (R5, R12).
 
 mod follower;
+mod taker;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+pub(super) use self::follower::answered;
 use self::follower::{Connected, Order, Pins};
 pub use self::follower::{Failbacks, follow};
 use super::actor::HandedOver;
@@ -37,7 +41,7 @@ use crate::record::marks::Place;
 use crate::session::CP_NUMBER_MAX;
 use crate::units::ids::random_u64;
 use crate::units::names::{KeptName, SourceName};
-use crate::units::numbers::{CpNumber, Epoch};
+use crate::units::numbers::{CpNumber, Epoch, SequenceNumber};
 use crate::units::policy::Mode;
 use crate::wire::message::{Follow, PullTarget, PullVolume, TakeOver};
 
@@ -69,13 +73,15 @@ pub enum Side {
 pub struct Ask {
     /// Which side stays, if both have written.
     pub keep: Option<Side>,
-    /// Another filer than the one the volumes came from: not in this version.
+    /// The filer that is to have the volumes, if not the one that had them last.
     pub to: Option<SourceName>,
 }
 
 /// Steps of a failback, as they are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// The filer that is to have the volumes follows.
+    Found,
     /// The follower has reached a CP; so many rounds were needed.
     Round(u32),
     /// Writers are held.
@@ -165,7 +171,11 @@ pub async fn run(
         }
         State::HandedOver => {
             let reason = format!("{name} was handed over in epoch {}", row.epoch.number);
-            return Err(Refusal::new(reason, "start the filer: it takes over by itself"));
+            let next = format!(
+                "start the filer: it takes over by itself; if it is lost for good, `mirrorhub \
+                 failover {name}` takes the volumes back"
+            );
+            return Err(Refusal::new(reason, next));
         }
     }
     let engine = match shared.promoted.engine(name) {
@@ -175,21 +185,16 @@ pub async fn run(
         }
         None => return Err(Refusal::new(format!("{name} is not served here yet"), AGAIN)),
     };
-    let Some(follower) = shared.failbacks.get(name) else {
-        let reason = format!("the filer of {name} is not connected");
-        let next = "start `mirrorhub source` on it with the state it had; it follows by itself";
-        return Err(Refusal::new(reason, next));
-    };
+    let follower = taker::find(shared, &row, &extension, ask.to.as_ref()).await?;
+    if !told(Step::Found) {
+        return Err(Refusal::new("the hub stops", "start it again, then give the command again"));
+    }
     let kept = judge(shared, &row, extension, &follower.follow, ask.keep)?;
     Failback { shared, name, engine, follower, kept, told }.go().await
 }
 
 /// What this version does not do is refused by name, before anything else.
 fn refuse_later(ask: &Ask) -> Result<(), Refusal> {
-    if let Some(filer) = &ask.to {
-        let reason = format!("failback --to {filer} is not available in this version");
-        return Err(Refusal::new(reason, "give the volumes back to the filer they came from"));
-    }
     if ask.keep == Some(Side::Source) {
         let reason = "failback --keep source is not available in this version";
         return Err(Refusal::new(
@@ -225,10 +230,16 @@ fn judge(
     if history.is_some_and(|known| known.is_at(own)) && follow.last == own.sequence {
         return Ok(None);
     }
+    if follow.own_cp == CpNumber(0) && follow.last == SequenceNumber(0) {
+        // It has nothing.
+        return Ok(None);
+    }
     let fence = extension.fence;
+    // The fence is of the line that this filer wrote only if it was the last one to write it.
+    let fenced_last = follow.epoch.number.checked_add(1) == Some(row.epoch.number);
     let what = match follow.alone {
         Some((_, from)) => format!("from entry {from} on it may have acknowledged them alone"),
-        None if follow.last <= fence.sequence => return Ok(None),
+        None if fenced_last && follow.last <= fence.sequence => return Ok(None),
         // What sync mode has not sent here was never acknowledged: kept all the same, unasked.
         None if follow.policy.mode == Mode::Sync => {
             return named(&format!("unacknowledged-{}", follow.fenced.number)).map(Some);
@@ -363,6 +374,9 @@ impl Failback<'_> {
         let row = row_of(self.shared, self.name)?;
         let id = random_u64().map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
         let (before, epoch) = (row.epoch, Epoch { number: row.epoch.number + 1, id });
+        // Nobody else takes over from here on, and what may be lost with it goes by its promise.
+        let home = Some(self.follower.filer()).filter(|home| *home != row.id);
+        let policy = Some(self.follower.follow.policy);
         let (shared, name, source) = (self.shared.clone(), self.name.clone(), row.id);
         let change = move |row: &mut SourceRow| {
             let Ok(known) = Extension::of(row) else { return };
@@ -370,7 +384,8 @@ impl Failback<'_> {
             if known.state == State::Promoted && row.epoch == before && stands {
                 row.epoch = epoch;
                 let (state, nvram_made) = (State::HandedOver, false);
-                row.extension = Extension { state, nvram_made, ..known }.encode();
+                let now = Extension { state, nvram_made, home, policy, alone: None, ..known };
+                row.extension = now.encode();
             }
         };
         let commit = move || {
@@ -427,7 +442,7 @@ impl Failback<'_> {
     async fn take_over(&self) -> Result<(), Refusal> {
         let row = row_of(self.shared, self.name)?;
         // The newest connection; one that comes later is told by itself.
-        let follower = self.shared.failbacks.get(self.name);
+        let follower = self.shared.failbacks.get(self.name, self.follower.filer());
         if let Some(follower) = follower {
             drop(follower.orders.send(Order::TakeOver(take_over_of(&row)?)).await);
         }

@@ -23,9 +23,11 @@ use crate::hub::shared::Shared;
 use crate::link::{FrameReader, Outgoing};
 use crate::pool::Pin;
 use crate::pool::rows::SourceRow;
+use crate::units::ids::SourceId;
 use crate::units::names::SourceName;
-use crate::units::numbers::CpNumber;
+use crate::units::numbers::{CpNumber, SequenceNumber};
 use crate::volume::serve;
+use crate::wire::homes::{Adopt, Adopted};
 use crate::wire::message::{
     Follow, Frame, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Ping, PullTarget, Refused,
     RefusedCode, TakeOver,
@@ -38,14 +40,25 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How long an ending connection may take to deliver what was queued for it.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
+/// Filers that may follow for one source.
+const FOLLOWERS_MAX: usize = 8;
 /// Orders that may wait for a follower.
 const ORDERS_MAX: usize = 4;
 
 /// What a connected follower is told.
 #[derive(Debug)]
 pub(super) enum Order {
-    Pull { target: PullTarget, pins: Pins, reached: oneshot::Sender<Result<(), String>> },
+    Pull {
+        target: PullTarget,
+        pins: Pins,
+        reached: oneshot::Sender<Result<(), String>>,
+    },
     TakeOver(TakeOver),
+    /// The filer is new and has nothing of its own: it becomes the source's.
+    Adopt {
+        adopt: Adopt,
+        adopted: oneshot::Sender<Result<(), Refusal>>,
+    },
 }
 
 /// The CP that a follower pulls, readable as long as they live.
@@ -59,27 +72,42 @@ pub(super) struct Connected {
     pub(super) orders: mpsc::Sender<Order>,
 }
 
-/// The followers of a hub.
+impl Connected {
+    /// Whose pool it follows with.
+    pub(super) fn filer(&self) -> SourceId {
+        self.follow.filer.unwrap_or(self.follow.source)
+    }
+
+    /// It is a new filer under the source's name: it has an identity and nothing else.
+    pub(super) fn is_newcomer(&self, source: SourceId) -> bool {
+        self.follow.source != source
+    }
+}
+
+/// The followers of a hub: of each source by the filer that they follow with.
 #[derive(Debug)]
 pub struct Failbacks {
-    followers: Mutex<BTreeMap<SourceName, Connected>>,
+    followers: Mutex<BTreeMap<SourceName, BTreeMap<SourceId, Connected>>>,
     next: AtomicU64,
     /// Held while a source is handed over: whoever comes meanwhile finds it before or behind that.
     pub(super) clearing: tokio::sync::Mutex<()>,
     /// Sources that have said Hello after a hand-over, counted: whoever waits looks again.
     pub(super) taken: watch::Sender<u64>,
+    /// Followers that have come, counted.
+    pub(super) came: watch::Sender<u64>,
 }
 
 impl Default for Failbacks {
     fn default() -> Self {
         let (followers, next) = (Mutex::default(), AtomicU64::new(0));
         let clearing = tokio::sync::Mutex::default();
-        Self { followers, next, clearing, taken: watch::Sender::new(0) }
+        let (taken, came) = (watch::Sender::new(0), watch::Sender::new(0));
+        Self { followers, next, clearing, taken, came }
     }
 }
 
 impl Failbacks {
-    /// Whether the filer of that source is connected and follows.
+    /// Whether a filer for that source is connected and follows.
     pub fn follows(&self, name: &SourceName) -> bool {
         lock(&self.followers).contains_key(name)
     }
@@ -89,18 +117,37 @@ impl Failbacks {
         self.taken.send_modify(|count| *count += 1);
     }
 
-    pub(super) fn get(&self, name: &SourceName) -> Option<Connected> {
-        lock(&self.followers).get(name).cloned()
+    /// The follower of that source with that filer's pool.
+    pub(super) fn get(&self, name: &SourceName, filer: SourceId) -> Option<Connected> {
+        lock(&self.followers).get(name)?.get(&filer).cloned()
     }
 
-    /// The newest connection counts.
-    fn put(&self, name: &SourceName, connected: Connected) {
-        lock(&self.followers).insert(name.clone(), connected);
+    /// All followers of that source.
+    pub(super) fn of(&self, name: &SourceName) -> Vec<Connected> {
+        lock(&self.followers).get(name).into_iter().flat_map(|all| all.values().cloned()).collect()
     }
 
-    fn remove(&self, name: &SourceName, number: u64) {
+    /// The newest connection of a filer counts. False if too many filers follow for that source and
+    /// this is none of those that had it.
+    fn put(&self, name: &SourceName, connected: Connected, had_it: bool) -> bool {
         let mut followers = lock(&self.followers);
-        if followers.get(name).is_some_and(|known| known.number == number) {
+        let all = followers.entry(name.clone()).or_default();
+        let known = had_it || all.contains_key(&connected.filer());
+        let fits = all.len() < FOLLOWERS_MAX || known;
+        if fits {
+            all.insert(connected.filer(), connected);
+            self.came.send_modify(|count| *count += 1);
+        }
+        fits
+    }
+
+    fn remove(&self, name: &SourceName, filer: SourceId, number: u64) {
+        let mut followers = lock(&self.followers);
+        let Some(all) = followers.get_mut(name) else { return };
+        if all.get(&filer).is_some_and(|known| known.number == number) {
+            all.remove(&filer);
+        }
+        if all.is_empty() {
             followers.remove(name);
         }
     }
@@ -111,27 +158,28 @@ pub async fn follow(stream: TcpStream, rest: BytesMut, follow: Follow, shared: A
     let (name, follow) = (follow.name.clone(), Arc::new(follow));
     let (read, write) = stream.into_split();
     let reader = FrameReader::with_buffer(read, rest);
-    let mut session = Session { shared: shared.clone(), reader, write, pins: None, reached: None };
+    let (pins, reached, adopted) = (None, None, None);
+    let session = Session { shared: shared.clone(), reader, write, pins, reached, adopted };
     let clearing = shared.failbacks.clearing.lock().await;
     let row = match accepts(&shared, &follow) {
         Ok(row) => row,
-        Err((code, reason, next_step)) => {
-            shared.counters.refused(code);
-            tracing::info!(source = %name, reason, "follower refused");
-            let next_step = next_step.to_owned();
-            session.end(&Message::Refused(Refused { code, reason, next_step })).await;
-            return;
-        }
+        Err(refused) => return session.refuse(refused).await,
     };
     let number = shared.failbacks.next.fetch_add(1, Ordering::Relaxed) + 1;
     let (orders, taken) = mpsc::channel(ORDERS_MAX);
     let connected = Connected { number, follow: follow.clone(), orders };
-    tracing::info!(source = %name, own_cp = %follow.own_cp, "the fenced source follows");
-    shared.failbacks.put(&name, connected.clone());
+    let filer = connected.filer();
+    tracing::info!(source = %name, %filer, own_cp = %follow.own_cp, "a filer follows");
+    let extension = Extension::of(&row).unwrap_or_default();
+    let had_it = filer == row.id || filer == extension.home_of(row.id);
+    if !shared.failbacks.put(&name, connected.clone(), had_it) {
+        drop(clearing);
+        let reason = format!("{FOLLOWERS_MAX} filers follow for {name} already");
+        let next_step = "stop those that shall not have it".to_owned();
+        return session.refuse(Refused { code: RefusedCode::Busy, reason, next_step }).await;
+    }
     drop(clearing);
-    let handed_over =
-        Extension::of(&row).is_ok_and(|extension| extension.state == State::HandedOver);
-    if handed_over {
+    if extension.state == State::HandedOver {
         // The hand-over is repeated, to whoever comes with what it was made with.
         let (shared, name) = (shared.clone(), name.clone());
         tokio::spawn(async move {
@@ -143,63 +191,145 @@ pub async fn follow(stream: TcpStream, rest: BytesMut, follow: Follow, shared: A
         drop(connected);
     }
     let reason = session.run(taken).await;
-    shared.failbacks.remove(&name, number);
+    shared.failbacks.remove(&name, filer, number);
     tracing::info!(source = %name, reason, "the follower goes");
 }
 
-type NotAccepted = (RefusedCode, String, &'static str);
+fn busy(reason: String) -> Refused {
+    let next_step = "wait, the source tries again".to_owned();
+    Refused { code: RefusedCode::Busy, reason, next_step }
+}
 
-/// Whether it is the source that was fenced here.
-fn accepts(shared: &Shared, follow: &Follow) -> Result<SourceRow, NotAccepted> {
-    let busy = |reason: String| (RefusedCode::Busy, reason, "wait, the source tries again");
+fn refuse(code: RefusedCode, reason: String, next_step: impl Into<String>) -> Refused {
+    Refused { code, reason, next_step: next_step.into() }
+}
+
+/// Whether it is the source that was fenced here, or a new filer under its name.
+fn accepts(shared: &Shared, follow: &Follow) -> Result<SourceRow, Refused> {
     if follow.version < PROTOCOL_VERSION_MIN || follow.version_min > PROTOCOL_VERSION {
         let reason = "no common protocol version".to_owned();
-        return Err((RefusedCode::Version, reason, "upgrade the hub first"));
+        return Err(refuse(RefusedCode::Version, reason, "upgrade the hub first"));
     }
     let rows = shared.pool.catalog().sources().map_err(|error| busy(error.to_string()))?;
-    let Some(row) = rows.into_iter().find(|row| row.name == follow.name) else {
+    let Some(row) = rows.iter().find(|row| row.name == follow.name) else {
         let reason = format!("source {} was never here", follow.name);
-        return Err((RefusedCode::UnknownSource, reason, "check `hub` in source.toml"));
+        return Err(refuse(RefusedCode::UnknownSource, reason, "check `hub` in source.toml"));
     };
-    if row.id != follow.source {
-        let reason = format!(
-            "the name {} belongs to source {}, this is source {}: giving the volumes to another \
-             filer is not available in this version",
-            row.name, row.id, follow.source
-        );
-        return Err((RefusedCode::OtherSource, reason, "start the filer with its old state"));
-    }
-    if follow.hub != Some(shared.hub) {
+    let extension = Extension::of(row).map_err(busy)?;
+    let home = extension.home_of(row.id);
+    let new = row.id != follow.source;
+    if follow.hub != Some(shared.hub) && !(new && follow.hub.is_none()) {
         let reason = "the source belongs to another hub".to_owned();
-        return Err((RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
+        return Err(refuse(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
     }
-    let state = Extension::of(&row).map_err(busy)?.state;
-    match state {
-        State::FailingOver => return Err(busy("its log is being replayed here".to_owned())),
-        State::Mirror => {
-            let reason = "this hub has not failed it over, or gave it back already".to_owned();
-            return Err((RefusedCode::Diverged, reason, "see `mirrorhub status` on the hub"));
-        }
-        State::Promoted | State::HandedOver => {}
+    let filer = follow.filer.unwrap_or(follow.source);
+    judge_state(&rows, row, &extension, (filer, new))?;
+    if new {
+        accepts_newcomer(row, follow)?;
     }
     let (met, known) = (follow.epoch.number, row.epoch.number);
     if met >= known || follow.fenced.number > known {
         let reason = format!("the source is in epoch {met}, the hub in epoch {known}");
-        return Err((RefusedCode::Diverged, reason, "see `mirrorhub status` on the hub"));
+        return Err(refuse(RefusedCode::Diverged, reason, "see `mirrorhub status` on the hub"));
+    }
+    if extension.state == State::HandedOver && filer != home {
+        let reason = format!(
+            "{} was handed over to {} in epoch {known}, this is another filer",
+            row.name,
+            named(&rows, home)
+        );
+        let next = format!(
+            "start that one; if it is lost for good, `mirrorhub failover {}` takes it back",
+            row.name
+        );
+        return Err(refuse(RefusedCode::Diverged, reason, next));
     }
     let volumes = shared.pool.catalog().volumes(row.id).map_err(|error| busy(error.to_string()))?;
     let agrees = volumes.len() == follow.volumes.len()
         && volumes.iter().all(|own| {
             follow.volumes.iter().any(|there| {
-                (there.number, there.id, there.size) == (own.key.volume, own.id, own.tree.size)
-                    && there.name == own.name
+                let same = (there.number, there.id) == (own.key.volume, own.id);
+                (new || same) && there.size == own.tree.size && there.name == own.name
             })
         });
     if !agrees {
         let reason = "its volumes are not those that were failed over".to_owned();
-        return Err((RefusedCode::Volume, reason, "give source.toml the volumes it had"));
+        return Err(refuse(RefusedCode::Volume, reason, "give source.toml the volumes it had"));
     }
-    Ok(row)
+    Ok(row.clone())
+}
+
+/// A filer by its name, if it is a source here as well.
+fn named(rows: &[SourceRow], filer: SourceId) -> String {
+    let known = rows.iter().find(|row| row.id == filer);
+    known.map_or_else(|| format!("filer {filer}"), |row| format!("filer {}", row.name))
+}
+
+/// Whether somebody may follow at all, as things stand.
+fn judge_state(
+    rows: &[SourceRow],
+    row: &SourceRow,
+    extension: &Extension,
+    (filer, new): (SourceId, bool),
+) -> Result<(), Refused> {
+    let (name, home) = (&row.name, extension.home_of(row.id));
+    match extension.state {
+        State::Promoted | State::HandedOver => Ok(()),
+        State::FailingOver => Err(busy("its log is being replayed here".to_owned())),
+        State::Mirror if new => {
+            let reason = format!(
+                "the name {name} belongs to source {}, whose image is here; this filer is new and \
+                 empty",
+                row.id
+            );
+            let next = format!(
+                "if the old filer is lost: `mirrorhub failover {name}`, then `mirrorhub failback \
+                 {name}` on the hub brings this one up; it serves nothing before"
+            );
+            Err(refuse(RefusedCode::OtherSource, reason, next))
+        }
+        State::Mirror if filer != home => {
+            let epoch = row.epoch.number;
+            let reason = format!(
+                "the volumes of {name} live on {} since epoch {epoch}; what this filer wrote by \
+                 itself stays on it and is served to nobody",
+                named(rows, home)
+            );
+            let next = format!(
+                "to bring them back here: `mirrorhub failover {name}`, then `mirrorhub failback \
+                 {name} --to {name}` on the hub"
+            );
+            Err(refuse(RefusedCode::Diverged, reason, next))
+        }
+        State::Mirror => {
+            let reason = "this hub has not failed it over, or gave it back already".to_owned();
+            Err(refuse(RefusedCode::Diverged, reason, "see `mirrorhub status` on the hub"))
+        }
+    }
+}
+
+/// A filer under the source's name and with another id has nothing that could be lost, or it is
+/// somebody else's.
+fn accepts_newcomer(row: &SourceRow, follow: &Follow) -> Result<(), Refused> {
+    let filer = follow.filer.is_none_or(|filer| filer == follow.source);
+    let empty = follow.own_cp == CpNumber(0) && follow.last == SequenceNumber(0);
+    if filer && empty && follow.hub.is_none() && follow.alone.is_none() {
+        return Ok(());
+    }
+    let reason = format!(
+        "the name {} belongs to source {}, this is source {}, which has writes of its own",
+        row.name, row.id, follow.source
+    );
+    let next = "give the filer another name, or an empty data_dir to take the volumes over";
+    Err(refuse(RefusedCode::OtherSource, reason, next))
+}
+
+/// What a filer has answered to `Adopt`.
+pub(in crate::hub) fn answered(refused: Option<(String, String)>) -> Result<(), Refusal> {
+    match refused {
+        None => Ok(()),
+        Some((reason, next_step)) => Err(Refusal::new(reason, next_step)),
+    }
 }
 
 /// What a follower asks for.
@@ -216,6 +346,8 @@ struct Session {
     /// What it may ask for.
     pins: Option<(CpNumber, Pins)>,
     reached: Option<oneshot::Sender<Result<(), String>>>,
+    /// It was asked to become the source's filer: by that question.
+    adopted: Option<(u64, oneshot::Sender<Result<(), Refusal>>)>,
 }
 
 impl Session {
@@ -268,6 +400,10 @@ impl Session {
             Order::TakeOver(take) => {
                 self.send(Frame::new(&Message::TakeOver(take), Bytes::new())).await
             }
+            Order::Adopt { adopt, adopted } => {
+                self.adopted = Some((adopt.token, adopted));
+                self.send(Frame::new(&Message::Adopt(Box::new(adopt)), Bytes::new())).await
+            }
         }
     }
 
@@ -278,6 +414,13 @@ impl Session {
                 return Err(format!("CP {} was not asked for", reached.cp));
             };
             drop(reply.send(Ok(())));
+            Ok(())
+        } else if let Message::Adopted(Adopted { token, refused }) = message {
+            let asked = self.adopted.take_if(|(asked, _)| *asked == token);
+            let Some((_, reply)) = asked else {
+                return Err("it answers what was not asked".to_owned());
+            };
+            drop(reply.send(answered(refused)));
             Ok(())
         } else if let Message::WantNodes(want) = message {
             let frame = self.serve(Want::Nodes(want)).await?;
@@ -326,6 +469,13 @@ impl Session {
             Ok(sent) => sent.map_err(|error| error.to_string()),
             Err(_) => Err("it takes nothing".to_owned()),
         }
+    }
+
+    /// Says why it may not follow, and ends.
+    async fn refuse(mut self, refused: Refused) {
+        self.shared.counters.refused(refused.code);
+        tracing::info!(reason = refused.reason, "follower refused");
+        self.end(&Message::Refused(refused)).await;
     }
 
     /// A last message.
