@@ -297,6 +297,7 @@ impl Homes {
                 seed: random_u64()?,
                 resync_limit: self.options.resync_limit,
             }),
+            ground: None,
             settings: Settings {
                 policy,
                 accept_lost_nvram: self.options.accept_lost_nvram,

@@ -489,27 +489,7 @@ fn share(
         name: row.name,
         size: row.tree.size,
     });
-    let link = if sole {
-        LinkState::Unlinked
-    } else {
-        LinkState::Waiting { reason: "not connected yet".to_owned() }
-    };
-    let state = SharedState {
-        affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
-        link,
-        failed: None,
-        own_cp: row.applied,
-        own_roots,
-        pins,
-        ground,
-        rejected: None,
-        refused: Vec::new(),
-        answering: Answering::Policy,
-        mark: kept.alone,
-        marked_at: Instant::now(),
-        fenced: kept.fenced,
-        pass: None,
-    };
+    let state = SharedState { ground, ..first_state((&row, kept), sole, own_roots, pins) };
     Ok(Arc::new(Shared {
         name: row.name.clone(),
         source: row.id,
@@ -539,6 +519,36 @@ fn share(
         grounded: Notify::new(),
         state: Mutex::new(state),
     }))
+}
+
+/// What is known before anything runs.
+fn first_state(
+    (row, kept): (&SourceRow, &Kept),
+    sole: bool,
+    own_roots: Roots,
+    pins: Pins,
+) -> SharedState {
+    let link = if sole {
+        LinkState::Unlinked
+    } else {
+        LinkState::Waiting { reason: "not connected yet".to_owned() }
+    };
+    SharedState {
+        affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
+        link,
+        failed: None,
+        own_cp: row.applied,
+        own_roots,
+        pins,
+        ground: None,
+        rejected: None,
+        refused: Vec::new(),
+        answering: Answering::Policy,
+        mark: kept.alone,
+        marked_at: Instant::now(),
+        fenced: kept.fenced,
+        pass: None,
+    }
 }
 
 /// A machine that knows what is held, and the CP that was under way.

@@ -744,12 +744,16 @@ mod tests {
             filer: Some(SourceId([2; 16])),
         };
         round(Message::Follow(Box::new(follow)), b"");
+    }
+
+    #[test]
+    fn the_question_for_another_home_survives_the_wire() {
         let adopt = Adopt {
             token: 7,
             hub: HubId([3; 16]),
             source: SourceId([1; 16]),
             name: "filer-a".parse().unwrap(),
-            epoch,
+            epoch: Epoch { number: 5, id: 6 },
             volumes: Vec::new(),
             used: BlockCount(300),
             policy: Some(Policy::default()),
