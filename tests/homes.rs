@@ -198,6 +198,7 @@ fn a_new_empty_filer_is_brought_up() {
     checked(&cluster, LOST, EXPORT, &known);
     roots_meet(&cluster, LOST, LOST);
     check_hub(&cluster, EXPORT, &known);
+    roots_meet(&cluster, OTHER, OTHER);
     check_hub(&cluster, OTHER_EXPORT, &own);
 }
 

@@ -403,7 +403,7 @@ mod tests {
         bytes[0] = 2;
         assert_eq!(decode(&bytes), None, "version 2 has zeros where something was asked for");
         let (asked, serving) = (Asked::default(), None);
-        let older = Extension { left_out: Vec::new(), asked, serving, ..sample() };
+        let older = Extension { left_out: Vec::new(), home: None, asked, serving, ..sample() };
         let mut bytes = older.encode();
         bytes.truncate(112);
         bytes[0] = 2;

@@ -52,9 +52,19 @@ pub(super) async fn find(
     if let Some(follower) = known {
         return Ok(follower);
     }
-    let mut all = shared.failbacks.of(&row.name).into_iter();
-    match all.find(|follower| follower.is_newcomer(row.id)) {
-        Some(follower) => newcomer(shared, row, extension, follower).await,
+    let rows = shared.pool.catalog().sources();
+    let rows = rows.map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
+    // Another filer's home is taken by its name only.
+    let elsewhere = |follower: &Connected| rows.iter().any(|row| row.id == follower.filer());
+    let mut all = shared.failbacks.of(&row.name);
+    all.retain(|follower| !elsewhere(follower));
+    // One that has become the source already, and had not taken over yet, comes first.
+    all.sort_by_key(|follower| follower.is_newcomer(row.id));
+    match all.into_iter().next() {
+        Some(follower) if follower.is_newcomer(row.id) => {
+            newcomer(shared, row, extension, follower).await
+        }
+        Some(follower) => Ok(follower),
         None => Err(away(&row.name)),
     }
 }

@@ -528,8 +528,7 @@ fn hostile_followers_touch_nobody() {
         }
         assert_eq!(state(&world.hub), State::Promoted);
         let filer = world.filer().await;
-        until("the filer itself follows", || filer.status().reason.contains("knows that it")).await;
-        assert!(give_back(&world.hub, None).await.unwrap().serves);
+        insist(&world.hub, None).await;
         world.is_whole(&filer).await;
         drop(many);
         filer.stop().await.unwrap();
