@@ -275,7 +275,7 @@ fn status_is_shown_printed_and_checked() {
         assert!(!out.contains('\x1b'), "colours in a pipe: {out}");
         let (code, out, _) = said(&mirrorhub(Some(&config), &["status", "--json"]));
         let document: StatusDocument = serde_json::from_str(&out).unwrap();
-        assert_eq!((code, document.sources()), (0, &[entry(state)][..]));
+        assert_eq!((code, &*document.sources()), (0, &[entry(state)][..]));
         let (code, out, _) = said(&mirrorhub(Some(&config), &["status", "--check"]));
         assert_eq!(code, level);
         assert!(out.starts_with(&format!("MIRRORHUB {word} - ")), "{out}");

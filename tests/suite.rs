@@ -16,6 +16,7 @@ mod floors;
 mod formats;
 mod full_pool;
 mod harness;
+mod homes;
 mod hostile;
 mod inject;
 mod ladder;

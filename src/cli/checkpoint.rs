@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::Done;
 use super::ask::{Asked, runtime};
-use super::failure::{Failure, print, print_json};
+use super::failure::{Failure, print_answer};
 use super::locate::ConfigArgument;
 use super::terminal::Terminal;
 use crate::control::message::Request;
@@ -39,11 +39,7 @@ pub fn run(arguments: &CheckpointArguments, terminal: &Terminal) -> Result<Done,
     };
     let answer: CheckpointAnswer =
         runtime()?.block_on(asked.ask(&request, &what, None, terminal.error))?;
-    if arguments.json {
-        print_json(&answer)?
-    } else {
-        print(&view(&answer, arguments.keep.as_ref()))?
-    }
+    print_answer(arguments.json, &answer, |answer| view(answer, arguments.keep.as_ref()))?;
     Ok(Done::WELL)
 }
 

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use clap::Args;
 
 use super::ask::{Asked, runtime};
-use super::failure::{Failure, USAGE, print, print_json};
+use super::failure::{Failure, USAGE, print_answer};
 use super::locate::ConfigArgument;
 use super::terminal::Terminal;
 use super::{Done, words};
@@ -40,11 +40,7 @@ pub fn run(arguments: &DropArguments, terminal: &Terminal) -> Result<Done, Failu
     let what = format!("drop of {}", arguments.target);
     let answer: DropAnswer =
         runtime()?.block_on(asked.ask(&request, &what, None, terminal.error))?;
-    if arguments.json {
-        print_json(&answer)?
-    } else {
-        print(&view(&answer))?
-    }
+    print_answer(arguments.json, &answer, view)?;
     Ok(Done::WELL)
 }
 

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 
 use super::Done;
 use super::ask::{Asked, runtime};
-use super::failure::{Failure, print, print_json};
+use super::failure::{Failure, print_answer, sentences};
 use super::locate::ConfigArgument;
 use super::terminal::Terminal;
 use crate::control::message::{Request, Side};
@@ -13,8 +13,9 @@ use crate::units::names::SourceName;
 
 /// Give a source that was failed over back to its filer
 ///
-/// The filer must be connected: started with the state it had, it follows by itself. It is brought
-/// up while the hub serves; clients are held for the last moment only.
+/// The filer must be connected: started with the state it had, or as a new one with an empty
+/// data_dir, it follows by itself. It is brought up while the hub serves; clients are held for the
+/// last moment only.
 #[derive(Debug, Args)]
 pub struct FailbackArguments {
     /// The source
@@ -23,7 +24,7 @@ pub struct FailbackArguments {
     /// (`source` is not available in this version)
     #[arg(long, value_name = "SIDE")]
     keep: Option<Keep>,
-    /// Give the volumes to another filer (not available in this version)
+    /// Give the volumes to another filer, which serves them beside its own
     #[arg(long, value_name = "FILER")]
     to: Option<SourceName>,
     /// Print JSON
@@ -52,23 +53,12 @@ pub fn run(arguments: &FailbackArguments, terminal: &Terminal) -> Result<Done, F
     let what = format!("failback of {source}");
     let answer: FailbackAnswer =
         runtime()?.block_on(asked.ask(&request, &what, None, terminal.error))?;
-    if *json {
-        print_json(&answer)?
-    } else {
-        print(&view(&answer))?
-    }
+    print_answer(*json, &answer, view)?;
     Ok(Done::WELL)
 }
 
 fn view(answer: &FailbackAnswer) -> String {
-    let mut text = String::new();
-    for sentence in &answer.sentences {
-        text.push_str(&format!("{}: {sentence}\n", answer.source));
-    }
-    if !answer.next_step.is_empty() {
-        text.push_str(&format!("  next: {}\n", answer.next_step));
-    }
-    text
+    sentences(&answer.source, &answer.sentences, &answer.next_step)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::Done;
 use super::ask::{Asked, runtime};
-use super::failure::{Failure, print, print_json};
+use super::failure::{Failure, print_answer, sentences};
 use super::locate::ConfigArgument;
 use super::terminal::Terminal;
 use crate::control::message::Request;
@@ -48,23 +48,12 @@ pub fn run(arguments: &FailoverArguments, terminal: &Terminal) -> Result<Done, F
     let what = format!("failover of {source}");
     let answer: FailoverAnswer =
         runtime()?.block_on(asked.ask(&request, &what, None, terminal.error))?;
-    if *json {
-        print_json(&answer)?
-    } else {
-        print(&view(&answer))?
-    }
+    print_answer(*json, &answer, view)?;
     Ok(Done::WELL)
 }
 
 fn view(answer: &FailoverAnswer) -> String {
-    let mut text = String::new();
-    for sentence in &answer.sentences {
-        text.push_str(&format!("{}: {sentence}\n", answer.source));
-    }
-    if !answer.next_step.is_empty() {
-        text.push_str(&format!("  next: {}\n", answer.next_step));
-    }
-    text
+    sentences(&answer.source, &answer.sentences, &answer.next_step)
 }
 
 #[cfg(test)]

@@ -89,6 +89,27 @@ pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&(text + "\n"))
 }
 
+/// Writes an answer: as JSON if that was asked for, else as `view` shows it.
+pub fn print_answer<T: serde::Serialize>(
+    json: bool,
+    answer: &T,
+    view: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
+    if json { print_json(answer) } else { print(&view(answer)) }
+}
+
+/// Each sentence on a line of its own behind what it is about, then what to do next.
+pub fn sentences(about: impl std::fmt::Display, said: &[String], next_step: &str) -> String {
+    let mut text = String::new();
+    for sentence in said {
+        text.push_str(&format!("{about}: {sentence}\n"));
+    }
+    if !next_step.is_empty() {
+        text.push_str(&format!("  next: {next_step}\n"));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::ask::{Asked, STATUS_PATIENCE, runtime};
-use super::failure::{Failure, print, print_json};
+use super::failure::{Failure, print_answer};
 use super::locate::ConfigArgument;
 use super::terminal::Terminal;
 use super::{Done, words};
@@ -32,11 +32,7 @@ pub fn run(arguments: &KeptArguments, terminal: &Terminal) -> Result<Done, Failu
     let patience = Some(STATUS_PATIENCE);
     let answer: KeptAnswer =
         runtime()?.block_on(asked.ask(&request, "kept", patience, terminal.error))?;
-    if arguments.json {
-        print_json(&answer)?
-    } else {
-        print(&view(&answer))?
-    }
+    print_answer(arguments.json, &answer, view)?;
     Ok(Done::WELL)
 }
 

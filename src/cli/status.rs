@@ -115,7 +115,7 @@ fn check(arguments: &StatusArguments, terminal: &Terminal) -> Result<Done, Failu
 
 fn health_of(document: &StatusDocument, source: Option<&SourceName>) -> Health {
     match source {
-        Some(source) => document.health().only(source.as_str(), document.sources()),
+        Some(source) => document.health().only(source.as_str(), &document.sources()),
         None => document.health().clone(),
     }
 }

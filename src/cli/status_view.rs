@@ -14,11 +14,9 @@ use crate::units::names::SourceName;
 /// The whole view; with `only` that source in detail.
 pub fn view(document: &StatusDocument, only: Option<&SourceName>, look: Look) -> String {
     let paint = Paint { look };
-    let mut sources: Vec<&SourceEntry> = document
-        .sources()
-        .iter()
-        .filter(|source| only.is_none_or(|name| source.name == *name))
-        .collect();
+    let all = document.sources();
+    let asked = |source: &&SourceEntry| only.is_none_or(|name| source.name == *name);
+    let mut sources: Vec<&SourceEntry> = all.iter().filter(asked).collect();
     sources.sort_by(|a, b| b.state.word().cmp(&a.state.word()).then_with(|| a.name.cmp(&b.name)));
     let mut text = headline(document, &sources, &paint);
     text.push_str(&stores(document));

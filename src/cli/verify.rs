@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::ask::{Asked, runtime};
-use super::failure::{FAILED, Failure, print, print_json};
+use super::failure::{FAILED, Failure, print_answer};
 use super::locate::ConfigArgument;
 use super::terminal::{Look, Terminal};
 use super::{Done, words};
@@ -35,11 +35,7 @@ pub fn run(arguments: &VerifyArguments, terminal: &Terminal) -> Result<Done, Fai
     };
     let answer: VerifyAnswer =
         runtime()?.block_on(asked.ask(&request, &what, None, terminal.error))?;
-    if arguments.json {
-        print_json(&answer)?
-    } else {
-        print(&view(&answer, terminal.out))?
-    }
+    print_answer(arguments.json, &answer, |answer| view(answer, terminal.out))?;
     Ok(if answer.equal { Done::WELL } else { Done(FAILED) })
 }
 

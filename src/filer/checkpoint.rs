@@ -30,7 +30,6 @@ use super::keeper::Kept;
 use super::mending;
 use super::order::{Frozen, Lacking};
 use super::plan::{Plan, Step};
-use super::promise::Promise;
 use super::shared::{Common, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver, Roots};
 use super::tree;
@@ -140,9 +139,8 @@ impl Checkpointer {
             }
             Heard::Nothing => {}
         }
-        if self.shared.promise.is_some() {
-            self.shared.order.look_again();
-        }
+        // Others who write to the pool may have made room.
+        self.shared.order.look_again();
         Ok(())
     }
 
@@ -181,9 +179,7 @@ impl Checkpointer {
     fn listen(&self) -> Heard {
         let left =
             (self.last + self.shared.pledge.interval()).saturating_duration_since(Instant::now());
-        let shares = self.shared.promise.is_some();
-        let longest = if shares { FULL_PAUSE } else { IDLE_PAUSE };
-        let heard = self.shared.checkpoint.wait(left.min(longest), |inbox| {
+        let heard = self.shared.checkpoint.wait(left.min(FULL_PAUSE), |inbox| {
             if inbox.stop {
                 Some(Heard::Stop)
             } else if inbox.frozen.is_some() {
@@ -217,9 +213,7 @@ impl Checkpointer {
         }
         let roots = self.own_tree(&plan, &freeze, space_blocks)?;
         drop(plan);
-        if let Some(promise) = &self.shared.promise {
-            promise.settled();
-        }
+        self.shared.promise.settled();
         self.shared.order.settled(freeze.cp);
         let mut alone = false;
         if !self.shared.sole {
@@ -299,8 +293,7 @@ impl Checkpointer {
         let started = Instant::now();
         let mut tries = 0;
         loop {
-            let lend = |promise: &Arc<Promise>| promise.lend(space_blocks);
-            let budget = self.shared.promise.as_ref().map_or(Budget::Reserve, lend);
+            let budget = self.shared.promise.lend(space_blocks);
             match self.publish(plan, freeze, budget) {
                 Ok(roots) => {
                     let spent = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -16,25 +16,23 @@
 //!
 //! A cut at any step leaves a fenced source: it follows again. Blocks, on a thread of its own.
 
+pub(super) mod wire;
+
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use self::wire::{End, Life, SILENCE_MAX, Wire};
 use super::checkpoint::pin_all;
-use super::forwarder::{ForwardOptions, tune};
+use super::forwarder::ForwardOptions;
 use super::keeper::Kept;
 use super::recover::Store;
 use super::shared::{LinkState, Shared};
 use super::signals::CpOver;
-use crate::link::{FrameReader, LinkError, Outgoing};
-use crate::nvlog::{Ring, RingError, RingShape};
-use crate::pool::error::PoolError;
+use crate::nvlog::{Ring, RingShape};
 use crate::pool::publish::Publish;
 use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::pool::write_set::{Budget, WriteSet};
@@ -42,59 +40,17 @@ use crate::record::marks::Place;
 use crate::session::CP_NUMBER_MAX;
 use crate::units::names::KeptName;
 use crate::units::numbers::{CpNumber, Epoch};
-use crate::volume::error::VolumeError;
 use crate::volume::pull::cp::{CpPuller, Step, VolumeTarget};
-use crate::volume::pull::error::PullError;
 use crate::volume::pull::own::PoolTree;
 use crate::volume::pull::terms::Window;
 use crate::volume::writer::TreeWriter;
 use crate::wire::message::{
-    Follow, Frame, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Pong, PullTarget, Reached,
-    Refused, RefusedCode, TakeOver,
+    Follow, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PullTarget, Reached, Refused,
+    RefusedCode, TakeOver,
 };
 
-/// How long the hub may be silent: it says something each second.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How often it is looked whether an own CP is published.
 const TICK: Duration = Duration::from_millis(20);
-/// How long a good-bye may take.
-const GOODBYE: Duration = Duration::from_secs(1);
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum End {
-    /// The source stops.
-    #[error("the source is being stopped")]
-    Stopped,
-    /// To be made anew.
-    #[error("{0}")]
-    Lost(String),
-    /// The pull.
-    #[error(transparent)]
-    Pull(#[from] PullError),
-    /// The own pool.
-    #[error("the own pool: {0}")]
-    Pool(#[from] PoolError),
-    /// The own trees.
-    #[error("the own trees: {0}")]
-    Volume(#[from] VolumeError),
-    /// The own NVRAM.
-    #[error("the own NVRAM: {0}")]
-    Ring(#[from] RingError),
-}
-
-impl From<LinkError> for End {
-    fn from(error: LinkError) -> Self {
-        Self::Lost(error.to_string())
-    }
-}
-
-impl From<std::io::Error> for End {
-    fn from(error: std::io::Error) -> Self {
-        Self::Lost(error.to_string())
-    }
-}
-
 /// A fenced source.
 pub(super) struct Follower {
     /// Its parts.
@@ -121,48 +77,10 @@ impl Follower {
     /// Follows until the volumes were given back: true; or until the source stops.
     pub(super) async fn run(self) -> bool {
         let (shared, stopping) = (Arc::clone(&self.shared), self.stopping.clone());
-        let _guard = shared.fail_on_panic("the follower panicked");
-        let backoff = self.forward.backoff;
-        let (hub, patience) = (self.forward.hub, self.shared.pledge.patience());
-        let mut pause = backoff.least;
-        let mut following = Following { follower: self, given_up: false };
-        loop {
-            let connect = tokio::time::timeout(patience, TcpStream::connect(hub));
-            let connected = tokio::select! {
-                () = stopping.cancelled() => return false,
-                connected = connect => connected,
-            };
-            let end = match connected {
-                Err(_) => End::Lost(format!("hub {hub} does not answer")),
-                Ok(Err(error)) => End::Lost(format!("cannot reach hub {hub}: {error}")),
-                Ok(Ok(stream)) => {
-                    let handle = Handle::current();
-                    let session = tokio::task::spawn_blocking(move || {
-                        let end = following.session(stream, handle);
-                        (following, end)
-                    });
-                    let Ok((back, end)) = session.await else {
-                        shared.fail("the follower panicked");
-                        return false;
-                    };
-                    following = back;
-                    match end {
-                        Ok(()) => return true,
-                        Err(end) => end,
-                    }
-                }
-            };
-            if matches!(end, End::Stopped) {
-                return false;
-            }
-            tracing::info!(source = %shared.name, %end, "follows");
-            say(&shared, &end.to_string());
-            tokio::select! {
-                () = stopping.cancelled() => return false,
-                () = tokio::time::sleep(pause) => {}
-            }
-            pause = (pause * 2).min(backoff.most);
-        }
+        let forward = self.forward.clone();
+        let following = Following { follower: self, given_up: false };
+        let life = Life { shared, forward, stopping, say };
+        life.until_done(following, Following::session).await.is_some()
     }
 }
 
@@ -182,81 +100,6 @@ struct Following {
     given_up: bool,
 }
 
-/// A connection.
-struct Wire<'a> {
-    reader: FrameReader<OwnedReadHalf>,
-    write: OwnedWriteHalf,
-    handle: Handle,
-    stopping: &'a CancellationToken,
-    /// Requests are numbered on from here.
-    number: u64,
-}
-
-impl Wire<'_> {
-    fn send(&mut self, message: &Message) -> Result<(), End> {
-        let mut outgoing = Outgoing::default();
-        outgoing.push(Frame::new(message, Bytes::new()));
-        let (write, stopping) = (&mut self.write, self.stopping);
-        self.handle.block_on(async {
-            let all = async {
-                while !outgoing.is_empty() {
-                    outgoing.write_some(write).await?;
-                }
-                Ok::<_, std::io::Error>(())
-            };
-            tokio::select! {
-                () = stopping.cancelled() => Err(End::Stopped),
-                sent = tokio::time::timeout(SILENCE_MAX, all) => match sent {
-                    Ok(sent) => Ok(sent?),
-                    Err(_) => Err(End::Lost("the hub takes nothing".to_owned())),
-                },
-            }
-        })
-    }
-
-    /// The next frame that is no heartbeat.
-    fn next(&mut self) -> Result<(Message, Bytes), End> {
-        loop {
-            let (reader, stopping) = (&mut self.reader, self.stopping);
-            let next = self.handle.block_on(async {
-                tokio::select! {
-                    () = stopping.cancelled() => Err(End::Stopped),
-                    next = tokio::time::timeout(SILENCE_MAX, reader.next()) => match next {
-                        Ok(next) => Ok(next?),
-                        Err(_) => Err(End::Lost("the hub is silent".to_owned())),
-                    },
-                }
-            });
-            let (message, payload) = next?;
-            if let Message::Ping(ping) = message {
-                self.send(&Message::Pong(Pong { token: ping.token }))?;
-            } else if let Message::Refused(refused) = message {
-                return Err(End::Lost(refused.reason));
-            } else if let Message::Going(going) = message {
-                return Err(End::Lost(going.reason));
-            } else {
-                return Ok((message, payload));
-            }
-        }
-    }
-
-    /// Tells the hub why this end goes.
-    fn leave(&mut self, end: &End) {
-        let going = crate::wire::message::Going { reason: end.to_string() };
-        let mut outgoing = Outgoing::default();
-        outgoing.push(Frame::new(&Message::Going(going), Bytes::new()));
-        let write = &mut self.write;
-        let goodbye = async {
-            while !outgoing.is_empty() {
-                outgoing.write_some(write).await?;
-            }
-            write.shutdown().await
-        };
-        // The hub learns of the end in any case.
-        drop(self.handle.block_on(async { tokio::time::timeout(GOODBYE, goodbye).await }));
-    }
-}
-
 impl Following {
     fn shared(&self) -> &Arc<Shared> {
         &self.follower.shared
@@ -264,11 +107,8 @@ impl Following {
 
     /// One connection; `Ok` once the volumes were given back.
     fn session(&mut self, stream: TcpStream, handle: Handle) -> Result<(), End> {
-        tune(&stream)?;
-        let (read, write) = stream.into_split();
         let stopping = self.follower.stopping.clone();
-        let reader = FrameReader::new(read);
-        let mut wire = Wire { reader, write, handle, stopping: &stopping, number: 1 };
+        let mut wire = Wire::new(stream, handle, &stopping)?;
         let ended = self.follow(&mut wire);
         if let Err(end) = &ended {
             wire.leave(end);
@@ -322,6 +162,7 @@ impl Following {
             cp_max,
             policy: shared.pledge.in_force(),
             alone: kept.alone,
+            filer: Some(shared.filer()),
         })
     }
 
@@ -369,7 +210,9 @@ impl Following {
         volumes: &[VolumeRow],
     ) -> Result<(), End> {
         let shared = self.shared();
-        let mut set = shared.pool.begin(Budget::Reserve);
+        // A guest does not take what the filer's own CPs need.
+        let guest = shared.source != shared.filer() && self.row()?.1.guest.is_some();
+        let mut set = shared.pool.begin(if guest { Budget::Ordinary } else { Budget::Reserve });
         let mut wanted = Vec::with_capacity(volumes.len());
         for (own, there) in volumes.iter().zip(&target.volumes) {
             let tree = PoolTree::new(&shared.pool, own.tree)?;

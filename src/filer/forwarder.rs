@@ -41,6 +41,7 @@ use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, VolumeNumber};
 use crate::units::policy::{AloneMark, OnHubLoss};
+use crate::wire::homes::{Adopt, Adopted};
 use crate::wire::message::{
     CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
 };
@@ -151,10 +152,10 @@ impl Forwarder {
                     tracing::error!(source = %self.shared.name, code = refused.code.word(),
                         reason = %refused.reason, next_step = %refused.next_step, "halted");
                     self.shared.set_link(LinkState::Halted(refused));
-                    if self.shared.fenced().is_none() {
+                    if self.shared.fenced().is_none() && !self.shared.is_newcomer() {
                         self.away(None).await;
                     }
-                    // A fenced source goes on as a follower.
+                    // A fenced source goes on as a follower, and so does a new one.
                     return;
                 }
                 End::Stalled(reason) => {
@@ -365,9 +366,7 @@ impl Forwarder {
         side.message(Message::Going(Going { reason }));
         let goodbye = async {
             drop(side.fill(None).await);
-            while !side.outgoing.is_empty() {
-                side.outgoing.write_some(write).await?;
-            }
+            side.outgoing.write_all(write).await?;
             write.shutdown().await
         };
         // The hub learns of the end in any case.
@@ -396,6 +395,9 @@ impl Forwarder {
         }
         if let Some((cp, token)) = word.scan {
             side.message(Message::Scan(Scan { cp, token }));
+        }
+        if let Some(adopted) = word.adopted {
+            side.message(Message::Adopted(adopted));
         }
         for scanned in word.scanned {
             side.message(Message::Scanned(scanned));
@@ -501,10 +503,26 @@ impl Forwarder {
         {
             self.shared.lease.send_replace(Some(left));
         }
+        if let Message::Adopt(adopt) = message {
+            self.asked_to_adopt(*adopt);
+            return Ok(());
+        }
         if let Message::Scanned(scanned) = &message {
             self.shared.scans.send_replace(Some(scanned.clone()));
         }
         self.step(Event::Received(message), side).await
+    }
+
+    /// Another source is to live here: whoever looks after those hears of it.
+    fn asked_to_adopt(&self, adopt: Adopt) {
+        let token = adopt.token;
+        if self.primary.is_streaming() && self.shared.offers.receiver_count() > 0 {
+            self.shared.offers.send_replace(Some(adopt));
+            return;
+        }
+        let refused = ("this filer takes no other sources", "name another filer");
+        let refused = Some((refused.0.to_owned(), refused.1.to_owned()));
+        self.shared.session.adopted(Adopted { token, refused });
     }
 
     /// What the hub's image is to this source, and the volumes whose image is of an older CP (R5).

@@ -3,14 +3,14 @@
 //! Pure. Written with the row: at the first start, when the hub is known, and with every CP (the
 //! name of its last transfer must be there when the NVRAM is not), when the source goes alone and
 //! comes back, when it is fenced, and when its policy changes. Layout of the extension,
-//! little-endian, 128 bytes; the row around it carries the checksum:
+//! little-endian, 152 bytes; the row around it carries the checksum:
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 4 | magic `MHSX` |
 //! | 4 | 2 | format version: 3 |
 //! | 6 | 1 | 1 once the NVRAM was made |
-//! | 7 | 1 | bit 0: alone, bit 1: fenced, bit 2: a policy is in force, bit 3: another follows |
+//! | 7 | 1 | bit 0: alone, bit 1: fenced, bit 2: a policy is in force, bit 3: another follows, bit 4: it lives here by the hub's wish |
 //! | 8 | 16 | id of the hub it belongs to; zero before the first Welcome |
 //! | 24 | 12 | last transfer of the published CP: generation (4), counter (8) |
 //! | 36 | 20 | alone: epoch number (4) and id (8), sequence number (8) from which on the hub may lack acknowledged writes (R4); zero if not |
@@ -18,15 +18,17 @@
 //! | 68 | 24 | the policy in force, as `units::policy` encodes it; zero before the first Welcome |
 //! | 92 | 24 | the one that the hub is told of next, and may know already (R20); zero if none |
 //! | 116 | 12 | reserved, zero |
+//! | 128 | 24 | what it promises where it lives by the hub's wish, as `units::policy` encodes it; zero without bit 4 |
 //!
-//! Version 2 has 80 bytes: those up to 68 and 12 of zero, and neither of the bits 2 and 3. Version 1 has 48 bytes: those up to 36, 12 of zero, and neither bit.
+//! Version 2 has 80 bytes: those up to 68 and 12 of zero, and none of the bits 2 to 4. Version 1 has
+//! 48 bytes: those up to 36, 12 of zero, and no bit.
 
 use crate::units::ids::HubId;
 use crate::units::numbers::{Epoch, SequenceNumber, TransferId};
 use crate::units::policy::{POLICY_BYTES, Policy, PolicyError};
 
 /// Bytes of the extension.
-pub const EXTENSION_BYTES: usize = 128;
+pub const EXTENSION_BYTES: usize = 152;
 /// Format version written; versions 1 and 2 are read.
 pub const EXTENSION_VERSION: u16 = 3;
 const FIRST_BYTES: usize = 48;
@@ -35,8 +37,12 @@ const ALONE: u8 = 1;
 const FENCED: u8 = 2;
 const POLICY: u8 = 4;
 const NEXT: u8 = 8;
+const GUEST: u8 = 16;
+/// Where the guest's promise lies.
+const GUEST_AT: usize = 128;
 const MAGIC: [u8; 4] = *b"MHSX";
 
+const _: () = assert!(EXTENSION_BYTES == GUEST_AT + POLICY_BYTES);
 const _: () = assert!(EXTENSION_BYTES <= crate::limits::SOURCE_EXTENSION_BYTES_MAX);
 
 /// Why bytes are no extension.
@@ -76,6 +82,9 @@ pub struct Extension {
     pub policy: Option<Policy>,
     /// The one that follows.
     pub next: Option<Policy>,
+    /// What a source promises that lives here because its hub has asked for it: no configuration
+    /// of this filer says so.
+    pub guest: Option<Policy>,
 }
 
 impl Extension {
@@ -97,7 +106,9 @@ impl Extension {
             out[7] |= FENCED;
             out[56..68].copy_from_slice(&epoch_bytes(epoch));
         }
-        for (flag, at, policy) in [(POLICY, 68, self.policy), (NEXT, 92, self.next)] {
+        let policies =
+            [(POLICY, 68, self.policy), (NEXT, 92, self.next), (GUEST, GUEST_AT, self.guest)];
+        for (flag, at, policy) in policies {
             if let Some(policy) = policy {
                 out[7] |= flag;
                 out[at..at + POLICY_BYTES].copy_from_slice(&policy.encode());
@@ -122,7 +133,7 @@ impl Extension {
         let (wanted, used, flags_max) = match version {
             1 => (FIRST_BYTES, 36, 0),
             2 => (SECOND_BYTES, 68, ALONE | FENCED),
-            3 => (EXTENSION_BYTES, 116, ALONE | FENCED | POLICY | NEXT),
+            3 => (EXTENSION_BYTES, 116, ALONE | FENCED | POLICY | NEXT | GUEST),
             _ => return Err(ExtensionError::Version(version)),
         };
         if bytes.len() != wanted {
@@ -140,8 +151,15 @@ impl Extension {
             let is_set = flags & flag != 0;
             all[from..to].iter().copied().find(|byte| !is_set && *byte != 0)
         };
-        let rest = all[used..].iter().copied().find(|byte| *byte != 0);
-        let unset = [(ALONE, 36, 56), (FENCED, 56, 68), (POLICY, 68, 92), (NEXT, 92, 116)];
+        let rest = all[used..GUEST_AT].iter().copied().find(|byte| *byte != 0);
+        let end = EXTENSION_BYTES;
+        let unset = [
+            (ALONE, 36, 56),
+            (FENCED, 56, 68),
+            (POLICY, 68, 92),
+            (NEXT, 92, 116),
+            (GUEST, GUEST_AT, end),
+        ];
         let unset = unset.into_iter().find_map(|(flag, from, to)| unused(flag, from, to));
         if let Some(value) = rest.or(unset) {
             return Err(ExtensionError::Field { field: "reserved", value });
@@ -165,6 +183,7 @@ impl Extension {
             fenced: (flags & FENCED != 0).then_some(epoch_at(&all, 56)),
             policy: policy(POLICY, 68)?,
             next: policy(NEXT, 92)?,
+            guest: policy(GUEST, GUEST_AT)?,
         })
     }
 }
@@ -202,6 +221,7 @@ mod tests {
             fenced: Some(Epoch { number: 7, id: 8 }),
             policy: Some(Policy { mode: Mode::SemiSync, ..Policy::default() }),
             next: Some(Policy::default()),
+            guest: Some(Policy::default()),
         }
     }
 
@@ -212,19 +232,20 @@ mod tests {
     #[test]
     fn golden_bytes_and_back() {
         let bytes = sample().encode();
-        assert_eq!(&bytes[..9], b"MHSX\x03\0\x01\x0f\x07");
+        assert_eq!(&bytes[..9], b"MHSX\x03\0\x01\x1f\x07");
         assert_eq!(&bytes[24..36], &[2, 0, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(&bytes[36..50], &[3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 6, 5]);
         assert_eq!(&bytes[56..62], &[7, 0, 0, 0, 8, 0]);
         assert_eq!(Extension::decode(&bytes), Ok(sample()));
         assert_eq!((&bytes[68..70], &bytes[92..94]), (&[2, 1][..], &[1, 1][..]));
+        assert_eq!(bytes[128..], Policy::default().encode());
         assert_eq!(Extension::decode(&bare().encode()), Ok(bare()));
         assert_eq!(Extension::decode(&[]), Ok(Extension::default()));
     }
 
     #[test]
     fn older_versions_are_read() {
-        let second = Extension { policy: None, next: None, ..sample() };
+        let second = Extension { policy: None, next: None, guest: None, ..sample() };
         let mut bytes = second.encode()[..80].to_vec();
         bytes[4] = 2;
         assert_eq!(Extension::decode(&bytes), Ok(second));
@@ -250,11 +271,13 @@ mod tests {
         assert_eq!(bad(0, b'X'), ExtensionError::Magic(*b"XHSX"));
         assert_eq!(bad(4, 4), ExtensionError::Version(4));
         assert_eq!(bad(6, 2), ExtensionError::Field { field: "nvram made", value: 2 });
-        assert_eq!(bad(7, 16), ExtensionError::Field { field: "flags", value: 16 });
-        assert_eq!(bad(7, 1), ExtensionError::Field { field: "reserved", value: 7 });
-        assert_eq!(bad(7, 11), ExtensionError::Field { field: "reserved", value: 2 });
+        assert_eq!(bad(7, 32), ExtensionError::Field { field: "flags", value: 32 });
+        assert_eq!(bad(7, 15), ExtensionError::Field { field: "reserved", value: 1 });
+        assert_eq!(bad(7, 29), ExtensionError::Field { field: "reserved", value: 7 });
+        assert_eq!(bad(7, 27), ExtensionError::Field { field: "reserved", value: 2 });
         assert_eq!(bad(127, 9), ExtensionError::Field { field: "reserved", value: 9 });
         assert!(matches!(bad(68, 9), ExtensionError::Policy(_)));
+        assert!(matches!(bad(128, 9), ExtensionError::Policy(_)));
         assert_eq!(Extension::decode(&[0; 7]), Err(ExtensionError::Length(7)));
         assert_eq!(Extension::decode(&sample().encode()[..48]), Err(ExtensionError::Length(48)));
     }

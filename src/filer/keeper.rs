@@ -32,6 +32,8 @@ pub struct Kept {
     pub policy: Option<Policy>,
     /// The one that the hub is told of next, and may know already (R20).
     pub next: Option<Policy>,
+    /// What it promises, of a source that lives on this filer by its hub's wish.
+    pub guest: Option<Policy>,
 }
 
 /// Reads and writes the extension of a source's row.
@@ -54,16 +56,16 @@ impl FilerKeeper {
 
 impl Keeper for FilerKeeper {
     fn read(&self, row: &SourceRow) -> Result<Kept, KeeperError> {
-        let Extension { nvram_made, hub, transfer, alone, fenced, policy, next } =
+        let Extension { nvram_made, hub, transfer, alone, fenced, policy, next, guest } =
             Self::decode(row)?;
-        Ok(Kept { nvram_made, hub, transfer, alone, fenced, policy, next })
+        Ok(Kept { nvram_made, hub, transfer, alone, fenced, policy, next, guest })
     }
 
     fn write(&self, row: &SourceRow, kept: &Kept) -> Result<Vec<u8>, KeeperError> {
         // What is not understood is not replaced.
         Self::decode(row)?;
-        let Kept { nvram_made, hub, transfer, alone, fenced, policy, next } = *kept;
-        let extension = Extension { nvram_made, hub, transfer, alone, fenced, policy, next };
+        let Kept { nvram_made, hub, transfer, alone, fenced, policy, next, guest } = *kept;
+        let extension = Extension { nvram_made, hub, transfer, alone, fenced, policy, next, guest };
         Ok(extension.encode().to_vec())
     }
 }
@@ -83,7 +85,8 @@ mod tests {
         let fenced = Some(Epoch { number: 2, id: 9 });
         let hub = Some(HubId([7; 16]));
         let (policy, next) = (Some(Policy::default()), None);
-        let kept = Kept { nvram_made: true, hub, transfer, alone, fenced, policy, next };
+        let guest = Some(Policy::default());
+        let kept = Kept { nvram_made: true, hub, transfer, alone, fenced, policy, next, guest };
         row.extension = FilerKeeper.write(&row, &kept).unwrap();
         assert_eq!(FilerKeeper.read(&row), Ok(kept));
         row.extension[0] = b'X';

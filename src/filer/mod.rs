@@ -15,13 +15,15 @@
 //! [`identity`]. Shells: [`order`], [`outbox`], [`completion`], [`feed`] (called by the ring's
 //! committing thread), [`forwarder`] with [`sending`] and [`pulse`] (one task), [`checkpoint`] (one thread),
 //! [`export`] (called by the NBD server), [`recover`] (the start), [`verify`], [`status`];
-//! [`follow`]: what a fenced source does until its hub gives the volumes back;
+//! [`follow`]: what a fenced source does until its hub gives the volumes back; [`newcomer`]: a new
+//! filer that may become a source its hub knows; [`homes`]: sources that live here beside its own;
 //! [`image`]: one CP as a read-only export; [`keeper`] and [`promise`]: what is different in a pool
 //! that others use as well; [`beneath`]: a log that is not in a tree yet, below everything of this
 //! engine.
 //!
 //! [`pledge`]: what the source promises, and how a reload changes it while it runs.
 
+pub mod adopt;
 pub mod beneath;
 pub mod buffers;
 pub mod checkpoint;
@@ -31,10 +33,13 @@ pub mod export;
 pub mod feed;
 pub mod follow;
 pub mod forwarder;
+pub mod homes;
 pub mod identity;
 pub mod image;
 pub mod keeper;
 pub mod mending;
+pub mod newcomer;
+pub mod nvram_file;
 pub mod order;
 pub mod outbox;
 pub mod pass;
@@ -75,6 +80,7 @@ use self::export::SourceExports;
 use self::follow::Follower;
 use self::forwarder::{ForwardOptions, Forwarder};
 use self::keeper::Keeper;
+use self::newcomer::Newcomer;
 use self::recover::{Guest, RecoverError, Settings, Started, Store, Wanted};
 use self::shared::{Backoff, Shared};
 use self::signals::Roots;
@@ -563,22 +569,11 @@ async fn live(
         let now = engine.load_full();
         let forwarder = Forwarder::new(Arc::clone(&now.shared), linked.forward.clone(), primary);
         forwarder.run().await;
-        if now.shared.fenced().is_none() || stopping.is_cancelled() {
+        if stopping.is_cancelled() {
             return;
         }
-        let resting = Arc::clone(&now);
-        let follower = Follower {
-            shared: Arc::clone(&now.shared),
-            forward: linked.forward.clone(),
-            nvram: linked.nvram.clone(),
-            ring_shape: linked.settings.ring_shape,
-            rest: Box::new(move || resting.rest()),
-            stopping: stopping.clone(),
-        };
-        if !follower.run().await {
-            return;
-        }
-        match start_again(&linked, &now).await {
+        let Some(source) = follow_on(&linked, &now, &stopping).await else { return };
+        match start_again(&linked, &now, source).await {
             Ok((next, machine)) => {
                 primary = machine;
                 engine.store(Arc::clone(&next));
@@ -598,10 +593,34 @@ async fn live(
     }
 }
 
+/// What a source does whose way to the hub has ended: it follows, if it is fenced or new. The
+/// source that it is then; nothing if it stops before.
+async fn follow_on(
+    linked: &Linked,
+    now: &Arc<Engine>,
+    stopping: &CancellationToken,
+) -> Option<SourceId> {
+    let (shared, resting) = (Arc::clone(&now.shared), Arc::clone(now));
+    let (forward, nvram) = (linked.forward.clone(), linked.nvram.clone());
+    let ring_shape = linked.settings.ring_shape;
+    let rest = Box::new(move || resting.rest());
+    let stopping = stopping.clone();
+    if now.shared.fenced().is_some() {
+        let follower = Follower { shared, forward, nvram, ring_shape, rest, stopping };
+        return follower.run().await.then_some(now.shared.source);
+    }
+    if now.shared.is_newcomer() {
+        let newcomer = Newcomer { shared, forward, nvram, ring_shape, rest, stopping };
+        return newcomer.run().await;
+    }
+    None
+}
+
 /// A new engine on what the one before has left.
 async fn start_again(
     linked: &Linked,
     before: &Arc<Engine>,
+    source: SourceId,
 ) -> Result<(Arc<Engine>, Primary), StartError> {
     let shared = Arc::clone(&before.shared);
     let terms = shared.pledge.terms();
@@ -611,7 +630,8 @@ async fn start_again(
         ..linked.settings.clone()
     };
     let nvram = linked.nvram.clone();
-    let recovered = tokio::task::spawn_blocking(move || recover::again(&shared, &settings, &nvram));
+    let recover = move || recover::again(&shared, source, &settings, &nvram);
+    let recovered = tokio::task::spawn_blocking(recover);
     let Started { shared, primary } = joined(recovered.await)??;
     Ok((Engine::start(shared)?, primary))
 }

@@ -38,9 +38,7 @@ pub fn look(shared: &Shared, welcome: &Welcome) -> Result<(Past, Older), PoolErr
         return Ok((past, older));
     }
     let row = shared.pool.catalog().history(shared.source, cp)?;
-    let at_place =
-        |row: &HistoryRow| row.sequence == place.sequence && row.stream_hash == place.hash;
-    let Some(row) = row.filter(at_place) else { return Ok((Past::No, older)) };
+    let Some(row) = row.filter(|row| row.is_at(place)) else { return Ok((Past::No, older)) };
     let refused = |volume| welcome.refused.iter().any(|no| no.volume == volume);
     for volume in shared.volumes.iter().filter(|volume| !refused(volume.number)) {
         let there = welcome.roots.iter().find(|root| root.volume == volume.number);

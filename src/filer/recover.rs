@@ -17,13 +17,14 @@
 mod replay;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
 use self::replay::{Replay, Replayed};
+use super::adopt;
 use super::beneath::Ground;
 use super::completion::{Completion, Gate};
 use super::counters::Counters;
@@ -54,6 +55,7 @@ use crate::units::policy::Policy;
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
 use crate::volume::mend::{Mender, Questions};
+use crate::wire::homes::Adopt;
 use crate::wire::message::VolumeOffer;
 
 /// Why a source does not start.
@@ -74,6 +76,9 @@ pub enum RecoverError {
     /// What the source keeps about itself.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
+    /// Another source was to live here.
+    #[error(transparent)]
+    Adopt(#[from] adopt::AdoptError),
     /// The state is another source's.
     #[error("the pool belongs to source {met}, source.toml names {wanted}")]
     Name { wanted: SourceName, met: SourceName },
@@ -182,13 +187,15 @@ struct Inside {
     row: SourceRow,
     volumes: Vec<VolumeRow>,
     keeper: Arc<dyn Keeper>,
-    /// Others write to the pool as well.
-    shares: bool,
     /// It has no hub.
     sole: bool,
     /// What lies between the published CP and its first entry.
     ground: Option<Ground>,
+    /// Who looks after other sources that shall live here.
+    offers: Offers,
 }
+
+type Offers = Arc<watch::Sender<Option<Adopt>>>;
 
 /// A device, and whether it was made just now.
 #[derive(Debug, Clone)]
@@ -214,9 +221,10 @@ pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, 
     let row = own_row(wanted, &pool)?;
     let volumes = own_volumes(wanted, &pool, row.id)?;
     let settings = settings_of(wanted);
-    let keeper = Arc::new(FilerKeeper);
-    let (shares, sole, ground) = (false, false, None);
-    resume(&settings, nvram, Inside { pool, row, volumes, keeper, shares, sole, ground })
+    let (keeper, offers) = (Arc::new(FilerKeeper), Offers::default());
+    // Other sources may come to live in this pool at any time: each reserves its room.
+    let (sole, ground) = (false, None);
+    resume(&settings, nvram, Inside { pool, row, volumes, keeper, sole, ground, offers })
 }
 
 /// How the engine of that source runs.
@@ -255,19 +263,25 @@ pub fn recover_in(
     let Guest { pool, source, keeper, sole, ground } = guest;
     let row = pool.catalog().source(source)?.ok_or(RecoverError::Unknown(source))?;
     let volumes = pool.catalog().volumes(source)?;
-    resume(settings, nvram, Inside { pool, row, volumes, keeper, shares: true, sole, ground })
+    let offers = Offers::default();
+    resume(settings, nvram, Inside { pool, row, volumes, keeper, sole, ground, offers })
 }
 
 /// Recovers a source whose engine has come to rest in this process, in the pool it had, on the same
-/// NVRAM: what is durable there is all that counts. The committing thread runs when this returns.
-pub fn again(before: &Shared, settings: &Settings, nvram: &Store) -> Result<Started, RecoverError> {
+/// NVRAM: what is durable there is all that counts. `source` is another one than before where a new
+/// filer has become it. The committing thread runs when this returns.
+pub fn again(
+    before: &Shared,
+    source: SourceId,
+    settings: &Settings,
+    nvram: &Store,
+) -> Result<Started, RecoverError> {
     let (pool, keeper) = (Arc::clone(&before.pool), Arc::clone(&before.keeper));
-    let source = before.source;
     let row = pool.catalog().source(source)?.ok_or(RecoverError::Unknown(source))?;
     let volumes = pool.catalog().volumes(source)?;
     let nvram = Store { new: false, ..nvram.clone() };
-    let (shares, sole, ground) = (false, false, None);
-    resume(settings, &nvram, Inside { pool, row, volumes, keeper, shares, sole, ground })
+    let (sole, ground, offers) = (false, None, Arc::clone(&before.offers));
+    resume(settings, &nvram, Inside { pool, row, volumes, keeper, sole, ground, offers })
 }
 
 fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Started, RecoverError> {
@@ -284,8 +298,8 @@ fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Star
     let beneath = inside.ground.as_ref().map_or(CpNumber(0), |ground| ground.cp);
     make_ring(settings, nvram, &inside, &kept)?;
     let ring_cell = Arc::new(OnceLock::new());
-    let promise = inside.shares.then(|| Arc::new(Promise::new(Arc::clone(&inside.pool))));
-    let order = make_order(&inside, promise.as_ref(), Arc::clone(&ring_cell))?;
+    let promise = Arc::new(Promise::new(Arc::clone(&inside.pool)));
+    let order = make_order(&inside, &promise, Arc::clone(&ring_cell))?;
     let outbox = Outbox::default();
     let mut replay = Replay::new(&order, &outbox, own);
     let device = Arc::clone(&nvram.device);
@@ -342,9 +356,10 @@ fn open_pool(wanted: &Wanted, store: &Store) -> Result<Arc<Pool>, RecoverError> 
     }
 }
 
-/// The row of the pool's owner, others' beside it; made if this is the first start.
+/// The row of the filer itself, others' beside it; made if this is the first start.
 fn own_row(wanted: &Wanted, pool: &Arc<Pool>) -> Result<SourceRow, RecoverError> {
     let id = SourceId(pool.owner());
+    adopt::undo_unfinished(pool)?;
     let sources = pool.catalog().sources()?;
     match sources.iter().find(|row| row.id == id) {
         Some(row) if row.name == wanted.name => Ok(row.clone()),
@@ -354,7 +369,12 @@ fn own_row(wanted: &Wanted, pool: &Arc<Pool>) -> Result<SourceRow, RecoverError>
             pool.catalog().put_source(row.clone())?;
             Ok(row)
         }
-        None => Err(RecoverError::Sources(sources.len())),
+        None => {
+            // It was new, and has become the source of that name.
+            let became = |row: &&SourceRow| row.name == wanted.name && adopt::lives_here(row);
+            let row = sources.iter().find(became).cloned();
+            row.ok_or(RecoverError::Sources(sources.len()))
+        }
     }
 }
 
@@ -438,7 +458,7 @@ fn nvram_damaged(nvram: &Store, sole: bool, damage: &Damage) -> RecoverError {
 
 fn make_order(
     inside: &Inside,
-    promise: Option<&Arc<Promise>>,
+    promise: &Arc<Promise>,
     ring: Arc<OnceLock<crate::nvlog::Handle>>,
 ) -> Result<Order, RecoverError> {
     let mut shapes = BTreeMap::new();
@@ -451,34 +471,9 @@ fn make_order(
             ring.wake();
         }
     };
-    let takes: PoolTakes = match promise.cloned() {
-        Some(promise) => Box::new(move |blocks| promise.takes(blocks)),
-        None => pool_takes(Arc::clone(&inside.pool)),
-    };
+    let promise = Arc::clone(promise);
+    let takes: PoolTakes = Box::new(move |blocks| promise.takes(blocks));
     Ok(Order::new(shapes, takes, Box::new(wake)))
-}
-
-/// Whether the pool can take so many blocks beyond what is published: the reserve is kept for CPs
-/// and trims (R18). Blocks of the CP under way count as free: they are promised already.
-fn pool_takes(pool: Arc<Pool>) -> PoolTakes {
-    let known_transaction = AtomicU64::new(u64::MAX);
-    let known_room = AtomicU64::new(0);
-    Box::new(move |blocks| {
-        // What is published changes with a transaction only; pins that go make more room.
-        let transaction = pool.transactions();
-        if known_transaction.load(Ordering::Acquire) == transaction
-            && blocks <= known_room.load(Ordering::Acquire)
-        {
-            return true;
-        }
-        // A pool that cannot say takes nothing: the checkpoint thread finds out why.
-        let Ok(space) = pool.space() else { return false };
-        let kept = space.reserve.0 + space.held.0;
-        let room = (space.free.0 + space.in_flight.0).saturating_sub(kept);
-        known_room.store(room, Ordering::Release);
-        known_transaction.store(transaction, Ordering::Release);
-        blocks <= room
-    })
 }
 
 fn offer(row: VolumeRow) -> VolumeOffer {
@@ -490,7 +485,7 @@ struct Parts {
     order: Order,
     outbox: Outbox,
     completion: Completion,
-    promise: Option<Arc<Promise>>,
+    promise: Arc<Promise>,
     pledge: Pledge,
     ring: Arc<OnceLock<crate::nvlog::Handle>>,
 }
@@ -556,7 +551,7 @@ fn promised(
 }
 
 fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, RecoverError> {
-    let Inside { pool, row, volumes, keeper, sole, ground, .. } = inside;
+    let Inside { pool, row, volumes, keeper, sole, ground, offers } = inside;
     let Parts { order, outbox, completion, promise, pledge, ring } = parts;
     let pins = pool.pin_source(row.id)?;
     let pins: Pins =
@@ -590,6 +585,7 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         answering: AtomicBool::new(false),
         started: Instant::now(),
         lease: watch::Sender::new(None),
+        offers,
         keeping: Mutex::new(()),
         grounded: Notify::new(),
         state: Mutex::new(state),

@@ -28,10 +28,11 @@ use crate::pool::{Pin, Pool};
 use crate::session::primary::Answering;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
+use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 use crate::units::policy::{AloneMark, OnHubLoss, Policy};
 use crate::volume::mend::{Mender, Questions};
-use crate::wire::message::{Refused, Scanned, VolumeOffer, VolumeRefusal};
+use crate::wire::homes::Adopt;
+use crate::wire::message::{Refused, RefusedCode, Scanned, VolumeOffer, VolumeRefusal};
 
 /// How things stand with the hub.
 #[derive(Debug, Clone)]
@@ -88,8 +89,8 @@ pub struct Shared {
     pub pool: Arc<Pool>,
     /// How its bytes in its row of the pool are read and written.
     pub keeper: Arc<dyn Keeper>,
-    /// Its room in the pool, where it shares that with others.
-    pub promise: Option<Arc<Promise>>,
+    /// Its room in the pool, which others may write to as well.
+    pub promise: Arc<Promise>,
     /// It runs without a hub: what is durable here is answered, and an own CP is complete.
     pub sole: bool,
     /// The one order.
@@ -127,6 +128,9 @@ pub struct Shared {
     /// When the newest heartbeat left that the hub has answered: from then on for `hub_timeout`
     /// nobody can have been promoted under `stop` (R12). `None` before the first.
     pub lease: watch::Sender<Option<Instant>>,
+    /// The newest question of the hub whether another source can live here; kept by the engines that
+    /// follow each other.
+    pub offers: Arc<watch::Sender<Option<Adopt>>>,
     /// Who reads, changes and writes the row's extension does so alone: a CP must not write back
     /// what a mark has replaced meanwhile.
     pub keeping: Mutex<()>,
@@ -409,6 +413,27 @@ impl Shared {
     /// The epoch in which somebody else is primary (R12).
     pub fn fenced(&self) -> Option<Epoch> {
         self.lock().fenced
+    }
+
+    /// The hub knows its name with another id, and it has nothing of its own: it never had a hub,
+    /// served nobody and ordered nothing. It may become that source (R14).
+    pub fn is_newcomer(&self) -> bool {
+        let state = self.lock();
+        let other =
+            matches!(&state.link, LinkState::Halted(why) if why.code == RefusedCode::OtherSource);
+        let unmet = state.affiliation.hub.is_none() && state.mark.is_none();
+        let nothing = state.own_cp == CpNumber(0) && state.failed.is_none();
+        drop(state);
+        other
+            && unmet
+            && nothing
+            && !*self.serving.borrow()
+            && self.order.figures().sequence == SequenceNumber(0)
+    }
+
+    /// The id of the pool's owner: the filer that this source lives on.
+    pub fn filer(&self) -> SourceId {
+        SourceId(self.pool.owner())
     }
 
     /// Nobody is served any more: somebody else is primary.

@@ -16,6 +16,7 @@ use super::shared::Pins;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
 use crate::units::policy::Policy;
+use crate::wire::homes::Adopted;
 use crate::wire::message::{Frame, Scanned, WantPlace};
 
 /// Scans that wait for the checkpoint thread or the forwarder.
@@ -160,6 +161,8 @@ pub struct SessionInbox {
     pub wants: Vec<WantPlace>,
     /// See `wants`.
     pub places: Vec<Frame>,
+    /// The answer to the hub's question whether another source can live here.
+    pub adopted: Option<Adopted>,
     /// Say good-bye and end.
     pub stop: bool,
 }
@@ -218,6 +221,11 @@ impl SessionSignals {
         });
     }
 
+    /// The hub's question whether another source can live here is answered.
+    pub fn adopted(&self, adopted: Adopted) {
+        self.leave(|inbox| inbox.adopted = Some(adopted));
+    }
+
     /// The forwarder is to end.
     pub fn stop(&self) {
         self.leave(|inbox| inbox.stop = true);
@@ -233,6 +241,7 @@ impl SessionSignals {
         if !streams {
             inbox.scan = word.scan.take();
             inbox.scanned = std::mem::take(&mut word.scanned);
+            inbox.adopted = word.adopted.take();
         }
         word
     }

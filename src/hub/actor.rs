@@ -5,6 +5,8 @@
 //! the lane's bell or a message. It owns no state that a restart would lose: what counts is in the
 //! lane and the catalog, and [`SourceActor::resume`] starts from there after a panic.
 
+mod adopting;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +18,8 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::adopting::Adopting;
+pub use self::adopting::AskAdopt;
 use super::applier::Job;
 use super::lane::Lane;
 use super::mending;
@@ -189,6 +193,7 @@ pub struct SourceActor {
     asked: BTreeMap<u64, CheckpointReply>,
     waiting: Vec<(CpNumber, CheckpointReply)>,
     scans: BTreeMap<u64, oneshot::Sender<Result<Scanned, String>>>,
+    adopting: Adopting,
     /// One place: this end reads its image for the source.
     scanning: Arc<Semaphore>,
     /// Blocks and nodes that are read for the source.
@@ -241,6 +246,7 @@ impl SourceActor {
             asked: BTreeMap::new(),
             waiting: Vec::new(),
             scans: BTreeMap::new(),
+            adopting: Adopting::default(),
             scanning: Arc::new(Semaphore::new(1)),
             serving_places: Arc::new(Semaphore::new(PLACES_ASKED_MAX)),
             next_token: 1,
@@ -477,6 +483,7 @@ impl SourceActor {
         for (_, reply) in std::mem::take(&mut self.scans) {
             drop(reply.send(Err("the source went away".to_owned())));
         }
+        self.adopting.give_up();
     }
 
     fn stage(&mut self) {
@@ -859,6 +866,10 @@ impl Handler<FrameIn> for SourceActor {
             }
             Content::Nodes(answer, _) | Content::Blocks(answer, _) => {
                 Event::Pulled { cp: answer.cp }
+            }
+            Content::Other(Message::Adopted(adopted)) => {
+                self.adopting.answered(adopted.clone());
+                return;
             }
             Content::Other(other) => Event::Received(other.clone()),
             Content::Bad(reason) => {

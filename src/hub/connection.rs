@@ -189,9 +189,7 @@ async fn refuse(
     let (mut stream, _) = reader.into_parts();
     // The peer may be gone already; its reason is logged by the caller either way.
     let sent = tokio::time::timeout(FLUSH_MAX, async {
-        while !outgoing.is_empty() {
-            outgoing.write_some(&mut stream).await?;
-        }
+        outgoing.write_all(&mut stream).await?;
         stream.shutdown().await
     });
     match sent.await {
@@ -300,9 +298,7 @@ async fn write_frames(mut stream: OwnedWriteHalf, ends: PeerEnds) {
         outgoing.push(frame);
     }
     let flush = async {
-        while !outgoing.is_empty() {
-            outgoing.write_some(&mut stream).await?;
-        }
+        outgoing.write_all(&mut stream).await?;
         stream.shutdown().await
     };
     if !matches!(tokio::time::timeout(FLUSH_MAX, flush).await, Ok(Ok(()))) {

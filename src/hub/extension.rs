@@ -3,12 +3,12 @@
 //!
 //! The row has sequence number and stream hash; with the transfer id they make the place at which
 //! the source's log goes on. They are written with every CP, and when a failover or a hand-over
-//! changes the state, in one commit with the epoch (R13). Version 3, little-endian, 116 bytes and
+//! changes the state, in one commit with the epoch (R13). Version 4, little-endian, 132 bytes and
 //! 12 for each volume that is left out:
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
-//! | 0 | 4 | format version: 3 |
+//! | 0 | 4 | format version: 4 |
 //! | 4 | 12 | last transfer of the published CP: generation (4), counter (8) |
 //! | 16 | 1 | state: 0 mirror, 1 failing over, 2 promoted, 3 handed over |
 //! | 17 | 1 | 1 once this hub has made an NVRAM to serve the volumes with; only while it is promoted |
@@ -24,14 +24,16 @@
 //! | 88 | 4 | reserved, zero |
 //! | 92 | 12 | alone: epoch number (4) and id (8); zero if it was not |
 //! | 104 | 8 | alone: first sequence number that may be acknowledged without this hub |
-//! | 112 | 4 | volumes that are left out: entries of them in the log do not count (R20) |
-//! | 116 + 12 n | 4 | number of the volume |
-//! | 120 + 12 n | 4 | the CP that its image is of; 0 if it has none |
-//! | 124 + 12 n | 1 | 1 if it is refused; 0 if its image is to be brought up |
-//! | 125 + 12 n | 3 | reserved, zero |
+//! | 112 | 16 | id of the filer that it was given to last; zero if that is the one it was made on |
+//! | 128 | 4 | volumes that are left out: entries of them in the log do not count (R20) |
+//! | 132 + 12 n | 4 | number of the volume |
+//! | 136 + 12 n | 4 | the CP that its image is of; 0 if it has none |
+//! | 140 + 12 n | 1 | 1 if it is refused; 0 if its image is to be brought up |
+//! | 141 + 12 n | 3 | reserved, zero |
 //!
-//! Version 2 is the first 112 bytes with zeros from 18 to 24, and leaves nothing out; version 1 is the
-//! first 16, and its state is mirror. They are read, and no longer written.
+//! Version 3 lacks the 16 bytes of the filer. Version 2 is the first 112 bytes with zeros from 18 to
+//! 24, and leaves nothing out; version 1 is the first 16, and its state is mirror. They are read,
+//! and no longer written.
 
 use crate::limits::{SOURCE_EXTENSION_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::pool::rows::SourceRow;
@@ -39,11 +41,12 @@ use crate::record::marks::{Fence, Place};
 use crate::session::mirror::LeftOut;
 use crate::units::convert::{low_u32, to_u64, to_usize};
 use crate::units::hash::StreamHash;
+use crate::units::ids::SourceId;
 use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, TransferId, VolumeNumber};
 use crate::units::policy::{AloneMark, POLICY_BYTES, Policy};
 
-const VERSION: u32 = 3;
-const EXTENSION_BYTES: usize = 116;
+const VERSION: u32 = 4;
+const EXTENSION_BYTES: usize = 132;
 const LEFT_OUT_BYTES: usize = 12;
 const EXTENSION_BYTES_V2: usize = 112;
 const EXTENSION_BYTES_V1: usize = 16;
@@ -152,6 +155,9 @@ pub struct Extension {
     pub policy: Option<Policy>,
     /// Since when it may have acknowledged writes without this hub, as it said then (R4).
     pub alone: Option<AloneMark>,
+    /// The filer that it was given to last, if that is not the one it was made on: in
+    /// `handed-over` nobody else may take it over.
+    pub home: Option<SourceId>,
     /// Volumes whose entries in the log do not count.
     pub left_out: Vec<LeftOut>,
 }
@@ -160,6 +166,11 @@ impl Extension {
     /// A mirror whose published CP ends with that transfer.
     pub fn mirror(transfer: TransferId) -> Self {
         Self { transfer, ..Self::default() }
+    }
+
+    /// The filer that `source` was given to last, by the id of its pool.
+    pub fn home_of(&self, source: SourceId) -> SourceId {
+        self.home.unwrap_or(source)
     }
 
     /// Raises the epoch of a row and fences its source there: one change, so one commit (R13).
@@ -197,6 +208,7 @@ impl Extension {
         bytes.extend_from_slice(&epoch.number.to_le_bytes());
         bytes.extend_from_slice(&epoch.id.to_le_bytes());
         bytes.extend_from_slice(&sequence.0.to_le_bytes());
+        bytes.extend_from_slice(&self.home.unwrap_or_default().0);
         bytes.extend_from_slice(&low_u32(to_u64(self.left_out.len())).to_le_bytes());
         assert!(bytes.len() == EXTENSION_BYTES, "an extension is as long as its table says");
         assert!(self.left_out.len() <= VOLUMES_PER_SOURCE_MAX, "a source has no more volumes");
@@ -233,14 +245,20 @@ fn put_transfer(bytes: &mut Vec<u8>, transfer: TransferId) {
 fn decode(bytes: &[u8]) -> Option<Extension> {
     let (version, rest) = bytes.split_first_chunk()?;
     let number = u32::from_le_bytes(*version);
-    let (fixed, left_out) = match number {
+    let (fixed, home, left_out) = match number {
         1 if bytes.len() == EXTENSION_BYTES_V1 => {
             return Some(Extension::mirror(take_transfer(rest)?.0));
         }
-        2 if bytes.len() == EXTENSION_BYTES_V2 => (rest, Vec::new()),
-        VERSION => {
+        2 if bytes.len() == EXTENSION_BYTES_V2 => (rest, None, Vec::new()),
+        3 => {
             let (fixed, left_out) = rest.split_at_checked(EXTENSION_BYTES_V2 - version.len())?;
-            (fixed, take_left_out(left_out)?)
+            (fixed, None, take_left_out(left_out)?)
+        }
+        VERSION => {
+            let (fixed, rest) = rest.split_at_checked(EXTENSION_BYTES_V2 - version.len())?;
+            let (home, left_out) = rest.split_first_chunk()?;
+            let home = Some(SourceId(*home)).filter(|home| *home != SourceId::default());
+            (fixed, home, take_left_out(left_out)?)
         }
         _ => return None,
     };
@@ -248,7 +266,7 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
     let ([state, made, asked, reserved], rest) = rest.split_first_chunk::<4>()?;
     let (serving, rest) = rest.split_first_chunk()?;
     let serving = u32::from_le_bytes(*serving);
-    let older = number == VERSION || (*asked, serving) == (0, 0);
+    let older = number >= 3 || (*asked, serving) == (0, 0);
     let (fenced, rest) = take_transfer(rest)?;
     let (sequence, rest) = rest.split_first_chunk()?;
     let (hash, rest) = rest.split_first_chunk()?;
@@ -262,9 +280,8 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
     let state = State::of(*state).filter(|_| zero)?;
     // Only what fails over is served over its log.
     let fits = serving.is_none() || state == State::FailingOver;
-    let said =
-        Extension { transfer, state, nvram_made, asked, serving, fence, policy, alone, left_out };
-    fits.then_some(said)
+    let promised = Extension { policy, alone, home, left_out, ..Extension::default() };
+    fits.then_some(Extension { transfer, state, nvram_made, asked, serving, fence, ..promised })
 }
 
 /// What stands behind the mark: a count and so many volumes.
@@ -347,24 +364,30 @@ mod tests {
             LeftOut { volume, cp, refused }
         };
         let left_out = vec![left(0x0102, 7, true), left(3, 0, false)];
-        Extension { transfer, state, nvram_made, asked, serving, fence, policy, alone, left_out }
+        let home = Some(SourceId([0x0a; 16]));
+        let promised = Extension { policy, alone, home, left_out, ..Extension::default() };
+        Extension { transfer, state, nvram_made, asked, serving, fence, ..promised }
     }
 
     #[test]
     fn golden_bytes_and_back() {
         let bytes = sample().encode();
-        assert_eq!(bytes.len(), 116 + 2 * 12);
-        assert_eq!(bytes[..17], [3, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(bytes.len(), 132 + 2 * 12);
+        assert_eq!(bytes[..17], [4, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!(bytes[17..24], [1, 3, 0, 0x0b, 0x0a, 0, 0]);
         assert_eq!(bytes[24..44], [4, 0, 0, 0, 5, 1, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[44..64], [[7; 16].as_slice(), &[3, 0, 0, 0]].concat());
         assert_eq!(bytes[64..72], [3, 1, 1, 1, 1, 0x88, 0x13, 0]);
         assert_eq!(bytes[88..96], [0, 0, 0, 0, 5, 0, 0, 0]);
         assert_eq!(bytes[96..112], [7, 8, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(bytes[112..128], [2, 0, 0, 0, 2, 1, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0]);
-        assert_eq!(bytes[128..], [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        let never = Extension { policy: None, alone: None, left_out: Vec::new(), ..sample() };
-        assert_eq!(never.encode()[60..], [0; 56]);
+        assert_eq!(bytes[112..128], [0x0a; 16]);
+        assert_eq!(bytes[128..144], [2, 0, 0, 0, 2, 1, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(bytes[144..], [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let left_out = Vec::new();
+        let never = Extension { policy: None, alone: None, home: None, left_out, ..sample() };
+        assert_eq!(never.encode()[60..], [0; 72]);
+        let before = [&[3, 0, 0, 0], &bytes[4..112], &bytes[128..]].concat();
+        assert_eq!(decode(&before), Some(Extension { home: None, ..sample() }), "version 3");
         assert_eq!(decode(&never.encode()), Some(never));
         assert_eq!(decode(&bytes), Some(sample()));
         for state in [State::Mirror, State::FailingOver, State::Promoted, State::HandedOver] {
@@ -380,7 +403,7 @@ mod tests {
         bytes[0] = 2;
         assert_eq!(decode(&bytes), None, "version 2 has zeros where something was asked for");
         let (asked, serving) = (Asked::default(), None);
-        let older = Extension { left_out: Vec::new(), asked, serving, ..sample() };
+        let older = Extension { left_out: Vec::new(), home: None, asked, serving, ..sample() };
         let mut bytes = older.encode();
         bytes.truncate(112);
         bytes[0] = 2;
@@ -412,11 +435,12 @@ mod tests {
             bytes[at] = value;
             decode(&bytes)
         };
-        assert_eq!(bad(0, 4), None, "a later version");
+        assert_eq!(bad(0, 5), None, "a later version");
+        assert_eq!(bad(0, 3), None, "version 3 has no filer");
         assert_eq!(bad(0, 2), None, "version 2 is shorter");
-        assert_eq!(bad(112, 3), None, "not so many");
-        assert_eq!(bad(124, 2), None, "refused or not");
-        assert_eq!(bad(125, 1), None, "reserved");
+        assert_eq!(bad(128, 3), None, "not so many");
+        assert_eq!(bad(140, 2), None, "refused or not");
+        assert_eq!(bad(141, 1), None, "reserved");
         assert_eq!(bad(0, 1), None, "version 1 is shorter");
         assert_eq!(bad(16, 4), None, "no such state");
         assert_eq!(bad(17, 2), None, "made or not");
@@ -429,9 +453,9 @@ mod tests {
         assert_eq!(bad(61, 1), None, "reserved");
         assert_eq!(bad(64, 9), None, "no such mode");
         assert_eq!(bad(88, 1), None, "reserved");
-        assert_eq!(decode(&sample().encode()[..139]), None);
-        assert_eq!(decode(&sample().encode()[..128]), None, "two are said to follow");
+        assert_eq!(decode(&sample().encode()[..155]), None);
+        assert_eq!(decode(&sample().encode()[..144]), None, "two are said to follow");
         assert_eq!(decode(&sample().encode()[..112]), None);
-        assert_eq!(decode(&sample().encode()[..16]), None, "version 3 is longer");
+        assert_eq!(decode(&sample().encode()[..16]), None, "version 4 is longer");
     }
 }

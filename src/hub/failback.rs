@@ -3,6 +3,8 @@
 //! A fenced source connects with `Follow` ([`follow`]: one task a connection, it serves what the
 //! follower pulls). The administrator's command ([`run`]) goes in rounds:
 //!
+//! 0. the filer that is to have the volumes follows: the one they came from, or another that was
+//!    asked to become their home and has room for it ([`taker`])
 //! 1. the engine makes a CP; it is pinned, the follower pulls it, publishes it, and says `Reached`
 //! 2. again, until a round is short
 //! 3. writers are held; a last CP; the follower reaches it
@@ -16,44 +18,33 @@
 //! Between 4 and 7 nobody serves writes. What a filer wrote by itself is never thrown away unasked:
 //! then 1 is refused until the administrator names the side that stays (R5, R12).
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+mod follower;
+mod taker;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::oneshot;
 
+pub(super) use self::follower::answered;
+use self::follower::{Connected, Order, Pins};
+pub use self::follower::{Failbacks, follow};
 use super::actor::HandedOver;
 use super::extension::{self, Extension, State};
 use super::failover::{Refusal, View};
-use super::lane::lock;
 use super::promoted::Engine;
 use super::shared::Shared;
 use crate::filer::Filer;
-use crate::link::{FrameReader, Outgoing};
 use crate::pool::Pin;
 use crate::pool::rows::SourceRow;
 use crate::record::marks::Place;
 use crate::session::CP_NUMBER_MAX;
 use crate::units::ids::random_u64;
 use crate::units::names::{KeptName, SourceName};
-use crate::units::numbers::{CpNumber, Epoch};
+use crate::units::numbers::{CpNumber, Epoch, SequenceNumber};
 use crate::units::policy::Mode;
-use crate::volume::serve;
-use crate::wire::message::{
-    Follow, Frame, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Ping, PullTarget, PullVolume,
-    Refused, RefusedCode, TakeOver,
-};
-use crate::wire::pull::{WantBlocks, WantNodes};
+use crate::wire::message::{Follow, PullTarget, PullVolume, TakeOver};
 
-/// Pause between two heartbeats.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How long a follower may be silent: it publishes in between.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// A round that was shorter is followed by the last one.
 const SHORT: Duration = Duration::from_secs(1);
 /// Rounds before the last one, however long they were.
@@ -62,12 +53,8 @@ const ROUNDS_MAX: u32 = 8;
 const HOLD_MAX: Duration = Duration::from_secs(20);
 /// How long the command waits for the filer's Hello in the new epoch.
 const SERVE_MAX: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 20 });
-/// How long an ending connection may take to deliver what was queued for it.
-const FLUSH_MAX: Duration = Duration::from_secs(5);
 /// Pause before an actor that is being replaced is told again.
 const ACTOR_PAUSE: Duration = Duration::from_millis(50);
-/// Orders that may wait for a follower.
-const ORDERS_MAX: usize = 4;
 
 const SEE_LOG: &str = "see the log of the hub";
 const AGAIN: &str = "the hub goes on serving; run `mirrorhub failback` again";
@@ -86,13 +73,15 @@ pub enum Side {
 pub struct Ask {
     /// Which side stays, if both have written.
     pub keep: Option<Side>,
-    /// Another filer than the one the volumes came from: not in this version.
+    /// The filer that is to have the volumes, if not the one that had them last.
     pub to: Option<SourceName>,
 }
 
 /// Steps of a failback, as they are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// The filer that is to have the volumes follows.
+    Found,
     /// The follower has reached a CP; so many rounds were needed.
     Round(u32),
     /// Writers are held.
@@ -125,70 +114,6 @@ pub struct Report {
     pub kept: Option<KeptName>,
 }
 
-/// What a connected follower is told.
-#[derive(Debug)]
-enum Order {
-    Pull { target: PullTarget, pins: Pins, reached: oneshot::Sender<Result<(), String>> },
-    TakeOver(TakeOver),
-}
-
-type Pins = Arc<Vec<Pin>>;
-
-/// A follower that is connected.
-#[derive(Debug, Clone)]
-struct Connected {
-    number: u64,
-    follow: Arc<Follow>,
-    orders: mpsc::Sender<Order>,
-}
-
-/// The followers of a hub.
-#[derive(Debug)]
-pub struct Failbacks {
-    followers: Mutex<BTreeMap<SourceName, Connected>>,
-    next: AtomicU64,
-    /// Held while a source is handed over: whoever comes meanwhile finds it before or behind that.
-    clearing: tokio::sync::Mutex<()>,
-    /// Sources that have said Hello after a hand-over, counted: whoever waits looks again.
-    taken: watch::Sender<u64>,
-}
-
-impl Default for Failbacks {
-    fn default() -> Self {
-        let (followers, next) = (Mutex::default(), AtomicU64::new(0));
-        let clearing = tokio::sync::Mutex::default();
-        Self { followers, next, clearing, taken: watch::Sender::new(0) }
-    }
-}
-
-impl Failbacks {
-    /// Whether the filer of that source is connected and follows.
-    pub fn follows(&self, name: &SourceName) -> bool {
-        lock(&self.followers).contains_key(name)
-    }
-
-    /// A source that was handed over is a mirror's again.
-    pub fn taken(&self) {
-        self.taken.send_modify(|count| *count += 1);
-    }
-
-    fn get(&self, name: &SourceName) -> Option<Connected> {
-        lock(&self.followers).get(name).cloned()
-    }
-
-    /// The newest connection counts.
-    fn put(&self, name: &SourceName, connected: Connected) {
-        lock(&self.followers).insert(name.clone(), connected);
-    }
-
-    fn remove(&self, name: &SourceName, number: u64) {
-        let mut followers = lock(&self.followers);
-        if followers.get(name).is_some_and(|known| known.number == number) {
-            followers.remove(name);
-        }
-    }
-}
-
 /// At the start of a hub: what a cut left of hand-overs.
 pub fn resume_all(shared: &Shared) {
     let rows = shared.pool.catalog().sources().unwrap_or_default();
@@ -198,247 +123,6 @@ pub fn resume_all(shared: &Shared) {
             && let Err(error) = shared.promoted.retire(row.id)
         {
             tracing::error!(source = %row.name, %error, "an old NVRAM stays in the way");
-        }
-    }
-}
-
-/// The life of a follower's connection.
-pub async fn follow(stream: TcpStream, rest: BytesMut, follow: Follow, shared: Arc<Shared>) {
-    let (name, follow) = (follow.name.clone(), Arc::new(follow));
-    let (read, write) = stream.into_split();
-    let reader = FrameReader::with_buffer(read, rest);
-    let mut session = Session { shared: shared.clone(), reader, write, pins: None, reached: None };
-    let clearing = shared.failbacks.clearing.lock().await;
-    let row = match accepts(&shared, &follow) {
-        Ok(row) => row,
-        Err((code, reason, next_step)) => {
-            shared.counters.refused(code);
-            tracing::info!(source = %name, reason, "follower refused");
-            let next_step = next_step.to_owned();
-            session.end(&Message::Refused(Refused { code, reason, next_step })).await;
-            return;
-        }
-    };
-    let number = shared.failbacks.next.fetch_add(1, Ordering::Relaxed) + 1;
-    let (orders, taken) = mpsc::channel(ORDERS_MAX);
-    let connected = Connected { number, follow: follow.clone(), orders };
-    tracing::info!(source = %name, own_cp = %follow.own_cp, "the fenced source follows");
-    shared.failbacks.put(&name, connected.clone());
-    drop(clearing);
-    let handed_over =
-        Extension::of(&row).is_ok_and(|extension| extension.state == State::HandedOver);
-    if handed_over {
-        // The hand-over is repeated, to whoever comes with what it was made with.
-        let (shared, name) = (shared.clone(), name.clone());
-        tokio::spawn(async move {
-            if let Err(Refusal { reason, .. }) = repeat(&shared, &name, &connected).await {
-                tracing::warn!(source = %name, reason, "the hand-over could not be repeated");
-            }
-        });
-    } else {
-        drop(connected);
-    }
-    let reason = session.run(taken).await;
-    shared.failbacks.remove(&name, number);
-    tracing::info!(source = %name, reason, "the follower goes");
-}
-
-type NotAccepted = (RefusedCode, String, &'static str);
-
-/// Whether it is the source that was fenced here.
-fn accepts(shared: &Shared, follow: &Follow) -> Result<SourceRow, NotAccepted> {
-    let busy = |reason: String| (RefusedCode::Busy, reason, "wait, the source tries again");
-    if follow.version < PROTOCOL_VERSION_MIN || follow.version_min > PROTOCOL_VERSION {
-        let reason = "no common protocol version".to_owned();
-        return Err((RefusedCode::Version, reason, "upgrade the hub first"));
-    }
-    let rows = shared.pool.catalog().sources().map_err(|error| busy(error.to_string()))?;
-    let Some(row) = rows.into_iter().find(|row| row.name == follow.name) else {
-        let reason = format!("source {} was never here", follow.name);
-        return Err((RefusedCode::UnknownSource, reason, "check `hub` in source.toml"));
-    };
-    if row.id != follow.source {
-        let reason = format!(
-            "the name {} belongs to source {}, this is source {}: giving the volumes to another \
-             filer is not available in this version",
-            row.name, row.id, follow.source
-        );
-        return Err((RefusedCode::OtherSource, reason, "start the filer with its old state"));
-    }
-    if follow.hub != Some(shared.hub) {
-        let reason = "the source belongs to another hub".to_owned();
-        return Err((RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
-    }
-    let state = Extension::of(&row).map_err(busy)?.state;
-    match state {
-        State::FailingOver => return Err(busy("its log is being replayed here".to_owned())),
-        State::Mirror => {
-            let reason = "this hub has not failed it over, or gave it back already".to_owned();
-            return Err((RefusedCode::Diverged, reason, "see `mirrorhub status` on the hub"));
-        }
-        State::Promoted | State::HandedOver => {}
-    }
-    let (met, known) = (follow.epoch.number, row.epoch.number);
-    if met >= known || follow.fenced.number > known {
-        let reason = format!("the source is in epoch {met}, the hub in epoch {known}");
-        return Err((RefusedCode::Diverged, reason, "see `mirrorhub status` on the hub"));
-    }
-    let volumes = shared.pool.catalog().volumes(row.id).map_err(|error| busy(error.to_string()))?;
-    let agrees = volumes.len() == follow.volumes.len()
-        && volumes.iter().all(|own| {
-            follow.volumes.iter().any(|there| {
-                (there.number, there.id, there.size) == (own.key.volume, own.id, own.tree.size)
-                    && there.name == own.name
-            })
-        });
-    if !agrees {
-        let reason = "its volumes are not those that were failed over".to_owned();
-        return Err((RefusedCode::Volume, reason, "give source.toml the volumes it had"));
-    }
-    Ok(row)
-}
-
-/// What a follower asks for.
-enum Want {
-    Nodes(WantNodes),
-    Blocks(WantBlocks),
-}
-
-/// A follower's connection.
-struct Session {
-    shared: Arc<Shared>,
-    reader: FrameReader<OwnedReadHalf>,
-    write: OwnedWriteHalf,
-    /// What it may ask for.
-    pins: Option<(CpNumber, Pins)>,
-    reached: Option<oneshot::Sender<Result<(), String>>>,
-}
-
-impl Session {
-    /// Runs to its end, and says why it ended.
-    async fn run(mut self, mut orders: mpsc::Receiver<Order>) -> String {
-        let mut ticks = tokio::time::interval(HEARTBEAT);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut heard, mut token) = (Instant::now(), 0);
-        let reason = loop {
-            let done = tokio::select! {
-                order = orders.recv() => match order {
-                    Some(order) => self.order(order).await,
-                    // A newer connection has taken its place.
-                    None => Err("it has connected again".to_owned()),
-                },
-                frame = self.reader.next() => match frame {
-                    Ok((message, _)) => {
-                        heard = Instant::now();
-                        self.frame(message).await
-                    }
-                    Err(error) => Err(error.to_string()),
-                },
-                _ = ticks.tick() => {
-                    token += 1;
-                    let ping = Ping { sequence: Default::default(), token };
-                    if heard.elapsed() > SILENCE_MAX {
-                        Err("silent for too long".to_owned())
-                    } else {
-                        self.send(Frame::new(&Message::Ping(ping), Bytes::new())).await
-                    }
-                }
-            };
-            if let Err(reason) = done {
-                break reason;
-            }
-        };
-        if let Some(reached) = self.reached.take() {
-            drop(reached.send(Err(reason.clone())));
-        }
-        reason
-    }
-
-    async fn order(&mut self, order: Order) -> Result<(), String> {
-        match order {
-            Order::Pull { target, pins, reached } => {
-                self.pins = Some((target.cp, pins));
-                self.reached = Some(reached);
-                self.send(Frame::new(&Message::PullTarget(target), Bytes::new())).await
-            }
-            Order::TakeOver(take) => {
-                self.send(Frame::new(&Message::TakeOver(take), Bytes::new())).await
-            }
-        }
-    }
-
-    async fn frame(&mut self, message: Message) -> Result<(), String> {
-        if let Message::Reached(reached) = message {
-            let pulled = self.pins.take_if(|(cp, _)| *cp == reached.cp);
-            let Some(reply) = self.reached.take().filter(|_| pulled.is_some()) else {
-                return Err(format!("CP {} was not asked for", reached.cp));
-            };
-            drop(reply.send(Ok(())));
-            Ok(())
-        } else if let Message::WantNodes(want) = message {
-            let frame = self.serve(Want::Nodes(want)).await?;
-            self.send(frame).await
-        } else if let Message::WantBlocks(want) = message {
-            let frame = self.serve(Want::Blocks(want)).await?;
-            self.send(frame).await
-        } else if let Message::Pong(_) = message {
-            Ok(())
-        } else if let Message::Going(going) = message {
-            Err(going.reason)
-        } else {
-            Err(format!("{} is out of place", message.name()))
-        }
-    }
-
-    /// Answers a pull.
-    async fn serve(&self, want: Want) -> Result<Frame, String> {
-        let (_, pins) = self.pins.as_ref().ok_or("nothing was announced that could be pulled")?;
-        let (pins, source) = (pins.clone(), self.shared.clone());
-        let read = move || {
-            let volume = match &want {
-                Want::Nodes(want) => want.volume,
-                Want::Blocks(want) => want.volume,
-            };
-            let pin = pins.iter().find(|pin| pin.key().volume == volume);
-            let pin = pin.ok_or_else(|| format!("there is no volume {volume}"))?;
-            let served = match &want {
-                Want::Nodes(want) => serve::nodes(pin, want),
-                Want::Blocks(want) => serve::blocks(pin, want),
-            };
-            let served = served.map_err(|error| error.to_string())?;
-            for problem in &served.problems {
-                tracing::error!(place = %problem.place, error = %problem.error, hub = %source.hub,
-                    "the image cannot be read for a failback");
-            }
-            Ok(served.frame)
-        };
-        tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(error.to_string()))
-    }
-
-    async fn send(&mut self, frame: Frame) -> Result<(), String> {
-        let mut outgoing = Outgoing::default();
-        outgoing.push(frame);
-        let write = &mut self.write;
-        let all = async {
-            while !outgoing.is_empty() {
-                outgoing.write_some(write).await?;
-            }
-            Ok::<_, std::io::Error>(())
-        };
-        match tokio::time::timeout(SILENCE_MAX, all).await {
-            Ok(sent) => sent.map_err(|error| error.to_string()),
-            Err(_) => Err("it takes nothing".to_owned()),
-        }
-    }
-
-    /// A last message.
-    async fn end(&mut self, message: &Message) {
-        let last = async {
-            self.send(Frame::new(message, Bytes::new())).await?;
-            self.write.shutdown().await.map_err(|error| error.to_string())
-        };
-        if !matches!(tokio::time::timeout(FLUSH_MAX, last).await, Ok(Ok(()))) {
-            tracing::debug!("a follower did not take its reason");
         }
     }
 }
@@ -487,7 +171,11 @@ pub async fn run(
         }
         State::HandedOver => {
             let reason = format!("{name} was handed over in epoch {}", row.epoch.number);
-            return Err(Refusal::new(reason, "start the filer: it takes over by itself"));
+            let next = format!(
+                "start the filer: it takes over by itself; if it is lost for good, `mirrorhub \
+                 failover {name}` takes the volumes back"
+            );
+            return Err(Refusal::new(reason, next));
         }
     }
     let engine = match shared.promoted.engine(name) {
@@ -497,21 +185,16 @@ pub async fn run(
         }
         None => return Err(Refusal::new(format!("{name} is not served here yet"), AGAIN)),
     };
-    let Some(follower) = shared.failbacks.get(name) else {
-        let reason = format!("the filer of {name} is not connected");
-        let next = "start `mirrorhub source` on it with the state it had; it follows by itself";
-        return Err(Refusal::new(reason, next));
-    };
+    let follower = taker::find(shared, &row, &extension, ask.to.as_ref()).await?;
+    if !told(Step::Found) {
+        return Err(Refusal::new("the hub stops", "start it again, then give the command again"));
+    }
     let kept = judge(shared, &row, extension, &follower.follow, ask.keep)?;
     Failback { shared, name, engine, follower, kept, told }.go().await
 }
 
 /// What this version does not do is refused by name, before anything else.
 fn refuse_later(ask: &Ask) -> Result<(), Refusal> {
-    if let Some(filer) = &ask.to {
-        let reason = format!("failback --to {filer} is not available in this version");
-        return Err(Refusal::new(reason, "give the volumes back to the filer they came from"));
-    }
     if ask.keep == Some(Side::Source) {
         let reason = "failback --keep source is not available in this version";
         return Err(Refusal::new(
@@ -543,17 +226,20 @@ fn judge(
     let own = Place::from(follow.own);
     let history = shared.pool.catalog().history(row.id, follow.own_cp);
     let history = history.map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
-    let is_ours = |known: crate::pool::rows::HistoryRow| {
-        (known.sequence, known.stream_hash) == (own.sequence, own.hash)
-    };
     // Everything it has is in a CP of ours: it follows already, or wrote nothing since.
-    if history.is_some_and(is_ours) && follow.last == own.sequence {
+    if history.is_some_and(|known| known.is_at(own)) && follow.last == own.sequence {
+        return Ok(None);
+    }
+    if follow.own_cp == CpNumber(0) && follow.last == SequenceNumber(0) {
+        // It has nothing.
         return Ok(None);
     }
     let fence = extension.fence;
+    // The fence is of the line that this filer wrote only if it was the last one to write it.
+    let fenced_last = follow.epoch.number.checked_add(1) == Some(row.epoch.number);
     let what = match follow.alone {
         Some((_, from)) => format!("from entry {from} on it may have acknowledged them alone"),
-        None if follow.last <= fence.sequence => return Ok(None),
+        None if fenced_last && follow.last <= fence.sequence => return Ok(None),
         // What sync mode has not sent here was never acknowledged: kept all the same, unasked.
         None if follow.policy.mode == Mode::Sync => {
             return named(&format!("unacknowledged-{}", follow.fenced.number)).map(Some);
@@ -675,9 +361,7 @@ impl Failback<'_> {
         let known = known.map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
         let own = Place::from(self.follower.follow.own);
         Ok(row.applied == self.follower.follow.own_cp
-            && known.is_some_and(|known| {
-                (known.sequence, known.stream_hash) == (own.sequence, own.hash)
-            }))
+            && known.is_some_and(|known| known.is_at(own)))
     }
 
     /// One commit: who served until now never does again.
@@ -690,6 +374,9 @@ impl Failback<'_> {
         let row = row_of(self.shared, self.name)?;
         let id = random_u64().map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
         let (before, epoch) = (row.epoch, Epoch { number: row.epoch.number + 1, id });
+        // Nobody else takes over from here on, and what may be lost with it goes by its promise.
+        let home = Some(self.follower.filer()).filter(|home| *home != row.id);
+        let policy = Some(self.follower.follow.policy);
         let (shared, name, source) = (self.shared.clone(), self.name.clone(), row.id);
         let change = move |row: &mut SourceRow| {
             let Ok(known) = Extension::of(row) else { return };
@@ -697,7 +384,8 @@ impl Failback<'_> {
             if known.state == State::Promoted && row.epoch == before && stands {
                 row.epoch = epoch;
                 let (state, nvram_made) = (State::HandedOver, false);
-                row.extension = Extension { state, nvram_made, ..known }.encode();
+                let now = Extension { state, nvram_made, home, policy, alone: None, ..known };
+                row.extension = now.encode();
             }
         };
         let commit = move || {
@@ -754,7 +442,7 @@ impl Failback<'_> {
     async fn take_over(&self) -> Result<(), Refusal> {
         let row = row_of(self.shared, self.name)?;
         // The newest connection; one that comes later is told by itself.
-        let follower = self.shared.failbacks.get(self.name);
+        let follower = self.shared.failbacks.get(self.name, self.follower.filer());
         if let Some(follower) = follower {
             drop(follower.orders.send(Order::TakeOver(take_over_of(&row)?)).await);
         }

@@ -163,9 +163,10 @@ pub fn run(
             let reason = format!("{name} was failed over already, in epoch {}", row.epoch.number);
             return Err(Refusal::new(reason, "`mirrorhub failback` gives it back"));
         }
+        // Whoever was to take over is lost: the image is at the CP that was handed over (R14).
         State::HandedOver => {
-            let reason = format!("{name} was handed over in epoch {}", row.epoch.number);
-            return Err(Refusal::new(reason, "start the filer that takes it over"));
+            run.clear_old_nvram()?;
+            run.plan(run.lane.cursors().durable)?
         }
     };
     if ask.dry_run {
@@ -206,6 +207,8 @@ struct Run<'a> {
     shared: &'a Arc<Shared>,
     name: &'a SourceName,
     ask: Ask,
+    /// The epoch of a hand-over that was not taken up here.
+    handed_over: Option<Epoch>,
     promise: Option<Promise>,
     reached: Reached<'a>,
     served: Served<'a>,
@@ -232,13 +235,35 @@ impl<'a> Run<'a> {
         let row = shared.pool.catalog().source(source).map_err(|error| pool(&error))?;
         let told = row.as_ref().map(Extension::of).transpose();
         let told = told.map_err(|reason| Refusal::new(reason, SEE_LOG))?.unwrap_or_default();
+        let handed_over = told.state == State::HandedOver;
+        let handed_over = row.as_ref().filter(|_| handed_over).map(|row| row.epoch);
         let promise = told.policy.map(|policy| Promise {
             nothing_alone: policy.never_alone() && told.alone.is_none(),
             hub_timeout: policy.hub_timeout,
         });
         let volumes = shared.pool.catalog().volumes(source).map_err(|error| pool(&error))?;
         let left_out = left_out(&told.left_out, &volumes);
-        Ok(Self { shared, name, ask, promise, reached, served, lane, source, left_out, begun })
+        let run = Self {
+            shared,
+            name,
+            ask,
+            handed_over,
+            promise,
+            reached,
+            served,
+            lane,
+            source,
+            left_out,
+            begun,
+        };
+        Ok(run)
+    }
+
+    /// The NVRAM of before the hand-over, if a cut or an error has left it: it would be taken for
+    /// the new one's.
+    fn clear_old_nvram(&self) -> Result<(), Refusal> {
+        let retired = self.shared.promoted.retire(self.source);
+        retired.map_err(|error| Refusal::new(error.to_string(), SEE_LOG))
     }
 
     fn row(&self) -> Result<SourceRow, Refusal> {
@@ -310,10 +335,11 @@ impl<'a> Run<'a> {
         gap: Option<Gap>,
     ) -> Report {
         let behind = false;
-        let outcome = match gap {
-            Some(gap) => Outcome::UpToGap(gap),
-            None if replayed.entries == 0 => Outcome::NothingToReplay,
-            None => Outcome::Complete,
+        let outcome = match (gap, self.handed_over) {
+            (Some(gap), _) => Outcome::UpToGap(gap),
+            (None, Some(epoch)) => Outcome::TakenBack(epoch),
+            (None, None) if replayed.entries == 0 => Outcome::NothingToReplay,
+            (None, None) => Outcome::Complete,
         };
         let silent = self.heard().map(|at| at.elapsed());
         let alone = match self.promise {
@@ -382,7 +408,7 @@ impl<'a> Run<'a> {
 
     /// Steps 2 to 8.
     fn go(&self, row: &SourceRow, state: State, plan: Plan) -> Result<Report, Refusal> {
-        if state == State::Mirror {
+        if matches!(state, State::Mirror | State::HandedOver) {
             self.step(Step::Checked)?;
             if let (false, Some(left_out)) = (self.ask.accept_gap, self.left_out.first()) {
                 return Err(Refusal::new(left_out.clone(), ACCEPT_LEFT_OUT));

@@ -13,20 +13,18 @@
 //! the place in it and nothing else.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::extension::{Extension, State};
 use super::lane::lock;
-use crate::device::file::{Access, FileDevice, FileError};
-use crate::device::latch::Latch;
+use crate::device::file::FileError;
 use crate::filer::beneath::Ground;
 use crate::filer::keeper::{Keeper, KeeperError, Kept};
-use crate::filer::recover::{Settings, Store};
+use crate::filer::nvram_file::{self, NvramFileError};
+use crate::filer::recover::Settings;
 use crate::filer::{CheckpointError, EngineOptions, Filer, StartError};
-use crate::nvlog::format::HEADER_BYTES;
 use crate::nvlog::{RingOptions, RingShape};
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
@@ -214,16 +212,20 @@ impl Promoted {
         }
         let source = row.id;
         let (path, size) = (self.nvram_path(source), self.options.nvram_size);
-        let begun = Instant::now();
+        let (begun, made) = (Instant::now(), extension.nvram_made);
         let nvram = loop {
-            let (path, name, made) = (path.clone(), row.name.clone(), extension.nvram_made);
-            let opened = tokio::task::spawn_blocking(move || open_nvram(path, size, &name, made));
+            let path = path.clone();
+            let opened = tokio::task::spawn_blocking(move || nvram_file::open(&path, size, made));
             match opened.await.map_err(|error| PromotedError::Thread(error.to_string()))? {
                 // Clients of an engine that was stopped just now are still on their way out.
-                Err(PromotedError::File(FileError::Busy(_))) if begun.elapsed() < LET_GO_MAX => {
+                Err(NvramFileError::File(FileError::Busy(_))) if begun.elapsed() < LET_GO_MAX => {
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }
-                opened => break opened?,
+                Err(NvramFileError::File(error)) => return Err(error.into()),
+                Err(NvramFileError::Gone(path)) => {
+                    return Err(PromotedError::NvramGone { name: row.name, path });
+                }
+                Ok(opened) => break opened,
             }
         };
         let options = EngineOptions {
@@ -265,15 +267,7 @@ impl Promoted {
         {
             return Err(PromotedError::StillServed { name: row.name, state: state.word() });
         }
-        let path = self.nvram_path(source);
-        let failed = |error| FileError::Io { path: path.clone(), operation: "unlink", error };
-        match std::fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(failed(error).into()),
-        }
-        let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
-        Ok(synced.map_err(failed)?)
+        Ok(nvram_file::remove(&self.nvram_path(source))?)
     }
 
     /// Stops all of them, with the hub.
@@ -295,39 +289,4 @@ impl Promoted {
     pub fn nvram_path(&self, source: SourceId) -> PathBuf {
         self.directory.join(format!("{source}.nvram"))
     }
-}
-
-/// Opens the NVRAM of a source, or makes it if none was made before. Blocks.
-fn open_nvram(
-    path: PathBuf,
-    size: ByteCount,
-    name: &SourceName,
-    made: bool,
-) -> Result<Store, PromotedError> {
-    let (device, new) = match FileDevice::open(&path, Access::Direct) {
-        Ok(device) => (device, false),
-        Err(FileError::Missing(_)) if made => {
-            return Err(PromotedError::NvramGone { name: name.clone(), path });
-        }
-        Err(FileError::Missing(_)) => {
-            make_directory(&path)?;
-            let size = ByteCount(size.0.saturating_add(HEADER_BYTES));
-            (FileDevice::create(&path, size, Access::Direct)?, true)
-        }
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Store { device: Arc::new(Latch::new(device)), new })
-}
-
-/// Makes the directory, durably: a name in it is worth nothing if it may go itself.
-fn make_directory(path: &Path) -> Result<(), FileError> {
-    let Some(directory) = path.parent() else { return Ok(()) };
-    let failed = |operation| {
-        let path = directory.to_owned();
-        move |error| FileError::Io { path, operation, error }
-    };
-    std::fs::create_dir_all(directory).map_err(failed("create_dir"))?;
-    let Some(data_dir) = directory.parent() else { return Ok(()) };
-    let synced = File::open(data_dir).and_then(|data_dir| data_dir.sync_all());
-    synced.map_err(failed("fsync of the directory above"))
 }

@@ -149,6 +149,14 @@ impl Outgoing {
         }
         Ok(())
     }
+
+    /// Writes everything that waits. The caller says how long that may take.
+    pub async fn write_all<W: AsyncWrite + Unpin>(&mut self, stream: &mut W) -> io::Result<()> {
+        while !self.is_empty() {
+            self.write_some(stream).await?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -146,7 +146,7 @@ struct Book {
 impl Book {
     fn take(&mut self, document: &StatusDocument, now: Instant, is_point: bool) {
         self.sample += 1;
-        for entry in document.sources() {
+        for entry in document.sources().iter() {
             self.take_source(entry, now, is_point);
         }
         let sample = self.sample;

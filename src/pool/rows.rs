@@ -11,6 +11,7 @@
 use std::fmt;
 
 use crate::limits::{SOURCE_EXTENSION_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
+use crate::record::marks::Place;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::hash::{Root, StreamHash, crc32c_parts};
 use crate::units::ids::{SourceId, VolumeId};
@@ -280,6 +281,11 @@ impl VolumeRow {
 }
 
 impl HistoryRow {
+    /// Whether the CP is at that place: the same sequence number with the same past.
+    pub fn is_at(&self, place: Place) -> bool {
+        (self.sequence, self.stream_hash) == (place.sequence, place.hash)
+    }
+
     /// Table of the catalog.
     pub(super) const TABLE: &'static str = "history";
 

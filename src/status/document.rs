@@ -1,5 +1,6 @@
 //! The status documents of hub and source.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -323,6 +324,9 @@ pub struct SourceStatus {
     pub schema: u32,
     /// The source itself.
     pub source: SourceEntry,
+    /// Other sources that live on the same filer because their hub has asked for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub homes: Vec<SourceEntry>,
     /// Its NVRAM.
     pub nvram: Option<NvramStatus>,
     /// Its pool.
@@ -362,9 +366,7 @@ impl StatusDocument {
         nvram: Option<NvramStatus>,
         pool: Option<PoolStatus>,
     ) -> Self {
-        let health = Health::derive(std::slice::from_ref(&source), nvram.as_ref(), pool.as_ref());
-        let (schema, config) = (SCHEMA, ConfigStatus::default());
-        Self::Source(Box::new(SourceStatus { schema, source, nvram, pool, config, health }))
+        Self::filer(source, Vec::new(), nvram, pool)
     }
 
     /// With what its files say; what is wrong there is a reason of health as well.
@@ -381,11 +383,29 @@ impl StatusDocument {
         self
     }
 
-    /// The sources it tells of: all of a hub, or the one.
-    pub fn sources(&self) -> &[SourceEntry] {
+    /// The document of a filer on which other sources live as well.
+    pub fn filer(
+        source: SourceEntry,
+        homes: Vec<SourceEntry>,
+        nvram: Option<NvramStatus>,
+        pool: Option<PoolStatus>,
+    ) -> Self {
+        let all: Vec<_> = std::iter::once(&source).chain(&homes).cloned().collect();
+        let health = Health::derive(&all, nvram.as_ref(), pool.as_ref());
+        let (schema, config) = (SCHEMA, ConfigStatus::default());
+        Self::Source(Box::new(SourceStatus { schema, source, homes, nvram, pool, config, health }))
+    }
+
+    /// The sources it tells of: all of a hub; the filer's own, then those that live on it.
+    pub fn sources(&self) -> Cow<'_, [SourceEntry]> {
         match self {
-            Self::Hub(hub) => &hub.sources,
-            Self::Source(own) => std::slice::from_ref(&own.source),
+            Self::Hub(hub) => Cow::Borrowed(&hub.sources),
+            Self::Source(own) if own.homes.is_empty() => {
+                Cow::Borrowed(std::slice::from_ref(&own.source))
+            }
+            Self::Source(own) => {
+                Cow::Owned(std::iter::once(&own.source).chain(&own.homes).cloned().collect())
+            }
         }
     }
 

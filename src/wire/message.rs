@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::frame::{FRAME_PREFIX_BYTES, FrameError, Lengths};
+use super::homes::{Adopt, Adopted};
 use super::pull::{Pulled, WantBlocks, WantNodes};
 use crate::limits::SCAN_PROBLEM_BYTES_MAX;
 use crate::record::marks::Place;
@@ -495,6 +496,10 @@ pub struct Follow {
     pub policy: Policy,
     /// Since when it may have acknowledged writes without the hub (R4).
     pub alone: Option<AloneMark>,
+    /// Whose pool the source lies in: another id than the source's own where it lives on another
+    /// filer than the one it was made on.
+    #[serde(default)]
+    pub filer: Option<SourceId>,
 }
 
 /// One volume of a [`PullTarget`].
@@ -627,6 +632,7 @@ messages! {
     11 PullTarget(PullTarget) payload false;
     12 TakeOver(TakeOver) payload false;
     16 Compare(Compare) payload false;
+    17 Adopted(Adopted) payload false;
     33 Welcome(Welcome) payload false;
     34 Refused(Refused) payload false;
     35 Ack(Ack) payload false;
@@ -641,6 +647,7 @@ messages! {
     44 Follow(Box<Follow>) payload false;
     45 Reached(Reached) payload false;
     46 WantRewrite payload false;
+    48 Adopt(Box<Adopt>) payload false;
     64 Ping(Ping) payload false;
     65 Pong(Pong) payload false;
     66 Going(Going) payload false;
@@ -696,6 +703,7 @@ impl Frame {
 mod tests {
     use super::super::pull::Spans;
     use super::*;
+    use crate::units::numbers::BlockCount;
     use crate::units::policy::Mode;
 
     #[test]
@@ -783,8 +791,26 @@ mod tests {
             cp_max: CpNumber(2),
             policy: Policy::default(),
             alone: None,
+            filer: Some(SourceId([2; 16])),
         };
         round(Message::Follow(Box::new(follow)), b"");
+    }
+
+    #[test]
+    fn the_question_for_another_home_survives_the_wire() {
+        let adopt = Adopt {
+            token: 7,
+            hub: HubId([3; 16]),
+            source: SourceId([1; 16]),
+            name: "filer-a".parse().unwrap(),
+            epoch: Epoch { number: 5, id: 6 },
+            volumes: Vec::new(),
+            used: BlockCount(300),
+            policy: Some(Policy::default()),
+        };
+        round(Message::Adopt(Box::new(adopt)), b"");
+        let refused = Some(("no room".to_owned(), "make some".to_owned()));
+        round(Message::Adopted(Adopted { token: 7, refused }), b"");
     }
 
     /// The bounds on requests hold where frames are read: a list over its bound, rising again

@@ -163,7 +163,8 @@ impl Cluster {
     /// The root a source itself shows for its volume.
     pub fn own_root(&self, name: &str) -> Result<Root> {
         let status = self.status(&self.source_config(name))?;
-        let volume = status.sources().first().and_then(|source| source.volumes.first());
+        let sources = status.sources();
+        let volume = sources.first().and_then(|source| source.volumes.first());
         volume.and_then(|volume| volume.root).context("the source shows no root")
     }
 

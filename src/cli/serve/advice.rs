@@ -99,6 +99,7 @@ fn of_recovery(error: &RecoverError) -> Option<Advice> {
         | RecoverError::Random(_)
         | RecoverError::Volume(_)
         | RecoverError::Keeper(_)
+        | RecoverError::Adopt(_)
         | RecoverError::Kind { .. }
         | RecoverError::Transfer { .. }
         | RecoverError::Freeze { .. }

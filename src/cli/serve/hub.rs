@@ -332,8 +332,10 @@ impl View {
         progress: ProgressSender,
     ) -> Result<Value, AdminError> {
         let object = source.to_string();
+        let filer = ask.to.clone().unwrap_or_else(|| source.clone());
         let told = move |step: failback::Step| {
             let (what, done) = match step {
+                failback::Step::Found => ("filer follows", 0),
                 failback::Step::Round(round) => ("filer brought up, round", u64::from(round)),
                 failback::Step::Held => ("clients are held", 0),
                 failback::Step::Reached => ("filer has the last CP", 0),
@@ -359,7 +361,7 @@ impl View {
             String::new()
         } else {
             sentences.push("the filer has not said yet that it is primary".to_owned());
-            format!("start `mirrorhub source` for {source}: it takes over by itself")
+            format!("start `mirrorhub source` of {filer}: it takes over by itself")
         };
         answer(&FailbackAnswer {
             schema: SCHEMA,

@@ -18,6 +18,7 @@ use crate::control::message::{AdminError, ProgressSender, Request, Target, code}
 use crate::control::server::{Admin, AdminServer};
 use crate::device::directory::create_durably;
 use crate::filer::counters::CounterValues;
+use crate::filer::homes::{Home, HomeExports, Homes};
 use crate::filer::status::{SourceState, Status};
 use crate::filer::{CheckpointError, DeviceOptions, Filer, FilerOptions};
 use crate::metric::catalogue as names;
@@ -67,12 +68,17 @@ pub fn run(config: SourceConfig, accept: Accept) -> Result<()> {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let admin = AdminServer::bind(&config.data_dir).await?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
-        let filer = Arc::new(Filer::start(options(&config, accept)).await?);
+        let options = options(&config, accept);
+        let filer = Arc::new(Filer::start(options.clone()).await?);
+        let directory = config.data_dir.join("homes");
+        let homes = Homes::start(filer.clone(), options, directory).await?;
         let server = Server::new(Options::default());
         let stop = CancellationToken::new();
         let files = Files::new(config);
-        let view = Arc::new(View { filer: filer.clone(), server: server.clone(), files });
-        let mut tasks = doors.open(&server, filer.exports(), view.clone(), metrics, &stop);
+        let (own, guests) = (filer.clone(), homes.clone());
+        let view = Arc::new(View { filer: own, homes: guests, server: server.clone(), files });
+        let exports = HomeExports::new(homes.clone());
+        let mut tasks = doors.open(&server, exports, view.clone(), metrics, &stop);
         let admin_stop = CancellationToken::new();
         let admin_task = tokio::spawn(admin.run(view.clone(), admin_stop.clone()));
         while signals.next().await == Signal::Reload {
@@ -81,6 +87,7 @@ pub fn run(config: SourceConfig, accept: Accept) -> Result<()> {
         tracing::info!("stopping");
         // The volumes are told first, so that what is ordered is in the last CP; status and
         // metrics answer until it is published.
+        homes.stop().await;
         if let Err(error) = filer.stop().await {
             tracing::warn!(%error, "stopped without a last CP");
         }
@@ -113,6 +120,7 @@ fn options(config: &SourceConfig, accept: Accept) -> FilerOptions {
 #[derive(Debug)]
 struct View {
     filer: Arc<Filer>,
+    homes: Arc<Homes>,
     server: Server,
     files: Files<SourceConfig>,
 }
@@ -143,15 +151,20 @@ impl View {
         }
     }
 
-    fn own_name(&self, only: Option<&SourceName>) -> Result<SourceName, AdminError> {
-        let name = self.filer.status().name;
-        match only {
-            Some(other) if *other != name => Err(AdminError::new(
+    /// The source a request names: the filer's own, also without a name, or one that lives on it.
+    fn target(&self, only: Option<&SourceName>) -> Result<(SourceName, Arc<Filer>), AdminError> {
+        let own = self.filer.status().name;
+        let Some(name) = only.filter(|name| **name != own) else {
+            return Ok((own, self.filer.clone()));
+        };
+        match self.homes.get(name) {
+            Some(Home::Running(filer)) => Ok((name.clone(), filer)),
+            Some(Home::Failed(reason)) => Err(super::failed(format!("source {name}: {reason}"))),
+            None => Err(AdminError::new(
                 code::UNKNOWN_SOURCE,
-                format!("this is source {name}, not {other}"),
+                format!("this is source {own}, not {name}"),
                 "ask the hub, or leave the name out",
             )),
-            _ => Ok(name),
         }
     }
 
@@ -160,24 +173,24 @@ impl View {
         only: Option<&SourceName>,
         progress: &ProgressSender,
     ) -> Result<Value, AdminError> {
-        let name = self.own_name(only)?;
+        let (name, filer) = self.target(only)?;
         let lost = |error: CheckpointError| {
             let message = format!("checkpoint of {name}: {error}");
-            let now = self.filer.status();
+            let now = filer.status();
             let behind = now.state == SourceState::Behind;
             let next = if behind { now.next_step } else { "see `mirrorhub status`".to_owned() };
             AdminError::new(code::HUB_LOST, message, next)
         };
-        let before = self.filer.status();
+        let before = filer.status();
         let total = before.ladder.acknowledged_bytes.saturating_sub(before.ladder.visible_bytes);
         let show = || {
-            let done = carried(&self.filer.status().counters);
+            let done = carried(&filer.status().counters);
             let done = done.saturating_sub(carried(&before.counters));
             progress.send(super::publishing(&name, done, total));
         };
-        let published = super::showing(self.filer.checkpoint(), show).await;
+        let published = super::showing(filer.checkpoint(), show).await;
         let (cp, roots) = published.map_err(lost)?;
-        let volumes = self.filer.status().volumes;
+        let volumes = filer.status().volumes;
         let named = |number, root| {
             let volume = volumes.iter().find(|volume| volume.number == number)?;
             Some(VolumeRoot { name: volume.name.clone(), root })
@@ -192,9 +205,9 @@ impl View {
         target: Option<&Target>,
         progress: &ProgressSender,
     ) -> Result<Value, AdminError> {
-        let name = self.own_name(target.map(|target| &target.source))?;
+        let (name, filer) = self.target(target.map(|target| &target.source))?;
         let only = target.and_then(|target| target.volume.as_ref());
-        let known = self.filer.status().volumes;
+        let known = filer.status().volumes;
         if let Some(only) = only.filter(|only| !known.iter().any(|known| known.name == **only)) {
             return Err(unknown_volume(&name, only));
         }
@@ -205,7 +218,7 @@ impl View {
                 show.send(super::reading(&source, volume, done, total));
             }
         };
-        let read = match self.filer.verify(report).await {
+        let read = match filer.verify(report).await {
             Ok(read) => read,
             Err(error) => {
                 let unproven = Unproven { source: name, reason: error.to_string() };
@@ -257,7 +270,7 @@ impl Admin for View {
         Box::pin(async move {
             match request {
                 Request::Status { source } => {
-                    self.own_name(source.as_ref())?;
+                    self.target(source.as_ref())?;
                     answer(&self.status())
                 }
                 Request::Checkpoint { source, keep: None } => {
@@ -288,18 +301,28 @@ impl Admin for View {
     }
 }
 
+impl View {
+    /// The sources that live here beside the filer's own.
+    fn homes_shown(&self) -> Vec<SourceEntry> {
+        let shown = |(name, home)| match home {
+            Home::Running(filer) => entry(&Filer::status(&filer)),
+            Home::Failed(reason) => broken(name, &reason),
+        };
+        self.homes.all().into_iter().map(shown).collect()
+    }
+}
+
 impl Observed for View {
     fn collect(&self) {
         let status = self.filer.status();
-        super::collect_source(&entry(&status));
-        let (counters, source) = (&status.counters, status.name.to_string());
-        super::collect_carried("reference", counters.references, counters.reference_bytes);
-        super::collect_carried("inline", counters.inline_blocks, counters.inline_bytes);
-        super::collect_carried("hole", counters.holes, counters.hole_bytes);
-        metrics::counter!(names::SOURCE_CHECKPOINTS.name, "source" => source.clone())
-            .absolute(counters.checkpoints_done);
-        metrics::counter!(names::SOURCE_CHECKPOINTS_REJECTED.name, "source" => source)
-            .absolute(counters.checkpoints_rejected);
+        let homes = self.homes.statuses();
+        let mut carried = [(0, 0); 3];
+        for status in std::iter::once(&status).chain(&homes) {
+            collect(status, &mut carried);
+        }
+        for (kind, (blocks, bytes)) in ["reference", "inline", "hole"].into_iter().zip(carried) {
+            super::collect_carried(kind, blocks, bytes);
+        }
         if let Some(ring) = &status.ring {
             collect_ring(ring);
         }
@@ -311,7 +334,53 @@ impl Observed for View {
         let status = self.filer.status();
         let nvram = status.ring.as_ref().map(nvram_status);
         let pool = super::pool_status(&self.filer.pool(), self.filer.rot());
-        StatusDocument::source(entry(&status), nvram, pool).with_config(self.files.status())
+        let shown = StatusDocument::filer(entry(&status), self.homes_shown(), nvram, pool);
+        shown.with_config(self.files.status())
+    }
+}
+
+/// The series of one source that runs here, and what its CPs carried, added up.
+fn collect(status: &Status, carried: &mut [(u64, u64); 3]) {
+    super::collect_source(&entry(status));
+    let (counters, source) = (&status.counters, status.name.to_string());
+    let these = [
+        (counters.references, counters.reference_bytes),
+        (counters.inline_blocks, counters.inline_bytes),
+        (counters.holes, counters.hole_bytes),
+    ];
+    for (sum, (blocks, bytes)) in carried.iter_mut().zip(these) {
+        *sum = (sum.0 + blocks, sum.1 + bytes);
+    }
+    metrics::counter!(names::SOURCE_CHECKPOINTS.name, "source" => source.clone())
+        .absolute(counters.checkpoints_done);
+    metrics::counter!(names::SOURCE_CHECKPOINTS_REJECTED.name, "source" => source)
+        .absolute(counters.checkpoints_rejected);
+}
+
+/// One that lives here and did not start.
+fn broken(name: SourceName, reason: &str) -> SourceEntry {
+    SourceEntry {
+        name,
+        id: None,
+        state: State::Faulted,
+        reason: reason.to_owned(),
+        next_step: "mend the cause, then restart this filer".to_owned(),
+        policy: None,
+        policy_next: None,
+        resync: None,
+        alone_since: None,
+        epoch: 0,
+        generation: 0,
+        applied_cp: None,
+        image_age_seconds: None,
+        lag_bytes: None,
+        lag_seconds: None,
+        acknowledged_bytes: 0,
+        staged_bytes: 0,
+        drained_bytes: None,
+        applied_bytes: None,
+        visible_bytes: 0,
+        volumes: Vec::new(),
     }
 }
 

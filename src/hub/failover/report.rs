@@ -32,6 +32,8 @@ pub enum Outcome {
     UpToGap(Gap),
     /// The image held everything already.
     NothingToReplay,
+    /// It was handed over in that epoch, and whoever was to take over has never said that it did.
+    TakenBack(Epoch),
 }
 
 impl Outcome {
@@ -41,6 +43,7 @@ impl Outcome {
             Self::Complete => "complete",
             Self::UpToGap(_) => "up-to-gap",
             Self::NothingToReplay => "nothing-to-replay",
+            Self::TakenBack(_) => "taken-back",
         }
     }
 }
@@ -117,6 +120,10 @@ impl Report {
                  {gap}"
             ),
             Outcome::NothingToReplay => format!("{would} {end}: nothing to replay"),
+            Outcome::TakenBack(Epoch { number, .. }) => format!(
+                "{would} {end}: taken back from the hand-over of epoch {number}, which no filer has \
+                 taken up here; everything that this hub has acknowledged is in that CP"
+            ),
         }];
         out.extend(self.left_out.iter().cloned());
         out.push(match self.alone {
@@ -179,7 +186,9 @@ mod tests {
     #[test]
     fn each_outcome_has_its_own_words() {
         let gap = Gap { reaches: Place::default(), reason: "it is torn".into() };
-        let outcomes = [Outcome::Complete, Outcome::UpToGap(gap), Outcome::NothingToReplay];
+        let taken_back = Outcome::TakenBack(Epoch { number: 1, id: 1 });
+        let up_to_gap = Outcome::UpToGap(gap);
+        let outcomes = [Outcome::Complete, up_to_gap, Outcome::NothingToReplay, taken_back];
         let silent = Some(Duration::from_secs(12));
         let mut all = std::collections::BTreeSet::new();
         for outcome in &outcomes {

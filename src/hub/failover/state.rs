@@ -43,7 +43,8 @@ impl View {
             ),
             State::HandedOver => (
                 format!("handed over in epoch {number}, the filer has not said that it serves"),
-                "start that filer; if it is lost, fail over again".to_owned(),
+                "start that filer; if it is lost for good, `mirrorhub failover` takes it back"
+                    .to_owned(),
             ),
         };
         Self { state, reason, next_step }

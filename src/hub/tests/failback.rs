@@ -15,13 +15,13 @@ use crate::units::names::SourceName;
 use crate::units::policy::{OnHubLoss, Policy};
 use crate::volume::root::hash_reader;
 
-const VOLUME: u64 = 4 << 20;
+pub(super) const VOLUME: u64 = 4 << 20;
 
 pub(super) fn name() -> SourceName {
     "a".parse().unwrap()
 }
 
-fn stop() -> Policy {
+pub(super) fn stop() -> Policy {
     Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() }
 }
 
@@ -75,42 +75,42 @@ pub(super) async fn all(export: &Arc<dyn Export>) -> Vec<u8> {
     bytes
 }
 
-async fn fail_over(hub: &Hub) {
+pub(super) async fn fail_over(hub: &Hub) {
     let ask = failover::Ask { now: true, ..failover::Ask::default() };
     hub.failover(&name(), ask, |_| {}).await.unwrap();
     until("it is served", || hub.shared().promoted.engine(&name()).is_some()).await;
     until("its log is applied", || hub.shared().failovers.turn(&name()).is_ok()).await;
 }
 
-async fn give_back(hub: &Hub, keep: Option<Side>) -> Result<Report, Refusal> {
+pub(super) async fn give_back(hub: &Hub, keep: Option<Side>) -> Result<Report, Refusal> {
     let ask = failback::Ask { keep, to: None };
     hub.failback(&name(), ask, Box::new(|_| true)).await
 }
 
-fn state(hub: &Hub) -> State {
+pub(super) fn state(hub: &Hub) -> State {
     let rows = hub.shared().pool.catalog().sources().unwrap();
     Extension::of(rows.iter().find(|row| row.name == name()).unwrap()).unwrap().state
 }
 
-async fn follows(hub: &Hub) {
+pub(super) async fn follows(hub: &Hub) {
     until("the filer follows", || hub.shared().failbacks.follows(&name())).await;
 }
 
 /// Both ends of the world, and what the volume must hold.
-struct World {
-    hub_dir: tempfile::TempDir,
-    hub: Hub,
-    filer_dir: tempfile::TempDir,
-    image: Vec<u8>,
+pub(super) struct World {
+    pub(super) hub_dir: tempfile::TempDir,
+    pub(super) hub: Hub,
+    pub(super) filer_dir: tempfile::TempDir,
+    pub(super) image: Vec<u8>,
     policy: Policy,
 }
 
 impl World {
     /// A source that wrote, published a CP, wrote again and was lost; its hub serves, and a client
     /// has written there.
-    async fn failed_over(policy: Policy) -> Self {
+    pub(super) async fn failed_over(policy: Policy) -> Self {
         let hub_dir = tempfile::tempdir().unwrap();
-        let hub = Hub::start(options(hub_dir.path(), &["a"])).await.unwrap();
+        let hub = Hub::start(options(hub_dir.path(), &["a", "b"])).await.unwrap();
         let first = tempfile::tempdir().unwrap();
         let filer = Filer::start(filer_options(first.path(), hub.address(), policy)).await.unwrap();
         served(&filer).await;
@@ -129,21 +129,22 @@ impl World {
         Self { hub_dir, hub, filer_dir, image, policy }
     }
 
-    async fn filer(&self) -> Filer {
+    pub(super) async fn filer(&self) -> Filer {
         let options = filer_options(self.filer_dir.path(), self.hub.address(), self.policy);
         Filer::start(options).await.unwrap()
     }
 
     /// The filer serves what was written anywhere, and is mirrored.
-    async fn is_whole(&mut self, filer: &Filer) {
+    pub(super) async fn is_whole(&mut self, filer: &Filer) {
         served(filer).await;
-        let export = at_filer(filer).await;
+        // By its full name: a filer may serve others as well.
+        let export = filer.exports().open("a/vol0").await.unwrap();
         assert_eq!(all(&export).await, self.image);
         put(&export, &mut self.image, 3_000_000, &[5; 20_000]).await;
         let (cp, roots) = filer.checkpoint().await.unwrap();
         until("the hub has it", || {
             let rows = self.hub.shared().pool.catalog().sources().unwrap();
-            rows[0].applied == cp
+            rows.iter().any(|row| row.name == name() && row.applied == cp)
         })
         .await;
         let (there, problems) = self.hub.shared().scan(&name(), cp, |_, _, _| {}).unwrap();
@@ -271,7 +272,7 @@ async fn hub_lost_at(step: Step) {
     let left = promoted::copy_of(world.hub_dir.path());
     let address = world.hub.address();
     world.hub.stop().await;
-    let again = HubOptions { listen: address, ..options(left.path(), &["a"]) };
+    let again = HubOptions { listen: address, ..options(left.path(), &["a", "b"]) };
     world.hub = start_again(again).await;
     world.hub_dir = left;
     if matches!(step, Step::Held | Step::Reached) {
@@ -337,8 +338,8 @@ fn a_split_brain_is_refused_and_kept() {
         let later = give_back(&world.hub, Some(Side::Source)).await.unwrap_err();
         assert!(later.reason.contains("not available"), "{later:?}");
         let ask = failback::Ask { to: Some("b".parse().unwrap()), keep: None };
-        let later = world.hub.failback(&name(), ask, Box::new(|_| true)).await.unwrap_err();
-        assert!(later.reason.contains("--to b is not available"), "{later:?}");
+        let nobody = world.hub.failback(&name(), ask, Box::new(|_| true)).await.unwrap_err();
+        assert!(nobody.reason.contains("no filer b"), "{nobody:?}");
         put(&at_hub(&world.hub).await, &mut world.image, 0, &[2; 100]).await;
         let report = give_back(&world.hub, Some(Side::Hub)).await.unwrap();
         assert_eq!(report.kept, Some("split-2".parse().unwrap()));

@@ -7,6 +7,7 @@ mod failback;
 mod failover;
 mod fake;
 mod faults;
+mod homes;
 mod hostile;
 mod kept;
 mod overlay;

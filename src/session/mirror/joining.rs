@@ -80,7 +80,9 @@ impl Mirror {
             let reason = format!("the source belongs to hub {hub}, this is hub {}", known.hub);
             return Err(refuse(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
         }
-        let older = hello.epoch.number > 0 && hello.epoch.number < known.epoch.number;
+        // A source whose first Welcome was lost names no epoch; nobody else has been primary then.
+        let unmet = hello.epoch.number == 0 && known.epoch.number <= 1;
+        let older = !unmet && hello.epoch.number < known.epoch.number;
         if older || known.failed_over {
             let reason = format!(
                 "the source was failed over: epoch {} ({:016x}) is in force, the source is in \

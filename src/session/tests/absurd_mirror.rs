@@ -173,12 +173,17 @@ fn a_cp_by_replay_takes_no_updates() {
 #[test]
 fn a_source_that_was_failed_over_is_fenced() {
     let (in_force, older) = (Epoch { number: 2, id: 9 }, Epoch { number: 1, id: 5 });
-    for (failed_over, epoch) in [(true, older), (true, Epoch::default()), (false, older)] {
+    let none = Epoch::default();
+    for (failed_over, epoch) in [(true, older), (true, none), (false, older), (false, none)] {
         let known = Known { failed_over, epoch: in_force, ..known() };
         let machine = Mirror::new(known, Place::default(), CREDIT, CP_CREDIT);
         let refused = machine.accepts(&Hello { epoch, ..hello(1) }).unwrap_err();
         assert_eq!(refused.code, RefusedCode::Fenced);
     }
+    // One whose first Welcome was lost names no epoch, and nobody else has been primary yet.
+    let known = Known { epoch: older, ..known() };
+    let machine = Mirror::new(known, Place::default(), CREDIT, CP_CREDIT);
+    assert_eq!(machine.accepts(&hello(1)), Ok(()));
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,212 @@
+//! The connection of a source that follows: made again and again, read and written by a thread.
+//!
+//! Used by [`super::Follower`] and by a new filer ([`crate::filer::newcomer`]). A session blocks on
+//! its connection; whoever stops the source ends it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::filer::adopt::AdoptError;
+use crate::filer::forwarder::{ForwardOptions, tune};
+use crate::filer::shared::Shared;
+use crate::link::{FrameReader, LinkError, Outgoing};
+use crate::nvlog::RingError;
+use crate::pool::error::PoolError;
+use crate::volume::error::VolumeError;
+use crate::volume::pull::error::PullError;
+use crate::wire::message::{Frame, Going, Message, Pong};
+
+/// How long the hub may be silent: it says something each second.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// How long a good-bye may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::filer) enum End {
+    /// The source stops.
+    #[error("the source is being stopped")]
+    Stopped,
+    /// To be made anew.
+    #[error("{0}")]
+    Lost(String),
+    /// The pull.
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    /// The own pool.
+    #[error("the own pool: {0}")]
+    Pool(#[from] PoolError),
+    /// The own trees.
+    #[error("the own trees: {0}")]
+    Volume(#[from] VolumeError),
+    /// The own NVRAM.
+    #[error("the own NVRAM: {0}")]
+    Ring(#[from] RingError),
+    /// What the hub asks for cannot be.
+    #[error(transparent)]
+    Adopt(#[from] AdoptError),
+}
+
+impl From<LinkError> for End {
+    fn from(error: LinkError) -> Self {
+        Self::Lost(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for End {
+    fn from(error: std::io::Error) -> Self {
+        Self::Lost(error.to_string())
+    }
+}
+
+/// Connections, one after the other.
+pub(in crate::filer) struct Life {
+    /// Whose.
+    pub(in crate::filer) shared: Arc<Shared>,
+    /// Where its hub is.
+    pub(in crate::filer) forward: ForwardOptions,
+    /// Cancelled when the source stops.
+    pub(in crate::filer) stopping: CancellationToken,
+    /// Shows what goes on.
+    pub(in crate::filer) say: fn(&Shared, &str),
+}
+
+impl Life {
+    /// Connects until a session has come to its end; `None` if the source stops before, or has
+    /// failed.
+    pub(in crate::filer) async fn until_done<S: Send + 'static, T: Send + 'static>(
+        self,
+        mut state: S,
+        session: fn(&mut S, TcpStream, Handle) -> Result<T, End>,
+    ) -> Option<T> {
+        let Self { shared, forward, stopping, say } = self;
+        let _guard = shared.fail_on_panic("the follower panicked");
+        let (hub, patience) = (forward.hub, shared.pledge.patience());
+        let mut pause = forward.backoff.least;
+        loop {
+            let connect = tokio::time::timeout(patience, TcpStream::connect(hub));
+            let connected = tokio::select! {
+                () = stopping.cancelled() => return None,
+                connected = connect => connected,
+            };
+            let end = match connected {
+                Err(_) => End::Lost(format!("hub {hub} does not answer")),
+                Ok(Err(error)) => End::Lost(format!("cannot reach hub {hub}: {error}")),
+                Ok(Ok(stream)) => {
+                    let handle = Handle::current();
+                    let session = tokio::task::spawn_blocking(move || {
+                        let end = session(&mut state, stream, handle);
+                        (state, end)
+                    });
+                    let Ok((back, end)) = session.await else {
+                        shared.fail("the follower panicked");
+                        return None;
+                    };
+                    state = back;
+                    match end {
+                        Ok(done) => return Some(done),
+                        Err(end) => end,
+                    }
+                }
+            };
+            if matches!(end, End::Stopped) || shared.failed().is_some() {
+                return None;
+            }
+            tracing::info!(source = %shared.name, %end, "follows");
+            say(&shared, &end.to_string());
+            tokio::select! {
+                () = stopping.cancelled() => return None,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(forward.backoff.most);
+        }
+    }
+}
+
+/// A connection.
+pub(in crate::filer) struct Wire<'a> {
+    reader: FrameReader<OwnedReadHalf>,
+    write: OwnedWriteHalf,
+    pub(in crate::filer) handle: Handle,
+    stopping: &'a CancellationToken,
+    /// Requests are numbered on from here.
+    pub(in crate::filer) number: u64,
+}
+
+impl<'a> Wire<'a> {
+    /// A connection that was just made.
+    pub(in crate::filer) fn new(
+        stream: TcpStream,
+        handle: Handle,
+        stopping: &'a CancellationToken,
+    ) -> Result<Self, End> {
+        tune(&stream)?;
+        let (read, write) = stream.into_split();
+        Ok(Self { reader: FrameReader::new(read), write, handle, stopping, number: 1 })
+    }
+}
+
+impl Wire<'_> {
+    /// Sends a message without a payload.
+    pub(in crate::filer) fn send(&mut self, message: &Message) -> Result<(), End> {
+        let mut outgoing = Outgoing::default();
+        outgoing.push(Frame::new(message, Bytes::new()));
+        let (write, stopping) = (&mut self.write, self.stopping);
+        self.handle.block_on(async {
+            tokio::select! {
+                () = stopping.cancelled() => Err(End::Stopped),
+                sent = tokio::time::timeout(SILENCE_MAX, outgoing.write_all(write)) => match sent {
+                    Ok(sent) => Ok(sent?),
+                    Err(_) => Err(End::Lost("the hub takes nothing".to_owned())),
+                },
+            }
+        })
+    }
+
+    /// The next frame that is no heartbeat.
+    pub(in crate::filer) fn next(&mut self) -> Result<(Message, Bytes), End> {
+        loop {
+            let (reader, stopping) = (&mut self.reader, self.stopping);
+            let next = self.handle.block_on(async {
+                tokio::select! {
+                    () = stopping.cancelled() => Err(End::Stopped),
+                    next = tokio::time::timeout(SILENCE_MAX, reader.next()) => match next {
+                        Ok(next) => Ok(next?),
+                        Err(_) => Err(End::Lost("the hub is silent".to_owned())),
+                    },
+                }
+            });
+            let (message, payload) = next?;
+            if let Message::Ping(ping) = message {
+                self.send(&Message::Pong(Pong { token: ping.token }))?;
+            } else if let Message::Refused(refused) = message {
+                return Err(End::Lost(format!("{}: {}", refused.reason, refused.next_step)));
+            } else if let Message::Going(going) = message {
+                return Err(End::Lost(going.reason));
+            } else {
+                return Ok((message, payload));
+            }
+        }
+    }
+
+    /// Tells the hub why this end goes.
+    pub(in crate::filer) fn leave(&mut self, end: &End) {
+        let going = Going { reason: end.to_string() };
+        let mut outgoing = Outgoing::default();
+        outgoing.push(Frame::new(&Message::Going(going), Bytes::new()));
+        let write = &mut self.write;
+        let goodbye = async {
+            outgoing.write_all(write).await?;
+            write.shutdown().await
+        };
+        // The hub learns of the end in any case.
+        drop(self.handle.block_on(async { tokio::time::timeout(GOODBYE, goodbye).await }));
+    }
+}

@@ -1,0 +1,373 @@
+//! The sources that live on this filer beside its own, because their hub has asked for it (R14).
+//!
+//! Each is an engine of its own on the filer's pool, with the source's identity, its own connection
+//! to the hub and an NVRAM of its own, `data_dir/homes/SOURCEID.nvram`; its rows are in the filer's
+//! catalog, so that a start finds it again. Its clients use the names they used before.
+//!
+//! How one comes here, and what a cut leaves:
+//!
+//! 1. `Adopt` came over the filer's own session. Its fields, the room in the pool and whose it is
+//!    are looked at; what does not fit is refused with a reason. A cut: nothing.
+//! 2. rows are made, fenced: it serves nobody. A cut: rows without an NVRAM and without a CP; the
+//!    next start takes them away, and the command is given again.
+//! 3. the NVRAM is made, written from end to end, and the row says so. A cut: it lives here, empty
+//!    and fenced, and follows.
+//! 4. `Adopted`; it follows. From here on it is a fenced source like any other (`follow`): pulled
+//!    up, and primary only by `TakeOver`.
+//!
+//! One that does not start keeps neither the filer's own volumes nor another one from it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::adopt::{self, AdoptError};
+use super::export::SourceExports;
+use super::forwarder::ForwardOptions;
+use super::keeper::{FilerKeeper, Keeper, KeeperError, Kept};
+use super::nvram_file::{self, NvramFileError};
+use super::recover::Settings;
+use super::status::Status;
+use super::{BACKOFF, EngineOptions, Filer, FilerOptions, StartError};
+use crate::device::file::FileError;
+use crate::nbd::export::{Exports, Listed, OpenError, OpenFuture};
+use crate::nvlog::{RingOptions, RingShape};
+use crate::pool::error::PoolError;
+use crate::pool::rows::SourceRow;
+use crate::units::ids::{RandomError, SourceId, random_u64};
+use crate::units::names::SourceName;
+use crate::wire::homes::{Adopt, Adopted};
+
+/// Sources that may live on one filer beside its own.
+const HOMES_MAX: usize = 64;
+
+/// Why a source does not live here.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// The pool.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// Rows or room.
+    #[error(transparent)]
+    Adopt(#[from] AdoptError),
+    /// The row of one that lives here.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+    /// Its NVRAM.
+    #[error("its NVRAM: {0}")]
+    Nvram(#[from] NvramFileError),
+    /// Its NVRAM could not be taken away again.
+    #[error("its NVRAM: {0}")]
+    File(#[from] FileError),
+    /// The engine.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// No random numbers.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// The hub is not the filer's.
+    #[error("the hub that asks is not the hub of this filer")]
+    OtherHub,
+    /// The name is taken.
+    #[error("{0} lives here already, as another source")]
+    Taken(SourceName),
+    /// It is served here.
+    #[error("{0} lives here already, and is primary")]
+    Primary(SourceName),
+    /// It is here and did not start.
+    #[error("{name} lives here and cannot be served: {reason}")]
+    Broken { name: SourceName, reason: Arc<str> },
+    /// Too many.
+    #[error("{HOMES_MAX} other sources live here already")]
+    TooMany,
+    /// A helping thread.
+    #[error("cannot start: {0}")]
+    Thread(String),
+}
+
+impl HomeError {
+    fn next_step(&self) -> &'static str {
+        match self {
+            Self::Adopt(AdoptError::NoRoom { .. }) | Self::TooMany => {
+                "name a filer with more room, or drop kept CPs there"
+            }
+            Self::Nvram(_) | Self::File(_) => "make room in its data_dir, or name another filer",
+            Self::Primary(_) => "see `mirrorhub status` on the hub and on that filer",
+            Self::Broken { .. } => "mend the cause and restart that filer",
+            Self::OtherHub | Self::Taken(_) => "name another filer",
+            Self::Pool(_)
+            | Self::Adopt(_)
+            | Self::Keeper(_)
+            | Self::Start(_)
+            | Self::Random(_)
+            | Self::Thread(_) => "see the log of that filer",
+        }
+    }
+}
+
+/// How it stands with a source that lives here.
+#[derive(Debug, Clone)]
+pub enum Home {
+    /// Its engine runs.
+    Running(Arc<Filer>),
+    /// It did not start: why.
+    Failed(Arc<str>),
+}
+
+/// The sources that live on a filer beside its own.
+#[derive(Debug)]
+pub struct Homes {
+    own: Arc<Filer>,
+    options: FilerOptions,
+    directory: PathBuf,
+    homes: Mutex<BTreeMap<SourceName, Home>>,
+    stopping: CancellationToken,
+    life: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+impl Homes {
+    /// Starts those whose rows are in the filer's pool, and answers the hub from now on.
+    pub async fn start(
+        own: Arc<Filer>,
+        options: FilerOptions,
+        directory: PathBuf,
+    ) -> Result<Arc<Self>, HomeError> {
+        let (homes, stopping, life) =
+            (Mutex::default(), CancellationToken::new(), Mutex::default());
+        let this = Arc::new(Self { own, options, directory, homes, stopping, life });
+        let (pool, own) = (this.own.pool(), this.own.shared());
+        for row in pool.catalog().sources()? {
+            // A new filer has its own row under another id than the pool's until it has a name.
+            if row.id == own.source || row.id == own.filer() {
+                continue;
+            }
+            let name = row.name.clone();
+            if let Err(error) = this.start_home(row).await {
+                tracing::error!(source = %name, %error, "it lives here and is not served");
+                this.lock().insert(name, Home::Failed(error.to_string().into()));
+            }
+        }
+        // Whoever has let go of the homes lets go of this task.
+        let (answering, stopping) = (Arc::downgrade(&this), this.stopping.clone());
+        let mut offers = own.offers.subscribe();
+        let life = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stopping.cancelled() => return,
+                    changed = offers.changed() => if changed.is_err() { return },
+                }
+                let asked = offers.borrow_and_update().clone();
+                let Some(homes) = answering.upgrade() else { return };
+                if let Some(adopt) = asked {
+                    homes.answer(adopt).await;
+                }
+            }
+        });
+        *this.life.lock().unwrap_or_else(PoisonError::into_inner) = Some(life);
+        Ok(this)
+    }
+
+    /// Those that live here, by name.
+    pub fn all(&self) -> Vec<(SourceName, Home)> {
+        self.lock().iter().map(|(name, home)| (name.clone(), home.clone())).collect()
+    }
+
+    /// One of them.
+    pub fn get(&self, name: &SourceName) -> Option<Home> {
+        self.lock().get(name).cloned()
+    }
+
+    /// What those that run say about themselves.
+    pub fn statuses(&self) -> Vec<Status> {
+        let running = |(_, home)| match home {
+            Home::Running(filer) => Some(filer.status()),
+            Home::Failed(_) => None,
+        };
+        self.all().into_iter().filter_map(running).collect()
+    }
+
+    /// Stops all of them.
+    pub async fn stop(&self) {
+        self.stopping.cancel();
+        let life = self.life.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(life) = life {
+            // A panic there was reported by the runtime.
+            drop(life.await);
+        }
+        for (name, home) in self.all() {
+            if let Home::Running(filer) = home
+                && let Err(error) = filer.stop().await
+            {
+                tracing::warn!(source = %name, %error, "stopped without a last CP");
+            }
+        }
+    }
+
+    async fn answer(&self, adopt: Adopt) {
+        let (token, name) = (adopt.token, adopt.name.clone());
+        let refused = match self.adopt(adopt).await {
+            Ok(()) => {
+                tracing::warn!(source = %name, "it has room here, and follows");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(source = %name, %error, "it cannot live here");
+                Some((error.to_string(), error.next_step().to_owned()))
+            }
+        };
+        self.own.shared().session.adopted(Adopted { token, refused });
+    }
+
+    /// Steps 1 to 3. Says yes again for one that is here and follows.
+    async fn adopt(&self, adopt: Adopt) -> Result<(), HomeError> {
+        adopt::check(&adopt)?;
+        let own = self.own.shared();
+        if own.affiliation().hub != Some(adopt.hub) {
+            return Err(HomeError::OtherHub);
+        }
+        let pool = Arc::clone(&own.pool);
+        let there = pool.catalog().source(adopt.source)?;
+        if adopt.name == own.name || there.as_ref().is_some_and(|row| row.name != adopt.name) {
+            return Err(HomeError::Taken(adopt.name));
+        }
+        match self.get(&adopt.name) {
+            Some(Home::Running(filer)) if filer.shared().source != adopt.source => {
+                return Err(HomeError::Taken(adopt.name));
+            }
+            Some(Home::Running(filer)) if filer.shared().fenced().is_some() => return Ok(()),
+            Some(Home::Running(_)) => return Err(HomeError::Primary(adopt.name)),
+            Some(Home::Failed(reason)) => {
+                return Err(HomeError::Broken { name: adopt.name, reason });
+            }
+            None => {}
+        }
+        if self.lock().len() >= HOMES_MAX {
+            return Err(HomeError::TooMany);
+        }
+        adopt::look_for_room(&pool, &adopt)?;
+        let source = adopt.source;
+        let guest = Some(adopt.policy.unwrap_or(self.options.policy));
+        let rows = move || {
+            adopt::make_rows(&pool, &adopt, Kept { guest, ..Kept::default() })?;
+            Ok(pool.catalog().source(source)?)
+        };
+        let started = match blocking(rows).await {
+            Ok(Some(row)) => self.start_home(row).await,
+            Ok(None) => return Err(PoolError::UnknownSource { source_id: source }.into()),
+            Err(error) => Err(error),
+        };
+        if started.is_err() {
+            self.undo(source).await;
+        }
+        started
+    }
+
+    /// Nothing was promised: nothing stays. What cannot be taken away now goes at the next start.
+    async fn undo(&self, source: SourceId) {
+        let (pool, path) = (self.own.pool(), self.nvram_path(source));
+        let undo = move || {
+            adopt::remove_rows(&pool, source)?;
+            nvram_file::remove(&path)?;
+            Ok(())
+        };
+        if let Err(error) = blocking(undo).await {
+            tracing::warn!(%source, %error, "the next start takes it away");
+        }
+    }
+
+    fn nvram_path(&self, source: SourceId) -> PathBuf {
+        self.directory.join(format!("{source}.nvram"))
+    }
+
+    async fn start_home(&self, row: SourceRow) -> Result<(), HomeError> {
+        let kept = FilerKeeper.read(&row)?;
+        let policy = kept.guest.unwrap_or(self.options.policy);
+        let (path, size) = (self.nvram_path(row.id), self.options.nvram.size);
+        let made = kept.nvram_made && !self.options.accept_lost_nvram;
+        let nvram = blocking(move || Ok(nvram_file::open(&path, size, made)?)).await?;
+        let options = EngineOptions {
+            source: row.id,
+            keeper: Arc::new(FilerKeeper),
+            forward: Some(ForwardOptions {
+                hub: self.options.hub,
+                backoff: BACKOFF,
+                seed: random_u64()?,
+                resync_limit: self.options.resync_limit,
+            }),
+            ground: None,
+            settings: Settings {
+                policy,
+                checkpoint_interval: self.options.checkpoint_interval,
+                accept_lost_nvram: self.options.accept_lost_nvram,
+                accept_untold_policy: self.options.accept_untold_policy,
+                ring: RingOptions { thread_name: "home".to_owned(), ..RingOptions::default() },
+                ring_shape: RingShape::default(),
+            },
+            stop_timeout: self.options.stop_timeout,
+        };
+        let filer = Filer::start_in(self.own.pool(), nvram, options).await?;
+        self.lock().insert(row.name, Home::Running(Arc::new(filer)));
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SourceName, Home>> {
+        self.homes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Homes {
+    fn drop(&mut self) {
+        self.stopping.cancel();
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HomeError> + Send + 'static,
+) -> Result<T, HomeError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| HomeError::Thread(error.to_string()))?
+}
+
+/// The filer's own volumes, and beside them those of the sources that live on it.
+#[derive(Debug)]
+pub struct HomeExports {
+    own: Arc<SourceExports>,
+    homes: Arc<Homes>,
+}
+
+impl HomeExports {
+    /// Of this filer.
+    pub fn new(homes: Arc<Homes>) -> Arc<Self> {
+        Arc::new(Self { own: homes.own.exports(), homes })
+    }
+
+    fn home(&self, name: &str) -> Option<Home> {
+        let (source, _) = name.split_once('/')?;
+        self.homes.get(&source.parse().ok()?)
+    }
+}
+
+impl Exports for HomeExports {
+    fn list(&self) -> Vec<Listed> {
+        let mut all = self.own.list();
+        for (_, home) in self.homes.all() {
+            if let Home::Running(filer) = home {
+                all.extend(filer.exports().list());
+            }
+        }
+        all
+    }
+
+    fn open<'a>(&'a self, name: &'a str) -> OpenFuture<'a> {
+        match self.home(name) {
+            None => self.own.open(name),
+            Some(Home::Running(filer)) => Box::pin(async move { filer.exports().open(name).await }),
+            Some(Home::Failed(reason)) => {
+                let refused = OpenError::Refused(reason.to_string().into());
+                Box::pin(std::future::ready(Err(refused)))
+            }
+        }
+    }
+}
