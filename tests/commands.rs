@@ -13,6 +13,7 @@ use mirrorhub::status::answers::{
     CheckpointAnswer, CheckpointOfSource, DropAnswer, FailbackAnswer, FailoverAnswer, KeptAnswer,
     KeptCp, KeptOfSource, Verdict, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
 };
+use mirrorhub::status::config::{ConfigChange, ConfigDiffAnswer};
 use mirrorhub::status::document::{SourceEntry, State, StatusDocument};
 use mirrorhub::units::hash::Root;
 use mirrorhub::units::names::SourceName;
@@ -36,6 +37,7 @@ fn entry(state: State) -> SourceEntry {
         reason: "because of the test".into(),
         next_step: "end the test".into(),
         policy: None,
+        policy_next: None,
         alone_since: None,
         epoch: 1,
         generation: 1,
@@ -100,6 +102,7 @@ impl Fake {
             | Request::Failback { .. }
             | Request::Checkpoint { .. }
             | Request::Verify { .. }
+            | Request::ConfigDiff {}
             | Request::PoolCheck { .. }) => panic!("{other:?} is answered elsewhere"),
         }
     }
@@ -169,6 +172,16 @@ impl Fake {
             Request::Failback { source, keep, .. } => Self::answer_failback(source, keep.is_some()),
             other @ (Request::Kept { .. } | Request::Drop { .. } | Request::Failover { .. }) => {
                 Self::answer_kept(other)
+            }
+            Request::ConfigDiff {} => {
+                let change = ConfigChange {
+                    key: "replication.mode".into(),
+                    from: "sync".into(),
+                    to: "async".into(),
+                    when: "next-cp".into(),
+                };
+                let (changes, problems) = (vec![change], Vec::new());
+                json(serde_json::to_value(ConfigDiffAnswer { schema: 1, changes, problems }))
             }
             Request::PoolCheck {} => {
                 Err(AdminError::new(code::FAILED, "there is no pool here", ""))
@@ -276,6 +289,19 @@ fn sign(state: State) -> String {
         _ => '\u{2716}',
     };
     format!("{sign} {state}")
+}
+
+#[test]
+fn a_difference_of_the_configuration_is_shown_key_by_key() {
+    let running = Running::start(Fake { state: State::InSync, verdict: Verdict::Equal });
+    let config = running.config();
+    let (code, out, error) = said(&mirrorhub(Some(&config), &["config", "diff"]));
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert_eq!(out, "replication.mode  sync -> async, behind the next CP\n");
+    let (_, out, _) = said(&mirrorhub(Some(&config), &["config", "diff", "--json"]));
+    let answer: ConfigDiffAnswer = serde_json::from_str(&out).unwrap();
+    assert_eq!(answer.changes[0].when, "next-cp");
+    running.end();
 }
 
 #[test]

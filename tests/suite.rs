@@ -23,6 +23,7 @@ mod outage;
 mod page;
 mod policies;
 mod power;
+mod reloads;
 mod volumes;
 mod walkthrough;
 mod web;

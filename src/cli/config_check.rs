@@ -1,10 +1,12 @@
-//! `mirrorhub config check`: every problem of a configuration, or what its sizes carry.
+//! `mirrorhub config check`: every problem of a configuration, or what its sizes carry; `config
+//! diff`: what a reload of the running process would do.
 
 use std::path::Path;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::ask::{Asked, STATUS_PATIENCE, runtime};
 use super::failure::{CONFIGURATION, Failure, print, print_json};
 use super::locate::ConfigArgument;
 use super::terminal::{Look, Terminal};
@@ -13,7 +15,9 @@ use crate::config::load::{Loaded, load};
 use crate::config::quantity::format_size;
 use crate::config::schema::ProcessConfig;
 use crate::config::sizing::{Sizing, of_hub, of_source};
+use crate::control::message::Request;
 use crate::status::SCHEMA;
+use crate::status::config::{ConfigChange, ConfigDiffAnswer, ConfigProblem};
 use crate::units::numbers::ByteCount;
 
 /// Look at a configuration
@@ -21,6 +25,18 @@ use crate::units::numbers::ByteCount;
 pub enum ConfigCommand {
     /// Check a configuration and print what its sizes carry
     Check(CheckArguments),
+    /// Ask the running process what a reload (SIGHUP) would do, key by key
+    Diff(DiffArguments),
+}
+
+/// Arguments of `config diff`.
+#[derive(Debug, Args)]
+pub struct DiffArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Arguments of `config check`.
@@ -35,7 +51,10 @@ pub struct CheckArguments {
 
 /// Runs it.
 pub fn run(command: &ConfigCommand, terminal: &Terminal) -> Result<Done, Failure> {
-    let ConfigCommand::Check(arguments) = command;
+    let arguments = match command {
+        ConfigCommand::Check(arguments) => arguments,
+        ConfigCommand::Diff(arguments) => return diff(arguments, terminal),
+    };
     let file = arguments.config.file()?;
     match load(&file) {
         Ok(loaded) if arguments.json => {
@@ -63,6 +82,43 @@ pub fn run(command: &ConfigCommand, terminal: &Terminal) -> Result<Done, Failure
         }
         Err(problems) => Err(problems.into()),
     }
+}
+
+fn diff(arguments: &DiffArguments, terminal: &Terminal) -> Result<Done, Failure> {
+    let asked = Asked::of(&arguments.config)?;
+    let patience = Some(STATUS_PATIENCE);
+    let request = asked.ask(&Request::ConfigDiff {}, "config diff", patience, terminal.error);
+    let answer: ConfigDiffAnswer = runtime()?.block_on(request)?;
+    if arguments.json {
+        print_json(&answer)?
+    } else {
+        print(&diff_view(&answer))?
+    }
+    Ok(if answer.problems.is_empty() { Done::WELL } else { Done(CONFIGURATION) })
+}
+
+fn diff_view(answer: &ConfigDiffAnswer) -> String {
+    let mut text = String::new();
+    for ConfigProblem { file, line, key, met, fix } in &answer.problems {
+        let line = line.map(|line| format!(":{line}")).unwrap_or_default();
+        let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+        text.push_str(&format!("refused  {file}{line}: {key}{met}\n         fix: {fix}\n"));
+    }
+    let width = answer.changes.iter().map(|change| change.key.len()).max().unwrap_or(0);
+    for ConfigChange { key, from, to, when } in &answer.changes {
+        let when = match when.as_str() {
+            "now" => "with the reload",
+            "next-cp" => "behind the next CP",
+            "next-session" => "when it connects again",
+            _ => "not before a restart",
+        };
+        let show = |value: &str| if value.is_empty() { "nothing".to_owned() } else { value.into() };
+        text.push_str(&format!("{key:<width$}  {} -> {}, {when}\n", show(from), show(to)));
+    }
+    if text.is_empty() {
+        text.push_str("a reload changes nothing\n");
+    }
+    text
 }
 
 fn kind(loaded: &Loaded) -> &'static str {

@@ -246,6 +246,9 @@ fn details(source: &SourceEntry, paint: &Paint) -> String {
     if let Some(policy) = &source.policy {
         lines.push(("policy", promise(policy)));
     }
+    if let Some(next) = &source.policy_next {
+        lines.push(("next", format!("{}; behind a CP that the hub has", promise(next))));
+    }
     let id = source.id.map_or_else(|| "not known yet".to_owned(), |id| id.to_string());
     lines.push(("id", id));
     lines.push(("epoch", format!("{}, generation {}", source.epoch, source.generation)));
@@ -337,6 +340,7 @@ mod tests {
                 cache: "writethrough".into(),
                 lag_limit: None,
             }),
+            policy_next: None,
             alone_since: None,
             epoch: 1,
             generation: 4,

@@ -10,6 +10,7 @@
 //! * [`load`]: files in, structs or problems out
 //! * [`problem`]: one problem, and how it is shown
 //! * [`quantity`]: sizes and durations
+//! * [`reload`]: what a reload would change, and when
 //! * [`sizing`]: what `config check` prints
 //! * `text`, `reader`: places in a text; typed access to a parsed table that gathers problems
 //! * `common`, `hub`, `hooks`, `source`, `source_file`: the reading and judging of each file
@@ -23,6 +24,7 @@ pub mod load;
 pub mod problem;
 pub mod quantity;
 mod reader;
+pub mod reload;
 pub mod schema;
 pub mod sizing;
 mod source;

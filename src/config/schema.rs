@@ -1,8 +1,8 @@
 //! The plain structs that a configuration becomes. Every path is absolute, every bound checked.
 //!
 //! Each key says: meaning, unit, default, bounds, and whether a change needs a restart or is live
-//! (taken over while the process runs). This version takes every change at a restart; *live* marks
-//! what a reload may change without one.
+//! (taken over while the process runs, by SIGHUP). *Live at the next CP*: the reload asks for a CP, and
+//! the change is in force when the hub has noted it (R20).
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -130,7 +130,7 @@ pub struct SourceConfig {
     /// `data_dir`: where the source keeps its NVRAM, catalog and `admin.sock`. Default
     /// `source-state` beside the file. Restart.
     pub data_dir: PathBuf,
-    /// `hub`: address and port of the hub; loopback. Required. Live.
+    /// `hub`: address and port of the hub; loopback. Required. Restart.
     pub hub: SocketAddr,
     /// `nbd_listen`: address and port, or `unix:PATH`, for clients; loopback or unix. Default
     /// `127.0.0.1:10809`. Restart.
@@ -145,13 +145,13 @@ pub struct SourceConfig {
     pub checkpoint_interval: Duration,
     /// `[replication]`: what a write promises.
     pub replication: ReplicationConfig,
-    /// `nbd.cache`: when a write is answered. Default `writethrough`. Restart.
+    /// `nbd.cache`: when a write is answered. Default `writethrough`. Live at the next CP.
     pub cache: Cache,
     /// `[pool]`: where the volumes are kept.
     pub pool: PoolConfig,
-    /// `pool.on_full`: what a write gets that has no room. Default `wait`. Live.
+    /// `pool.on_full`: what a write gets that has no room. Default `wait`. Restart.
     pub on_full: OnFull,
-    /// `[[volume]]`: at least one. A larger size is live, anything else a restart.
+    /// `[[volume]]`: at least one. Restart.
     pub volumes: Vec<VolumeConfig>,
 }
 
@@ -241,10 +241,11 @@ pub struct ReplicationConfig {
     /// `on_hub_loss`: what happens to writes while the hub is lost. Default `continue`. Live at the
     /// next CP.
     pub on_hub_loss: OnHubLoss,
-    /// `hub_timeout`: silence after which the hub counts as lost. Default 5s, 100ms to 1h. Live.
+    /// `hub_timeout`: silence after which the hub counts as lost. Default 5s, 100ms to 1h. Live
+    /// at the next CP.
     pub hub_timeout: Duration,
     /// `resync_limit`: bytes a second that bringing the hub's image up may send. Default: no bound;
-    /// 64KiB to 1TiB.
+    /// 64KiB to 1TiB. Restart.
     pub resync_limit: Option<ByteCount>,
 }
 

@@ -75,6 +75,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         to: Option<SourceName>,
     },
+    /// What a reload would do: a [`crate::status::config::ConfigDiffAnswer`].
+    ConfigDiff {},
     /// Walk the pool: a [`crate::status::answers::PoolCheckAnswer`].
     PoolCheck {},
 }

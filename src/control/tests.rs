@@ -71,6 +71,7 @@ impl Admin for Fake {
                 Request::Verify { target: None } => panic!("a fault of the program"),
                 Request::Kept { .. }
                 | Request::Drop { .. }
+                | Request::ConfigDiff {}
                 | Request::Failover { .. }
                 | Request::Failback { .. } => Ok(Value::Null),
                 Request::PoolCheck {} => {

@@ -57,6 +57,8 @@ enum Heard {
     Frozen,
     Wanted,
     Forced,
+    /// The file asks for another policy.
+    Policy,
     Stop,
     Nothing,
 }
@@ -68,21 +70,20 @@ struct Stopped;
 #[derive(Debug)]
 pub struct Checkpointer {
     shared: Arc<Shared>,
-    interval: Duration,
     last: Instant,
     /// The interval that is frozen was frozen here, or found frozen at the start.
     asked: bool,
 }
 
 impl Checkpointer {
-    /// A thread that freezes what was ordered every `interval`. The first one comes after a part
+    /// A thread that freezes what was ordered every interval. The first one comes after a part
     /// of it that the source's id decides, so that many sources do not freeze at once.
-    pub fn new(shared: Arc<Shared>, interval: Duration) -> Self {
+    pub fn new(shared: Arc<Shared>) -> Self {
         let [spread, ..] = shared.source.0;
-        let head_start = interval / 256 * u32::from(spread);
+        let head_start = shared.pledge.interval() / 256 * u32::from(spread);
         let last = Instant::now().checked_sub(head_start).unwrap_or_else(Instant::now);
         let asked = shared.order.frozen().is_some();
-        Self { shared, interval, last, asked }
+        Self { shared, last, asked }
     }
 
     /// Runs until it is told to stop, or the source has failed.
@@ -125,7 +126,8 @@ impl Checkpointer {
             Heard::Forced => {
                 self.asked = self.shared.order.freeze_anything();
             }
-            Heard::Nothing if self.last.elapsed() >= self.interval => {
+            Heard::Policy => self.change_policy()?,
+            Heard::Nothing if self.last.elapsed() >= self.shared.pledge.interval() => {
                 self.last = Instant::now();
                 if self.freeze() {
                     self.shared.counters.checkpoints_interval.add(1);
@@ -147,6 +149,21 @@ impl Checkpointer {
         self.asked
     }
 
+    /// A policy changes at a freeze and is written into it (R20). If nothing was ordered behind the
+    /// last one, it is that freeze: no CP is made of nothing, and the row keeps the policy.
+    fn change_policy(&mut self) -> Result<(), Stopped> {
+        if self.freeze() {
+            return Ok(());
+        }
+        let Some(next) = self.shared.promise_at_freeze() else { return Ok(()) };
+        // Looked at behind the change: what comes later is answered by both.
+        let behind = self.shared.order.figures().sequence;
+        let kept = self.shared.note(|kept| kept.next = Some(next));
+        self.or_fail(kept.map_err(VolumeError::from), "the own catalog")?;
+        self.shared.session.promised(next, behind);
+        Ok(())
+    }
+
     /// What a fenced source wrote by itself may become a CP that is kept.
     fn is_fenced(&self) -> bool {
         self.shared.fenced().is_some()
@@ -157,7 +174,8 @@ impl Checkpointer {
     }
 
     fn listen(&self) -> Heard {
-        let left = (self.last + self.interval).saturating_duration_since(Instant::now());
+        let left =
+            (self.last + self.shared.pledge.interval()).saturating_duration_since(Instant::now());
         let shares = self.shared.promise.is_some();
         let longest = if shares { FULL_PAUSE } else { IDLE_PAUSE };
         let heard = self.shared.checkpoint.wait(left.min(longest), |inbox| {
@@ -170,6 +188,8 @@ impl Checkpointer {
                 Some(Heard::Forced)
             } else if self.serving() && std::mem::take(&mut inbox.wanted) {
                 Some(Heard::Wanted)
+            } else if self.serving() && !self.shared.sole && self.shared.pledge.is_due() {
+                Some(Heard::Policy)
             } else {
                 None
             }
@@ -337,7 +357,8 @@ impl Checkpointer {
     /// The row's extension with the place of the CP.
     fn extension(&self, freeze: &DurableFreeze) -> Result<Vec<u8>, PoolError> {
         let (row, kept) = self.shared.kept()?;
-        let kept = Kept { nvram_made: true, transfer: freeze.place.transfer, ..kept };
+        let next = freeze.policy.or(kept.next);
+        let kept = Kept { nvram_made: true, transfer: freeze.place.transfer, next, ..kept };
         self.shared.keep(&row, &kept)
     }
 

@@ -263,7 +263,7 @@ impl VolumeExport {
             Ok(None) => SequenceNumber(0),
             Err(refusal) => return Err(self.counted(&refusal)),
         };
-        if self.shared.policy.cache == Cache::Writeback && !fua {
+        if self.shared.pledge.kept().cache == Cache::Writeback && !fua {
             let buffered = self.shared.completion.buffered().await;
             return buffered.map(drop).map_err(|refusal| self.counted(&refusal));
         }

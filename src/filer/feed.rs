@@ -22,12 +22,13 @@ use crate::record::marks::{Freeze, Place};
 use crate::record::transfer::{Builder, Transfer, TransferHeader};
 use crate::units::convert::to_u64;
 use crate::units::numbers::{CpNumber, LogPosition, SequenceNumber, TransferId};
+use crate::units::policy::Policy;
 
 /// What a record on its way into the ring was.
 #[derive(Debug)]
 enum Formed {
     Transfer { id: TransferId, last: SequenceNumber },
-    Freeze { cp: CpNumber, place: Place },
+    Freeze(Freeze),
 }
 
 /// Entries that will be one transfer.
@@ -45,6 +46,8 @@ pub struct DurableFreeze {
     pub cp: CpNumber,
     /// Its last transfer.
     pub place: Place,
+    /// The policy that follows, if it is another one.
+    pub policy: Option<Policy>,
     /// End of the freeze's record: the ring is released up to here when the CP is done.
     pub end: LogPosition,
 }
@@ -112,9 +115,9 @@ impl SourceFeed {
     }
 
     fn freeze(&mut self, cp: CpNumber) -> Pending {
-        let freeze = Freeze { cp, place: self.last };
-        self.under_way.push_back(Formed::Freeze { cp, place: self.last });
-        let body = bytes::Bytes::copy_from_slice(&freeze.encode());
+        let freeze = Freeze { cp, place: self.last, policy: self.shared.promise_at_freeze() };
+        self.under_way.push_back(Formed::Freeze(freeze));
+        let body = bytes::Bytes::from(freeze.encode());
         self.pending(RecordKind::Freeze, body)
     }
 
@@ -162,8 +165,9 @@ impl Feed for SourceFeed {
                     self.shared.outbox.durable(id, record.position);
                     upto = Some(last);
                 }
-                Some(Formed::Freeze { cp, place }) => {
-                    self.shared.checkpoint.frozen(DurableFreeze { cp, place, end: record.end });
+                Some(Formed::Freeze(Freeze { cp, place, policy })) => {
+                    let end = record.end;
+                    self.shared.checkpoint.frozen(DurableFreeze { cp, place, policy, end });
                 }
                 None => unreachable!("the ring commits what it was given, in order"),
             }

@@ -123,7 +123,7 @@ impl Follower {
         let (shared, stopping) = (Arc::clone(&self.shared), self.stopping.clone());
         let _guard = shared.fail_on_panic("the follower panicked");
         let backoff = self.forward.backoff;
-        let (hub, patience) = (self.forward.hub, self.forward.hub_timeout);
+        let (hub, patience) = (self.forward.hub, self.shared.pledge.patience());
         let mut pause = backoff.least;
         let mut following = Following { follower: self, given_up: false };
         loop {
@@ -320,7 +320,7 @@ impl Following {
             own: own.into(),
             last,
             cp_max,
-            policy: shared.policy,
+            policy: shared.pledge.in_force(),
             alone: kept.alone,
         })
     }
@@ -430,7 +430,7 @@ impl Following {
     /// What only the NVRAM holds becomes an own CP, and the last own CP is kept by name.
     fn keep_own(&self, wire: &Wire<'_>, name: &KeptName) -> Result<(), End> {
         let shared = self.shared();
-        let until = Instant::now() + self.follower.forward.hub_timeout.max(SILENCE_MAX);
+        let until = Instant::now() + self.follower.shared.pledge.patience().max(SILENCE_MAX);
         let mut forced = None;
         while let Some(target) = shared.order.target() {
             if self.given_up || shared.failed().is_some() || Instant::now() > until {

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
 use super::completion::HubDurable;
+use super::feed::DurableFreeze;
 use super::keeper::Kept;
 use super::order::{AdoptError, Lacking};
 use super::pass::{Bases, PassData};
@@ -52,8 +53,6 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct ForwardOptions {
     /// Where the hub listens.
     pub hub: SocketAddr,
-    /// How long it may be silent.
-    pub hub_timeout: Duration,
     /// Pauses between tries.
     pub backoff: Backoff,
     /// Seed of the pauses' jitter.
@@ -69,6 +68,8 @@ enum End {
     Broken(String),
     /// To be made anew; the hub counts as lost.
     Stalled(String),
+    /// To be made anew at once: the hub is told of another policy.
+    Renewed,
     /// Not to be made anew.
     Halted(Refused),
     /// The source stops.
@@ -159,6 +160,7 @@ impl Forwarder {
             self.lost.get_or_insert_with(Instant::now);
             match end {
                 End::Stopped => return,
+                End::Renewed => continue,
                 End::Halted(refused) => {
                     tracing::error!(source = %self.shared.name, code = refused.code.word(),
                         reason = %refused.reason, next_step = %refused.next_step, "halted");
@@ -172,12 +174,12 @@ impl Forwarder {
                 End::Stalled(reason) => {
                     // A slow hub is a lost hub, however quickly it is back.
                     self.note_loss(reason);
-                    let since = Instant::now().checked_sub(self.options.hub_timeout);
+                    let since = Instant::now().checked_sub(self.patience());
                     self.lost = since.or(self.lost);
                 }
                 End::Broken(reason) => {
                     self.note_loss(reason);
-                    if started.elapsed() > self.options.hub_timeout {
+                    if started.elapsed() > self.patience() {
                         pause = self.options.backoff.least;
                     }
                 }
@@ -194,7 +196,7 @@ impl Forwarder {
         let mut side = SendSide::new(Arc::clone(&self.shared));
         match self.step(Event::Fenced(fenced), &mut side).await {
             Err(End::Halted(refused)) => Some(refused),
-            Ok(()) | Err(End::Broken(_) | End::Stalled(_) | End::Stopped) => None,
+            Ok(()) | Err(End::Broken(_) | End::Stalled(_) | End::Renewed | End::Stopped) => None,
         }
     }
 
@@ -236,7 +238,7 @@ impl Forwarder {
     }
 
     fn lost_at(&self) -> Option<tokio::time::Instant> {
-        self.lost.map(|since| tokio::time::Instant::from_std(since + self.options.hub_timeout))
+        self.lost.map(|since| tokio::time::Instant::from_std(since + self.patience()))
     }
 
     fn note_loss(&mut self, reason: String) {
@@ -271,7 +273,7 @@ impl Forwarder {
     /// Connects while everything else goes on.
     async fn connect(&mut self) -> Result<TcpStream, End> {
         let hub = self.options.hub;
-        let connect = tokio::time::timeout(self.options.hub_timeout, TcpStream::connect(hub));
+        let connect = tokio::time::timeout(self.patience(), TcpStream::connect(hub));
         let mut connect = std::pin::pin!(connect);
         let mut side = SendSide::new(Arc::clone(&self.shared));
         loop {
@@ -391,6 +393,9 @@ impl Forwarder {
         }
         let streams = self.primary.is_streaming();
         let word = self.shared.session.take(streams);
+        if let Some((next, behind)) = word.promised {
+            self.step(Event::Promised { next, behind }, side).await?;
+        }
         if let Some(data) = word.frozen {
             self.frozen(data, side).await?;
         }
@@ -412,7 +417,7 @@ impl Forwarder {
 
     /// A CP is planned; unless it is one of before the restart, the session hears of it now.
     async fn frozen(&mut self, data: CpData, side: &mut SendSide) -> Result<(), End> {
-        let (cp, place) = (data.freeze.cp, data.freeze.place);
+        let DurableFreeze { cp, place, policy, .. } = data.freeze;
         if cp > self.done {
             self.data = Some(data);
         }
@@ -424,19 +429,30 @@ impl Forwarder {
         for held in self.shared.outbox.take_formed() {
             self.step(Event::Formed(held), side).await?;
         }
-        self.step(Event::Frozen { cp, place }, side).await
+        let frozen = self.step(Event::Frozen { cp, place }, side).await;
+        // Behind it: the next policy is not told before this CP is done. Told here whatever came of
+        // the connection.
+        if let Some(next) = policy {
+            self.step(Event::Promised { next, behind: place.sequence }, side).await?;
+        }
+        frozen
+    }
+
+    /// How long the hub may be silent.
+    fn patience(&self) -> Duration {
+        self.shared.pledge.patience()
     }
 
     /// Time between two Pings: an idle connection must not look silent.
     fn heartbeat(&self) -> Duration {
-        HEARTBEAT.min(self.options.hub_timeout / 4)
+        HEARTBEAT.min(self.patience() / 4)
     }
 
     async fn tick(&mut self, side: &mut SendSide) -> Result<(), End> {
         let patience = if self.primary.is_streaming() {
-            self.options.hub_timeout
+            self.patience()
         } else {
-            self.options.hub_timeout.max(Duration::from_secs(HANDSHAKE_SECONDS_MAX))
+            self.patience().max(Duration::from_secs(HANDSHAKE_SECONDS_MAX))
         };
         let silent = side.heard.elapsed();
         if silent > patience {
@@ -464,13 +480,14 @@ impl Forwarder {
     /// `hub_timeout`, is a lost hub (section 9).
     fn look_for_progress(&mut self) -> Result<(), End> {
         let (hub, taken) = (self.primary.hub_sequence(), self.primary.cp_taken());
+        let patience = self.patience();
         let progress = &mut self.progress;
         let moved = hub > progress.hub || self.done > progress.done || taken != progress.taken;
         let full = self.shared.order.figures().lacking == Some(Lacking::Nvram);
         let owes = self.primary.is_streaming() && (self.primary.is_sending() || full);
         if moved || !owes {
             *progress = Progress { hub, done: self.done, taken, at: Instant::now() };
-        } else if progress.at.elapsed() > self.options.hub_timeout {
+        } else if progress.at.elapsed() > patience {
             let what = if full { "both partitions of the NVRAM are full and" } else { "" };
             let seconds = progress.at.elapsed().as_secs();
             return Err(End::Stalled(format!(
@@ -566,7 +583,7 @@ impl Forwarder {
         if self.in_the_way(&adopted) {
             // The hub has told that the frozen CP is done; its partition is about to be released.
             let thawed = self.shared.order.thawed();
-            if tokio::time::timeout(self.options.hub_timeout, thawed).await.is_ok() {
+            if tokio::time::timeout(self.patience(), thawed).await.is_ok() {
                 adopted = self.shared.order.take_over(transfer, true);
             }
         }
@@ -653,6 +670,13 @@ impl Forwarder {
             // Its waiter was told when the frame came.
             Action::Scanned(_) => {}
             Action::Rejected { cp, reason, no_space } => self.rejected(cp, reason, no_space),
+            Action::InForce(policy) => {
+                let shared = Arc::clone(&self.shared);
+                self.blocking(move || shared.put_in_force(policy)).await?;
+                // The file may ask for another one by now.
+                self.shared.checkpoint.look_again();
+            }
+            Action::Renew => return Err(End::Renewed),
             Action::Close { reason } => return Err(End::Broken(reason)),
             Action::Halt(refused) => return Err(End::Halted(refused)),
         }
@@ -740,6 +764,11 @@ impl Forwarder {
         self.shared.order.raise_cp(self.primary.cp_max().next());
         tracing::info!(source = %self.shared.name, "serving");
         self.shared.serving.send_replace(true);
+        let terms = self.shared.pledge.terms();
+        if terms.next.is_some() && !terms.in_force.forwards() {
+            // Only a CP brings the hub to where the next policy may be told of.
+            self.shared.checkpoint.want();
+        }
         // What was asked of it before is done now.
         self.shared.checkpoint.serving();
     }

@@ -2,33 +2,39 @@
 //!
 //! Pure. Written with the row: at the first start, when the hub is known, and with every CP (the
 //! name of its last transfer must be there when the NVRAM is not), when the source goes alone and
-//! comes back, and when it is fenced. Layout of the extension, little-endian, 80 bytes; the row
-//! around it carries the checksum:
+//! comes back, when it is fenced, and when its policy changes. Layout of the extension,
+//! little-endian, 128 bytes; the row around it carries the checksum:
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 4 | magic `MHSX` |
-//! | 4 | 2 | format version: 2 |
+//! | 4 | 2 | format version: 3 |
 //! | 6 | 1 | 1 once the NVRAM was made |
-//! | 7 | 1 | bit 0: alone, bit 1: fenced |
+//! | 7 | 1 | bit 0: alone, bit 1: fenced, bit 2: a policy is in force, bit 3: another follows |
 //! | 8 | 16 | id of the hub it belongs to; zero before the first Welcome |
 //! | 24 | 12 | last transfer of the published CP: generation (4), counter (8) |
 //! | 36 | 20 | alone: epoch number (4) and id (8), sequence number (8) from which on the hub may lack acknowledged writes (R4); zero if not |
 //! | 56 | 12 | fenced: epoch number (4) and id (8) in which another end is primary (R12); zero if not |
-//! | 68 | 12 | reserved, zero |
+//! | 68 | 24 | the policy in force, as `units::policy` encodes it; zero before the first Welcome |
+//! | 92 | 24 | the one that the hub is told of next, and may know already (R20); zero if none |
+//! | 116 | 12 | reserved, zero |
 //!
-//! Version 1 has 48 bytes: those up to 36, 12 of zero, and neither bit.
+//! Version 2 has 80 bytes: those up to 68 and 12 of zero, and neither of the bits 2 and 3. Version 1 has 48 bytes: those up to 36, 12 of zero, and neither bit.
 
 use crate::units::ids::HubId;
 use crate::units::numbers::{Epoch, SequenceNumber, TransferId};
+use crate::units::policy::{POLICY_BYTES, Policy, PolicyError};
 
 /// Bytes of the extension.
-pub const EXTENSION_BYTES: usize = 80;
-/// Format version written; version 1 is read.
-pub const EXTENSION_VERSION: u16 = 2;
+pub const EXTENSION_BYTES: usize = 128;
+/// Format version written; versions 1 and 2 are read.
+pub const EXTENSION_VERSION: u16 = 3;
 const FIRST_BYTES: usize = 48;
+const SECOND_BYTES: usize = 80;
 const ALONE: u8 = 1;
 const FENCED: u8 = 2;
+const POLICY: u8 = 4;
+const NEXT: u8 = 8;
 const MAGIC: [u8; 4] = *b"MHSX";
 
 const _: () = assert!(EXTENSION_BYTES <= crate::limits::SOURCE_EXTENSION_BYTES_MAX);
@@ -43,11 +49,14 @@ pub enum ExtensionError {
     #[error("a source's extension begins with {0:02x?}, not with MHSX")]
     Magic([u8; 4]),
     /// Written by a later program.
-    #[error("a source's extension has version {0}, this program reads versions 1 and 2")]
+    #[error("a source's extension has version {0}, this program reads versions 1 to 3")]
     Version(u16),
     /// A field out of its bounds.
     #[error("a source's extension: field {field} is {value}")]
     Field { field: &'static str, value: u8 },
+    /// A policy that nobody knows.
+    #[error("a source's extension: {0}")]
+    Policy(#[from] PolicyError),
 }
 
 /// What the extension says.
@@ -63,6 +72,10 @@ pub struct Extension {
     pub alone: Option<(Epoch, SequenceNumber)>,
     /// The epoch in which somebody else is primary.
     pub fenced: Option<Epoch>,
+    /// The policy in force.
+    pub policy: Option<Policy>,
+    /// The one that follows.
+    pub next: Option<Policy>,
 }
 
 impl Extension {
@@ -84,6 +97,12 @@ impl Extension {
             out[7] |= FENCED;
             out[56..68].copy_from_slice(&epoch_bytes(epoch));
         }
+        for (flag, at, policy) in [(POLICY, 68, self.policy), (NEXT, 92, self.next)] {
+            if let Some(policy) = policy {
+                out[7] |= flag;
+                out[at..at + POLICY_BYTES].copy_from_slice(&policy.encode());
+            }
+        }
         out
     }
 
@@ -102,7 +121,8 @@ impl Extension {
         let version = u16::from_le_bytes([low, high]);
         let (wanted, used, flags_max) = match version {
             1 => (FIRST_BYTES, 36, 0),
-            2 => (EXTENSION_BYTES, 68, ALONE | FENCED),
+            2 => (SECOND_BYTES, 68, ALONE | FENCED),
+            3 => (EXTENSION_BYTES, 116, ALONE | FENCED | POLICY | NEXT),
             _ => return Err(ExtensionError::Version(version)),
         };
         if bytes.len() != wanted {
@@ -121,9 +141,16 @@ impl Extension {
             all[from..to].iter().copied().find(|byte| !is_set && *byte != 0)
         };
         let rest = all[used..].iter().copied().find(|byte| *byte != 0);
-        if let Some(value) = rest.or(unused(ALONE, 36, 56)).or(unused(FENCED, 56, 68)) {
+        let unset = [(ALONE, 36, 56), (FENCED, 56, 68), (POLICY, 68, 92), (NEXT, 92, 116)];
+        let unset = unset.into_iter().find_map(|(flag, from, to)| unused(flag, from, to));
+        if let Some(value) = rest.or(unset) {
             return Err(ExtensionError::Field { field: "reserved", value });
         }
+        let policy = |flag: u8, at: usize| {
+            let mut bytes = [0; POLICY_BYTES];
+            bytes.copy_from_slice(&all[at..at + POLICY_BYTES]);
+            (flags & flag != 0).then(|| Policy::decode(&bytes)).transpose()
+        };
         let mut hub = [0; 16];
         hub.copy_from_slice(&all[8..24]);
         let alone = (epoch_at(&all, 36), SequenceNumber(number_at(&all, 48)));
@@ -136,6 +163,8 @@ impl Extension {
             },
             alone: (flags & ALONE != 0).then_some(alone),
             fenced: (flags & FENCED != 0).then_some(epoch_at(&all, 56)),
+            policy: policy(POLICY, 68)?,
+            next: policy(NEXT, 92)?,
         })
     }
 }
@@ -162,6 +191,7 @@ fn number_at(all: &[u8; EXTENSION_BYTES], at: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::policy::Mode;
 
     fn sample() -> Extension {
         Extension {
@@ -170,25 +200,38 @@ mod tests {
             transfer: TransferId { generation: 2, counter: 0x0103 },
             alone: Some((Epoch { number: 3, id: 4 }, SequenceNumber(0x0506))),
             fenced: Some(Epoch { number: 7, id: 8 }),
+            policy: Some(Policy { mode: Mode::SemiSync, ..Policy::default() }),
+            next: Some(Policy::default()),
         }
+    }
+
+    fn bare() -> Extension {
+        Extension { alone: None, fenced: None, policy: None, next: None, ..sample() }
     }
 
     #[test]
     fn golden_bytes_and_back() {
         let bytes = sample().encode();
-        assert_eq!(&bytes[..9], b"MHSX\x02\0\x01\x03\x07");
+        assert_eq!(&bytes[..9], b"MHSX\x03\0\x01\x0f\x07");
         assert_eq!(&bytes[24..36], &[2, 0, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(&bytes[36..50], &[3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 6, 5]);
         assert_eq!(&bytes[56..62], &[7, 0, 0, 0, 8, 0]);
         assert_eq!(Extension::decode(&bytes), Ok(sample()));
-        let plain = Extension { alone: None, fenced: None, ..sample() };
-        assert_eq!(Extension::decode(&plain.encode()), Ok(plain));
+        assert_eq!((&bytes[68..70], &bytes[92..94]), (&[2, 1][..], &[1, 1][..]));
+        assert_eq!(Extension::decode(&bare().encode()), Ok(bare()));
         assert_eq!(Extension::decode(&[]), Ok(Extension::default()));
     }
 
     #[test]
-    fn version_1_is_read() {
-        let plain = Extension { alone: None, fenced: None, ..sample() };
+    fn older_versions_are_read() {
+        let second = Extension { policy: None, next: None, ..sample() };
+        let mut bytes = second.encode()[..80].to_vec();
+        bytes[4] = 2;
+        assert_eq!(Extension::decode(&bytes), Ok(second));
+        bytes[7] |= 4;
+        let flags = ExtensionError::Field { field: "flags", value: 7 };
+        assert_eq!(Extension::decode(&bytes), Err(flags));
+        let plain = bare();
         let mut bytes = plain.encode()[..48].to_vec();
         bytes[4] = 1;
         assert_eq!(Extension::decode(&bytes), Ok(plain));
@@ -205,11 +248,13 @@ mod tests {
             Extension::decode(&bytes).unwrap_err()
         };
         assert_eq!(bad(0, b'X'), ExtensionError::Magic(*b"XHSX"));
-        assert_eq!(bad(4, 3), ExtensionError::Version(3));
+        assert_eq!(bad(4, 4), ExtensionError::Version(4));
         assert_eq!(bad(6, 2), ExtensionError::Field { field: "nvram made", value: 2 });
-        assert_eq!(bad(7, 4), ExtensionError::Field { field: "flags", value: 4 });
+        assert_eq!(bad(7, 16), ExtensionError::Field { field: "flags", value: 16 });
         assert_eq!(bad(7, 1), ExtensionError::Field { field: "reserved", value: 7 });
-        assert_eq!(bad(79, 9), ExtensionError::Field { field: "reserved", value: 9 });
+        assert_eq!(bad(7, 11), ExtensionError::Field { field: "reserved", value: 2 });
+        assert_eq!(bad(127, 9), ExtensionError::Field { field: "reserved", value: 9 });
+        assert!(matches!(bad(68, 9), ExtensionError::Policy(_)));
         assert_eq!(Extension::decode(&[0; 7]), Err(ExtensionError::Length(7)));
         assert_eq!(Extension::decode(&sample().encode()[..48]), Err(ExtensionError::Length(48)));
     }

@@ -8,7 +8,7 @@ use super::identity::Extension;
 use crate::pool::rows::SourceRow;
 use crate::units::ids::HubId;
 use crate::units::numbers::{Epoch, TransferId};
-use crate::units::policy::AloneMark;
+use crate::units::policy::{AloneMark, Policy};
 
 /// Why the bytes of a row cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +28,10 @@ pub struct Kept {
     pub alone: Option<AloneMark>,
     /// The epoch in which somebody else is primary (R12).
     pub fenced: Option<Epoch>,
+    /// The policy in force, once the hub has heard of one.
+    pub policy: Option<Policy>,
+    /// The one that the hub is told of next, and may know already (R20).
+    pub next: Option<Policy>,
 }
 
 /// Reads and writes the extension of a source's row.
@@ -50,15 +54,17 @@ impl FilerKeeper {
 
 impl Keeper for FilerKeeper {
     fn read(&self, row: &SourceRow) -> Result<Kept, KeeperError> {
-        let Extension { nvram_made, hub, transfer, alone, fenced } = Self::decode(row)?;
-        Ok(Kept { nvram_made, hub, transfer, alone, fenced })
+        let Extension { nvram_made, hub, transfer, alone, fenced, policy, next } =
+            Self::decode(row)?;
+        Ok(Kept { nvram_made, hub, transfer, alone, fenced, policy, next })
     }
 
     fn write(&self, row: &SourceRow, kept: &Kept) -> Result<Vec<u8>, KeeperError> {
         // What is not understood is not replaced.
         Self::decode(row)?;
-        let Kept { nvram_made, hub, transfer, alone, fenced } = *kept;
-        Ok(Extension { nvram_made, hub, transfer, alone, fenced }.encode().to_vec())
+        let Kept { nvram_made, hub, transfer, alone, fenced, policy, next } = *kept;
+        let extension = Extension { nvram_made, hub, transfer, alone, fenced, policy, next };
+        Ok(extension.encode().to_vec())
     }
 }
 
@@ -76,7 +82,8 @@ mod tests {
         let alone = Some((Epoch { number: 1, id: 2 }, SequenceNumber(4)));
         let fenced = Some(Epoch { number: 2, id: 9 });
         let hub = Some(HubId([7; 16]));
-        let kept = Kept { nvram_made: true, hub, transfer, alone, fenced };
+        let (policy, next) = (Some(Policy::default()), None);
+        let kept = Kept { nvram_made: true, hub, transfer, alone, fenced, policy, next };
         row.extension = FilerKeeper.write(&row, &kept).unwrap();
         assert_eq!(FilerKeeper.read(&row), Ok(kept));
         row.extension[0] = b'X';

@@ -19,8 +19,7 @@
 //! [`keeper`] and [`promise`]: what is different in a pool that others use as well;
 //! [`beneath`]: a log that is not in a tree yet, below everything of this engine.
 //!
-//! This version promises `sync` with hub loss waited out: a write is answered when both ends hold
-//! it durably, and clients wait while the hub is away.
+//! [`pledge`]: what the source promises, and how a reload changes it while it runs.
 
 pub mod beneath;
 pub mod buffers;
@@ -39,6 +38,7 @@ pub mod outbox;
 pub mod pass;
 pub mod past;
 pub mod plan;
+pub mod pledge;
 pub mod promise;
 pub mod ranges;
 pub mod recover;
@@ -128,6 +128,8 @@ pub struct FilerOptions {
     pub resync_limit: Option<ByteCount>,
     /// The NVRAM may be gone: what the hub holds is fetched.
     pub accept_lost_nvram: bool,
+    /// The policy is in force at once, also where the hub knows of a stronger one.
+    pub accept_untold_policy: bool,
     /// How long a stop waits for the last CP.
     pub stop_timeout: Duration,
 }
@@ -176,7 +178,6 @@ pub enum CheckpointError {
 #[derive(Debug)]
 pub struct Filer {
     engine: Arc<ArcSwap<Engine>>,
-    hub_timeout: Duration,
     stop_timeout: Duration,
     stopping: CancellationToken,
     life: Mutex<Option<tokio::task::JoinHandle<()>>>,
@@ -191,8 +192,8 @@ struct Engine {
 }
 
 impl Engine {
-    fn start(shared: Arc<Shared>, interval: Duration) -> Result<Arc<Self>, StartError> {
-        let checkpointer = Checkpointer::new(Arc::clone(&shared), interval);
+    fn start(shared: Arc<Shared>) -> Result<Arc<Self>, StartError> {
+        let checkpointer = Checkpointer::new(Arc::clone(&shared));
         let checkpointer = std::thread::Builder::new()
             .name("checkpoint".to_owned())
             .spawn(move || checkpointer.run())
@@ -220,7 +221,6 @@ struct Linked {
     forward: ForwardOptions,
     nvram: Store,
     settings: Settings,
-    checkpoint_interval: Duration,
 }
 
 /// How a source runs in a pool that is open already.
@@ -236,10 +236,8 @@ pub struct EngineOptions {
     /// What lies between the published CP and the first entry of the NVRAM, if anything does:
     /// whoever brings it publishes it and says so ([`Filer::settle`]).
     pub ground: Option<Ground>,
-    /// Ring, and how CP data travels.
+    /// Ring, and what it promises.
     pub settings: Settings,
-    /// Time between two CPs.
-    pub checkpoint_interval: Duration,
     /// How long a stop waits for the last CP.
     pub stop_timeout: Duration,
 }
@@ -249,7 +247,6 @@ pub struct EngineOptions {
 pub(crate) struct Behaviour {
     pub(crate) wanted: Wanted,
     pub(crate) forward: ForwardOptions,
-    pub(crate) checkpoint_interval: Duration,
     pub(crate) stop_timeout: Duration,
 }
 
@@ -268,8 +265,10 @@ impl Filer {
             wanted: Wanted {
                 name: options.name.clone(),
                 volumes: options.volumes.clone(),
-                policy: options.policy,
+                policy: Policy { hub_timeout: options.hub_timeout, ..options.policy },
+                checkpoint_interval: options.checkpoint_interval,
                 accept_lost_nvram: options.accept_lost_nvram,
+                accept_untold_policy: options.accept_untold_policy,
                 ring: RingOptions { thread_name: "nvram".to_owned(), ..RingOptions::default() },
                 ring_shape: RingShape::default(),
                 pool: PoolOptions {
@@ -280,12 +279,10 @@ impl Filer {
             },
             forward: ForwardOptions {
                 hub: options.hub,
-                hub_timeout: options.hub_timeout,
                 backoff: BACKOFF,
                 seed: random_u64()?,
                 resync_limit: options.resync_limit,
             },
-            checkpoint_interval: options.checkpoint_interval,
             stop_timeout: options.stop_timeout,
         };
         let (nvram, pool) = (options.nvram, options.pool);
@@ -306,13 +303,13 @@ impl Filer {
         nvram: Store,
         pool: Store,
     ) -> Result<Self, StartError> {
-        let Behaviour { wanted, forward, checkpoint_interval, stop_timeout } = behaviour;
+        let Behaviour { wanted, forward, stop_timeout } = behaviour;
         let settings = recover::settings_of(&wanted);
-        let linked = Linked { forward, nvram: nvram.clone(), settings, checkpoint_interval };
+        let linked = Linked { forward, nvram: nvram.clone(), settings };
         let recovered =
             tokio::task::spawn_blocking(move || recover::recover(&wanted, &nvram, &pool));
         let started = joined(recovered.await)??;
-        Self::run(started, Some(linked), checkpoint_interval, stop_timeout)
+        Self::run(started, Some(linked), stop_timeout)
     }
 
     /// Starts in a pool that is open and that others use as well, on an NVRAM of its own. Without
@@ -323,10 +320,10 @@ impl Filer {
         options: EngineOptions,
     ) -> Result<Self, StartError> {
         let EngineOptions { source, keeper, forward, ground, settings, .. } = options;
-        let (checkpoint_interval, sole) = (options.checkpoint_interval, forward.is_none());
+        let sole = forward.is_none();
         let linked = forward.map(|forward| {
             let (nvram, settings) = (nvram.clone(), settings.clone());
-            Linked { forward, nvram, settings, checkpoint_interval }
+            Linked { forward, nvram, settings }
         });
         let recovered = tokio::task::spawn_blocking(move || {
             recover::recover_in(Guest { pool, source, keeper, sole, ground }, &settings, &nvram)
@@ -336,25 +333,37 @@ impl Filer {
             // Nobody else holds anything of it.
             started.shared.serving.send_replace(true);
         }
-        Self::run(started, linked, checkpoint_interval, options.stop_timeout)
+        Self::run(started, linked, options.stop_timeout)
     }
 
     /// Sets a recovered source going.
     fn run(
         started: Started,
         linked: Option<Linked>,
-        checkpoint_interval: Duration,
         stop_timeout: Duration,
     ) -> Result<Self, StartError> {
         let Started { shared, primary } = started;
-        let hub_timeout = linked.as_ref().map_or(Duration::ZERO, |l| l.forward.hub_timeout);
-        let engine = Engine::start(shared, checkpoint_interval)?;
+        let engine = Engine::start(shared)?;
         let engine = Arc::new(ArcSwap::new(engine));
         let stopping = CancellationToken::new();
         let life = linked.map(|linked| {
             tokio::spawn(live(linked, Arc::clone(&engine), primary, stopping.clone()))
         });
-        Ok(Self { engine, hub_timeout, stop_timeout, stopping, life: Mutex::new(life) })
+        Ok(Self { engine, stop_timeout, stopping, life: Mutex::new(life) })
+    }
+
+    /// What the file asks for from now on. The interval is taken at once; the policy comes into
+    /// force behind the next CP, which is made for it (R20).
+    pub fn reload(&self, policy: Policy, checkpoint_interval: Duration) {
+        let shared = self.shared();
+        shared.pledge.want(policy, checkpoint_interval);
+        shared.checkpoint.look_again();
+    }
+
+    /// How long a hub that is away is waited for.
+    fn patience(&self) -> Duration {
+        let shared = self.shared();
+        if shared.sole { Duration::ZERO } else { shared.pledge.patience() }
     }
 
     /// The parts that run now.
@@ -390,7 +399,7 @@ impl Filer {
     pub fn checkpoint(
         &self,
     ) -> impl Future<Output = Result<(CpNumber, Roots), CheckpointError>> + Send + 'static {
-        let (shared, patience) = (self.shared(), self.hub_timeout);
+        let (shared, patience) = (self.shared(), self.patience());
         async move { checkpoint_of(&shared, patience).await }
     }
 
@@ -413,7 +422,7 @@ impl Filer {
         let shared = self.shared();
         let mut common = shared.common.subscribe();
         loop {
-            let (cp, roots) = checkpoint_of(&shared, self.hub_timeout).await?;
+            let (cp, roots) = checkpoint_of(&shared, self.patience()).await?;
             if cp > floor {
                 return Ok((cp, roots));
             }
@@ -491,7 +500,7 @@ impl Filer {
         let reached = shared.completion.wait(shared.order.figures().sequence);
         if shared.is_connected() {
             // What it says does not matter: the checkpoint below fails if the hub is gone.
-            drop(tokio::time::timeout(self.hub_timeout, reached).await);
+            drop(tokio::time::timeout(self.patience(), reached).await);
         }
         // A hub that is not there now is not waited for.
         checkpoint_of(shared, Duration::ZERO).await.map(|_| ())
@@ -562,11 +571,17 @@ async fn start_again(
     linked: &Linked,
     before: &Arc<Engine>,
 ) -> Result<(Arc<Engine>, Primary), StartError> {
-    let (shared, settings) = (Arc::clone(&before.shared), linked.settings.clone());
+    let shared = Arc::clone(&before.shared);
+    let terms = shared.pledge.terms();
+    let settings = Settings {
+        policy: terms.wanted,
+        checkpoint_interval: terms.interval,
+        ..linked.settings.clone()
+    };
     let nvram = linked.nvram.clone();
     let recovered = tokio::task::spawn_blocking(move || recover::again(&shared, &settings, &nvram));
     let Started { shared, primary } = joined(recovered.await)??;
-    Ok((Engine::start(shared, linked.checkpoint_interval)?, primary))
+    Ok((Engine::start(shared)?, primary))
 }
 
 /// Waits until everything beneath is in a tree: no CP is complete before.

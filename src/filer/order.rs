@@ -30,7 +30,7 @@ use super::completion::Refusal;
 use super::space::{Footprint, worst};
 use crate::record::entry::{Entry, EntryKind};
 use crate::record::envelope::record_bytes;
-use crate::record::marks::MARK_BYTES;
+use crate::record::marks::FREEZE_BYTES_MAX;
 use crate::record::transfer::Transfer;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_u64;
@@ -193,7 +193,7 @@ impl Order {
     /// Bytes of the ring, before anything new is ordered.
     pub fn set_capacity(&self, capacity: u64) {
         // Room for the freeze marks of both partitions beside their entries.
-        let marks = 2 * record_bytes(to_u64(MARK_BYTES));
+        let marks = 2 * record_bytes(to_u64(FREEZE_BYTES_MAX));
         let mut state = self.lock();
         state.capacity = capacity;
         state.partition_bytes = capacity.saturating_sub(marks) / 2;

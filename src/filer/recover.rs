@@ -19,7 +19,7 @@ mod replay;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
@@ -31,6 +31,7 @@ use super::feed::SourceFeed;
 use super::keeper::{FilerKeeper, Keeper, KeeperError, Kept};
 use super::order::{Order, PoolTakes, VolumeShape};
 use super::outbox::Outbox;
+use super::pledge::Pledge;
 use super::promise::Promise;
 use super::shared::{Affiliation, LinkState, Pins, Shared, SharedState};
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
@@ -142,8 +143,12 @@ pub struct Wanted {
     pub volumes: Vec<(VolumeName, ByteCount)>,
     /// What it promises.
     pub policy: Policy,
+    /// Time between two CPs.
+    pub checkpoint_interval: Duration,
     /// The NVRAM may be gone: what the hub holds is fetched.
     pub accept_lost_nvram: bool,
+    /// The policy is in force at once, also where the hub knows of a stronger one.
+    pub accept_untold_policy: bool,
     /// How the ring behaves and what it is made like.
     pub ring: RingOptions,
     /// The shape of a new ring.
@@ -157,8 +162,12 @@ pub struct Wanted {
 pub struct Settings {
     /// What the source promises.
     pub policy: Policy,
+    /// Time between two CPs.
+    pub checkpoint_interval: Duration,
     /// The NVRAM may be gone: what the hub holds is fetched.
     pub accept_lost_nvram: bool,
+    /// The policy is in force at once, also where the hub knows of a stronger one.
+    pub accept_untold_policy: bool,
     /// How the ring behaves and what it is made like.
     pub ring: RingOptions,
     /// The shape of a new ring.
@@ -213,7 +222,9 @@ pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, 
 pub fn settings_of(wanted: &Wanted) -> Settings {
     Settings {
         policy: wanted.policy,
+        checkpoint_interval: wanted.checkpoint_interval,
         accept_lost_nvram: wanted.accept_lost_nvram,
+        accept_untold_policy: wanted.accept_untold_policy,
         ring: wanted.ring.clone(),
         ring_shape: wanted.ring_shape,
     }
@@ -295,13 +306,14 @@ fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Star
     }
     ring_cell.get_or_init(|| handle);
     let completion = Completion::recovered(replayed.last.sequence);
-    let gate = if inside.sole { Gate::Own } else { Gate::of(&settings.policy) };
+    let pledge = promised(settings, &inside, kept, &replayed)?;
+    let gate = if inside.sole { Gate::Own } else { Gate::of(&pledge.kept()) };
     completion.set_gate(gate);
     for held in outbox.all() {
         completion.formed(held.place.sequence, held.bytes);
     }
-    let parts = Parts { order, outbox, completion, promise, ring: ring_cell };
-    let shared = share(settings, inside, &kept, parts)?;
+    let parts = Parts { order, outbox, completion, promise, pledge, ring: ring_cell };
+    let shared = share(inside, &kept, parts)?;
     let started = ring.start(Box::new(SourceFeed::new(Arc::clone(&shared), replayed.last)));
     if let Some(upto) = replayed.done {
         started.release(upto);
@@ -473,17 +485,44 @@ struct Parts {
     outbox: Outbox,
     completion: Completion,
     promise: Option<Arc<Promise>>,
+    pledge: Pledge,
     ring: Arc<OnceLock<crate::nvlog::Handle>>,
 }
 
-fn share(
+/// What is promised from this start on. What was written into a freeze, or kept as the next policy,
+/// comes first; else the file's comes next, as if this start were a freeze: it is kept durably
+/// before anything is ordered or told.
+fn promised(
     settings: &Settings,
-    inside: Inside,
-    kept: &Kept,
-    parts: Parts,
-) -> Result<Arc<Shared>, RecoverError> {
+    inside: &Inside,
+    kept: Kept,
+    replayed: &Replayed,
+) -> Result<Pledge, RecoverError> {
+    let (wanted, interval) = (settings.policy, settings.checkpoint_interval);
+    let Some(in_force) = kept.policy.filter(|_| !inside.sole) else {
+        // No hub has heard of any.
+        return Ok(Pledge::new(wanted, None, wanted, interval));
+    };
+    let written = replayed.freeze.filter(|freeze| freeze.cp > inside.row.applied);
+    let earlier = written.and_then(|freeze| freeze.policy).or(kept.next);
+    let now = if settings.accept_untold_policy {
+        Kept { policy: Some(wanted), next: None, ..kept }
+    } else {
+        let asked = Some(wanted).filter(|wanted| *wanted != in_force);
+        Kept { next: earlier.or(asked), ..kept }
+    };
+    if now != kept {
+        let (catalog, id) = (inside.pool.catalog(), inside.row.id);
+        let row = catalog.source(id)?.ok_or(RecoverError::Unknown(id))?;
+        let extension = inside.keeper.write(&row, &now)?;
+        catalog.update_source(id, move |row| row.extension = extension)?;
+    }
+    Ok(Pledge::new(now.policy.unwrap_or(wanted), now.next, wanted, interval))
+}
+
+fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, RecoverError> {
     let Inside { pool, row, volumes, keeper, sole, ground, .. } = inside;
-    let Parts { order, outbox, completion, promise, ring } = parts;
+    let Parts { order, outbox, completion, promise, pledge, ring } = parts;
     let pins = pool.pin_source(row.id)?;
     let pins: Pins =
         Arc::new(pins.into_iter().map(|pin| (pin.key().volume, Arc::new(pin))).collect());
@@ -520,7 +559,7 @@ fn share(
         source: row.id,
         generation: row.generation,
         volumes: offers.collect(),
-        policy: settings.policy,
+        pledge,
         pool,
         keeper,
         promise,
@@ -555,12 +594,17 @@ fn make_primary(shared: &Shared, replayed: &Replayed) -> Primary {
         generation: shared.generation,
         epoch: affiliation.epoch,
         volumes: shared.volumes.clone(),
-        policy: shared.policy,
+        policy: shared.pledge.in_force(),
         alone: shared.mark(),
     };
     let (own_cp, roots) = shared.own();
     let own = Own { cp: own_cp, roots: roots.clone() };
     let mut primary = Primary::new(identity, replayed.held_after, shared.outbox.all(), own);
+    if let Some(next) = shared.pledge.terms().next {
+        // Whatever was recovered may have been answered under the one before alone.
+        let behind = replayed.last.sequence;
+        drop(primary.step(Event::Promised { next, behind }));
+    }
     if let Some(freeze) = replayed.freeze {
         // Without a connection there is nothing to do.
         drop(primary.step(Event::Frozen { cp: freeze.cp, place: freeze.place }));

@@ -227,7 +227,7 @@ impl SendSide {
         let Some((cp, inline)) = self.wanted else { return };
         let Some(data) = planned(cp) else { return };
         self.wanted = None;
-        let inline = inline || self.shared.policy.apply == Apply::Inline;
+        let inline = inline || self.shared.pledge.in_force().apply == Apply::Inline;
         let frames = Frames::new(Arc::clone(&data.plan), Arc::clone(&data.rows), inline);
         let frames = frames.leaving_out(self.shared.left_out());
         self.data = Some(DataOut { cp, frames });

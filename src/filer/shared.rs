@@ -18,6 +18,7 @@ use super::keeper::{Keeper, Kept};
 use super::order::Order;
 use super::outbox::Outbox;
 use super::pass::Progress;
+use super::pledge::Pledge;
 use super::promise::Promise;
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::nvlog::Handle;
@@ -81,7 +82,7 @@ pub struct Shared {
     /// Its volumes.
     pub volumes: Vec<VolumeOffer>,
     /// What it promises.
-    pub policy: Policy,
+    pub pledge: Pledge,
     /// Its pool.
     pub pool: Arc<Pool>,
     /// How its bytes in its row of the pool are read and written.
@@ -298,10 +299,30 @@ impl Shared {
         state.answering = answering;
         drop(state);
         self.completion.set_gate(match answering {
-            Answering::Policy => Gate::of(&self.policy),
+            Answering::Policy => Gate::of(&self.pledge.kept()),
             Answering::Alone => Gate::Own,
             Answering::Held => Gate::Held,
         });
+    }
+
+    /// The policy that a freeze carries, if another one follows. Called before anything behind the
+    /// freeze is durable, and so before it is answered: both promises are kept from here on.
+    pub fn promise_at_freeze(&self) -> Option<Policy> {
+        let policy = self.pledge.freeze().filter(|_| !self.sole)?;
+        tracing::info!(source = %self.name, mode = %policy.mode, on_hub_loss = %policy.on_hub_loss,
+            "another policy follows this CP");
+        self.answer(self.answering());
+        Some(policy)
+    }
+
+    /// The hub has noted the policy; durable here when this returns. May block.
+    pub fn put_in_force(&self, policy: Policy) -> Result<(), PoolError> {
+        self.note(move |kept| (kept.policy, kept.next) = (Some(policy), None))?;
+        self.pledge.noted(policy);
+        tracing::info!(source = %self.name, mode = %policy.mode, on_hub_loss = %policy.on_hub_loss,
+            "the policy is in force");
+        self.answer(self.answering());
+        Ok(())
     }
 
     /// How far writes are answered.
@@ -324,9 +345,10 @@ impl Shared {
     /// by this end's own clock, whatever this end has slept through meanwhile.
     pub fn may_answer_reads(&self) -> bool {
         let lease = *self.lease.borrow();
-        self.policy.on_hub_loss == OnHubLoss::Continue
+        let policy = self.pledge.kept();
+        policy.on_hub_loss == OnHubLoss::Continue
             || self.sole
-            || lease.is_none_or(|since| since.elapsed() <= self.policy.hub_timeout)
+            || lease.is_none_or(|since| since.elapsed() <= policy.hub_timeout)
     }
 
     /// The epoch in which somebody else is primary (R12).
@@ -380,7 +402,8 @@ impl Shared {
     pub fn join(&self, hub: HubId, epoch: Epoch) -> Result<(), PoolError> {
         let _one = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         let (row, kept) = self.kept()?;
-        let bytes = self.keep(&row, &Kept { hub: Some(hub), ..kept })?;
+        let policy = Some(kept.policy.unwrap_or(self.pledge.in_force()));
+        let bytes = self.keep(&row, &Kept { hub: Some(hub), policy, ..kept })?;
         self.pool.catalog().update_source(self.source, move |row| {
             row.epoch = epoch;
             row.extension = bytes;

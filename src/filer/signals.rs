@@ -14,7 +14,8 @@ use super::feed::DurableFreeze;
 use super::plan::{Plan, TransferRow};
 use super::shared::Pins;
 use crate::units::hash::Root;
-use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
+use crate::units::policy::Policy;
 use crate::wire::message::Scanned;
 
 /// Scans that wait for the checkpoint thread or the forwarder.
@@ -78,6 +79,11 @@ impl CheckpointSignals {
     /// The thread is to end.
     pub fn stop(&self) {
         self.leave(|inbox| inbox.stop = true);
+    }
+
+    /// The terms have changed.
+    pub fn look_again(&self) {
+        self.leave(|_| ());
     }
 
     /// Clients are served from now on: what was asked for before counts.
@@ -144,6 +150,8 @@ pub struct SessionInbox {
     pub committed: Option<Committed>,
     /// Writers wait for the room of this CP, which is committed here.
     pub pressed: Option<CpNumber>,
+    /// Another policy follows, without a freeze: nothing was ordered behind the last one.
+    pub promised: Option<(Policy, SequenceNumber)>,
     /// Ask the hub to scan a CP.
     pub scan: Option<(CpNumber, u64)>,
     /// Answers to scans that the hub asked for.
@@ -173,6 +181,11 @@ impl SessionSignals {
     /// Writers wait for the room of a CP that is committed here.
     pub fn pressed(&self, cp: CpNumber) {
         self.leave(|inbox| inbox.pressed = Some(cp));
+    }
+
+    /// Another policy follows, and is kept durably.
+    pub fn promised(&self, next: Policy, behind: SequenceNumber) {
+        self.leave(|inbox| inbox.promised = Some((next, behind)));
     }
 
     /// The hub is to scan a CP.

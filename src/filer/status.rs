@@ -121,8 +121,10 @@ pub struct Status {
     pub ring: Option<RingStatus>,
     /// The pool; `None` if its state is lost.
     pub space: Option<Space>,
-    /// What it promises.
+    /// What it promises: the hub has noted it.
     pub policy: Policy,
+    /// What it will promise once the hub has noted that.
+    pub policy_next: Option<Policy>,
     /// The durable mark of writes acknowledged without the hub.
     pub alone: Option<AloneMark>,
     /// Its volumes.
@@ -155,7 +157,10 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
                                      what the hub lacks; bring the hub back, its image follows"
                 }
                 Answering::Policy => "writes wait until the hub is back or counts as lost",
-                Answering::Held => "clients wait until the hub is back",
+                Answering::Held => {
+                    "clients wait until the hub is back; if it is gone for good, write \
+                     on_hub_loss = \"continue\" and start with --accept-untold-policy"
+                }
             };
             (SourceState::Offline, reason, next.to_owned())
         }
@@ -284,6 +289,7 @@ pub fn status(shared: &Arc<Shared>) -> Status {
     let (own_durable, hub_durable) = shared.completion.cursors();
     let (own_cp, roots) = shared.own();
     let (ladder, oldest) = shared.outbox.ladder();
+    let terms = shared.pledge.terms();
     Status {
         name: shared.name.clone(),
         id: shared.source,
@@ -307,7 +313,9 @@ pub fn status(shared: &Arc<Shared>) -> Status {
         held: shared.outbox.figures(),
         ring: shared.ring().map(crate::nvlog::Handle::status),
         space: shared.pool.space().ok(),
-        policy: shared.policy,
+        policy: terms.in_force,
+        policy_next: Some(terms.next.unwrap_or(terms.wanted))
+            .filter(|next| *next != terms.in_force),
         alone: shared.mark(),
         volumes: volumes(shared, &roots),
         counters: shared.counters.values(),

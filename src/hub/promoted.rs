@@ -112,7 +112,7 @@ impl HubKeeper {
 impl Keeper for HubKeeper {
     fn read(&self, row: &SourceRow) -> Result<Kept, KeeperError> {
         let Extension { transfer, nvram_made, .. } = Extension::of(row).map_err(KeeperError)?;
-        Ok(Kept { nvram_made, hub: Some(self.hub), transfer, alone: None, fenced: None })
+        Ok(Kept { nvram_made, hub: Some(self.hub), transfer, ..Kept::default() })
     }
 
     fn write(&self, row: &SourceRow, kept: &Kept) -> Result<Vec<u8>, KeeperError> {
@@ -233,11 +233,12 @@ impl Promoted {
             ground,
             settings: Settings {
                 policy: Policy::default(),
+                checkpoint_interval: self.options.checkpoint_interval,
                 accept_lost_nvram: false,
+                accept_untold_policy: false,
                 ring: RingOptions { thread_name: "promoted".to_owned(), ..RingOptions::default() },
                 ring_shape: RingShape::default(),
             },
-            checkpoint_interval: self.options.checkpoint_interval,
             stop_timeout: self.options.stop_timeout,
         };
         Ok(Filer::start_in(Arc::clone(&self.pool), nvram, options).await?)

@@ -13,6 +13,7 @@
 mod apart;
 mod checkpoint;
 mod joining;
+mod promise;
 mod volumes;
 
 use std::collections::VecDeque;
@@ -30,6 +31,7 @@ use crate::wire::message::{
 };
 
 use self::apart::Apart;
+use self::promise::Change;
 use self::volumes::Volumes;
 
 /// Who the source is; constant for one run of it, but for hub and epoch, which Welcome may set.
@@ -94,6 +96,9 @@ pub enum Event {
     OwnDurable(TransferId),
     /// The freeze of a CP is durable in the own NVRAM.
     Frozen { cp: CpNumber, place: Place },
+    /// Another policy was written into a freeze, of which [`Event::Frozen`] tells next, or was met at
+    /// a start: behind that sequence number both are kept.
+    Promised { next: Policy, behind: SequenceNumber },
     /// The own commit of the frozen CP is durable.
     Committed { cp: CpNumber, roots: Vec<(VolumeNumber, Root)> },
     /// All Updates of the newest [`Action::SendData`] were handed to the socket; what an older one
@@ -164,6 +169,11 @@ pub enum Action {
     Scanned(crate::wire::message::Scanned),
     /// The CP was refused and will be tried again as said.
     Rejected { cp: CpNumber, reason: String, no_space: bool },
+    /// Close the connection, say [`Event::Disconnected`], connect again at once: the hub is well,
+    /// and hears of the next policy.
+    Renew,
+    /// The hub has noted the next policy: keep it durably, and from now on it alone.
+    InForce(Policy),
     /// Close the connection, say [`Event::Disconnected`], connect again later.
     Close { reason: String },
     /// Close and do not connect again by yourself. What the source does alone is still told.
@@ -236,6 +246,8 @@ pub struct Primary {
     cp_max: CpNumber,
     pending: Option<PendingCp>,
     apart: Apart,
+    /// A policy that follows the one in force.
+    change: Option<Change>,
     volumes: Volumes,
     answering: Answering,
     /// The CP that the hub has published, as far as it said.
@@ -275,6 +287,7 @@ impl Primary {
             cp_max: own.cp,
             pending: None,
             apart,
+            change: None,
             volumes: Volumes::default(),
             answering: Answering::Policy,
             hub_cp: CpNumber(0),
@@ -327,6 +340,7 @@ impl Primary {
             }
             Event::OwnDurable(id) => self.own_durable = self.own_durable.max(id),
             Event::Frozen { cp, place } => self.frozen(cp, place),
+            Event::Promised { next, behind } => self.promised(next, behind),
             Event::Committed { cp, roots } => self.committed(cp, roots),
             Event::DataSent { cp, bytes } => self.data_sent(cp, bytes),
             Event::Retry => {
@@ -344,6 +358,7 @@ impl Primary {
             Event::Fenced(epoch) => self.fenced(epoch, &mut actions),
         }
         self.pump(&mut actions);
+        self.pump_promise(&mut actions);
         self.check();
         actions
     }
@@ -555,6 +570,7 @@ impl Primary {
         use std::hash::Hash;
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         self.apart.fingerprint(to);
+        self.promise_fingerprint(to);
         self.volumes.fingerprint(to);
         self.hub_cp.hash(to);
         self.answering.hash(to);

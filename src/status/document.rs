@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::SCHEMA;
+use super::config::ConfigStatus;
 use super::health::Health;
 use crate::units::hash::Root;
 use crate::units::ids::SourceId;
@@ -197,6 +198,9 @@ pub struct SourceEntry {
     pub visible_bytes: u64,
     /// Volumes, by name.
     pub volumes: Vec<VolumeStatus>,
+    /// What the source's file asks for, until it is in force; only a source knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_next: Option<Policy>,
 }
 
 /// The ring of the process.
@@ -239,6 +243,9 @@ pub struct HubStatus {
     pub pool: Option<PoolStatus>,
     /// One word and its reasons.
     pub health: Health,
+    /// Its files against what runs; not there if all of them runs.
+    #[serde(default, skip_serializing_if = "ConfigStatus::is_empty")]
+    pub config: ConfigStatus,
 }
 
 /// What `status --json` prints on a source.
@@ -254,6 +261,9 @@ pub struct SourceStatus {
     pub pool: Option<PoolStatus>,
     /// One word and its reasons.
     pub health: Health,
+    /// Its files against what runs; not there if all of them runs.
+    #[serde(default, skip_serializing_if = "ConfigStatus::is_empty")]
+    pub config: ConfigStatus,
 }
 
 /// Either document; told apart by `sources` or `source`.
@@ -274,7 +284,8 @@ impl StatusDocument {
         pool: Option<PoolStatus>,
     ) -> Self {
         let health = Health::derive(&sources, nvram.as_ref(), pool.as_ref());
-        Self::Hub(HubStatus { schema: SCHEMA, sources, nvram, pool, health })
+        let config = ConfigStatus::default();
+        Self::Hub(HubStatus { schema: SCHEMA, sources, nvram, pool, config, health })
     }
 
     /// The document of a source, its health derived from the parts.
@@ -284,7 +295,22 @@ impl StatusDocument {
         pool: Option<PoolStatus>,
     ) -> Self {
         let health = Health::derive(std::slice::from_ref(&source), nvram.as_ref(), pool.as_ref());
-        Self::Source(Box::new(SourceStatus { schema: SCHEMA, source, nvram, pool, health }))
+        let (schema, config) = (SCHEMA, ConfigStatus::default());
+        Self::Source(Box::new(SourceStatus { schema, source, nvram, pool, config, health }))
+    }
+
+    /// With what its files say; what is wrong there is a reason of health as well.
+    #[must_use]
+    pub fn with_config(mut self, status: ConfigStatus) -> Self {
+        let (config, health) = match &mut self {
+            Self::Hub(hub) => (&mut hub.config, &mut hub.health),
+            Self::Source(own) => (&mut own.config, &mut own.health),
+        };
+        let mut reasons = std::mem::take(&mut health.reasons);
+        reasons.extend(status.reasons());
+        *health = Health::from_reasons(reasons);
+        *config = status;
+        self
     }
 
     /// The sources it tells of: all of a hub, or the one.
@@ -340,6 +366,7 @@ pub(crate) mod tests {
                 cache: "writethrough".into(),
                 lag_limit: None,
             }),
+            policy_next: None,
             alone_since: None,
             epoch: 1,
             generation: 3,

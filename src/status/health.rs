@@ -194,6 +194,7 @@ mod tests {
             reason: "because".into(),
             next_step: "do this".into(),
             policy: None,
+            policy_next: None,
             alone_since: None,
             epoch: 0,
             generation: 0,

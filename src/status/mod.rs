@@ -13,6 +13,7 @@
 //! * [`answers`]: what `checkpoint`, `verify` and `pool-check` answer
 
 pub mod answers;
+pub mod config;
 pub mod document;
 pub mod health;
 

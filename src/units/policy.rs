@@ -202,6 +202,30 @@ impl Policy {
         self.mode == Mode::Sync && self.on_hub_loss == OnHubLoss::Stop
     }
 
+    /// What keeps both promises at once: how a source behaves between two policies. How CPs travel
+    /// and what the hub does before it acknowledges are taken from this one.
+    pub fn strictest(&self, other: &Self) -> Self {
+        let (lag, more) = (self.lag_limit, other.lag_limit);
+        let lag_limit = match (self.mode, other.mode) {
+            (Mode::SemiSync, Mode::SemiSync) => {
+                LagLimit { bytes: lag.bytes.min(more.bytes), time: lag.time.min(more.time) }
+            }
+            (_, Mode::SemiSync) => more,
+            _ => lag,
+        };
+        let stops = [self.on_hub_loss, other.on_hub_loss].contains(&OnHubLoss::Stop);
+        let through = [self.cache, other.cache].contains(&Cache::Writethrough);
+        Self {
+            // The words stand in the order of their strength.
+            mode: if u8::from(other.mode) < u8::from(self.mode) { other.mode } else { self.mode },
+            on_hub_loss: if stops { OnHubLoss::Stop } else { OnHubLoss::Continue },
+            cache: if through { Cache::Writethrough } else { Cache::Writeback },
+            lag_limit,
+            hub_timeout: self.hub_timeout.min(other.hub_timeout),
+            ..*self
+        }
+    }
+
     /// The bytes for a catalog row, little-endian: five numbers, the hub timeout in milliseconds
     /// (3; longer ones are cut), the lag limit in bytes (8) and in milliseconds (8).
     pub fn encode(&self) -> [u8; POLICY_BYTES] {
@@ -310,6 +334,45 @@ mod tests {
         assert_eq!(shorter, Policy { mode: Mode::Async, ..Policy::default() });
         assert!(rmp_serde::from_slice::<Policy>(&[0x91, 5]).is_err(), "a mode nobody knows");
         assert!(rmp_serde::from_slice::<Policy>(&[0x91, 0]).is_err());
+    }
+
+    /// Goal: behaving by the strictest of two keeps either promise. Method: all pairs of modes,
+    /// losses and caches.
+    #[test]
+    fn the_strictest_of_two_keeps_both() {
+        let all = || {
+            Mode::WORDS.iter().flat_map(|&(_, mode)| {
+                let losses = OnHubLoss::WORDS.iter();
+                losses.flat_map(move |&(_, on_hub_loss)| {
+                    Cache::WORDS.iter().map(move |&(_, cache)| Policy {
+                        mode,
+                        on_hub_loss,
+                        cache,
+                        ..Policy::default()
+                    })
+                })
+            })
+        };
+        for (one, other) in all().flat_map(|one| all().map(move |other| (one, other))) {
+            let both = one.strictest(&other);
+            assert_eq!(both, Policy { ..other.strictest(&one) }, "it does not matter who asks");
+            for policy in [one, other] {
+                assert!(u8::from(both.mode) <= u8::from(policy.mode));
+                assert!(both.never_alone() || !policy.never_alone());
+                assert!(
+                    both.on_hub_loss == policy.on_hub_loss || both.on_hub_loss == OnHubLoss::Stop
+                );
+                assert!(both.cache == policy.cache || both.cache == Cache::Writethrough);
+            }
+            assert!(both.mode == one.mode || both.mode == other.mode, "and no stricter");
+        }
+        let short = LagLimit { bytes: ByteCount(1), time: Duration::from_secs(9) };
+        let quick = LagLimit { bytes: ByteCount(2), time: Duration::from_secs(3) };
+        let semi = |lag_limit| Policy { mode: Mode::SemiSync, lag_limit, ..Policy::default() };
+        let both = semi(short).strictest(&semi(quick)).lag_limit;
+        assert_eq!(both, LagLimit { bytes: ByteCount(1), time: Duration::from_secs(3) });
+        let alone = Policy { mode: Mode::Async, lag_limit: short, ..Policy::default() };
+        assert_eq!(alone.strictest(&semi(quick)).lag_limit, quick);
     }
 
     #[test]

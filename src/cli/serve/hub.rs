@@ -9,10 +9,13 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::reload::{self, Files};
 use super::{
     Doors, answer, collect_source, end_of, failed, join, kept, pool_check, unknown_volume,
 };
 use crate::cli::signals::{Signal, Signals};
+use crate::config::load::load_hub;
+use crate::config::reload::hub_changes;
 use crate::config::schema::{HubConfig, Listen};
 use crate::control::message as control;
 use crate::control::message::{
@@ -37,6 +40,7 @@ use crate::status::answers::{
     CheckpointAnswer, CheckpointOfSource, FailbackAnswer, FailoverAnswer, Unproven, Verdict,
     VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
+use crate::status::config::ConfigDiffAnswer;
 use crate::status::document::{
     AloneSince, Policy, SourceEntry, State, StatusDocument, VolumeStatus, VolumeTrouble,
 };
@@ -49,11 +53,11 @@ use crate::wire::message as wire;
 const APPLIERS_MIN: usize = 2;
 
 /// Runs a hub until it is told to stop.
-pub fn run(config: &HubConfig) -> Result<()> {
+pub fn run(config: HubConfig) -> Result<()> {
     let metrics = crate::observe::recorder::install("hub")?;
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
-    let options = options(config);
+    let options = options(&config);
     let system = actix::System::new();
     system.block_on(async move {
         let mut signals = Signals::install().context("cannot catch signals")?;
@@ -63,7 +67,8 @@ pub fn run(config: &HubConfig) -> Result<()> {
         let server = Server::new(Options::default());
         let stop = CancellationToken::new();
         let started = Instant::now();
-        let view = Arc::new(View { hub: hub.clone(), server: server.clone(), started });
+        let files = Files::new(config);
+        let view = Arc::new(View { hub: hub.clone(), server: server.clone(), started, files });
         let images = Images::new(hub.shared().clone());
         let mut tasks = doors.open(&server, images, view.clone(), metrics, &stop);
         tasks.push(tokio::spawn(admin.run(view, stop.clone())));
@@ -125,9 +130,19 @@ struct View {
     hub: Arc<Hub>,
     server: Server,
     started: Instant,
+    files: Files<HubConfig>,
 }
 
 impl View {
+    /// What a reload would do.
+    fn difference(&self) -> ConfigDiffAnswer {
+        let running = self.files.running();
+        match load_hub(&running.file) {
+            Ok(config) => reload::difference(&hub_changes(&running, &config), Vec::new()),
+            Err(problems) => reload::difference(&[], reload::listed(&problems)),
+        }
+    }
+
     /// The sources a request names, or all.
     fn names(&self, only: Option<&SourceName>) -> Result<Vec<SourceName>, AdminError> {
         let all: Vec<_> = self.hub.snapshots().iter().map(|s| s.name.clone()).collect();
@@ -406,6 +421,7 @@ impl Admin for View {
                     });
                     self.failback(source, failback::Ask { keep, to }, progress).await
                 }
+                Request::ConfigDiff {} => answer(&self.difference()),
                 Request::PoolCheck {} => pool_check(self.hub.shared().pool.clone()).await,
             }
         })
@@ -454,6 +470,7 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         reason: snapshot.reason.clone(),
         next_step: snapshot.next_step.clone(),
         policy: snapshot.policy.as_ref().map(Policy::from),
+        policy_next: None,
         alone_since: snapshot.alone.map(AloneSince::from),
         epoch: snapshot.epoch.number,
         generation: snapshot.generation.number,

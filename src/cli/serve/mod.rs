@@ -6,6 +6,7 @@
 
 mod hub;
 mod kept;
+mod reload;
 mod source;
 
 use std::collections::BTreeMap;
@@ -56,6 +57,10 @@ pub struct SourceArguments {
     /// Start although the NVRAM is gone or damaged: what the hub holds is fetched, the rest is lost
     #[arg(long)]
     accept_lost_nvram: bool,
+    /// Start with the file's policy at once, though the hub may know of a stronger one: a failover
+    /// there may then call complete what is not
+    #[arg(long)]
+    accept_untold_policy: bool,
 }
 
 /// Runs a hub until it is told to stop.
@@ -63,14 +68,18 @@ pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
     let config =
         crate::config::load::load_hub(&arguments.config.file()?).map_err(Failure::Problems)?;
     start_logging()?;
-    ended(hub::run(&config))
+    ended(hub::run(config))
 }
 
 /// Runs a source until it is told to stop.
 pub fn run_source(arguments: &SourceArguments) -> Result<Done, Failure> {
     let config = source::load(&arguments.config.file()?).map_err(Failure::Problems)?;
     start_logging()?;
-    ended(source::run(&config, arguments.accept_lost_nvram))
+    let accept = source::Accept {
+        lost_nvram: arguments.accept_lost_nvram,
+        untold_policy: arguments.accept_untold_policy,
+    };
+    ended(source::run(config, accept))
 }
 
 fn start_logging() -> Result<(), Failure> {

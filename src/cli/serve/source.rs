@@ -9,8 +9,10 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::reload::{self, Files};
 use super::{Doors, answer, end_of, join, pool_check, unknown_volume};
 use crate::cli::signals::{Signal, Signals};
+use crate::config::reload::{reloaded_source, source_changes};
 use crate::config::schema::SourceConfig;
 use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
 use crate::control::server::{Admin, AdminServer};
@@ -27,6 +29,7 @@ use crate::status::answers::{
     CheckpointAnswer, CheckpointOfSource, Unproven, Verdict, VerifyAnswer, VerifyOfVolume,
     VolumeRoot,
 };
+use crate::status::config::ConfigDiffAnswer;
 use crate::status::document::{
     AloneSince, NvramStatus, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
     VolumeTrouble,
@@ -39,9 +42,17 @@ use crate::units::numbers::ByteCount;
 /// A clean stop waits this long for the last CP to be published.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs a source until it is told to stop. `accept_lost_nvram`: what only its NVRAM held may be
-/// gone, the hub is asked for it.
-pub fn run(config: &SourceConfig, accept_lost_nvram: bool) -> Result<()> {
+/// What an administrator has accepted for this start.
+#[derive(Debug, Clone, Copy)]
+pub struct Accept {
+    /// What only its NVRAM held may be gone, the hub is asked for it.
+    pub lost_nvram: bool,
+    /// The file's policy is in force at once, though the hub may know of a stronger one.
+    pub untold_policy: bool,
+}
+
+/// Runs a source until it is told to stop.
+pub fn run(config: SourceConfig, accept: Accept) -> Result<()> {
     let metrics = crate::observe::recorder::install("source")?;
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
@@ -54,15 +65,16 @@ pub fn run(config: &SourceConfig, accept_lost_nvram: bool) -> Result<()> {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let admin = AdminServer::bind(&config.data_dir).await?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
-        let filer = Arc::new(Filer::start(options(config, accept_lost_nvram)).await?);
+        let filer = Arc::new(Filer::start(options(&config, accept)).await?);
         let server = Server::new(Options::default());
         let stop = CancellationToken::new();
-        let view = Arc::new(View { filer: filer.clone(), server: server.clone() });
+        let files = Files::new(config);
+        let view = Arc::new(View { filer: filer.clone(), server: server.clone(), files });
         let mut tasks = doors.open(&server, filer.exports(), view.clone(), metrics, &stop);
         let admin_stop = CancellationToken::new();
-        let admin_task = tokio::spawn(admin.run(view, admin_stop.clone()));
+        let admin_task = tokio::spawn(admin.run(view.clone(), admin_stop.clone()));
         while signals.next().await == Signal::Reload {
-            tracing::warn!("a reload of source.toml is not available in this version: restart");
+            view.reload();
         }
         tracing::info!("stopping");
         // The volumes are told first, so that what is ordered is in the last CP; status and
@@ -78,7 +90,7 @@ pub fn run(config: &SourceConfig, accept_lost_nvram: bool) -> Result<()> {
     })
 }
 
-fn options(config: &SourceConfig, accept_lost_nvram: bool) -> FilerOptions {
+fn options(config: &SourceConfig, accept: Accept) -> FilerOptions {
     let device = config.pool.devices.first();
     let pool = device.map(|device| (device.path.clone(), device.size)).unwrap_or_default();
     FilerOptions {
@@ -91,7 +103,8 @@ fn options(config: &SourceConfig, accept_lost_nvram: bool) -> FilerOptions {
         checkpoint_interval: config.checkpoint_interval,
         policy: config.policy(),
         resync_limit: config.replication.resync_limit,
-        accept_lost_nvram,
+        accept_lost_nvram: accept.lost_nvram,
+        accept_untold_policy: accept.untold_policy,
         stop_timeout: STOP_TIMEOUT,
     }
 }
@@ -101,9 +114,35 @@ fn options(config: &SourceConfig, accept_lost_nvram: bool) -> FilerOptions {
 struct View {
     filer: Arc<Filer>,
     server: Server,
+    files: Files<SourceConfig>,
 }
 
 impl View {
+    /// Reads source.toml again: what needs no restart is taken over, the policy behind the next CP.
+    fn reload(&self) {
+        let running = self.files.running();
+        let file = running.file.clone();
+        match load(&file) {
+            Ok(config) => {
+                let changes = source_changes(&running, &config);
+                let now = reloaded_source(&running, config);
+                self.filer.reload(now.policy(), now.checkpoint_interval);
+                tracing::info!(file = %file.display(), changes = changes.len(), "reloaded");
+                self.files.taken(now, &changes, Vec::new());
+            }
+            Err(problems) => self.files.refused(&file, &problems),
+        }
+    }
+
+    /// What a reload would do.
+    fn difference(&self) -> ConfigDiffAnswer {
+        let running = self.files.running();
+        match load(&running.file) {
+            Ok(config) => reload::difference(&source_changes(&running, &config), Vec::new()),
+            Err(problems) => reload::difference(&[], reload::listed(&problems)),
+        }
+    }
+
     fn own_name(&self, only: Option<&SourceName>) -> Result<SourceName, AdminError> {
         let name = self.filer.status().name;
         match only {
@@ -239,6 +278,7 @@ impl Admin for View {
                     "this is a source, and a hub gives the volumes back",
                     "name the configuration of the hub with --config",
                 )),
+                Request::ConfigDiff {} => answer(&self.difference()),
                 Request::PoolCheck {} => pool_check(self.filer.pool()).await,
             }
         })
@@ -268,7 +308,7 @@ impl Observed for View {
         let status = self.filer.status();
         let nvram = status.ring.as_ref().map(nvram_status);
         let pool = super::pool_status(&self.filer.pool());
-        StatusDocument::source(entry(&status), nvram, pool)
+        StatusDocument::source(entry(&status), nvram, pool).with_config(self.files.status())
     }
 }
 
@@ -320,6 +360,7 @@ fn entry(status: &Status) -> SourceEntry {
         reason: status.reason.clone(),
         next_step: status.next_step.clone(),
         policy: Some(Policy::from(&status.policy)),
+        policy_next: status.policy_next.as_ref().map(Policy::from),
         alone_since: status.alone.map(AloneSince::from),
         epoch: status.epoch.number,
         generation: status.generation.number,

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::limits::{ENTRY_DATA_BYTES_MAX, TRANSFER_BYTES_MAX, TRANSFER_ENTRIES_MAX};
 use crate::record::entry::{ENTRY_BYTES, Entry, EntryKind};
 use crate::record::envelope::record_bytes;
-use crate::record::marks::MARK_BYTES;
+use crate::record::marks::FREEZE_BYTES_MAX;
 use crate::record::transfer::{TRANSFER_HEADER_BYTES, Transfer};
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{low_u32, to_u64, to_usize};
@@ -127,7 +127,7 @@ impl Batch {
                 open = Former::default();
             }
             Queued::Freeze(_) => {
-                closed += open.record_bytes() + record_bytes(to_u64(MARK_BYTES));
+                closed += open.record_bytes() + record_bytes(to_u64(FREEZE_BYTES_MAX));
                 open = Former::default();
             }
         }

@@ -96,7 +96,7 @@ impl<'a> Replay<'a> {
         position: LogPosition,
         end: LogPosition,
     ) -> Result<(), RecoverError> {
-        let Freeze { cp, place } = Freeze::decode(&record.body)
+        let Freeze { cp, place, policy } = Freeze::decode(&record.body)
             .map_err(|error| RecoverError::Freeze { position, error })?;
         let last = self.last;
         if self.held_after.is_none() || place != last {
@@ -106,7 +106,7 @@ impl<'a> Replay<'a> {
         self.order.replay_freeze(cp).map_err(|error| chain(position, last, &error))?;
         // No two are under way at once: the one before was done, and only its release was not
         // written down yet.
-        if let Some(before) = self.freeze.replace(DurableFreeze { cp, place, end }) {
+        if let Some(before) = self.freeze.replace(DurableFreeze { cp, place, policy, end }) {
             self.outbox.drop_upto(before.cp);
             self.held_after = Some(before.place);
             self.done = Some(before.end);

@@ -19,6 +19,7 @@ use crate::session::mirror::{Action, Arrived, Build, Event, Known, Mirror, Outco
 use crate::units::hash::{Root, StreamHash};
 use crate::units::ids::HubId;
 use crate::units::numbers::{CpNumber, Epoch, Generation, TransferId, VolumeNumber};
+use crate::units::policy::Policy;
 use crate::volume::root::hash_reader;
 use crate::wire::message::{CpEnd, Frame, Message, Scanned, VolumeRoot, VolumeScan};
 use crate::wire::updates::{Decoder, Run, inline_blocks};
@@ -169,6 +170,10 @@ impl Hub {
 
     pub(super) fn applied(&self) -> CpNumber {
         self.lock().mirror.known().applied_cp
+    }
+
+    pub(super) fn policy(&self) -> Option<Policy> {
+        self.lock().mirror.known().policy
     }
 
     pub(super) fn want_checkpoint(&self) {

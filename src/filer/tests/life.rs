@@ -158,7 +158,7 @@ fn the_hub_and_the_interval_ask_for_checkpoints() {
         let hub = Hub::start(4 << 20).await;
         let stores = Stores::new();
         let mut behaviour = behaviour(&hub, Apply::Reference);
-        behaviour.checkpoint_interval = Duration::from_millis(50);
+        behaviour.wanted.checkpoint_interval = Duration::from_millis(50);
         let filer = try_start(&stores, behaviour).await.unwrap();
         filer.served().await;
         let export = open(&filer, "vol0").await;
@@ -278,6 +278,7 @@ fn file_options(directory: &std::path::Path, hub: &Hub) -> FilerOptions {
         checkpoint_interval: Duration::from_secs(3600),
         policy: promise(Apply::Reference),
         accept_lost_nvram: false,
+        accept_untold_policy: false,
         stop_timeout: Duration::from_secs(10),
     }
 }

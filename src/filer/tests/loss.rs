@@ -367,7 +367,7 @@ fn a_silent_hub_is_dropped_and_met_again() {
     runtime().block_on(async {
         let hub = Hub::start(4 << 20).await;
         let mut impatient = behaviour(&hub, Apply::Reference);
-        impatient.forward.hub_timeout = Duration::from_millis(500);
+        impatient.wanted.policy.hub_timeout = Duration::from_millis(500);
         let filer = try_start(&Stores::new(), impatient).await.unwrap();
         filer.served().await;
         hub.control(|control| control.deaf = true);
@@ -389,7 +389,7 @@ fn an_idle_connection_with_a_short_timeout_stays() {
     runtime().block_on(async {
         let hub = Hub::start(4 << 20).await;
         let mut impatient = behaviour(&hub, Apply::Reference);
-        impatient.forward.hub_timeout = Duration::from_millis(400);
+        impatient.wanted.policy.hub_timeout = Duration::from_millis(400);
         let filer = try_start(&Stores::new(), impatient).await.unwrap();
         filer.served().await;
         let (before, since) = (hub.seen().connections, filer.status().uptime);

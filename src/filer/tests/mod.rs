@@ -1,6 +1,7 @@
 //! The engine against an in-process hub, on simulated devices that can be cut, failed and opened
 //! again.
 
+mod changes;
 mod hub;
 mod life;
 mod loss;
@@ -73,7 +74,9 @@ fn behaviour(hub: &Hub, apply: Apply) -> Behaviour {
             name: "filer-a".parse().unwrap(),
             volumes: vec![name("vol0"), name("vol1")],
             policy: promise(apply),
+            checkpoint_interval: Duration::from_secs(3600),
             accept_lost_nvram: false,
+            accept_untold_policy: false,
             ring: RingOptions::default(),
             ring_shape: RingShape { area_bytes_min: 1 << 20, commit_bytes_max: 512 << 10 },
             pool: PoolOptions { node_cache_bytes: 1 << 20, ..PoolOptions::default() },
@@ -81,11 +84,9 @@ fn behaviour(hub: &Hub, apply: Apply) -> Behaviour {
         forward: ForwardOptions {
             resync_limit: None,
             hub: hub.address,
-            hub_timeout: Duration::from_secs(5),
             backoff: Backoff { least: Duration::from_millis(5), most: Duration::from_millis(20) },
             seed: 7,
         },
-        checkpoint_interval: Duration::from_secs(3600),
         stop_timeout: Duration::from_secs(10),
     }
 }

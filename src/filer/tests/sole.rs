@@ -136,11 +136,12 @@ fn engine_options(source: SourceId) -> EngineOptions {
         ground: None,
         settings: Settings {
             policy: Policy::default(),
+            checkpoint_interval: Duration::from_secs(3600),
             accept_lost_nvram: false,
+            accept_untold_policy: false,
             ring: RingOptions::default(),
             ring_shape: RingShape { area_bytes_min: 1 << 20, commit_bytes_max: 512 << 10 },
         },
-        checkpoint_interval: Duration::from_secs(3600),
         stop_timeout: Duration::from_secs(10),
     }
 }
@@ -232,7 +233,7 @@ fn the_interval_and_a_full_partition_make_cps() {
         let stores = shared_stores(1 << 20);
         let pool = open_pool(&stores).unwrap();
         let mut options = engine_options(A);
-        options.checkpoint_interval = Duration::from_millis(50);
+        options.settings.checkpoint_interval = Duration::from_millis(50);
         let nvram = store(&stores.nvram, false);
         let filer = Filer::start_in(Arc::clone(&pool), nvram, options).await.unwrap();
         let export = open(&filer, "vol0").await;

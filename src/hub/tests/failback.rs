@@ -40,6 +40,7 @@ fn filer_options(dir: &Path, hub: std::net::SocketAddr, policy: Policy) -> Filer
         policy,
         resync_limit: None,
         accept_lost_nvram: false,
+        accept_untold_policy: false,
         stop_timeout: Duration::from_secs(10),
     }
 }

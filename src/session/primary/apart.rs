@@ -21,7 +21,6 @@ use super::{Action, Answering, Data, PendingCp, Primary, State, refused};
 use crate::record::marks::Place;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
-use crate::units::policy::OnHubLoss;
 use crate::wire::message::{
     CpEnd, CpRejected, Message, PartitionFull, RefusedCode, Standing, VolumeRoot,
 };
@@ -146,7 +145,7 @@ impl Primary {
     /// Whether writes are acknowledged without the hub when it is away. A source that never was
     /// welcomed is usable at once.
     pub(super) fn goes_on_alone(&self) -> bool {
-        self.identity.policy.on_hub_loss == OnHubLoss::Continue || self.identity.hub.is_none()
+        self.promises_to_go_on() || self.identity.hub.is_none()
     }
 
     /// Whether the hub has said that somebody else is this source, or is primary for it: then

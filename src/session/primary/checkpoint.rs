@@ -114,8 +114,12 @@ impl Primary {
             Some(last) => self.held[last].place.sequence,
             None => self.held_after.sequence,
         };
+        let (acked, held_after) = (self.hub_sequence(), self.held_after.sequence);
         let Some(pending) = &mut self.pending else { return };
-        let forwards = self.identity.policy.forwards();
+        // What went before the source began to send CPs only is used once more: the hub may hold
+        // acknowledged writes behind this CP as well.
+        let whole = acked >= pending.place.sequence && pending.place.sequence > held_after;
+        let forwards = self.identity.policy.forwards() || whole;
         if pending.data == Data::Waiting && (sent >= pending.place.sequence || !forwards) {
             // Refused twice it is sent all inline, whatever was asked for (R19).
             let replay = self.identity.policy.apply == policy::Apply::Replay && !pending.inline;

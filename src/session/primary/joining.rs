@@ -46,7 +46,7 @@ impl Primary {
             own_cp: self.own_cp,
             cp_max: self.cp_max,
             serving: self.serving,
-            policy: self.identity.policy,
+            policy: self.told_policy(),
             alone: self.identity.alone,
         }))));
     }
@@ -67,6 +67,7 @@ impl Primary {
         self.identity.hub = Some(welcome.hub);
         self.identity.epoch = welcome.epoch;
         actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
+        self.noted(actions);
         self.leave_out(&welcome.refused, actions);
         match joining {
             Joining::Resend(position) => {

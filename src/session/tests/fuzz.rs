@@ -417,7 +417,9 @@ impl PrimaryShell {
                 | Action::ClearApart
                 | Action::SendPass { .. }
                 | Action::PassEnded { .. }
-                | Action::Freeze) => panic!("no peer makes a source under `stop` do {other:?}"),
+                | Action::Freeze
+                | Action::Renew
+                | Action::InForce(_)) => panic!("no peer makes a source under `stop` do {other:?}"),
             }
         }
     }

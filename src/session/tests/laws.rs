@@ -10,6 +10,7 @@ use super::world::{Frame, Record, UPDATE_BYTES, World};
 use crate::record::marks::Place;
 use crate::units::convert::to_u64;
 use crate::units::numbers::CpNumber;
+use crate::units::policy::Mode;
 use crate::wire::message::Message;
 
 impl World {
@@ -32,9 +33,19 @@ impl World {
         if alone && !source.apart {
             return Some("R4: answers alone without the durable mark".to_owned());
         }
-        if !source.apart && !self.on_line(self.acked, hub.last()) {
-            let (acked, last) = (self.acknowledged(), hub.last());
-            return Some(format!("invariant 1: write {acked} is not on the hub, {last:?}"));
+        // What the hub would say after the source's loss must be true, whatever the source knows.
+        let strict = hub.told.is_some_and(|(policy, alone)| policy.never_alone() && !alone);
+        let in_sync = hub.told.is_none_or(|(policy, _)| policy.mode == Mode::Sync);
+        let (policies, last) = ([source.wanted, source.policy], hub.last());
+        let changes = source.next.is_some() || policies.iter().any(|p| *p == source.alternate);
+        let rule = if changes { "R20" } else { "invariant 1" };
+        if (strict || !source.apart && in_sync) && !self.on_line(self.acked, last) {
+            let acked = self.acknowledged();
+            return Some(format!("{rule}: write {acked} is not on the hub, {last:?}"));
+        }
+        if !source.apart && !self.on_line(self.acked_both, last) {
+            let acked = self.acked_both.sequence;
+            return Some(format!("R20: write {acked}, answered under sync, is not on the hub"));
         }
         let (cp, place) = hub.image;
         if hub.content != place {
@@ -172,15 +183,17 @@ impl World {
         self.budget.hash(to);
         (self.damaged, self.link_lied, self.source.generation, self.entries).hash(to);
         place(self.acked, to);
+        place(self.acked_both, to);
         let source = &self.source;
         (source.durable, source.hub.is_some(), source.own.0, source.apart).hash(to);
         place(source.own.1, to);
+        (source.wanted, source.policy, source.next, self.hub.told).hash(to);
         place(source.base, to);
         place(source.released, to);
         for record in &source.ring {
             match record {
                 Record::Transfer(arrived) => (0, arrived.place.hash, arrived.header.cp).hash(to),
-                Record::Freeze { cp, .. } => (1, cp).hash(to),
+                Record::Freeze { cp, policy, .. } => (1, cp, policy).hash(to),
             }
         }
         let mut connections = (None, None);
@@ -189,7 +202,10 @@ impl World {
             (up.serving, up.halted, up.counter, up.label, up.sending).hash(to);
             (up.data, up.parked, up.marking, up.answering, up.wants_freeze).hash(to);
             up.pass.map(|pass| (pass.cp, pass.base.hash, pass.sent)).hash(to);
-            up.frozen.map(|frozen| (frozen.cp, frozen.told, frozen.committed)).hash(to);
+            up.frozen
+                .map(|frozen| (frozen.cp, frozen.told, frozen.committed, frozen.policy))
+                .hash(to);
+            up.next.hash(to);
             place(up.released, to);
             place(up.hub_durable, to);
             up.machine.fingerprint(to);
@@ -201,7 +217,11 @@ impl World {
         if let Some(up) = &hub.up {
             connections.1 = up.connection;
             (up.drained, up.early.len(), up.log_credit).hash(to);
-            up.record.map(|(number, ..)| Some(number) == up.connection).hash(to);
+            up.record
+                .map(|(number, _, _, _, policy, alone)| {
+                    (Some(number) == up.connection, policy, alone)
+                })
+                .hash(to);
             up.refill.map(|from| from.hash).hash(to);
             if let Some(job) = &up.job {
                 (job.cp, job.fed.len(), job.taken, job.end.is_some(), job.abort).hash(to);
@@ -230,7 +250,7 @@ fn hash_frame<H: Hasher>(frame: &Frame, to: &mut H) {
             match message {
                 Message::Hello(hello) => {
                     (hello.generation, hello.last.1, hello.held_after.1, hello.own_cp).hash(to);
-                    (hello.cp_max, hello.serving, hello.hub.is_some()).hash(to);
+                    (hello.cp_max, hello.serving, hello.hub.is_some(), hello.policy).hash(to);
                 }
                 Message::Welcome(welcome) => {
                     (welcome.last.2, welcome.applied_cp, welcome.log_credit).hash(to);

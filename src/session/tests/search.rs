@@ -160,6 +160,7 @@ const NONE: Budget = Budget {
     repeats: 0,
     credits: 0,
     losses: 0,
+    reloads: 0,
 };
 
 #[test]
@@ -243,6 +244,36 @@ fn no_time_alone_with_a_crash_goes_wrong() {
 fn no_refused_pass_goes_wrong() {
     let budget = Budget { writes: 1, cps: 1, losses: 1, cuts: 1, rejects: 1, ..NONE };
     holds(budget, Budget { writes: 2, no_space: 1, ..budget });
+}
+
+/// A reload changes what is promised, from `sync` with `stop` to `async` and back: the hub never
+/// goes by a promise that is not kept, and ends with the one of the file.
+#[test]
+fn no_change_of_policy_goes_wrong() {
+    let budget = Budget { writes: 2, cps: 1, reloads: 2, ..NONE };
+    holds(budget, Budget { writes: 3, ..budget });
+}
+
+#[test]
+fn no_change_of_policy_with_a_cut_or_crash_goes_wrong() {
+    let budget = Budget { writes: 2, reloads: 1, ..NONE };
+    for more in [
+        Budget { cuts: 1, ..budget },
+        Budget { source_crashes: 1, ..budget },
+        Budget { hub_crashes: 1, ..budget },
+        Budget { writes: 1, reloads: 2, source_crashes: 1, ..budget },
+    ] {
+        holds(more, Budget { cps: 1, ..more });
+    }
+}
+
+/// From `stop` to `continue` and back while the hub may be lost at any moment.
+#[test]
+fn no_change_of_what_the_loss_of_the_hub_means_goes_wrong() {
+    let budget = Budget { writes: 1, reloads: 1, losses: 1, ..NONE };
+    holds(budget, Budget { writes: 2, reloads: 2, ..budget });
+    let budget = Budget { source_crashes: 1, ..budget };
+    holds(budget, Budget { writes: 2, ..budget });
 }
 
 /// TCP neither loses nor repeats; if something between the ends does, the connection may close,
@@ -361,6 +392,26 @@ fn control_a_mark_that_goes_too_early_is_found() {
     control(faults, ALONE, "R4: answers alone without the durable mark");
     let harm = Faults { actions_unjudged: true, ..faults };
     control(harm, ALONE, "R4: answers alone without the durable mark");
+}
+
+const CHANGED: Budget = Budget { writes: 2, reloads: 2, source_crashes: 1, ..NONE };
+
+#[test]
+fn control_a_policy_told_before_it_holds_is_found() {
+    let faults = Faults { policy_told_early: true, ..Faults::default() };
+    control(faults, CHANGED, "R20: write 1");
+}
+
+#[test]
+fn control_answers_by_a_policy_that_the_hub_does_not_know_are_found() {
+    let faults = Faults { policy_kept_early: true, ..Faults::default() };
+    control(faults, CHANGED, "R20: write 1");
+}
+
+#[test]
+fn control_a_forgotten_change_of_policy_is_found() {
+    let faults = Faults { next_policy_forgotten: true, ..Faults::default() };
+    control(faults, CHANGED, "R20: write 1");
 }
 
 /// R19: refused, refused again, refused with every block inline: given up with its reason.

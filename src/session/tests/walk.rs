@@ -93,6 +93,8 @@ impl Walk {
             repeats: if lying { few(&mut self.chance, 4) } else { 0 },
             credits: few(&mut self.chance, 20),
             losses: if continues { few(&mut self.chance, 4) } else { 0 },
+            // A policy without `continue` beside one with it is what the search is for.
+            reloads: if continues { 0 } else { few(&mut self.chance, 3) },
         };
         let noisy = 100 + self.chance.below(600);
         for _ in 0..noisy {

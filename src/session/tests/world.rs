@@ -20,7 +20,7 @@ use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::numbers::{
     ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
-use crate::units::policy::{OnHubLoss, Policy};
+use crate::units::policy::{Mode, OnHubLoss, Policy};
 use crate::wire::message::{CpEnd, Message, VolumeOffer};
 
 /// Bytes of a transfer on the wire.
@@ -60,6 +60,12 @@ pub(super) struct Faults {
     pub mark_cleared_early: bool,
     /// A pass is begun from an image that is not this source's past.
     pub past_unchecked: bool,
+    /// Hello names the wanted policy at once.
+    pub policy_told_early: bool,
+    /// Answers follow the wanted policy at once.
+    pub policy_kept_early: bool,
+    /// A restart forgets the policy that the hub may know already.
+    pub next_policy_forgotten: bool,
     /// Not a rule of the product: only the stores are judged, not what the machines say, to show
     /// that a broken rule does harm.
     pub actions_unjudged: bool,
@@ -88,13 +94,15 @@ pub(super) struct Budget {
     pub credits: u32,
     /// The hub counts as lost; with any the policy is `continue`.
     pub losses: u32,
+    /// The file asks for the other policy.
+    pub reloads: u32,
 }
 
 /// A record of the source's ring.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Record {
     Transfer(Arrived),
-    Freeze { cp: CpNumber, place: Place },
+    Freeze { cp: CpNumber, place: Place, policy: Option<Policy> },
 }
 
 /// A frame under way.
@@ -132,6 +140,8 @@ pub(super) enum Step {
     SendPass,
     /// Writers wait for the CP's room.
     Press,
+    /// Another policy follows where nothing was written behind the last cut.
+    Promise,
     Connect,
     ToSource,
     SourceNotices,
@@ -161,6 +171,7 @@ pub(super) enum Step {
     RepeatFrame,
     Credit,
     HubLost,
+    Reload,
 }
 
 impl Step {
@@ -180,6 +191,7 @@ impl Step {
                 | RepeatFrame
                 | Credit
                 | HubLost
+                | Reload
         )
     }
 }
@@ -198,6 +210,8 @@ pub(super) struct Sending {
 pub(super) struct FrozenCp {
     pub cp: CpNumber,
     pub place: Place,
+    /// The policy that follows it.
+    pub policy: Option<Policy>,
     pub told: bool,
     pub committed: bool,
 }
@@ -225,6 +239,8 @@ pub(super) struct SourceUp {
     pub answering: Answering,
     pub pass: Option<PassOut>,
     pub wants_freeze: bool,
+    /// The policy of a freeze that the hub has not noted.
+    pub next: Option<Policy>,
 }
 
 /// A pass being sent.
@@ -258,6 +274,12 @@ pub(super) struct Source {
     /// The durable mark: the hub may lack what was acknowledged.
     pub apart: bool,
     pub continues: bool,
+    /// What the file asks for, what is in force durably, and what is kept durably to follow.
+    pub wanted: Policy,
+    pub policy: Policy,
+    pub next: Option<Policy>,
+    /// What a reload changes to and from `sync` with `stop`.
+    pub alternate: Policy,
     pub up: Option<SourceUp>,
 }
 
@@ -279,7 +301,7 @@ pub(super) struct HubUp {
     pub machine: Mirror,
     pub connection: Option<u32>,
     pub drained: usize,
-    pub record: Option<(u32, Generation, Epoch, SourceId)>,
+    pub record: Option<(u32, Generation, Epoch, SourceId, Policy, bool)>,
     pub early: Vec<Updates>,
     pub job: Option<Job>,
     pub refill: Option<Place>,
@@ -292,6 +314,8 @@ pub(super) struct Hub {
     pub generation: Generation,
     pub source: Option<SourceId>,
     pub epoch: Epoch,
+    /// What it would go by after the source's loss: the policy, and whether it was alone.
+    pub told: Option<(Policy, bool)>,
     pub image: (CpNumber, Place),
     /// What the image really holds.
     pub content: Place,
@@ -313,8 +337,9 @@ pub(super) struct World {
     pub to_source: VecDeque<(u32, Frame)>,
     pub connections: u32,
     pub entries: u64,
-    /// The last write a client was told is safe.
+    /// The last write a client was told is safe, and the last one told so under `sync`.
     pub acked: Place,
+    pub acked_both: Place,
     /// Each place's predecessor on its line.
     pub parents: BTreeMap<StreamHash, Place>,
     /// Own CPs of the source.
@@ -377,6 +402,11 @@ pub(super) fn transfer(last: Place, id: TransferId, cp: CpNumber, content: u64) 
     Arrived { header, place: Place { transfer: id, sequence: first_sequence, hash } }
 }
 
+/// `sync` with `stop`: the hub may say that nothing is lost.
+fn stops() -> Policy {
+    Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() }
+}
+
 impl Source {
     fn new() -> Self {
         Self {
@@ -390,6 +420,10 @@ impl Source {
             base: Place::default(),
             apart: false,
             continues: false,
+            wanted: stops(),
+            policy: stops(),
+            next: None,
+            alternate: Policy { mode: Mode::Async, ..stops() },
             up: None,
         }
     }
@@ -406,7 +440,8 @@ impl Source {
     }
 
     fn identity(&self) -> Identity {
-        let on_hub_loss = if self.continues { OnHubLoss::Continue } else { OnHubLoss::Stop };
+        let on_hub_loss =
+            if self.continues { OnHubLoss::Continue } else { self.policy.on_hub_loss };
         Identity {
             name: "filer-a".parse().unwrap(),
             source: source_id(),
@@ -414,7 +449,7 @@ impl Source {
             generation: generation(self.generation),
             epoch: self.epoch,
             volumes: offers(),
-            policy: Policy { on_hub_loss, ..Policy::default() },
+            policy: Policy { on_hub_loss, ..self.policy },
             alone: self.apart.then_some((self.epoch, SequenceNumber(1))),
         }
     }
@@ -440,14 +475,17 @@ impl Source {
     fn restart(&mut self, faults: Faults) {
         self.generation += 1;
         let freeze = self.ring.iter().rev().find_map(|record| match record {
-            Record::Freeze { cp, place } => Some((*cp, *place)),
+            Record::Freeze { cp, place, policy } => Some((*cp, *place, *policy)),
             Record::Transfer(_) => None,
         });
         // A freeze is written only when the CP before it is done. A committed CP that is not known
         // to be released may not have reached the hub, whether its freeze can still be read or not.
         let (own_cp, own) = self.own;
         let (pending, held_after) = match freeze {
-            Some((cp, place)) if cp > own_cp => (Some((cp, place, false)), own),
+            Some((cp, place, policy)) if cp > own_cp => {
+                self.next = self.next.or(policy);
+                (Some((cp, place, false)), own)
+            }
             _ if own.sequence > self.released.sequence => {
                 (Some((own_cp, own, true)), self.released)
             }
@@ -471,6 +509,14 @@ impl Source {
         let roots = vec![(VolumeNumber(0), root_of(own))];
         let mut machine =
             Primary::new(self.identity(), held_after, held, Own { cp: own_cp, roots });
+        if faults.next_policy_forgotten {
+            self.next = None;
+        }
+        // What the file asks for follows if nothing else does.
+        self.next = self.next.or(Some(self.wanted).filter(|wanted| *wanted != self.policy));
+        if let Some(next) = self.next {
+            machine.step(primary::Event::Promised { next, behind: last.sequence });
+        }
         let mut frozen = None;
         if let Some((cp, place, committed)) = pending {
             machine.step(primary::Event::Frozen { cp, place });
@@ -478,7 +524,7 @@ impl Source {
                 let roots = vec![(VolumeNumber(0), root_of(place))];
                 machine.step(primary::Event::Committed { cp, roots });
             }
-            frozen = Some(FrozenCp { cp, place, told: true, committed });
+            frozen = Some(FrozenCp { cp, place, policy: None, told: true, committed });
         }
         self.up = Some(SourceUp {
             label: self.label((frozen.as_ref(), held_after), &machine, faults),
@@ -498,6 +544,7 @@ impl Source {
             answering: Answering::Policy,
             pass: None,
             wants_freeze: false,
+            next: self.next,
         });
     }
 }
@@ -508,6 +555,7 @@ impl Hub {
             generation: Generation::default(),
             source: None,
             epoch: Epoch::default(),
+            told: None,
             image: Default::default(),
             content: Place::default(),
             log: Vec::new(),
@@ -543,7 +591,7 @@ impl Hub {
             roots: Vec::new(),
             failed_over: false,
             cp_max: applied_cp.max(labels.unwrap_or_default()),
-            policy: None,
+            policy: self.told.map(|told| told.0),
             alone: None,
         };
         let log_credit = 3 * TRANSFER_BYTES;
@@ -592,13 +640,21 @@ impl World {
             connections: 0,
             entries: 0,
             acked: Place::default(),
+            acked_both: Place::default(),
             parents: BTreeMap::new(),
             committed: BTreeMap::new(),
             damaged: false,
             link_lied: false,
             problem: None,
         };
-        world.source.continues = budget.losses > 0;
+        world.source.continues = budget.losses > 0 && budget.reloads == 0;
+        if faults.next_policy_forgotten {
+            (world.source.policy, world.source.wanted) =
+                (world.source.alternate, world.source.alternate);
+        }
+        if budget.losses > 0 {
+            world.source.alternate = Policy { on_hub_loss: OnHubLoss::Continue, ..stops() };
+        }
         world.source.restart(faults);
         world.hub.restart(faults, shape.1);
         world
@@ -638,6 +694,7 @@ impl World {
         fault(b.credits, up_h.is_some(), Step::Credit);
         let away = up_s.as_ref().is_some_and(|up| up.connection.is_none() && up.marking.is_none());
         fault(b.losses, away, Step::HubLost);
+        fault(b.reloads, up_s.is_some(), Step::Reload);
         if self.link_lied && self.is_stuck(&steps) {
             steps.push(Step::Timeout);
         }
@@ -663,7 +720,11 @@ impl World {
         may(source.durable < source.ring.len(), Step::SourceSync);
         let frozen_upto = up.released.sequence.max(source.own.1.sequence);
         let something = up.last.sequence > frozen_upto;
-        let wanted = self.budget.cps > 0 || up.wants_freeze;
+        // A policy changes at a freeze; of nothing none is made.
+        let due = up.next.is_none() && source.wanted != source.policy;
+        let idle = up.serving && up.frozen.is_none() && !something;
+        may(due && idle, Step::Promise);
+        let wanted = self.budget.cps > 0 || up.wants_freeze || due;
         let something = something || up.wants_freeze;
         may(up.serving && wanted && up.frozen.is_none() && something, Step::Freeze);
         let commit = up.frozen.is_some_and(|cp| cp.told && !cp.committed);
@@ -730,6 +791,7 @@ impl World {
                 let cp = self.source_up().frozen.unwrap().cp;
                 self.step_source(primary::Event::Pressed(cp), None);
             }
+            Step::Promise => self.promise(),
             Step::Connect => self.connect(),
             Step::ToSource => self.deliver_to_source(),
             Step::SourceNotices | Step::Timeout => self.lose_source_side(),
@@ -758,7 +820,8 @@ impl World {
             | Step::DropFrame
             | Step::RepeatFrame
             | Step::Credit
-            | Step::HubLost => self.fault(step),
+            | Step::HubLost
+            | Step::Reload => self.fault(step),
         }
         self.note_acknowledged();
         self.judge();
@@ -810,6 +873,12 @@ impl World {
                 let frame = self.to_hub.front().unwrap().clone();
                 self.to_hub.push_back(frame);
             }
+            Step::Reload => {
+                spend(&mut self.budget.reloads);
+                let source = &mut self.source;
+                let back = source.wanted == source.alternate;
+                source.wanted = if back { stops() } else { source.alternate };
+            }
             Step::HubLost => {
                 spend(&mut self.budget.losses);
                 self.step_source(primary::Event::HubLost, None);
@@ -850,12 +919,23 @@ impl World {
     fn note_acknowledged(&mut self) {
         let Some(up) = &self.source.up else { return };
         let own = self.source.last_of(self.source.durable);
+        let next = if self.faults.policy_kept_early { Some(self.source.wanted) } else { up.next };
+        let kept = match next {
+            Some(next) if self.faults.policy_kept_early => next,
+            Some(next) => self.source.policy.strictest(&next),
+            None => self.source.policy,
+        };
         let both = match up.answering {
+            Answering::Policy if kept.mode == Mode::Async => own,
             Answering::Policy if own.sequence < up.hub_durable.sequence => own,
             Answering::Policy => up.hub_durable,
             Answering::Alone => own,
             Answering::Held => return,
         };
+        let in_sync = up.answering == Answering::Policy && kept.mode == Mode::Sync;
+        if up.serving && in_sync && both.sequence > self.acked_both.sequence {
+            self.acked_both = both;
+        }
         if up.serving && both.sequence > self.acked.sequence {
             self.acked = both;
         }
@@ -888,9 +968,17 @@ impl World {
             && self.hub.image == self.source.own
             && source.hub_durable == source.last
             && !self.source.apart
+            && self.source.policy == self.source.wanted
+            && source.next.is_none()
+            && self.hub.told == Some((self.told_policy(), false))
             && source.answering == Answering::Policy
             && hub.job.is_none()
             && self.source.released == self.source.own.1
+    }
+
+    /// What the hub must know of once both ends are in step.
+    fn told_policy(&self) -> Policy {
+        self.source.identity().policy
     }
 
     /// The sequence number clients were promised, for reports.

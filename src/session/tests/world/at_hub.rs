@@ -88,8 +88,9 @@ impl World {
 
     pub(super) fn recorded(&mut self) {
         let up = self.hub_up();
-        let (number, generation, epoch, source) = up.record.take().unwrap();
+        let (number, generation, epoch, source, policy, alone) = up.record.take().unwrap();
         let current = up.connection == Some(number);
+        self.hub.told = Some((policy, alone));
         self.hub.generation = generation;
         self.hub.epoch = epoch;
         self.hub.source = Some(source);
@@ -169,8 +170,10 @@ impl World {
                 Some(number) => self.to_source.push_back((number, Frame::Message(message))),
                 None => self.fail("the hub sends without a connection"),
             },
-            Action::Record { source, generation, epoch, .. } => {
-                up.record = Some((up.connection.unwrap(), generation, epoch, source));
+            Action::Record { source, generation, epoch, policy, alone, .. } => {
+                let alone = alone.is_some();
+                let number = up.connection.unwrap();
+                up.record = Some((number, generation, epoch, source, policy, alone));
             }
             Action::Stage => match frame {
                 Some(Frame::Transfer(arrived)) => self.hub.log.push(*arrived),

@@ -8,6 +8,7 @@ use super::{
 use super::{root_of, transfer};
 use crate::record::marks::Place;
 use crate::units::numbers::{TransferId, VolumeNumber};
+use crate::units::policy::Policy;
 use crate::wire::message::Message;
 
 impl World {
@@ -31,9 +32,13 @@ impl World {
         let fresh = self.source.ring[self.source.durable..].to_vec();
         self.source.durable = self.source.ring.len();
         for record in fresh {
-            if let Record::Freeze { cp, place } = record {
+            if let Record::Freeze { cp, place, policy } = record {
                 self.source_up().frozen.as_mut().unwrap().told = true;
                 self.step_source(primary::Event::Frozen { cp, place }, None);
+                if let Some(next) = policy {
+                    let behind = place.sequence;
+                    self.step_source(primary::Event::Promised { next, behind }, None);
+                }
                 if self.faults.end_before_commit {
                     let roots = vec![(VolumeNumber(0), root_of(place))];
                     self.step_source(primary::Event::Committed { cp, roots }, None);
@@ -44,25 +49,45 @@ impl World {
 
     pub(super) fn freeze(&mut self) {
         let faults = self.faults;
-        if !std::mem::take(&mut self.source_up().wants_freeze) {
+        let policy = self.policy_at_freeze();
+        if !std::mem::take(&mut self.source_up().wants_freeze) && policy.is_none() {
             self.budget.cps -= 1;
         }
         let up = self.source_up();
         let (cp, place) = (up.machine.cp_max().next(), up.last);
+        let told = faults.freeze_not_durable;
         up.label = cp.next();
-        up.frozen = Some(FrozenCp { cp, place, told: faults.freeze_not_durable, committed: false });
+        up.frozen = Some(FrozenCp { cp, place, policy, told, committed: false });
         if faults.freeze_not_durable {
             self.step_source(primary::Event::Frozen { cp, place }, None);
         } else {
-            self.source.ring.push(Record::Freeze { cp, place });
+            self.source.ring.push(Record::Freeze { cp, place, policy });
         }
+    }
+
+    /// From here on the older and the newer policy are kept.
+    fn policy_at_freeze(&mut self) -> Option<Policy> {
+        let (wanted, in_force) = (self.source.wanted, self.source.policy);
+        let up = self.source_up();
+        let policy = Some(wanted).filter(|wanted| up.next.is_none() && *wanted != in_force);
+        up.next = up.next.or(policy);
+        policy
+    }
+
+    /// Kept durably before the session hears of it.
+    pub(super) fn promise(&mut self) {
+        let Some(next) = self.policy_at_freeze() else { return };
+        self.source.next = Some(next);
+        let behind = self.source_up().last.sequence;
+        self.step_source(primary::Event::Promised { next, behind }, None);
     }
 
     pub(super) fn own_commit(&mut self) {
         let up = self.source_up();
         let frozen = up.frozen.as_mut().unwrap();
         frozen.committed = true;
-        let (cp, place) = (frozen.cp, frozen.place);
+        let (cp, place, policy) = (frozen.cp, frozen.place, frozen.policy);
+        self.source.next = policy.or(self.source.next);
         self.source.base = self.source.own.1;
         self.source.own = (cp, place);
         if let Some(other) = self.committed.insert(cp, place)
@@ -202,8 +227,10 @@ impl World {
             // A label that rises tells where a CP was cut: it is the same cut again (R6).
             if up.is_open() && arrived.header.cp > up.label && up.frozen.is_none() {
                 let (cp, place) = (up.label, up.last);
-                up.frozen = Some(FrozenCp { cp, place, told: false, committed: false });
-                self.source.ring.push(Record::Freeze { cp, place });
+                let policy = self.policy_at_freeze();
+                let frozen = FrozenCp { cp, place, policy, told: false, committed: false };
+                self.source_up().frozen = Some(frozen);
+                self.source.ring.push(Record::Freeze { cp, place, policy });
             }
             self.source_up().label = arrived.header.cp;
         }
@@ -231,6 +258,13 @@ impl World {
         let (updates, faults) = (self.shape.0, self.faults);
         let up = self.source.up.as_mut().unwrap();
         match action {
+            Action::Send(Message::Hello(mut hello)) => {
+                if faults.policy_told_early {
+                    hello.policy = self.source.wanted;
+                }
+                let number = up.connection.unwrap();
+                self.to_hub.push_back((number, Frame::Message(Message::Hello(hello))));
+            }
             Action::Send(message) => match up.connection {
                 Some(number) => self.to_hub.push_back((number, Frame::Message(message))),
                 None => self.fail("the source sends without a connection"),
@@ -259,6 +293,12 @@ impl World {
                 up.released = frozen.place;
                 up.sending = None;
             }
+            Action::InForce(policy) => {
+                // One catalog commit; before it nothing else of the session happens.
+                up.next = None;
+                (self.source.policy, self.source.next) = (policy, None);
+            }
+            Action::Renew => self.lose_source_side(),
             Action::Close { reason } => {
                 if !self.link_lied {
                     self.fail(format!("the source closes: {reason}"));

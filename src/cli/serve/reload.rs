@@ -1,0 +1,100 @@
+//! The files of a running process: read again on HUP, compared on demand.
+//!
+//! A file that is refused changes nothing: each of its problems is logged with file, line, key and
+//! fix, and shown in status until the file is right.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::config::problem::{Problem, Problems};
+use crate::config::reload::{Change, When};
+use crate::status::SCHEMA;
+use crate::status::config::{ConfigChange, ConfigDiffAnswer, ConfigProblem, ConfigStatus};
+use crate::units::convert::to_u64;
+
+/// What runs, and how its files stand against it.
+#[derive(Debug)]
+pub struct Files<C>(Mutex<State<C>>);
+
+#[derive(Debug)]
+struct State<C> {
+    running: C,
+    status: ConfigStatus,
+}
+
+impl<C: Clone> Files<C> {
+    /// What was started with.
+    pub fn new(running: C) -> Self {
+        Self(Mutex::new(State { running, status: ConfigStatus::default() }))
+    }
+
+    /// What runs.
+    pub fn running(&self) -> C {
+        self.lock().running.clone()
+    }
+
+    /// For the status document.
+    pub fn status(&self) -> ConfigStatus {
+        self.lock().status.clone()
+    }
+
+    /// The files were taken over: `running` runs, what needs a restart waits.
+    pub fn taken(&self, running: C, changes: &[Change], problems: Vec<ConfigProblem>) {
+        for change in changes {
+            let Change { key, from, to, when } = change;
+            match when {
+                When::Restart => tracing::warn!(key, from, to, "only a restart changes this"),
+                When::Now | When::NextCp | When::NextSession => {
+                    tracing::info!(key, from, to, %when, "changed by a reload");
+                }
+            }
+        }
+        let restart = changes.iter().filter(|change| change.when == When::Restart);
+        let needs_restart = restart.map(shown).collect();
+        let mut state = self.lock();
+        state.running = running;
+        state.status = ConfigStatus { problems, needs_restart };
+    }
+
+    /// The files were refused: what runs goes on.
+    pub fn refused(&self, file: &Path, problems: &Problems) {
+        let problems = listed(problems);
+        log(&problems);
+        tracing::error!(file = %file.display(), problems = problems.len(), "nothing was reloaded");
+        self.lock().status.problems = problems;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<C>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says each problem once in the log.
+pub fn log(problems: &[ConfigProblem]) {
+    for problem in problems {
+        let ConfigProblem { file, line, key, met, fix } = problem;
+        tracing::error!(file, line, key, met, fix, "configuration refused");
+    }
+}
+
+/// For status and answers.
+pub fn listed(problems: &Problems) -> Vec<ConfigProblem> {
+    let one = |problem: &Problem| ConfigProblem {
+        file: problem.file.display().to_string(),
+        line: problem.place.as_ref().map(|place| to_u64(place.line)),
+        key: problem.key.clone(),
+        met: problem.met.clone(),
+        fix: problem.fix.clone(),
+    };
+    problems.0.iter().map(one).collect()
+}
+
+/// What a reload would do.
+pub fn difference(changes: &[Change], problems: Vec<ConfigProblem>) -> ConfigDiffAnswer {
+    ConfigDiffAnswer { schema: SCHEMA, changes: changes.iter().map(shown).collect(), problems }
+}
+
+fn shown(change: &Change) -> ConfigChange {
+    let Change { key, from, to, when } = change.clone();
+    ConfigChange { key, from, to, when: when.to_string() }
+}

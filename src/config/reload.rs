@@ -1,0 +1,176 @@
+//! What a reload would change, key by key, and when it takes effect.
+//!
+//! Called by the running processes when they are told to read their file again, and by `config
+//! diff`. Pure: two configurations in, differences out. A configuration that was refused never gets
+//! here, so nothing is ever half applied; what only a restart can change stays as it runs, and is
+//! named until then.
+
+use std::collections::BTreeMap;
+
+use super::quantity::{format_duration, format_size};
+use super::schema::{HubConfig, HubSource, PoolConfig, ReplicationConfig, SourceConfig};
+use crate::units::words::words;
+
+words! {
+    /// When a change takes effect.
+    When {
+        /// With the reload.
+        Now = "now",
+        /// Behind the next CP, which the reload asks for (R20).
+        NextCp = "next-cp",
+        /// When the source connects again; its other sessions go on.
+        NextSession = "next-session",
+        /// Not before a restart.
+        Restart = "restart",
+    }
+}
+
+/// One key that differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The key in full, such as `replication.mode`; of a source on a hub with its file before it.
+    pub key: String,
+    /// What runs; empty if it was not there.
+    pub from: String,
+    /// What the file says; empty if it is gone.
+    pub to: String,
+    /// When it takes effect.
+    pub when: When,
+}
+
+/// Keys in the order of the file, with their value in words.
+type Rows = Vec<(String, When, String)>;
+
+/// What differs between the running source and its file.
+pub fn source_changes(running: &SourceConfig, file: &SourceConfig) -> Vec<Change> {
+    changes(&source_rows(running), &source_rows(file))
+}
+
+/// What runs after a reload: the file's, where that needs no restart.
+pub fn reloaded_source(running: &SourceConfig, file: SourceConfig) -> SourceConfig {
+    let resync_limit = running.replication.resync_limit;
+    SourceConfig {
+        checkpoint_interval: file.checkpoint_interval,
+        replication: ReplicationConfig { resync_limit, ..file.replication },
+        cache: file.cache,
+        ..running.clone()
+    }
+}
+
+/// What differs between the running hub and its files.
+pub fn hub_changes(running: &HubConfig, file: &HubConfig) -> Vec<Change> {
+    let mut all = changes(&hub_rows(running), &hub_rows(file));
+    let sources = |config: &HubConfig| -> BTreeMap<String, Rows> {
+        let rows = config.sources.iter().map(|one| (one.file.name.to_string(), rows_of(one)));
+        rows.collect()
+    };
+    let (before, after) = (sources(running), sources(file));
+    let (none, mut names) = (Vec::new(), Vec::from_iter(before.keys().chain(after.keys())));
+    names.sort();
+    names.dedup();
+    for name in names {
+        let of = |all: &BTreeMap<String, Rows>| all.get(name).unwrap_or(&none).clone();
+        for mut change in changes(&of(&before), &of(&after)) {
+            change.key = format!("sources.d/{name}.toml: {}", change.key);
+            all.push(change);
+        }
+    }
+    all
+}
+
+/// What runs after a reload: the file's, where that needs no restart.
+pub fn reloaded_hub(running: &HubConfig, file: HubConfig) -> HubConfig {
+    HubConfig { image_pin: file.image_pin, sources: file.sources, ..running.clone() }
+}
+
+fn changes(before: &Rows, after: &Rows) -> Vec<Change> {
+    let find = |rows: &Rows, key: &str| {
+        rows.iter().find(|(known, _, _)| known == key).map(|(_, _, value)| value.clone())
+    };
+    let gone = before.iter().filter(|(key, _, _)| find(after, key).is_none());
+    let mut all = Vec::new();
+    for (key, when, _) in after.iter().chain(gone) {
+        let (from, to) = (find(before, key), find(after, key));
+        if from != to {
+            let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
+            all.push(Change { key: key.clone(), from, to, when: *when });
+        }
+    }
+    all
+}
+
+fn source_rows(config: &SourceConfig) -> Rows {
+    use When::{NextCp, Now, Restart};
+    let row = |key: &str, when: When, value: String| (key.to_owned(), when, value);
+    let ReplicationConfig { mode, lag_limit, ack, apply, on_hub_loss, hub_timeout, resync_limit } =
+        config.replication;
+    let lag = format!("{}, {}", format_size(lag_limit.bytes), format_duration(lag_limit.time));
+    let mut rows = vec![
+        row("name", Restart, config.name.to_string()),
+        row("data_dir", Restart, config.data_dir.display().to_string()),
+        row("hub", Restart, config.hub.to_string()),
+        row("nbd_listen", Restart, config.nbd_listen.to_string()),
+        row("http_listen", Restart, config.http_listen.to_string()),
+        row("nvram.path", Restart, config.nvram.path.display().to_string()),
+        row("nvram.size", Restart, format_size(config.nvram.size)),
+        row("checkpoint.interval", Now, format_duration(config.checkpoint_interval)),
+        row("replication.mode", NextCp, mode.to_string()),
+        row("replication.lag_limit", NextCp, lag),
+        row("replication.ack", NextCp, ack.to_string()),
+        row("replication.apply", NextCp, apply.to_string()),
+        row("replication.on_hub_loss", NextCp, on_hub_loss.to_string()),
+        row("replication.hub_timeout", NextCp, format_duration(hub_timeout)),
+        row("replication.resync_limit", Restart, resync_limit.map_or("none".into(), format_size)),
+        row("nbd.cache", NextCp, config.cache.to_string()),
+    ];
+    rows.extend(pool_rows(&config.pool));
+    rows.push(row("pool.on_full", Restart, config.on_full.to_string()));
+    for volume in &config.volumes {
+        rows.push((format!("volume {}", volume.name), Restart, format_size(volume.size)));
+    }
+    rows
+}
+
+fn pool_rows(pool: &PoolConfig) -> Rows {
+    let mut rows = vec![("pool.raid".to_owned(), When::Restart, pool.raid.to_string())];
+    for (at, device) in pool.devices.iter().enumerate() {
+        let value = format!("{}, {}", device.path.display(), format_size(device.size));
+        rows.push((format!("pool.devices[{at}]"), When::Restart, value));
+    }
+    rows
+}
+
+fn hub_rows(config: &HubConfig) -> Rows {
+    use When::{Now, Restart};
+    let row = |key: &str, when: When, value: String| (key.to_owned(), when, value);
+    let mut rows = vec![
+        row("data_dir", Restart, config.data_dir.display().to_string()),
+        row("listen", Restart, config.listen.to_string()),
+        row("nbd_listen", Restart, config.nbd_listen.to_string()),
+        row("http_listen", Restart, config.http_listen.to_string()),
+        row("sources_dir", Restart, config.sources_dir.display().to_string()),
+        row("image_pin", Now, format_duration(config.image_pin)),
+        row("nvram.path", Restart, config.nvram.path.display().to_string()),
+        row("nvram.size", Restart, format_size(config.nvram.size)),
+        row("log.dir", Restart, config.log_dir.display().to_string()),
+    ];
+    rows.extend(pool_rows(&config.pool));
+    rows
+}
+
+/// The file of one source on the hub.
+fn rows_of(source: &HubSource) -> Rows {
+    use When::{NextSession, Now};
+    let row = |key: &str, when: When, value: String| (key.to_owned(), when, value);
+    let file = &source.file;
+    let limit = file.log_limit.map_or("none".to_owned(), format_size);
+    let mut rows = vec![
+        row("enabled", Now, file.enabled.to_string()),
+        row("nvram_share", Now, format_size(source.nvram_share)),
+        row("log_limit", Now, limit),
+    ];
+    for volume in &file.volumes {
+        rows.push((format!("volume {}", volume.name), NextSession, format_size(volume.size)));
+    }
+    rows
+}
