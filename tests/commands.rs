@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use mirrorhub::control::message::{AdminError, ProgressSender, Request, code};
 use mirrorhub::control::server::{Admin, AdminServer};
-use mirrorhub::status::answers::{
+use mirrorhub::status::answers::{ForgetAnswer, 
     CheckpointAnswer, CheckpointOfSource, DropAnswer, FailbackAnswer, FailoverAnswer, KeptAnswer,
     KeptCp, KeptOfSource, Verdict, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
 };
@@ -103,6 +103,7 @@ impl Fake {
             | Request::Checkpoint { .. }
             | Request::Verify { .. }
             | Request::ConfigDiff {}
+            | Request::Forget { .. }
             | Request::PoolCheck { .. }) => panic!("{other:?} is answered elsewhere"),
         }
     }
@@ -173,6 +174,13 @@ impl Fake {
             other @ (Request::Kept { .. } | Request::Drop { .. } | Request::Failover { .. }) => {
                 Self::answer_kept(other)
             }
+            Request::Forget { source } => json(serde_json::to_value(ForgetAnswer {
+                schema: 1,
+                source,
+                volumes: 1,
+                kept: 2,
+                freed_bytes: 8192,
+            })),
             Request::ConfigDiff {} => {
                 let change = ConfigChange {
                     key: "replication.mode".into(),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, AsyncContext, Context, Handler, Message as ActorMessage};
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message as ActorMessage};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -145,6 +145,16 @@ pub struct Goodbye;
 #[derive(Debug, ActorMessage)]
 #[rtype(result = "()")]
 pub struct HandedOver(pub CpNumber, pub Place);
+
+/// The source's file has changed, is gone, or is there again.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct FileChanged;
+
+/// The source is forgotten: the actor ends.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct Forgotten;
 
 /// A test asks for a panic in this actor's handler.
 #[derive(Debug, ActorMessage)]
@@ -919,6 +929,39 @@ impl Handler<HandedOver> for SourceActor {
             tracing::debug!(source = %self.name, reason, "not at rest yet");
         }
         self.publish();
+    }
+}
+
+impl Handler<FileChanged> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: FileChanged, _: &mut Self::Context) {
+        let settings = self.shared.settings.load_full();
+        match settings.get(&self.name) {
+            None if self.peer.is_some() => {
+                let reason = format!("source {} is retired: its file on the hub is gone", self.name);
+                let next_step = "put its file back into the hub's sources directory".to_owned();
+                self.refuse(Refused { code: RefusedCode::UnknownSource, reason, next_step });
+            }
+            None => {}
+            Some(setting) => {
+                self.refused.take_if(|refused| refused.code == RefusedCode::UnknownSource);
+                let pins = setting.volumes.iter().map(|(name, size)| (name.to_string(), size.0));
+                if let Some(machine) = &mut self.machine {
+                    machine.pin(pins.collect());
+                }
+            }
+        }
+        self.publish();
+    }
+}
+
+impl Handler<Forgotten> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Forgotten, context: &mut Self::Context) {
+        self.hang_up();
+        context.stop();
     }
 }
 

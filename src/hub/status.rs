@@ -41,6 +41,8 @@ pub enum SourceState {
     FailedOver,
     /// Its log or the ring failed, or it was refused.
     Faulted,
+    /// Its file is gone or says that it is not enabled; its images stay.
+    Retired,
 }
 
 impl SourceState {
@@ -54,6 +56,7 @@ impl SourceState {
             Self::Offline => "offline",
             Self::FailedOver => "failed-over",
             Self::Faulted => "faulted",
+            Self::Retired => "retired",
         }
     }
 }
@@ -206,6 +209,20 @@ impl Snapshot {
 }
 
 impl Snapshot {
+    /// What a source is whose file is gone.
+    pub fn retired(&self) -> Self {
+        Self {
+            state: SourceState::Retired,
+            reason: "it has no enabled file in the sources directory; its images stay".to_owned(),
+            next_step: format!(
+                "put {0}.toml back, or `mirrorhub forget {0}` gives its images up",
+                self.name
+            ),
+            connected: false,
+            ..self.clone()
+        }
+    }
+
     /// What a source is that this hub serves: its engine knows better than the actor.
     /// `found` is what its failover said.
     pub fn promoted(&self, engine: &Engine, found: Option<&str>) -> Self {

@@ -268,6 +268,11 @@ impl Mirror {
         self.cp_credit = cp_credit;
     }
 
+    /// What the source's file pins from now on; the next Hello is held against it.
+    pub fn pin(&mut self, pinned: Vec<(String, u64)>) {
+        self.known.pinned = pinned;
+    }
+
     /// CPs of which the source's logs hold entries, oldest first; told once, after a start.
     pub fn holds(&mut self, cps: &[CpNumber]) {
         self.labels = cps.iter().copied().filter(|&cp| cp > self.known.applied_cp).collect();

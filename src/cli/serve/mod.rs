@@ -8,8 +8,9 @@ mod hub;
 mod kept;
 mod reload;
 mod source;
+mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +26,7 @@ use super::failure::Failure;
 use super::locate::ConfigArgument;
 use super::logging::{self, LogFormat};
 use super::{Done, sockets};
+use crate::config::around::load_around;
 use crate::config::schema::Listen;
 use crate::control::message::{AdminError, Progress, ProgressUnit, code};
 use crate::limits::ADMIN_PROGRESS_MS;
@@ -65,8 +67,10 @@ pub struct SourceArguments {
 
 /// Runs a hub until it is told to stop.
 pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
-    let config =
-        crate::config::load::load_hub(&arguments.config.file()?).map_err(Failure::Problems)?;
+    // A mistake in the file of one source keeps that source away, not the hub from starting.
+    let file = arguments.config.file()?;
+    let around = load_around(&file, None, &BTreeSet::new()).map_err(Failure::Problems)?;
+    let config = around.config;
     start_logging()?;
     ended(hub::run(config))
 }
