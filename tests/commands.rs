@@ -9,9 +9,10 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use mirrorhub::control::message::{AdminError, ProgressSender, Request, code};
 use mirrorhub::control::server::{Admin, AdminServer};
-use mirrorhub::status::answers::{ForgetAnswer, 
-    CheckpointAnswer, CheckpointOfSource, DropAnswer, FailbackAnswer, FailoverAnswer, KeptAnswer,
-    KeptCp, KeptOfSource, Verdict, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
+use mirrorhub::status::answers::{
+    CheckpointAnswer, CheckpointOfSource, DropAnswer, FailbackAnswer, FailoverAnswer, ForgetAnswer,
+    KeptAnswer, KeptCp, KeptOfSource, Verdict, VerifyAnswer, VerifyOfEnd, VerifyOfVolume,
+    VolumeRoot,
 };
 use mirrorhub::status::config::{ConfigChange, ConfigDiffAnswer};
 use mirrorhub::status::document::{SourceEntry, State, StatusDocument};

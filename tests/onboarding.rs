@@ -163,9 +163,7 @@ fn a_source_comes_and_goes_by_its_file() {
     known.check_export(&hub_socket, "filer-a/vol0").expect("the image");
     // Taken away: retired, its image stays; also over a restart of the hub.
     fs::remove_file(&file).expect("removed");
-    wait_for("it is retired", LIMIT, || {
-        on_hub(&cluster, "filer-a").as_deref() == Some("retired")
-    });
+    wait_for("it is retired", LIMIT, || on_hub(&cluster, "filer-a").as_deref() == Some("retired"));
     known.check_export(&hub_socket, "filer-a/vol0").expect("the image of a retired source");
     assert_eq!(cluster.hub_status()["health"]["word"], "ok");
     cluster.stop_hub();

@@ -42,7 +42,11 @@ pub fn run(arguments: &ForgetArguments, terminal: &Terminal) -> Result<Done, Fai
     let what = format!("forget {source}");
     let answer: ForgetAnswer =
         runtime()?.block_on(asked.ask(&request, &what, None, terminal.error))?;
-    if arguments.json { print_json(&answer)? } else { print(&view(&answer))? }
+    if arguments.json {
+        print_json(&answer)?
+    } else {
+        print(&view(&answer))?
+    }
     Ok(Done::WELL)
 }
 

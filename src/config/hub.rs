@@ -116,9 +116,8 @@ pub(super) fn fit(
     let (mut fit, mut problems, mut least) = (Vec::new(), Vec::new(), 0_u64);
     for (text, one) in judged {
         let enabled = one.file.as_ref().filter(|file| file.enabled);
-        let asks = enabled.map_or(0, |file| {
-            file.nvram_share.map_or(NVRAM_SHARE_BYTES_MIN, |share| share.0)
-        });
+        let asks = enabled
+            .map_or(0, |file| file.nvram_share.map_or(NVRAM_SHARE_BYTES_MIN, |share| share.0));
         let with = least.saturating_add(asks);
         if with > ring.0 || fit.len() == SOURCES_MAX {
             let met = format!(

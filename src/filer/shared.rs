@@ -276,7 +276,7 @@ impl Shared {
     /// Why a volume is not served while others are: the hub leaves it out, and under `stop` nothing
     /// is served that it does not hold.
     pub fn not_served(&self, volume: VolumeNumber) -> Option<String> {
-        if self.policy.on_hub_loss == OnHubLoss::Continue {
+        if self.pledge.kept().on_hub_loss == OnHubLoss::Continue {
             return None;
         }
         let state = self.lock();

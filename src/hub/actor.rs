@@ -939,7 +939,8 @@ impl Handler<FileChanged> for SourceActor {
         let settings = self.shared.settings.load_full();
         match settings.get(&self.name) {
             None if self.peer.is_some() => {
-                let reason = format!("source {} is retired: its file on the hub is gone", self.name);
+                let reason =
+                    format!("source {} is retired: its file on the hub is gone", self.name);
                 let next_step = "put its file back into the hub's sources directory".to_owned();
                 self.refuse(Refused { code: RefusedCode::UnknownSource, reason, next_step });
             }

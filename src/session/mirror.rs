@@ -236,6 +236,8 @@ pub struct Mirror {
     cp_taken: u64,
     /// The CP whose apply ended last without being published.
     given_up: Option<CpNumber>,
+    /// The newest connection of the source's boot whose Hello was accepted.
+    connection: u64,
     faulted: Option<String>,
     last_refusal: Option<String>,
 }
@@ -258,6 +260,7 @@ impl Mirror {
             cp_came: 0,
             cp_taken: 0,
             given_up: None,
+            connection: 0,
             faulted: None,
             last_refusal: None,
         }
@@ -285,6 +288,12 @@ impl Mirror {
     /// Why the last CP was refused, until one is published.
     pub fn last_refusal(&self) -> Option<&str> {
         self.last_refusal.as_deref()
+    }
+
+    /// The newest connection, for the searches of the tests.
+    #[cfg(test)]
+    pub(super) fn connection(&self) -> u64 {
+        self.connection
     }
 
     /// What is durably known, for status.

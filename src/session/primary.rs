@@ -248,6 +248,10 @@ pub struct Primary {
     apart: Apart,
     /// A policy that follows the one in force.
     change: Option<Change>,
+    /// Connections of this boot.
+    connections: u64,
+    /// The mark that the hub was told of on this one.
+    told_alone: Option<AloneMark>,
     volumes: Volumes,
     answering: Answering,
     /// The CP that the hub has published, as far as it said.
@@ -288,6 +292,8 @@ impl Primary {
             pending: None,
             apart,
             change: None,
+            connections: 0,
+            told_alone: None,
             volumes: Volumes::default(),
             answering: Answering::Policy,
             hub_cp: CpNumber(0),
@@ -357,6 +363,7 @@ impl Primary {
             Event::Pressed(cp) => self.pressed(cp, &mut actions),
             Event::Fenced(epoch) => self.fenced(epoch, &mut actions),
         }
+        self.pump_standing(&mut actions);
         self.pump(&mut actions);
         self.pump_promise(&mut actions);
         self.check();
@@ -544,6 +551,12 @@ impl Primary {
         );
     }
 
+    /// Connections of this boot, for the searches of the tests.
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> u64 {
+        self.connections
+    }
+
     /// Highest CP number that either end has used; the next freeze takes the one above (R6).
     pub fn cp_max(&self) -> CpNumber {
         self.cp_max
@@ -571,6 +584,7 @@ impl Primary {
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         self.apart.fingerprint(to);
         self.promise_fingerprint(to);
+        (self.identity.alone, self.told_alone).hash(to);
         self.volumes.fingerprint(to);
         self.hub_cp.hash(to);
         self.answering.hash(to);

@@ -41,8 +41,8 @@ use crate::nbd::serve::{Options, Server};
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
 use crate::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, FailbackAnswer, FailoverAnswer, ForgetAnswer, Unproven, Verdict,
-    VerifyAnswer, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, FailbackAnswer, FailoverAnswer, ForgetAnswer, Unproven,
+    Verdict, VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
 use crate::status::config::{ConfigDiffAnswer, ConfigProblem};
 use crate::status::document::{

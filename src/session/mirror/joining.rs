@@ -26,6 +26,7 @@ impl Mirror {
             // Hub and source have never met: the first epoch is the generation's own random id.
             self.known.epoch = Epoch { number: 1, id: hello.generation.id };
         }
+        self.connection = hello.connection;
         self.known.source = Some(hello.source);
         self.known.generation = hello.generation;
         self.known.cp_max = self.known.cp_max.max(hello.cp_max);
@@ -114,6 +115,13 @@ impl Mirror {
             );
             let next = "start the original, or restore its newest state directory";
             return Err(refuse(RefusedCode::Generation, reason, next));
+        }
+        if new == old && hello.connection < self.connection {
+            let reason = format!(
+                "connection {} of the source comes behind connection {}",
+                hello.connection, self.connection
+            );
+            return Err(refuse(RefusedCode::Busy, reason, "wait, the source tries again"));
         }
         if let Some(fault) = &self.faulted {
             let reason = format!("the hub's log of this source failed: {fault}");
