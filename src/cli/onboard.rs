@@ -62,13 +62,15 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
     let Around { config, .. } = load_around(&file, None, &nothing).map_err(Failure::Problems)?;
     let OnboardArguments { name, volume, .. } = arguments;
     let target = config.sources_dir.join(format!("{name}.toml"));
-    write_new(&target, &text(name, volume)).map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => Failure::Message {
-            code: USAGE,
-            what: format!("onboard {name}: {} is there already", target.display()),
-            next: "edit that file, or take another name".into(),
-        },
-        _ => Failure::failed(format!("onboard {name}: {}: {error}", target.display()), ""),
+    write_new(&target, &text(name, volume)).map_err(|error| {
+        if error.kind() == ErrorKind::AlreadyExists {
+            return Failure::Message {
+                code: USAGE,
+                what: format!("onboard {name}: {} is there already", target.display()),
+                next: "edit that file, or take another name".into(),
+            };
+        }
+        Failure::failed(format!("onboard {name}: {}: {error}", target.display()), "")
     })?;
     // Judged with all the others: the sum of the shares may not fit.
     let judged = load_around(&file, None, &nothing).map_err(Failure::Problems)?;

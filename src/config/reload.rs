@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use super::quantity::{format_duration, format_size};
 use super::schema::{HubConfig, HubSource, PoolConfig, ReplicationConfig, SourceConfig};
+use crate::hub::hooks::HookCommand;
 use crate::units::words::words;
 
 words! {
@@ -153,9 +154,18 @@ fn hub_rows(config: &HubConfig) -> Rows {
         row("nvram.path", Restart, config.nvram.path.display().to_string()),
         row("nvram.size", Restart, format_size(config.nvram.size)),
         row("log.dir", Restart, config.log_dir.display().to_string()),
+        row("hooks.promoted", Restart, command(config.hooks.promoted.as_ref())),
+        row("hooks.failed_back", Restart, command(config.hooks.failed_back.as_ref())),
+        row("hooks.timeout", Restart, format_duration(config.hooks.timeout)),
     ];
     rows.extend(pool_rows(&config.pool));
     rows
+}
+
+fn command(command: Option<&HookCommand>) -> String {
+    let Some(HookCommand { program, arguments }) = command else { return "none".to_owned() };
+    let words = arguments.iter().map(|argument| format!(" {argument}"));
+    format!("{}{}", program.display(), words.collect::<String>())
 }
 
 /// The file of one source on the hub.

@@ -533,11 +533,8 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         name: row.name,
         size: row.tree.size,
     });
-    let link = if sole {
-        LinkState::Unlinked
-    } else {
-        LinkState::Waiting { reason: "not connected yet".to_owned() }
-    };
+    let waiting = || LinkState::Waiting { reason: "not connected yet".to_owned() };
+    let link = if sole { LinkState::Unlinked } else { waiting() };
     let state = SharedState {
         affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
         link,

@@ -291,8 +291,7 @@ impl SourceActor {
             Action::Send(Message::Ack(ack)) => self.acknowledge(ack),
             Action::Send(message) => self.send(&message),
             Action::Record { source, generation, epoch, volumes, policy, alone } => {
-                let promise = (policy, alone);
-                let known = self.machine.as_ref().map(Mirror::known);
+                let (promise, known) = ((policy, alone), self.machine.as_ref().map(Mirror::known));
                 let left_out = known.map(|known| known.left_out.clone()).unwrap_or_default();
                 let told = Told { source, generation, epoch, volumes, promise, left_out };
                 self.record(told, context);
