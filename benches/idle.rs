@@ -22,8 +22,12 @@ const LOADED: usize = 8;
 /// Bounds of the README in MiB. No image is read here, so the hub has nothing of a reader under way.
 const HUB_MIB: f64 = 64.0 + 80.0;
 const HUB_MIB_A_SOURCE: f64 = 4.0 + 2.0;
-/// The NVRAM of `SIZES`, the program, and what a client here has under way, rounded up.
-const SOURCE_MIB: f64 = 8.0 + 64.0 + 1.0;
+/// The NVRAM of `SIZES` and half of it, the program, and what a client here has under way, rounded
+/// up.
+const SOURCE_MIB: f64 = 8.0 + 4.0 + 64.0 + 1.0;
+/// Bytes of a write and how many are under way: whole blocks, and blocks written in part, each of
+/// which takes a page all the same.
+const WRITES: [(usize, u64, u64); 2] = [(65_536, 65_536, 8), (512, 4096, 128)];
 const SIZES: Sizes =
     Sizes { hub_nvram: "512MiB", hub_pool: "4GiB", nvram: "8MiB", pool: "256MiB", volume: "32MiB" };
 
@@ -44,8 +48,10 @@ fn main() -> anyhow::Result<()> {
     pause(Duration::from_secs(10));
     idle(&ends)?;
     memory(&ends, "idle")?;
-    load(&ends)?;
-    memory(&ends, "under load")?;
+    for (bytes, step, depth) in WRITES {
+        load(&ends, (bytes, step, depth))?;
+        memory(&ends, &format!("under load of {bytes} byte writes"))?;
+    }
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!("load average {}", load.trim());
     Ok(())
@@ -90,26 +96,30 @@ fn memory(ends: &Ends, when: &str) -> anyhow::Result<()> {
         each.push(resident_mib(end.id())?);
     }
     let most = each.into_iter().fold(0.0, f64::max);
-    println!("resident {when}: hub {hub:.0} MiB, the largest source {most:.0} MiB");
     let count = u32::try_from(ends.sources.len()).context("too many sources")?;
     let hub_max = HUB_MIB + HUB_MIB_A_SOURCE * f64::from(count);
+    println!(
+        "resident {when}: hub {hub:.0} of {hub_max:.0} MiB, the largest source {most:.0} of \
+         {SOURCE_MIB:.0} MiB"
+    );
     anyhow::ensure!(hub <= hub_max, "the hub has {hub:.0} MiB, more than {hub_max:.0}");
     anyhow::ensure!(most <= SOURCE_MIB, "a source has {most:.0} MiB, more than {SOURCE_MIB:.0}");
     Ok(())
 }
 
-/// Some sources take 64 KiB writes, each from its own client, 8 under way.
-fn load(ends: &Ends) -> anyhow::Result<()> {
+/// Some sources take writes of so many bytes, so far apart, each from its own client with so many
+/// under way.
+fn load(ends: &Ends, (bytes, step, depth): (usize, u64, u64)) -> anyhow::Result<()> {
     let mut writers = Vec::new();
     for (at, (_, nbd)) in ends.sources.iter().enumerate().take(LOADED) {
         let (nbd, export) = (*nbd, format!("filer-{at}/vol0"));
         writers.push(std::thread::spawn(move || -> anyhow::Result<u64> {
             let mut client = Client::tcp(nbd, &export, Duration::from_secs(60))?;
-            let (begin, data) = (Instant::now(), vec![9; 65_536]);
+            let (begin, data) = (Instant::now(), vec![9; bytes]);
             let (size, mut sent, mut answered) = (client.size(), 0, 0);
             while begin.elapsed() < LOAD || answered < sent {
-                if begin.elapsed() < LOAD && sent - answered < 8 {
-                    client.submit_write(sent * 65_536 % size, &data)?;
+                if begin.elapsed() < LOAD && sent - answered < depth {
+                    client.submit_write(sent * step % size, &data)?;
                     sent += 1;
                 } else {
                     let reply = client.reply()?;
@@ -120,11 +130,11 @@ fn load(ends: &Ends) -> anyhow::Result<()> {
             Ok(answered)
         }));
     }
-    let mut mib = 0;
+    let mut writes = 0;
     for writer in writers {
-        let written = writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??;
-        mib += written / 16;
+        writes += writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??;
     }
-    println!("load: {mib} MiB written in {} s by {LOADED} clients at once", LOAD.as_secs());
+    let seconds = LOAD.as_secs();
+    println!("load: {writes} writes of {bytes} bytes in {seconds} s by {LOADED} clients at once");
     Ok(())
 }

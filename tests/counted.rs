@@ -384,15 +384,19 @@ fn four_connections_lie_in_the_log_in_one_order() {
     }
 }
 
-/// The hub walks everything its pool reaches and proves that the rest is free.
-fn check_pool(cluster: &Cluster) {
-    let socket = cluster.path("hub/state/admin.sock");
+/// The process walks everything its pool reaches: what it found.
+pub fn pool_check(socket: &Path) -> serde_json::Value {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let answer = runtime.expect("a runtime").block_on(async {
         let patience = Some(Duration::from_secs(60));
-        call(&socket, &Request::PoolCheck {}, patience, &mut |_| {}).await
+        call(socket, &Request::PoolCheck {}, patience, &mut |_| {}).await
     });
-    let answer = answer.expect("the hub answers");
+    answer.expect("it answers")
+}
+
+/// The hub walks everything its pool reaches and proves that the rest is free.
+fn check_pool(cluster: &Cluster) {
+    let answer = pool_check(&cluster.path("hub/state/admin.sock"));
     assert_eq!(answer["sound"], true, "{answer}");
 }
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::harness::oracle::{Known, Writer, content};
 use crate::harness::{BINARY, Cluster, SourceSettings, pause, run, status, wait_for};
-use crate::outage::{is_full, socket};
+use crate::outage::{is_full, socket, wait_settled};
 
 const NAME: &str = "filer-a";
 const EXPORT: &str = "filer-a/vol0";
@@ -256,7 +256,7 @@ fn failover_in_the_middle_of_a_pass_shows_the_old_image() {
     cluster.kill_hub();
     let new = load(&cluster, NAME, old.clone(), 4, 2000).finish();
     let log = cluster.path("filer-a.log");
-    wait_for("the own CPs are done alone", LIMIT, || cluster.own_status(NAME)["lag_bytes"] == 0);
+    wait_settled(&cluster);
     cluster.start_hub();
     wait_for("a pass begins", LIMIT, || {
         std::fs::read_to_string(&log).is_ok_and(|text| text.contains("image is brought up"))
@@ -294,9 +294,10 @@ fn disk_rate(directory: &Path, mib: u64) -> f64 {
 #[test]
 fn time_to_the_first_read_and_write() {
     let mib: u64 = if is_full() { 256 } else { 64 };
-    let size = format!("{}MiB", mib * 2);
-    let settings = failing("stop").volumes(&[("vol0", &size)]).pool("4GiB").nvram("640MiB");
-    let mut cluster = Cluster::prepare_with(&[settings], "256MiB", "4GiB");
+    let (size, nvram) = (format!("{}MiB", mib * 2), format!("{}MiB", mib * 5 / 2));
+    let settings = failing("stop").volumes(&[("vol0", &size)]).pool("4GiB").nvram(&nvram);
+    let ring = format!("{}MiB", mib.max(128));
+    let mut cluster = Cluster::prepare_with(&[settings], &ring, "4GiB");
     cluster.start_all();
     let mut client = open(&socket(&cluster, NAME), EXPORT);
     let mut chunk = vec![0; 256 << 10];

@@ -630,6 +630,7 @@ fn welcome(hello: &Hello, version: u16) -> Message {
         cp_max: hello.cp_max,
         log_credit: 4 << 20,
         cp_credit: 2 << 20,
+        work: false,
         refused: Vec::new(),
     })
 }

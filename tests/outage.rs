@@ -61,7 +61,7 @@ fn wait_alone(cluster: &Cluster) -> Value {
 }
 
 /// Waits until the newest own CP holds everything that was written.
-fn wait_settled(cluster: &Cluster) {
+pub fn wait_settled(cluster: &Cluster) {
     let root = || cluster.own_status(NAME)["volumes"][0]["root"].clone();
     let (mut last, mut since) = (root(), Instant::now());
     wait_for("the own CPs have come to an end", LIMIT, || {

@@ -210,8 +210,8 @@ fn row(source: &SourceEntry, paint: &Paint) -> Vec<(&'static str, Cell)> {
     let cells = [
         Cell::new(&source.name),
         state,
-        Cell::new(source.applied_cp),
-        Cell::new(time(source.lag_seconds)),
+        Cell::new(source.applied_cp.map_or_else(unknown, |cp| cp.to_string())),
+        Cell::new(source.lag_seconds.map_or_else(unknown, time)),
         Cell::new(age),
         Cell::new(size(source.acknowledged_bytes)),
         Cell::new(behind(source.staged_bytes)),
@@ -243,6 +243,10 @@ fn troubles(document: &StatusDocument, sources: &[&SourceEntry], paint: &Paint) 
 /// All that is known of one source.
 fn details(source: &SourceEntry, paint: &Paint) -> String {
     let mut lines = vec![("reason", source.reason.clone())];
+    // What is not in order is told with its next step above.
+    if source.state.word() == HealthWord::Ok && !source.next_step.is_empty() {
+        lines.push(("next", source.next_step.clone()));
+    }
     if let Some(policy) = &source.policy {
         lines.push(("policy", promise(policy)));
     }
@@ -275,7 +279,10 @@ fn volumes(source: &SourceEntry, paint: &Paint) -> String {
     if paint.look.colour {
         table.enforce_styling();
     }
-    table.set_header(["VOLUME", "SIZE", &format!("ROOT AT CP {}", source.applied_cp)].map(heading));
+    // A source that has not met its hub yet shows its own newest CP.
+    let root =
+        source.applied_cp.map_or_else(|| "ROOT HERE".into(), |cp| format!("ROOT AT CP {cp}"));
+    table.set_header(["VOLUME", "SIZE", &root].map(heading));
     for volume in &source.volumes {
         let root = volume.root.map_or_else(|| "-".to_owned(), |root| root.to_string());
         table.add_row([volume.name.to_string(), size(volume.size_bytes), root]);
@@ -343,12 +350,13 @@ mod tests {
             }),
             policy_next: None,
             alone_since: None,
+            resync: None,
             epoch: 1,
             generation: 4,
-            applied_cp: 1817,
+            applied_cp: Some(1817),
             image_age_seconds: Some(if state == State::InSync { 0.0 } else { 11_040.0 }),
-            lag_bytes: ladder[0] - ladder[4],
-            lag_seconds: if ladder[0] == ladder[4] { 0.0 } else { 12.0 },
+            lag_bytes: Some(ladder[0] - ladder[4]),
+            lag_seconds: Some(if ladder[0] == ladder[4] { 0.0 } else { 12.0 }),
             acknowledged_bytes: ladder[0],
             staged_bytes: ladder[1],
             drained_bytes: Some(ladder[2]),
@@ -392,6 +400,7 @@ mod tests {
                 used_bytes: (3 << 30) - 96 * MIB,
                 kept_bytes: 32 * MIB,
                 pinned_bytes: 64 * MIB,
+                rot: None,
             }),
         )
     }

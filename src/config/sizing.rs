@@ -88,8 +88,8 @@ pub fn of_source(source: &SourceConfig) -> Sizing {
     };
     let memory = SizingLine {
         what: "memory",
-        bytes: nvram.saturating_add(SOURCE_MEMORY_BYTES),
-        carries: "needed at most: NVRAM and 64MiB".into(),
+        bytes: nvram.saturating_add(nvram / 2).saturating_add(SOURCE_MEMORY_BYTES),
+        carries: "needed at most, beside what clients have under way: 1.5 x NVRAM and 64MiB".into(),
     };
     let mut notes = Vec::new();
     let volumes: Vec<&VolumeConfig> = source.volumes.iter().collect();

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use super::buffers::{Buffers, Page};
 use super::feed::DurableFreeze;
 use super::keeper::Kept;
+use super::mending;
 use super::order::{Frozen, Lacking};
 use super::plan::{Plan, Step};
 use super::promise::Promise;
@@ -41,6 +42,7 @@ use crate::pool::write_set::{Budget, WriteSet};
 use crate::units::convert::to_u64;
 use crate::units::numbers::{CpNumber, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
+use crate::volume::mend::{Depth, is_rot};
 use crate::volume::writer::{Content, TreeWriter};
 
 /// Pause before a CP is tried again that the own pool had no room for.
@@ -50,6 +52,9 @@ const IDLE_PAUSE: Duration = Duration::from_secs(3600);
 
 /// How often a CP that waits for the hub looks whether writers wait for it.
 const PRESS_PAUSE: Duration = Duration::from_millis(50);
+
+/// Tries of a CP whose base has rotted.
+const MEND_TRIES: u32 = 4;
 
 /// What was heard while idle.
 enum Heard {
@@ -273,7 +278,9 @@ impl Checkpointer {
     fn plan(&self, buffers: &Buffers) -> Result<Plan, VolumeError> {
         let pins = self.shared.pins();
         Plan::build(buffers, |volume, vbn, page: &mut Page| match pins.get(&volume) {
-            Some(pin) => tree::read_published(&self.shared.pool, &pin.tree(), Vbn(vbn), page),
+            Some(pin) => mending::reading(&self.shared, pin, (Vbn(vbn), 1), || {
+                tree::read_published(&self.shared.pool, &pin.tree(), Vbn(vbn), page)
+            }),
             None => Err(PoolError::UnknownVolume { key: self.key(volume) }.into()),
         })
     }
@@ -290,6 +297,7 @@ impl Checkpointer {
             return Ok(roots);
         }
         let started = Instant::now();
+        let mut tries = 0;
         loop {
             let lend = |promise: &Arc<Promise>| promise.lend(space_blocks);
             let budget = self.shared.promise.as_ref().map_or(Budget::Reserve, lend);
@@ -305,9 +313,31 @@ impl Checkpointer {
                     self.shared.set_rejected(Some(reason));
                     self.pause()?;
                 }
+                Err(error) if is_rot(&error) && tries < MEND_TRIES && self.mend_nodes(plan) => {
+                    tries += 1;
+                }
                 Err(error) => return self.or_fail(Err(error), "the own pool"),
             }
         }
+    }
+
+    /// A node of the base could not be read; whether it is worth another try.
+    fn mend_nodes(&self, plan: &Plan) -> bool {
+        let shared = &self.shared;
+        let mut mended = false;
+        for pin in shared.pins().values() {
+            let key = pin.key();
+            if shared.mender.has_waiting(key) {
+                // What was mended before may not be known any more: the CP goes without it.
+                shared.mender.forget(key);
+                mended = true;
+            }
+            if plan.volumes.iter().any(|planned| planned.volume == key.volume) {
+                let mending = mending::mend_pin(shared, pin, Depth::Nodes);
+                mended |= mending.is_ok_and(|mending| !mending.mended.is_empty());
+            }
+        }
+        mended
     }
 
     fn pause(&self) -> Result<(), Stopped> {
@@ -328,11 +358,26 @@ impl Checkpointer {
         let before = shared.pins();
         let mut write_set = shared.pool.begin(budget);
         let mut volumes = Vec::with_capacity(plan.volumes.len());
+        let mut rewritten = Vec::new();
         for planned in &plan.volumes {
             let key = self.key(planned.volume);
             let base = before.get(&planned.volume).ok_or(PoolError::UnknownVolume { key })?.tree();
             let root = self.write_volume(&mut write_set, key, base, freeze.cp, &planned.steps)?;
             volumes.push((planned.volume, root));
+        }
+        for (&volume, pin) in before.iter() {
+            let key = self.key(volume);
+            if shared.mender.has_waiting(key) {
+                let built = volumes.iter().position(|(built, _)| *built == volume);
+                let base = built.map_or_else(|| pin.tree(), |at| volumes[at].1);
+                let pool = &shared.pool;
+                let root = shared.mender.write(pool, &mut write_set, key, base, freeze.cp)?;
+                match built {
+                    Some(at) => volumes[at].1 = root,
+                    None => volumes.push((volume, root)),
+                }
+                rewritten.push(key);
+            }
         }
         let affiliation = shared.affiliation();
         // Nobody else writes the row's extension from this look to the commit.
@@ -349,6 +394,7 @@ impl Checkpointer {
             extension: Some(extension),
             volumes,
         })?;
+        rewritten.into_iter().for_each(|key| shared.mender.written(key));
         let pins = pin_all(shared)?;
         shared.set_own(freeze.cp, published.roots.clone(), pins);
         Ok(published.roots)
@@ -388,13 +434,17 @@ impl Checkpointer {
         if let Some(ring) = shared.ring() {
             ring.release(freeze.end);
         }
-        shared.outbox.drop_upto(freeze.cp);
-        shared.set_rejected(None);
+        shared.outbox.drop_upto(freeze.cp, alone);
+        if !alone || !shared.lacks_hub_room() {
+            // A CP alone makes no room on the hub.
+            shared.set_rejected(None);
+        }
         shared.counters.checkpoints_done.add(1);
         if alone {
             tracing::info!(source = %shared.name, cp = %freeze.cp, "CP published here, alone");
         } else {
             let (pins, roots) = (shared.pins(), shared.agreed(&roots));
+            shared.set_faulted(None);
             shared.common.send_replace(Some(Common { cp: freeze.cp, roots, pins }));
             tracing::info!(source = %shared.name, cp = %freeze.cp, "CP published at both ends");
         }

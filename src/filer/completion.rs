@@ -115,7 +115,10 @@ impl HubDurable {
 
 type Answer = Result<Acknowledged, Refusal>;
 
-/// A transfer that the hub lacks.
+/// Rows of transfers that the hub lacks.
+const LACKING_MAX: usize = if cfg!(test) { 8 } else { 8192 };
+
+/// One transfer or more that the hub lacks.
 #[derive(Debug, Clone, Copy)]
 struct Lacking {
     last: SequenceNumber,
@@ -131,7 +134,8 @@ struct State {
     hub: SequenceNumber,
     /// What the hub said last: less than `hub` if it has lost what it had acknowledged.
     hub_said: SequenceNumber,
-    /// Transfers that the hub lacks, in order. Bounded by the NVRAM, which holds all of them.
+    /// Transfers that the hub lacks, in order; at most [`LACKING_MAX`], since a source that is alone
+    /// goes on: then two neighbours are taken for one, as old as the older.
     lacking: VecDeque<Lacking>,
     formed_bytes: u64,
     hub_bytes: u64,
@@ -215,6 +219,7 @@ impl Completion {
         let upto_bytes = state.formed_bytes;
         if last > state.hub {
             state.lacking.push_back(Lacking { last, upto_bytes, since });
+            state.merge_lacking();
         } else {
             state.hub_bytes = upto_bytes;
         }
@@ -360,6 +365,19 @@ impl State {
         fits.checked_sub(1).map_or(self.hub, |last| self.lacking[last].last)
     }
 
+    /// Keeps the rows bounded. A row of two goes when the hub has both: nothing is taken for safe
+    /// that is not.
+    fn merge_lacking(&mut self) {
+        if self.lacking.len() <= LACKING_MAX {
+            return;
+        }
+        let mut rows = std::mem::take(&mut self.lacking).into_iter();
+        while let Some(older) = rows.next() {
+            let newer = rows.next().unwrap_or(older);
+            self.lacking.push_back(Lacking { since: older.since, ..newer });
+        }
+    }
+
     fn acknowledge(&mut self, sequence: SequenceNumber) -> Acknowledged {
         if self.gate == Gate::Own {
             self.answered_alone = self.answered_alone.max(sequence);
@@ -402,6 +420,27 @@ mod tests {
 
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    /// A source that is alone for long keeps no row of each transfer, and forgets neither how much
+    /// the hub lacks nor since when.
+    #[test]
+    fn what_the_hub_lacks_is_kept_in_bounded_memory() {
+        let completion = Completion::default();
+        completion.set_gate(Gate::Own);
+        let begin = Instant::now();
+        for sequence in 1..=1000 {
+            completion.formed(SequenceNumber(sequence), 10);
+            assert!(completion.lock().lacking.len() <= LACKING_MAX);
+        }
+        let (bytes, since) = completion.lag();
+        assert_eq!(bytes, 10_000);
+        assert!(since.unwrap().duration_since(begin) < Duration::from_millis(500));
+        for sequence in 1..=1000 {
+            completion.hub_durable(&hub(sequence));
+            assert!(completion.lag().0 >= 10_000 - 10 * sequence, "more is counted than it has");
+        }
+        assert_eq!(completion.lag(), (0, None));
     }
 
     /// Neither end alone is enough, in either order, and nobody is answered too early.

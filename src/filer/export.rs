@@ -21,6 +21,7 @@ use super::beneath::{Beneath, ReadError};
 use super::buffers::{Found, Page, Piece, lay, over, over_layer};
 use super::completion::{Acknowledged, Refusal};
 use super::image::Image;
+use super::mending;
 use super::order::Change;
 use super::shared::{LinkState, Shared};
 use super::tree;
@@ -37,6 +38,7 @@ use crate::units::names::KeptName;
 use crate::units::numbers::{SequenceNumber, Vbn, VolumeNumber};
 use crate::units::policy::Cache;
 use crate::volume::error::VolumeError;
+use crate::volume::mend::{Depth, blocks_of, is_rot};
 use crate::volume::reader::SegmentContent;
 use crate::wire::message::VolumeOffer;
 
@@ -327,6 +329,16 @@ impl VolumeExport {
         pin.map(Arc::new).map_err(|error| io_error(error.to_string()))
     }
 
+    /// Whether what could not be read was got from the hub.
+    async fn mended(&self, pin: Arc<Pin>, offset: u64, length: u64) -> bool {
+        let (shared, volume) = (Arc::clone(&self.shared), self.volume);
+        let mended = tokio::task::spawn_blocking(move || {
+            let range = blocks_of(offset, length);
+            mending::mend(&shared, (volume, &pin.tree()), range, Depth::Data)
+        });
+        matches!(mended.await, Ok(Ok(mending)) if !mending.mended.is_empty())
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         offset: u64,
@@ -336,6 +348,7 @@ impl VolumeExport {
     ) -> Result<T, ExportError> {
         for _ in 0..PIN_TRIES {
             let mut look = self.look(offset, length)?;
+            let pin = Arc::clone(&look.pin);
             if look.beneath.is_none() {
                 // A tree that was never written has nothing to be read.
                 look = look.through(content).map_err(|error| io_error(error.to_string()))?;
@@ -351,6 +364,8 @@ impl VolumeExport {
             };
             match answer {
                 Err(ReadError::Volume(VolumeError::Pool(PoolError::PinEnded { .. }))) => {}
+                Err(ReadError::Volume(error))
+                    if is_rot(&error) && self.mended(pin, offset, length).await => {}
                 // It is in a tree by now, and the log was dropped.
                 Err(ReadError::Beneath(_)) if grounded && !self.shared.is_grounded() => {}
                 Err(error) => {

@@ -7,9 +7,10 @@
 //! A history that does not join halts the way to the hub: state and next step are shown, and
 //! nothing is tried again before a restart; a source that serves alone goes on doing so.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,30 +21,30 @@ use tokio::net::tcp::OwnedReadHalf;
 use super::completion::HubDurable;
 use super::feed::DurableFreeze;
 use super::keeper::Kept;
+use super::mending;
 use super::order::{AdoptError, Lacking};
 use super::pass::{Bases, PassData};
 use super::past;
+use super::pulse::Pulse;
 use super::sending::{MoveError, SendSide};
+use super::served::Served;
 use super::shared::{Backoff, Common, LinkState, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver};
 use super::verify;
-use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX};
+use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX, PLACES_ASKED_MAX};
 use crate::link::FrameReader;
 use crate::pool::error::PoolError;
+use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
-use crate::session::primary::{Action, Event, Held, Primary};
+use crate::session::primary::{Action, Event, Held, Past, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber, VolumeNumber};
-use crate::units::policy::Policy;
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, VolumeNumber};
+use crate::units::policy::{AloneMark, OnHubLoss, Policy};
 use crate::wire::message::{
-    CheckpointAt, Going, Message, Ping, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
+    CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
 };
 
-/// Pause between two heartbeats.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Heartbeats that are remembered.
-const PINGS_MAX: usize = 64;
 /// Pause before a CP is tried again that the hub had no room for.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long a good-bye may take.
@@ -77,15 +78,6 @@ enum End {
     Stopped,
 }
 
-/// When the hub last got on with what it was sent.
-#[derive(Debug)]
-struct Progress {
-    hub: SequenceNumber,
-    done: CpNumber,
-    taken: u64,
-    at: Instant,
-}
-
 /// The forwarder of one source.
 #[derive(Debug)]
 pub struct Forwarder {
@@ -99,20 +91,16 @@ pub struct Forwarder {
     /// The newest own CP the machine was told of, readable.
     own: (CpNumber, Pins),
     /// Volumes whose image is of an older CP than the hub's others, and of which.
-    older: BTreeMap<VolumeNumber, CpNumber>,
+    older: past::Older,
     /// Said by the shell while it did what the machine said.
     follow: VecDeque<Event>,
     /// Since when there is no session; `None` in one.
     lost: Option<Instant>,
-    /// The hub took what it was sent, as far as it was known then.
-    progress: Progress,
     jitter: u64,
     retry_at: Option<Instant>,
-    token: u64,
     /// When the newest connection was begun.
     began: Instant,
-    /// Heartbeats that are not answered, and when they left.
-    pings: VecDeque<(u64, Instant)>,
+    pulse: Pulse,
 }
 
 impl Forwarder {
@@ -121,12 +109,11 @@ impl Forwarder {
         let (jitter, done) = (options.seed, CpNumber(0));
         // A CP that was under way before the restart is known to the machine already.
         let told = shared.order.frozen().map_or(done, |frozen| frozen.cp);
-        let (data, retry_at, token) = (None, None, 0);
+        let (data, retry_at) = (None, None);
         let own = (shared.own().0, shared.pins());
         let follow = VecDeque::new();
-        let (now, nothing) = (Instant::now(), SequenceNumber(0));
-        let progress = Progress { hub: nothing, done, taken: 0, at: now };
-        let lost = Some(now);
+        let now = Instant::now();
+        let (lost, pulse) = (Some(now), Pulse::new());
         Self {
             shared,
             options,
@@ -135,15 +122,13 @@ impl Forwarder {
             told,
             done,
             own,
-            older: BTreeMap::new(),
+            older: past::Older::new(),
             follow,
             lost,
-            progress,
             jitter,
             retry_at,
-            token,
             began: now,
-            pings: VecDeque::new(),
+            pulse,
         }
     }
 
@@ -266,6 +251,8 @@ impl Forwarder {
             return End::Broken(format!("socket options: {error}"));
         }
         let end = self.session(stream).await;
+        self.shared.end_pass();
+        self.shared.questions.give_up();
         // The machine says nothing to a lost connection.
         drop(self.primary.step(Event::Disconnected));
         end
@@ -303,7 +290,7 @@ impl Forwarder {
         let (read, mut write) = stream.into_split();
         let mut reader = FrameReader::new(read);
         let mut side = SendSide::new(Arc::clone(&self.shared));
-        let mut ticks = tokio::time::interval(self.heartbeat());
+        let mut ticks = tokio::time::interval(Pulse::heartbeat(self.patience()));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         if let Err(end) = self.absorb(&mut side).await {
             return end;
@@ -413,6 +400,10 @@ impl Forwarder {
         for scanned in word.scanned {
             side.message(Message::Scanned(scanned));
         }
+        if streams {
+            word.wants.into_iter().for_each(|want| side.message(Message::WantPlace(want)));
+            word.places.into_iter().for_each(|frame| side.frame(frame));
+        }
         Ok(())
     }
 
@@ -444,11 +435,6 @@ impl Forwarder {
         self.shared.pledge.patience()
     }
 
-    /// Time between two Pings: an idle connection must not look silent.
-    fn heartbeat(&self) -> Duration {
-        HEARTBEAT.min(self.patience() / 4)
-    }
-
     async fn tick(&mut self, side: &mut SendSide) -> Result<(), End> {
         let patience = if self.primary.is_streaming() {
             self.patience()
@@ -460,42 +446,33 @@ impl Forwarder {
             return Err(End::Broken(format!("the hub was silent for {} s", silent.as_secs())));
         }
         // One that has stopped answering is about to be silent, which says more.
-        if silent <= self.heartbeat() * 2 {
+        if silent <= Pulse::heartbeat(self.patience()) * 2 {
             self.look_for_progress()?;
         }
         if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.step(Event::Retry, side).await?;
         }
         // In every state behind Hello: the hub lets go of who is silent, also in a long refill.
-        self.token += 1;
-        self.pings.push_back((self.token, Instant::now()));
-        if self.pings.len() > PINGS_MAX {
-            self.pings.pop_front();
-        }
         let sequence = self.shared.order.figures().sequence;
-        side.message(Message::Ping(Ping { sequence, token: self.token }));
+        side.message(Message::Ping(self.pulse.ping(sequence)));
         Ok(())
     }
 
     /// A transfer, or a CP whose room writers wait for, that gets on with nothing for
     /// `hub_timeout`, is a lost hub (section 9).
     fn look_for_progress(&mut self) -> Result<(), End> {
-        let (hub, taken) = (self.primary.hub_sequence(), self.primary.cp_taken());
-        let patience = self.patience();
-        let progress = &mut self.progress;
-        let moved = hub > progress.hub || self.done > progress.done || taken != progress.taken;
         let full = self.shared.order.figures().lacking == Some(Lacking::Nvram);
+        // A hub without room says so: under `stop` writers wait for room, not for another connection.
+        let waits = self.shared.lacks_hub_room()
+            && self.shared.pledge.kept().on_hub_loss == OnHubLoss::Stop;
+        let full = full && !waits;
         let owes = self.primary.is_streaming() && (self.primary.is_sending() || full);
-        if moved || !owes {
-            *progress = Progress { hub, done: self.done, taken, at: Instant::now() };
-        } else if progress.at.elapsed() > patience {
-            let what = if full { "both partitions of the NVRAM are full and" } else { "" };
-            let seconds = progress.at.elapsed().as_secs();
-            return Err(End::Stalled(format!(
-                "{what} the hub got on with nothing for {seconds} s"
-            )));
-        }
-        Ok(())
+        let now = (self.primary.hub_sequence(), self.done, self.primary.cp_taken());
+        let patience = self.patience();
+        let Some(stalled) = self.pulse.stalled(now, owes, patience) else { return Ok(()) };
+        let what = if full { "both partitions of the NVRAM are full and" } else { "" };
+        let seconds = stalled.as_secs();
+        Err(End::Stalled(format!("{what} the hub got on with nothing for {seconds} s")))
     }
 
     async fn frame(
@@ -507,21 +484,22 @@ impl Forwarder {
         if message == Message::Refill {
             return self.refill(payload, side).await;
         }
+        if self.primary.is_streaming() && self.place(&message, &payload) {
+            return Ok(());
+        }
         if let Message::Welcome(welcome) = message {
             side.window(0, welcome.cp_credit);
-            let past = self.is_past(&welcome).await?;
-            self.older = past.clone().unwrap_or_default();
-            let past = past.is_some();
+            let (past, older) = self.past(&welcome).await?;
+            self.older = older;
             self.common(&welcome, past);
             self.follow.push_back(Event::VolumesBehind(!self.older.is_empty()));
             return self.step(Event::Welcomed { welcome, past }, side).await;
         }
-        if let Message::Pong(pong) = &message {
-            let answered = self.pings.iter().find(|(token, _)| *token == pong.token);
-            if let Some(&(token, left)) = answered.filter(|_| self.primary.is_streaming()) {
-                self.shared.lease.send_replace(Some(left));
-                self.pings.retain(|(other, _)| *other > token);
-            }
+        if let Message::Pong(pong) = &message
+            && self.primary.is_streaming()
+            && let Some(left) = self.pulse.pong(pong)
+        {
+            self.shared.lease.send_replace(Some(left));
         }
         if let Message::Scanned(scanned) = &message {
             self.shared.scans.send_replace(Some(scanned.clone()));
@@ -529,12 +507,8 @@ impl Forwarder {
         self.step(Event::Received(message), side).await
     }
 
-    /// Whether the hub's image is one of this source's own CPs, content and place, or is empty (R5).
-    /// If it is: the volumes whose image is of an older one.
-    async fn is_past(
-        &self,
-        welcome: &Welcome,
-    ) -> Result<Option<BTreeMap<VolumeNumber, CpNumber>>, End> {
+    /// What the hub's image is to this source, and the volumes whose image is of an older CP (R5).
+    async fn past(&self, welcome: &Welcome) -> Result<(Past, past::Older), End> {
         let (shared, welcome) = (Arc::clone(&self.shared), welcome.clone());
         let past = tokio::task::spawn_blocking(move || past::look(&shared, &welcome));
         let past = past.await.map_err(|error| End::Broken(format!("own catalog: {error}")))?;
@@ -545,11 +519,42 @@ impl Forwarder {
         })
     }
 
+    /// Rot: questions and answers of both ends, which concern the machine not at all.
+    fn place(&self, message: &Message, payload: &Bytes) -> bool {
+        let shared = &self.shared;
+        if let Message::PlaceContent(content) = message {
+            shared.questions.answer(content.token, payload.clone());
+            return true;
+        }
+        if *message == Message::WantRewrite {
+            shared.checkpoint.force();
+            return true;
+        }
+        let Message::WantPlace(want) = *message else { return false };
+        if shared.serving_places.fetch_add(1, Ordering::AcqRel) >= PLACES_ASKED_MAX {
+            // No hub of ours asks for so many: it waits for the answer that does not come.
+            shared.serving_places.fetch_sub(1, Ordering::AcqRel);
+            return true;
+        }
+        let shared = Arc::clone(shared);
+        // Its answer goes through the session's slot; nobody waits for the task itself.
+        drop(tokio::task::spawn_blocking(move || {
+            let frame = mending::serve(&shared, &want);
+            shared.serving_places.fetch_sub(1, Ordering::AcqRel);
+            shared.session.place(frame);
+        }));
+        true
+    }
+
     /// A CP that both ends had published before this connection.
-    fn common(&self, welcome: &Welcome, past: bool) {
+    fn common(&self, welcome: &Welcome, past: Past) {
         let (cp, roots) = self.shared.own();
         let known = self.shared.common.borrow().as_ref().is_some_and(|known| known.cp >= cp);
-        if past && self.older.is_empty() && cp == welcome.applied_cp && !known {
+        let is_past = past == Past::Known;
+        if is_past {
+            self.shared.outbox.published(welcome.applied_cp);
+        }
+        if is_past && self.older.is_empty() && cp == welcome.applied_cp && !known {
             let pins = self.shared.pins();
             let left_out = |v: &VolumeNumber| welcome.refused.iter().any(|no| no.volume == *v);
             let roots = roots.into_iter().filter(|(volume, _)| !left_out(volume)).collect();
@@ -643,27 +648,28 @@ impl Forwarder {
                 self.shared.checkpoint.done(CpOver { cp, alone });
             }
             Action::Answer(answering) => self.shared.answer(answering),
-            Action::MarkApart(mark) => {
-                self.note(move |kept| kept.alone = Some(mark)).await?;
-                self.follow.push_back(Event::Apart);
-            }
-            Action::ClearApart => {
-                self.note(|kept| kept.alone = None).await?;
-                self.follow.push_back(Event::Together);
-            }
+            Action::MarkApart(mark) => self.mark(Some(mark), Event::Apart).await?,
+            Action::ClearApart => self.mark(None, Event::Together).await?,
             Action::Fence(epoch) => {
                 // First of all nobody is served any more; then it is made to last.
                 self.shared.fence(epoch);
                 self.note(move |kept| kept.fenced = Some(epoch)).await?;
             }
             Action::LeaveOut(refused) => self.leave_out(refused),
-            Action::SendPass { cp, base } => self.send_pass(cp, base, side),
+            Action::SetBack { had, has } => self.set_back(had, has),
+            Action::SendPass { cp, base } => self.send_pass(cp, base, side)?,
+            Action::SendCompare { cp, base } => self.send_compare(cp, base, side)?,
+            Action::ServePull(want) if side.asked(want.clone()) => {}
+            Action::ServePull(_) => {
+                return Err(End::Broken("the hub asks for more at once than it may".to_owned()));
+            }
+            Action::Faulted { cp, reason } => self.faulted(cp, reason, side),
             Action::PassEnded { cp } => self.pass_ended(cp),
             Action::Freeze => self.shared.checkpoint.force(),
             Action::Checkpoint { token } => {
-                // Nothing to say: the newest common CP holds everything already.
-                let newest = self.shared.common.borrow().as_ref().map(|common| common.cp);
-                let cp = self.shared.order.target().or(newest).unwrap_or_default();
+                // Nothing to say: the own CP holds everything already, the hub may lack it still.
+                let target = self.shared.order.target();
+                let cp = target.unwrap_or_else(|| self.shared.own().0);
                 self.shared.checkpoint.want();
                 side.message(Message::CheckpointAt(CheckpointAt { token, cp }));
             }
@@ -679,15 +685,31 @@ impl Forwarder {
         Ok(())
     }
 
-    fn send_pass(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) {
-        assert!(self.own.0 == cp, "a pass sends the newest own CP that the machine knows");
+    fn send_pass(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) -> Result<(), End> {
+        self.is_own(cp)?;
         tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up");
         let progress = self.shared.begin_pass(cp, base);
-        let left_out = self.shared.left_out();
-        let agreed = self.own.1.iter().filter(|(volume, _)| !left_out.contains(volume));
-        let pins = Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect());
+        let pins = self.agreed_pins();
         let bases = Bases { base, older: self.older.clone() };
         side.pass(PassData::start(cp, pins, bases, self.options.resync_limit, progress));
+        Ok(())
+    }
+
+    /// The newest own CP, but for the volumes that the hub leaves out.
+    fn agreed_pins(&self) -> Pins {
+        let left_out = self.shared.left_out();
+        let agreed = self.own.1.iter().filter(|(volume, _)| !left_out.contains(volume));
+        Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect())
+    }
+
+    fn set_back(&self, had: Place, has: Place) {
+        let what = format!(
+            "the hub had acknowledged everything up to sequence {} as durable and came back with {}: \
+             it was restored from an older copy, or its device lost what it had synced",
+            had.sequence, has.sequence
+        );
+        tracing::error!(source = %self.shared.name, what, "hub set back; it is sent again");
+        self.shared.note_set_back(what);
     }
 
     fn leave_out(&self, refused: Vec<VolumeRefusal>) {
@@ -698,9 +720,33 @@ impl Forwarder {
         self.shared.set_refused(refused);
     }
 
+    /// Only the newest own CP can be read; the next session begins with it.
+    fn is_own(&self, cp: CpNumber) -> Result<(), End> {
+        if self.own.0 == cp {
+            return Ok(());
+        }
+        Err(End::Broken(format!("a pass to CP {cp}, the own one is CP {}", self.own.0)))
+    }
+
+    fn send_compare(
+        &mut self,
+        cp: CpNumber,
+        base: CpNumber,
+        side: &mut SendSide,
+    ) -> Result<(), End> {
+        self.is_own(cp)?;
+        tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up by comparison");
+        let progress = self.shared.begin_pass(cp, base);
+        let pins = self.agreed_pins();
+        side.serve(Served::start(pins, self.options.resync_limit, progress));
+        Ok(())
+    }
+
     fn pass_ended(&mut self, cp: CpNumber) {
         self.shared.end_pass();
+        self.shared.set_faulted(None);
         self.older.clear();
+        self.shared.outbox.published(cp);
         self.shared.set_rejected(None);
         tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
         if self.own.0 == cp {
@@ -716,6 +762,20 @@ impl Forwarder {
         self.blocking(move || shared.put_in_force(policy)).await?;
         // The file may ask for another one by now.
         self.shared.checkpoint.look_again();
+        Ok(())
+    }
+
+    fn faulted(&self, cp: CpNumber, reason: String, side: &mut SendSide) {
+        tracing::error!(source = %self.shared.name, %cp, %reason, "refused for good");
+        side.end_pass();
+        self.shared.end_pass();
+        self.shared.set_faulted(Some((cp, reason)));
+    }
+
+    /// The mark is durable when this returns, or gone.
+    async fn mark(&mut self, mark: Option<AloneMark>, then: Event) -> Result<(), End> {
+        self.note(move |kept| kept.alone = mark).await?;
+        self.follow.push_back(then);
         Ok(())
     }
 
@@ -744,9 +804,12 @@ impl Forwarder {
     fn rejected(&mut self, cp: CpNumber, reason: String, no_space: bool) {
         tracing::error!(source = %self.shared.name, %cp, %reason, no_space, "CP refused by the hub");
         self.shared.counters.checkpoints_rejected.add(1);
-        self.shared.set_rejected(Some(format!("the hub refused CP {cp}: {reason}")));
+        let reason = format!("the hub refused CP {cp}: {reason}");
         if no_space {
+            self.shared.set_no_hub_room(reason);
             self.retry_at = Some(Instant::now() + RETRY);
+        } else {
+            self.shared.set_rejected(Some(reason));
         }
     }
 

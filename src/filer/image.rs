@@ -11,6 +11,8 @@ use crate::nbd::export::{
     ErrorCode, Export, ExportError, ExportFuture, ExportInfo, Extent, Segment,
 };
 use crate::pool::Pin;
+use crate::volume::error::VolumeError;
+use crate::volume::mend::{Mends, blocks_of, is_rot};
 use crate::volume::reader;
 
 /// One image at one CP.
@@ -19,6 +21,7 @@ pub struct Image {
     info: ExportInfo,
     image: Arc<reader::Image>,
     ended: CancellationToken,
+    mends: Option<Arc<dyn Mends>>,
     _unused: DropGuard,
 }
 
@@ -34,7 +37,32 @@ fn read_only<'a>() -> ExportFuture<'a, ()> {
 impl Image {
     /// What `pin` shows, until `ended`. It goes when `unused` is cancelled by its end.
     pub fn new(info: ExportInfo, pin: Pin, ended: CancellationToken, unused: DropGuard) -> Self {
-        Self { info, image: Arc::new(reader::Image::new(pin)), ended, _unused: unused }
+        let image = Arc::new(reader::Image::new(pin));
+        Self { info, image, ended, mends: None, _unused: unused }
+    }
+
+    /// With somebody who may have what rotted here.
+    #[must_use]
+    pub fn mended_by(self, mends: Arc<dyn Mends>) -> Self {
+        Self { mends: Some(mends), ..self }
+    }
+
+    /// Reads, and once more if what was met could be mended; blocks, so in a thread of its own.
+    async fn reading<T: Send + 'static>(
+        &self,
+        (offset, length): (u64, u64),
+        read: impl Fn(&reader::Image) -> Result<T, VolumeError> + Send + 'static,
+    ) -> Result<T, ExportError> {
+        let (image, mends) = (self.image.clone(), self.mends.clone());
+        let read = tokio::task::spawn_blocking(move || match (read(&image), mends) {
+            (Err(error), Some(mends))
+                if is_rot(&error) && mends.mend(image.pin(), blocks_of(offset, length)) =>
+            {
+                read(&image)
+            }
+            (answer, _) => answer,
+        });
+        read.await.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
     }
 
     /// A kept CP of `name`: always the same, to any number of readers at once.
@@ -57,11 +85,10 @@ impl Export for Image {
     }
 
     fn read(&self, offset: u64, length: u32) -> ExportFuture<'_, Vec<Segment>> {
-        let image = self.image.clone();
+        let length = u64::from(length);
         Box::pin(async move {
-            let read = tokio::task::spawn_blocking(move || image.read(offset, u64::from(length)));
-            let segments = read.await.map_err(|error| failed(&error))?;
-            let segments = segments.map_err(|error| failed(&error))?;
+            let read = move |image: &reader::Image| image.read(offset, length);
+            let segments = self.reading((offset, length), read).await?;
             Ok(segments
                 .into_iter()
                 .map(|segment| match segment.content {
@@ -93,13 +120,10 @@ impl Export for Image {
     }
 
     fn extents(&self, offset: u64, length: u32, at_most: usize) -> ExportFuture<'_, Vec<Extent>> {
-        let image = self.image.clone();
+        let length = u64::from(length);
         Box::pin(async move {
-            let found = tokio::task::spawn_blocking(move || {
-                image.extents(offset, u64::from(length), at_most)
-            });
-            let extents = found.await.map_err(|error| failed(&error))?;
-            let extents = extents.map_err(|error| failed(&error))?;
+            let find = move |image: &reader::Image| image.extents(offset, length, at_most);
+            let extents = self.reading((offset, length), find).await?;
             Ok(extents
                 .into_iter()
                 .map(|extent| Extent {

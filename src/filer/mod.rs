@@ -13,11 +13,12 @@
 //!
 //! Pure, without lock, clock or device: [`ranges`], [`buffers`], [`plan`], [`space`],
 //! [`identity`]. Shells: [`order`], [`outbox`], [`completion`], [`feed`] (called by the ring's
-//! committing thread), [`forwarder`] with [`sending`] (one task), [`checkpoint`] (one thread),
+//! committing thread), [`forwarder`] with [`sending`] and [`pulse`] (one task), [`checkpoint`] (one thread),
 //! [`export`] (called by the NBD server), [`recover`] (the start), [`verify`], [`status`];
 //! [`follow`]: what a fenced source does until its hub gives the volumes back;
-//! [`keeper`] and [`promise`]: what is different in a pool that others use as well;
-//! [`beneath`]: a log that is not in a tree yet, below everything of this engine.
+//! [`image`]: one CP as a read-only export; [`keeper`] and [`promise`]: what is different in a pool
+//! that others use as well; [`beneath`]: a log that is not in a tree yet, below everything of this
+//! engine.
 //!
 //! [`pledge`]: what the source promises, and how a reload changes it while it runs.
 
@@ -33,6 +34,7 @@ pub mod forwarder;
 pub mod identity;
 pub mod image;
 pub mod keeper;
+pub mod mending;
 pub mod order;
 pub mod outbox;
 pub mod pass;
@@ -40,13 +42,17 @@ pub mod past;
 pub mod plan;
 pub mod pledge;
 pub mod promise;
+mod published;
+pub mod pulse;
 pub mod ranges;
 pub mod recover;
 pub mod sending;
+pub mod served;
 pub mod shared;
 pub mod signals;
 pub mod space;
 pub mod status;
+pub mod throttle;
 pub mod tree;
 pub mod verify;
 
@@ -70,7 +76,7 @@ use self::follow::Follower;
 use self::forwarder::{ForwardOptions, Forwarder};
 use self::keeper::Keeper;
 use self::recover::{Guest, RecoverError, Settings, Started, Store, Wanted};
-use self::shared::{Backoff, LinkState, Shared};
+use self::shared::{Backoff, Shared};
 use self::signals::Roots;
 use self::status::Status;
 use self::verify::{Verification, VerifyError};
@@ -87,6 +93,7 @@ use crate::units::ids::{RandomError, SourceId, random_u64};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, VolumeNumber};
 use crate::units::policy::Policy;
+use crate::volume::mend::{Depth, MendFigures};
 
 /// Pause before the first new try to reach the hub, and the longest.
 const BACKOFF: Backoff = Backoff { least: Duration::from_millis(50), most: Duration::from_secs(2) };
@@ -147,8 +154,8 @@ pub enum StartError {
     #[error(transparent)]
     Random(#[from] RandomError),
     /// A file has another size than configured.
-    #[error("{path}: has {met} bytes, the configuration asks for {wanted}", path = .path.display())]
-    Size { path: PathBuf, wanted: u64, met: u64 },
+    #[error("{path}: was made with {met} bytes, `{key}` asks for {wanted}", path = .path.display())]
+    Size { path: PathBuf, key: &'static str, wanted: u64, met: u64 },
     /// Plain TCP leaves this machine.
     #[error("hub {0} is not on this machine: without TLS a source dials loopback only")]
     NotLoopback(SocketAddr),
@@ -287,10 +294,10 @@ impl Filer {
         };
         let (nvram, pool) = (options.nvram, options.pool);
         let opened = tokio::task::spawn_blocking(move || {
-            let area = ByteCount(nvram.size.0 + HEADER_BYTES);
-            let nvram = DeviceOptions { size: area, ..nvram };
-            let nvram = open_store(&nvram, Access::Direct, FileDevice::create)?;
-            let pool = open_store(&pool, Access::Cached, FileDevice::create_unwritten)?;
+            let area = ("nvram.size", HEADER_BYTES);
+            let nvram = open_store(&nvram, area, Access::Direct, FileDevice::create)?;
+            let area = ("pool.devices", 0);
+            let pool = open_store(&pool, area, Access::Cached, FileDevice::create_unwritten)?;
             Ok::<_, StartError>((nvram, pool))
         });
         let (nvram, pool) = joined(opened.await)??;
@@ -400,7 +407,7 @@ impl Filer {
         &self,
     ) -> impl Future<Output = Result<(CpNumber, Roots), CheckpointError>> + Send + 'static {
         let (shared, patience) = (self.shared(), self.patience());
-        async move { checkpoint_of(&shared, patience).await }
+        async move { published::newest(&shared, patience).await }
     }
 
     /// Reads every block of the newest common CP at both ends and compares the roots. `progress` is
@@ -422,7 +429,7 @@ impl Filer {
         let shared = self.shared();
         let mut common = shared.common.subscribe();
         loop {
-            let (cp, roots) = checkpoint_of(&shared, self.patience()).await?;
+            let (cp, roots) = published::newest(&shared, self.patience()).await?;
             if cp > floor {
                 return Ok((cp, roots));
             }
@@ -447,6 +454,23 @@ impl Filer {
     /// lets them go on, or stops the source.
     pub fn hold(&self, held: bool) {
         self.shared().order.hold(held);
+    }
+
+    /// What rotted in its pool.
+    pub fn rot(&self) -> MendFigures {
+        self.shared().mender.figures(|_| true)
+    }
+
+    /// Reads all of the newest own CP and mends what cannot be read. Blocks.
+    pub fn mend_all(&self) -> impl FnOnce() + Send + 'static {
+        let shared = self.shared();
+        move || {
+            for pin in shared.pins().values() {
+                if let Err(error) = mending::mend_pin(&shared, pin, Depth::Data) {
+                    tracing::warn!(source = %shared.name, %error, "not mended");
+                }
+            }
+        }
     }
 
     /// Its pool, for checks and metrics.
@@ -502,8 +526,13 @@ impl Filer {
             // What it says does not matter: the checkpoint below fails if the hub is gone.
             drop(tokio::time::timeout(self.patience(), reached).await);
         }
+        if shared.pass().is_some() {
+            // It is resumed by the next start, however long it takes.
+            let reason = "the hub lacks what was acknowledged without it".to_owned();
+            return Err(CheckpointError::HubLost(reason));
+        }
         // A hub that is not there now is not waited for.
-        checkpoint_of(shared, Duration::ZERO).await.map(|_| ())
+        published::newest(shared, Duration::ZERO).await.map(|_| ())
     }
 }
 
@@ -599,69 +628,31 @@ async fn settled(shared: &Shared) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-async fn checkpoint_of(
-    shared: &Arc<Shared>,
-    patience: Duration,
-) -> Result<(CpNumber, Roots), CheckpointError> {
-    settled(shared).await?;
-    let mut common = shared.common.subscribe();
-    let target = shared.order.target();
-    shared.checkpoint.want();
-    let mut lost = Duration::ZERO;
-    loop {
-        let newest = common.borrow_and_update().clone();
-        let (own_cp, roots) = shared.own();
-        if newest.is_none() && target.is_none() {
-            // Nothing was written since the start, and no CP is under way: the own one is the
-            // common one, and no other will be made.
-            return Ok((own_cp, shared.agreed(&roots)));
-        }
-        if let Some(newest) = newest.filter(|newest| target.is_none_or(|cp| newest.cp >= cp)) {
-            return Ok((newest.cp, newest.roots));
-        }
-        if let Some(failed) = shared.failed() {
-            return Err(CheckpointError::Failed(failed));
-        }
-        match shared.link() {
-            LinkState::Connected { .. } | LinkState::Unlinked => lost = Duration::ZERO,
-            LinkState::Halted(refused) => return Err(CheckpointError::HubLost(refused.reason)),
-            LinkState::Waiting { reason } | LinkState::Offline { reason, .. } => {
-                if lost >= patience {
-                    return Err(CheckpointError::HubLost(reason));
-                }
-            }
-        }
-        if shared.session.stopping() {
-            return Err(CheckpointError::Stopped);
-        }
-        if tokio::time::timeout(TICK, common.changed()).await.is_err() {
-            lost += TICK;
-        }
-    }
-}
-
 fn joined<T>(result: Result<T, tokio::task::JoinError>) -> Result<T, StartError> {
     result.map_err(|error| StartError::Thread(error.to_string()))
 }
 
-/// Opens a file or block device, or makes the file.
+/// Opens a file or block device, or makes the file: as large as the key says and its headers.
 fn open_store(
     options: &DeviceOptions,
+    (key, header_bytes): (&'static str, u64),
     access: Access,
     create: fn(&std::path::Path, ByteCount, Access) -> Result<FileDevice, FileError>,
 ) -> Result<Store, StartError> {
-    let DeviceOptions { path, size } = options;
+    let path = &options.path;
+    let size = ByteCount(options.size.0 + header_bytes);
     let (device, new) = match FileDevice::open(path, access) {
         Ok(device) => (device, false),
         Err(FileError::Missing(_)) => {
             make_parent(path)?;
-            (create(path, *size, access)?, true)
+            (create(path, size, access)?, true)
         }
         Err(error) => return Err(error.into()),
     };
     let met = device.size().0;
     if met < size.0 || !new && met != size.0 && path.is_file() {
-        return Err(StartError::Size { path: path.clone(), wanted: size.0, met });
+        let (wanted, met) = (options.size.0, met.saturating_sub(header_bytes));
+        return Err(StartError::Size { path: path.clone(), key, wanted, met });
     }
     Ok(Store { device: Arc::new(Latch::new(device)), new })
 }

@@ -361,6 +361,11 @@ impl Order {
         if state.open.is_empty() { frozen } else { Some(state.open_cp) }
     }
 
+    /// Whether nothing was ordered that is in no own CP, and none is under way.
+    pub fn is_at_rest(&self) -> bool {
+        self.target().is_none()
+    }
+
     /// Highest sequence number given out for a volume: what a flush waits for (R17).
     pub fn last_of(&self, volume: VolumeNumber) -> SequenceNumber {
         self.lock().last.get(&volume).copied().unwrap_or_default()
@@ -418,13 +423,16 @@ impl Order {
     /// interval that was frozen before is done: no two are under way at once.
     pub fn replay_freeze(&self, cp: CpNumber) -> Result<(), AdoptError> {
         let mut state = self.lock();
-        if cp != state.open_cp {
+        // Before a CP of nothing a number may have been passed over.
+        let passed_over = state.open.is_empty() && cp > state.open_cp;
+        if cp != state.open_cp && !passed_over {
             return Err(AdoptError::Cp {
                 transfer: TransferId::NONE,
                 open: state.open_cp,
                 met: cp,
             });
         }
+        state.open_cp = cp;
         state.frozen = None;
         state.cut_off();
         Ok(())

@@ -24,6 +24,9 @@ use crate::units::numbers::{CpNumber, LogPosition, TransferId};
 /// Bodies kept in memory although the ring has them.
 pub const RECENT_BYTES_MAX: u64 = 16 << 20;
 
+/// Rows of CPs made alone.
+const HIDDEN_MAX: usize = 64;
+
 /// Where the body of a transfer is.
 #[derive(Debug, Clone)]
 pub enum Body {
@@ -66,8 +69,18 @@ pub struct Ladder {
     pub durable_bytes: u64,
     /// Durable on the hub.
     pub hub_bytes: u64,
+    /// Answered to clients.
+    pub acknowledged_bytes: u64,
     /// In a CP that both ends have published.
     pub visible_bytes: u64,
+}
+
+/// CPs made alone that the image does not show, newest of some and since when their oldest waits.
+#[derive(Debug)]
+struct Hidden {
+    cp: CpNumber,
+    upto_bytes: u64,
+    since: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +89,8 @@ struct State {
     /// The last transfer that is durable here.
     own_durable: TransferId,
     rows: VecDeque<Row>,
+    /// What went with CPs made alone; two neighbours are one if there are too many.
+    hidden: VecDeque<Hidden>,
     /// Rows that the forwarder has been told of.
     told: usize,
     /// Bytes of bodies in memory that the ring has as well.
@@ -172,18 +187,32 @@ impl Outbox {
         of_cp.map(row).collect()
     }
 
-    /// Drops the rows up to and with that CP; they are released.
-    pub fn drop_upto(&self, cp: CpNumber) {
+    /// Drops the rows up to and with that CP; they are released. One that was made `alone` is not
+    /// in the hub's image: what it held counts until [`Outbox::published`].
+    pub fn drop_upto(&self, cp: CpNumber, alone: bool) {
         let mut state = self.lock();
+        let mut hidden: Option<Hidden> = None;
         while state.rows.front().is_some_and(|row| row.cp <= cp) {
             let Some(row) = state.rows.pop_front() else { break };
-            state.ladder.visible_bytes = row.upto_bytes;
+            let since = hidden.map_or(row.since, |older| older.since);
+            hidden = Some(Hidden { cp, upto_bytes: row.upto_bytes, since });
             if let (Some(_), Some(body)) = (row.position, &row.body) {
                 state.recent_bytes -= to_u64(body.len());
             }
             state.told = state.told.saturating_sub(1);
             state.recent_from = state.recent_from.saturating_sub(1);
         }
+        state.hidden.extend(hidden);
+        if alone {
+            state.merge_hidden();
+        } else {
+            state.published(cp);
+        }
+    }
+
+    /// The hub's image shows that CP.
+    pub fn published(&self, cp: CpNumber) {
+        self.lock().published(cp);
     }
 
     /// All rows, for the session's start.
@@ -192,9 +221,14 @@ impl Outbox {
     }
 
     /// How far the transfers got, and since when the oldest one waits that no common CP has.
-    pub fn ladder(&self) -> (Ladder, Option<Instant>) {
-        let state = self.lock();
-        (state.ladder, state.rows.front().map(|row| row.since))
+    /// `answered` says how many of them were answered to clients.
+    pub fn ladder(&self, answered: impl FnOnce(&Ladder) -> u64) -> (Ladder, Option<Instant>) {
+        let mut state = self.lock();
+        let met = answered(&state.ladder);
+        // What was answered stays answered, whatever is asked for from now on.
+        state.ladder.acknowledged_bytes = state.ladder.acknowledged_bytes.max(met);
+        let oldest = state.hidden.front().map(|hidden| hidden.since);
+        (state.ladder, oldest.or_else(|| state.rows.front().map(|row| row.since)))
     }
 
     /// Number of rows and bytes of all bodies in memory, for status.
@@ -233,6 +267,25 @@ impl State {
             position,
             body: if position.is_none() { Some(transfer.bytes().clone()) } else { None },
         });
+    }
+
+    /// Nothing up to that CP waits any more.
+    fn published(&mut self, cp: CpNumber) {
+        let ladder = &mut self.ladder;
+        while let Some(shown) = self.hidden.pop_front_if(|hidden| hidden.cp <= cp) {
+            ladder.visible_bytes = shown.upto_bytes;
+        }
+        // An image that was brought up has what was never forwarded.
+        ladder.hub_bytes = ladder.hub_bytes.max(ladder.visible_bytes);
+    }
+
+    fn merge_hidden(&mut self) {
+        if self.hidden.len() <= HIDDEN_MAX {
+            return;
+        }
+        if let (Some(older), Some(newer)) = (self.hidden.pop_front(), self.hidden.pop_front()) {
+            self.hidden.push_front(Hidden { since: older.since, ..newer });
+        }
     }
 
     fn find(&self, id: TransferId) -> Option<usize> {
@@ -298,11 +351,38 @@ mod tests {
         assert_eq!(outbox.rows_of(CpNumber(1))[..], [row(1, 0), row(2, 2), row(3, 2)]);
         assert_eq!(outbox.rows_of(CpNumber(2))[..], [row(4, 0)]);
         assert_eq!(outbox.take_formed().len(), 4);
-        outbox.drop_upto(CpNumber(1));
+        outbox.drop_upto(CpNumber(1), false);
         assert!(outbox.body(id(3)).is_none());
         outbox.push(&transfer(5, 2, 4096));
         assert_eq!(outbox.take_formed()[0].place.transfer, id(5));
         assert_eq!(outbox.rows_of(CpNumber(2))[..], [row(4, 0), row(5, 1)]);
+    }
+
+    /// What CPs alone have released is not visible: it counts, and is as old as its oldest write.
+    #[test]
+    fn what_was_released_alone_waits_for_the_image() {
+        let outbox = Outbox::default();
+        let all = |ladder: &Ladder| ladder.durable_bytes;
+        for counter in 1..=200_u64 {
+            let cp = CpNumber(u32::try_from(counter).unwrap());
+            outbox.push(&transfer(counter, cp.0, 100));
+            outbox.durable(id(counter), LogPosition(counter * 512));
+            outbox.drop_upto(cp, true);
+        }
+        let (ladder, oldest) = outbox.ladder(all);
+        assert_eq!((ladder.visible_bytes, ladder.acknowledged_bytes), (0, ladder.formed_bytes));
+        let each = ladder.formed_bytes / 200;
+        assert!(outbox.lock().hidden.len() <= HIDDEN_MAX, "memory goes with the time alone");
+        // The image is at a CP in the middle: what lies behind it waits, and is younger.
+        outbox.published(CpNumber(190));
+        let (ladder, rest) = outbox.ladder(all);
+        assert_eq!(ladder.visible_bytes, 190 * each);
+        assert_eq!(ladder.hub_bytes, 190 * each);
+        assert!(rest.unwrap() > oldest.unwrap());
+        outbox.published(CpNumber(200));
+        let (ladder, rest) = outbox.ladder(|_| 0);
+        assert_eq!((ladder.visible_bytes, rest), (ladder.formed_bytes, None));
+        assert_eq!(ladder.acknowledged_bytes, ladder.formed_bytes, "taken back");
     }
 
     /// Only what the ring has is forgotten, oldest first, and memory stays bounded.
@@ -323,7 +403,7 @@ mod tests {
         let (rows, memory) = outbox.figures();
         assert_eq!(rows, 100);
         assert!(memory <= RECENT_BYTES_MAX + (300 << 10));
-        outbox.drop_upto(CpNumber(1));
+        outbox.drop_upto(CpNumber(1), false);
         assert_eq!(outbox.figures(), (0, 0));
     }
 }

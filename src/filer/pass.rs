@@ -9,13 +9,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::plan::Counts;
 use super::shared::Pins;
+use super::throttle::Throttle;
 use crate::limits::CP_FRAME_BYTES_MAX;
 use crate::pool::Pin;
 use crate::pool::pointer::Pointer;
@@ -86,10 +85,9 @@ impl PassData {
     ) -> Self {
         let (sender, payloads) = mpsc::channel(AHEAD_FRAMES);
         let told = Arc::clone(&progress);
-        let runtime = Handle::current();
+        let throttle = Throttle::new(limit);
         tokio::task::spawn_blocking(move || {
-            let started = Instant::now();
-            let mut walker = Walker { sender, limit, progress, started, runtime };
+            let mut walker = Walker { sender, throttle, progress };
             if let Err(Some(reason)) = walker.walk(&pins, &bases) {
                 // Nobody listens any more if the connection has gone.
                 drop(walker.sender.blocking_send(Err(reason)));
@@ -143,10 +141,8 @@ type Ended = Option<String>;
 
 struct Walker {
     sender: mpsc::Sender<Payload>,
-    limit: Option<ByteCount>,
+    throttle: Throttle,
     progress: Arc<Progress>,
-    started: Instant,
-    runtime: Handle,
 }
 
 impl Walker {
@@ -225,27 +221,11 @@ impl Walker {
         let encoder = std::mem::replace(&mut out.encoder, Encoder::new(CP_FRAME_BYTES_MAX));
         let payload = encoder.finish();
         let made = to_u64(payload.len());
-        let bytes = self.progress.bytes.fetch_add(made, Ordering::Relaxed) + made;
-        self.throttle(bytes)?;
+        self.progress.bytes.fetch_add(made, Ordering::Relaxed);
+        if !self.throttle.wait(made, &self.sender) {
+            return Err(None);
+        }
         self.sender.blocking_send(Ok((out.volume, payload))).map_err(|_| None)
-    }
-
-    /// Waits until so many bytes are due.
-    fn throttle(&self, bytes: u64) -> Result<(), Ended> {
-        let Some(limit) = self.limit.filter(|limit| limit.0 > 0) else { return Ok(()) };
-        let due = Duration::from_nanos(
-            u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(limit.0))
-                .unwrap_or(u64::MAX),
-        );
-        let left = due.saturating_sub(self.started.elapsed());
-        if left.is_zero() {
-            return Ok(());
-        }
-        // Sooner only if nobody listens any more.
-        match self.runtime.block_on(tokio::time::timeout(left, self.sender.closed())) {
-            Ok(()) => Err(None),
-            Err(_) => Ok(()),
-        }
     }
 }
 

@@ -11,25 +11,36 @@ use crate::pool::error::PoolError;
 use crate::pool::pointer::TreeRoot;
 use crate::pool::rows::HistoryRow;
 use crate::record::marks::Place;
+use crate::session::primary::Past;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
-use crate::wire::message::{VolumeOffer, Welcome};
+use crate::wire::message::{VolumeOffer, VolumeRoot, Welcome};
 
-/// `None` if the image is not this source's past; else the volumes whose image is of an older CP
-/// than the hub's.
-pub fn look(
-    shared: &Shared,
-    welcome: &Welcome,
-) -> Result<Option<BTreeMap<VolumeNumber, CpNumber>>, PoolError> {
+/// Volumes whose image is of an older CP than the hub's.
+pub type Older = BTreeMap<VolumeNumber, CpNumber>;
+
+/// What the image is to this source: the place of one of its own CPs proves its past, whatever it
+/// holds; an image without a CP is everybody's. What births tell of it is known if every volume has
+/// the root of that CP, or of an older one; else the trees are to be compared.
+pub fn look(shared: &Shared, welcome: &Welcome) -> Result<(Past, Older), PoolError> {
     let (cp, place) = (welcome.applied_cp, Place::from(welcome.applied));
+    let mut older = Older::new();
     if cp == CpNumber(0) {
-        return Ok((place == Place::default()).then(BTreeMap::new));
+        let is_empty = |root: &VolumeRoot| {
+            let own = shared.volumes.iter().find(|own| own.number == root.volume);
+            own.is_none_or(|own| empty(own) == root.root)
+        };
+        let past = match (place == Place::default(), welcome.roots.iter().all(is_empty)) {
+            (true, true) => Past::Known,
+            (true, false) => Past::Unknown,
+            (false, _) => Past::No,
+        };
+        return Ok((past, older));
     }
-    let Some(row) = shared.pool.catalog().history(shared.source, cp)? else { return Ok(None) };
-    if row.sequence != place.sequence || row.stream_hash != place.hash {
-        return Ok(None);
-    }
-    let mut older = BTreeMap::new();
+    let row = shared.pool.catalog().history(shared.source, cp)?;
+    let at_place =
+        |row: &HistoryRow| row.sequence == place.sequence && row.stream_hash == place.hash;
+    let Some(row) = row.filter(at_place) else { return Ok((Past::No, older)) };
     let refused = |volume| welcome.refused.iter().any(|no| no.volume == volume);
     for volume in shared.volumes.iter().filter(|volume| !refused(volume.number)) {
         let there = welcome.roots.iter().find(|root| root.volume == volume.number);
@@ -40,10 +51,10 @@ pub fn look(
         }
         match base_of(shared, volume, there, cp)? {
             Some(base) => drop(older.insert(volume.number, base)),
-            None => return Ok(None),
+            None => return Ok((Past::Unknown, Older::new())),
         }
     }
-    Ok(Some(older))
+    Ok((Past::Known, older))
 }
 
 /// The newest own CP before `cp` at which the volume was what `root` names.

@@ -17,7 +17,7 @@
 mod replay;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,7 @@ use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, Volume
 use crate::units::policy::Policy;
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
+use crate::volume::mend::{Mender, Questions};
 use crate::wire::message::VolumeOffer;
 
 /// Why a source does not start.
@@ -480,6 +481,11 @@ fn pool_takes(pool: Arc<Pool>) -> PoolTakes {
     })
 }
 
+fn offer(row: VolumeRow) -> VolumeOffer {
+    let VolumeRow { key, id, name, tree } = row;
+    VolumeOffer { number: key.volume, id, name, size: tree.size }
+}
+
 struct Parts {
     order: Order,
     outbox: Outbox,
@@ -487,6 +493,35 @@ struct Parts {
     promise: Option<Arc<Promise>>,
     pledge: Pledge,
     ring: Arc<OnceLock<crate::nvlog::Handle>>,
+}
+
+/// What is known before anybody was met.
+fn state_of(
+    (row, kept): (&SourceRow, &Kept),
+    (link, ground): (LinkState, Option<Ground>),
+    (own_roots, pins): (Roots, Pins),
+) -> SharedState {
+    SharedState {
+        affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
+        link,
+        failed: None,
+        panicked: false,
+        own_cp: row.applied,
+        own_roots,
+        pins,
+        faulted: None,
+        ground,
+        rejected: None,
+        refused: Vec::new(),
+        lacks_hub_room: false,
+        set_back: None,
+        answering: Answering::Policy,
+        mark: kept.alone,
+        marked_at: Instant::now(),
+        mark_was_found: kept.alone.is_some(),
+        fenced: kept.fenced,
+        pass: None,
+    }
 }
 
 /// What is promised from this start on. What was written into a freeze, or kept as the next policy,
@@ -527,35 +562,12 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
     let pins: Pins =
         Arc::new(pins.into_iter().map(|pin| (pin.key().volume, Arc::new(pin))).collect());
     let own_roots: Roots = volumes.iter().map(|row| (row.key.volume, row.tree.root())).collect();
-    let offers = volumes.into_iter().map(|row| VolumeOffer {
-        number: row.key.volume,
-        id: row.id,
-        name: row.name,
-        size: row.tree.size,
-    });
-    let waiting = || LinkState::Waiting { reason: "not connected yet".to_owned() };
-    let link = if sole { LinkState::Unlinked } else { waiting() };
-    let state = SharedState {
-        affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
-        link,
-        failed: None,
-        own_cp: row.applied,
-        own_roots,
-        pins,
-        ground,
-        rejected: None,
-        refused: Vec::new(),
-        answering: Answering::Policy,
-        mark: kept.alone,
-        marked_at: Instant::now(),
-        fenced: kept.fenced,
-        pass: None,
-    };
+    let state = state_of((&row, kept), (first_link(sole), ground), (own_roots, pins));
     Ok(Arc::new(Shared {
         name: row.name.clone(),
         source: row.id,
         generation: row.generation,
-        volumes: offers.collect(),
+        volumes: volumes.into_iter().map(offer).collect(),
         pledge,
         pool,
         keeper,
@@ -570,6 +582,9 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         ring,
         common: watch::Sender::new(None),
         serving: watch::Sender::new(false),
+        mender: Mender::default(),
+        questions: Questions::default(),
+        serving_places: AtomicUsize::new(0),
         scans: watch::Sender::new(None),
         scanning: AtomicBool::new(false),
         answering: AtomicBool::new(false),
@@ -579,6 +594,15 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         grounded: Notify::new(),
         state: Mutex::new(state),
     }))
+}
+
+/// Before the first try.
+fn first_link(sole: bool) -> LinkState {
+    if sole {
+        LinkState::Unlinked
+    } else {
+        LinkState::Waiting { reason: "not connected yet".to_owned() }
+    }
 }
 
 /// A machine that knows what is held, and the CP that was under way.

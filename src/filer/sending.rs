@@ -17,6 +17,7 @@ use tokio::net::tcp::OwnedWriteHalf;
 use super::outbox::Body;
 use super::pass::PassData;
 use super::plan::Frames;
+use super::served::Served;
 use super::shared::Shared;
 use super::signals::CpData;
 use crate::limits::{CP_FRAME_BYTES_MAX, MESSAGES_WAITING_MAX, MIB, cp_charge};
@@ -26,6 +27,7 @@ use crate::units::convert::to_u64;
 use crate::units::numbers::{CpNumber, TransferId};
 use crate::units::policy::Apply;
 use crate::wire::message::{Frame, Message, Updates};
+use crate::wire::pull::Want;
 
 /// Bytes of transfers that are formed into frames ahead of the socket.
 const AHEAD_BYTES_MAX: u64 = MIB;
@@ -44,6 +46,7 @@ pub enum MoveError {
 #[derive(Debug)]
 enum ToSend {
     Message(Message),
+    Frame(Frame),
     Transfer(TransferId),
     Data { cp: CpNumber, inline: bool },
     Pass(PassData),
@@ -69,6 +72,7 @@ pub struct SendSide {
     wanted: Option<(CpNumber, bool)>,
     data: Option<DataOut>,
     pass: Option<PassData>,
+    served: Option<Served>,
     /// Bytes of CP data sent on this connection, taken by the hub, and allowed beyond.
     data_sent: u64,
     data_taken: u64,
@@ -90,6 +94,7 @@ impl SendSide {
             wanted: None,
             data: None,
             pass: None,
+            served: None,
             data_sent: 0,
             data_taken: 0,
             data_window: 0,
@@ -102,6 +107,12 @@ impl SendSide {
     pub fn message(&mut self, message: Message) {
         self.messages += 1;
         self.queue.push_back(ToSend::Message(message));
+    }
+
+    /// Queues a frame that is formed already.
+    pub fn frame(&mut self, frame: Frame) {
+        self.messages += 1;
+        self.queue.push_back(ToSend::Frame(frame));
     }
 
     /// Whether the hub makes us say more than it reads: an honest one never asks so much.
@@ -124,14 +135,32 @@ impl SendSide {
         self.queue.push_back(ToSend::Pass(data));
     }
 
+    /// Answers a comparison from now on, in the place of any other data.
+    pub fn serve(&mut self, served: Served) {
+        self.end_pass();
+        self.served = Some(served);
+    }
+
+    /// Takes a request of the hub; false if it asks for more than it may.
+    #[must_use = "who asks too much is hung up on"]
+    pub fn asked(&self, want: Want) -> bool {
+        self.served.as_ref().is_some_and(|served| served.ask(want))
+    }
+
+    /// No pass is under way any more.
+    pub fn end_pass(&mut self) {
+        (self.data, self.wanted, self.pass, self.served) = (None, None, None, None);
+    }
+
     /// Waits for the socket while something waits for it, or for data of a pass.
     pub async fn moved(&mut self, write: &mut OwnedWriteHalf) -> Result<(), MoveError> {
-        let Self { outgoing, pass, .. } = self;
+        let Self { outgoing, pass, served, .. } = self;
         let waits = !outgoing.is_empty();
         let walked = async {
-            match pass {
-                Some(pass) => pass.wait().await.map_err(MoveError::Pass),
-                None => std::future::pending().await,
+            match (pass, served) {
+                (Some(pass), _) => pass.wait().await.map_err(MoveError::Pass),
+                (None, Some(served)) => served.wait().await.map_err(MoveError::Pass),
+                (None, None) => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -161,14 +190,18 @@ impl SendSide {
                     self.messages -= 1;
                     self.outgoing.push(Frame::new(&message, Bytes::new()));
                 }
+                ToSend::Frame(frame) => {
+                    self.messages -= 1;
+                    self.outgoing.push(frame);
+                }
                 ToSend::Transfer(id) => self.push_transfer(id).await?,
                 ToSend::Data { cp, inline } => {
                     // What an earlier attempt still had to send must not slip in before it.
-                    (self.data, self.pass) = (None, None);
+                    self.end_pass();
                     self.wanted = Some((cp, inline));
                 }
                 ToSend::Pass(data) => {
-                    (self.data, self.wanted) = (None, None);
+                    self.end_pass();
                     self.pass = Some(data);
                     self.passed_bytes = 0;
                 }
@@ -177,6 +210,12 @@ impl SendSide {
             if self.owes_data() && self.window_open() {
                 self.push_data();
             }
+        }
+        while self.queue.is_empty()
+            && self.outgoing.is_shallow()
+            && let Some(answer) = self.served.as_mut().and_then(Served::take)
+        {
+            self.outgoing.push(answer);
         }
         while self.queue.is_empty() && self.outgoing.is_shallow() && self.window_open() {
             if !self.push_data() {

@@ -5,7 +5,7 @@
 //! may look at the pins.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,7 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
 use crate::units::policy::{AloneMark, OnHubLoss, Policy};
+use crate::volume::mend::{Mender, Questions};
 use crate::wire::message::{Refused, Scanned, VolumeOffer, VolumeRefusal};
 
 /// How things stand with the hub.
@@ -109,6 +110,12 @@ pub struct Shared {
     pub common: watch::Sender<Option<Common>>,
     /// Whether clients may be served.
     pub serving: watch::Sender<bool>,
+    /// What rotted here.
+    pub mender: Mender,
+    /// Places that the hub is asked for.
+    pub questions: Questions,
+    /// Questions of the hub that are being answered.
+    pub serving_places: AtomicUsize,
     /// The newest answer of the hub to a scan.
     pub scans: watch::Sender<Option<Scanned>>,
     /// A verification is under way.
@@ -134,6 +141,8 @@ pub(super) struct SharedState {
     pub(super) affiliation: Affiliation,
     pub(super) link: LinkState,
     pub(super) failed: Option<Arc<str>>,
+    /// It was a fault of this program, not of a store.
+    pub(super) panicked: bool,
     pub(super) own_cp: CpNumber,
     pub(super) own_roots: Roots,
     pub(super) pins: Pins,
@@ -141,13 +150,21 @@ pub(super) struct SharedState {
     pub(super) ground: Option<Ground>,
     /// Last refusal of a CP by the hub, until one is published.
     pub(super) rejected: Option<String>,
+    /// Why nothing is tried with the hub before there is a newer CP (R19).
+    pub(super) faulted: Option<(CpNumber, String)>,
     /// Volumes that the hub leaves out, as it said last (R20).
     pub(super) refused: Vec<VolumeRefusal>,
+    /// That refusal was for lack of room in the hub's pool.
+    pub(super) lacks_hub_room: bool,
+    /// How the hub was set back behind what it had acknowledged, if it was since the start (R7).
+    pub(super) set_back: Option<String>,
     /// How far writes are answered, as the session says.
     pub(super) answering: Answering,
-    /// The durable mark of writes acknowledged without the hub (R4), and when it was met here.
+    /// The durable mark of writes acknowledged without the hub (R4).
     pub(super) mark: Option<AloneMark>,
     pub(super) marked_at: Instant,
+    /// The mark was found at the start.
+    pub(super) mark_was_found: bool,
     /// Somebody else is primary in that epoch.
     pub(super) fenced: Option<Epoch>,
     /// The pass under way.
@@ -255,7 +272,39 @@ impl Shared {
 
     /// The hub refused a CP, or published one.
     pub fn set_rejected(&self, reason: Option<String>) {
-        self.lock().rejected = reason;
+        let mut state = self.lock();
+        (state.rejected, state.lacks_hub_room) = (reason, false);
+    }
+
+    /// The hub refused a CP because its pool is full: stays until one is published (R18).
+    pub fn set_no_hub_room(&self, reason: String) {
+        let mut state = self.lock();
+        (state.rejected, state.lacks_hub_room) = (Some(reason), true);
+    }
+
+    /// Whether the hub has no room for the CP that is tried again.
+    pub fn lacks_hub_room(&self) -> bool {
+        self.lock().lacks_hub_room
+    }
+
+    /// The newest CP that the hub has refused for good, and why.
+    pub fn faulted(&self) -> Option<(CpNumber, String)> {
+        self.lock().faulted.clone()
+    }
+
+    /// The hub refused also a comparison, or published a CP.
+    pub fn set_faulted(&self, refused: Option<(CpNumber, String)>) {
+        self.lock().faulted = refused;
+    }
+
+    /// How the hub was set back behind what it had acknowledged, if it was since the start (R7).
+    pub fn set_back(&self) -> Option<String> {
+        self.lock().set_back.clone()
+    }
+
+    /// The hub has less than it had acknowledged as durable.
+    pub fn note_set_back(&self, what: String) {
+        self.lock().set_back = Some(what);
     }
 
     /// Volumes that the hub leaves out, as it said last (R20).
@@ -341,6 +390,12 @@ impl Shared {
         state.mark.map(|_| state.marked_at.elapsed())
     }
 
+    /// Whether the mark stood before this start: how much was acknowledged alone until then is not
+    /// known.
+    pub fn mark_was_found(&self) -> bool {
+        self.lock().mark_was_found
+    }
+
     /// Whether a read may be answered: under `stop` only as long as nobody can have taken over,
     /// by this end's own clock, whatever this end has slept through meanwhile.
     pub fn may_answer_reads(&self) -> bool {
@@ -395,6 +450,7 @@ impl Shared {
             state.marked_at = Instant::now();
         }
         state.mark = kept.alone;
+        state.mark_was_found &= kept.alone.is_some();
         Ok(())
     }
 
@@ -445,6 +501,11 @@ impl Shared {
         FailOnPanic { shared: Arc::clone(self), what }
     }
 
+    /// Whether the first failure was a fault of this program.
+    pub fn has_panicked(&self) -> bool {
+        self.lock().panicked
+    }
+
     /// Why nothing is acknowledged any more.
     pub fn failed(&self) -> Option<Arc<str>> {
         self.lock().failed.clone()
@@ -466,6 +527,9 @@ pub struct FailOnPanic {
 impl Drop for FailOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let mut state = self.shared.lock();
+            state.panicked |= state.failed.is_none();
+            drop(state);
             self.shared.fail(self.what);
         }
     }

@@ -16,7 +16,7 @@ use super::shared::Pins;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
 use crate::units::policy::Policy;
-use crate::wire::message::Scanned;
+use crate::wire::message::{Frame, Scanned, WantPlace};
 
 /// Scans that wait for the checkpoint thread or the forwarder.
 const SCANS_MAX: usize = 8;
@@ -156,6 +156,10 @@ pub struct SessionInbox {
     pub scan: Option<(CpNumber, u64)>,
     /// Answers to scans that the hub asked for.
     pub scanned: Vec<Scanned>,
+    /// Places that the hub is asked for, and answers to what it asked: bounded by who asks.
+    pub wants: Vec<WantPlace>,
+    /// See `wants`.
+    pub places: Vec<Frame>,
     /// Say good-bye and end.
     pub stop: bool,
 }
@@ -186,6 +190,16 @@ impl SessionSignals {
     /// Another policy follows, and is kept durably.
     pub fn promised(&self, next: Policy, behind: SequenceNumber) {
         self.leave(|inbox| inbox.promised = Some((next, behind)));
+    }
+
+    /// The hub is asked for a place.
+    pub fn want_place(&self, want: WantPlace) {
+        self.leave(|inbox| inbox.wants.push(want));
+    }
+
+    /// The answer to what the hub asked.
+    pub fn place(&self, frame: Frame) {
+        self.leave(|inbox| inbox.places.push(frame));
     }
 
     /// The hub is to scan a CP.

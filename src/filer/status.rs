@@ -1,24 +1,36 @@
 //! What a source says about itself: one snapshot for status, metrics and health.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use super::completion::Gate;
 use super::counters::CounterValues;
 use super::order::{Figures, Lacking};
 use super::outbox::Ladder;
-use super::shared::{LinkState, Shared};
+use super::shared::{LinkState, PassStatus, Shared};
 use super::signals::Roots;
 use crate::nvlog::RingStatus;
 use crate::pool::space::Space;
 use crate::session::primary::Answering;
-use crate::units::convert::to_f64;
+use crate::units::convert::{low_u32, to_f64};
 use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::VolumeRefusal;
+
+/// A store failed.
+const NEXT_OF_FAULT: &str = "mend what the reason names (a failed device, a full file system), then \
+     restart the source: what was acknowledged is recovered";
+/// A fault of this program.
+const NEXT_OF_PANIC: &str = "restart the source: what was acknowledged is recovered; report this with \
+     its log, the fault is not in the devices";
+
+/// What makes room in the pool of a hub.
+pub const NEXT_OF_FULL_POOL: &str = "make room on the hub: `mirrorhub kept` lists CPs that are kept \
+     there, `mirrorhub drop` drops one; or discard on the volumes what clients do not need";
 
 /// How a source is, in one word (section 13 of the design).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,6 +86,21 @@ pub struct VolumeStatus {
     pub refused: Option<VolumeRefusal>,
 }
 
+/// A pass under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassFigures {
+    /// To this CP.
+    pub cp: CpNumber,
+    /// From this one.
+    pub base: CpNumber,
+    /// How much of the volumes was looked at.
+    pub percent: u32,
+    /// Bytes sent.
+    pub bytes: u64,
+    /// The time that it will take if it goes on like this, once that can be said.
+    pub left: Option<Duration>,
+}
+
 /// Everything at one moment.
 #[derive(Debug, Clone)]
 pub struct Status {
@@ -105,9 +132,13 @@ pub struct Status {
     pub common_cp: Option<CpNumber>,
     /// Bytes of transfers, by how far they got.
     pub ladder: Ladder,
-    /// How long the oldest transfer waits that no common CP has.
+    /// How long the oldest acknowledged transfer waits that the hub's image does not show.
     pub lag: Duration,
-    /// How long the hub has not been heard; none while it is connected.
+    /// What was acknowledged alone before this start counts in no ladder: how much it was is unknown
+    /// until the image is brought up.
+    pub lag_unknown: bool,
+    /// How long the image is not known to be equal but for the lag: the hub is not heard, or is being
+    /// brought up. None while it follows.
     pub hub_silence: Option<Duration>,
     /// Time since the start.
     pub uptime: Duration,
@@ -127,6 +158,8 @@ pub struct Status {
     pub policy_next: Option<Policy>,
     /// The durable mark of writes acknowledged without the hub.
     pub alone: Option<AloneMark>,
+    /// The pass under way, while the hub is there.
+    pub pass: Option<PassFigures>,
     /// Its volumes.
     pub volumes: Vec<VolumeStatus>,
     /// What was counted.
@@ -136,7 +169,7 @@ pub struct Status {
 /// State, reason and next step.
 fn judge(shared: &Shared) -> (SourceState, String, String) {
     if let Some(failed) = shared.failed() {
-        let next = "repair or replace the device and restart the source";
+        let next = if shared.has_panicked() { NEXT_OF_PANIC } else { NEXT_OF_FAULT };
         return (SourceState::Faulted, failed.to_string(), next.to_owned());
     }
     let serving = *shared.serving.borrow();
@@ -151,6 +184,9 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
             (SourceState::Waiting, reason, next.to_owned())
         }
         LinkState::Waiting { reason } | LinkState::Offline { reason, .. } => {
+            let before = shared.rejected().filter(|_| shared.lacks_hub_room());
+            let before = before.map(|before| format!("; before that {before}"));
+            let reason = format!("{reason}{}", before.unwrap_or_default());
             let next = match shared.answering() {
                 Answering::Alone => {
                     "clients are served here alone, the loss of this filer loses \
@@ -167,8 +203,17 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
         LinkState::Connected { .. } if !serving => {
             (SourceState::Syncing, "fetches its log from the hub".to_owned(), String::new())
         }
+        LinkState::Connected { .. } if shared.faulted().is_some() && shared.pass().is_none() => {
+            let next =
+                "compare both ends with `mirrorhub verify`; it is tried again with the next CP";
+            (SourceState::Faulted, shared.faulted().unwrap_or_default().1, next.to_owned())
+        }
         LinkState::Connected { .. } if !shared.refused().is_empty() && shared.pass().is_none() => {
             leaves_out(shared)
+        }
+        LinkState::Connected { .. } if shared.lacks_hub_room() => {
+            let reason = shared.rejected().unwrap_or_default();
+            (SourceState::Behind, reason, next_of_full_hub(shared))
         }
         LinkState::Connected { .. } if shared.mark().is_some() => coming_back(shared),
         LinkState::Connected { .. } => match shared.rejected() {
@@ -179,38 +224,62 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
             None => {
                 let all = ("every acknowledged write is durable on the hub", "");
                 let (reason, next) = waits(shared.order.figures().lacking).unwrap_or(all);
-                (SourceState::InSync, reason.to_owned(), next.to_owned())
+                match shared.set_back() {
+                    None => (SourceState::InSync, reason.to_owned(), next.to_owned()),
+                    Some(what) => {
+                        let reason = format!("{reason}; but {what}; it was sent again");
+                        (SourceState::InSync, reason, NEXT_OF_SET_BACK.to_owned())
+                    }
+                }
             }
         },
     }
 }
 
+/// What R7 asks of an administrator; shown until the source is restarted.
+const NEXT_OF_SET_BACK: &str = "find out why before this filer is lost: look at the hub's NVRAM \
+     device and at who restored its state; a restart of this source ends this notice";
+/// The hub's pool is full (R18): who waits for it, and what makes room.
+fn next_of_full_hub(shared: &Shared) -> String {
+    let clients = match (shared.answering(), shared.order.figures().lacking) {
+        (Answering::Alone, _) => "; clients are served here alone meanwhile",
+        (Answering::Policy | Answering::Held, Some(Lacking::Nvram)) => "; writes wait for it",
+        (Answering::Policy | Answering::Held, _) => "",
+    };
+    format!("{NEXT_OF_FULL_POOL}; it is tried again by itself{clients}")
+}
+
 /// The hub is there, and may still lack what was acknowledged without it (R4).
 fn coming_back(shared: &Shared) -> (SourceState, String, String) {
     let rejected = shared.rejected().map(|reason| format!("; {reason}")).unwrap_or_default();
-    let Some(pass) = shared.pass() else {
+    let Some(pass) = shared.pass().as_ref().map(figures) else {
         let reason = format!("the hub is being sent what it lacks{rejected}");
         return (SourceState::Syncing, reason, String::new());
     };
-    let all = pass.progress.all_blocks.load(Ordering::Relaxed);
-    let passed = pass.progress.passed_blocks.load(Ordering::Relaxed).min(all);
-    let bytes = pass.progress.bytes.load(Ordering::Relaxed);
-    let percent = (passed * 100).checked_div(all).unwrap_or(0);
-    let spent = pass.since.elapsed();
-    let left = match passed {
-        0 => String::new(),
-        _ => {
-            let left = spent.as_secs_f64() * to_f64(all - passed) / to_f64(passed);
-            format!(", about {left:.0} s left")
-        }
+    let left = match pass.left {
+        Some(left) => format!(", about {} s left", left.as_secs()),
+        None => String::new(),
     };
     let reason = format!(
-        "the hub's image is brought from CP {} to CP {}: {percent}%, {} MiB sent{left}{rejected}",
+        "the hub's image is brought from CP {} to CP {}: {}%, {} MiB sent{left}{rejected}",
         pass.base,
         pass.cp,
-        bytes >> 20
+        pass.percent,
+        pass.bytes >> 20
     );
     (SourceState::Syncing, reason, String::new())
+}
+
+/// How far a pass has come.
+fn figures(pass: &PassStatus) -> PassFigures {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let all = read(&pass.progress.all_blocks);
+    let passed = read(&pass.progress.passed_blocks).min(all);
+    let percent = low_u32((passed * 100).checked_div(all).unwrap_or(0));
+    let spent = pass.since.elapsed();
+    let left = spent.as_secs_f64() * to_f64(all - passed) / to_f64(passed);
+    let left = Duration::try_from_secs_f64(left).ok();
+    PassFigures { cp: pass.cp, base: pass.base, percent, bytes: read(&pass.progress.bytes), left }
 }
 
 /// The hub mirrors the other volumes only (R20).
@@ -231,13 +300,15 @@ fn leaves_out(shared: &Shared) -> (SourceState, String, String) {
     (SourceState::Behind, reason, first.next_step.clone())
 }
 
-/// A hub that was not heard since the start is silent at least since then.
+/// A hub that was not heard since the start is silent at least since then; an image that lacks
+/// what was acknowledged alone is as old as the mark.
 fn silence(shared: &Shared) -> Option<Duration> {
-    match shared.link() {
+    let unheard = match shared.link() {
         LinkState::Connected { .. } | LinkState::Unlinked => None,
         LinkState::Offline { since, .. } => Some(since.elapsed()),
         LinkState::Waiting { .. } | LinkState::Halted(_) => Some(shared.started.elapsed()),
-    }
+    };
+    unheard.max(shared.marked_for())
 }
 
 /// Without a hub.
@@ -282,13 +353,32 @@ fn volumes(shared: &Shared, roots: &Roots) -> Vec<VolumeStatus> {
     status.collect()
 }
 
+/// Bytes answered to clients: what both ends have, or what this one has where that is enough.
+fn answered(shared: &Shared, ladder: &Ladder) -> u64 {
+    let met = match shared.completion.gate() {
+        Gate::Both | Gate::Held => 0,
+        Gate::Own => ladder.durable_bytes,
+        Gate::Lag(limit) => {
+            ladder.durable_bytes.min(ladder.hub_bytes.saturating_add(limit.bytes.0))
+        }
+    };
+    met.max(ladder.hub_bytes)
+}
+
+/// After a restart the age of what was acknowledged alone before counts from the start.
+fn lag_of(shared: &Shared, ladder: &Ladder, oldest: Option<Instant>) -> Duration {
+    let met = if ladder.acknowledged_bytes > ladder.visible_bytes { oldest } else { None };
+    let before = shared.mark_was_found().then(|| shared.started.elapsed());
+    met.map_or(Duration::ZERO, |since| since.elapsed()).max(before.unwrap_or_default())
+}
+
 /// Takes the snapshot.
 pub fn status(shared: &Arc<Shared>) -> Status {
     let (state, reason, next_step) = judge(shared);
     let affiliation = shared.affiliation();
     let (own_durable, hub_durable) = shared.completion.cursors();
     let (own_cp, roots) = shared.own();
-    let (ladder, oldest) = shared.outbox.ladder();
+    let (ladder, oldest) = shared.outbox.ladder(|ladder| answered(shared, ladder));
     let terms = shared.pledge.terms();
     Status {
         name: shared.name.clone(),
@@ -305,7 +395,8 @@ pub fn status(shared: &Arc<Shared>) -> Status {
         own_cp,
         common_cp: shared.common.borrow().as_ref().map(|common| common.cp),
         ladder,
-        lag: oldest.map_or(Duration::ZERO, |since| since.elapsed()),
+        lag: lag_of(shared, &ladder, oldest),
+        lag_unknown: shared.mark_was_found(),
         hub_silence: silence(shared),
         uptime: shared.started.elapsed(),
         unacknowledged: shared.completion.waiting(),
@@ -317,6 +408,7 @@ pub fn status(shared: &Arc<Shared>) -> Status {
         policy_next: Some(terms.next.unwrap_or(terms.wanted))
             .filter(|next| *next != terms.in_force),
         alone: shared.mark(),
+        pass: shared.pass().filter(|_| shared.is_connected()).as_ref().map(figures),
         volumes: volumes(shared, &roots),
         counters: shared.counters.values(),
     }

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::mending;
 use super::shared::{Common, Pins, Shared};
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::volume::mend::Depth;
 use crate::volume::scan::{Scanned as Scan, scan};
 use crate::wire::message::{Scanned, VolumeScan};
 
@@ -28,7 +30,7 @@ const REFUSAL_MAX: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyError {
     /// No CP is known to be on both ends.
-    #[error("no checkpoint is published at both ends yet")]
+    #[error("which checkpoint both ends have is not known: the hub was not met since the start")]
     NoCommon,
     /// One at a time.
     #[error("another verification is under way")]
@@ -85,6 +87,7 @@ pub struct Verification {
 /// Reads every block that the pins keep, and tells volume, blocks passed and blocks in all.
 /// Blocks.
 fn scan_pins(
+    shared: &Shared,
     pins: &Pins,
     mut progress: impl FnMut(VolumeNumber, u64, u64),
 ) -> (Vec<VolumeScan>, Vec<String>) {
@@ -92,8 +95,22 @@ fn scan_pins(
     let mut problems = Vec::new();
     for (&volume, pin) in pins.iter() {
         let all = pin.tree().size.blocks().0;
-        let scanned = scan(pin.pool(), &pin.tree(), |passed| progress(volume, passed, all))
-            .and_then(|scanned| Ok(pin.check().map(|()| scanned)?));
+        let mut read = || {
+            scan(pin.pool(), &pin.tree(), |passed| progress(volume, passed, all))
+                .and_then(|scanned| Ok(pin.check().map(|()| scanned)?))
+        };
+        let scanned = match read() {
+            Ok(found) if found.bad_blocks > 0 => {
+                let mending = mending::mend_pin(shared, pin, Depth::Data);
+                let mended = mending.is_ok_and(|mending| !mending.mended.is_empty());
+                if mended { read() } else { Ok(found) }
+            }
+            Ok(sound) => {
+                shared.mender.read_whole(pin.key());
+                Ok(sound)
+            }
+            failed => failed,
+        };
         match scanned {
             Ok(Scan { root, blocks_read, bad_blocks, problems: found }) => {
                 volumes.push(VolumeScan { volume, root, blocks_read, bad_blocks });
@@ -124,7 +141,7 @@ pub fn answer(shared: &Arc<Shared>, cp: CpNumber, token: u64) {
     // Its answer goes through the session's slot; nobody waits for the task itself.
     drop(tokio::task::spawn_blocking(move || {
         let turn = Turn(&shared.answering);
-        let read = |pins| scan_pins(&pins, |_, _, _| {});
+        let read = |pins| scan_pins(&shared, &pins, |_, _, _| {});
         let (volumes, problems) = pins.map_or_else(Default::default, read);
         drop(turn);
         shared.session.scanned(Scanned { cp, token, volumes, problems }.bounded());
@@ -180,8 +197,8 @@ async fn read_both_ends(
     if let Some(Err(reason)) = early {
         return Ok(Err(reason));
     }
-    let own = common.pins.clone();
-    let here = tokio::task::spawn_blocking(move || scan_pins(&own, progress));
+    let (own, reader) = (common.pins.clone(), Arc::clone(shared));
+    let here = tokio::task::spawn_blocking(move || scan_pins(&reader, &own, progress));
     let there = match early {
         Some(early) => early,
         None => there.await?,

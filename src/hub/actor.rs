@@ -18,23 +18,26 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::applier::Job;
 use super::lane::Lane;
+use super::mending;
 use super::shared::{RefillError, Shared, Told};
 use super::stager::Staged;
-use super::status::Snapshot;
+use super::status::{Snapshot, roots_of};
 use crate::limits::{
-    ACTOR_MAILBOX_MESSAGES, LOG_BYTES_PER_TRANSFER_BYTE, RECORD_BYTES_MAX, TRANSFER_BYTES_MAX,
+    ACTOR_MAILBOX_MESSAGES, LOG_BYTES_PER_TRANSFER_BYTE, PLACES_ASKED_MAX, RECORD_BYTES_MAX,
+    TRANSFER_BYTES_MAX,
 };
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
-use crate::session::mirror::{Action, Arrived, Build, Event, Mirror};
+use crate::session::mirror::{Action, Arrived, Build, Event, Mirror, Outcome};
 use crate::units::convert::to_u64;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{
-    Ack, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned, VolumeRefusal,
-    VolumeRoot,
+    Ack, CpEnd, Fenced, Frame, Going, Hello, Message, Refused, RefusedCode, Scan, Scanned,
+    VolumeRefusal, VolumeRoot, WantPlace,
 };
+use crate::wire::pull::Pulled;
 
 /// What the actor holds of its connection.
 #[derive(Debug)]
@@ -80,6 +83,12 @@ pub enum Content {
     Transfer(Transfer),
     /// Updates of a CP.
     Updates { cp: CpNumber, volume: VolumeNumber, payload: Bytes },
+    /// An answer to a comparison: children of nodes.
+    Nodes(Pulled, Bytes),
+    /// The same: blocks.
+    Blocks(Pulled, Bytes),
+    /// The answer to a question about a place.
+    Place { token: u64, payload: Bytes },
     /// Anything else.
     Other(Message),
     /// Something else than a frame: the reason to close.
@@ -122,6 +131,16 @@ pub struct WantCheckpoint;
 #[derive(Debug, ActorMessage)]
 #[rtype(result = "oneshot::Receiver<Result<Scanned, String>>")]
 pub struct WantScan(pub CpNumber);
+
+/// A place that could not be read is asked of the source.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct AskPlace(pub WantPlace);
+
+/// Something was mended: the source is asked for a CP, with which it is written.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct AskRewrite;
 
 /// The source's epoch was raised: it is told, its connection ends, a CP under way is given up.
 /// Answered with the highest CP number that is known to be used.
@@ -182,8 +201,12 @@ pub struct SourceActor {
     scans: BTreeMap<u64, oneshot::Sender<Result<Scanned, String>>>,
     /// One place: this end reads its image for the source.
     scanning: Arc<Semaphore>,
+    /// Blocks and nodes that are read for the source.
+    serving_places: Arc<Semaphore>,
     next_token: u64,
     last_frame: Option<Instant>,
+    /// When the image was last equal to the source.
+    equal_at: Option<Instant>,
     refused: Option<Refused>,
     refill_from: Option<Place>,
     _alive: Alive,
@@ -229,8 +252,10 @@ impl SourceActor {
             waiting: Vec::new(),
             scans: BTreeMap::new(),
             scanning: Arc::new(Semaphore::new(1)),
+            serving_places: Arc::new(Semaphore::new(PLACES_ASKED_MAX)),
             next_token: 1,
             last_frame: None,
+            equal_at: None,
             refused: None,
             refill_from: None,
             _alive: Alive { name: mourned, died },
@@ -299,11 +324,7 @@ impl SourceActor {
             Action::Stage => self.stage(),
             Action::Apply { cp, last, build } => self.apply(cp, last, build),
             Action::Feed => self.feed(),
-            Action::Finish(end) => {
-                if let Some(job) = self.job.take() {
-                    job.finish(end);
-                }
-            }
+            Action::Finish(end) => self.finish(end),
             Action::Abort => {
                 self.early.clear();
                 if let Some(job) = self.job.take() {
@@ -319,20 +340,7 @@ impl SourceActor {
                 self.refill_from = Some(from);
                 self.send_log(context);
             }
-            Action::Joined => {
-                self.refused = None;
-                // What an older connection's CP had taken is not this one's.
-                if let Some(lane) = &self.lane {
-                    lane.updates_taken();
-                    lane.welcomed();
-                }
-                tracing::info!(source = %self.name, "source is in session");
-                let refused = self.machine.as_ref().map(|machine| &machine.known().refused);
-                for VolumeRefusal { name, reason, next_step, .. } in refused.into_iter().flatten() {
-                    let source = &self.name;
-                    tracing::error!(%source, volume = %name, reason, next_step, "volume refused");
-                }
-            }
+            Action::Joined => self.joined(),
             Action::Scan { cp, token } => self.scan(cp, token),
             Action::Scanned(scanned) => {
                 if let Some(reply) = self.scans.remove(&scanned.token) {
@@ -347,6 +355,30 @@ impl SourceActor {
             }
             Action::Refuse(refused) => self.refuse(refused),
             Action::Close { reason } => self.close(reason),
+        }
+    }
+
+    fn joined(&mut self) {
+        self.refused = None;
+        // What an older connection's CP had taken is not this one's.
+        if let Some(lane) = &self.lane {
+            lane.updates_taken();
+            lane.welcomed();
+        }
+        tracing::info!(source = %self.name, "source is in session");
+        let refused = self.machine.as_ref().map(|machine| &machine.known().refused);
+        for VolumeRefusal { name, reason, next_step, .. } in refused.into_iter().flatten() {
+            let source = &self.name;
+            tracing::error!(%source, volume = %name, reason, next_step, "volume refused");
+        }
+    }
+
+    fn finish(&mut self, end: CpEnd) {
+        // What compares is told more.
+        let done = self.job.take();
+        self.job = done.clone().filter(|job| job.compares());
+        if let Some(job) = done {
+            job.finish(end);
         }
     }
 
@@ -444,6 +476,9 @@ impl SourceActor {
         }
         self.early.clear();
         self.refill_from = None;
+        if let Some(lane) = &self.lane {
+            lane.questions.give_up();
+        }
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|(_, reply)| reply);
         for reply in std::mem::take(&mut self.asked).into_values().chain(waiting) {
             drop(reply.send(Err("the source went away".to_owned())));
@@ -469,21 +504,34 @@ impl SourceActor {
 
     fn apply(&mut self, cp: CpNumber, last: Place, build: Build) {
         let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else { return };
-        let job = Job::new(lane.clone(), (cp, last), machine, build);
+        let frames = self.peer.as_ref().map(|peer| peer.frames.clone());
+        let job = Job::new(lane.clone(), (cp, last), machine, build, frames);
         for (volume, payload) in self.early.drain(..) {
             job.feed(volume, payload);
         }
-        self.shared.jobs.push(job.clone());
+        let queue = if build.is_pass() { &self.shared.passes } else { &self.shared.jobs };
+        queue.push(job.clone());
         self.job = Some(job);
     }
 
     fn feed(&mut self) {
-        let Some(Content::Updates { volume, payload, .. }) = self.current.take() else {
-            panic!("the machine feeds updates that did not come");
+        let asked = match (self.current.take(), &self.job) {
+            (Some(Content::Updates { volume, payload, .. }), Some(job)) => {
+                job.feed(volume, payload);
+                true
+            }
+            (Some(Content::Updates { volume, payload, .. }), None) => {
+                self.early.push_back((volume, payload));
+                true
+            }
+            (Some(Content::Nodes(answer, payload)), Some(job)) => job.nodes(answer, payload),
+            (Some(Content::Blocks(answer, payload)), Some(job)) => job.blocks(answer, payload),
+            // Its comparison has not begun: nothing was asked.
+            (Some(Content::Nodes(..) | Content::Blocks(..)), None) => false,
+            _ => panic!("the machine feeds what did not come"),
         };
-        match &self.job {
-            Some(job) => job.feed(volume, payload),
-            None => self.early.push_back((volume, payload)),
+        if !asked {
+            self.refuse(broken("an answer that was not asked for, or is too long".to_owned()));
         }
     }
 
@@ -555,6 +603,27 @@ impl SourceActor {
         });
     }
 
+    fn is_streaming(&self) -> bool {
+        self.machine.as_ref().is_some_and(Mirror::is_streaming)
+    }
+
+    /// Tells the source what an image has in a place. A few at a time: no source of ours asks for
+    /// more, and one that does waits for an answer that does not come.
+    fn serve_place(&self, want: WantPlace) {
+        let (Some(peer), Some(lane)) = (&self.peer, &self.lane) else { return };
+        let Ok(turn) = self.serving_places.clone().try_acquire_owned() else { return };
+        let (frames, shared, lane) = (peer.frames.clone(), self.shared.clone(), lane.clone());
+        actix::spawn(async move {
+            let read =
+                tokio::task::spawn_blocking(move || mending::serve(&shared, &lane, &want)).await;
+            drop(turn);
+            match read {
+                Ok(frame) => drop(frames.send(frame).await),
+                Err(error) => tracing::warn!(%error, "a place was not read"),
+            }
+        });
+    }
+
     fn progressed(&mut self, context: &mut Context<Self>) {
         let Some(lane) = self.lane.clone() else { return };
         if self.machine.is_none() {
@@ -570,7 +639,15 @@ impl SourceActor {
         // First: after a pass the cursors stand on the line behind it.
         if let Some((cp, outcome)) = outcome {
             self.job = None;
+            let work = self.shared.has_work(lane.source());
+            if let Some(machine) = &mut self.machine {
+                machine.works(work);
+            }
+            let full = outcome == Outcome::NoSpace;
             self.step(Event::Applied { cp, outcome }, context);
+            if full {
+                self.fail_checkpoints();
+            }
         }
         self.step(Event::Durable(cursors.durable), context);
         self.step(Event::Drained(cursors.drained), context);
@@ -658,16 +735,24 @@ impl SourceActor {
         let known = machine.known();
         for (cp, reply) in std::mem::take(&mut self.waiting) {
             if cp <= known.applied_cp {
-                drop(reply.send(Ok((known.applied_cp, known.roots.clone()))));
+                drop(reply.send(Ok((known.applied_cp, roots_of(known)))));
             } else {
                 self.waiting.push((cp, reply));
             }
         }
     }
 
-    fn publish(&self) {
+    /// There is no room for the CP that they wait for (R18, R20).
+    fn fail_checkpoints(&mut self) {
+        for (cp, reply) in std::mem::take(&mut self.waiting) {
+            let reason = format!("CP {cp} is not published, the hub's pool is full");
+            drop(reply.send(Err(reason)));
+        }
+    }
+
+    fn publish(&mut self) {
         let Some(machine) = &self.machine else { return };
-        self.snapshot.store(Arc::new(Snapshot::of(
+        let mut snapshot = Snapshot::of(
             &self.name,
             machine,
             self.lane.as_ref(),
@@ -675,7 +760,10 @@ impl SourceActor {
             self.refused.as_ref(),
             self.last_frame,
             self.shared.failovers.view(&self.name).as_ref(),
-        )));
+        );
+        self.equal_at = snapshot.equals_at().or(self.equal_at);
+        snapshot.equal_at = self.equal_at;
+        self.snapshot.store(Arc::new(snapshot));
     }
 
     fn is_current(&self, number: u64) -> bool {
@@ -762,11 +850,24 @@ impl Handler<FrameIn> for SourceActor {
             return;
         }
         let event = match &message.content {
+            Content::Place { token, payload } => {
+                if let Some(lane) = &self.lane {
+                    lane.questions.answer(*token, payload.clone());
+                }
+                return;
+            }
+            Content::Other(Message::WantPlace(want)) if self.is_streaming() => {
+                self.serve_place(*want);
+                return;
+            }
             Content::Transfer(transfer) => {
                 Event::Transfer(Arrived { header: *transfer.header(), place: transfer.place() })
             }
             Content::Updates { cp, payload, .. } => {
                 Event::Updates { cp: *cp, bytes: to_u64(payload.len()) }
+            }
+            Content::Nodes(answer, _) | Content::Blocks(answer, _) => {
+                Event::Pulled { cp: answer.cp }
             }
             Content::Other(other) => Event::Received(other.clone()),
             Content::Bad(reason) => {
@@ -900,6 +1001,28 @@ impl Handler<Changed> for SourceActor {
             tracing::debug!(source = %self.name, reason, "not at rest yet");
         }
         self.publish();
+    }
+}
+
+impl Handler<AskPlace> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, AskPlace(want): AskPlace, _: &mut Self::Context) {
+        if self.is_streaming() {
+            self.send(&Message::WantPlace(want));
+        } else if let Some(lane) = &self.lane {
+            lane.questions.give_up();
+        }
+    }
+}
+
+impl Handler<AskRewrite> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: AskRewrite, _: &mut Self::Context) {
+        if self.is_streaming() {
+            self.send(&Message::WantRewrite);
+        }
     }
 }
 

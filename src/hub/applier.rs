@@ -5,17 +5,26 @@
 //! and publishes only if every root equals the source's (invariant 3). Whatever goes wrong before
 //! that leaves the old image as it is: the write set is dropped and its blocks are free again.
 //! In a pool that is full a CP draws on the reserve; it is published if it makes room (R18).
+//!
+//! Passes have slots of their own: they take as long as the source's throttle makes them, and the
+//! CPs of others do not wait for them. What compares is in [`super::compare`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
+use super::compare;
 use super::extension::Extension;
 use super::lane::{Lane, lock};
+use super::mending;
+use super::pass::{self, Work};
 use super::replay::{Chain, Replay, ReplayError};
+use super::shared::Shared;
+use crate::limits::{PULL_BLOCKS_MAX, PULL_NODES_MAX};
 use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
@@ -25,18 +34,24 @@ use crate::pool::write_set::{Budget, WriteSet};
 use crate::record::marks::Place;
 use crate::session::mirror::{Build, LeftOut, Mirror, Outcome};
 use crate::sourcelog::{LogError, LogReader, LogStore};
+use crate::units::convert::to_u64;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, Epoch, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
+use crate::volume::mend::{Depth, is_rot};
+use crate::volume::work;
 use crate::volume::writer::{Content, TreeWriter};
-use crate::wire::message::{CpEnd, VolumeRoot};
+use crate::wire::message::{CpEnd, Frame, Message, VolumeRoot};
+use crate::wire::pull::{Pulled, blocks_bytes_max, nodes_bytes_max};
 use crate::wire::updates::{Decoder, Run, inline_blocks};
 
 /// What a job is told while it runs.
 #[derive(Debug)]
-enum Input {
+pub(super) enum Input {
     Updates { volume: VolumeNumber, payload: Bytes },
     Finish(CpEnd),
+    Nodes(Pulled, Bytes),
+    Blocks(Pulled, Bytes),
     Abort,
 }
 
@@ -54,7 +69,11 @@ pub struct Job {
     left_out: BTreeSet<VolumeNumber>,
     /// When the source said that it is frozen.
     begun: Instant,
-    /// Bounded by the `cp` credit.
+    /// Where a comparison asks.
+    frames: Option<mpsc::Sender<Frame>>,
+    /// What it has asked for and has not been answered.
+    asked: AtomicUsize,
+    /// Bounded by the `cp` credit, and by what was asked for.
     inputs: Mutex<VecDeque<Input>>,
     wake: Condvar,
 }
@@ -66,12 +85,26 @@ impl Job {
         (cp, last): (CpNumber, Place),
         machine: &Mirror,
         build: Build,
+        frames: Option<mpsc::Sender<Frame>>,
     ) -> Arc<Self> {
         let (inputs, wake) = (Mutex::default(), Condvar::new());
         let (begun, epoch) = (Instant::now(), machine.known().epoch);
         let agreed = machine.agreed().map(|offer| offer.number).collect();
         let left_out = machine.known().left_out.iter().map(|left| left.volume).collect();
-        Arc::new(Self { lane, cp, last, epoch, build, agreed, left_out, begun, inputs, wake })
+        Arc::new(Self {
+            lane,
+            cp,
+            last,
+            epoch,
+            build,
+            agreed,
+            left_out,
+            begun,
+            frames,
+            asked: AtomicUsize::new(0),
+            inputs,
+            wake,
+        })
     }
 
     /// The CP.
@@ -86,7 +119,59 @@ impl Job {
 
     /// Whether the source's log goes on behind it, wherever it stood.
     pub fn is_pass(&self) -> bool {
-        self.build == Build::Pass
+        self.build.is_pass()
+    }
+
+    /// The epoch that its source is in.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whether it has that volume.
+    pub(super) fn agrees(&self, volume: VolumeNumber) -> bool {
+        self.agreed.contains(&volume)
+    }
+
+    /// Whether it asks for what it is made of.
+    pub fn compares(&self) -> bool {
+        self.build == Build::Compare
+    }
+
+    /// Its lane.
+    pub(super) fn lane(&self) -> &Arc<Lane> {
+        &self.lane
+    }
+
+    /// Asks the source; false if the connection has gone.
+    pub(super) fn ask(&self, message: &Message) -> bool {
+        let Some(frames) = &self.frames else { return false };
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        frames.blocking_send(Frame::new(message, Bytes::new())).is_ok()
+    }
+
+    /// Hands over an answer; false if it was not asked for, or is longer than any can be.
+    #[must_use = "a source that says what it was not asked is hung up on"]
+    pub fn nodes(&self, answer: Pulled, payload: Bytes) -> bool {
+        self.answered(Input::Nodes(answer, payload), nodes_bytes_max(PULL_NODES_MAX))
+    }
+
+    /// The same for blocks.
+    #[must_use = "a source that says what it was not asked is hung up on"]
+    pub fn blocks(&self, answer: Pulled, payload: Bytes) -> bool {
+        self.answered(Input::Blocks(answer, payload), blocks_bytes_max(PULL_BLOCKS_MAX))
+    }
+
+    fn answered(&self, input: Input, bytes_max: u64) -> bool {
+        let bytes = match &input {
+            Input::Nodes(_, payload) | Input::Blocks(_, payload) => to_u64(payload.len()),
+            Input::Updates { .. } | Input::Finish(_) | Input::Abort => 0,
+        };
+        let less = |asked: usize| asked.checked_sub(1);
+        let asked = self.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok();
+        if asked && bytes <= bytes_max {
+            self.put(input);
+        }
+        asked && bytes <= bytes_max
     }
 
     /// Hands over a frame of Updates.
@@ -168,19 +253,22 @@ impl JobQueue {
 /// One slot; [`Applier::run`] is the body of its thread.
 #[derive(Debug)]
 pub struct Applier {
+    shared: Arc<Shared>,
     queue: Arc<JobQueue>,
     pool: Arc<Pool>,
     store: Arc<LogStore>,
 }
 
 /// Why a job did not publish.
-enum Stop {
+pub(super) enum Stop {
     Aborted,
     NoSpace,
     Rejected {
         differs: Option<VolumeRoot>,
         reason: String,
     },
+    /// The image is damaged where the CP builds on it.
+    Rot(String),
     /// The hub's own pool or log failed: to ask the source again would not help, and is no divergence.
     Faulted(String),
 }
@@ -199,6 +287,9 @@ impl From<PoolError> for Stop {
 
 impl From<VolumeError> for Stop {
     fn from(error: VolumeError) -> Self {
+        if is_rot(&error) {
+            return Self::Rot(error.to_string());
+        }
         match error {
             VolumeError::Pool(error) => error.into(),
             other @ (VolumeError::Node { .. }
@@ -224,9 +315,11 @@ impl From<ReplayError> for Stop {
 }
 
 impl Applier {
-    /// A slot that serves `queue`.
-    pub fn new(queue: Arc<JobQueue>, pool: Arc<Pool>, store: Arc<LogStore>) -> Self {
-        Self { queue, pool, store }
+    /// A slot that serves one of the hub's queues.
+    pub fn new(queue: Arc<JobQueue>, shared: Arc<Shared>) -> Self {
+        let pool = shared.pool.clone();
+        let store = shared.store.clone();
+        Self { shared, queue, pool, store }
     }
 
     /// Serves jobs until the queue is stopped.
@@ -244,13 +337,54 @@ impl Applier {
                     Outcome::Aborted
                 }
                 Err(Stop::Rejected { differs, reason }) => {
-                    tracing::warn!(source = %job.lane.name(), cp = %job.cp, reason, "CP refused");
-                    job.lane.ladder.rejected.fetch_add(1, Ordering::Relaxed);
-                    Outcome::Rejected { differs, reason }
+                    if let Err(error) = work::give_up(&self.pool, job.lane.source()) {
+                        tracing::warn!(source = %job.lane.name(), %error, "a work tree stays");
+                    }
+                    self.reject(&job, differs, reason)
+                }
+                Err(Stop::Rot(reason)) => {
+                    // The source sends it again; what is mended by then does not stop it.
+                    mending::mend_all(&self.shared, &job.lane, Depth::Nodes);
+                    self.reject(&job, None, reason)
                 }
             };
             job.lane.end_job(job.cp, outcome);
         }
+    }
+
+    fn reject(&self, job: &Job, differs: Option<VolumeRoot>, reason: String) -> Outcome {
+        tracing::warn!(source = %job.lane.name(), cp = %job.cp, reason, "CP refused");
+        job.lane.ladder.rejected.fetch_add(1, Ordering::Relaxed);
+        Outcome::Rejected { differs, reason }
+    }
+
+    /// What was mended of the images goes to new places with this CP. What cannot be written is
+    /// found again.
+    fn rewrite(
+        &self,
+        job: &Job,
+        write_set: &mut WriteSet,
+        bases: &BTreeMap<VolumeNumber, TreeRoot>,
+        built: &mut BTreeMap<VolumeNumber, TreeRoot>,
+    ) -> Result<Vec<VolumeKey>, Stop> {
+        let mender = &self.shared.mender;
+        let mut rewritten = Vec::new();
+        for (&volume, base) in bases {
+            let key = VolumeKey { source: job.lane.source(), volume };
+            if !mender.has_waiting(key) {
+                continue;
+            }
+            let tree = *built.get(&volume).unwrap_or(base);
+            match mender.write(&self.pool, write_set, key, tree, job.cp) {
+                Ok(root) => drop(built.insert(volume, root)),
+                Err(error) => {
+                    mender.forget(key);
+                    return Err(error.into());
+                }
+            }
+            rewritten.push(key);
+        }
+        Ok(rewritten)
     }
 
     /// The trees, the comparison, the commit. After an error the rest of the CP's frames is still
@@ -278,13 +412,20 @@ impl Applier {
             .filter(|row| job.agreed.contains(&row.key.volume))
             .map(|row| (row.key.volume, row.tree))
             .collect();
+        if job.is_pass() {
+            return self.pass(inputs, &bases);
+        }
+        // Built on the image that is about to move on.
+        work::give_up(&self.pool, source)?;
         let mut write_set = self.pool.begin(Budget::FREEING);
         if job.build == Build::Replay {
             let built = self.replay(job, &mut write_set, &bases)?;
             return match inputs.next() {
                 Input::Finish(end) => self.finish(job, write_set, &bases, built, &end),
                 Input::Abort => Err(Stop::Aborted),
-                Input::Updates { .. } => Err(rejected(&"updates of a CP that is replayed")),
+                Input::Updates { .. } | Input::Nodes(..) | Input::Blocks(..) => {
+                    Err(rejected(&"data of a CP that is replayed"))
+                }
             };
         }
         let mut built = BTreeMap::new();
@@ -293,6 +434,7 @@ impl Applier {
             match input {
                 Input::Abort => return Err(Stop::Aborted),
                 Input::Finish(end) => return self.finish(job, write_set, &bases, built, &end),
+                Input::Nodes(..) | Input::Blocks(..) => return Err(rejected(&OUT_OF_PLACE)),
                 Input::Updates { volume, payload } => {
                     let base = bases.get(&volume).filter(|_| !built.contains_key(&volume));
                     let base = base.ok_or_else(|| {
@@ -309,9 +451,11 @@ impl Applier {
                             Input::Updates { volume: next, payload: more } if next == volume => {
                                 payload = more;
                             }
-                            other @ (Input::Updates { .. } | Input::Finish(_) | Input::Abort) => {
-                                break other;
-                            }
+                            other @ (Input::Updates { .. }
+                            | Input::Finish(_)
+                            | Input::Nodes(..)
+                            | Input::Blocks(..)
+                            | Input::Abort) => break other,
                         }
                     };
                     built.insert(volume, writer.finish()?);
@@ -320,9 +464,27 @@ impl Applier {
         }
     }
 
-    /// The log that the CP's references name; a pass has none.
+    /// What a pass brings, or a comparison finds.
+    fn pass(
+        &self,
+        inputs: &mut Inputs<'_>,
+        bases: &BTreeMap<VolumeNumber, TreeRoot>,
+    ) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
+        let job = inputs.job;
+        let mut work = Work::begin(&self.pool, job)?;
+        let end = if job.compares() {
+            compare::build(&self.pool, inputs, &mut work, bases)?
+        } else {
+            pass::build(&self.pool, inputs, &mut work, bases)?
+        };
+        let Work { set, trees } = work;
+        self.finish(job, set, bases, trees, &end)
+    }
+
+    /// The log that the CP's references name; a pass has none, nor has a CP of nothing, which is made
+    /// to write what was mended.
     fn log_of(&self, job: &Job) -> Result<Option<LogReader>, Stop> {
-        if job.is_pass() {
+        if job.is_pass() || job.last == job.lane.cursors().applied {
             return Ok(None);
         }
         let source = job.lane.source();
@@ -354,9 +516,9 @@ impl Applier {
     fn finish(
         &self,
         job: &Job,
-        write_set: WriteSet,
+        mut write_set: WriteSet,
         bases: &BTreeMap<VolumeNumber, TreeRoot>,
-        built: BTreeMap<VolumeNumber, TreeRoot>,
+        mut built: BTreeMap<VolumeNumber, TreeRoot>,
         end: &CpEnd,
     ) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
         let mut roots = Vec::with_capacity(bases.len());
@@ -379,6 +541,7 @@ impl Applier {
         if end.roots.len() != roots.len() {
             return Err(rejected(&"the source announced roots of volumes not agreed on"));
         }
+        let rewritten = self.rewrite(job, &mut write_set, bases, &mut built)?;
         job.lane.built(job.cp);
         // Nobody else writes the row's extension from this look to the commit: a CP must not write
         // back an older promise of its source.
@@ -398,6 +561,7 @@ impl Applier {
             extension: Some(Extension { transfer: job.last.transfer, ..kept }.encode()),
             volumes: built.into_iter().collect(),
         })?;
+        rewritten.into_iter().for_each(|key| self.shared.mender.written(key));
         if job.is_pass() {
             // A cut before this leaves a log that ends before the image does: it is dropped at the
             // next start.
@@ -428,18 +592,20 @@ fn unresolved(error: LogError) -> Stop {
     Stop::Faulted(error.to_string())
 }
 
-fn rejected(reason: &dyn std::fmt::Display) -> Stop {
+pub(super) const OUT_OF_PLACE: &str = "an answer came where nothing was asked";
+
+pub(super) fn rejected(reason: &dyn std::fmt::Display) -> Stop {
     Stop::Rejected { differs: None, reason: reason.to_string() }
 }
 
 /// A job's inputs, and whether the last of them was taken.
-struct Inputs<'a> {
-    job: &'a Job,
+pub(super) struct Inputs<'a> {
+    pub(super) job: &'a Job,
     ended: bool,
 }
 
 impl Inputs<'_> {
-    fn next(&mut self) -> Input {
+    pub(super) fn next(&mut self) -> Input {
         let input = self.job.next();
         self.ended = !matches!(input, Input::Updates { .. });
         input
@@ -447,7 +613,7 @@ impl Inputs<'_> {
 }
 
 /// Puts the runs of one payload into the tree.
-fn put_runs(
+pub(super) fn put_runs(
     job: &Job,
     log: Option<&LogReader>,
     writer: &mut TreeWriter<'_>,

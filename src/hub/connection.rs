@@ -259,6 +259,11 @@ fn content(next: Result<(Message, Bytes), LinkError>) -> Content {
         Ok((Message::Updates(updates), payload)) => {
             Content::Updates { cp: updates.cp, volume: updates.volume, payload }
         }
+        Ok((Message::Nodes(answer), payload)) => Content::Nodes(answer, payload),
+        Ok((Message::Blocks(answer), payload)) => Content::Blocks(answer, payload),
+        Ok((Message::PlaceContent(content), payload)) => {
+            Content::Place { token: content.token, payload }
+        }
         Ok((other, _)) => Content::Other(other),
         Err(LinkError::Frame(error)) => Content::Bad(error.to_string()),
         Err(error) => Content::Gone(error.to_string()),

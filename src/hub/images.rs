@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::extension::{Extension, State};
 use super::lane::Lane;
+use super::mending::Reading;
 use super::promoted::Engine;
 use super::shared::Shared;
 use crate::filer::Filer;
@@ -22,6 +23,7 @@ use crate::filer::image::Image;
 use crate::nbd::export::{Export, ExportInfo, Exports, Listed, OpenError, OpenFuture};
 use crate::pool::error::PoolError;
 use crate::units::names::{KeptName, SourceName, VolumeName};
+use crate::volume::mend::Mends;
 
 /// All images of a hub.
 #[derive(Debug)]
@@ -92,7 +94,7 @@ impl Images {
         }
     }
 
-    fn image(&self, name: &str, lane: &Lane, volume: &VolumeName) -> Result<Image, OpenError> {
+    fn image(&self, name: &str, lane: &Arc<Lane>, volume: &VolumeName) -> Result<Image, OpenError> {
         let failed = |error: PoolError| OpenError::Refused(error.to_string().into());
         let rows = self.shared.pool.catalog().volumes(lane.source()).map_err(failed)?;
         let row = rows.into_iter().find(|row| row.name == *volume).ok_or(OpenError::Unknown)?;
@@ -112,14 +114,19 @@ impl Images {
                 () = tokio::time::sleep(patience) => over.cancel(),
             }
         });
-        Ok(Image::new(info, pin, ended, unused.drop_guard()))
+        let mends = self.mends(lane);
+        Ok(Image::new(info, pin, ended, unused.drop_guard()).mended_by(mends))
+    }
+
+    fn mends(&self, lane: &Arc<Lane>) -> Arc<dyn Mends> {
+        Arc::new(Reading { shared: self.shared.clone(), lane: lane.clone() })
     }
 
     /// `SOURCE/VOLUME@KEPT`.
     fn find_kept(
         &self,
         name: &str,
-        lane: &Lane,
+        lane: &Arc<Lane>,
         volume: &VolumeName,
         kept: &KeptName,
     ) -> Result<Image, OpenError> {
@@ -137,7 +144,7 @@ impl Images {
             }
             pin => pin.map_err(failed)?,
         };
-        Ok(Image::kept(name, pin, CancellationToken::new()))
+        Ok(Image::kept(name, pin, CancellationToken::new()).mended_by(self.mends(lane)))
     }
 
     /// The kept CPs of a source; a pool that does not answer lists none.

@@ -24,6 +24,7 @@ use crate::units::hash::Root;
 use crate::units::ids::SourceId;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
+use crate::volume::mend::Questions;
 
 /// The cursors of one source.
 #[derive(Debug, Clone, Default)]
@@ -115,6 +116,15 @@ pub struct Ladder {
     pub replayed: AtomicU64,
     /// CPs refused (R19: never normal).
     pub rejected: AtomicU64,
+    /// Bytes of payload that came for passes: data that was sent, or pulled by comparison.
+    pub pass_bytes: AtomicU64,
+}
+
+impl Ladder {
+    /// A frame of a pass was taken.
+    pub fn passed(&self, payload_bytes: usize) {
+        self.pass_bytes.fetch_add(to_u64(payload_bytes), Ordering::Relaxed);
+    }
 }
 
 /// One source's lane.
@@ -137,6 +147,8 @@ pub struct Lane {
     pub changed: Notify,
     /// Counters for metrics and status.
     pub ladder: Ladder,
+    /// Places that the source is asked for.
+    pub questions: Questions,
 }
 
 /// A lock whose holder panicked holds a state nobody knows: the process must not go on with it.
@@ -160,6 +172,7 @@ impl Lane {
             credit_most: AtomicU64::new(0),
             changed: Notify::new(),
             ladder: Ladder::default(),
+            questions: Questions::default(),
         })
     }
 

@@ -23,6 +23,7 @@
 
 pub mod actor;
 pub mod applier;
+mod compare;
 pub mod connection;
 pub mod drainer;
 pub mod extension;
@@ -34,7 +35,9 @@ mod identity;
 pub mod images;
 pub mod kept;
 pub mod lane;
+pub mod mending;
 pub mod overlay;
+mod pass;
 pub mod promoted;
 pub mod recover;
 pub mod registry;
@@ -291,9 +294,10 @@ impl Hub {
     ) -> Result<recover::Verified, Unread> {
         let entry = self.shared.registry.get(name);
         let entry = entry.ok_or_else(|| Unread::Now("no such source".to_owned()))?;
-        let cp = entry.snapshot.load().applied_cp;
-        if cp == CpNumber(0) {
-            return Err(Unread::Now("no CP of it is published yet".to_owned()));
+        let snapshot = entry.snapshot.load_full();
+        let cp = snapshot.applied_cp;
+        if snapshot.source.is_none() {
+            return Err(Unread::Now("it has never connected".to_owned()));
         }
         let later = |error: &dyn std::fmt::Display| Unread::Later(error.to_string());
         let mut answer = entry.actor.send(WantScan(cp)).await.map_err(|error| later(&error))?;
@@ -431,6 +435,7 @@ impl Hub {
             arbiter.stop();
         }
         self.shared.jobs.stop();
+        self.shared.passes.stop();
         for job in self.shared.lanes.all().iter().filter_map(|lane| lane.job()) {
             // It waits for updates that will not come; one that has them all is finished.
             job.abort();

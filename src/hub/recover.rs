@@ -36,6 +36,7 @@ use super::{HubError, HubOptions};
 use crate::device::Device;
 use crate::device::file::{Access, FileDevice};
 use crate::device::latch::Latch;
+use crate::limits::PASSES_MAX;
 use crate::nvlog::{Recovered, Ring, RingOptions};
 use crate::pool::rows::SourceRow;
 use crate::pool::{Pool, PoolOptions};
@@ -108,7 +109,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
     let drain = DrainQueue::new();
     let handle = ring.start(Box::new(StagerFeed::new(stager.clone(), drain.clone())));
     stager.start(handle);
-    let jobs = JobQueue::new();
+    let (jobs, passes) = (JobQueue::new(), JobQueue::new());
     let settings = options.sources.iter().map(|s| (s.name.clone(), s.clone())).collect();
     let promoted = Promoted::new(&options.data_dir, options.promoted, hub, pool.clone());
     let shared = Arc::new(Shared {
@@ -118,6 +119,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         stager,
         drain,
         jobs,
+        passes,
         registry: Registry::new(),
         lanes,
         promoted,
@@ -129,6 +131,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         overlays: Arc::default(),
         failbacks: Failbacks::default(),
         nvram_damaged_bytes,
+        mender: Default::default(),
         counters: Counters::default(),
         recording: Default::default(),
     });
@@ -163,9 +166,14 @@ fn start_threads(
     let (queue, store) = (shared.drain.clone(), shared.store.clone());
     let drainer = Drainer::new(queue, store, shared.stager.clone(), in_ring);
     let mut threads = vec![spawn("hub-drain", move || drainer.run())?];
+    let applier = |queue: &Arc<JobQueue>| Applier::new(queue.clone(), shared.clone());
     for _ in 0..appliers.max(1) {
-        let applier = Applier::new(shared.jobs.clone(), shared.pool.clone(), shared.store.clone());
+        let applier = applier(&shared.jobs);
         threads.push(spawn("hub-apply", move || applier.run())?);
+    }
+    for _ in 0..PASSES_MAX {
+        let applier = applier(&shared.passes);
+        threads.push(spawn("hub-pass", move || applier.run())?);
     }
     Ok(threads)
 }

@@ -249,13 +249,16 @@ fn check(sizes: &BTreeMap<VolumeNumber, ByteCount>, entry: &Entry) -> Result<(),
     Ok(())
 }
 
+/// A thread that writes trees, and gives them back.
+type Beside<'scope, 'a> = ScopedJoinHandle<'scope, Result<Trees<'a>, ReplayError>>;
+
 /// Who writes what has gathered: this thread, as long as nothing did; from the first time on one of
 /// its own, beside the reading and checking of what comes next. It is handed one batch at a time,
 /// and the next waits until it is taken: two are in memory.
 struct Writer<'scope, 'env, 'a> {
     scope: &'scope Scope<'scope, 'env>,
     here: Option<Trees<'a>>,
-    beside: Option<(SyncSender<Buffers>, ScopedJoinHandle<'scope, Result<Trees<'a>, ReplayError>>)>,
+    beside: Option<(SyncSender<Buffers>, Beside<'scope, 'a>)>,
 }
 
 impl<'scope, 'a: 'scope> Writer<'scope, '_, 'a> {

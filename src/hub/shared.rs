@@ -15,6 +15,7 @@ use super::failback::Failbacks;
 use super::failover::{Failovers, View};
 use super::hooks::{Hooks, Moved};
 use super::lane::{Cursors, Lane, lock};
+use super::mending;
 use super::overlay::Room;
 use super::promoted::Promoted;
 use super::registry::Registry;
@@ -34,9 +35,10 @@ use crate::sourcelog::{LogError, LogStore};
 use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::{SourceName, VolumeName};
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, Vbn};
 use crate::units::policy::{AloneMark, Policy};
 use crate::volume;
+use crate::volume::mend::{Depth, Mender};
 use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot, VolumeScan};
 
 /// What the hub's files say of one source.
@@ -184,6 +186,8 @@ pub struct Shared {
     pub drain: Arc<DrainQueue>,
     /// To the applier.
     pub jobs: Arc<JobQueue>,
+    /// Passes that wait for a slot of theirs.
+    pub passes: Arc<JobQueue>,
     /// Sources by name.
     pub registry: Arc<Registry>,
     /// Lanes by name.
@@ -206,6 +210,8 @@ pub struct Shared {
     pub failbacks: Failbacks,
     /// Bytes of the ring that were damaged when it was opened.
     pub nvram_damaged_bytes: u64,
+    /// What rotted here.
+    pub mender: Mender,
     /// Counters.
     pub counters: Counters,
     /// Held while a source is recorded; which one, its id says.
@@ -234,6 +240,7 @@ impl Shared {
             cp_max: CpNumber(0),
             policy: None,
             alone: None,
+            work: false,
         };
         let catalog = self.pool.catalog();
         let rows = catalog.sources().map_err(|error| error.to_string())?;
@@ -243,6 +250,7 @@ impl Shared {
             known.generation = row.generation;
             known.epoch = row.epoch;
             known.applied_cp = row.applied;
+            known.work = self.has_work(row.id);
             known.applied = extension::place(&row)?;
             let told = Extension::of(&row)?;
             (known.policy, known.alone) = (told.policy, told.alone);
@@ -267,6 +275,12 @@ impl Shared {
             known.refused = refused_before(&known);
         }
         Ok(known)
+    }
+
+    /// Whether what came of a pass that was cut is kept.
+    pub fn has_work(&self, source: SourceId) -> bool {
+        // A pool that does not answer says so elsewhere.
+        self.pool.catalog().work(source).is_ok_and(|work| work.is_some())
     }
 
     /// The name under which a source of that id was here, if it is not `name` (invariant 12).
@@ -460,8 +474,25 @@ impl Shared {
             }
             let all = pin.tree().size.blocks().0;
             let report = |passed| progress(&row.name, passed, all);
-            let scanned = volume::scan::scan(&self.pool, &pin.tree(), report)
-                .and_then(|scanned| Ok(pin.check().map(|()| scanned)?));
+            let mut report = report;
+            let mut read = || {
+                volume::scan::scan(&self.pool, &pin.tree(), &mut report)
+                    .and_then(|scanned| Ok(pin.check().map(|()| scanned)?))
+            };
+            let scanned = match read() {
+                Ok(found) if found.bad_blocks > 0 => {
+                    let whole = (Vbn(0), all);
+                    let volume = (row.key, &pin.tree());
+                    let mending = mending::mend(self, &lane, volume, whole, Depth::Data);
+                    let mended = mending.is_ok_and(|mending| !mending.mended.is_empty());
+                    if mended { read() } else { Ok(found) }
+                }
+                Ok(sound) => {
+                    self.mender.read_whole(row.key);
+                    Ok(sound)
+                }
+                failed => failed,
+            };
             match scanned {
                 Ok(scanned) => {
                     let named = |problem| format!("volume {}: {problem}", row.name);
@@ -477,6 +508,13 @@ impl Shared {
             }
         }
         Ok((volumes, problems))
+    }
+
+    /// Reads all images and mends what cannot be read. Blocks.
+    pub fn mend_all(&self) {
+        for lane in self.lanes.all() {
+            mending::mend_all(self, &lane, Depth::Data);
+        }
     }
 
     /// A source's guaranteed part of the ring: what its file says, else an equal part of half.

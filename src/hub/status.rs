@@ -11,10 +11,11 @@ use super::failover::View;
 use super::lane::{Cursors, Lane};
 use super::promoted::Engine;
 use crate::filer::status as filer;
-use crate::session::mirror::{LeftOut, Mirror};
+use crate::pool::pointer::TreeRoot;
+use crate::session::mirror::{Known, LeftOut, Mirror};
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation};
-use crate::units::policy::{AloneMark, Policy};
+use crate::units::policy::{AloneMark, OnHubLoss, Policy};
 use crate::wire::message::{Refused, VolumeOffer, VolumeRefusal, VolumeRoot};
 
 /// A failed write or sync of a log, the ring or the pool.
@@ -92,6 +93,8 @@ pub struct Totals {
     pub inline_bytes: u64,
     /// Bytes of Updates payload that say holes.
     pub hole_bytes: u64,
+    /// Bytes of payload that came for passes.
+    pub pass_bytes: u64,
 }
 
 /// One source at one moment.
@@ -131,6 +134,8 @@ pub struct Snapshot {
     pub connected: bool,
     /// When the source was last heard, if ever since the hub started.
     pub heard: Option<Instant>,
+    /// When the image was last known to be equal to the source, if ever since the hub started.
+    pub equal_at: Option<Instant>,
     /// What it promised when it was last here.
     pub policy: Option<Policy>,
     /// Since when it may have acknowledged writes without this hub, as it said then.
@@ -158,6 +163,7 @@ impl Snapshot {
             totals: Totals::default(),
             connected: false,
             heard: None,
+            equal_at: None,
             policy: None,
             alone: None,
         }
@@ -197,11 +203,12 @@ impl Snapshot {
             volumes: known.volumes.clone(),
             refused: known.refused.clone(),
             left_out: known.left_out.clone(),
-            roots: known.roots.clone(),
+            roots: roots_of(known),
             cursors,
             totals: lane.map(|lane| totals(lane)).unwrap_or_default(),
             connected: connected && machine.is_joined(),
             heard,
+            equal_at: None,
             policy: known.policy,
             alone: known.alone,
         }
@@ -220,6 +227,28 @@ impl Snapshot {
             ),
             connected: false,
             ..self.clone()
+        }
+    }
+
+    /// When the image was equal, as far as this says: a source in sync is ahead of it by what is
+    /// not visible yet.
+    pub fn equals_at(&self) -> Option<Instant> {
+        let now = (self.state == SourceState::InSync).then(Instant::now)?;
+        Some(self.cursors.oldest_invisible().unwrap_or(now))
+    }
+
+    /// Whether the source may have acknowledged writes that this hub has never heard of.
+    pub fn may_lack(&self) -> bool {
+        let goes_on = self.policy.is_none_or(|policy| policy.on_hub_loss == OnHubLoss::Continue);
+        match self.state {
+            SourceState::Offline | SourceState::Faulted | SourceState::Retired => {
+                goes_on && !self.connected
+            }
+            SourceState::Waiting => true,
+            SourceState::InSync | SourceState::Syncing | SourceState::Behind => {
+                self.alone.is_some()
+            }
+            SourceState::FailedOver => false,
         }
     }
 
@@ -297,7 +326,14 @@ fn judge(
     }
     if !connected || !machine.is_joined() {
         let next = "start the source or mend the network; it reconnects by itself".to_owned();
-        return (SourceState::Offline, "the source is not connected".to_owned(), next);
+        let full =
+            if machine.lacks_room() { "; before that its CP found the pool full" } else { "" };
+        return (SourceState::Offline, format!("the source is not connected{full}"), next);
+    }
+    if machine.lacks_room() {
+        let reason = machine.last_refusal().unwrap_or_default().to_owned();
+        let next = format!("{}; the source sends the CP again", filer::NEXT_OF_FULL_POOL);
+        return (SourceState::Behind, reason, next);
     }
     if machine.last_refusal().is_some() {
         let reason = machine.last_refusal().unwrap_or_default().to_owned();
@@ -318,6 +354,18 @@ fn judge(
     (SourceState::InSync, "every acknowledged write is durable here".to_owned(), nothing())
 }
 
+/// Roots of the published CP; before the first one every volume is empty.
+pub fn roots_of(known: &Known) -> Vec<VolumeRoot> {
+    if known.applied_cp > CpNumber(0) || !known.roots.is_empty() {
+        return known.roots.clone();
+    }
+    let empty = |offer: &VolumeOffer| VolumeRoot {
+        volume: offer.number,
+        root: TreeRoot::empty(offer.size).root(),
+    };
+    known.volumes.iter().map(empty).collect()
+}
+
 fn totals(lane: &Lane) -> Totals {
     let ladder = &lane.ladder;
     let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -336,5 +384,6 @@ fn totals(lane: &Lane) -> Totals {
         reference_bytes: get(&ladder.reference_bytes),
         inline_bytes: get(&ladder.inline_bytes),
         hole_bytes: get(&ladder.hole_bytes),
+        pass_bytes: get(&ladder.pass_bytes),
     }
 }

@@ -85,6 +85,8 @@ pub const PULL_BLOCKS_MAX: u64 = 31;
 pub const PULL_WINDOW_BYTES: u64 = CP_CREDIT_BYTES;
 /// Requests a pull may have under way.
 pub const PULL_REQUESTS_MAX: usize = 64;
+/// Sources of a hub whose images are brought up by a pass at once; more wait for their turn.
+pub const PASSES_MAX: usize = 16;
 /// Blocks and holes a pull knows to differ, and has not yet written.
 pub const PULL_PARTS_MAX: u64 = 16_384;
 /// Smallest such number: twice what one node and the holes behind it become.
@@ -121,6 +123,14 @@ pub const POOL_CATALOG_SPARE: u64 = 8;
 pub const POOL_CATALOG_ROW_BYTES_MAX: u64 = 64 * MIB;
 /// Bytes that a source's row keeps for the modules above.
 pub const SOURCE_EXTENSION_BYTES_MAX: usize = 4096;
+/// Blocks that the device lost and whose content is known again, of one pool, in memory.
+pub const MENDED_BLOCKS_MAX: usize = if cfg!(test) { 64 } else { 4096 };
+/// Places of one source that a mending may leave as they are before it gives up.
+pub const MEND_FAILURES_MAX: usize = 64;
+/// Blocks and nodes that one end asks the other for at a time.
+pub const PLACES_ASKED_MAX: usize = 16;
+/// How long the answer to such a question is waited for.
+pub const PLACE_SECONDS_MAX: u64 = 5;
 /// CPs whose number, sequence, stream hash and roots a source's catalog keeps (R5).
 pub const HISTORY_ROWS_MAX: u64 = 65_536;
 /// Blocks a write set takes at once, so that CPs built side by side are each written in sequence.

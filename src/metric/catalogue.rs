@@ -200,15 +200,17 @@ catalogue! {
     SOURCE_VISIBLE_BYTES = "mirrorhub_source_visible_bytes_total", Bytes, Kind::Counter,
         [SOURCE], "Bytes of writes in the published CP";
     SOURCE_LAG_BYTES = "mirrorhub_source_lag_bytes", Bytes, Kind::Gauge,
-        [SOURCE], "Bytes acknowledged and not yet visible in the image";
+        [SOURCE], "Bytes acknowledged and not yet visible in the image; NaN where it cannot be known";
     SOURCE_LAG_SECONDS = "mirrorhub_source_lag_seconds", Seconds, Kind::Gauge,
-        [SOURCE], "Age of the oldest acknowledged write that the image does not show yet";
+        [SOURCE], "Age of the oldest acknowledged write that the image does not show yet; NaN where unknown";
     SOURCE_IMAGE_AGE_SECONDS = "mirrorhub_source_image_age_seconds", Seconds, Kind::Gauge,
-        [SOURCE], "Time since the image was last known equal to the source";
+        [SOURCE], "Time since the image was last known equal to the source, at least; NaN before both met";
     SOURCE_RECEIVED_TRANSFERS = "mirrorhub_source_received_transfers_total", Count, Kind::Counter,
         [SOURCE], "Transfers received from the source, repeated ones included";
     SOURCE_RECEIVED_BYTES = "mirrorhub_source_received_bytes_total", Bytes, Kind::Counter,
         [SOURCE], "Bytes received from the source, headers included";
+    SOURCE_RESYNC_BYTES = "mirrorhub_source_resync_bytes_total", Bytes, Kind::Counter,
+        [SOURCE], "Bytes received for passes that bring the image up, sent or pulled by comparison";
     SOURCE_CHECKPOINTS = "mirrorhub_source_checkpoints_total", Count, Kind::Counter,
         [SOURCE], "CPs published";
     SOURCE_CHECKPOINTS_REJECTED = "mirrorhub_source_rejected_checkpoints_total", Count,
@@ -269,6 +271,12 @@ catalogue! {
         "Bytes of the pool in use, pinned ones included";
     POOL_PINNED_BYTES = "mirrorhub_pool_pinned_bytes", Bytes, Kind::Gauge, [],
         "Bytes of the pool in use only because a reader pins an older CP";
+    ROT_FOUND = "mirrorhub_rot_found_total", Count, Kind::Counter, [],
+        "Blocks and nodes of the pool that failed their check";
+    ROT_REPAIRED = "mirrorhub_rot_repaired_total", Count, Kind::Counter, [],
+        "Blocks and nodes that were got from the other end and written to a new place";
+    ROT_LOST = "mirrorhub_rot_lost", Count, Kind::Gauge, [],
+        "Blocks and nodes that cannot be read and could not be got from the other end";
     IMAGE_PINS = "mirrorhub_image_pins", Count, Kind::Gauge, [],
         "CPs pinned for open readers";
 

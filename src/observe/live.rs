@@ -30,10 +30,10 @@ struct Row {
     state: State,
     reason: String,
     next_step: String,
-    cp: u32,
+    cp: Option<u32>,
     image_age_seconds: Option<u64>,
-    lag_bytes: u64,
-    lag_seconds: f64,
+    lag_bytes: Option<u64>,
+    lag_seconds: Option<f64>,
     /// Durable on the hub, over the last step.
     bytes_per_second: u64,
     acknowledged_bytes: u64,
@@ -55,7 +55,7 @@ impl Row {
             // Whole seconds: a row that only grows older changes once a second.
             image_age_seconds: entry.image_age_seconds.map(whole),
             lag_bytes: entry.lag_bytes,
-            lag_seconds: (entry.lag_seconds * 10.0).round() / 10.0,
+            lag_seconds: entry.lag_seconds.map(|lag| (lag * 10.0).round() / 10.0),
             bytes_per_second,
             acknowledged_bytes: entry.acknowledged_bytes,
             staged_bytes: entry.staged_bytes,
@@ -94,12 +94,13 @@ struct Change {
 /// The last hour of one source, or of all: oldest first, one point each [`HISTORY_STEP_SECONDS`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 struct Series {
-    lag_seconds: VecDeque<f64>,
+    /// Null where it was not known.
+    lag_seconds: VecDeque<Option<f64>>,
     bytes_per_second: VecDeque<u64>,
 }
 
 impl Series {
-    fn push(&mut self, lag: f64, rate: u64) {
+    fn push(&mut self, lag: Option<f64>, rate: u64) {
         self.lag_seconds.push_back(lag);
         self.bytes_per_second.push_back(rate);
         if self.lag_seconds.len() > HISTORY_POINTS_MAX {
@@ -165,7 +166,8 @@ impl Book {
         }
         if is_point {
             let newest = |known: &Known| known.series.bytes_per_second.back().copied().unwrap_or(0);
-            let lag = self.sources.values().map(|known| known.row.lag_seconds).fold(0.0, f64::max);
+            let lags = self.sources.values().filter_map(|known| known.row.lag_seconds);
+            let lag = lags.reduce(f64::max);
             let rate = self.sources.values().map(newest).sum();
             self.all.push(lag, rate);
         }

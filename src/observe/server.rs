@@ -264,6 +264,7 @@ mod tests {
                 used_bytes: 100,
                 kept_bytes: 0,
                 pinned_bytes: 0,
+                rot: None,
             });
             StatusDocument::hub(Vec::new(), Some(nvram), pool)
         }

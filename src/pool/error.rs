@@ -114,6 +114,9 @@ pub enum PoolError {
     /// It cannot be dropped, or read, now.
     #[error("kept CP {name} is busy: {why}")]
     KeptBusy { name: KeptName, why: String },
+    /// A pass that was begun must be published or given up first, and by whoever goes on with it.
+    #[error("an unfinished work tree of source {source_id} is in the way")]
+    WorkKept { source_id: SourceId },
     /// The caller broke an invariant; its CP is refused and nothing else happens.
     #[error("inconsistent: {what}")]
     Inconsistent { what: String },
@@ -151,6 +154,7 @@ impl PoolError {
             | Self::PinEnded { .. }
             | Self::UnknownKept { .. }
             | Self::KeptBusy { .. }
+            | Self::WorkKept { .. }
             | Self::Inconsistent { .. } => false,
         }
     }

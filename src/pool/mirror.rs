@@ -19,6 +19,7 @@ use super::error::PoolError;
 use super::kept_row::KeptRow;
 use super::pointer::VolumeKey;
 use super::rows::{HistoryRow, SourceRow, VolumeRow, check_extension, stored};
+use super::work::WorkRow;
 
 /// The durable rows.
 #[derive(Debug, Default)]
@@ -28,6 +29,7 @@ pub(super) struct Mirror {
     history: BTreeMap<SourceId, u64>,
     kept: BTreeMap<SourceId, BTreeMap<KeptName, Arc<KeptRow>>>,
     kept_blocks: BTreeMap<(SourceId, CpNumber), u64>,
+    works: BTreeMap<SourceId, Arc<WorkRow>>,
     row_bytes: u64,
 }
 
@@ -58,6 +60,26 @@ impl Mirror {
 
     pub(super) fn load_kept_blocks(&mut self, source: SourceId, cp: CpNumber, blocks: u64) {
         self.kept_blocks.insert((source, cp), blocks);
+    }
+
+    pub(super) fn load_work(&mut self, row: WorkRow) {
+        self.row_bytes += stored(&row.encode());
+        self.works.insert(row.source, Arc::new(row));
+    }
+
+    /// The work tree of a source.
+    pub(super) fn work(&self, source: SourceId) -> Option<&Arc<WorkRow>> {
+        self.works.get(&source)
+    }
+
+    /// All work trees.
+    pub(super) fn all_works(&self) -> impl Iterator<Item = &Arc<WorkRow>> {
+        self.works.values()
+    }
+
+    /// The blocks that only work trees have; `None` if that is no number.
+    pub(super) fn all_work_blocks(&self) -> Option<u64> {
+        self.works.values().try_fold(0u64, |sum, work| sum.checked_add(work.blocks))
     }
 
     /// The kept CPs of a source, by name.
@@ -139,6 +161,16 @@ impl Mirror {
                 self.kept.remove(&source);
             }
         }
+        for (source, row) in staged.works {
+            let old = match row {
+                Some(row) => {
+                    self.row_bytes += stored(&row.encode());
+                    self.works.insert(source, row)
+                }
+                None => self.works.remove(&source),
+            };
+            self.row_bytes -= old.map_or(0, |old| stored(&old.encode()));
+        }
         for (key, blocks) in staged.kept_blocks {
             match blocks {
                 0 => self.kept_blocks.remove(&key),
@@ -168,6 +200,7 @@ pub(super) struct Staged {
     pub(super) kept: BTreeMap<(SourceId, KeptName), Option<Arc<KeptRow>>>,
     /// Lengths of deadlists; 0 has no row.
     pub(super) kept_blocks: BTreeMap<(SourceId, CpNumber), u64>,
+    pub(super) works: BTreeMap<SourceId, Option<Arc<WorkRow>>>,
     /// What the new rows add, about; rows that shrink or go count at the merge.
     added_bytes: u64,
 }
@@ -175,12 +208,13 @@ pub(super) struct Staged {
 impl Staged {
     /// Whether nothing was changed.
     pub(super) fn is_empty(&self) -> bool {
-        let Self { sources, volumes, history, kept, kept_blocks, .. } = self;
+        let Self { sources, volumes, history, kept, kept_blocks, works, .. } = self;
         sources.is_empty()
             && volumes.is_empty()
             && history.is_empty()
             && kept.is_empty()
             && kept_blocks.is_empty()
+            && works.is_empty()
     }
 
     /// A source as it will be.
@@ -348,6 +382,9 @@ impl Staged {
             let what = format!("volume {} of {}", key.volume, key.source);
             return Err(PoolError::RowRefused { what, why: "it still holds blocks" });
         }
+        if self.work(mirror, key.source).is_some() {
+            return Err(PoolError::WorkKept { source_id: key.source });
+        }
         self.volumes.insert(key, None);
         Ok(())
     }
@@ -371,6 +408,36 @@ impl Staged {
         self.history.retain(|(id, _)| *id != source);
         self.history_cut.remove(&source);
         self.history_dropped.insert(source);
+        Ok(())
+    }
+
+    /// The work tree of a source as it will be.
+    pub(super) fn work<'a>(
+        &'a self,
+        mirror: &'a Mirror,
+        source: SourceId,
+    ) -> Option<&'a Arc<WorkRow>> {
+        match self.works.get(&source) {
+            Some(row) => row.as_ref(),
+            None => mirror.work(source),
+        }
+    }
+
+    /// Keeps a work tree in the place of the one before.
+    pub(super) fn keep_work(
+        &mut self,
+        mirror: &Mirror,
+        row: WorkRow,
+        max_bytes: u64,
+    ) -> Result<(), PoolError> {
+        let owner = self.source(mirror, row.source)?;
+        if owner.applied != row.base || row.cp <= row.base {
+            let (cp, applied) = (row.cp, owner.applied);
+            return Err(PoolError::CpNotNewer { cp, applied });
+        }
+        let old_bytes = self.work(mirror, row.source).map_or(0, |old| stored(&old.encode()));
+        self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;
+        self.works.insert(row.source, Some(Arc::new(row)));
         Ok(())
     }
 

@@ -10,6 +10,7 @@
 //! * `room`: promises, blocks for a CP, pins
 //! * `free_log`: how the free map is stored
 //! * [`kept`], [`kept_row`]: CPs kept by name
+//! * [`work`]: what came of a pass that is not published yet
 //! * `store`, `region`, [`rows`], `mirror`: the catalog
 //! * [`write_set`], [`publish`]: how a CP is written and becomes durable and visible
 //! * `read`, [`cache`]: verified reads
@@ -28,6 +29,7 @@ mod free_log;
 pub mod kept;
 pub mod kept_row;
 pub mod label;
+mod mended;
 mod mirror;
 mod pins;
 pub mod pointer;
@@ -41,8 +43,10 @@ pub mod space;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod work;
 pub mod write_set;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -58,12 +62,14 @@ use self::free_log::FreeLog;
 use self::kept::KeptState;
 use self::kept_row::KeptBlocks;
 use self::label::{Label, Layout};
+use self::mended::Mended;
 use self::mirror::Mirror;
 use self::pins::PinName;
 use self::pointer::{TreeRoot, VolumeKey};
 use self::publish::Committer;
 use self::space::{Space, SpaceMap};
 use self::store::Store;
+use self::work::WorkRow;
 use self::write_set::{Budget, WriteSet};
 
 /// What a pool may use, and whose it must be.
@@ -98,6 +104,8 @@ struct State {
     free_log: FreeLog,
     mirror: Mirror,
     kept: KeptState,
+    /// Sources whose work tree a write set goes on with.
+    works_open: BTreeSet<SourceId>,
 }
 
 /// An open pool.
@@ -108,6 +116,7 @@ pub struct Pool {
     options: PoolOptions,
     state: Mutex<State>,
     cache: BlockCache,
+    mended: Mended,
     store: Store,
     committer: Committer,
     transactions: AtomicU64,
@@ -161,6 +170,11 @@ impl Pool {
             let what = format!("the deadlists are longer than {stored} blocks in use");
             return Err(rows::corrupt(KeptBlocks::TABLE, &[], what));
         }
+        let beside = stored - kept.unwrap_or_default();
+        if mirror.all_work_blocks().is_none_or(|work| work > beside) {
+            let what = format!("the work trees have more than {stored} blocks in use");
+            return Err(rows::corrupt(WorkRow::TABLE, &[], what));
+        }
         Ok(Self::start(device, label, options, store, mirror, free_map))
     }
 
@@ -173,18 +187,30 @@ impl Pool {
         (stored, free_log): (Bitmap, FreeLog),
     ) -> Arc<Self> {
         let kept = mirror.all_kept_blocks().unwrap_or_default();
-        let space = SpaceMap::new(&label.layout, stored, kept);
+        let work = mirror.all_work_blocks().unwrap_or_default();
+        let space = SpaceMap::new(&label.layout, stored, kept, work);
         Arc::new(Self {
             cache: BlockCache::new(options.node_cache_bytes),
+            mended: Mended::default(),
             device,
             label,
             options,
-            state: Mutex::new(State { space, free_log, mirror, kept: KeptState::default() }),
+            state: Mutex::new(State {
+                space,
+                free_log,
+                mirror,
+                kept: KeptState::default(),
+                works_open: BTreeSet::new(),
+            }),
             store,
             committer: Committer::default(),
             transactions: AtomicU64::new(0),
             first_error: OnceLock::new(),
         })
+    }
+
+    fn mended(&self) -> &Mended {
+        &self.mended
     }
 
     /// Its id.

@@ -22,7 +22,7 @@ use crate::units::ids::SourceId;
 use crate::units::names::KeptName;
 use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 
-use super::blockset::FreedBlocks;
+use super::blockset::{BlockSet, FreedBlocks};
 use super::error::PoolError;
 use super::kept::{DropOrder, Dropped, Keep};
 use super::kept_row::KeptRow;
@@ -31,6 +31,7 @@ use super::pointer::{TreeRoot, VolumeKey};
 use super::rows::{HistoryRow, SourceRow, VolumeRow, check_extension, history_rows};
 use super::space::{MapChanges, SpaceMap};
 use super::store::FreeMapUpdate;
+use super::work::{GiveUp, KeepOrder};
 use super::write_set::{Settled, WriteSet};
 use super::{Pool, State};
 
@@ -76,6 +77,8 @@ pub(super) enum Change {
     Publish(Box<Publish>, Option<Keep>),
     Keep(SourceId, KeptName),
     DropKept(Box<DropOrder>),
+    KeepWork(Box<KeepOrder>),
+    GiveUp(GiveUp),
     PutSource(Box<SourceRow>),
     UpdateSource(SourceId, RowChange),
     RemoveSource(SourceId),
@@ -89,6 +92,8 @@ impl fmt::Debug for Change {
             Self::Publish(..) => "Publish",
             Self::Keep(..) => "Keep",
             Self::DropKept(_) => "DropKept",
+            Self::KeepWork(_) => "KeepWork",
+            Self::GiveUp(_) => "GiveUp",
             Self::PutSource(_) => "PutSource",
             Self::UpdateSource(..) => "UpdateSource",
             Self::RemoveSource(_) => "RemoveSource",
@@ -214,6 +219,8 @@ struct Making {
     settled: Vec<(Settled, Option<CpNumber>)>,
     /// What dropped kept CPs give back.
     dropped: Vec<BTreeMap<VolumeKey, FreedBlocks>>,
+    /// What work trees give back.
+    given_up: Vec<BlockSet>,
     /// Dropped without the state's lock.
     refused: Vec<WriteSet>,
     outcomes: Vec<Outcome>,
@@ -257,7 +264,9 @@ impl Pool {
     pub(super) fn commit(&self, changes: Vec<Change>) -> Result<Vec<Outcome>, PoolError> {
         let has_blocks = |change: &Change| match change {
             Change::Publish(publish, _) => publish.write_set.has_written(),
+            Change::KeepWork(order) => !order.taken.is_empty(),
             Change::PutSource(_)
+            | Change::GiveUp(_)
             | Change::Keep(..)
             | Change::DropKept(_)
             | Change::UpdateSource(..)
@@ -281,7 +290,7 @@ impl Pool {
                 free_map = Some(self.stage_free_map(&mut state, &making.changes));
             }
         }
-        let Making { staged, settled, dropped, refused, outcomes, .. } = making;
+        let Making { staged, settled, dropped, given_up, refused, outcomes, .. } = making;
         drop(refused);
         let Some(free_map) = free_map else { return Ok(outcomes) };
         self.store().commit(&staged, &free_map)?;
@@ -299,6 +308,9 @@ impl Pool {
         for freed in dropped {
             state.space.finish_drop(self.cache(), &freed);
             state.kept.finish_drop();
+        }
+        for blocks in given_up {
+            state.space.finish_give_up(self.cache(), &blocks);
         }
         drop(state);
         drop(rests);
@@ -348,6 +360,22 @@ impl Pool {
                 making.dropped.push(freed);
                 return Ok(Done::Dropped(dropped));
             }
+            Change::KeepWork(order) => {
+                let KeepOrder { row, epoch, taken, gone } = *order;
+                let recorded = staged.source(mirror, row.source)?.epoch;
+                if epoch != recorded {
+                    return Err(PoolError::Epoch { named: epoch, recorded });
+                }
+                staged.keep_work(mirror, row, max)?;
+                space.stage_work(&taken, &gone, &mut making.changes);
+            }
+            Change::GiveUp(GiveUp { source, blocks }) => {
+                let counted = staged.work(mirror, source).map(|row| row.blocks);
+                let Some(counted) = counted else { return Ok(Done::Row) };
+                space.stage_give_up(counted, blocks.as_ref(), &mut making.changes);
+                staged.works.insert(source, None);
+                making.given_up.extend(blocks);
+            }
             Change::Publish(publish, keep) => {
                 return self.stage_cp(state, making, *publish, keep, transaction);
             }
@@ -378,6 +406,9 @@ impl Pool {
         making.settled.push((write_set.settle(space, self.cache()), rows.kept_upto));
         let history_rows = self.history_rows(rows.history.roots.len());
         let roots = rows.history.roots.clone();
+        if making.staged.work(mirror, source).is_some() {
+            making.staged.works.insert(source, None);
+        }
         rows.enter(&mut making.staged, mirror, source, history_rows);
         Ok(Done::Published(Published { cp, roots, transaction }))
     }
@@ -411,6 +442,10 @@ impl CpRows {
         (space, changes): (&mut SpaceMap, &mut MapChanges),
     ) -> Result<Self, PoolError> {
         let mut source = staged.source(mirror, publish.source)?.clone();
+        let goes_on = publish.write_set.goes_on_with(publish.source);
+        if staged.work(mirror, publish.source).is_some() && !goes_on {
+            return Err(PoolError::WorkKept { source_id: publish.source });
+        }
         let (named, recorded) = (publish.epoch, source.epoch);
         if named != recorded {
             return Err(PoolError::Epoch { named, recorded });

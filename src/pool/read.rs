@@ -22,21 +22,56 @@ fn verify(pbn: Pbn, wanted: u32, block: &[u8]) -> Result<(), PoolError> {
 }
 
 impl Pool {
-    /// Reads one block and verifies its checksum.
+    /// Reads one block and verifies its checksum. What the device has lost and is known again is
+    /// as good ([`super::mended`]).
     pub fn read_block(
         &self,
         pbn: Pbn,
         crc: u32,
         block: &mut [u8; BLOCK_BYTES],
     ) -> Result<(), PoolError> {
-        self.device().read_at(self.offset(pbn, 1)?, block)?;
+        let read = self.read_medium(pbn, crc, block);
+        match read.is_err().then(|| self.mended().get(pbn, crc)).flatten() {
+            Some(known) => {
+                block.copy_from_slice(&*known);
+                Ok(())
+            }
+            None => read,
+        }
+    }
+
+    /// The same, and only what the device holds counts.
+    pub fn read_medium(
+        &self,
+        pbn: Pbn,
+        crc: u32,
+        block: &mut [u8; BLOCK_BYTES],
+    ) -> Result<(), PoolError> {
+        self.read_unverified(pbn, block)?;
         verify(pbn, crc, block)
+    }
+
+    /// Reads what lies there, whatever it is: for whoever proves it otherwise.
+    pub fn read_unverified(
+        &self,
+        pbn: Pbn,
+        block: &mut [u8; BLOCK_BYTES],
+    ) -> Result<(), PoolError> {
+        Ok(self.device().read_at(self.offset(pbn, 1)?, block)?)
     }
 
     /// Reads blocks side by side from `first` on, one for each checksum, into as many times 4096
     /// bytes, in few large reads. The first bad block is the error.
     pub fn read_run(&self, first: Pbn, crcs: &[u32], bytes: &mut [u8]) -> Result<(), PoolError> {
         assert_eq!(bytes.len(), crcs.len() * BLOCK_BYTES, "a checksum for each block");
+        if self.mended().may_have(first, to_u64(crcs.len())) {
+            let pbns = (first.0..).map(Pbn);
+            let blocks = bytes.as_chunks_mut::<BLOCK_BYTES>().0;
+            return pbns
+                .zip(crcs)
+                .zip(blocks)
+                .try_for_each(|((pbn, crc), block)| self.read_block(pbn, *crc, block));
+        }
         let mut offset = self.offset(first, to_u64(crcs.len()))?;
         for part in bytes.chunks_mut(to_usize(POOL_IO_BYTES_MAX)) {
             self.device().read_at(offset, part)?;
@@ -77,7 +112,9 @@ impl Pool {
 
     /// Writes blocks side by side; only a write set's own ones.
     pub(super) fn write_blocks(&self, first: Pbn, bytes: &[u8]) -> Result<(), PoolError> {
-        let offset = self.offset(first, to_u64(bytes.len()) / BLOCK_BYTES_U64)?;
+        let count = to_u64(bytes.len()) / BLOCK_BYTES_U64;
+        let offset = self.offset(first, count)?;
+        self.mended().written(first, count);
         self.device().write_at(offset, bytes).map_err(|error| self.latch(error.into()))
     }
 

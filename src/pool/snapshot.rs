@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub published_trees: Vec<(VolumeKey, CpNumber, TreeRoot)>,
     /// Every kept tree, newest CP first.
     pub kept_trees: Vec<(VolumeKey, CpNumber, TreeRoot)>,
+    /// Every work tree.
+    pub work_trees: Vec<(VolumeKey, CpNumber, TreeRoot)>,
     /// Every pinned tree, the published ones among them; readers' own pins count once more.
     pub pins: Vec<Pin>,
     /// Holds the kept ones.
@@ -59,10 +61,23 @@ impl Pool {
             state.mirror.all_kept().flat_map(|row| row.trees().collect::<Vec<_>>()).collect();
         let hold = |&(key, cp, tree): &_| self.hold_kept(&mut state, key, cp, tree);
         let kept = kept_trees.iter().map(hold).collect();
+        let works = state.mirror.all_works();
+        let work_trees =
+            works.flat_map(|row| row.keyed().map(|(key, tree)| (key, row.cp, tree))).collect();
         drop(state);
         drop(between);
         kept_trees.sort_by_key(|(_, cp, _)| std::cmp::Reverse(*cp));
         let first = self.label().layout.data_start;
-        Ok(Snapshot { first, stored, busy, space, published_trees, kept_trees, pins, _kept: kept })
+        Ok(Snapshot {
+            first,
+            stored,
+            busy,
+            space,
+            published_trees,
+            kept_trees,
+            work_trees,
+            pins,
+            _kept: kept,
+        })
     }
 }

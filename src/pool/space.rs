@@ -9,7 +9,7 @@
 //!
 //! A block that a CP frees and that a kept CP has (it was born before that CP) simply keeps its
 //! stored bit; the commit that drops the kept CP clears it. So no crash can part the two, and an
-//! open has nothing to rebuild.
+//! open has nothing to rebuild. The blocks of a work tree are stored as well: see `work`.
 //!
 //! Pure memory, under the pool's state lock. Broken accounts of a caller are refused before
 //! anything changes; our own panic.
@@ -46,6 +46,8 @@ pub struct Space {
     pub kept: BlockCount,
     /// Blocks that only pinned CPs have.
     pub pinned: BlockCount,
+    /// Blocks that only the work trees of unfinished passes have.
+    pub work: BlockCount,
     /// Blocks of CPs under way.
     pub in_flight: BlockCount,
     /// Free blocks promised to reservations.
@@ -72,6 +74,8 @@ pub(super) struct Account {
     pub(super) allocated: BlockSet,
     /// Blocks of `allocated` that the same CP has dropped again.
     pub(super) dropped: BlockSet,
+    /// Blocks of `allocated` that are stored already: those of the work tree.
+    pub(super) stored: BlockSet,
     /// Published blocks that the CP no longer needs.
     pub(super) freed: BTreeMap<VolumeKey, FreedBlocks>,
 }
@@ -97,6 +101,8 @@ pub(super) struct SpaceMap {
     in_flight: u64,
     /// Stored blocks that no published root reaches.
     kept: u64,
+    /// Stored blocks that only work trees have.
+    work: u64,
     /// Blocks in the deadlists of pins that kept CPs have as well.
     kept_and_pinned: u64,
     /// Blocks of a dropped CP whose commit is not durable yet.
@@ -112,8 +118,8 @@ pub(super) struct SpaceMap {
 
 impl SpaceMap {
     /// The free map of a pool whose stored one is `stored`, `kept` blocks of it being reached
-    /// by kept CPs only.
-    pub(super) fn new(layout: &Layout, stored: Bitmap, kept: u64) -> Self {
+    /// by kept CPs only and `work` by work trees only.
+    pub(super) fn new(layout: &Layout, stored: Bitmap, kept: u64, work: u64) -> Self {
         assert_eq!(stored.blocks(), layout.data_blocks());
         let least = POOL_RESERVE_BYTES_MIN / BLOCK_BYTES_U64;
         Self {
@@ -125,6 +131,7 @@ impl SpaceMap {
             held: 0,
             in_flight: 0,
             kept,
+            work,
             kept_and_pinned: 0,
             dropped: BlockSet::default(),
             pins: Pins::default(),
@@ -137,13 +144,14 @@ impl SpaceMap {
 
     /// How full it is.
     pub(super) fn report(&self) -> Space {
-        let used = self.stored.count().saturating_sub(self.kept);
+        let used = self.stored.count().saturating_sub(self.kept + self.work);
         Space {
             total: BlockCount(self.busy.blocks()),
             free: BlockCount(self.free()),
             used: BlockCount(used),
             kept: BlockCount(self.kept),
             pinned: BlockCount(self.only_pinned()),
+            work: BlockCount(self.work),
             in_flight: BlockCount(self.in_flight),
             held: BlockCount(self.held),
             reserve: BlockCount(self.reserve),
@@ -292,16 +300,66 @@ impl SpaceMap {
             });
         }
         self.kept += stayed;
-        self.in_flight -= account.allocated.len() - account.dropped.len();
         account.allocated.for_each(|pbn| {
-            if !account.dropped.contains(pbn) {
-                let index = self.index(pbn).unwrap_or(u64::MAX);
-                assert!(self.busy.get(index), "block {pbn} is published but was never given out");
-                assert!(self.stored.insert(index), "block {pbn} is published twice");
-                changes.taken.insert(Bitmap::page_of(index));
+            match (!account.dropped.contains(pbn), account.stored.contains(pbn)) {
+                (true, true) => self.work -= 1,
+                (true, false) => {
+                    self.store(pbn, changes);
+                    self.in_flight -= 1;
+                }
+                (false, true) => {
+                    self.unstore(pbn, changes);
+                    (self.work, self.in_flight) = (self.work - 1, self.in_flight + 1);
+                }
+                (false, false) => {}
             }
         });
         Ok(stayed)
+    }
+
+    fn store(&mut self, pbn: Pbn, changes: &mut MapChanges) {
+        let index = self.index(pbn).unwrap_or(u64::MAX);
+        assert!(self.busy.get(index), "block {pbn} is published but was never given out");
+        assert!(self.stored.insert(index), "block {pbn} is published twice");
+        changes.taken.insert(Bitmap::page_of(index));
+    }
+
+    /// Whether a published, kept or work tree has the block.
+    pub(super) fn is_stored(&self, pbn: Pbn) -> bool {
+        self.index(pbn).is_some_and(|index| self.stored.get(index))
+    }
+
+    /// A work tree is kept that has `taken` and no longer `gone`, which stay busy until its write set
+    /// ends. In memory; the caller stores the changes.
+    pub(super) fn stage_work(
+        &mut self,
+        taken: &BlockSet,
+        gone: &BlockSet,
+        changes: &mut MapChanges,
+    ) {
+        taken.for_each(|pbn| self.store(pbn, changes));
+        gone.for_each(|pbn| self.unstore(pbn, changes));
+        self.work = self.work + taken.len() - gone.len();
+        self.in_flight = self.in_flight + gone.len() - taken.len();
+    }
+
+    /// A work tree of so many blocks is given up, in memory; if they are not known they stay stored,
+    /// and nobody has them.
+    pub(super) fn stage_give_up(
+        &mut self,
+        counted: u64,
+        blocks: Option<&BlockSet>,
+        changes: &mut MapChanges,
+    ) {
+        self.work = self.work.saturating_sub(counted);
+        if let Some(blocks) = blocks {
+            blocks.for_each(|pbn| self.unstore(pbn, changes));
+        }
+    }
+
+    /// The commit that gave a work tree up is durable: its blocks are free.
+    pub(super) fn finish_give_up(&mut self, cache: &BlockCache, blocks: &BlockSet) {
+        blocks.for_each(|pbn| self.release(cache, pbn));
     }
 
     /// Takes the blocks out of the stored map that only a dropped CP had, in memory. Refused, and
@@ -445,7 +503,7 @@ mod tests {
     fn map(blocks: u64) -> SpaceMap {
         let layout =
             Layout { total: blocks + 10, catalog_start: 2, catalog_blocks: 8, data_start: 10 };
-        let mut map = SpaceMap::new(&layout, Bitmap::new(blocks), 0);
+        let mut map = SpaceMap::new(&layout, Bitmap::new(blocks), 0, 0);
         map.reserve = 10;
         map
     }

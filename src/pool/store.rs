@@ -8,6 +8,7 @@
 //! | `history` | source id (16), CP (4, big-endian) | see catalog rows |
 //! | `free_map` | page (8, little-endian), from 0 without a gap | commit that wrote it (8), bits (4024) |
 //! | `free_log` | commit (8, little-endian) | see the free log |
+//! | `work` | see work trees; an older pool has no such table | |
 //! | `kept`, `kept_blocks` | see kept CPs; an older pool has no such tables | |
 //!
 //! Every row is sealed as catalog rows are. A page of the free map is 32,192 blocks of the data area
@@ -40,9 +41,10 @@ use super::free_log::{FreeLog, FreePlan, decode_row};
 use super::kept_row::{KeptBlocks, KeptRow};
 use super::label::{Label, Layout};
 use super::mirror::{Mirror, Staged};
-use super::pointer::{keyed, unkeyed};
+use super::pointer::{TreeRoot, VolumeKey, keyed, unkeyed};
 use super::region::CatalogRegion;
 use super::rows::{HistoryRow, SourceRow, VolumeRow, corrupt, seal, unseal};
+use super::work::WorkRow;
 
 const FREE_MAP_NAME: &str = "free_map";
 const FREE_LOG_NAME: &str = "free_log";
@@ -60,6 +62,7 @@ const VOLUMES: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(VolumeRow
 const HISTORY: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(HistoryRow::TABLE);
 const KEPT: TableDefinition<&[u8], &[u8]> = TableDefinition::new(KeptRow::TABLE);
 const KEPT_BLOCKS: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(KeptBlocks::TABLE);
+const WORK: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new(WorkRow::TABLE);
 const FREE_LOG: TableDefinition<u64, &[u8]> = TableDefinition::new(FREE_LOG_NAME);
 const FREE_MAP: TableDefinition<u64, &[u8; FREE_PAGE_BYTES]> = TableDefinition::new(FREE_MAP_NAME);
 
@@ -281,7 +284,28 @@ impl Store {
             mirror.load_history(SourceId(unkeyed(&key.value()).0));
         }
         Self::load_kept(&reader, &mut mirror)?;
+        Self::load_works(&reader, &mut mirror)?;
         Ok(mirror)
+    }
+
+    /// The work trees, each built on what its source has published.
+    fn load_works(reader: &ReadTransaction, mirror: &mut Mirror) -> Result<(), PoolError> {
+        let works = match reader.open_table(WORK) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+            works => works.map_err(failed("open work"))?,
+        };
+        for row in works.iter().map_err(failed("read work"))? {
+            let (key, value) = row.map_err(failed("read work"))?;
+            let row = WorkRow::decode(&key.value(), value.value())?;
+            let applied = mirror.source(row.source).map(|source| source.applied);
+            let known = |(key, _): (VolumeKey, TreeRoot)| mirror.volume(key).is_some();
+            if applied != Some(row.base) || !row.keyed().all(known) {
+                let what = "its source has not published the CP that it is built on".to_string();
+                return Err(corrupt(WorkRow::TABLE, &key.value(), what));
+            }
+            mirror.load_work(row);
+        }
+        Ok(())
     }
 
     /// The kept CPs and the lengths of their deadlists, each of a source or kept CP that is there.
@@ -391,6 +415,7 @@ impl Store {
         Self::commit_free_map(&transaction, free_map)?;
         Self::commit_history(&transaction, staged)?;
         Self::commit_kept(&transaction, staged)?;
+        Self::commit_works(&transaction, staged)?;
         transaction.commit().map_err(failed("commit"))
     }
 
@@ -410,6 +435,21 @@ impl Store {
         if !row.is_empty() {
             let sealed = seal(FREE_LOG_NAME, &commit.to_le_bytes(), row);
             table.insert(commit, &*sealed).map_err(failed("write free log"))?;
+        }
+        Ok(())
+    }
+
+    fn commit_works(transaction: &WriteTransaction, staged: &Staged) -> Result<(), PoolError> {
+        if staged.works.is_empty() {
+            return Ok(());
+        }
+        let mut table = transaction.open_table(WORK).map_err(failed("open work"))?;
+        for (source, row) in &staged.works {
+            match row {
+                Some(row) => table.insert(&source.0, &*row.encode()),
+                None => table.remove(&source.0),
+            }
+            .map_err(failed("write work"))?;
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::device::buffer::AlignedBuffer;
 use crate::limits::{POOL_IO_BYTES_MAX, POOL_LEASE_BLOCKS};
 use crate::units::convert::{to_u64, to_usize};
+use crate::units::ids::SourceId;
 use crate::units::numbers::{BlockCount, CpNumber, Pbn};
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
@@ -98,7 +99,9 @@ pub struct Run {
 pub struct WriteSet {
     pool: Arc<Pool>,
     budget: Budget,
-    account: Account,
+    pub(super) account: Account,
+    /// The source whose work tree this goes on with.
+    pub(super) work: Option<SourceId>,
     /// Taken from the free map, not given to anybody yet.
     lease: Run,
     /// Bytes not written yet, for the blocks from `buffer_start` on; made with the first block.
@@ -117,6 +120,7 @@ impl WriteSet {
             pool,
             budget,
             account: Account::default(),
+            work: None,
             lease: Run { start: Pbn(0), count: 0 },
             buffer: None,
             buffer_start: Pbn(0),
@@ -297,13 +301,22 @@ impl Settled {
 
 impl Drop for WriteSet {
     fn drop(&mut self) {
-        if self.lease.count == 0 && self.account.allocated.is_empty() {
+        if self.lease.count == 0 && self.account.allocated.is_empty() && self.work.is_none() {
             return;
         }
         let pool = Arc::clone(&self.pool);
         // If the state is poisoned, the pool refuses all writes: there is nobody to give to.
         let Ok(mut state) = pool.lock() else { return };
+        if let Some(source) = self.work {
+            state.works_open.remove(&source);
+        }
         self.return_lease(&mut state.space, pool.cache());
-        self.account.allocated.for_each(|pbn| state.space.give_back(pool.cache(), pbn));
+        let Account { allocated, stored, .. } = &self.account;
+        // What is stored is the work tree's, which stays.
+        allocated.for_each(|pbn| {
+            if !stored.contains(pbn) {
+                state.space.give_back(pool.cache(), pbn);
+            }
+        });
     }
 }

@@ -62,6 +62,8 @@ pub struct Known {
     pub policy: Option<Policy>,
     /// Since when it may have acknowledged writes without the hub, as it said then (R4).
     pub alone: Option<AloneMark>,
+    /// What came of a pass that was cut is kept (R19).
+    pub work: bool,
 }
 
 /// What is known of a transfer that came.
@@ -83,6 +85,18 @@ pub enum Build {
     /// Updates that carry all that is new since the image. Publishing it sets the source's log to
     /// go on behind the CP, wherever it stood (R4).
     Pass,
+    /// What is pulled of the source's trees, by comparison with the image. It is published as a pass.
+    Compare,
+}
+
+impl Build {
+    /// Whether the log goes on behind the CP, wherever it stood.
+    pub const fn is_pass(self) -> bool {
+        match self {
+            Self::Pass | Self::Compare => true,
+            Self::Updates | Self::Replay => false,
+        }
+    }
 }
 
 /// How an apply ended.
@@ -115,6 +129,8 @@ pub enum Event {
     Received(Message),
     /// A frame of Updates came, of that many payload bytes.
     Updates { cp: CpNumber, bytes: u64 },
+    /// A frame of Nodes or Blocks of that CP came.
+    Pulled { cp: CpNumber },
     /// The applier is done with that many bytes of Updates. What it has not taken when its apply
     /// ends counts as taken then.
     UpdatesTaken(u64),
@@ -156,11 +172,12 @@ pub enum Action {
     Stage,
     /// Begin to apply a CP out of what `build` says.
     Apply { cp: CpNumber, last: Place, build: Build },
-    /// Hand the Updates frame of this event to the applier. Frames fed before [`Action::Apply`]
+    /// Hand the frame of Updates, Nodes or Blocks of this event to the applier. Frames fed before [`Action::Apply`]
     /// wait with the shell, at most the `cp` credit of them; they are dropped when the connection
     /// goes or a newer Hello is accepted.
     Feed,
-    /// All updates of the CP were handed over: compare with these roots, publish.
+    /// All updates of the CP were handed over: compare with these roots, publish. What is built by
+    /// comparison begins with this.
     Finish(CpEnd),
     /// Throw the unpublished CP away, then say [`Event::Applied`] with [`Outcome::Aborted`].
     Abort,
@@ -266,6 +283,11 @@ impl Mirror {
         }
     }
 
+    /// Whether what came of a pass that was cut is kept; told before how that ended.
+    pub fn works(&mut self, work: bool) {
+        self.known.work = work;
+    }
+
     /// What the next session may have under way in CP data; told before its Hello.
     pub fn grant(&mut self, cp_credit: u64) {
         self.cp_credit = cp_credit;
@@ -357,6 +379,11 @@ impl Mirror {
                     self.updates(cp, bytes, &mut actions);
                 }
             }
+            Event::Pulled { cp } => {
+                if self.in_session() {
+                    self.pulled(cp, &mut actions);
+                }
+            }
             Event::UpdatesTaken(bytes) => self.updates_taken(bytes, &mut actions),
             Event::Durable(place) => self.durable(place, &mut actions),
             Event::Drained(place) => {
@@ -401,12 +428,13 @@ impl Mirror {
         if let Some(apply) = &mut self.apply {
             match apply.state {
                 ApplyState::Waiting => self.apply = None,
-                ApplyState::Running => {
+                // All of it is here: it is finished without the source.
+                ApplyState::Finishing if apply.build != Build::Compare => {}
+                ApplyState::Running | ApplyState::Finishing => {
                     apply.state = ApplyState::Aborting;
                     actions.push(Action::Abort);
                 }
-                // All of it is here: it is finished without the source.
-                ApplyState::Finishing | ApplyState::Aborting => {}
+                ApplyState::Aborting => {}
             }
         }
     }
@@ -417,7 +445,7 @@ impl Mirror {
             return;
         }
         let Arrived { header, place } = arrived;
-        if self.apply.as_ref().is_some_and(|apply| apply.build == Build::Pass) {
+        if self.apply.as_ref().is_some_and(|apply| apply.build.is_pass()) {
             self.close("a transfer while a pass is under way", actions);
             return;
         }
@@ -477,6 +505,7 @@ impl Mirror {
     fn received(&mut self, message: Message, actions: &mut Vec<Action>) {
         match (&self.state, message) {
             (State::Joined, Message::PartitionFull(full)) => self.partition_full(&full, actions),
+            (State::Joined, Message::Compare(compare)) => self.compare(&compare, actions),
             (State::Joined, Message::CpEnd(end)) => self.cp_end(end, actions),
             (State::Joined, Message::WantLog(want)) if self.apply.is_none() => {
                 self.state = State::Refilling;
@@ -580,7 +609,7 @@ impl Mirror {
 
     fn pump(&mut self, actions: &mut Vec<Action>) {
         if let Some(apply) = &mut self.apply {
-            let ready = if apply.build == Build::Pass {
+            let ready = if apply.build.is_pass() {
                 self.drained == self.received
             } else {
                 self.drained.sequence >= apply.last.sequence
@@ -640,6 +669,7 @@ impl Mirror {
         (received.hash, durable.hash, drained.hash, self.filed.hash).hash(to);
         self.labels.hash(to);
         (known.generation, known.applied_cp, known.cp_max, known.source.is_some()).hash(to);
+        known.work.hash(to);
         (self.log_credit, self.cp_credit, self.cp_came, self.cp_taken, self.given_up).hash(to);
         if let Some(Apply { cp, last, build, state, update_bytes, end }) = &self.apply {
             let state = std::mem::discriminant(state);

@@ -14,6 +14,7 @@ mod apart;
 mod checkpoint;
 mod joining;
 mod promise;
+mod setback;
 mod volumes;
 
 use std::collections::VecDeque;
@@ -29,6 +30,7 @@ use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::{
     Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot, Welcome,
 };
+use crate::wire::pull::Want;
 
 use self::apart::Apart;
 use self::promise::Change;
@@ -73,6 +75,18 @@ pub struct Held {
     pub bytes: u64,
 }
 
+/// What the image of the hub is to this source, by the history of its own CPs (R5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Past {
+    /// Not its past, or it cannot be known: nothing is written over it.
+    No,
+    /// One of its CPs, content and place, or empty: births tell what has changed since.
+    Known,
+    /// At the place of one of its CPs, or before the first, with other content: the trees are
+    /// compared.
+    Unknown,
+}
+
 /// What the shell tells the machine.
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -80,9 +94,8 @@ pub enum Event {
     Connected,
     /// The connection is gone.
     Disconnected,
-    /// Welcome came. `past` says whether the hub's image, as Welcome names it, is in the history of
-    /// this source's own CPs, or is empty (R5).
-    Welcomed { welcome: Welcome, past: bool },
+    /// Welcome came. `past` is what the hub's image, as Welcome names it, is to this source.
+    Welcomed { welcome: Welcome, past: Past },
     /// Told before Welcomed: whether the image of a volume that both ends agree on is of an older
     /// CP than the hub's others, so that only a pass brings it up (R20).
     VolumesBehind(bool),
@@ -143,6 +156,8 @@ pub enum Action {
     /// Release the partition of the CP: it is published on the hub, or, `alone`, committed here
     /// while the hub is known to lack it.
     Done { cp: CpNumber, alone: bool },
+    /// The hub has less than it had acknowledged as durable (R7): told once, nothing to be done.
+    SetBack { had: Place, has: Place },
     /// Volumes that the hub leaves out in this session (R20): nothing of them is sent at a CP.
     LeaveOut(Vec<VolumeRefusal>),
     /// How far writes are answered from now on.
@@ -155,8 +170,15 @@ pub enum Action {
     /// Start to send all that was born since `base` as the data of the own CP `cp`, which is
     /// pinned until [`Action::PassEnded`] or the next one of these; then say [`Event::DataSent`].
     SendPass { cp: CpNumber, base: CpNumber },
+    /// The own CP `cp` is about to be offered for comparison with the image of CP `base`: it is
+    /// pinned, and what is asked of it is answered, until [`Action::PassEnded`] or another pass.
+    SendCompare { cp: CpNumber, base: CpNumber },
+    /// The hub asks for a part of the CP that was offered.
+    ServePull(Want),
     /// The image is at `cp` of this source; what was pinned for it may go.
     PassEnded { cp: CpNumber },
+    /// Also a comparison was refused: nothing is tried again before there is a newer CP (R19).
+    Faulted { cp: CpNumber, reason: String },
     /// Cut a CP of what there is, be it nothing, unless one is under way.
     Freeze,
     /// Somebody else is primary in that epoch: note it durably, stop answering (R12).
@@ -225,6 +247,16 @@ enum Data {
     Parked,
 }
 
+impl Data {
+    /// Whether PartitionFull was sent on this connection and is not answered.
+    fn is_announced(self) -> bool {
+        match self {
+            Self::Waiting | Self::Parked => false,
+            Self::Sending | Self::Sent(_) | Self::Ended => true,
+        }
+    }
+}
+
 /// The primary's machine.
 #[derive(Debug, Clone)]
 pub struct Primary {
@@ -246,13 +278,15 @@ pub struct Primary {
     cp_max: CpNumber,
     pending: Option<PendingCp>,
     apart: Apart,
+    volumes: Volumes,
     /// A policy that follows the one in force.
     change: Option<Change>,
     /// Connections of this boot.
     connections: u64,
     /// The mark that the hub was told of on this one.
     told_alone: Option<AloneMark>,
-    volumes: Volumes,
+    /// What the hub said last that it has.
+    had: Place,
     answering: Answering,
     /// The CP that the hub has published, as far as it said.
     hub_cp: CpNumber,
@@ -291,10 +325,11 @@ impl Primary {
             cp_max: own.cp,
             pending: None,
             apart,
-            change: None,
             connections: 0,
             told_alone: None,
             volumes: Volumes::default(),
+            change: None,
+            had: Place::default(),
             answering: Answering::Policy,
             hub_cp: CpNumber(0),
             halted: None,
@@ -421,6 +456,12 @@ impl Primary {
             (State::Streaming, Message::Ack(ack)) => self.ack(ack, actions),
             // The hub knows of a refill only when WantLog has come.
             (State::Refilling { .. }, Message::Ack(ack)) => self.log_credit = ack.log_credit,
+            (State::Streaming, Message::WantNodes(want)) if self.apart.is_compared(want.cp) => {
+                actions.push(Action::ServePull(Want::Nodes(want)));
+            }
+            (State::Streaming, Message::WantBlocks(want)) if self.apart.is_compared(want.cp) => {
+                actions.push(Action::ServePull(Want::Blocks(want)));
+            }
             (State::Streaming, Message::CpDone(done)) if self.apart.is_passing(done.cp) => {
                 self.pass_done(actions);
             }
@@ -480,6 +521,7 @@ impl Primary {
             let bytes: u64 = self.held.range(self.acked..upto).map(|held| held.bytes).sum();
             self.in_flight_bytes -= bytes;
             self.acked = upto;
+            self.acknowledged();
             actions.push(Action::HubDurable(self.acked_place()));
         }
     }
@@ -577,15 +619,21 @@ impl Primary {
         self.acked_place().sequence
     }
 
+    /// Another promise of when transfers are acknowledged.
+    #[cfg(test)]
+    pub(super) fn set_ack(&mut self, ack: crate::units::policy::Ack) {
+        self.identity.policy.ack = ack;
+    }
+
     /// Equal for machines that behave alike, for the searches of the tests.
     #[cfg(test)]
     pub(super) fn fingerprint<H: std::hash::Hasher>(&self, to: &mut H) {
         use std::hash::Hash;
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         self.apart.fingerprint(to);
-        self.promise_fingerprint(to);
         (self.identity.alone, self.told_alone).hash(to);
         self.volumes.fingerprint(to);
+        self.promise_fingerprint(to);
         self.hub_cp.hash(to);
         self.answering.hash(to);
         let target = match state {

@@ -10,6 +10,7 @@ mod absurd_mirror;
 mod absurd_primary;
 mod fuzz;
 mod laws;
+mod refusals;
 mod search;
 mod volumes;
 mod walk;

@@ -130,6 +130,21 @@ impl From<AloneMark> for AloneSince {
     }
 }
 
+/// A pass that brings the hub's image up to the source, as the source sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ResyncStatus {
+    /// The CP of the image.
+    pub from_cp: u32,
+    /// The CP that it is brought to.
+    pub to_cp: u32,
+    /// How much of the volumes was looked at, changed or not.
+    pub percent: u32,
+    /// Bytes sent for it on this connection.
+    pub sent_bytes: u64,
+    /// Seconds that it will take if it goes on like this; null before that can be said.
+    pub seconds_left: Option<f64>,
+}
+
 /// One volume of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeStatus {
@@ -137,7 +152,7 @@ pub struct VolumeStatus {
     pub name: VolumeName,
     /// Size as clients see it.
     pub size_bytes: u64,
-    /// Root at `applied_cp`; null before the first CP.
+    /// Root on a hub at `applied_cp`, on a source at its newest own CP; null where none is known.
     pub root: Option<Root>,
     /// What keeps this volume, and no other, from being mirrored; not there if nothing does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -178,18 +193,25 @@ pub struct SourceEntry {
     pub policy: Option<Policy>,
     /// Durable mark of writes acknowledged alone; null when there is none.
     pub alone_since: Option<AloneSince>,
+    /// The pass under way; not there if there is none, and on a hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resync: Option<ResyncStatus>,
     /// Epoch number; 0 until known.
     pub epoch: u32,
     /// Generation number; 0 until known.
     pub generation: u32,
-    /// Number of the CP that the image shows; 0 is the empty beginning.
-    pub applied_cp: u32,
-    /// Seconds since the image was last known equal to the source; null before the first CP.
+    /// Number of the CP that the image shows; 0 is the empty beginning. Null on a source that has
+    /// not met its hub since its start.
+    pub applied_cp: Option<u32>,
+    /// Seconds since the image was last known equal to the source, at least: after a restart counted
+    /// from there. Null until both ends have met.
     pub image_age_seconds: Option<f64>,
-    /// Bytes acknowledged and not visible.
-    pub lag_bytes: u64,
-    /// Age of the oldest acknowledged write that the image does not show yet; 0 if none.
-    pub lag_seconds: f64,
+    /// Bytes acknowledged and not visible. Null where it cannot be known: on a hub that the source
+    /// may go on or has gone on without, on a source for what it acknowledged alone before a restart.
+    pub lag_bytes: Option<u64>,
+    /// Age of the oldest acknowledged write that the image does not show yet; 0 if none. Null on a
+    /// hub that cannot know it.
+    pub lag_seconds: Option<f64>,
     /// Answered to clients.
     pub acknowledged_bytes: u64,
     /// Durable in the hub's ring.
@@ -232,6 +254,22 @@ pub struct PoolStatus {
     pub kept_bytes: u64,
     /// In use only because a reader pins an older CP.
     pub pinned_bytes: u64,
+    /// Blocks and nodes that failed their check; not there if none ever did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rot: Option<RotStatus>,
+}
+
+/// What rotted on the pool's device since the process was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotStatus {
+    /// Blocks and nodes that failed their check.
+    pub found: u64,
+    /// Of these, got from the other end and written to a new place.
+    pub repaired: u64,
+    /// Got from the other end, and not yet written.
+    pub waiting: u64,
+    /// What cannot be read and could not be got: the place and the reason, each a sentence.
+    pub lost: Vec<String>,
 }
 
 /// What `status --json` prints on a hub.
@@ -372,12 +410,13 @@ pub(crate) mod tests {
             }),
             policy_next: None,
             alone_since: None,
+            resync: None,
             epoch: 1,
             generation: 3,
-            applied_cp: 42,
+            applied_cp: Some(42),
             image_age_seconds: Some(1.5),
-            lag_bytes: 4096,
-            lag_seconds: 0.25,
+            lag_bytes: Some(4096),
+            lag_seconds: Some(0.25),
             acknowledged_bytes: 16_384,
             staged_bytes: 16_384,
             drained_bytes: Some(12_288),
@@ -417,6 +456,7 @@ pub(crate) mod tests {
             used_bytes: 1000,
             kept_bytes: 2,
             pinned_bytes: 1,
+            rot: None,
         };
         let hub = StatusDocument::hub(vec![entry()], Some(nvram.clone()), Some(pool.clone()));
         let text = serde_json::to_string(&hub).unwrap();

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::document::{NvramStatus, PoolStatus, SourceEntry, State};
+use super::document::{NvramStatus, PoolStatus, RotStatus, SourceEntry, State};
 
 /// How bad it is, in rising order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -106,6 +106,7 @@ impl Health {
         let mut reasons: Vec<HealthReason> = sources.iter().flat_map(of_source).collect();
         reasons.extend(nvram.and_then(of_nvram));
         reasons.extend(pool.and_then(of_pool));
+        reasons.extend(pool.and_then(|pool| of_rot(pool.rot.as_ref()?)));
         Self::from_reasons(reasons)
     }
 
@@ -164,6 +165,21 @@ fn of_nvram(nvram: &NvramStatus) -> Option<HealthReason> {
     })
 }
 
+fn of_rot(rot: &RotStatus) -> Option<HealthReason> {
+    let (first, others) = rot.lost.split_first()?;
+    let also =
+        if others.is_empty() { String::new() } else { format!(" (and {} more)", others.len()) };
+    Some(HealthReason {
+        code: "pool-rot".into(),
+        word: HealthWord::Critical,
+        object: "pool".into(),
+        text: format!("a block cannot be read and was not got from the other end: {first}{also}"),
+        next_step: "bring the other end back and read it again; or write the block anew; replace \
+                    the device if more follow"
+            .into(),
+    })
+}
+
 fn of_pool(pool: &PoolStatus) -> Option<HealthReason> {
     let free = percent(pool.free_bytes, pool.total_bytes);
     let (code, word) = if free < POOL_CRITICAL_PERCENT_FREE {
@@ -196,12 +212,13 @@ mod tests {
             policy: None,
             policy_next: None,
             alone_since: None,
+            resync: None,
             epoch: 0,
             generation: 0,
-            applied_cp: 0,
+            applied_cp: Some(0),
             image_age_seconds: None,
-            lag_bytes: 0,
-            lag_seconds: 0.0,
+            lag_bytes: Some(0),
+            lag_seconds: Some(0.0),
             acknowledged_bytes: 0,
             staged_bytes: 0,
             drained_bytes: Some(0),
@@ -218,6 +235,7 @@ mod tests {
             used_bytes: 100 - free_bytes,
             kept_bytes: 0,
             pinned_bytes: 0,
+            rot: None,
         }
     }
 

@@ -4,8 +4,9 @@
 //! content hash, on demand all data too. Then the accounts are compared, block by block:
 //!
 //! ```text
-//! reachable from published or kept roots = the stored free map's used blocks
+//! reachable from published, kept or work roots = the stored free map's used blocks
 //! reachable from kept roots only         = the lengths of the kept CPs' deadlists
+//! reachable from work trees only         = what their rows say
 //! reachable from pins and none of those  = what only pins hold
 //! all those, and the blocks of CPs under way = all that is not free
 //! ```
@@ -50,6 +51,8 @@ pub enum Finding {
     Accounts { busy: u64, reachable: u64, in_flight: u64 },
     /// So many blocks are counted as kept only, so many are reached only by kept roots.
     Kept { counted: u64, only_kept: u64 },
+    /// So many blocks are counted as the work trees' own, so many are reached only by them.
+    Work { counted: u64, only_work: u64 },
     /// So many blocks are in deadlists, so many are reached only by pins.
     Deadlists { dead: u64, only_pinned: u64 },
     /// A pointer is younger than its CP.
@@ -73,6 +76,12 @@ impl fmt::Display for Finding {
             }
             Self::Kept { counted, only_kept } => {
                 write!(f, "{counted} blocks counted as kept, {only_kept} reached only by kept CPs")
+            }
+            Self::Work { counted, only_work } => {
+                write!(
+                    f,
+                    "{counted} blocks counted as work, {only_work} reached only by work trees"
+                )
             }
             Self::Deadlists { dead, only_pinned } => {
                 write!(f, "{dead} blocks in deadlists, {only_pinned} reached only by pins")
@@ -151,6 +160,9 @@ pub fn check(pool: &Arc<Pool>, depth: Depth) -> Result<CheckReport, VolumeError>
         checker.report.kept += 1;
         checker.walk(*key, *cp, tree, Kind::Kept)?;
     }
+    for (key, cp, tree) in &snapshot.work_trees {
+        checker.walk(*key, *cp, tree, Kind::Work)?;
+    }
     for pin in &snapshot.pins {
         let tree = pin.tree();
         if !snapshot.published_trees.contains(&(pin.key(), pin.cp(), tree)) {
@@ -166,6 +178,7 @@ pub fn check(pool: &Arc<Pool>, depth: Depth) -> Result<CheckReport, VolumeError>
 enum Kind {
     Published,
     Kept,
+    Work,
     Pinned,
 }
 
@@ -175,6 +188,7 @@ struct Checker<'a> {
     depth: Depth,
     published: Bitmap,
     kept: Bitmap,
+    work: Bitmap,
     pinned: Bitmap,
     batch: Vec<Pointer>,
     /// Something could not be entered: what lies below it is unseen.
@@ -197,6 +211,7 @@ impl<'a> Checker<'a> {
             depth,
             published: Bitmap::new(blocks),
             kept: Bitmap::new(blocks),
+            work: Bitmap::new(blocks),
             pinned: Bitmap::new(blocks),
             batch: Vec::new(),
             hidden: false,
@@ -228,7 +243,7 @@ impl<'a> Checker<'a> {
             if item.pointer.is_hole() {
                 continue;
             }
-            if kind == Kind::Kept && self.was_reached(item.pointer.pbn) {
+            if matches!(kind, Kind::Kept | Kind::Work) && self.was_reached(item.pointer.pbn) {
                 if item.level > 0 {
                     walk.skip_children();
                 }
@@ -270,6 +285,9 @@ impl<'a> Checker<'a> {
             }
             Kind::Kept => {
                 self.kept.insert(index);
+            }
+            Kind::Work => {
+                self.work.insert(index);
             }
             Kind::Pinned => {
                 self.pinned.insert(index);
@@ -335,6 +353,7 @@ impl<'a> Checker<'a> {
         let whole = !self.hidden;
         stored.for_each(|index| {
             let reached = self.published.get(index) || self.kept.get(index);
+            let reached = reached || self.work.get(index);
             if whole && !reached && lost.len() < FINDINGS_MAX {
                 lost.push(Finding::Lost { pbn: Pbn(first + index) });
             }
@@ -350,6 +369,11 @@ impl<'a> Checker<'a> {
             only_kept += u64::from(!self.published.get(index));
             refuse_free(index);
         });
+        let mut only_work = 0;
+        self.work.for_each(|index| {
+            only_work += u64::from(!self.published.get(index) && !self.kept.get(index));
+            refuse_free(index);
+        });
         let mut only_pinned = 0;
         self.pinned.for_each(|index| {
             only_pinned += u64::from(!self.published.get(index) && !self.kept.get(index));
@@ -361,7 +385,7 @@ impl<'a> Checker<'a> {
         self.report.reachable = self.published.count();
         self.report.only_pinned = only_pinned;
         self.report.only_kept = only_kept;
-        let reachable = self.report.reachable + only_kept + only_pinned;
+        let reachable = self.report.reachable + only_kept + only_work + only_pinned;
         let (busy, in_flight) = (busy.count(), self.report.in_flight);
         if whole && busy != reachable + in_flight {
             self.report.add(Finding::Accounts { busy, reachable, in_flight });
@@ -369,6 +393,10 @@ impl<'a> Checker<'a> {
         let counted = space.kept.0;
         if whole && counted != only_kept {
             self.report.add(Finding::Kept { counted, only_kept });
+        }
+        let counted = space.work.0;
+        if whole && counted != only_work {
+            self.report.add(Finding::Work { counted, only_work });
         }
         let dead = space.pinned.0;
         if whole && dead != only_pinned {

@@ -23,6 +23,7 @@ pub mod diff;
 pub mod error;
 pub mod geometry;
 pub mod kept;
+pub mod mend;
 pub mod node;
 pub mod pull;
 pub mod reader;
@@ -34,4 +35,5 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod walk;
+pub mod work;
 pub mod writer;

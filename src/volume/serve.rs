@@ -15,7 +15,7 @@ use crate::pool::{Pin, Pool};
 use crate::units::BLOCK_BYTES;
 use crate::units::hash::ContentHash;
 use crate::units::numbers::{CpNumber, VolumeNumber};
-use crate::wire::message::{Frame, Message};
+use crate::wire::message::{Frame, Message, WantPlace};
 use crate::wire::pull::{AnswerEncoder, ChildHashes, Pulled, WantBlocks, WantNodes};
 
 use super::error::{TreePlace, VolumeError};
@@ -125,6 +125,35 @@ pub fn blocks(pin: &Pin, want: &WantBlocks) -> Result<Served, ServeError> {
     }
     let message = Message::Blocks(Pulled { cp, volume, number });
     Ok(Served { frame: Frame::new(&message, Bytes::from(reader.answer.finish())), problems })
+}
+
+/// What a tree holds in a place, if that has the content asked for: one item, as in an answer of
+/// `Blocks` or `Nodes`. `None` if it has another content there, or cannot be read.
+pub fn place(pool: &Pool, tree: &TreeRoot, want: &WantPlace) -> Option<Vec<u8>> {
+    let WantPlace { volume, level, index, hash, .. } = *want;
+    let geometry = Geometry::of(tree.size).ok()?;
+    check_place(&geometry, TreePlace { volume, level, index }, 0).ok()?;
+    let pointer = find(pool, tree, &geometry, level, index).ok()?;
+    if pointer.hash != hash || pointer.is_hole() {
+        return None;
+    }
+    let mut answer = AnswerEncoder::default();
+    if level > 0 {
+        answer.node(&children(pool, tree, &geometry, level, index).ok()?);
+    } else {
+        let mut block = [0; BLOCK_BYTES];
+        pool.read_block(pointer.pbn, pointer.crc, &mut block).ok()?;
+        check_content(&pointer, &block).ok()?;
+        answer.block(&block);
+    }
+    Some(answer.finish())
+}
+
+/// The item that says that a place cannot be had.
+pub fn no_place() -> Vec<u8> {
+    let mut answer = AnswerEncoder::default();
+    answer.unreadable();
+    answer.finish()
 }
 
 fn check_target(pin: &Pin, cp: CpNumber, volume: VolumeNumber) -> Result<Geometry, ServeError> {

@@ -93,6 +93,17 @@ impl<'a> TreeWriter<'a> {
         Ok(Self { pool, set, key, cp, size, geometry, top, open: Vec::new(), next: 0 })
     }
 
+    /// Writes the node of that level which holds `vbn` to a new place, as it is: what the device
+    /// holds of it is bad. A node comes before what is put below it.
+    pub fn rewrite_node(&mut self, vbn: Vbn, level: u8) -> Result<(), VolumeError> {
+        self.advance(vbn, 0)?;
+        self.geometry.check(vbn, 1)?;
+        let node = self.open_to(vbn.0, level.min(self.geometry.height))?;
+        // A hole stands nowhere.
+        node.changed |= !node.old.is_hole();
+        Ok(())
+    }
+
     /// Changes one block. Blocks come in rising order.
     pub fn put(&mut self, vbn: Vbn, content: Content<'_>) -> Result<(), VolumeError> {
         self.advance(vbn, 1)?;
@@ -238,7 +249,7 @@ impl<'a> TreeWriter<'a> {
             return Ok(true);
         }
         let mut met = [0; BLOCK_BYTES];
-        match self.pool.read_block(old.pbn, old.crc, &mut met) {
+        match self.pool.read_medium(old.pbn, old.crc, &mut met) {
             Ok(()) => Ok(met == *wanted),
             Err(error @ (PoolError::Corrupt { .. } | PoolError::Device(_))) => {
                 tracing::warn!(%error, "a block is written anew with what it should hold");

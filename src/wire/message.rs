@@ -14,7 +14,7 @@ use super::pull::{Pulled, WantBlocks, WantNodes};
 use crate::limits::SCAN_PROBLEM_BYTES_MAX;
 use crate::record::marks::Place;
 use crate::units::convert::{to_u64, to_usize};
-use crate::units::hash::{Root, StreamHash};
+use crate::units::hash::{ContentHash, Root, StreamHash};
 use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::names::{KeptName, SourceName, VolumeName};
 use crate::units::numbers::{
@@ -124,6 +124,9 @@ pub struct Welcome {
     /// Volumes that this session leaves out (R20): CPs are made of the others.
     #[serde(default)]
     pub refused: Vec<VolumeRefusal>,
+    /// An image that was not brought up to its end is kept here: comparing goes on from it (R19).
+    #[serde(default)]
+    pub work: bool,
 }
 
 /// One volume that the hub does not mirror, while it does the source's others (R20).
@@ -416,6 +419,29 @@ impl Scanned {
 /// What a problem counts as at least: many empty ones fill a frame as well.
 const PROBLEM_COST_BYTES: usize = 16;
 
+/// Asks the other end for a block or node that could not be read here, by its content: whatever
+/// tree it has there that holds it in that place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantPlace {
+    /// Names the question.
+    pub token: u64,
+    /// Which volume.
+    pub volume: VolumeNumber,
+    /// 0 for a block, the level of the node otherwise.
+    pub level: u8,
+    /// Which one of its level.
+    pub index: u64,
+    /// Its content hash.
+    pub hash: ContentHash,
+}
+
+/// Answers [`WantPlace`]; the payload is one item as in `Blocks` or `Nodes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceContent {
+    /// From the question.
+    pub token: u64,
+}
+
 /// Heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {
@@ -498,6 +524,20 @@ pub struct PullTarget {
     pub last: bool,
     /// What the follower wrote by itself is kept as a CP of that name first.
     pub keep: Option<KeptName>,
+}
+
+/// The source offers an own CP, which it holds pinned: the hub compares its image with it, pulls what
+/// differs, and publishes it under that number. Answered with CpDone or CpRejected, as a pass is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compare {
+    /// The CP.
+    pub cp: CpNumber,
+    /// The CP of the image, which is this source's past (R5).
+    pub base: CpNumber,
+    /// Its place in the history: the log goes on behind it once it is published (R4).
+    pub place: WirePlace,
+    /// All volumes.
+    pub volumes: Vec<PullVolume>,
 }
 
 /// The follower has published that CP, and its roots are those of the target.
@@ -589,6 +629,7 @@ messages! {
     10 Standing(Standing) payload false;
     11 PullTarget(PullTarget) payload false;
     12 TakeOver(TakeOver) payload false;
+    16 Compare(Compare) payload false;
     33 Welcome(Welcome) payload false;
     34 Refused(Refused) payload false;
     35 Ack(Ack) payload false;
@@ -602,11 +643,14 @@ messages! {
     43 WantBlocks(WantBlocks) payload false;
     44 Follow(Box<Follow>) payload false;
     45 Reached(Reached) payload false;
+    46 WantRewrite payload false;
     64 Ping(Ping) payload false;
     65 Pong(Pong) payload false;
     66 Going(Going) payload false;
     67 Scan(Scan) payload false;
     68 Scanned(Scanned) payload false;
+    69 WantPlace(WantPlace) payload false;
+    70 PlaceContent(PlaceContent) payload true;
 }
 
 fn decode_body<T: DeserializeOwned>(kind: &'static str, rest: &[u8]) -> Result<T, FrameError> {
@@ -712,6 +756,8 @@ mod tests {
         round(Message::Nodes(Pulled { cp, volume, number }), b"n");
         round(Message::Blocks(Pulled { cp, volume, number }), b"b");
         let volumes = vec![PullVolume { volume, size: ByteCount(1 << 30), root: Root([9; 32]) }];
+        let compare = Compare { cp, base: CpNumber(9), place: place(), volumes: volumes.clone() };
+        round(Message::Compare(compare), b"");
         let keep = Some("split-2".parse().unwrap());
         round(
             Message::PullTarget(PullTarget { cp, place: place(), volumes, last: true, keep }),
@@ -720,6 +766,10 @@ mod tests {
         let epoch = Epoch { number: 3, id: 1 << 60 };
         round(Message::TakeOver(TakeOver { epoch, cp, place: place(), generation: 9 }), b"");
         round(Message::Reached(Reached { cp }), b"");
+        round(Message::WantRewrite, b"");
+        let (token, hash) = (1 << 60, ContentHash([8; 16]));
+        round(Message::WantPlace(WantPlace { token, volume, level: 2, index: 1 << 40, hash }), b"");
+        round(Message::PlaceContent(PlaceContent { token }), b"p");
         let follow = Follow {
             version: 1,
             version_min: 1,

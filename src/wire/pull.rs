@@ -174,6 +174,33 @@ pub struct WantBlocks {
     pub blocks: Spans<PULL_BLOCKS_MAX>,
 }
 
+/// What is asked for in a pull.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Want {
+    /// Children of nodes.
+    Nodes(WantNodes),
+    /// Blocks.
+    Blocks(WantBlocks),
+}
+
+impl Want {
+    /// The CP that is pulled.
+    pub fn cp(&self) -> CpNumber {
+        match self {
+            Self::Nodes(want) => want.cp,
+            Self::Blocks(want) => want.cp,
+        }
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> VolumeNumber {
+        match self {
+            Self::Nodes(want) => want.volume,
+            Self::Blocks(want) => want.volume,
+        }
+    }
+}
+
 /// Answers [`WantNodes`] or [`WantBlocks`], all of it, in the order asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pulled {

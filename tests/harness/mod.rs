@@ -366,6 +366,17 @@ impl Cluster {
         self.sources[at].2 = Some(Process::start(name, log, command));
     }
 
+    /// The command of a source, for more arguments.
+    pub fn source_command(&self, name: &str) -> Command {
+        self.command("source", &self.source_config(name))
+    }
+
+    /// A source that has ended by itself.
+    pub fn forget_source(&mut self, name: &str) {
+        let at = self.index(name);
+        drop(self.sources[at].2.take());
+    }
+
     fn index(&self, name: &str) -> usize {
         let at = self.sources.iter().position(|(settings, _, _)| settings.name == name);
         at.unwrap_or_else(|| panic!("no source {name}"))

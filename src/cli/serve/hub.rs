@@ -232,7 +232,11 @@ impl View {
         for name in names {
             let offline = |reason: String| {
                 let message = format!("checkpoint of {name}: {reason}");
-                AdminError::new(code::SOURCE_OFFLINE, message, "start the source or its network")
+                let now = self.snapshot(&name).ok();
+                let behind = now.filter(|now| now.state == SourceState::Behind);
+                let next = behind.map(|now| now.next_step.clone());
+                let next = next.unwrap_or_else(|| "start the source or its network".to_owned());
+                AdminError::new(code::SOURCE_OFFLINE, message, next)
             };
             let before = self.snapshot(&name)?.totals;
             let total = before.staged_bytes.saturating_sub(before.visible_bytes);
@@ -244,6 +248,10 @@ impl View {
             let published = super::showing(self.hub.checkpoint(&name), show).await;
             let (cp, roots) = published.map_err(offline)?;
             let snapshot = self.snapshot(&name)?;
+            if keep.is_some() && cp.0 == 0 {
+                let message = format!("nothing was written to {name} yet: there is no CP to keep");
+                return Err(AdminError::new(code::REFUSED, message, "write to it first"));
+            }
             sources.push(match keep {
                 Some(keep) => kept::keep(&self.hub, name, keep).await?,
                 None => {
@@ -496,7 +504,10 @@ impl Admin for View {
                     })
                 }
                 Request::ConfigDiff {} => answer(&self.difference()),
-                Request::PoolCheck {} => pool_check(self.hub.shared().pool.clone()).await,
+                Request::PoolCheck {} => {
+                    let shared = self.hub.shared().clone();
+                    pool_check(shared.pool.clone(), move || shared.mend_all()).await
+                }
             }
         })
     }
@@ -513,7 +524,7 @@ impl Observed for View {
             self.hub.snapshots().iter().map(|snapshot| entry(snapshot, self.started)).collect();
         let ring = shared.stager.ring().map(|ring| ring.status());
         let nvram = ring.as_ref().map(super::source::nvram_status);
-        let pool = super::pool_status(&shared.pool);
+        let pool = super::pool_status(&shared.pool, shared.mender.figures(|_| true));
         StatusDocument::hub(sources, nvram, pool).with_config(self.files.status())
     }
 }
@@ -536,7 +547,12 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         _ if snapshot.connected => 0.0,
         heard => heard.unwrap_or(started).elapsed().as_secs_f64(),
     };
-    let age = lag.unwrap_or(0.0).max(silence);
+    // While the source is brought together with its image, that is as old as when they were equal.
+    let apart = snapshot.alone.is_some() || snapshot.state == SourceState::Syncing;
+    let unequal = snapshot.equal_at.unwrap_or(started).elapsed().as_secs_f64();
+    let age = lag.unwrap_or(0.0).max(silence).max(if apart { unequal } else { 0.0 });
+    let known = !snapshot.may_lack();
+    let lag_bytes = totals.staged_bytes.saturating_sub(totals.visible_bytes);
     let root = |number| snapshot.roots.iter().find(|r| r.volume == number).map(|r| r.root);
     SourceEntry {
         name: snapshot.name.clone(),
@@ -547,12 +563,13 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         policy: snapshot.policy.as_ref().map(Policy::from),
         policy_next: None,
         alone_since: snapshot.alone.map(AloneSince::from),
+        resync: None,
         epoch: snapshot.epoch.number,
         generation: snapshot.generation.number,
-        applied_cp: snapshot.applied_cp.0,
-        image_age_seconds: (snapshot.applied_cp.0 > 0).then_some(age),
-        lag_bytes: totals.staged_bytes.saturating_sub(totals.visible_bytes),
-        lag_seconds: lag.unwrap_or(0.0),
+        applied_cp: Some(snapshot.applied_cp.0),
+        image_age_seconds: snapshot.source.map(|_| age),
+        lag_bytes: known.then_some(lag_bytes),
+        lag_seconds: known.then_some(lag.unwrap_or(0.0)),
         acknowledged_bytes: totals.staged_bytes,
         staged_bytes: totals.staged_bytes,
         drained_bytes: Some(totals.drained_bytes),
@@ -605,6 +622,7 @@ fn collect(view: &View) {
         };
         count(names::SOURCE_RECEIVED_TRANSFERS.name, totals.transfers);
         count(names::SOURCE_RECEIVED_BYTES.name, totals.received_bytes);
+        count(names::SOURCE_RESYNC_BYTES.name, totals.pass_bytes);
         count(names::SOURCE_CHECKPOINTS.name, totals.checkpoints);
         count(names::SOURCE_CHECKPOINTS_REJECTED.name, totals.rejected);
         let restarts = shared.counters.restarts_of(&snapshot.name);
@@ -640,6 +658,6 @@ fn collect(view: &View) {
     if let Some(ring) = shared.stager.ring() {
         super::source::collect_ring(&ring.status());
     }
-    super::collect_pool(&shared.pool);
+    super::collect_pool(&shared.pool, shared.mender.figures(|_| true));
     super::collect_nbd(&view.server);
 }

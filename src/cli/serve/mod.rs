@@ -4,6 +4,7 @@
 //! at once; then recovers; then serves. TERM and INT stop it cleanly: what is under way is finished
 //! within bounds, state is written.
 
+mod advice;
 mod hub;
 mod kept;
 mod reload;
@@ -12,6 +13,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,11 +39,12 @@ use crate::observe::server::{HttpListener, Observed};
 use crate::pool::Pool;
 use crate::status::SCHEMA;
 use crate::status::answers::{PoolCheckAnswer, VerifyOfEnd};
-use crate::status::document::{Policy, PoolStatus, SourceEntry, State};
+use crate::status::document::{Policy, PoolStatus, RotStatus, SourceEntry, State};
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{SourceName, VolumeName};
 use crate::volume::check::{Depth, Finding, check};
+use crate::volume::mend::MendFigures;
 use crate::wire::message::VolumeScan;
 
 /// Run a hub, in the foreground
@@ -72,18 +75,19 @@ pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
     let around = load_around(&file, None, &BTreeSet::new()).map_err(Failure::Problems)?;
     let config = around.config;
     start_logging()?;
-    ended(hub::run(config))
+    ended(hub::run(config), &file)
 }
 
 /// Runs a source until it is told to stop.
 pub fn run_source(arguments: &SourceArguments) -> Result<Done, Failure> {
-    let config = source::load(&arguments.config.file()?).map_err(Failure::Problems)?;
+    let file = arguments.config.file()?;
+    let config = source::load(&file).map_err(Failure::Problems)?;
     start_logging()?;
     let accept = source::Accept {
         lost_nvram: arguments.accept_lost_nvram,
         untold_policy: arguments.accept_untold_policy,
     };
-    ended(source::run(config, accept))
+    ended(source::run(config, accept), &file)
 }
 
 fn start_logging() -> Result<(), Failure> {
@@ -92,13 +96,12 @@ fn start_logging() -> Result<(), Failure> {
     installed.map_err(|error| Failure::failed(format!("no log: {error}"), ""))
 }
 
-fn ended(result: Result<()>) -> Result<Done, Failure> {
+fn ended(result: Result<()>, file: &Path) -> Result<Done, Failure> {
     match result {
         Ok(()) => Ok(Done::WELL),
         Err(error) => {
-            let text = format!("{error:#}");
-            tracing::error!(reason = text, "ended");
-            Err(Failure::failed(text, "mend the cause named above and start again"))
+            tracing::error!(reason = format!("{error:#}"), "ended");
+            Err(advice::failure(&error, file))
         }
     }
 }
@@ -172,9 +175,21 @@ fn answer(value: &impl serde::Serialize) -> Result<Value, AdminError> {
 }
 
 /// Walks a pool from its roots: `reachable + free = all`, every block against its hash.
-async fn pool_check(pool: Arc<Pool>) -> Result<Value, AdminError> {
-    let report = tokio::task::spawn_blocking(move || check(&pool, Depth::Data)).await;
-    let report = report.map_err(|error| failed(error.to_string()))?;
+/// What it finds damaged is mended by `mend`, as far as the other end has it, and checked again.
+async fn pool_check(
+    pool: Arc<Pool>,
+    mend: impl FnOnce() + Send + 'static,
+) -> Result<Value, AdminError> {
+    let report = tokio::task::spawn_blocking(move || {
+        let report = check(&pool, Depth::Data)?;
+        let damaged = |finding: &Finding| matches!(finding, Finding::Damaged { .. });
+        if !report.findings.iter().any(damaged) {
+            return Ok(report);
+        }
+        mend();
+        check(&pool, Depth::Data)
+    });
+    let report = report.await.map_err(|error| failed(error.to_string()))?;
     let report = report.map_err(|error| failed(error.to_string()))?;
     let count =
         |wanted: fn(&Finding) -> bool| to_u64(report.findings.iter().filter(|f| wanted(f)).count());
@@ -244,7 +259,7 @@ fn end_of(scan: Option<VolumeScan>) -> VerifyOfEnd {
 }
 
 /// The pool in the status document; none if its state is lost.
-fn pool_status(pool: &Pool) -> Option<PoolStatus> {
+fn pool_status(pool: &Pool, rot: MendFigures) -> Option<PoolStatus> {
     let space = pool.space().ok()?;
     Some(PoolStatus {
         total_bytes: source::bytes_of(space.total),
@@ -252,13 +267,22 @@ fn pool_status(pool: &Pool) -> Option<PoolStatus> {
         used_bytes: source::bytes_of(space.used),
         kept_bytes: source::bytes_of(space.kept),
         pinned_bytes: source::bytes_of(space.pinned),
+        rot: (rot.found > 0).then_some(RotStatus {
+            found: rot.found,
+            repaired: rot.repaired,
+            waiting: rot.waiting,
+            lost: rot.lost,
+        }),
     })
 }
 
 /// The pool's series.
-fn collect_pool(pool: &Pool) {
+fn collect_pool(pool: &Pool, rot: MendFigures) {
+    metrics::counter!(names::ROT_FOUND.name).absolute(rot.found);
+    metrics::counter!(names::ROT_REPAIRED.name).absolute(rot.repaired);
+    metrics::gauge!(names::ROT_LOST.name).set(to_f64(to_u64(rot.lost.len())));
     metrics::counter!(names::CATALOG_COMMITS.name).absolute(pool.transactions());
-    if let Some(status) = pool_status(pool) {
+    if let Some(status) = pool_status(pool, rot) {
         metrics::gauge!(names::POOL_CAPACITY_BYTES.name).set(to_f64(status.total_bytes));
         metrics::gauge!(names::POOL_FREE_BYTES.name).set(to_f64(status.free_bytes));
         metrics::gauge!(names::POOL_USED_BYTES.name).set(to_f64(status.used_bytes));
@@ -345,11 +369,14 @@ fn collect_source(entry: &SourceEntry) {
     let gauge = |name: &'static str, value: f64| {
         metrics::gauge!(name, "source" => source.clone()).set(value);
     };
-    gauge(names::SOURCE_LAG_BYTES.name, to_f64(entry.lag_bytes));
-    gauge(names::SOURCE_LAG_SECONDS.name, entry.lag_seconds);
-    if let Some(age) = entry.image_age_seconds {
-        gauge(names::SOURCE_IMAGE_AGE_SECONDS.name, age);
-    }
+    // A series cannot be taken back: what is not known any more is NaN, which no rule takes for a
+    // small number. One that was never known is not there.
+    let known = |name: &'static str, value: Option<f64>| {
+        gauge(name, value.unwrap_or(f64::NAN));
+    };
+    known(names::SOURCE_LAG_BYTES.name, entry.lag_bytes.map(to_f64));
+    known(names::SOURCE_LAG_SECONDS.name, entry.lag_seconds);
+    known(names::SOURCE_IMAGE_AGE_SECONDS.name, entry.image_age_seconds);
     let refused = entry.volumes.iter().filter(|volume| volume.trouble.is_some()).count();
     gauge(names::SOURCE_REFUSED_VOLUMES.name, to_f64(to_u64(refused)));
     for volume in &entry.volumes {

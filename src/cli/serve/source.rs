@@ -31,8 +31,8 @@ use crate::status::answers::{
 };
 use crate::status::config::ConfigDiffAnswer;
 use crate::status::document::{
-    AloneSince, NvramStatus, Policy, SourceEntry, State, StatusDocument, VolumeStatus,
-    VolumeTrouble,
+    AloneSince, NvramStatus, Policy, ResyncStatus, SourceEntry, State, StatusDocument,
+    VolumeStatus, VolumeTrouble,
 };
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
@@ -163,10 +163,13 @@ impl View {
         let name = self.own_name(only)?;
         let lost = |error: CheckpointError| {
             let message = format!("checkpoint of {name}: {error}");
-            AdminError::new(code::HUB_LOST, message, "see `mirrorhub status`")
+            let now = self.filer.status();
+            let behind = now.state == SourceState::Behind;
+            let next = if behind { now.next_step } else { "see `mirrorhub status`".to_owned() };
+            AdminError::new(code::HUB_LOST, message, next)
         };
         let before = self.filer.status();
-        let total = before.ladder.hub_bytes.saturating_sub(before.ladder.visible_bytes);
+        let total = before.ladder.acknowledged_bytes.saturating_sub(before.ladder.visible_bytes);
         let show = || {
             let done = carried(&self.filer.status().counters);
             let done = done.saturating_sub(carried(&before.counters));
@@ -284,7 +287,7 @@ impl Admin for View {
                     "name the configuration of the hub with --config",
                 )),
                 Request::ConfigDiff {} => answer(&self.difference()),
-                Request::PoolCheck {} => pool_check(self.filer.pool()).await,
+                Request::PoolCheck {} => pool_check(self.filer.pool(), self.filer.mend_all()).await,
             }
         })
     }
@@ -305,14 +308,14 @@ impl Observed for View {
         if let Some(ring) = &status.ring {
             collect_ring(ring);
         }
-        super::collect_pool(&self.filer.pool());
+        super::collect_pool(&self.filer.pool(), self.filer.rot());
         super::collect_nbd(&self.server);
     }
 
     fn status(&self) -> StatusDocument {
         let status = self.filer.status();
         let nvram = status.ring.as_ref().map(nvram_status);
-        let pool = super::pool_status(&self.filer.pool());
+        let pool = super::pool_status(&self.filer.pool(), self.filer.rot());
         StatusDocument::source(entry(&status), nvram, pool).with_config(self.files.status())
     }
 }
@@ -355,7 +358,8 @@ fn entry(status: &Status) -> SourceEntry {
     };
     let ladder = &status.ladder;
     let visible = ladder.visible_bytes.min(ladder.hub_bytes);
-    let lag = if ladder.hub_bytes > visible { status.lag.as_secs_f64() } else { 0.0 };
+    let lag = status.lag.as_secs_f64();
+    let lag_bytes = ladder.acknowledged_bytes.saturating_sub(visible);
     // What the hub does not hear of may have changed: its image is only known to equal the past.
     let silence = status.hub_silence.map_or(0.0, |silence| silence.as_secs_f64());
     SourceEntry {
@@ -367,13 +371,20 @@ fn entry(status: &Status) -> SourceEntry {
         policy: Some(Policy::from(&status.policy)),
         policy_next: status.policy_next.as_ref().map(Policy::from),
         alone_since: status.alone.map(AloneSince::from),
+        resync: status.pass.map(|pass| ResyncStatus {
+            from_cp: pass.base.0,
+            to_cp: pass.cp.0,
+            percent: pass.percent,
+            sent_bytes: pass.bytes,
+            seconds_left: pass.left.map(|left| left.as_secs_f64()),
+        }),
         epoch: status.epoch.number,
         generation: status.generation.number,
-        applied_cp: status.common_cp.map_or(0, |cp| cp.0),
-        image_age_seconds: status.common_cp.map(|_| lag.max(silence)),
-        lag_bytes: ladder.hub_bytes - visible,
-        lag_seconds: lag,
-        acknowledged_bytes: ladder.hub_bytes,
+        applied_cp: status.common_cp.map(|cp| cp.0),
+        image_age_seconds: status.hub.map(|_| lag.max(silence)),
+        lag_bytes: (!status.lag_unknown).then_some(lag_bytes),
+        lag_seconds: Some(lag),
+        acknowledged_bytes: ladder.acknowledged_bytes,
         staged_bytes: ladder.hub_bytes,
         drained_bytes: None,
         applied_bytes: None,

@@ -98,8 +98,12 @@ impl<'a> Replay<'a> {
     ) -> Result<(), RecoverError> {
         let Freeze { cp, place, policy } = Freeze::decode(&record.body)
             .map_err(|error| RecoverError::Freeze { position, error })?;
+        if self.held_after.is_none() {
+            // A CP of nothing: everything before it is published and released.
+            self.begin(place);
+        }
         let last = self.last;
-        if self.held_after.is_none() || place != last {
+        if place != last {
             let what = format!("CP {cp} was frozen at {place:?}");
             return Err(RecoverError::Chain { position, last, what });
         }
@@ -107,7 +111,7 @@ impl<'a> Replay<'a> {
         // No two are under way at once: the one before was done, and only its release was not
         // written down yet.
         if let Some(before) = self.freeze.replace(DurableFreeze { cp, place, policy, end }) {
-            self.outbox.drop_upto(before.cp);
+            self.outbox.drop_upto(before.cp, false);
             self.held_after = Some(before.place);
             self.done = Some(before.end);
         }

@@ -101,6 +101,7 @@ fn known() -> Known {
         cp_max: CpNumber(0),
         policy: None,
         alone: None,
+        work: false,
     }
 }
 

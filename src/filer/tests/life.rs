@@ -303,7 +303,7 @@ fn real_files_are_made_and_found_again() {
         let mut other = options();
         other.nvram.size = ByteCount(16 << 20);
         let size = Filer::start(other).await.unwrap_err().to_string();
-        assert!(size.contains("nvram") && size.contains("16785408"), "{size}");
+        assert!(size.contains("`nvram.size`") && size.contains("16777216"), "{size}");
         let mut away = options();
         away.hub = "192.0.2.1:7420".parse().unwrap();
         assert!(matches!(Filer::start(away).await, Err(StartError::NotLoopback(_))));

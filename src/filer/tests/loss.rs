@@ -231,9 +231,10 @@ fn a_full_pool_makes_writes_wait_until_there_is_room() {
     });
 }
 
-/// R19: refused once a CP is sent again, refused twice it is sent all inline, then the source halts.
+/// R19: refused once a CP is sent again, refused twice it is sent all inline, then a newer one is
+/// offered for comparison; if that is refused as well nothing is tried before there is a newer CP.
 #[test]
-fn a_refused_cp_is_sent_inline_and_then_halts() {
+fn a_refused_cp_is_sent_inline_and_then_compared() {
     runtime().block_on(async {
         let hub = Hub::start(4 << 20).await;
         let filer = start(&Stores::new(), &hub).await;
@@ -246,11 +247,17 @@ fn a_refused_cp_is_sent_inline_and_then_halts() {
         write(&export, 0, &[2; 8192]).await.unwrap();
         hub.control(|control| control.reject = 9);
         let error = filer.checkpoint().await.unwrap_err().to_string();
-        assert!(error.contains("refused 3 times"), "{error}");
+        assert!(error.contains("refused also by comparison"), "{error}");
         let status = filer.status();
         assert_eq!(status.state, SourceState::Faulted);
         assert!(status.next_step.contains("verify"));
-        assert_eq!(status.counters.checkpoints_rejected, 4, "two before, two and the halt now");
+        assert_eq!(status.counters.checkpoints_rejected, 6, "two before, four now");
+        assert_eq!(hub.seen().rejected, 6, "each is counted");
+        assert_eq!(hub.seen().published, 1);
+        // Asked for, there is a newer CP, and one more try.
+        let error = filer.checkpoint().await.unwrap_err().to_string();
+        assert!(error.contains("CP 4 was refused"), "{error}");
+        assert_eq!(hub.seen().rejected, 7);
     });
 }
 

@@ -35,6 +35,7 @@ use crate::session::CP_NUMBER_MAX;
 use crate::units::names::KeptName;
 use crate::units::numbers::{BlockCount, CpNumber, Epoch};
 use crate::volume::error::VolumeError;
+use crate::volume::work;
 
 /// Time between two looks of status at how far the log is applied.
 const SHOWN_EVERY: Duration = Duration::from_secs(1);
@@ -96,6 +97,9 @@ impl<'a, 'b> Behind<'a, 'b> {
         let drained = |at: Place| at.sequence >= fence.sequence;
         run.lane.wait(None, |c| drained(c.drained) || c.fault.is_some() || run.stopping());
         run.step(Step::Drained)?;
+        // A pass that was not published counts as nothing (R13).
+        let given_up = work::give_up(&run.shared.pool, run.source);
+        given_up.map_err(|error| Refusal::new(error.to_string(), SEE_LOG))?;
         let logged = run.shared.store.cps(run.source).last().copied().unwrap_or_default();
         let next = row.highest_cp.max(self.used).max(logged).next();
         let cp = extension.serving.unwrap_or(next);

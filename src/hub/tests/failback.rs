@@ -16,7 +16,7 @@ use crate::volume::root::hash_reader;
 
 const VOLUME: u64 = 4 << 20;
 
-fn name() -> SourceName {
+pub(super) fn name() -> SourceName {
     "a".parse().unwrap()
 }
 
@@ -24,11 +24,11 @@ fn stop() -> Policy {
     Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() }
 }
 
-fn go_on() -> Policy {
+pub(super) fn go_on() -> Policy {
     Policy { on_hub_loss: OnHubLoss::Continue, ..Policy::default() }
 }
 
-fn filer_options(dir: &Path, hub: std::net::SocketAddr, policy: Policy) -> FilerOptions {
+pub(super) fn filer_options(dir: &Path, hub: std::net::SocketAddr, policy: Policy) -> FilerOptions {
     FilerOptions {
         name: name(),
         hub,
@@ -45,25 +45,25 @@ fn filer_options(dir: &Path, hub: std::net::SocketAddr, policy: Policy) -> Filer
     }
 }
 
-async fn served(filer: &Filer) {
+pub(super) async fn served(filer: &Filer) {
     tokio::time::timeout(Duration::from_secs(20), filer.served()).await.expect("it serves");
 }
 
-async fn at_filer(filer: &Filer) -> Arc<dyn Export> {
+pub(super) async fn at_filer(filer: &Filer) -> Arc<dyn Export> {
     filer.exports().open("vol0").await.unwrap()
 }
 
-async fn at_hub(hub: &Hub) -> Arc<dyn Export> {
+pub(super) async fn at_hub(hub: &Hub) -> Arc<dyn Export> {
     Images::new(hub.shared().clone()).open("a/vol0").await.unwrap()
 }
 
-async fn put(export: &Arc<dyn Export>, image: &mut [u8], at: usize, data: &[u8]) {
+pub(super) async fn put(export: &Arc<dyn Export>, image: &mut [u8], at: usize, data: &[u8]) {
     let offset = u64::try_from(at).unwrap();
     export.write(offset, Bytes::copy_from_slice(data), false).await.unwrap();
     image[at..at + data.len()].copy_from_slice(data);
 }
 
-async fn all(export: &Arc<dyn Export>) -> Vec<u8> {
+pub(super) async fn all(export: &Arc<dyn Export>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for segment in export.read(0, u32::try_from(VOLUME).unwrap()).await.unwrap() {
         match segment {

@@ -14,6 +14,7 @@ mod promises;
 mod promoted;
 mod replay;
 mod restart;
+mod resync;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

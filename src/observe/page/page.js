@@ -39,9 +39,9 @@ const rank = (row) => RANK.indexOf(row.state);
 const COLUMNS = [
   { title: "Source", key: (row) => row.name, text: null },
   { title: "State", key: rank, text: (row) => row.state },
-  { title: "CP", key: (row) => row.cp, text: (row) => String(row.cp), number: true },
-  { title: "Lag", key: (row) => row.lag_bytes, text: (row) => bytes(row.lag_bytes), number: true },
-  { title: "Lag time", key: (row) => row.lag_seconds, text: (row) => seconds(row.lag_seconds), number: true },
+  { title: "CP", key: (row) => row.cp ?? -1, text: (row) => String(row.cp ?? "–"), number: true },
+  { title: "Lag", key: (row) => row.lag_bytes ?? Infinity, text: (row) => bytes(row.lag_bytes), number: true },
+  { title: "Lag time", key: (row) => row.lag_seconds ?? Infinity, text: (row) => seconds(row.lag_seconds), number: true },
   { title: "Image age", key: (row) => row.image_age_seconds ?? Infinity, text: (row) => seconds(row.image_age_seconds), number: true },
   { title: "Writes", key: (row) => row.bytes_per_second, text: (row) => `${bytes(row.bytes_per_second)}/s`, number: true },
   { title: "Reason", key: (row) => row.reason, text: (row) => row.reason, wide: true },
@@ -129,20 +129,37 @@ const arrange = () => {
 
 // ---- lines of the last hour ----
 
+// The largest lag, and that there may be more where one is not known.
+const lagOf = (rows) => {
+  const most = rows.reduce((least, row) => Math.max(least, row.lag_seconds ?? 0), 0);
+  return rows.some((row) => row.lag_seconds === null) ? `${seconds(most)} or more` : seconds(most);
+};
 const line = (svg, values) => {
   svg.replaceChildren();
   if (values.length < 2) return;
   const most = Math.max(...values, 1e-9);
   const step = 360 / (values.length - 1);
-  const points = values.map((value, index) => `${(index * step).toFixed(1)} ${(38 - (36 * value) / most).toFixed(1)}`);
   const path = (name, d) => {
     const node = document.createElementNS("http://www.w3.org/2000/svg", "path");
     if (name) node.setAttribute("class", name);
     node.setAttribute("d", d);
     svg.append(node);
   };
-  path("area", `M0 40L${points.join("L")}L360 40Z`);
-  path("", `M${points.join("L")}`);
+  // What was not known is a gap.
+  let run = [];
+  const close = () => {
+    if (run.length > 0) {
+      const points = run.map(([x, y]) => `${x} ${y}`).join("L");
+      path("area", `M${run[0][0]} 40L${points}L${run[run.length - 1][0]} 40Z`);
+      path("", `M${points}`);
+    }
+    run = [];
+  };
+  values.forEach((value, index) => {
+    if (value === null) close();
+    else run.push([(index * step).toFixed(1), (38 - (36 * value) / most).toFixed(1)]);
+  });
+  close();
 };
 const history = async (source) => {
   const answer = await fetch(`api/v1/history${source ? `?source=${encodeURIComponent(source)}` : ""}`);
@@ -189,7 +206,7 @@ const detail = () => {
   set(find("detail-reason"), row.reason);
   set(find("detail-next"), ["", "nothing to do"].includes(row.next_step) ? "" : `Next: ${row.next_step}`);
   set(find("detail-rate"), `${bytes(row.bytes_per_second)}/s`);
-  set(find("detail-lag"), `${bytes(row.lag_bytes)}, ${seconds(row.lag_seconds)}; ${row.image_age_seconds === null ? "no image yet" : `CP ${row.cp}, image ${seconds(row.image_age_seconds)} old`}`);
+  set(find("detail-lag"), `${bytes(row.lag_bytes)}, ${seconds(row.lag_seconds)}; ${row.image_age_seconds === null ? "no image yet" : `CP ${row.cp ?? "–"}, image ${seconds(row.image_age_seconds)} old`}`);
   const ladder = find("ladder");
   const most = Math.max(row.acknowledged_bytes, 1);
   if (ladder.children.length === 0) {
@@ -269,7 +286,7 @@ const sums = () => {
   set(find("count"), String(rows.length));
   set(find("states"), RANK.filter((state) => count.has(state)).map((state) => `${count.get(state)} ${state}`).join(", "));
   set(find("rate"), `${bytes(rows.reduce((sum, row) => sum + row.bytes_per_second, 0))}/s`);
-  set(find("lag"), seconds(rows.reduce((most, row) => Math.max(most, row.lag_seconds), 0)));
+  set(find("lag"), lagOf(rows));
   const bad = rows.filter((row) => row.state !== "in-sync").length;
   document.title = bad > 0 ? `(${bad}) mirrorhub` : "mirrorhub";
 };

@@ -8,9 +8,19 @@ use super::{Action, Apply, ApplyState, Build, Mirror, Outcome, State};
 use crate::limits::cp_charge;
 use crate::record::marks::Place;
 use crate::units::numbers::CpNumber;
-use crate::wire::message::{CpDone, CpEnd, CpRejected, Message, PartitionFull};
+use crate::wire::message::{
+    Compare, CpDone, CpEnd, CpRejected, Message, PartitionFull, PullVolume, VolumeOffer, VolumeRoot,
+};
+
+/// The refusal of a CP that finds no room (R18).
+const NO_ROOM: &str = "the hub's pool is full";
 
 impl Mirror {
+    /// Whether the last CP was refused because it finds no room here.
+    pub fn lacks_room(&self) -> bool {
+        self.last_refusal.as_deref() == Some(NO_ROOM)
+    }
+
     pub(super) fn partition_full(&mut self, full: &PartitionFull, actions: &mut Vec<Action>) {
         let last = Place::from(full.last);
         if full.cp <= self.known.applied_cp {
@@ -20,35 +30,101 @@ impl Mirror {
         } else if let Some(base) = full.base {
             self.begin_pass(full.cp, last, base, actions);
         } else if last.sequence > self.received.sequence
-            || last.sequence <= self.known.applied.sequence
+            || last.sequence < self.known.applied.sequence
+            || last.sequence == self.known.applied.sequence && !self.may_hold_nothing(full.cp, last)
             || full.cp > CP_NUMBER_MAX
         {
             let reason = format!("CP {} ends at {}, out of place", full.cp, last.transfer);
             self.close(reason, actions);
         } else {
-            self.known.cp_max = self.known.cp_max.max(full.cp);
-            let state = ApplyState::Waiting;
             let build = if full.replay { Build::Replay } else { Build::Updates };
-            let cp = full.cp;
-            self.apply = Some(Apply { cp, last, build, state, update_bytes: 0, end: None });
+            self.begin(full.cp, last, build);
         }
+    }
+
+    /// A CP of nothing ends where the image does, and nothing that came belongs to it: its log would
+    /// be dropped with it.
+    fn may_hold_nothing(&self, cp: CpNumber, last: Place) -> bool {
+        last == self.known.applied && self.labels.iter().all(|&label| label > cp)
     }
 
     /// The data brings the image from `base` to the CP, without the log; behind it the log goes on
     /// at `last`, wherever it stood (R4). What the log holds is kept until that is published.
     fn begin_pass(&mut self, cp: CpNumber, last: Place, base: CpNumber, actions: &mut Vec<Action>) {
-        let known = &mut self.known;
+        if self.may_pass(cp, last, base, actions) {
+            self.begin(cp, last, Build::Pass);
+        }
+    }
+
+    /// Whether a pass may begin; the connection is closed if not.
+    fn may_pass(
+        &mut self,
+        cp: CpNumber,
+        last: Place,
+        base: CpNumber,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let known = &self.known;
         let behind = last.sequence < known.applied.sequence;
-        if base != known.applied_cp || cp > CP_NUMBER_MAX || behind {
+        let may = base == known.applied_cp && cp <= CP_NUMBER_MAX && !behind;
+        if !may {
             let reason = format!(
                 "a pass from CP {base} to CP {cp} at {}, the image is at CP {} ({})",
                 last.transfer, known.applied_cp, known.applied.transfer
             );
             self.close(reason, actions);
+        }
+        may
+    }
+
+    /// The image is compared with the CP, and pulls what differs; for the rest it is a pass.
+    pub(super) fn compare(&mut self, compare: &Compare, actions: &mut Vec<Action>) {
+        let Compare { cp, base, place, ref volumes } = *compare;
+        if cp <= self.known.applied_cp {
+            actions.push(Action::Send(Message::CpDone(CpDone { cp })));
             return;
         }
-        known.cp_max = known.cp_max.max(cp);
-        let (state, build) = (ApplyState::Waiting, Build::Pass);
+        if self.apply.is_some() {
+            self.close(format!("CP {cp} while another is under way"), actions);
+            return;
+        }
+        let offered = |known: &VolumeOffer| {
+            let same = |new: &PullVolume| (new.volume, new.size) == (known.number, known.size);
+            volumes.iter().filter(|new| same(new)).count() == 1
+        };
+        if volumes.len() != self.agreed().count() || !self.agreed().all(offered) {
+            self.close(format!("CP {cp} has other volumes than were agreed on"), actions);
+            return;
+        }
+        if !self.may_pass(cp, place.into(), base, actions) {
+            return;
+        }
+        self.begin(cp, place.into(), Build::Compare);
+        let root = |new: &PullVolume| VolumeRoot { volume: new.volume, root: new.root };
+        let roots = volumes.iter().map(root).collect();
+        if let Some(apply) = &mut self.apply {
+            apply.end = Some(CpEnd { cp, place, roots, update_bytes: 0 });
+        }
+    }
+
+    /// A part of what was asked for.
+    pub(super) fn pulled(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
+        if !matches!(self.state, State::Joined) {
+            self.close("an answer before Welcome", actions);
+            return;
+        }
+        let compares = |apply: &Apply| apply.cp == cp && apply.build == Build::Compare;
+        if self.apply.as_ref().is_some_and(compares) {
+            actions.push(Action::Feed);
+        } else if self.given_up != Some(cp) {
+            // What comes late of a comparison that has ended is passed over.
+            self.close(format!("an answer about CP {cp}, which was not asked for"), actions);
+        }
+    }
+
+    fn begin(&mut self, cp: CpNumber, last: Place, build: Build) {
+        self.known.cp_max = self.known.cp_max.max(cp);
+        let state = ApplyState::Waiting;
         self.apply = Some(Apply { cp, last, build, state, update_bytes: 0, end: None });
     }
 
@@ -67,8 +143,10 @@ impl Mirror {
         }
         self.cp_came += charge;
         match &mut self.apply {
-            Some(apply) if apply.cp == cp && apply.build == Build::Replay => {
-                self.close(format!("Updates of CP {cp}, which is to be replayed"), actions);
+            Some(apply)
+                if apply.cp == cp && matches!(apply.build, Build::Replay | Build::Compare) =>
+            {
+                self.close(format!("Updates of CP {cp}, which is built without"), actions);
             }
             Some(apply) if apply.cp == cp && apply.end.is_none() => {
                 apply.update_bytes += bytes;
@@ -120,7 +198,7 @@ impl Mirror {
         self.last_refusal = match &outcome {
             Outcome::Published(_) => None,
             Outcome::Rejected { reason, .. } => Some(reason.clone()),
-            Outcome::NoSpace => Some("the hub's pool is full".to_owned()),
+            Outcome::NoSpace => Some(NO_ROOM.to_owned()),
             Outcome::Aborted => self.last_refusal.take(),
         };
         match outcome {
@@ -132,7 +210,7 @@ impl Mirror {
                 self.publish(cp, roots);
                 // What is published needs no log; the source is told before CpDone builds on it.
                 self.filed(apply.last, actions);
-                if apply.build == Build::Pass {
+                if apply.build.is_pass() {
                     // The applier has set the log to the same place.
                     (self.received, self.durable) = (apply.last, apply.last);
                     (self.drained, self.filed) = (apply.last, apply.last);
@@ -148,7 +226,7 @@ impl Mirror {
                 actions.push(reject(differs, reason, false));
             }
             Outcome::NoSpace if joined => {
-                actions.push(reject(None, "the hub's pool is full".to_owned(), true));
+                actions.push(reject(None, NO_ROOM.to_owned(), true));
             }
             Outcome::Rejected { .. } | Outcome::NoSpace | Outcome::Aborted => {}
         }

@@ -35,28 +35,26 @@ impl Mirror {
         self.known.alone = hello.alone;
         let version = hello.version.min(PROTOCOL_VERSION);
         self.state = State::Joining { version, recorded: false };
-        actions.push(Action::Record {
-            source: hello.source,
-            generation: hello.generation,
-            epoch: self.known.epoch,
-            volumes: self.agreed().cloned().collect(),
-            policy: hello.policy,
-            alone: hello.alone,
-        });
+        actions.extend(self.record());
     }
 
     /// The source's mark has changed: kept as what Hello brought is.
     pub(super) fn stands(&mut self, standing: Standing, actions: &mut Vec<Action>) {
-        let Some(source) = self.known.source else { return };
         self.known.alone = standing.alone;
-        actions.push(Action::Record {
-            source,
-            generation: self.known.generation,
-            epoch: self.known.epoch,
-            volumes: self.known.volumes.clone(),
-            policy: self.known.policy.unwrap_or_default(),
-            alone: standing.alone,
-        });
+        actions.extend(self.record());
+    }
+
+    /// What is known of the source that was here is to be kept.
+    fn record(&self) -> Option<Action> {
+        let known = &self.known;
+        Some(Action::Record {
+            source: known.source?,
+            generation: known.generation,
+            epoch: known.epoch,
+            volumes: self.agreed().cloned().collect(),
+            policy: known.policy.unwrap_or_default(),
+            alone: known.alone,
+        })
     }
 
     /// Who is who is decided by ids, epochs and generations, never by names (invariant 12). A shell
@@ -146,6 +144,7 @@ impl Mirror {
             cp_max: self.known.cp_max,
             log_credit: self.log_credit,
             cp_credit: self.cp_credit,
+            work: self.known.work,
             refused: self.known.refused.clone(),
         }
     }

@@ -9,24 +9,29 @@
 //! hub lost --MarkApart, Apart--> alone: a CP is done with the own commit
 //! Welcome, logs join ------------> catching up: transfers are sent, answers still alone
 //! Welcome, logs do not join -----> passes: the newest own CP is sent as what was born since the
-//!                                  image's; the image moves in one step; again, until they join
+//!                                  image's, or compared with the image, which pulls what differs;
+//!                                  the image moves in one step; again, until they join
 //! caught up: answers need the hub again; all of before is durable there --ClearApart, Together-->
 //! ```
 //!
 //! While a pass runs no transfer is sent: what does not join the image protects nothing, and stays
 //! in the own NVRAM. If that fills up the CP that holds the room is done alone, and another pass,
-//! of what was written during this one, follows.
+//! of what was written during this one, follows. A pass that the hub refused is sent again from the
+//! newest own CP.
+//!
+//! Trees are compared where births tell nothing: the image has another content than the own CP of
+//! its place, or a pass was cut and the hub keeps what came of it, or CPs were refused (R19). What is
+//! refused is first sent again, then repaired by comparison with a newer CP; where that is refused
+//! as well the hub counts as lost, and nothing is tried before there is a newer CP still.
 
-use super::{Action, Answering, Data, PendingCp, Primary, State, refused};
+use super::checkpoint::{REFUSALS_MAX, end_of};
+use super::{Action, Answering, Data, PendingCp, Primary, State};
 use crate::record::marks::Place;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
 use crate::wire::message::{
-    CpEnd, CpRejected, Message, PartitionFull, RefusedCode, Standing, VolumeRoot,
+    Compare, CpRejected, Message, PartitionFull, PullVolume, RefusedCode, Standing, VolumeRoot,
 };
-
-/// Refusals of one pass before the source gives up.
-const PASS_REFUSALS_MAX: u32 = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Mark {
@@ -38,9 +43,19 @@ enum Mark {
     Clearing,
 }
 
+/// How a pass finds what the image lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum How {
+    /// What was born since the image's CP.
+    Births,
+    /// The hub compares.
+    Compare,
+}
+
 /// The own CP that is sent whole, as far as the image lacks it.
 #[derive(Debug, Clone)]
 struct Pass {
+    how: How,
     cp: CpNumber,
     place: Place,
     base: CpNumber,
@@ -55,7 +70,7 @@ enum Way {
     /// Nothing to bring together, or no session.
     None,
     /// The logs do not join: passes. `base` is the CP of the image; `asked` for a freeze.
-    Syncing { base: CpNumber, pass: Option<Pass>, asked: bool },
+    Syncing { base: CpNumber, how: How, pass: Option<Pass>, asked: bool },
     /// The logs join: until the hub has what was formed when this began.
     Catching { target: Place },
     /// Answers need the hub again: until it has what was formed when that began.
@@ -67,6 +82,10 @@ enum Way {
 pub(super) struct Apart {
     mark: Mark,
     way: Way,
+    /// The newest CP that was refused so often that only a comparison with a newer one helps.
+    refused: Option<CpNumber>,
+    /// A comparison was refused: no newer CP is asked for.
+    faulted: bool,
 }
 
 pub(super) fn volume_roots(roots: Vec<(VolumeNumber, Root)>) -> Vec<VolumeRoot> {
@@ -75,7 +94,8 @@ pub(super) fn volume_roots(roots: Vec<(VolumeNumber, Root)>) -> Vec<VolumeRoot> 
 
 impl Apart {
     pub(super) fn new(marked: bool) -> Self {
-        Self { mark: if marked { Mark::Set } else { Mark::Absent }, way: Way::None }
+        let mark = if marked { Mark::Set } else { Mark::Absent };
+        Self { mark, way: Way::None, refused: None, faulted: false }
     }
 
     /// Whether the mark may be found after a crash.
@@ -102,10 +122,17 @@ impl Apart {
 
     /// Whether this CP was announced as a pass on this connection.
     pub(super) fn is_passing(&self, cp: CpNumber) -> bool {
-        self.pass().is_some_and(|pass| {
-            let announced = matches!(pass.data, Data::Sending | Data::Sent(_) | Data::Ended);
-            announced && pass.cp == cp
-        })
+        self.pass().is_some_and(|pass| pass.cp == cp && pass.data.is_announced())
+    }
+
+    /// Whether this CP was offered for comparison on this connection.
+    pub(super) fn is_compared(&self, cp: CpNumber) -> bool {
+        self.is_passing(cp) && self.pass().is_some_and(|pass| pass.how == How::Compare)
+    }
+
+    /// A CP was published: whatever was refused before is of no interest any more.
+    pub(super) fn repaired(&mut self) {
+        (self.refused, self.faulted) = (None, false);
     }
 
     pub(super) fn data_sent(&mut self, cp: CpNumber, bytes: u64) -> bool {
@@ -124,16 +151,16 @@ impl Apart {
     #[cfg(test)]
     pub(super) fn fingerprint<H: std::hash::Hasher>(&self, to: &mut H) {
         use std::hash::Hash;
-        self.mark.hash(to);
+        (self.mark, self.refused, self.faulted).hash(to);
         std::mem::discriminant(&self.way).hash(to);
         match &self.way {
             Way::None => {}
-            Way::Syncing { base, pass, asked } => {
-                (base, asked).hash(to);
+            Way::Syncing { base, how, pass, asked } => {
+                (base, how, asked).hash(to);
                 if let Some(pass) = pass {
                     let sent = if let Data::Sent(bytes) = pass.data { Some(bytes) } else { None };
                     let data = std::mem::discriminant(&pass.data);
-                    (pass.cp, pass.base, data, sent, pass.refusals).hash(to);
+                    (pass.cp, pass.base, pass.how, data, sent, pass.refusals).hash(to);
                 }
             }
             Way::Catching { target } | Way::Closing { target } => target.hash.hash(to),
@@ -169,7 +196,8 @@ impl Primary {
     }
 
     /// Whether the logs of both ends join and everything acknowledged is on both.
-    pub fn is_in_sync(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_in_sync(&self) -> bool {
         self.is_streaming() && self.apart.mark == Mark::Absent && !self.apart.is_syncing()
     }
 
@@ -260,9 +288,11 @@ impl Primary {
     }
 
     /// The logs do not join; the image is at `base`.
-    pub(super) fn begin_syncing(&mut self, base: CpNumber, actions: &mut Vec<Action>) {
+    pub(super) fn begin_syncing(&mut self, base: CpNumber, how: How, actions: &mut Vec<Action>) {
         (self.sent, self.acked, self.in_flight_bytes) = (0, 0, 0);
-        self.apart.way = Way::Syncing { base, pass: None, asked: false };
+        let Apart { refused, faulted, .. } = self.apart;
+        let how = if refused.is_some() { How::Compare } else { how };
+        self.apart.way = Way::Syncing { base, how, pass: None, asked: faulted };
         self.mark(actions);
         if self.apart.mark == Mark::Set {
             self.apart_now(actions);
@@ -315,8 +345,11 @@ impl Primary {
             return;
         }
         match self.apart.way {
-            Way::Syncing { pass: None, base, asked } => self.begin_pass(base, asked, actions),
-            Way::Syncing { pass: Some(_), .. } => self.pump_pass(actions),
+            Way::Syncing { pass: None, .. } => self.begin_pass(actions),
+            Way::Syncing { pass: Some(_), .. } => {
+                self.renew_pass(actions);
+                self.pump_pass(actions);
+            }
             Way::Catching { target } if self.acked_place().sequence >= target.sequence => {
                 self.answer(Answering::Policy, actions);
                 self.apart.way = Way::Closing { target: self.last() };
@@ -335,38 +368,68 @@ impl Primary {
         }
     }
 
-    fn begin_pass(&mut self, base: CpNumber, asked: bool, actions: &mut Vec<Action>) {
+    fn begin_pass(&mut self, actions: &mut Vec<Action>) {
         // The newest own CP is the target; one that waits for the hub would only be older.
         self.done_alone(|_| true, actions);
-        if self.own_cp > base {
+        let refused = self.apart.refused.unwrap_or_default();
+        let Way::Syncing { base, how, pass, asked } = &mut self.apart.way else { return };
+        let base = *base;
+        if self.own_cp > base.max(refused) {
             let (cp, place) = (self.own_cp, self.held_after);
             let (roots, data) = (self.own_roots.clone(), Data::Waiting);
-            let pass = Some(Pass { cp, place, base, roots, data, refusals: 0 });
-            self.apart.way = Way::Syncing { base, pass, asked: false };
+            *pass = Some(Pass { how: *how, cp, place, base, roots, data, refusals: 0 });
+            *asked = false;
             self.pump_pass(actions);
         } else if self.pending.is_some() {
             // It is being committed.
-        } else if !asked {
-            self.apart.way = Way::Syncing { base, pass: None, asked: true };
+        } else if !std::mem::replace(asked, true) {
             actions.push(Action::Freeze);
         }
     }
 
+    /// A pass that is to be sent again is made anew from the newest own CP: while it was refused, or
+    /// parked because the hub had no room, others may have been made alone.
+    fn renew_pass(&mut self, actions: &mut Vec<Action>) {
+        if self.apart.pass().is_none_or(|pass| pass.data != Data::Waiting) {
+            return;
+        }
+        self.done_alone(|_| true, actions);
+        let (cp, place) = (self.own_cp, self.held_after);
+        let Some(pass) = self.apart.pass_mut().filter(|pass| pass.cp < cp) else { return };
+        (pass.cp, pass.place) = (cp, place);
+        pass.roots.clone_from(&self.own_roots);
+    }
+
     fn pump_pass(&mut self, actions: &mut Vec<Action>) {
+        let Some(pass) = self.apart.pass() else { return };
+        let roots = self.agreed(&pass.roots);
+        let offers = &self.identity.volumes;
         let Some(pass) = self.apart.pass_mut() else { return };
-        let (cp, from) = (pass.cp, pass.base);
-        if pass.data == Data::Waiting {
-            pass.data = Data::Sending;
-            let (last, base) = (pass.place.into(), Some(from));
-            let full = PartitionFull { cp, last, base, replay: false };
-            actions.push(Action::Send(Message::PartitionFull(full)));
-            actions.push(Action::SendPass { cp, base: from });
+        let (cp, base) = (pass.cp, pass.base);
+        match (pass.data, pass.how) {
+            (Data::Waiting, How::Births) => {
+                pass.data = Data::Sending;
+                let (last, base) = (pass.place.into(), Some(base));
+                let full = PartitionFull { cp, last, base, replay: false };
+                actions.push(Action::Send(Message::PartitionFull(full)));
+                actions.push(Action::SendPass { cp, base: pass.base });
+            }
+            (Data::Waiting, How::Compare) => {
+                pass.data = Data::Ended;
+                let volume = |root: &VolumeRoot| {
+                    let offer = offers.iter().find(|offer| offer.number == root.volume)?;
+                    Some(PullVolume { volume: root.volume, size: offer.size, root: root.root })
+                };
+                let volumes = roots.iter().filter_map(volume).collect();
+                let compare = Compare { cp, base, place: pass.place.into(), volumes };
+                actions.push(Action::SendCompare { cp, base });
+                actions.push(Action::Send(Message::Compare(compare)));
+            }
+            _ => {}
         }
         if let Data::Sent(update_bytes) = pass.data {
             pass.data = Data::Ended;
-            let (place, roots) = (pass.place.into(), pass.roots.clone());
-            let roots = self.agreed(&roots);
-            actions.push(Action::Send(Message::CpEnd(CpEnd { cp, place, roots, update_bytes })));
+            actions.push(end_of(cp, pass.place, roots, update_bytes));
         }
     }
 
@@ -380,6 +443,7 @@ impl Primary {
         let (cp, place) = (pass.cp, pass.place);
         self.volumes_behind(false);
         self.hub_cp = cp;
+        self.apart.repaired();
         actions.push(Action::PassEnded { cp });
         match self.find(place) {
             Some(position) => {
@@ -387,27 +451,55 @@ impl Primary {
                 self.join(actions);
             }
             // Released meanwhile: what was written during the pass follows in the next one.
-            None => self.apart.way = Way::Syncing { base: cp, pass: None, asked: false },
+            None => {
+                let how = How::Births;
+                self.apart.way = Way::Syncing { base: cp, how, pass: None, asked: false };
+            }
         }
         self.pump_apart(actions);
     }
 
     pub(super) fn pass_rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
         let Some(pass) = self.apart.pass_mut() else { return };
-        pass.refusals += 1;
         let (cp, no_space) = (pass.cp, no.no_space);
-        let reason = no.reason.clone();
+        actions.push(Action::Rejected { cp, reason: no.reason.clone(), no_space });
         if no_space {
             pass.data = Data::Parked;
-        } else if pass.refusals >= PASS_REFUSALS_MAX {
-            let reason =
-                format!("the pass to CP {cp} was refused {} times: {reason}", pass.refusals);
-            let next = "compare both ends with `mirrorhub verify`";
-            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
             return;
+        }
+        pass.refusals += 1;
+        if pass.how == How::Compare {
+            self.compare_rejected(no, actions);
+        } else if pass.refusals > REFUSALS_MAX {
+            self.repair(cp, actions);
         } else {
             pass.data = Data::Waiting;
         }
-        actions.push(Action::Rejected { cp, reason, no_space });
+    }
+
+    /// CP `cp` was refused too often: the image is compared with a newer one (R19).
+    pub(super) fn repair(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
+        self.apart.refused = Some(cp);
+        self.begin_syncing(self.hub_cp, How::Compare, actions);
+    }
+
+    /// The hub counts as lost, and is not asked again before there is a newer CP.
+    fn compare_rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
+        self.apart.faulted = true;
+        let here = no.differs.and_then(|there| {
+            let own = self.apart.pass()?.roots.iter().find(|own| own.volume == there.volume)?;
+            Some(format!("; volume {}: root {} here, {} there", own.volume, own.root, there.root))
+        });
+        let CpNumber(cp) = no.cp;
+        let reason = format!(
+            "CP {cp} was refused also by comparison: {}{}",
+            no.reason,
+            here.unwrap_or_default()
+        );
+        actions.push(Action::Faulted { cp: no.cp, reason });
+        self.repair(no.cp, actions);
+        if !self.goes_on_alone() {
+            self.answer(Answering::Held, actions);
+        }
     }
 }

@@ -4,23 +4,20 @@
 //! CpEnd only behind all data and the own commit (R6); the partition is released only behind
 //! CpDone and the own commit (invariant 4), whatever the hub says.
 
-use super::{Action, Data, PendingCp, Primary, refused};
+use super::{Action, Data, PendingCp, Primary};
 use crate::record::marks::Place;
 use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
 use crate::units::policy;
-use crate::wire::message::{CpEnd, CpRejected, Message, PartitionFull, RefusedCode};
+use crate::wire::message::{CpEnd, CpRejected, Message, PartitionFull, VolumeRoot};
+
+/// Refusals of one CP before the image is repaired by comparison.
+pub(super) const REFUSALS_MAX: u32 = 2;
 
 impl Primary {
     /// Whether PartitionFull of `cp` was sent on this connection and is not answered.
     pub(super) fn is_announced(&self, cp: CpNumber) -> bool {
-        self.pending.as_ref().is_some_and(|pending| {
-            let announced = match pending.data {
-                Data::Waiting | Data::Parked => false,
-                Data::Sending | Data::Sent(_) | Data::Ended => true,
-            };
-            pending.cp == cp && announced
-        })
+        self.pending.as_ref().is_some_and(|pending| pending.cp == cp && pending.data.is_announced())
     }
 
     /// Invariant 4: released behind CpDone and the own commit, whatever the hub says.
@@ -45,13 +42,15 @@ impl Primary {
         self.acked -= released;
         self.held_after = pending.place;
         self.hub_cp = self.hub_cp.max(cp);
+        self.apart.repaired();
         if !self.identity.policy.forwards() && self.is_streaming() {
             actions.push(Action::HubDurable(self.acked_place()));
         }
         actions.push(Action::Done { cp, alone: false });
     }
 
-    /// R19: refused once it is sent again, refused twice it is sent all inline, then it is the end.
+    /// R19: refused once it is sent again, refused twice it is sent all inline, then the image is
+    /// repaired by comparison with a newer CP.
     pub(super) fn rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
         let Some(pending) = self.pending.as_mut().filter(|pending| pending.cp == no.cp) else {
             self.close("CpRejected of a CP that is not under way", actions);
@@ -60,17 +59,17 @@ impl Primary {
         let (cp, reason, no_space) = (no.cp, no.reason.clone(), no.no_space);
         if no_space {
             pending.data = Data::Parked;
-        } else if pending.refusals >= 2 {
-            let reason = format!("CP {cp} was refused {} times: {reason}", pending.refusals + 1);
-            let next = "compare both ends with `mirrorhub verify`";
-            self.halt(refused(RefusedCode::Diverged, reason, next), actions);
+            actions.push(Action::Rejected { cp, reason, no_space });
             return;
-        } else {
-            pending.refusals += 1;
-            pending.inline = pending.refusals >= 2;
-            pending.data = Data::Waiting;
         }
+        pending.refusals += 1;
+        pending.inline = pending.refusals >= 2;
+        pending.data = Data::Waiting;
+        let repaired = pending.refusals > REFUSALS_MAX;
         actions.push(Action::Rejected { cp, reason, no_space });
+        if repaired {
+            self.repair(cp, actions);
+        }
     }
 
     pub(super) fn frozen(&mut self, cp: CpNumber, place: Place) {
@@ -137,9 +136,18 @@ impl Primary {
         }
         if let (Data::Sent(update_bytes), Some(roots)) = (pending.data, &pending.roots) {
             pending.data = Data::Ended;
-            let (cp, place, roots) = (pending.cp, pending.place.into(), roots.clone());
-            let end = CpEnd { cp, place, roots: self.agreed(&roots), update_bytes };
-            actions.push(Action::Send(Message::CpEnd(end)));
+            let (cp, place, roots) = (pending.cp, pending.place, roots.clone());
+            actions.push(end_of(cp, place, self.agreed(&roots), update_bytes));
         }
     }
+}
+
+/// All of a CP's data was sent.
+pub(super) fn end_of(
+    cp: CpNumber,
+    place: Place,
+    roots: Vec<VolumeRoot>,
+    update_bytes: u64,
+) -> Action {
+    Action::Send(Message::CpEnd(CpEnd { cp, place: place.into(), roots, update_bytes }))
 }

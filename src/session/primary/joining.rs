@@ -4,7 +4,8 @@
 //! whole (R1, R5, R12); a hub that is not this source's halts the session with a reason.
 
 use super::super::CP_NUMBER_MAX;
-use super::{Action, Held, Primary, State, refused};
+use super::apart::How;
+use super::{Action, Held, Past, Primary, State, refused};
 use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
 use crate::units::ids::HubId;
@@ -20,8 +21,8 @@ enum Joining {
     Resend(usize),
     /// The hub holds more (R1).
     Refill,
-    /// The logs do not join, the image is this source's past (R4).
-    Pass,
+    /// The logs do not join, or the image is not what births tell: it is this source's past (R4).
+    Pass(How),
 }
 
 impl Primary {
@@ -55,7 +56,7 @@ impl Primary {
     }
 
     /// Compares the two histories and decides how they join (R1, R5, R7).
-    pub(super) fn welcomed(&mut self, welcome: &Welcome, past: bool, actions: &mut Vec<Action>) {
+    pub(super) fn welcomed(&mut self, welcome: &Welcome, past: Past, actions: &mut Vec<Action>) {
         let joining = match self.accepts(welcome).and_then(|()| self.joins(welcome, past)) {
             Ok(joining) => joining,
             Err(refused) => {
@@ -70,8 +71,9 @@ impl Primary {
         self.identity.hub = Some(welcome.hub);
         self.identity.epoch = welcome.epoch;
         actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
-        self.noted(actions);
+        self.hold_to(welcome, actions);
         self.leave_out(&welcome.refused, actions);
+        self.noted(actions);
         match joining {
             Joining::Resend(position) => {
                 self.acked = position;
@@ -85,25 +87,25 @@ impl Primary {
                 self.state = State::Refilling { target };
                 actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
             }
-            Joining::Pass => {
+            Joining::Pass(how) => {
                 self.settle(welcome.applied_cp, actions);
-                self.pass_over(welcome.applied_cp, actions);
+                self.pass_over(welcome.applied_cp, how, actions);
             }
         }
     }
 
     /// In session, but the image is brought up before the log goes on.
-    fn pass_over(&mut self, base: CpNumber, actions: &mut Vec<Action>) {
+    fn pass_over(&mut self, base: CpNumber, how: How, actions: &mut Vec<Action>) {
         self.state = State::Streaming;
         self.cp_taken = 0;
         actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
-        self.begin_syncing(base, actions);
+        self.begin_syncing(base, how, actions);
     }
 
     /// Everything that the hub held beyond the own log is here.
     pub(super) fn refill_over(&mut self, actions: &mut Vec<Action>) {
         if self.volumes.is_behind() {
-            self.pass_over(self.hub_cp, actions);
+            self.pass_over(self.hub_cp, How::Births, actions);
         } else {
             self.join(actions);
         }
@@ -157,11 +159,14 @@ impl Primary {
     /// Compares the two histories. What the hub holds beyond the own log, on the same line, is
     /// fetched; an own log that begins behind the hub's, or went another way while this end was
     /// alone, needs a pass over the image, which must be this source's past (R4, R5).
-    fn joins(&self, welcome: &Welcome, past: bool) -> Result<Joining, Refused> {
+    fn joins(&self, welcome: &Welcome, past: Past) -> Result<Joining, Refused> {
         let (hub_last, applied) = (Place::from(welcome.last), Place::from(welcome.applied));
         let elsewhere = |code, reason| {
-            if past {
-                return Ok(Joining::Pass);
+            match past {
+                // What was begun there is gone on with by comparison (R19).
+                Past::Known if !welcome.work => return Ok(Joining::Pass(How::Births)),
+                Past::Known | Past::Unknown => return Ok(Joining::Pass(How::Compare)),
+                Past::No => {}
             }
             let next = "the two histories went different ways: `mirrorhub failback` on the hub, \
                         with --keep, names the side that stays; see docs/operations.md";
@@ -207,8 +212,11 @@ impl Primary {
         }
         Ok(match found {
             None => Joining::Refill,
+            // A CP by reference would only be refused there.
+            Some(_) if past == Past::Unknown => Joining::Pass(How::Compare),
             // The log alone does not bring up what it was left out of.
-            Some(_) if self.volumes.is_behind() => Joining::Pass,
+            Some(_) if self.volumes.is_behind() && welcome.work => Joining::Pass(How::Compare),
+            Some(_) if self.volumes.is_behind() => Joining::Pass(How::Births),
             Some(position) => Joining::Resend(position),
         })
     }
@@ -251,6 +259,7 @@ impl Primary {
     pub(super) fn join(&mut self, actions: &mut Vec<Action>) {
         self.state = State::Streaming;
         self.cp_taken = 0;
+        self.acknowledged();
         actions.push(Action::HubDurable(self.acked_place()));
         actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
         self.serve(actions);

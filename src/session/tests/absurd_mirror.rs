@@ -38,6 +38,7 @@ fn known() -> Known {
         cp_max: CpNumber(0),
         policy: None,
         alone: None,
+        work: false,
     }
 }
 
@@ -347,6 +348,21 @@ fn partition_full_is_held_to_what_came() {
     let actions = settle(&mut machine, line[0].place);
     let begin = Action::Apply { cp: CpNumber(1), last: line[0].place, build: Build::Updates };
     assert_eq!(actions.last(), Some(&begin), "{actions:?}");
+}
+
+/// A CP of nothing is made to write what was mended: it ends where the image does.
+#[test]
+fn a_cp_of_nothing_ends_where_the_image_does() {
+    let line = line(2);
+    let last = line[1].place;
+    let mut machine = applying(&line);
+    receive(&mut machine, end(1, last, 10));
+    applied(&mut machine, 1, published(last));
+    let begin = Action::Apply { cp: CpNumber(2), last, build: Build::Updates };
+    assert_eq!(receive(&mut machine.clone(), full(2, last)), [begin]);
+    let other = Place { hash: StreamHash([9; 16]), ..last };
+    assert_eq!(reaction(&receive(&mut machine.clone(), full(2, other))), Close);
+    assert_eq!(reaction(&receive(&mut machine, full(2, line[0].place))), Close);
 }
 
 #[test]

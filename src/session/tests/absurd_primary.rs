@@ -2,7 +2,7 @@
 
 use super::super::CP_NUMBER_MAX;
 use super::super::mirror::Arrived;
-use super::super::primary::{Action, Answering, Event, Held, Identity, Own, Primary};
+use super::super::primary::{Action, Answering, Event, Held, Identity, Own, Past, Primary};
 use super::world::{generation, hub_id, offers, root_of, source_id, transfer};
 use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
@@ -75,6 +75,7 @@ fn welcome(last: Place) -> Welcome {
         cp_max: CpNumber(0),
         log_credit: CREDIT,
         cp_credit: CREDIT,
+        work: false,
         refused: Vec::new(),
     }
 }
@@ -86,7 +87,7 @@ fn receive(machine: &mut Primary, message: Message) -> Vec<Action> {
 /// The shell says of a Welcome whether its image is the source's past: here it is not.
 pub(super) fn received(message: Message) -> Event {
     match message {
-        Message::Welcome(welcome) => Event::Welcomed { welcome, past: false },
+        Message::Welcome(welcome) => Event::Welcomed { welcome, past: Past::No },
         other => Event::Received(other),
     }
 }
@@ -342,7 +343,8 @@ fn cp_done_releases_once_and_only_what_is_safe_on_both_ends() {
     assert!(actions.contains(&data), "{actions:?}");
 }
 
-/// R19: once more by reference, once all inline, then given up with its reason.
+/// R19: once more by reference, once all inline, then compared with a newer CP; refused as well, it
+/// waits for one that is newer still, and says why.
 #[test]
 fn refusals_are_counted_to_three() {
     let line = line(1);
@@ -353,8 +355,30 @@ fn refusals_are_counted_to_three() {
         machine.step(Event::DataSent { cp: CpNumber(1), bytes: 7 });
     }
     let actions = receive(&mut machine, rejected(1, false));
-    assert_eq!(reaction(&actions), Halt);
-    assert!(format!("{actions:?}").contains("refused 3 times: differs"), "{actions:?}");
+    assert!(actions.iter().any(|action| matches!(action, Action::MarkApart(_))), "{actions:?}");
+    let actions = machine.step(Event::Apart);
+    assert!(actions.contains(&Action::Freeze), "a newer CP is wanted: {actions:?}");
+    let offered = |actions: &[Action]| {
+        let compare = |action: &Action| match action {
+            Action::Send(Message::Compare(compare)) => Some(compare.cp),
+            _ => None,
+        };
+        actions.iter().find_map(compare)
+    };
+    let place = line[0].place;
+    for cp in [2, 3] {
+        machine.step(Event::Frozen { cp: CpNumber(cp), place });
+        let actions = machine.step(Event::Committed { cp: CpNumber(cp), roots: Vec::new() });
+        assert_eq!(offered(&actions), Some(CpNumber(cp)), "{actions:?}");
+        let actions = receive(&mut machine, rejected(cp, false));
+        let said = |action: &Action| match action {
+            Action::Faulted { reason, .. } => reason.contains("also by comparison: differs"),
+            _ => false,
+        };
+        assert!(actions.iter().any(said), "{actions:?}");
+        assert!(!actions.contains(&Action::Freeze) && offered(&actions).is_none(), "{actions:?}");
+        assert_eq!(offered(&machine.step(Event::Retry)), None, "nothing is tried by itself");
+    }
 }
 
 #[test]

@@ -94,6 +94,7 @@ fn welcome() -> BoxedStrategy<Message> {
                 cp_max,
                 log_credit,
                 cp_credit,
+                work: false,
                 refused: Vec::new(),
             })
         })
@@ -306,6 +307,7 @@ impl PrimaryShell {
             cp_max: CpNumber(0),
             log_credit: 1000,
             cp_credit: 1000,
+            work: false,
             refused: Vec::new(),
         }
     }
@@ -401,12 +403,16 @@ impl PrimaryShell {
                     (self.connected, self.sending) = (false, None);
                     assert_eq!(self.machine.step(primary::Event::Disconnected), []);
                 }
-                Action::Halt(_) => (self.halted, self.connected) = (true, false),
+                // A CP that is refused too often is repaired by a pass: see `search`.
+                Action::Halt(_) | Action::MarkApart(_) => {
+                    (self.halted, self.connected) = (true, false);
+                }
                 Action::HubDurable(place) => self.hub_durable = place,
                 Action::DataWindow { .. }
                 | Action::Adopt
                 | Action::Joined { .. }
                 | Action::LeaveOut(_)
+                | Action::SetBack { .. }
                 | Action::Checkpoint { .. }
                 | Action::Scan { .. }
                 | Action::Scanned(_)
@@ -414,9 +420,11 @@ impl PrimaryShell {
                 | Action::Rejected { .. } => {}
                 other @ (Action::Done { alone: true, .. }
                 | Action::Answer(_)
-                | Action::MarkApart(_)
                 | Action::ClearApart
                 | Action::SendPass { .. }
+                | Action::SendCompare { .. }
+                | Action::ServePull(_)
+                | Action::Faulted { .. }
                 | Action::PassEnded { .. }
                 | Action::Freeze
                 | Action::Renew
@@ -506,6 +514,7 @@ impl MirrorShell {
             cp_max: CpNumber(0),
             policy: None,
             alone: None,
+            work: false,
         };
         let machine = Mirror::new(known, Place::default(), 1000, 100);
         Self { machine, job: None, full: None, connected: false, published: 0 }

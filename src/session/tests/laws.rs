@@ -92,6 +92,11 @@ impl World {
                 (self.committed.get(&cp) != Some(&full.last.into()) || !self.source.apart)
                     .then(|| format!("R4: a pass to CP {cp} that is not committed, or unmarked"))
             }
+            Action::Send(Message::Compare(compare)) => {
+                let cp = compare.cp;
+                (self.committed.get(&cp) != Some(&compare.place.into()) || !self.source.apart)
+                    .then(|| format!("R4: CP {cp} is offered, not committed, or unmarked"))
+            }
             Action::Send(Message::PartitionFull(full)) => {
                 let cp = full.cp;
                 let written = |record: &Record| match record {
@@ -202,6 +207,7 @@ impl World {
             (up.serving, up.halted, up.counter, up.label, up.sending).hash(to);
             (up.data, up.parked, up.marking, up.answering, up.wants_freeze).hash(to);
             up.pass.map(|pass| (pass.cp, pass.base.hash, pass.sent)).hash(to);
+            up.offered.map(|(cp, place)| (cp, place.hash)).hash(to);
             up.frozen
                 .map(|frozen| (frozen.cp, frozen.told, frozen.committed, frozen.policy))
                 .hash(to);
@@ -213,6 +219,7 @@ impl World {
         let hub = &self.hub;
         (hub.generation, hub.source.is_some(), hub.image.0, hub.durable, hub.log.len()).hash(to);
         place(hub.image.1, to);
+        hub.work.map(|of| of.hash).hash(to);
         hub.log.iter().for_each(|arrived| (arrived.place.hash, arrived.header.cp).hash(to));
         if let Some(up) = &hub.up {
             connections.1 = up.connection;
@@ -225,7 +232,8 @@ impl World {
             up.refill.map(|from| from.hash).hash(to);
             if let Some(job) = &up.job {
                 (job.cp, job.fed.len(), job.taken, job.end.is_some(), job.abort).hash(to);
-                job.is_pass.hash(to);
+                (job.build, job.asked).hash(to);
+                job.parts.iter().for_each(|part| part.hash.hash(to));
             }
             up.machine.fingerprint(to);
         }
@@ -252,6 +260,7 @@ fn hash_frame<H: Hasher>(frame: &Frame, to: &mut H) {
         Frame::Transfer(arrived) => (1, arrived.place.hash).hash(to),
         Frame::Refill(arrived) => (2, arrived.place.hash).hash(to),
         Frame::Updates(updates) => (3, updates.cp, updates.base.hash, updates.inline).hash(to),
+        Frame::Pulled(pulled) => (4, pulled.cp, pulled.of.hash).hash(to),
         Frame::Message(message) => {
             message.name().hash(to);
             match message {
@@ -261,8 +270,11 @@ fn hash_frame<H: Hasher>(frame: &Frame, to: &mut H) {
                 }
                 Message::Welcome(welcome) => {
                     (welcome.last.2, welcome.applied_cp, welcome.log_credit).hash(to);
+                    welcome.work.hash(to);
                 }
                 Message::PartitionFull(full) => (full.cp, full.last.2, full.base).hash(to),
+                Message::Compare(compare) => (compare.cp, compare.base, compare.place.2).hash(to),
+                Message::WantNodes(want) => (want.cp, want.number).hash(to),
                 Message::CpEnd(end) => (end.cp, end.place.2, end.update_bytes).hash(to),
                 Message::Ack(ack) => (ack.id, ack.log_credit, ack.cp_taken).hash(to),
                 Message::CpDone(done) => done.cp.hash(to),

@@ -276,6 +276,19 @@ fn no_change_of_what_the_loss_of_the_hub_means_goes_wrong() {
     holds(budget, Budget { writes: 2, ..budget });
 }
 
+/// The hub has no room for a pass, or refuses it; the source goes on alone and makes CPs meanwhile.
+/// Only in the long form: [`super::refusals`] has its shortest ways.
+#[test]
+fn no_refused_pass_with_newer_cps_goes_wrong() {
+    if !full() {
+        return;
+    }
+    let budget = Budget { writes: 2, cps: 2, losses: 1, no_space: 1, ..NONE };
+    holds(budget, Budget { writes: 3, no_space: 2, ..budget });
+    let budget = Budget { writes: 2, cps: 2, losses: 1, rejects: 1, ..NONE };
+    holds(budget, Budget { cuts: 1, ..budget });
+}
+
 /// TCP neither loses nor repeats; if something between the ends does, the connection may close,
 /// but nothing false is stored, acknowledged or published.
 #[test]
@@ -414,9 +427,45 @@ fn control_a_forgotten_change_of_policy_is_found() {
     control(faults, Budget { losses: 1, ..CHANGED }, "R20: write 1");
 }
 
-/// R19: refused, refused again, refused with every block inline: given up with its reason.
+/// R19: refused, refused again, refused with every block inline: repaired by comparison; that
+/// refused as well: compared again with the next CP, and with no other.
 #[test]
-fn a_cp_refused_three_times_is_the_end() {
-    let budget = Budget { writes: 1, cps: 1, rejects: 3, ..NONE };
-    control(Faults::default(), budget, "the source halts: CP 1 was refused 3 times");
+fn no_repair_by_comparison_goes_wrong() {
+    let budget = Budget { writes: 1, cps: 1, rejects: 4, ..NONE };
+    holds(budget, Budget { cuts: 1, ..budget });
+}
+
+/// The same where births tell nothing, cut at any frame and gone on with.
+#[test]
+fn no_comparison_goes_wrong() {
+    let faults = Faults { base_unknown: true, ..Faults::default() };
+    let one = Budget { writes: 1, cps: 1, losses: 1, ..NONE };
+    let budgets = [
+        Budget { writes: 2, ..one },
+        Budget { cuts: 1, ..one },
+        Budget { hub_crashes: 1, ..one },
+        Budget { source_crashes: 1, ..one },
+        Budget { rejects: 1, no_space: 1, ..one },
+    ];
+    for budget in budgets {
+        let budget = if full() { Budget { writes: 2, cps: 2, ..budget } } else { budget };
+        let states = search(faults, budget, (1, 10), 30_000_000).nothing();
+        println!("{states} histories, {budget:?}");
+    }
+}
+
+const CUT_PASS: Budget = Budget { writes: 2, cps: 2, losses: 1, cuts: 1, ..NONE };
+
+/// What a cut pass left is of another CP than the newest: only a comparison knows.
+#[test]
+fn control_a_work_tree_that_is_trusted_is_found() {
+    let faults = Faults { work_trusted: true, base_unknown: true, ..Faults::default() };
+    control(faults, CUT_PASS, "CP 2 was built from other content");
+}
+
+/// A source that answers from what it has by now, not from what it offered.
+#[test]
+fn control_a_target_that_is_not_pinned_is_found() {
+    let faults = Faults { target_unpinned: true, base_unknown: true, ..Faults::default() };
+    control(faults, CUT_PASS, "CP 1 was built from other content");
 }

@@ -1,7 +1,7 @@
 //! A source of which the hub leaves out a volume (R20): what it sends, what it marks, and how the
 //! volume comes back.
 
-use super::super::primary::{Action, Event, Held, Identity, Own, Primary};
+use super::super::primary::{Action, Event, Held, Identity, Own, Past, Primary};
 use super::absurd_primary::line;
 use super::world::{generation, hub_id, source_id};
 use crate::record::marks::Place;
@@ -67,13 +67,14 @@ fn welcome(refused: Vec<VolumeRefusal>) -> Welcome {
         log_credit: 1000,
         cp_credit: 1000,
         refused,
+        work: false,
     }
 }
 
 fn come(machine: &mut Primary, welcome: Welcome, behind: bool) -> Vec<Action> {
     machine.step(Event::Connected);
     machine.step(Event::VolumesBehind(behind));
-    machine.step(Event::Welcomed { welcome, past: true })
+    machine.step(Event::Welcomed { welcome, past: Past::Known })
 }
 
 fn ack(machine: &mut Primary, id: TransferId) -> Vec<Action> {
@@ -183,4 +184,29 @@ fn a_refusal_of_a_volume_that_is_not_here_is_passed_over() {
     let actions = come(&mut machine, welcome(vec![strange]), false);
     assert!(actions.contains(&Action::LeaveOut(Vec::new())));
     assert_eq!(at(&actions, |a| matches!(a, Action::MarkApart(_))), None);
+}
+
+/// R7: a hub that acknowledged two transfers as durable and comes back with one was set back; the
+/// rest is sent again. With `received` that is what was asked for.
+#[test]
+fn a_hub_that_was_set_back_is_told_once() {
+    use crate::units::policy::Ack as Promise;
+    for ack_of in [Promise::Durable, Promise::Received] {
+        let mut machine = source(OnHubLoss::Stop, false);
+        machine.set_ack(ack_of);
+        come(&mut machine, welcome(Vec::new()), false);
+        let line = line(2);
+        ack(&mut machine, line[1].place.transfer);
+        machine.step(Event::Disconnected);
+        let less = Welcome { last: line[0].place.into(), ..welcome(Vec::new()) };
+        let actions = come(&mut machine, less.clone(), false);
+        let (had, has) = (line[1].place, line[0].place);
+        let told = actions.contains(&Action::SetBack { had, has });
+        assert_eq!(told, ack_of == Promise::Durable, "{actions:?}");
+        let again = Action::SendTransfer(line[1].place.transfer);
+        assert!(actions.contains(&again), "{actions:?}");
+        machine.step(Event::Disconnected);
+        let actions = come(&mut machine, less, false);
+        assert!(!actions.contains(&Action::SetBack { had, has }), "told once");
+    }
 }

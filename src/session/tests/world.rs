@@ -66,6 +66,12 @@ pub(super) struct Faults {
     pub policy_kept_early: bool,
     /// A restart forgets the policy that the hub may know already.
     pub next_policy_forgotten: bool,
+    /// What came of a pass that was cut is taken for done, as a cursor would say.
+    pub work_trusted: bool,
+    /// What was offered for comparison is not pinned: the newest own CP answers.
+    pub target_unpinned: bool,
+    /// Not a rule of the product: births tell nothing, every pass is a comparison.
+    pub base_unknown: bool,
     /// Not a rule of the product: only the stores are judged, not what the machines say, to show
     /// that a broken rule does harm.
     pub actions_unjudged: bool,
@@ -112,7 +118,18 @@ pub(super) enum Frame {
     Transfer(Arrived),
     Refill(Arrived),
     Updates(Updates),
+    Pulled(Pulled),
 }
+
+/// An answer to a comparison: half of the content `of` this place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pulled {
+    pub cp: CpNumber,
+    pub of: Place,
+}
+
+/// Answers that a comparison needs.
+pub(super) const PARTS: usize = 2;
 
 /// CP data: makes content `to` of content `base`.
 #[derive(Debug, Clone, Copy)]
@@ -153,6 +170,8 @@ pub(super) enum Step {
     Drain,
     Recorded,
     TakeUpdates,
+    /// A comparison asks.
+    Ask,
     EndApply,
     SendLog,
     HubNotices,
@@ -238,6 +257,8 @@ pub(super) struct SourceUp {
     pub marking: Option<bool>,
     pub answering: Answering,
     pub pass: Option<PassOut>,
+    /// What is offered for comparison.
+    pub offered: Option<(CpNumber, Place)>,
     pub wants_freeze: bool,
     /// The policy of a freeze that the hub has not noted.
     pub next: Option<Policy>,
@@ -292,7 +313,22 @@ pub(super) struct Job {
     pub taken: usize,
     pub end: Option<CpEnd>,
     pub abort: bool,
-    pub is_pass: bool,
+    pub build: mirror::Build,
+    /// Of a comparison: which place's content each half has, and how many were asked for.
+    pub parts: Vec<Place>,
+    pub asked: usize,
+}
+
+impl Job {
+    pub(super) fn compares(&self) -> bool {
+        self.build == mirror::Build::Compare
+    }
+
+    /// Whether it may be published.
+    fn is_whole(&self) -> bool {
+        let all = if self.compares() { self.parts.len() >= PARTS } else { true };
+        all && self.taken == self.fed.len() && self.end.is_some()
+    }
 }
 
 /// A running hub.
@@ -321,6 +357,8 @@ pub(super) struct Hub {
     pub content: Place,
     pub log: Vec<Arrived>,
     pub durable: usize,
+    /// What came of a pass that was cut: half of the content of that place (R19).
+    pub work: Option<Place>,
     pub up: Option<HubUp>,
 }
 
@@ -543,6 +581,7 @@ impl Source {
             marking: None,
             answering: Answering::Policy,
             pass: None,
+            offered: None,
             wants_freeze: false,
             next: self.next,
         });
@@ -560,6 +599,7 @@ impl Hub {
             content: Place::default(),
             log: Vec::new(),
             durable: 0,
+            work: None,
             up: None,
         }
     }
@@ -593,6 +633,7 @@ impl Hub {
             cp_max: applied_cp.max(labels.unwrap_or_default()),
             policy: self.told.map(|told| told.0),
             alone: None,
+            work: self.work.is_some(),
         };
         let log_credit = 3 * TRANSFER_BYTES;
         self.up = Some(HubUp {
@@ -610,13 +651,17 @@ impl Hub {
     /// What the applier finds: the CP's content, if the data joins the image and every reference
     /// is in the log.
     fn build(&self, job: &Job) -> Option<Place> {
+        if job.compares() {
+            let first = job.parts[0];
+            return job.parts.iter().all(|part| *part == first).then_some(first);
+        }
         let mut content = self.content;
         for update in &job.fed {
             let found = |sequence| self.log.iter().any(|t| t.place.sequence.0 == sequence);
             let missing = || (update.base.sequence.0 + 1..=update.to.sequence.0).any(|n| !found(n));
             if update.base != self.content
                 || !update.inline && missing()
-                || update.pass != job.is_pass
+                || update.pass != job.build.is_pass()
             {
                 return None;
             }
@@ -764,8 +809,9 @@ impl World {
         may(up.record.is_some(), Step::Recorded);
         if let Some(job) = &up.job {
             may(job.taken < job.fed.len(), Step::TakeUpdates);
-            let all = job.taken == job.fed.len() && job.end.is_some();
-            may(job.abort || all, Step::EndApply);
+            let asks = job.compares() && !job.abort && job.end.is_some();
+            may(asks && job.parts.len().max(job.asked) < PARTS, Step::Ask);
+            may(job.abort || job.is_whole(), Step::EndApply);
         }
         may(up.refill.is_some(), Step::SendLog);
         let source_side = self.source.up.as_ref().and_then(|source| source.connection);
@@ -807,6 +853,7 @@ impl World {
                 job.taken += 1;
                 self.step_hub(mirror::Event::UpdatesTaken(UPDATE_BYTES), None);
             }
+            Step::Ask => self.ask(),
             Step::EndApply => self.end_apply(),
             Step::SendLog => self.send_log(),
             Step::HubNotices => self.lose_hub_side(),

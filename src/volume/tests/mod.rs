@@ -3,6 +3,7 @@
 mod births;
 mod faults;
 mod kept;
+mod mend;
 mod model;
 mod publish;
 mod pull;
@@ -12,3 +13,4 @@ mod pulling;
 mod serve;
 mod space;
 mod together;
+mod work;

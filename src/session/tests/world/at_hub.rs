@@ -2,8 +2,10 @@
 
 use super::super::super::mirror::{self, Arrived, Outcome};
 use super::{Frame, Job, UPDATE_BYTES, World, root_of};
+use crate::units::convert::to_u64;
 use crate::units::numbers::{CpNumber, VolumeNumber};
 use crate::wire::message::Message;
+use crate::wire::pull::WantNodes;
 
 impl World {
     /// Where the first frame stands that is not of the first frame's connection.
@@ -47,6 +49,9 @@ impl World {
             Frame::Updates(updates) => {
                 let event = mirror::Event::Updates { cp: updates.cp, bytes: UPDATE_BYTES };
                 self.step_hub(event, Some(Frame::Updates(updates)));
+            }
+            Frame::Pulled(pulled) => {
+                self.step_hub(mirror::Event::Pulled { cp: pulled.cp }, Some(frame));
             }
             Frame::Refill(_) => self.fail("a frame went the wrong way"),
         }
@@ -106,7 +111,7 @@ impl World {
             return self.end_job(Outcome::Aborted);
         }
         let (cp, last, end) = (job.cp, job.last, job.end.clone().unwrap());
-        let job_is_pass = job.is_pass;
+        let job_is_pass = job.build.is_pass();
         let content = self.hub.build(job);
         let roots: Vec<_> = content.map(root_of).into_iter().collect();
         if end.roots.iter().map(|root| root.root).ne(roots.iter().copied()) {
@@ -124,8 +129,29 @@ impl World {
         self.end_job(Outcome::Published(vec![(VolumeNumber(0), roots[0])]));
     }
 
+    /// Asks for what is missing of what is compared.
+    pub(super) fn ask(&mut self) {
+        let job = self.hub_up().job.as_mut().unwrap();
+        let (cp, number) = (job.cp, job.asked.max(job.parts.len()));
+        job.asked = number + 1;
+        let mut nodes = crate::wire::pull::Spans::new();
+        nodes.push(0);
+        let (volume, number) = (VolumeNumber(0), to_u64(number));
+        let want = WantNodes { cp, volume, number, level: 1, nodes };
+        if let Some(connection) = self.hub_up().connection {
+            self.to_source.push_back((connection, Frame::Message(Message::WantNodes(want))));
+        }
+    }
+
+    /// What came of a pass stays until it is published, or refused.
     pub(super) fn end_job(&mut self, outcome: Outcome) {
         let cp = self.hub_up().job.take().unwrap().cp;
+        match outcome {
+            Outcome::Published(_) | Outcome::Rejected { .. } => self.hub.work = None,
+            Outcome::NoSpace | Outcome::Aborted => {}
+        }
+        let work = self.hub.work.is_some();
+        self.hub_up().machine.works(work);
         self.step_hub(mirror::Event::Applied { cp, outcome }, None);
     }
 
@@ -180,21 +206,20 @@ impl World {
                 _ => self.fail("Stage without a transfer"),
             },
             Action::Apply { cp, last, build } => {
-                let is_pass = build == mirror::Build::Pass;
                 if up.job.is_some() {
                     return self.fail("two CPs are applied at once");
                 }
                 let fed = std::mem::take(&mut up.early);
-                up.job = Some(Job { cp, last, fed, taken: 0, end: None, abort: false, is_pass });
+                let work = self.hub.work.filter(|_| build == mirror::Build::Compare);
+                // What is kept is compared like all else.
+                let parts = work.filter(|of| *of == last || faults.work_trusted);
+                let (end, abort, parts) = (None, false, parts.into_iter().collect());
+                up.job = Some(Job { cp, last, fed, taken: 0, end, abort, build, parts, asked: 0 });
                 if faults.drop_before_publish {
                     self.drop_logs(cp);
                 }
             }
-            Action::Feed => match (frame, &mut up.job) {
-                (Some(Frame::Updates(updates)), Some(job)) => job.fed.push(*updates),
-                (Some(Frame::Updates(updates)), None) => up.early.push(*updates),
-                _ => self.fail("Feed without updates"),
-            },
+            Action::Feed => self.feed(frame),
             Action::Finish(end) => match &mut up.job {
                 Some(job) => job.end = Some(end),
                 None => self.fail("Finish without a job"),
@@ -218,6 +243,24 @@ impl World {
             | Action::Scan { .. }
             | Action::CheckpointAt { .. }
             | Action::Scanned(_) => {}
+        }
+    }
+
+    fn feed(&mut self, frame: Option<&Frame>) {
+        let up = self.hub.up.as_mut().unwrap();
+        match (frame, &mut up.job) {
+            (Some(Frame::Pulled(pulled)), Some(job)) => {
+                job.parts.push(pulled.of);
+                self.hub.work = Some(pulled.of);
+            }
+            (Some(Frame::Updates(updates)), Some(job)) => {
+                job.fed.push(*updates);
+                if updates.pass {
+                    self.hub.work = Some(updates.to);
+                }
+            }
+            (Some(Frame::Updates(updates)), None) => up.early.push(*updates),
+            _ => self.fail("Feed without updates"),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::super::super::mirror::Arrived;
 use super::super::super::primary::{self, Answering, Held};
 use super::{
-    Frame, FrozenCp, PassOut, Record, Sending, TRANSFER_BYTES, UPDATE_BYTES, Updates, World,
+    Frame, FrozenCp, PassOut, Pulled, Record, Sending, TRANSFER_BYTES, UPDATE_BYTES, Updates, World,
 };
 use super::{root_of, transfer};
 use crate::record::marks::Place;
@@ -149,7 +149,10 @@ impl World {
         let before = self.source.ring.len();
         let gone = |record: &Record| match record {
             Record::Transfer(arrived) => arrived.place.sequence <= released.sequence,
-            Record::Freeze { place, .. } => place.sequence <= released.sequence,
+            // One that cuts nothing stands at the place of the one before.
+            Record::Freeze { cp, place, .. } => {
+                place.sequence <= released.sequence && *cp <= self.source.own.0
+            }
         };
         let durable_gone =
             self.source.ring[..self.source.durable].iter().filter(|r| gone(r)).count();
@@ -171,7 +174,7 @@ impl World {
         let up = self.source_up();
         let number = up.connection.take();
         up.sending = None;
-        up.pass = None;
+        (up.pass, up.offered) = (None, None);
         up.parked = false;
         self.to_source.retain(|(of, _)| Some(*of) != number);
         self.step_source(primary::Event::Disconnected, None);
@@ -186,7 +189,11 @@ impl World {
             Frame::Message(Message::Welcome(welcome)) => {
                 let place = Place::from(welcome.applied);
                 let known = self.committed.get(&welcome.applied_cp) == Some(&place);
-                let past = known || welcome.applied_cp.0 == 0 || self.faults.past_unchecked;
+                let past = match known || welcome.applied_cp.0 == 0 || self.faults.past_unchecked {
+                    true if self.faults.base_unknown => primary::Past::Unknown,
+                    true => primary::Past::Known,
+                    false => primary::Past::No,
+                };
                 self.step_source(primary::Event::Welcomed { welcome, past }, None);
             }
             Frame::Message(message) => {
@@ -200,7 +207,9 @@ impl World {
                 };
                 self.step_source(event, Some(arrived));
             }
-            Frame::Transfer(_) | Frame::Updates(_) => self.fail("a frame went the wrong way"),
+            Frame::Transfer(_) | Frame::Updates(_) | Frame::Pulled(_) => {
+                self.fail("a frame went the wrong way");
+            }
         }
     }
 
@@ -321,15 +330,40 @@ impl World {
             Action::MarkApart(_) => up.marking = Some(true),
             Action::ClearApart => up.marking = Some(false),
             Action::SendPass { cp, base } => {
+                let (cp, newest) = (*cp, self.source.own.0);
+                if cp != newest {
+                    // The shell reads the newest own tree, whatever it is called.
+                    return self.fail(format!("a pass sends CP {cp}, the own one is CP {newest}"));
+                }
                 let base = self.committed.get(base).copied().unwrap_or_default();
-                let to = self.committed[cp];
+                let to = self.committed[&cp];
                 up.sending = None;
-                up.pass = Some(PassOut { cp: *cp, base, to, sent: false });
+                up.pass = Some(PassOut { cp, base, to, sent: false });
             }
-            Action::PassEnded { .. } => {}
+            Action::SetBack { .. } => {}
+            Action::SendCompare { cp, .. } => {
+                (up.sending, up.pass) = (None, None);
+                up.offered = Some((*cp, self.committed[cp]));
+            }
+            Action::ServePull(want) => {
+                let newest = self.source.own.1;
+                let (number, cp) = (up.connection.unwrap(), want.cp());
+                match up.offered.filter(|(offered, _)| *offered == cp) {
+                    Some((_, place)) => {
+                        let of = if self.faults.target_unpinned { newest } else { place };
+                        self.to_hub.push_back((number, Frame::Pulled(Pulled { cp, of })));
+                    }
+                    None => self.fail("an answer about what is not offered"),
+                }
+            }
+            // A newer CP comes some day.
+            Action::Faulted { .. } => {
+                (up.offered, up.wants_freeze) = (None, up.frozen.is_none());
+            }
+            Action::PassEnded { .. } => up.offered = None,
             Action::LeaveOut(refused) => assert!(refused.is_empty(), "no volume is refused here"),
             Action::Rejected { no_space, .. } => up.parked = *no_space,
-            Action::Freeze => up.wants_freeze = true,
+            Action::Freeze => up.wants_freeze = up.frozen.is_none(),
             Action::Fence(_) => self.fail("the source is fenced"),
             Action::Checkpoint { .. } | Action::Scan { .. } | Action::Scanned(_) => {}
             other => panic!("{other:?} has nothing to do with being apart"),
