@@ -10,8 +10,9 @@ use futures_util::future::BoxFuture;
 use mirrorhub::control::message::{AdminError, ProgressSender, Request, code};
 use mirrorhub::control::server::{Admin, AdminServer};
 use mirrorhub::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, DropAnswer, FailbackAnswer, FailoverAnswer, KeptAnswer,
-    KeptCp, KeptOfSource, Verdict, VerifyAnswer, VerifyOfEnd, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, DropAnswer, FailbackAnswer, FailoverAnswer, ForgetAnswer,
+    KeptAnswer, KeptCp, KeptOfSource, Verdict, VerifyAnswer, VerifyOfEnd, VerifyOfVolume,
+    VolumeRoot,
 };
 use mirrorhub::status::config::{ConfigChange, ConfigDiffAnswer};
 use mirrorhub::status::document::{SourceEntry, State, StatusDocument};
@@ -104,6 +105,7 @@ impl Fake {
             | Request::Checkpoint { .. }
             | Request::Verify { .. }
             | Request::ConfigDiff {}
+            | Request::Forget { .. }
             | Request::PoolCheck { .. }) => panic!("{other:?} is answered elsewhere"),
         }
     }
@@ -174,6 +176,13 @@ impl Fake {
             other @ (Request::Kept { .. } | Request::Drop { .. } | Request::Failover { .. }) => {
                 Self::answer_kept(other)
             }
+            Request::Forget { source } => json(serde_json::to_value(ForgetAnswer {
+                schema: 1,
+                source,
+                volumes: 1,
+                kept: 2,
+                freed_bytes: 8192,
+            })),
             Request::ConfigDiff {} => {
                 let change = ConfigChange {
                     key: "replication.mode".into(),

@@ -197,6 +197,7 @@ impl Record {
             cp_max: CpNumber(0),
             serving: true,
             policy: Policy::default(),
+            connection: 0,
             alone: None,
         };
         Self { hello, transfer }

@@ -97,6 +97,7 @@ impl Hand {
             cp_max: CpNumber(self.cp.0 - 1),
             serving: true,
             policy: Policy::default(),
+            connection: 0,
             alone: None,
         }
     }

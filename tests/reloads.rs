@@ -41,7 +41,8 @@ fn change_to(cluster: &Cluster, from: &str, to: &str) {
 /// Both ends show this mode, and nothing follows.
 fn wait_mode(cluster: &Cluster, mode: &str) {
     wait_for(&format!("{mode} on both ends"), LIMIT, || {
-        let own = cluster.own_status("filer-a");
+        let own = status(&cluster.source_config("filer-a"));
+        let own = own.map(|own| own["source"].clone()).unwrap_or_default();
         own["policy"]["mode"] == mode
             && own.get("policy_next").is_none()
             && cluster.on_hub("filer-a")["policy"]["mode"] == mode

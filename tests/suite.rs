@@ -21,6 +21,7 @@ mod hostile;
 mod inject;
 mod ladder;
 mod nbd_clients;
+mod onboarding;
 mod outage;
 mod page;
 mod policies;

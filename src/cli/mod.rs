@@ -6,7 +6,7 @@
 //!
 //! * processes: [`serve`] (`hub`, `source`), [`demo`]
 //! * commands: [`status`], [`hash`], [`checkpoint`], [`kept`], [`mod@drop`], [`verify`],
-//!   [`failover`], [`failback`], [`config_check`], [`completions`], [`man`]
+//!   [`failover`], [`failback`], [`onboard`], [`forget`], [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
 //! * [`terminal`], [`words`], [`progress`]: colours and widths, sizes and times in words, bars
@@ -21,11 +21,13 @@ pub mod drop;
 pub mod failback;
 pub mod failover;
 pub mod failure;
+pub mod forget;
 pub mod hash;
 pub mod kept;
 pub mod locate;
 pub mod logging;
 pub mod man;
+pub mod onboard;
 pub mod progress;
 pub mod serve;
 pub mod signals;
@@ -72,6 +74,8 @@ enum Command {
     Verify(verify::VerifyArguments),
     Failover(failover::FailoverArguments),
     Failback(failback::FailbackArguments),
+    Onboard(onboard::OnboardArguments),
+    Forget(forget::ForgetArguments),
     Hash(hash::HashArguments),
     #[command(subcommand)]
     Config(config_check::ConfigCommand),
@@ -111,6 +115,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Verify(verify) => verify::run(verify, &terminal),
         Command::Failover(failover) => failover::run(failover, &terminal),
         Command::Failback(failback) => failback::run(failback, &terminal),
+        Command::Onboard(onboard) => onboard::run(onboard),
+        Command::Forget(forget) => forget::run(forget, &terminal),
         Command::Config(config) => config_check::run(config, &terminal),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),

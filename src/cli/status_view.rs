@@ -338,7 +338,8 @@ mod tests {
             | State::Offline
             | State::FailedOver
             | State::Fenced
-            | State::Faulted => ("not heard for 3h 4m", "start the filer, or look at the network"),
+            | State::Faulted
+            | State::Retired => ("not heard for 3h 4m", "start the filer, or look at the network"),
         };
         SourceEntry {
             name: name.parse().unwrap(),

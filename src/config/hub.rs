@@ -108,6 +108,37 @@ pub(super) fn join(
     (sources, problems)
 }
 
+/// Takes one file after the other as long as the guarantees hold; who does not fit is named.
+pub(super) fn fit(
+    ring: ByteCount,
+    judged: Vec<(Text, Judged)>,
+) -> (Vec<(Text, Judged)>, Vec<Problem>) {
+    let (mut fit, mut problems, mut least) = (Vec::new(), Vec::new(), 0_u64);
+    for (text, one) in judged {
+        let enabled = one.file.as_ref().filter(|file| file.enabled);
+        let asks = enabled
+            .map_or(0, |file| file.nvram_share.map_or(NVRAM_SHARE_BYTES_MIN, |share| share.0));
+        let with = least.saturating_add(asks);
+        if with > ring.0 || fit.len() == SOURCES_MAX {
+            let met = format!(
+                "the guaranteed shares of all sources would come to {} in {} of NVRAM, of at most \
+                 {SOURCES_MAX} sources",
+                format_size(ByteCount(with)),
+                format_size(ring),
+            );
+            let fix = "raise nvram.size in hub.toml, or lower nvram_share";
+            let mut problem = Problem::of_file(&text.file, met, fix);
+            problem.key = "nvram_share".into();
+            problem.place = one.share.as_ref().map(|span| text.place(span));
+            problems.push(problem);
+        } else {
+            least = with;
+            fit.push((text, one));
+        }
+    }
+    (fit, problems)
+}
+
 fn duplicates(judged: &[(Text, Judged)]) -> Vec<Problem> {
     let mut first: BTreeMap<&SourceName, &Text> = BTreeMap::new();
     let mut problems = Vec::new();

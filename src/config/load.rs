@@ -132,7 +132,7 @@ const SYNTAX: &str =
     "write [section], key = \"text\", key = true or key = [..]; see https://toml.io";
 
 /// Every syntax error of the file, or its table.
-fn parse(text: &Text) -> Result<DeTable<'_>, Problems> {
+pub(super) fn parse(text: &Text) -> Result<DeTable<'_>, Problems> {
     let (table, errors) = DeTable::parse_recoverable(&text.text);
     if errors.is_empty() {
         return Ok(table.into_inner());
@@ -184,7 +184,7 @@ fn judge_sources(hub: &Text, directory: &Path) -> (Vec<(Text, Judged)>, Vec<Prob
 }
 
 /// The path as the user would write it: below the hub's file as that was named, if it is there.
-fn shown_below(hub: &Text, path: &Path) -> PathBuf {
+pub(super) fn shown_below(hub: &Text, path: &Path) -> PathBuf {
     match (path.strip_prefix(&hub.base), hub.file.parent()) {
         (Ok(inside), Some(directory)) => directory.join(inside),
         _ => path.to_owned(),
@@ -193,7 +193,7 @@ fn shown_below(hub: &Text, path: &Path) -> PathBuf {
 
 /// Files that count: `NAME.toml`, but nothing hidden, as editors and configuration tools leave
 /// hidden files beside the one they write.
-fn source_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+pub(super) fn source_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();

@@ -7,6 +7,7 @@
 //! the contract that this version does not do yet ([`unavailable`]).
 //!
 //! * [`schema`]: the structs; each key with meaning, unit, default, bounds, live or restart
+//! * [`around`]: the files of a running hub, around what is wrong in them
 //! * [`load`]: files in, structs or problems out
 //! * [`problem`]: one problem, and how it is shown
 //! * [`quantity`]: sizes and durations
@@ -17,6 +18,7 @@
 //!
 //! No other module knows TOML: `cli` fills the `Options` of each module from these structs.
 
+pub mod around;
 mod common;
 mod hooks;
 mod hub;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use super::quantity::{format_duration, format_size};
 use super::schema::{HubConfig, HubSource, PoolConfig, ReplicationConfig, SourceConfig};
+use crate::hub::hooks::HookCommand;
 use crate::units::words::words;
 
 words! {
@@ -80,7 +81,7 @@ pub fn hub_changes(running: &HubConfig, file: &HubConfig) -> Vec<Change> {
 
 /// What runs after a reload: the file's, where that needs no restart.
 pub fn reloaded_hub(running: &HubConfig, file: HubConfig) -> HubConfig {
-    HubConfig { image_pin: file.image_pin, sources: file.sources, ..running.clone() }
+    HubConfig { sources: file.sources, ..running.clone() }
 }
 
 fn changes(before: &Rows, after: &Rows) -> Vec<Change> {
@@ -141,7 +142,7 @@ fn pool_rows(pool: &PoolConfig) -> Rows {
 }
 
 fn hub_rows(config: &HubConfig) -> Rows {
-    use When::{Now, Restart};
+    use When::Restart;
     let row = |key: &str, when: When, value: String| (key.to_owned(), when, value);
     let mut rows = vec![
         row("data_dir", Restart, config.data_dir.display().to_string()),
@@ -149,13 +150,22 @@ fn hub_rows(config: &HubConfig) -> Rows {
         row("nbd_listen", Restart, config.nbd_listen.to_string()),
         row("http_listen", Restart, config.http_listen.to_string()),
         row("sources_dir", Restart, config.sources_dir.display().to_string()),
-        row("image_pin", Now, format_duration(config.image_pin)),
+        row("image_pin", Restart, format_duration(config.image_pin)),
         row("nvram.path", Restart, config.nvram.path.display().to_string()),
         row("nvram.size", Restart, format_size(config.nvram.size)),
         row("log.dir", Restart, config.log_dir.display().to_string()),
+        row("hooks.promoted", Restart, command(config.hooks.promoted.as_ref())),
+        row("hooks.failed_back", Restart, command(config.hooks.failed_back.as_ref())),
+        row("hooks.timeout", Restart, format_duration(config.hooks.timeout)),
     ];
     rows.extend(pool_rows(&config.pool));
     rows
+}
+
+fn command(command: Option<&HookCommand>) -> String {
+    let Some(HookCommand { program, arguments }) = command else { return "none".to_owned() };
+    let words = arguments.iter().map(|argument| format!(" {argument}"));
+    format!("{}{}", program.display(), words.collect::<String>())
 }
 
 /// The file of one source on the hub.
@@ -166,7 +176,7 @@ fn rows_of(source: &HubSource) -> Rows {
     let limit = file.log_limit.map_or("none".to_owned(), format_size);
     let mut rows = vec![
         row("enabled", Now, file.enabled.to_string()),
-        row("nvram_share", Now, format_size(source.nvram_share)),
+        row("nvram_share", Now, file.nvram_share.map_or("an equal part".to_owned(), format_size)),
         row("log_limit", Now, limit),
     ];
     for volume in &file.volumes {

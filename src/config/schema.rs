@@ -66,7 +66,7 @@ pub struct HubConfig {
     /// `sources_dir`: directory with one file `NAME.toml` for each source. Default `sources.d`
     /// beside the file. Restart.
     pub sources_dir: PathBuf,
-    /// `image_pin`: how long a reader keeps the CP it found. Default 24h, 1m to 720h. Live.
+    /// `image_pin`: how long a reader keeps the CP it found. Default 24h, 1m to 720h. Restart.
     pub image_pin: Duration,
     /// `[nvram]`: the ring that all sources share. Default 1GiB in `data_dir`.
     pub nvram: NvramConfig,

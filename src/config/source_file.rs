@@ -30,6 +30,13 @@ pub(super) struct Judged {
     pub(super) problems: Vec<Problem>,
 }
 
+impl Judged {
+    /// Of a file that is not read now: what it said when it was.
+    pub(super) fn standing(file: SourceFile) -> Self {
+        Self { file: Some(file), name: None, share: None, problems: Vec::new() }
+    }
+}
+
 /// Reads a parsed file.
 pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Judged {
     let (mut reader, root) = Reader::new(Kind::SourceFile, text, table);

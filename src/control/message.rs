@@ -75,6 +75,12 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         to: Option<SourceName>,
     },
+    /// Give up the images of a retired source: a [`crate::status::answers::ForgetAnswer`]; a hub
+    /// only.
+    Forget {
+        /// Which.
+        source: SourceName,
+    },
     /// What a reload would do: a [`crate::status::config::ConfigDiffAnswer`].
     ConfigDiff {},
     /// Walk the pool: a [`crate::status::answers::PoolCheckAnswer`].

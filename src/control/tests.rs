@@ -72,6 +72,7 @@ impl Admin for Fake {
                 Request::Kept { .. }
                 | Request::Drop { .. }
                 | Request::ConfigDiff {}
+                | Request::Forget { .. }
                 | Request::Failover { .. }
                 | Request::Failback { .. } => Ok(Value::Null),
                 Request::PoolCheck {} => {

@@ -40,7 +40,7 @@ use crate::session::primary::{Action, Event, Held, Past, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, VolumeNumber};
-use crate::units::policy::{AloneMark, OnHubLoss};
+use crate::units::policy::{AloneMark, OnHubLoss, Policy};
 use crate::wire::homes::{Adopt, Adopted};
 use crate::wire::message::{
     CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
@@ -695,12 +695,7 @@ impl Forwarder {
             // Its waiter was told when the frame came.
             Action::Scanned(_) => {}
             Action::Rejected { cp, reason, no_space } => self.rejected(cp, reason, no_space),
-            Action::InForce(policy) => {
-                let shared = Arc::clone(&self.shared);
-                self.blocking(move || shared.put_in_force(policy)).await?;
-                // The file may ask for another one by now.
-                self.shared.checkpoint.look_again();
-            }
+            Action::InForce(policy) => self.put_in_force(policy).await?,
             Action::Renew => return Err(End::Renewed),
             Action::Close { reason } => return Err(End::Broken(reason)),
             Action::Halt(refused) => return Err(End::Halted(refused)),
@@ -778,6 +773,14 @@ impl Forwarder {
             let roots = shared.agreed(&roots);
             shared.common.send_replace(Some(Common { cp, roots, pins }));
         }
+    }
+
+    async fn put_in_force(&self, policy: Policy) -> Result<(), End> {
+        let shared = Arc::clone(&self.shared);
+        self.blocking(move || shared.put_in_force(policy)).await?;
+        // The file may ask for another one by now.
+        self.shared.checkpoint.look_again();
+        Ok(())
     }
 
     fn faulted(&self, cp: CpNumber, reason: String, side: &mut SendSide) {

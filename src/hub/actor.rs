@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, AsyncContext, Context, Handler, Message as ActorMessage};
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message as ActorMessage};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -169,6 +169,16 @@ pub struct Goodbye;
 #[rtype(result = "()")]
 pub struct HandedOver(pub CpNumber, pub Place);
 
+/// The source's file has changed, is gone, or is there again.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct FileChanged;
+
+/// The source is forgotten: the actor ends.
+#[derive(Debug, ActorMessage)]
+#[rtype(result = "()")]
+pub struct Forgotten;
+
 /// A test asks for a panic in this actor's handler.
 #[derive(Debug, ActorMessage)]
 #[rtype(result = "()")]
@@ -312,8 +322,7 @@ impl SourceActor {
             Action::Send(Message::Ack(ack)) => self.acknowledge(ack),
             Action::Send(message) => self.send(&message),
             Action::Record { source, generation, epoch, volumes, policy, alone } => {
-                let promise = (policy, alone);
-                let known = self.machine.as_ref().map(Mirror::known);
+                let (promise, known) = ((policy, alone), self.machine.as_ref().map(Mirror::known));
                 let left_out = known.map(|known| known.left_out.clone()).unwrap_or_default();
                 let told = Told { source, generation, epoch, volumes, promise, left_out };
                 self.record(told, context);
@@ -1053,6 +1062,40 @@ impl Handler<HandedOver> for SourceActor {
             tracing::debug!(source = %self.name, reason, "not at rest yet");
         }
         self.publish();
+    }
+}
+
+impl Handler<FileChanged> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: FileChanged, _: &mut Self::Context) {
+        let settings = self.shared.settings.load_full();
+        match settings.get(&self.name) {
+            None if self.peer.is_some() => {
+                let reason =
+                    format!("source {} is retired: its file on the hub is gone", self.name);
+                let next_step = "put its file back into the hub's sources directory".to_owned();
+                self.refuse(Refused { code: RefusedCode::UnknownSource, reason, next_step });
+            }
+            None => {}
+            Some(setting) => {
+                self.refused.take_if(|refused| refused.code == RefusedCode::UnknownSource);
+                let pins = setting.volumes.iter().map(|(name, size)| (name.to_string(), size.0));
+                if let Some(machine) = &mut self.machine {
+                    machine.pin(pins.collect());
+                }
+            }
+        }
+        self.publish();
+    }
+}
+
+impl Handler<Forgotten> for SourceActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Forgotten, context: &mut Self::Context) {
+        self.hang_up();
+        context.stop();
     }
 }
 

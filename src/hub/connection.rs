@@ -21,10 +21,12 @@ use tokio_util::sync::CancellationToken;
 use super::actor::{Connected, Content, FrameIn, PeerEnds, SILENCE_MAX, SourceActor, peer};
 use super::failback;
 use super::lane::lock;
+use super::registry::Entry;
 use super::shared::Shared;
 use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, SEND_QUEUE_FRAMES};
 use crate::link::{FrameReader, LinkError, Outgoing};
 use crate::record::transfer::Transfer;
+use crate::units::names::SourceName;
 use crate::wire::message::{Follow, Frame, Hello, Message, Refused, RefusedCode};
 
 /// How long an ending connection may take to deliver what was queued for it.
@@ -110,7 +112,7 @@ async fn greet(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<()
             return refuse(reader, RefusedCode::Protocol, reason).await;
         }
     };
-    let Some(entry) = shared.registry.get(&hello.name) else {
+    let Some(entry) = welcome(shared, &hello.name) else {
         shared.counters.refused(RefusedCode::UnknownSource);
         let reason = format!("no file for source {} on this hub", hello.name);
         return refuse(reader, RefusedCode::UnknownSource, reason).await;
@@ -135,13 +137,19 @@ async fn greet(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<()
     }
 }
 
+/// The source of that name, if it has a file: a retired one only has images.
+fn welcome(shared: &Shared, name: &SourceName) -> Option<Entry> {
+    let has_file = shared.settings.load().contains_key(name);
+    shared.registry.get(name).filter(|_| has_file)
+}
+
 /// Hands a fenced source that follows to its arbiter.
 async fn follows(
     reader: FrameReader<TcpStream>,
     follow: Follow,
     shared: &Arc<Shared>,
 ) -> Result<(), String> {
-    let Some(entry) = shared.registry.get(&follow.name) else {
+    let Some(entry) = welcome(shared, &follow.name) else {
         shared.counters.refused(RefusedCode::UnknownSource);
         let reason = format!("no file for source {} on this hub", follow.name);
         return refuse(reader, RefusedCode::UnknownSource, reason).await;

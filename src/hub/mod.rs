@@ -29,6 +29,7 @@ pub mod drainer;
 pub mod extension;
 pub mod failback;
 pub mod failover;
+pub mod forget;
 pub mod hooks;
 mod identity;
 pub mod images;
@@ -41,6 +42,7 @@ pub mod promoted;
 pub mod recover;
 pub mod registry;
 pub mod replay;
+pub mod settle;
 pub mod shared;
 pub mod stager;
 pub mod status;
@@ -155,6 +157,8 @@ pub struct Hub {
     shared: Arc<Shared>,
     address: SocketAddr,
     stop: CancellationToken,
+    /// Where an actor's end is told of.
+    died: mpsc::Sender<SourceName>,
     arbiters: Mutex<Vec<Arbiter>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -185,11 +189,16 @@ impl Hub {
             start_actor(&shared, &setting.name, snapshot, at % arbiters.len(), &died);
         }
         failover::resume_all(&shared);
-        actix::spawn(supervise(shared.clone(), deaths, died, stop.clone()));
+        actix::spawn(supervise(shared.clone(), deaths, died.clone(), stop.clone()));
         actix::spawn(connection::accept(listener, shared.clone(), stop.clone()));
         tracing::info!(%address, sources = options.sources.len(), hub = %shared.hub, "hub is up");
         let threads = Mutex::new(recovered.threads);
-        Ok(Self { shared, address, stop, arbiters: Mutex::new(arbiters), threads })
+        let hub = Self { shared, address, stop, died, arbiters: Mutex::new(arbiters), threads };
+        // Images without a file: retired.
+        for lane in hub.shared.lanes.all() {
+            hub.begin(lane.name());
+        }
+        Ok(hub)
     }
 
     /// Where sources connect.
@@ -211,10 +220,12 @@ impl Hub {
     fn snapshot(&self, name: &SourceName, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
         let engine = self.shared.promoted.engine(name);
         let hook = self.shared.hooks.failure(name);
-        if engine.is_none() && hook.is_none() {
+        let retired = engine.is_none() && !self.shared.settings.load().contains_key(name);
+        if engine.is_none() && hook.is_none() && !retired {
             return snapshot;
         }
         let mut shown = match engine {
+            None if retired => snapshot.retired(),
             None => Snapshot::clone(&snapshot),
             Some(engine) => {
                 let view = self.shared.failovers.view(name);

@@ -1,4 +1,4 @@
-//! The registry: every source the hub has a file for, by name.
+//! The registry: every source the hub has a file or images for, by name.
 //!
 //! A dashmap behind a wall: guards never leave this file, since one held across an `.await`
 //! deadlocks. Each entry holds the actor's present address (it changes when a panicked actor is
@@ -45,6 +45,21 @@ impl Registry {
     /// Adds or replaces a source.
     pub fn put(&self, name: SourceName, entry: Entry) {
         self.entries.insert(name, entry);
+    }
+
+    /// Takes a source out.
+    pub fn remove(&self, name: &SourceName) {
+        self.entries.remove(name);
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// All sources by name.

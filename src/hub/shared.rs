@@ -131,6 +131,11 @@ impl Lanes {
         lock(&self.0).values().cloned().collect()
     }
 
+    /// Takes the lane of a forgotten source out.
+    pub fn remove(&self, name: &SourceName) {
+        lock(&self.0).remove(name);
+    }
+
     /// Faults all of them.
     pub fn fault(&self, reason: &str) {
         for lane in self.all() {

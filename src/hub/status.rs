@@ -42,6 +42,8 @@ pub enum SourceState {
     FailedOver,
     /// Its log or the ring failed, or it was refused.
     Faulted,
+    /// Its file is gone or says that it is not enabled; its images stay.
+    Retired,
 }
 
 impl SourceState {
@@ -55,6 +57,7 @@ impl SourceState {
             Self::Offline => "offline",
             Self::FailedOver => "failed-over",
             Self::Faulted => "faulted",
+            Self::Retired => "retired",
         }
     }
 }
@@ -213,6 +216,20 @@ impl Snapshot {
 }
 
 impl Snapshot {
+    /// What a source is whose file is gone.
+    pub fn retired(&self) -> Self {
+        Self {
+            state: SourceState::Retired,
+            reason: "it has no enabled file in the sources directory; its images stay".to_owned(),
+            next_step: format!(
+                "put {0}.toml back, or `mirrorhub forget {0}` gives its images up",
+                self.name
+            ),
+            connected: false,
+            ..self.clone()
+        }
+    }
+
     /// When the image was equal, as far as this says: a source in sync is ahead of it by what is
     /// not visible yet.
     pub fn equals_at(&self) -> Option<Instant> {
@@ -224,7 +241,9 @@ impl Snapshot {
     pub fn may_lack(&self) -> bool {
         let goes_on = self.policy.is_none_or(|policy| policy.on_hub_loss == OnHubLoss::Continue);
         match self.state {
-            SourceState::Offline | SourceState::Faulted => goes_on && !self.connected,
+            SourceState::Offline | SourceState::Faulted | SourceState::Retired => {
+                goes_on && !self.connected
+            }
             SourceState::Waiting => true,
             SourceState::InSync | SourceState::Syncing | SourceState::Behind => {
                 self.alone.is_some()

@@ -72,8 +72,17 @@ pub struct Metric {
 }
 
 /// Words of the label `state`: the states of section 13, as in status.
-pub const STATES: &[&str] =
-    &["waiting", "syncing", "in-sync", "behind", "offline", "failed-over", "fenced", "faulted"];
+pub const STATES: &[&str] = &[
+    "waiting",
+    "syncing",
+    "in-sync",
+    "behind",
+    "offline",
+    "failed-over",
+    "fenced",
+    "faulted",
+    "retired",
+];
 /// Words of the label `result` of a command of `[hooks]`.
 pub const HOOK_RESULTS: &[&str] = &["done", "failed"];
 /// Words of the label `kind` of what a CP carries.

@@ -253,6 +253,8 @@ pub struct Mirror {
     cp_taken: u64,
     /// The CP whose apply ended last without being published.
     given_up: Option<CpNumber>,
+    /// The newest connection of the source's boot whose Hello was accepted.
+    connection: u64,
     faulted: Option<String>,
     last_refusal: Option<String>,
 }
@@ -275,6 +277,7 @@ impl Mirror {
             cp_came: 0,
             cp_taken: 0,
             given_up: None,
+            connection: 0,
             faulted: None,
             last_refusal: None,
         }
@@ -290,6 +293,11 @@ impl Mirror {
         self.cp_credit = cp_credit;
     }
 
+    /// What the source's file pins from now on; the next Hello is held against it.
+    pub fn pin(&mut self, pinned: Vec<(String, u64)>) {
+        self.known.pinned = pinned;
+    }
+
     /// CPs of which the source's logs hold entries, oldest first; told once, after a start.
     pub fn holds(&mut self, cps: &[CpNumber]) {
         self.labels = cps.iter().copied().filter(|&cp| cp > self.known.applied_cp).collect();
@@ -302,6 +310,12 @@ impl Mirror {
     /// Why the last CP was refused, until one is published.
     pub fn last_refusal(&self) -> Option<&str> {
         self.last_refusal.as_deref()
+    }
+
+    /// The newest connection, for the searches of the tests.
+    #[cfg(test)]
+    pub(super) fn connection(&self) -> u64 {
+        self.connection
     }
 
     /// What is durably known, for status.

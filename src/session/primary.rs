@@ -281,6 +281,10 @@ pub struct Primary {
     volumes: Volumes,
     /// A policy that follows the one in force.
     change: Option<Change>,
+    /// Connections of this boot.
+    connections: u64,
+    /// The mark that the hub was told of on this one.
+    told_alone: Option<AloneMark>,
     /// What the hub said last that it has.
     had: Place,
     answering: Answering,
@@ -321,6 +325,8 @@ impl Primary {
             cp_max: own.cp,
             pending: None,
             apart,
+            connections: 0,
+            told_alone: None,
             volumes: Volumes::default(),
             change: None,
             had: Place::default(),
@@ -392,6 +398,7 @@ impl Primary {
             Event::Pressed(cp) => self.pressed(cp, &mut actions),
             Event::Fenced(epoch) => self.fenced(epoch, &mut actions),
         }
+        self.pump_standing(&mut actions);
         self.pump(&mut actions);
         self.pump_promise(&mut actions);
         self.check();
@@ -586,6 +593,12 @@ impl Primary {
         );
     }
 
+    /// Connections of this boot, for the searches of the tests.
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> u64 {
+        self.connections
+    }
+
     /// Highest CP number that either end has used; the next freeze takes the one above (R6).
     pub fn cp_max(&self) -> CpNumber {
         self.cp_max
@@ -618,6 +631,7 @@ impl Primary {
         use std::hash::Hash;
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         self.apart.fingerprint(to);
+        (self.identity.alone, self.told_alone).hash(to);
         self.volumes.fingerprint(to);
         self.promise_fingerprint(to);
         self.hub_cp.hash(to);

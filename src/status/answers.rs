@@ -36,6 +36,21 @@ pub struct VolumeRoot {
     pub root: Root,
 }
 
+/// What was given up of a retired source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgetAnswer {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// Its name.
+    pub source: SourceName,
+    /// Volumes whose images are gone.
+    pub volumes: u64,
+    /// Kept CPs that are gone.
+    pub kept: u64,
+    /// Bytes that are free again.
+    pub freed_bytes: u64,
+}
+
 /// The CPs kept by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptAnswer {

@@ -33,11 +33,13 @@ pub enum State {
     Fenced,
     /// An error latched; an operator must act.
     Faulted,
+    /// It has no file on the hub any more; its images stay.
+    Retired,
 }
 
 impl State {
-    /// All of them, in the order of section 13.
-    pub const ALL: [Self; 8] = [
+    /// All of them, in the order of section 13; `retired` is the hub's alone.
+    pub const ALL: [Self; 9] = [
         Self::Waiting,
         Self::Syncing,
         Self::InSync,
@@ -46,6 +48,7 @@ impl State {
         Self::FailedOver,
         Self::Fenced,
         Self::Faulted,
+        Self::Retired,
     ];
 
     /// The word in JSON, in metrics and on the terminal.
@@ -59,6 +62,7 @@ impl State {
             Self::FailedOver => "failed-over",
             Self::Fenced => "fenced",
             Self::Faulted => "faulted",
+            Self::Retired => "retired",
         }
     }
 }

@@ -82,7 +82,7 @@ impl State {
     /// How bad the state is for the protection of the source.
     pub const fn word(self) -> HealthWord {
         match self {
-            Self::InSync => HealthWord::Ok,
+            Self::InSync | Self::Retired => HealthWord::Ok,
             Self::Waiting | Self::Syncing | Self::Behind | Self::FailedOver => HealthWord::Warning,
             Self::Offline | Self::Fenced | Self::Faulted => HealthWord::Critical,
         }

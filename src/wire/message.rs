@@ -94,6 +94,9 @@ pub struct Hello {
     /// Since when it may have acknowledged writes without the hub (R4).
     #[serde(default)]
     pub alone: Option<AloneMark>,
+    /// Which connection of this boot it is, from 1: an older one that comes late is told by it.
+    #[serde(default)]
+    pub connection: u64,
 }
 
 /// The hub takes the source.
@@ -856,17 +859,19 @@ mod tests {
             cp_max: CpNumber(2),
             serving: true,
             policy: Policy { mode: Mode::Async, ..Policy::default() },
+            connection: 5,
             alone: Some((Epoch { number: 3, id: 4 }, SequenceNumber(5))),
         };
         round(Message::Hello(Box::new(hello.clone())), b"");
         let mut header = Message::Hello(Box::new(hello.clone())).encode_header().unwrap();
-        // An array of 16 fields, from 0x00dc_0010 on; the last two are appended ones.
-        assert_eq!(header[1..4], [0xdc, 0, 16]);
+        // An array of 17 fields, from 0x00dc_0011 on; the last three are appended ones.
+        assert_eq!(header[1..4], [0xdc, 0, 17]);
         let appended = rmp_serde::to_vec(&hello.policy).unwrap().len()
-            + rmp_serde::to_vec(&hello.alone).unwrap().len();
+            + rmp_serde::to_vec(&hello.alone).unwrap().len()
+            + rmp_serde::to_vec(&hello.connection).unwrap().len();
         header.truncate(header.len() - appended);
         header[3] = 14;
-        let older = Hello { policy: Policy::default(), alone: None, ..hello };
+        let older = Hello { policy: Policy::default(), alone: None, connection: 0, ..hello };
         let decoded = Message::decode(&header, 0).unwrap();
         assert_eq!(decoded, Message::Hello(Box::new(older)));
     }

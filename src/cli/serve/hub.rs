@@ -1,6 +1,7 @@
 //! `mirrorhub hub`: puts a hub together from its configuration and runs it in the foreground.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,13 +11,15 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::reload::{self, Files};
+use super::watch::Watch;
 use super::{
     Doors, answer, collect_source, end_of, failed, join, kept, pool_check, unknown_volume,
 };
 use crate::cli::signals::{Signal, Signals};
-use crate::config::load::load_hub;
-use crate::config::reload::hub_changes;
-use crate::config::schema::{HubConfig, Listen};
+use crate::config::around::{Around, load_around};
+use crate::config::problem::Problems;
+use crate::config::reload::{hub_changes, reloaded_hub};
+use crate::config::schema::{HubConfig, HubSource, Listen};
 use crate::control::message as control;
 use crate::control::message::{
     AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
@@ -29,6 +32,7 @@ use crate::hub::hooks::HookOptions;
 use crate::hub::images::Images;
 use crate::hub::promoted::PromotedOptions;
 use crate::hub::recover::Verified;
+use crate::hub::settle::Settled;
 use crate::hub::shared::SourceSetting;
 use crate::hub::status::{Snapshot, SourceState, Totals};
 use crate::hub::{Hub, HubOptions};
@@ -37,14 +41,14 @@ use crate::nbd::serve::{Options, Server};
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
 use crate::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, FailbackAnswer, FailoverAnswer, Unproven, Verdict,
-    VerifyAnswer, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointOfSource, FailbackAnswer, FailoverAnswer, ForgetAnswer, Unproven,
+    Verdict, VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
-use crate::status::config::ConfigDiffAnswer;
+use crate::status::config::{ConfigDiffAnswer, ConfigProblem};
 use crate::status::document::{
     AloneSince, Policy, SourceEntry, State, StatusDocument, VolumeStatus, VolumeTrouble,
 };
-use crate::units::convert::to_f64;
+use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{KeptName, SourceName, VolumeName};
 use crate::units::numbers::VolumeNumber;
 use crate::wire::message as wire;
@@ -59,9 +63,11 @@ pub fn run(config: HubConfig, accept_missing: bool) -> Result<()> {
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
     let options = options(&config, accept_missing);
+    let sources_dir = config.sources_dir.clone();
     let system = actix::System::new();
     system.block_on(async move {
         let mut signals = Signals::install().context("cannot catch signals")?;
+        let mut watch = Watch::new(&sources_dir);
         let admin = AdminServer::bind(&config.data_dir).await?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
         let hub = Arc::new(Hub::start(options).await?);
@@ -72,9 +78,18 @@ pub fn run(config: HubConfig, accept_missing: bool) -> Result<()> {
         let view = Arc::new(View { hub: hub.clone(), server: server.clone(), started, files });
         let images = Images::new(hub.shared().clone());
         let mut tasks = doors.open(&server, images, view.clone(), metrics, &stop);
-        tasks.push(tokio::spawn(admin.run(view, stop.clone())));
-        while signals.next().await == Signal::Reload {
-            tracing::warn!("a reload of hub.toml is not available in this version: restart");
+        tasks.push(tokio::spawn(admin.run(view.clone(), stop.clone())));
+        // What changed since the files were read, and what was wrong in them.
+        view.reload(watch.written()).await;
+        loop {
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Signal::Stop => break,
+                    Signal::Reload => tracing::info!("told to read the files again"),
+                },
+                () = watch.changed() => {}
+            }
+            view.reload(watch.written()).await;
         }
         tracing::info!("stopping");
         stop.cancel();
@@ -92,17 +107,7 @@ fn options(config: &HubConfig, accept_missing: bool) -> HubOptions {
         nvram: (config.nvram.path.clone(), config.nvram.size),
         log_dir: config.log_dir.clone(),
         pool: config.pool.files(accept_missing),
-        sources: config
-            .sources
-            .iter()
-            .filter(|source| source.file.enabled)
-            .map(|source| SourceSetting {
-                name: source.file.name.clone(),
-                nvram_share: Some(source.nvram_share),
-                log_limit: source.file.log_limit,
-                volumes: source.file.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
-            })
-            .collect(),
+        sources: settings(config),
         image_pin: config.image_pin,
         appliers: cores.max(APPLIERS_MIN),
         arbiters: cores,
@@ -124,6 +129,29 @@ fn uri_of(nbd_listen: &Listen) -> (String, String) {
     }
 }
 
+/// The file of a source is gone while this hub serves its volumes.
+fn served(name: &SourceName) -> ConfigProblem {
+    ConfigProblem {
+        file: format!("{name}.toml"),
+        line: None,
+        key: String::new(),
+        met: "is gone or not enabled, but this hub serves the source's volumes".to_owned(),
+        fix: format!("put it back; `mirrorhub failback {name}` gives the volumes to a filer"),
+    }
+}
+
+/// The sources that may connect.
+fn settings(config: &HubConfig) -> Vec<SourceSetting> {
+    let enabled = config.sources.iter().filter(|source| source.file.enabled);
+    let setting = |source: &HubSource| SourceSetting {
+        name: source.file.name.clone(),
+        nvram_share: Some(source.nvram_share),
+        log_limit: source.file.log_limit,
+        volumes: source.file.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
+    };
+    enabled.map(setting).collect()
+}
+
 /// What the outside sees of a running hub.
 #[derive(Debug)]
 struct View {
@@ -134,11 +162,44 @@ struct View {
 }
 
 impl View {
+    /// Reads the files again: what is right in them is taken over, source by source. One call at a
+    /// time.
+    async fn reload(&self, written: &BTreeSet<OsString>) {
+        let running = self.files.running();
+        match load_around(&running.file, Some(&running), written) {
+            Ok(Around { config, problems }) => {
+                let changes = hub_changes(&running, &config);
+                let settled = self.hub.settle(settings(&config)).await;
+                let mut now = reloaded_hub(&running, config);
+                let mut problems = reload::listed(&Problems(problems));
+                for name in &settled.serving {
+                    // Its clients write here: it stays until it was given back.
+                    let stays = running.sources.iter().find(|source| source.file.name == *name);
+                    now.sources.retain(|source| source.file.name != *name);
+                    now.sources.extend(stays.cloned());
+                    problems.push(served(name));
+                }
+                self.files.taken(now, &changes, problems);
+                let Settled { added, changed, retired, .. } = settled;
+                tracing::debug!(changed = changed.len(), "sources told of other settings");
+                for (names, what) in [(added, "added"), (retired, "retired")] {
+                    for name in names {
+                        tracing::info!(source = %name, "source {what} by its file");
+                    }
+                }
+            }
+            Err(problems) => self.files.refused(&running.file, &problems),
+        }
+    }
+
     /// What a reload would do.
     fn difference(&self) -> ConfigDiffAnswer {
         let running = self.files.running();
-        match load_hub(&running.file) {
-            Ok(config) => reload::difference(&hub_changes(&running, &config), Vec::new()),
+        match load_around(&running.file, Some(&running), &BTreeSet::new()) {
+            Ok(Around { config, problems }) => {
+                let problems = reload::listed(&Problems(problems));
+                reload::difference(&hub_changes(&running, &config), problems)
+            }
             Err(problems) => reload::difference(&[], reload::listed(&problems)),
         }
     }
@@ -431,6 +492,19 @@ impl Admin for View {
                     });
                     self.failback(source, failback::Ask { keep, to }, progress).await
                 }
+                Request::Forget { source } => {
+                    self.names(Some(&source))?;
+                    let gone = self.hub.forget(&source).await.map_err(|refusal| {
+                        AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
+                    })?;
+                    answer(&ForgetAnswer {
+                        schema: SCHEMA,
+                        source,
+                        volumes: to_u64(gone.volumes),
+                        kept: to_u64(gone.kept),
+                        freed_bytes: super::source::bytes_of(gone.freed),
+                    })
+                }
                 Request::ConfigDiff {} => answer(&self.difference()),
                 Request::PoolCheck {} => {
                     let shared = self.hub.shared().clone();
@@ -453,7 +527,7 @@ impl Observed for View {
         let ring = shared.stager.ring().map(|ring| ring.status());
         let nvram = ring.as_ref().map(super::source::nvram_status);
         let pool = super::pool_status(&shared.pool, shared.mender.figures(|_| true));
-        StatusDocument::hub(sources, nvram, pool)
+        StatusDocument::hub(sources, nvram, pool).with_config(self.files.status())
     }
 }
 
@@ -466,6 +540,7 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         SourceState::Offline => State::Offline,
         SourceState::FailedOver => State::FailedOver,
         SourceState::Faulted => State::Faulted,
+        SourceState::Retired => State::Retired,
     };
     let totals = &snapshot.totals;
     let lag = snapshot.cursors.oldest_invisible().map(|since| since.elapsed().as_secs_f64());

@@ -9,8 +9,9 @@ mod hub;
 mod kept;
 mod reload;
 mod source;
+mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,7 @@ use super::failure::Failure;
 use super::locate::ConfigArgument;
 use super::logging::{self, LogFormat};
 use super::{Done, sockets};
+use crate::config::around::load_around;
 use crate::config::schema::Listen;
 use crate::control::message::{AdminError, Progress, ProgressUnit, code};
 use crate::device::{MemberReport, MemberState};
@@ -77,8 +79,10 @@ pub struct SourceArguments {
 
 /// Runs a hub until it is told to stop.
 pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
+    // A mistake in the file of one source keeps that source away, not the hub from starting.
     let file = arguments.config.file()?;
-    let config = crate::config::load::load_hub(&file).map_err(Failure::Problems)?;
+    let around = load_around(&file, None, &BTreeSet::new()).map_err(Failure::Problems)?;
+    let config = around.config;
     start_logging()?;
     ended(hub::run(config, arguments.accept_missing_devices), &file)
 }

@@ -52,6 +52,9 @@ impl<C: Clone> Files<C> {
         let restart = changes.iter().filter(|change| change.when == When::Restart);
         let needs_restart = restart.map(shown).collect();
         let mut state = self.lock();
+        let known = std::mem::take(&mut state.status.problems);
+        // The directory is read at every change of any file: each problem is said once.
+        log(problems.iter().filter(|problem| !known.contains(problem)));
         state.running = running;
         state.status = ConfigStatus { problems, needs_restart };
     }
@@ -69,8 +72,7 @@ impl<C: Clone> Files<C> {
     }
 }
 
-/// Says each problem once in the log.
-pub fn log(problems: &[ConfigProblem]) {
+fn log<'a>(problems: impl IntoIterator<Item = &'a ConfigProblem>) {
     for problem in problems {
         let ConfigProblem { file, line, key, met, fix } = problem;
         tracing::error!(file, line, key, met, fix, "configuration refused");

@@ -294,6 +294,11 @@ impl Admin for View {
                     "this is a source, and a hub gives the volumes back",
                     "name the configuration of the hub with --config",
                 )),
+                Request::Forget { .. } => Err(AdminError::new(
+                    code::HUB_ONLY,
+                    "this is a source, and a hub forgets",
+                    "name the configuration of the hub with --config",
+                )),
                 Request::ConfigDiff {} => answer(&self.difference()),
                 Request::PoolCheck {} => pool_check(self.filer.pool(), self.filer.mend_all()).await,
             }

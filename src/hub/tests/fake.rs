@@ -98,6 +98,7 @@ impl Fake {
             cp_max: CpNumber(self.cp.0 - 1),
             serving: true,
             policy: self.policy,
+            connection: 0,
             alone: None,
         }
     }

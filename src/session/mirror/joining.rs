@@ -26,6 +26,7 @@ impl Mirror {
             // Hub and source have never met: the first epoch is the generation's own random id.
             self.known.epoch = Epoch { number: 1, id: hello.generation.id };
         }
+        self.connection = hello.connection;
         self.known.source = Some(hello.source);
         self.known.generation = hello.generation;
         self.known.cp_max = self.known.cp_max.max(hello.cp_max);
@@ -115,11 +116,22 @@ impl Mirror {
             let next = "start the original, or restore its newest state directory";
             return Err(refuse(RefusedCode::Generation, reason, next));
         }
+        self.is_newest(hello)?;
         if let Some(fault) = &self.faulted {
             let reason = format!("the hub's log of this source failed: {fault}");
             return Err(refuse(RefusedCode::Faulted, reason, "see `mirrorhub status` on the hub"));
         }
         self.judge(&hello.volumes).map(drop)
+    }
+
+    /// A Hello that lay in an older connection of this boot says what is not so any more.
+    fn is_newest(&self, hello: &Hello) -> Result<(), Refused> {
+        if hello.generation != self.known.generation || hello.connection >= self.connection {
+            return Ok(());
+        }
+        let (late, newest) = (hello.connection, self.connection);
+        let reason = format!("connection {late} of the source comes behind connection {newest}");
+        Err(refuse(RefusedCode::Busy, reason, "wait, the source tries again"))
     }
 
     pub(super) fn welcome(&self, version: u16) -> Welcome {

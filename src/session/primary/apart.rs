@@ -210,9 +210,17 @@ impl Primary {
         if self.apart.mark == Mark::Clearing {
             self.apart.mark = Mark::Absent;
             self.identity.alone = None;
-            if self.is_streaming() {
-                actions.push(Action::Send(Message::Standing(Standing { alone: None })));
-            }
+            self.pump_standing(actions);
+        }
+    }
+
+    /// The hub hears of the mark as it stands, also if that changed between Hello and Welcome.
+    pub(super) fn pump_standing(&mut self, actions: &mut Vec<Action>) {
+        let alone = self.identity.alone;
+        let stands = matches!(self.apart.mark, Mark::Absent | Mark::Set);
+        if self.is_streaming() && stands && self.told_alone != alone {
+            self.told_alone = alone;
+            actions.push(Action::Send(Message::Standing(Standing { alone })));
         }
     }
 
@@ -263,10 +271,7 @@ impl Primary {
         if self.may_be_replaced() {
             return;
         }
-        if self.is_streaming() {
-            let alone = self.identity.alone;
-            actions.push(Action::Send(Message::Standing(Standing { alone })));
-        }
+        self.pump_standing(actions);
         if !self.is_streaming() || self.apart.is_syncing() {
             self.apart_now(actions);
         }

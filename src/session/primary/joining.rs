@@ -32,6 +32,8 @@ impl Primary {
         }
         assert!(self.state == State::Away, "one connection at a time");
         self.state = State::Greeting;
+        self.connections += 1;
+        self.told_alone = self.identity.alone;
         actions.push(Action::Send(Message::Hello(Box::new(Hello {
             version: PROTOCOL_VERSION,
             version_min: PROTOCOL_VERSION_MIN,
@@ -49,6 +51,7 @@ impl Primary {
             serving: self.serving,
             policy: self.told_policy(),
             alone: self.identity.alone,
+            connection: self.connections,
         }))));
     }
 

@@ -63,6 +63,7 @@ fn hello(number: u32) -> Hello {
         cp_max: CpNumber(0),
         serving: false,
         policy: Policy::default(),
+        connection: 0,
         alone: None,
     }
 }
@@ -877,4 +878,15 @@ fn a_published_cp_acknowledges_what_was_never_filed() {
         (at(|m| matches!(m, Message::Ack(_))), at(|m| matches!(m, Message::CpDone(_))));
     assert!(ack.is_some() && ack < done, "{actions:?}");
     assert_eq!(acknowledged(&actions), Some(place.transfer));
+}
+
+/// A Hello that lay in an older connection changes nothing: what it says is not so any more.
+#[test]
+fn a_hello_that_comes_late_is_turned_away() {
+    let mut machine = Mirror::new(known(), Place::default(), 1000, 1000);
+    machine.step(Event::Hello(Hello { connection: 2, ..hello(1) }));
+    let late = Hello { connection: 1, ..hello(1) };
+    assert_eq!(machine.accepts(&late).unwrap_err().code, RefusedCode::Busy);
+    assert!(machine.accepts(&Hello { connection: 2, ..hello(1) }).is_ok());
+    assert!(machine.accepts(&Hello { connection: 1, ..hello(2) }).is_ok(), "of the next boot");
 }

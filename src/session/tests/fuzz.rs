@@ -131,6 +131,7 @@ fn hello() -> BoxedStrategy<Hello> {
             cp_max: numbers.1,
             serving: numbers.2,
             policy: Policy::default(),
+            connection: 0,
             alone: None,
         })
         .boxed()

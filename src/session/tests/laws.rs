@@ -238,10 +238,17 @@ impl World {
             up.machine.fingerprint(to);
         }
         (connections.0 == connections.1, connections.0.is_some(), connections.1.is_some()).hash(to);
+        // Which Hello is older than which, and not how many there were.
+        let newest = hub.up.as_ref().map_or(0, |up| up.machine.connection());
+        let base = source.up.as_ref().map_or(newest, |up| up.machine.connections());
+        base.wrapping_sub(newest).hash(to);
         for (direction, queue) in [(0, &self.to_hub), (1, &self.to_source)] {
             for (number, frame) in queue {
                 (direction, Some(*number) == connections.0, Some(*number) == connections.1)
                     .hash(to);
+                if let Frame::Message(Message::Hello(hello)) = frame {
+                    base.wrapping_sub(hello.connection).hash(to);
+                }
                 hash_frame(frame, to);
             }
         }

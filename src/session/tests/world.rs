@@ -693,12 +693,13 @@ impl World {
             problem: None,
         };
         world.source.continues = budget.losses > 0 && budget.reloads == 0;
-        if faults.next_policy_forgotten {
-            (world.source.policy, world.source.wanted) =
-                (world.source.alternate, world.source.alternate);
-        }
         if budget.losses > 0 {
             world.source.alternate = Policy { on_hub_loss: OnHubLoss::Continue, ..stops() };
+        }
+        if faults.next_policy_forgotten {
+            // From the weaker to the stronger: what is forgotten is what the hub goes by.
+            world.source.policy = world.source.alternate;
+            world.source.wanted = world.source.alternate;
         }
         world.source.restart(faults);
         world.hub.restart(faults, shape.1);

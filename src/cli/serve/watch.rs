@@ -1,0 +1,228 @@
+//! Watches the directory of source files: says when it has come to rest after a change.
+//!
+//! By inotify, read by a thread of its own. What the events say is not believed, only that something happened: whoever is told
+//! reads the whole directory again, so a lost event costs nothing. A file that somebody still has
+//! open for writing is named, so that half of it is not taken for the whole; editors that rename
+//! leave a moment without the file, which is shorter than the rest that is waited for. Where the
+//! kernel gives no watch, the directory is looked at every second, and the log says so.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
+use rustix::io::Errno;
+use tokio::sync::mpsc;
+
+/// Nothing has happened for so long: what was being written is written.
+const REST: Duration = Duration::from_millis(250);
+/// Longest wait for that while changes go on.
+const REST_MAX: Duration = Duration::from_millis(1200);
+/// Between two looks without inotify.
+const LOOK: Duration = Duration::from_secs(1);
+/// Names of files being written that are remembered; of more, none is.
+const WRITTEN_MAX: usize = 4096;
+/// Bytes of events that are read at once.
+const EVENT_BYTES: usize = 16 << 10;
+/// Events between the thread that reads them and whoever waits.
+const EVENTS_MAX: usize = 256;
+
+/// What the kernel said of one file, or of the directory.
+type Noticed = (ReadFlags, Option<OsString>);
+
+/// A watched directory.
+#[derive(Debug)]
+pub struct Watch {
+    directory: PathBuf,
+    /// From the thread that reads them; none if the kernel gives none. Its end is their end.
+    events: Option<mpsc::Receiver<Noticed>>,
+    /// The log has said that there are none.
+    told: bool,
+    /// Files that were changed and not closed since.
+    written: BTreeSet<OsString>,
+}
+
+impl Watch {
+    /// Watches from now on; called before the directory is read for the first time.
+    pub fn new(directory: &Path) -> Self {
+        let (directory, written) = (directory.to_owned(), BTreeSet::new());
+        let mut watch = Self { directory, events: None, told: false, written };
+        watch.begin();
+        watch
+    }
+
+    /// Files that somebody is writing.
+    pub fn written(&self) -> &BTreeSet<OsString> {
+        &self.written
+    }
+
+    /// Waits for a change, and until it has come to rest. Safe to drop and call again: the next
+    /// reading of the directory sees what was noticed before.
+    pub async fn changed(&mut self) {
+        if self.events.is_none() {
+            tokio::time::sleep(LOOK).await;
+            self.begin();
+            return;
+        }
+        self.wait().await;
+        let until = Instant::now() + REST_MAX;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let rests = tokio::time::timeout(REST.min(left), self.wait()).await.is_err();
+            if rests || self.events.is_none() {
+                return;
+            }
+        }
+    }
+
+    fn begin(&mut self) {
+        self.written.clear();
+        let watched = watch_of(&self.directory).and_then(|events| {
+            let (sender, receiver) = mpsc::channel(EVENTS_MAX);
+            let thread = std::thread::Builder::new().name("watch".to_owned());
+            thread.spawn(move || read(events, &sender)).map(|_| receiver)
+        });
+        match watched {
+            Ok(events) => (self.events, self.told) = (Some(events), false),
+            Err(error) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    tracing::warn!(directory = %self.directory.display(), %error,
+                        "cannot be watched: looked at every second instead");
+                }
+            }
+        }
+    }
+
+    /// Waits for events and takes them.
+    async fn wait(&mut self) {
+        let Some(events) = &mut self.events else { return };
+        let mut next = events.recv().await;
+        while let Some((flags, name)) = next {
+            take(&mut self.written, flags, name.as_deref());
+            next = match events.try_recv() {
+                Ok(more) => Some(more),
+                Err(mpsc::error::TryRecvError::Empty) => return,
+                Err(mpsc::error::TryRecvError::Disconnected) => None,
+            };
+        }
+        // The directory is gone, or its watch.
+        self.events = None;
+    }
+}
+
+fn watch_of(directory: &Path) -> std::io::Result<OwnedFd> {
+    let events = init(CreateFlags::CLOEXEC)?;
+    let wanted = WatchFlags::CREATE
+        | WatchFlags::MODIFY
+        | WatchFlags::CLOSE_WRITE
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::MOVED_TO
+        | WatchFlags::DELETE
+        | WatchFlags::ATTRIB
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ONLYDIR;
+    add_watch(&events, directory, wanted)?;
+    Ok(events)
+}
+
+/// The thread that reads events until there are no more, or nobody wants them.
+fn read(events: OwnedFd, sender: &mpsc::Sender<Noticed>) {
+    let mut buffer = [MaybeUninit::uninit(); EVENT_BYTES];
+    let mut reader = Reader::new(events, &mut buffer);
+    loop {
+        let (flags, name) = match reader.next() {
+            Ok(event) => {
+                let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
+                (event.events(), name.map(OsStr::to_owned))
+            }
+            Err(Errno::INTR) => continue,
+            Err(error) => {
+                tracing::warn!(%error, "the watch of the sources directory failed");
+                return;
+            }
+        };
+        let gone = ReadFlags::IGNORED | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF;
+        if sender.blocking_send((flags, name)).is_err() || flags.intersects(gone) {
+            return;
+        }
+    }
+}
+
+/// Notes who is being written.
+fn take(written: &mut BTreeSet<OsString>, events: ReadFlags, name: Option<&OsStr>) {
+    if events.intersects(ReadFlags::QUEUE_OVERFLOW) {
+        // Which files it was is not known: all are read.
+        written.clear();
+    }
+    if let Some(name) = name {
+        let done = ReadFlags::CLOSE_WRITE
+            | ReadFlags::MOVED_TO
+            | ReadFlags::MOVED_FROM
+            | ReadFlags::DELETE;
+        if events.intersects(done) {
+            written.remove(name);
+        } else if events.intersects(ReadFlags::MODIFY) && written.len() < WRITTEN_MAX {
+            written.insert(name.to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    async fn told(watch: &mut Watch) {
+        tokio::time::timeout(Duration::from_secs(10), watch.changed()).await.expect("a change");
+    }
+
+    #[tokio::test]
+    async fn a_file_is_told_of_when_it_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new(directory.path());
+        let file = directory.path().join("a.toml");
+        std::fs::write(&file, "name = \"a\"\n").unwrap();
+        told(&mut watch).await;
+        assert!(watch.written().is_empty(), "it was closed");
+        let mut open = std::fs::File::options().append(true).open(&file).unwrap();
+        open.write_all(b"enabled").unwrap();
+        told(&mut watch).await;
+        assert_eq!(Vec::from_iter(watch.written()), ["a.toml"], "somebody writes on");
+        open.write_all(b" = true\n").unwrap();
+        drop(open);
+        told(&mut watch).await;
+        assert!(watch.written().is_empty());
+        std::fs::rename(&file, directory.path().join("a.toml~")).unwrap();
+        std::fs::write(&file, "name = \"a\"\n").unwrap();
+        told(&mut watch).await;
+        assert!(watch.written().is_empty());
+        std::fs::remove_file(&file).unwrap();
+        told(&mut watch).await;
+        let quiet = tokio::time::timeout(Duration::from_millis(600), watch.changed()).await;
+        assert!(quiet.is_err(), "nothing happened");
+    }
+
+    /// A directory that is replaced is found again.
+    #[tokio::test]
+    async fn a_directory_that_comes_back_is_watched_again() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("sources.d");
+        std::fs::create_dir(&directory).unwrap();
+        let mut watch = Watch::new(&directory);
+        std::fs::remove_dir(&directory).unwrap();
+        told(&mut watch).await;
+        std::fs::create_dir(&directory).unwrap();
+        while watch.events.is_none() {
+            told(&mut watch).await;
+        }
+        std::fs::write(directory.join("a.toml"), "").unwrap();
+        told(&mut watch).await;
+        assert!(watch.events.is_some());
+    }
+}

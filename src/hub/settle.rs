@@ -1,0 +1,92 @@
+//! Sources come, change and go while the hub runs.
+//!
+//! Called with the whole set of settings whenever the files were read. Only what differs is touched:
+//! a source whose setting is the same hears nothing of it. A source that is new gets its actor; one
+//! whose file is gone is **retired**: its session ends, it is refused, and its images stay until
+//! they are forgotten. Its actor and lane stay as well, so that it may come back as if it had been
+//! away.
+//!
+//! A source that is served here is not retired: its clients write to it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::actor::FileChanged;
+use super::extension::{Extension, State};
+use super::shared::{Shared, SourceSetting};
+use super::status::Snapshot;
+use super::{Hub, start_actor};
+use crate::units::names::SourceName;
+
+/// What a reading of the files did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// New sources, and those that came back.
+    pub added: Vec<SourceName>,
+    /// Sources whose setting changed.
+    pub changed: Vec<SourceName>,
+    /// Sources whose file is gone.
+    pub retired: Vec<SourceName>,
+    /// Sources whose file is gone and that are served here: they stay.
+    pub serving: Vec<SourceName>,
+}
+
+impl Hub {
+    /// Takes the settings of all sources. One call at a time.
+    pub async fn settle(&self, settings: Vec<SourceSetting>) -> Settled {
+        let mut wanted: BTreeMap<SourceName, SourceSetting> =
+            settings.into_iter().map(|setting| (setting.name.clone(), setting)).collect();
+        let before = self.shared.settings.load_full();
+        let mut settled = Settled::default();
+        for (name, setting) in before.iter() {
+            match wanted.get(name) {
+                Some(other) if other == setting => {}
+                Some(_) => settled.changed.push(name.clone()),
+                None if is_served(&self.shared, name) => {
+                    wanted.insert(name.clone(), setting.clone());
+                    settled.serving.push(name.clone());
+                }
+                None => settled.retired.push(name.clone()),
+            }
+        }
+        settled.added = wanted.keys().filter(|name| !before.contains_key(*name)).cloned().collect();
+        self.shared.settings.store(Arc::new(wanted));
+        for name in &settled.added {
+            self.begin(name);
+        }
+        let touched = settled.added.iter().chain(&settled.changed).chain(&settled.retired);
+        for name in touched {
+            let Some(entry) = self.shared.registry.get(name) else { continue };
+            if let Err(error) = entry.actor.send(FileChanged).await {
+                // It is being replaced, and the next one looks at the settings itself.
+                tracing::debug!(source = %name, %error, "actor not told of its file");
+            }
+        }
+        settled
+    }
+
+    /// An actor for a source that has none.
+    pub(super) fn begin(&self, name: &SourceName) {
+        if self.shared.registry.get(name).is_none() {
+            let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::waiting(name.clone())));
+            let arbiter = self.shared.registry.len() % self.shared.arbiters.0.len().max(1);
+            start_actor(&self.shared, name, snapshot, arbiter, &self.died);
+        }
+    }
+}
+
+/// Whether clients of that source are served here.
+fn is_served(shared: &Shared, name: &SourceName) -> bool {
+    let Some(lane) = shared.lanes.get(name) else { return false };
+    let row = match shared.pool.catalog().source(lane.source()) {
+        Ok(row) => row,
+        // A catalog that does not answer says nothing: nobody is cut off for that.
+        Err(_) => return true,
+    };
+    row.and_then(|row| Extension::of(&row).ok()).is_some_and(|extension| match extension.state {
+        State::FailingOver | State::Promoted => true,
+        State::Mirror | State::HandedOver => false,
+    })
+}
