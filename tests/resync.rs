@@ -20,7 +20,7 @@ use mirrorhub::units::numbers::{CpNumber, SequenceNumber, Vbn};
 use mirrorhub::volume::writer::{Content, TreeWriter};
 
 use crate::harness::oracle::{Known, Writer, content};
-use crate::harness::{Cluster, SourceSettings, http_get, metric_sum, pause, wait_for};
+use crate::harness::{Cluster, SourceSettings, http_get, metric_sum, pause, status, wait_for};
 use crate::outage::{is_full, socket, wire_bytes};
 
 const NAME: &str = "filer-a";
@@ -80,8 +80,9 @@ fn wait_settled(cluster: &Cluster) {
 
 fn wait_together(cluster: &mut Cluster) {
     wait_for("both are together", LIMIT, || {
-        let own = cluster.own_status(NAME);
-        own["state"] == "in-sync" && own["alone_since"].is_null()
+        // One that was just started may not answer yet.
+        let own = status(&cluster.source_config(NAME)).map(|own| own["source"].clone());
+        own.is_some_and(|own| own["state"] == "in-sync" && own["alone_since"].is_null())
     });
     cluster.wait_in_sync(NAME);
 }

@@ -229,9 +229,8 @@ impl Following {
                     format!("volume {} came to root {}, not {}", own.name, tree.root(), there.root);
                 return Err(End::Lost(reason));
             }
-            if tree != own.tree {
-                trees.push((there.volume, tree));
-            }
+            // Also one that is as it was: it was looked through in this write set.
+            trees.push((there.volume, tree));
         }
         if !puller.is_finished() {
             return Err(End::Lost("the pull did not end with its volumes".to_owned()));

@@ -254,9 +254,13 @@ impl Forwarder {
         let end = self.session(stream).await;
         self.shared.end_pass();
         self.shared.questions.give_up();
-        // The machine says nothing to a lost connection.
-        drop(self.primary.step(Event::Disconnected));
-        end
+        // What it says to the hub reaches nobody. What it says to this end counts: a CP that was
+        // committed meanwhile may be complete alone.
+        let mut nowhere = SendSide::new(Arc::clone(&self.shared));
+        match self.step(Event::Disconnected, &mut nowhere).await {
+            Ok(()) => end,
+            Err(worse) => worse,
+        }
     }
 
     /// Connects while everything else goes on.
@@ -296,9 +300,11 @@ impl Forwarder {
         if let Err(end) = self.absorb(&mut side).await {
             return end;
         }
-        drop(self.primary.step(Event::OwnDurable(self.shared.outbox.own_durable())));
-        if let Err(end) = self.step(Event::Connected, &mut side).await {
-            return end;
+        let own_durable = Event::OwnDurable(self.shared.outbox.own_durable());
+        for event in [own_durable, Event::Connected] {
+            if let Err(end) = self.step(event, &mut side).await {
+                return end;
+            }
         }
         loop {
             if let Err(end) = self.turn(&mut reader, &mut write, &mut side, &mut ticks).await {
