@@ -114,7 +114,7 @@ impl Forwarder {
         let own = (shared.own().0, shared.pins());
         let follow = VecDeque::new();
         let now = Instant::now();
-        let (lost, pulse) = (Some(now), Pulse::new());
+        let (lost, pulse) = (Some(now), Pulse::default());
         Self {
             shared,
             options,

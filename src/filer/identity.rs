@@ -147,21 +147,7 @@ impl Extension {
         }
         let mut all = [0; EXTENSION_BYTES];
         all[..wanted].copy_from_slice(bytes);
-        let unused = |flag: u8, from: usize, to: usize| {
-            let is_set = flags & flag != 0;
-            all[from..to].iter().copied().find(|byte| !is_set && *byte != 0)
-        };
-        let rest = all[used..GUEST_AT].iter().copied().find(|byte| *byte != 0);
-        let end = EXTENSION_BYTES;
-        let unset = [
-            (ALONE, 36, 56),
-            (FENCED, 56, 68),
-            (POLICY, 68, 92),
-            (NEXT, 92, 116),
-            (GUEST, GUEST_AT, end),
-        ];
-        let unset = unset.into_iter().find_map(|(flag, from, to)| unused(flag, from, to));
-        if let Some(value) = rest.or(unset) {
+        if let Some(value) = stray(&all, flags, used) {
             return Err(ExtensionError::Field { field: "reserved", value });
         }
         let policy = |flag: u8, at: usize| {
@@ -186,6 +172,20 @@ impl Extension {
             guest: policy(GUEST, GUEST_AT)?,
         })
     }
+}
+
+/// A byte that is not zero where nothing is: in what is reserved, or in a field whose bit is not set.
+fn stray(all: &[u8; EXTENSION_BYTES], flags: u8, used: usize) -> Option<u8> {
+    let fields = [
+        (ALONE, 36, 56),
+        (FENCED, 56, 68),
+        (POLICY, 68, 92),
+        (NEXT, 92, 116),
+        (GUEST, GUEST_AT, EXTENSION_BYTES),
+    ];
+    let unset = fields.into_iter().filter(|(flag, ..)| flags & flag == 0);
+    let ranges = unset.map(|(_, from, to)| (from, to)).chain([(used, GUEST_AT)]);
+    ranges.flat_map(|(from, to)| &all[from..to]).copied().find(|byte| *byte != 0)
 }
 
 fn epoch_bytes(epoch: Epoch) -> [u8; 12] {

@@ -27,14 +27,16 @@ pub struct Pulse {
     reached: (Reached, Instant),
 }
 
-impl Pulse {
+impl Default for Pulse {
     /// Nothing was sent yet.
-    pub fn new() -> Self {
+    fn default() -> Self {
         let nothing = (SequenceNumber(0), CpNumber(0), 0);
         let reached = (nothing, Instant::now());
         Self { token: 0, pings: VecDeque::new(), reached }
     }
+}
 
+impl Pulse {
     /// Time between two Pings to a hub that may be silent for `hub_timeout`: an idle connection must
     /// not look silent.
     pub fn heartbeat(hub_timeout: Duration) -> Duration {

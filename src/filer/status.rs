@@ -216,29 +216,31 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
             (SourceState::Behind, reason, next_of_full_hub(shared))
         }
         LinkState::Connected { .. } if shared.mark().is_some() => coming_back(shared),
-        LinkState::Connected { .. } => match shared.rejected() {
-            Some(reason) => {
-                let next = "it is tried again by itself; see the hub's status";
-                (SourceState::Behind, reason, next.to_owned())
-            }
-            None => {
-                let all = ("every acknowledged write is durable on the hub", "");
-                let (reason, next) = waits(shared.order.figures().lacking).unwrap_or(all);
-                match shared.set_back() {
-                    None => (SourceState::InSync, reason.to_owned(), next.to_owned()),
-                    Some(what) => {
-                        let reason = format!("{reason}; but {what}; it was sent again");
-                        (SourceState::InSync, reason, NEXT_OF_SET_BACK.to_owned())
-                    }
-                }
-            }
-        },
+        LinkState::Connected { .. } => in_session(shared),
+    }
+}
+
+/// Nothing is in the way.
+fn in_session(shared: &Shared) -> (SourceState, String, String) {
+    if let Some(reason) = shared.rejected() {
+        let next = "it is tried again by itself; see the hub's status";
+        return (SourceState::Behind, reason, next.to_owned());
+    }
+    let all = ("every acknowledged write is durable on the hub", "");
+    let (reason, next) = waits(shared.order.figures().lacking).unwrap_or(all);
+    match shared.set_back() {
+        None => (SourceState::InSync, reason.to_owned(), next.to_owned()),
+        Some(what) => {
+            let reason = format!("{reason}; but {what}; it was sent again");
+            (SourceState::InSync, reason, NEXT_OF_SET_BACK.to_owned())
+        }
     }
 }
 
 /// What R7 asks of an administrator; shown until the source is restarted.
 const NEXT_OF_SET_BACK: &str = "find out why before this filer is lost: look at the hub's NVRAM \
      device and at who restored its state; a restart of this source ends this notice";
+
 /// The hub's pool is full (R18): who waits for it, and what makes room.
 fn next_of_full_hub(shared: &Shared) -> String {
     let clients = match (shared.answering(), shared.order.figures().lacking) {

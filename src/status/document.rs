@@ -347,7 +347,7 @@ pub struct SourceStatus {
 #[serde(untagged)]
 pub enum StatusDocument {
     /// Of a hub.
-    Hub(HubStatus),
+    Hub(Box<HubStatus>),
     /// Of a source.
     Source(Box<SourceStatus>),
 }
@@ -361,7 +361,7 @@ impl StatusDocument {
     ) -> Self {
         let health = Health::derive(&sources, nvram.as_ref(), pool.as_ref());
         let config = ConfigStatus::default();
-        Self::Hub(HubStatus { schema: SCHEMA, sources, nvram, pool, config, health })
+        Self::Hub(Box::new(HubStatus { schema: SCHEMA, sources, nvram, pool, config, health }))
     }
 
     /// The document of a source, its health derived from the parts.

@@ -61,14 +61,7 @@ impl Mirror {
     /// asks before it ends an older connection for this one: a clone must not cut the original.
     pub fn accepts(&self, hello: &Hello) -> Result<(), Refused> {
         let known = &self.known;
-        if hello.version < PROTOCOL_VERSION_MIN || hello.version_min > PROTOCOL_VERSION {
-            let reason = format!(
-                "the source speaks protocol versions {} to {}, the hub {PROTOCOL_VERSION_MIN} to \
-                 {PROTOCOL_VERSION}",
-                hello.version_min, hello.version
-            );
-            return Err(refuse(RefusedCode::Version, reason, "upgrade the hub first"));
-        }
+        speaks(hello)?;
         if let Some(source) = known.source.filter(|&source| source != hello.source) {
             let reason = format!(
                 "the name {} belongs to source {source}, this is source {}",
@@ -150,4 +143,17 @@ impl Mirror {
             refused: self.known.refused.clone(),
         }
     }
+}
+
+/// Whether both ends know a common version.
+fn speaks(hello: &Hello) -> Result<(), Refused> {
+    if hello.version >= PROTOCOL_VERSION_MIN && hello.version_min <= PROTOCOL_VERSION {
+        return Ok(());
+    }
+    let reason = format!(
+        "the source speaks protocol versions {} to {}, the hub {PROTOCOL_VERSION_MIN} to \
+         {PROTOCOL_VERSION}",
+        hello.version_min, hello.version
+    );
+    Err(refuse(RefusedCode::Version, reason, "upgrade the hub first"))
 }
