@@ -222,7 +222,7 @@ fn killed_in_between(taker: &str, more: &[&str], dies: Dies, after: Duration) {
     let mut asked = Command::new(BINARY);
     asked.args(["failback", LOST]).args(more).arg("--config").arg(cluster.hub_config());
     let log = cluster.path("failback.log");
-    let asked = crate::harness::Process::start("failback", log, &mut asked);
+    let mut asked = crate::harness::Process::start("failback", log, &mut asked);
     crate::harness::pause(after);
     if dies != Dies::Taker {
         cluster.kill_hub();
@@ -231,13 +231,15 @@ fn killed_in_between(taker: &str, more: &[&str], dies: Dies, after: Duration) {
         cluster.kill_source(taker);
     }
     let known = writer.finish();
-    drop(asked);
     if dies != Dies::Taker {
         cluster.start_hub();
     }
     if dies != Dies::Hub {
         cluster.start_source(taker);
     }
+    // A hub that lives goes on with what it was asked, and hands over while somebody reads there.
+    wait_for("the command ends", LIMIT, || !asked.runs());
+    drop(asked);
     // Handed over, it goes on by itself; before that the hub serves, and the command is given again.
     let mut state = Value::Null;
     wait_for("somebody is primary", LIMIT, || {

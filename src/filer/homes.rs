@@ -20,6 +20,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +39,7 @@ use crate::pool::error::PoolError;
 use crate::pool::rows::SourceRow;
 use crate::units::ids::{RandomError, SourceId, random_u64};
 use crate::units::names::SourceName;
+use crate::volume::mend::MendFigures;
 use crate::wire::homes::{Adopt, Adopted};
 
 /// Sources that may live on one filer beside its own.
@@ -181,11 +183,46 @@ impl Homes {
 
     /// What those that run say about themselves.
     pub fn statuses(&self) -> Vec<Status> {
+        self.running().map(|filer| filer.status()).collect()
+    }
+
+    fn running(&self) -> impl Iterator<Item = Arc<Filer>> {
         let running = |(_, home)| match home {
-            Home::Running(filer) => Some(filer.status()),
+            Home::Running(filer) => Some(filer),
             Home::Failed(_) => None,
         };
-        self.all().into_iter().filter_map(running).collect()
+        self.all().into_iter().filter_map(running)
+    }
+
+    /// The filer's file has another time between two CPs. What they promise is not in that file.
+    pub fn reload(&self, checkpoint_interval: Duration) {
+        for filer in self.running() {
+            let wanted = filer.shared().pledge.terms().wanted;
+            filer.reload(wanted, checkpoint_interval);
+        }
+    }
+
+    /// What rotted in the pool, of the filer's own and of theirs.
+    pub fn rot(&self) -> MendFigures {
+        let mut all = self.own.rot();
+        for filer in self.running() {
+            let MendFigures { found, repaired, waiting, lost } = filer.rot();
+            all.found += found;
+            all.repaired += repaired;
+            all.waiting += waiting;
+            all.lost.extend(lost);
+        }
+        all
+    }
+
+    /// As [`Filer::mend_all`], of the filer's own and of theirs. Blocks.
+    pub fn mend_all(&self) -> impl FnOnce() + Send + 'static {
+        let own = self.own.mend_all();
+        let homes: Vec<_> = self.running().collect();
+        move || {
+            own();
+            homes.iter().for_each(|filer| filer.mend_all()());
+        }
     }
 
     /// Stops all of them.
@@ -248,7 +285,7 @@ impl Homes {
         }
         adopt::look_for_room(&pool, &adopt)?;
         let source = adopt.source;
-        let guest = Some(adopt.policy.unwrap_or(self.options.policy));
+        let guest = Some(adopt.policy.unwrap_or(own.pledge.terms().wanted));
         let rows = move || {
             adopt::make_rows(&pool, &adopt, Kept { guest, ..Kept::default() })?;
             Ok(pool.catalog().source(source)?)
@@ -283,7 +320,8 @@ impl Homes {
 
     async fn start_home(&self, row: SourceRow) -> Result<(), HomeError> {
         let kept = FilerKeeper.read(&row)?;
-        let policy = kept.guest.unwrap_or(self.options.policy);
+        let own = self.own.shared().pledge.terms();
+        let policy = kept.guest.unwrap_or(own.wanted);
         let (path, size) = (self.nvram_path(row.id), self.options.nvram.size);
         let made = kept.nvram_made && !self.options.accept_lost_nvram;
         let nvram = blocking(move || Ok(nvram_file::open(&path, size, made)?)).await?;
@@ -299,9 +337,10 @@ impl Homes {
             ground: None,
             settings: Settings {
                 policy,
-                checkpoint_interval: self.options.checkpoint_interval,
+                checkpoint_interval: own.interval,
                 accept_lost_nvram: self.options.accept_lost_nvram,
-                accept_untold_policy: self.options.accept_untold_policy,
+                // The filer's file says nothing about what it promises.
+                accept_untold_policy: false,
                 ring: RingOptions { thread_name: "home".to_owned(), ..RingOptions::default() },
                 ring_shape: RingShape::default(),
             },

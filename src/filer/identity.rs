@@ -226,7 +226,7 @@ mod tests {
     }
 
     fn bare() -> Extension {
-        Extension { alone: None, fenced: None, policy: None, next: None, ..sample() }
+        Extension { alone: None, fenced: None, policy: None, next: None, guest: None, ..sample() }
     }
 
     #[test]

@@ -135,6 +135,7 @@ impl View {
                 let changes = source_changes(&running, &config);
                 let now = reloaded_source(&running, config);
                 self.filer.reload(now.policy(), now.checkpoint_interval);
+                self.homes.reload(now.checkpoint_interval);
                 tracing::info!(file = %file.display(), changes = changes.len(), "reloaded");
                 self.files.taken(now, &changes, Vec::new());
             }
@@ -300,7 +301,7 @@ impl Admin for View {
                     "name the configuration of the hub with --config",
                 )),
                 Request::ConfigDiff {} => answer(&self.difference()),
-                Request::PoolCheck {} => pool_check(self.filer.pool(), self.filer.mend_all()).await,
+                Request::PoolCheck {} => pool_check(self.filer.pool(), self.homes.mend_all()).await,
             }
         })
     }
@@ -331,14 +332,14 @@ impl Observed for View {
         if let Some(ring) = &status.ring {
             collect_ring(ring);
         }
-        super::collect_pool(&self.filer.pool(), self.filer.rot());
+        super::collect_pool(&self.filer.pool(), self.homes.rot());
         super::collect_nbd(&self.server);
     }
 
     fn status(&self) -> StatusDocument {
         let status = self.filer.status();
         let nvram = status.ring.as_ref().map(nvram_status);
-        let pool = super::pool_status(&self.filer.pool(), self.filer.rot());
+        let pool = super::pool_status(&self.filer.pool(), self.homes.rot());
         let shown = StatusDocument::filer(entry(&status), self.homes_shown(), nvram, pool);
         shown.with_config(self.files.status())
     }
