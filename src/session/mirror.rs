@@ -255,6 +255,9 @@ pub struct Mirror {
     given_up: Option<CpNumber>,
     /// The newest connection of the source's boot whose Hello was accepted.
     connection: u64,
+    /// What a source promises that may not have heard any Welcome: until it shows that it has, it
+    /// answers alone, whatever its policy (R4).
+    unshown: Option<Policy>,
     faulted: Option<String>,
     last_refusal: Option<String>,
 }
@@ -278,6 +281,7 @@ impl Mirror {
             cp_taken: 0,
             given_up: None,
             connection: 0,
+            unshown: None,
             faulted: None,
             last_refusal: None,
         }
@@ -443,6 +447,9 @@ impl Mirror {
         if !matches!(self.state, State::Joined) {
             self.close("Transfer before Welcome", actions);
             return;
+        }
+        if self.shows_welcome() {
+            actions.extend(self.record());
         }
         let Arrived { header, place } = arrived;
         if self.apply.as_ref().is_some_and(|apply| apply.build.is_pass()) {
@@ -671,6 +678,7 @@ impl Mirror {
         (known.generation, known.applied_cp, known.cp_max, known.source.is_some()).hash(to);
         known.work.hash(to);
         (self.log_credit, self.cp_credit, self.cp_came, self.cp_taken, self.given_up).hash(to);
+        (self.unshown, known.policy, known.alone).hash(to);
         if let Some(Apply { cp, last, build, state, update_bytes, end }) = &self.apply {
             let state = std::mem::discriminant(state);
             (cp, last.hash, build, state, update_bytes, end.is_some()).hash(to);

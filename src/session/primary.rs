@@ -285,6 +285,8 @@ pub struct Primary {
     connections: u64,
     /// The mark that the hub was told of on this one.
     told_alone: Option<AloneMark>,
+    /// The hub knows that its Welcome was heard.
+    told_welcomed: bool,
     /// What the hub said last that it has.
     had: Place,
     answering: Answering,
@@ -327,6 +329,7 @@ impl Primary {
             apart,
             connections: 0,
             told_alone: None,
+            told_welcomed: false,
             volumes: Volumes::default(),
             change: None,
             had: Place::default(),
@@ -631,7 +634,7 @@ impl Primary {
         use std::hash::Hash;
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         self.apart.fingerprint(to);
-        (self.identity.alone, self.told_alone).hash(to);
+        (self.identity.alone, self.told_alone, self.told_welcomed).hash(to);
         self.volumes.fingerprint(to);
         self.promise_fingerprint(to);
         self.hub_cp.hash(to);

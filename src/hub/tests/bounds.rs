@@ -169,8 +169,10 @@ fn credits_come_from_one_budget() {
         let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
         let setting = options(dir.path(), &["a"]).sources[0].clone();
         let grant = |count: usize| {
-            let name = |n: usize| format!("s{n}").parse().unwrap();
-            let settings: BTreeMap<_, _> = (0..count).map(|n| (name(n), setting.clone())).collect();
+            // One of them is the source that comes in the end.
+            let name = |n: usize| if n == 0 { "a".to_owned() } else { format!("s{n}") };
+            let settings: BTreeMap<_, _> =
+                (0..count).map(|n| (name(n).parse().unwrap(), setting.clone())).collect();
             hub.shared().settings.store(Arc::new(settings));
             hub.shared().grant()
         };

@@ -338,7 +338,7 @@ fn a_source_that_has_not_read_is_asked_again_and_then_unproven() {
         let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
         let name = "a".parse().unwrap();
         let unheard = hub.verify(&name, |_, _, _| {}).await.unwrap_err();
-        assert!(unheard.contains("no CP"), "{unheard}");
+        assert!(unheard.contains("never connected"), "{unheard}");
         let mut a = Fake::new("a");
         a.welcomed(hub.address()).await;
         let first = a.put(0, 1).await;

@@ -6,9 +6,15 @@
 use super::super::CP_NUMBER_MAX;
 use super::{Action, Mirror, State, refuse};
 use crate::units::numbers::Epoch;
+use crate::units::policy::{OnHubLoss, Policy};
 use crate::wire::message::{
     Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, Standing, Welcome,
 };
+
+/// What holds for a source that was never welcomed: it is usable at once, whatever its policy.
+fn usable_at_once(policy: Policy) -> Policy {
+    Policy { on_hub_loss: OnHubLoss::Continue, ..policy }
+}
 
 impl Mirror {
     pub(super) fn hello(&mut self, hello: &Hello, actions: &mut Vec<Action>) {
@@ -31,7 +37,9 @@ impl Mirror {
         self.known.generation = hello.generation;
         self.known.cp_max = self.known.cp_max.max(hello.cp_max);
         self.agree(&hello.volumes, left_out);
-        self.known.policy = Some(hello.policy);
+        let never = hello.hub.is_none();
+        self.unshown = never.then_some(hello.policy);
+        self.known.policy = Some(if never { usable_at_once(hello.policy) } else { hello.policy });
         self.known.alone = hello.alone;
         let version = hello.version.min(PROTOCOL_VERSION);
         self.state = State::Joining { version, recorded: false };
@@ -41,11 +49,20 @@ impl Mirror {
     /// The source's mark has changed: kept as what Hello brought is.
     pub(super) fn stands(&mut self, standing: Standing, actions: &mut Vec<Action>) {
         self.known.alone = standing.alone;
+        self.shows_welcome();
         actions.extend(self.record());
     }
 
+    /// The source sends what it sends behind its first Welcome only, which it keeps durably before:
+    /// from here on it holds to its policy. Whether that is news.
+    pub(super) fn shows_welcome(&mut self) -> bool {
+        let shown = self.unshown.take();
+        self.known.policy = shown.or(self.known.policy);
+        shown.is_some()
+    }
+
     /// What is known of the source that was here is to be kept.
-    fn record(&self) -> Option<Action> {
+    pub(super) fn record(&self) -> Option<Action> {
         let known = &self.known;
         Some(Action::Record {
             source: known.source?,

@@ -214,12 +214,14 @@ impl Primary {
         }
     }
 
-    /// The hub hears of the mark as it stands, also if that changed between Hello and Welcome.
+    /// The hub hears of the mark as it stands, also if that changed between Hello and Welcome, and
+    /// once that its first Welcome was heard.
     pub(super) fn pump_standing(&mut self, actions: &mut Vec<Action>) {
         let alone = self.identity.alone;
         let stands = matches!(self.apart.mark, Mark::Absent | Mark::Set);
-        if self.is_streaming() && stands && self.told_alone != alone {
-            self.told_alone = alone;
+        let news = self.told_alone != alone || !self.told_welcomed;
+        if self.is_streaming() && stands && news {
+            (self.told_alone, self.told_welcomed) = (alone, true);
             actions.push(Action::Send(Message::Standing(Standing { alone })));
         }
     }

@@ -34,6 +34,7 @@ impl Primary {
         self.state = State::Greeting;
         self.connections += 1;
         self.told_alone = self.identity.alone;
+        self.told_welcomed = self.identity.hub.is_some();
         actions.push(Action::Send(Message::Hello(Box::new(Hello {
             version: PROTOCOL_VERSION,
             version_min: PROTOCOL_VERSION_MIN,

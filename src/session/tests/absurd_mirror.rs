@@ -11,11 +11,11 @@ use crate::units::ids::{HubId, SourceId, VolumeId};
 use crate::units::numbers::{
     ByteCount, CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
-use crate::units::policy::{self, Policy};
+use crate::units::policy::{self, OnHubLoss, Policy};
 use crate::wire::message::{
     Ack, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Hello, Message, PartitionFull,
-    Ping, Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Updates, VolumeOffer, VolumeRoot,
-    WantCheckpoint, WantLog, Welcome,
+    Ping, Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Standing, Updates, VolumeOffer,
+    VolumeRoot, WantCheckpoint, WantLog, Welcome,
 };
 
 const CREDIT: u64 = 1000;
@@ -889,4 +889,30 @@ fn a_hello_that_comes_late_is_turned_away() {
     assert_eq!(machine.accepts(&late).unwrap_err().code, RefusedCode::Busy);
     assert!(machine.accepts(&Hello { connection: 2, ..hello(1) }).is_ok());
     assert!(machine.accepts(&Hello { connection: 1, ..hello(2) }).is_ok(), "of the next boot");
+}
+
+/// R4: a source that may not have heard a Welcome answers alone, so `stop` counts once it showed
+/// that it has; the control is one that was welcomed before.
+#[test]
+fn stop_counts_from_the_first_welcome_that_was_heard() {
+    let policies = |actions: &[Action]| {
+        let recorded = |action: &Action| match action {
+            Action::Record { policy, .. } => Some(policy.on_hub_loss),
+            _ => None,
+        };
+        actions.iter().filter_map(recorded).collect::<Vec<_>>()
+    };
+    let stops = Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() };
+    let first = Hello { hub: None, policy: stops, ..hello(1) };
+    let mut machine = Mirror::new(known(), Place::default(), 1000, 1000);
+    let told = machine.step(Event::Hello(first.clone()));
+    assert_eq!(policies(&told), [OnHubLoss::Continue]);
+    machine.step(Event::Recorded);
+    let standing = Message::Standing(Standing { alone: None });
+    let shown = machine.step(Event::Received(standing));
+    assert_eq!(policies(&shown), [OnHubLoss::Stop]);
+    let hub = Some(machine.known().hub);
+    let mut machine = Mirror::new(known(), Place::default(), 1000, 1000);
+    let told = machine.step(Event::Hello(Hello { hub, ..first }));
+    assert_eq!(policies(&told), [OnHubLoss::Stop]);
 }
