@@ -203,7 +203,7 @@ impl Beside {
 
     async fn write_own(&mut self, at: usize, fill: u8) {
         let export = self.exports.open("b/vol0").await.unwrap();
-        put(&export, &mut self.own, at, &[fill; 30_000]).await;
+        put(&export, &mut self.own, at, &vec![fill; 30_000]).await;
         assert_eq!(all(&export).await, self.own);
     }
 
