@@ -130,6 +130,7 @@ impl Fake {
         Ok(serde_json::to_value(answer).unwrap())
     }
 
+    #[expect(clippy::too_many_lines, reason = "a table: one answer a request")]
     fn answer(self, request: Request) -> Result<Value, AdminError> {
         let json = |value: Result<Value, serde_json::Error>| Ok(value.unwrap());
         match request {

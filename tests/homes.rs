@@ -181,7 +181,7 @@ fn a_new_empty_filer_is_brought_up() {
             })
         });
         let refused = Client::unix(&socket(&cluster, LOST), EXPORT, LIMIT);
-        let why = refused.err().expect("an empty filer serves").to_string();
+        let why = refused.expect_err("an empty filer serves").to_string();
         assert!(why.contains("serves nothing before"), "{why}");
         cluster.kill_source(LOST);
     }

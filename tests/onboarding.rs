@@ -56,6 +56,7 @@ fn broken(name: &str, way: usize) -> (String, Option<u64>) {
 /// with line and fix, and the traffic of the others goes on without a reconnect. Method: one real
 /// source under load; the files are written by a loop, as a configuration tool does.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, told in its order")]
 fn two_hundred_files_at_once_and_fifty_of_them_wrong() {
     let mut cluster = Cluster::prepare_with(&[SourceSettings::new("filer-a")], "1GiB", "2GiB");
     cluster.start_all();
@@ -139,6 +140,7 @@ fn two_hundred_files_at_once_and_fifty_of_them_wrong() {
 /// A source is added by its file, changed, taken away and put back; its image stays readable all the
 /// time, until it is forgotten by name.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, told in its order")]
 fn a_source_comes_and_goes_by_its_file() {
     let mut cluster = Cluster::prepare(&[SourceSettings::new("filer-a")]);
     let file = file_of(&cluster, "filer-a");

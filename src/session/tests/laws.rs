@@ -37,7 +37,7 @@ impl World {
         let strict = hub.told.is_some_and(|(policy, alone)| policy.never_alone() && !alone);
         let in_sync = hub.told.is_none_or(|(policy, _)| policy.mode == Mode::Sync);
         let (policies, last) = ([source.wanted, source.policy], hub.last());
-        let changes = source.next.is_some() || policies.iter().any(|p| *p == source.alternate);
+        let changes = source.next.is_some() || policies.contains(&source.alternate);
         let rule = if changes { "R20" } else { "invariant 1" };
         if (strict || !source.apart && in_sync) && !self.on_line(self.acked, last) {
             let acked = self.acknowledged();
@@ -183,6 +183,7 @@ impl World {
 
     /// Equal for worlds that behave alike: connection numbers count only in so far as the ends
     /// agree on them.
+    #[expect(clippy::too_many_lines, reason = "a list of all fields")]
     pub(super) fn fingerprint<H: Hasher>(&self, to: &mut H) {
         let place = |place: Place, to: &mut H| (place.transfer, place.hash).hash(to);
         self.budget.hash(to);

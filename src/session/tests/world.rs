@@ -510,6 +510,7 @@ impl Source {
     }
 
     /// Boots: what the ring and the pool hold decides what is under way.
+    #[expect(clippy::too_many_lines, reason = "one list of what can happen")]
     fn restart(&mut self, faults: Faults) {
         self.generation += 1;
         let freeze = self.ring.iter().rev().find_map(|record| match record {
@@ -875,6 +876,7 @@ impl World {
         self.judge();
     }
 
+    #[expect(clippy::too_many_lines, reason = "one list of what can happen")]
     fn fault(&mut self, step: Step) {
         let spend = |left: &mut u32| *left -= 1;
         match step {
