@@ -161,6 +161,8 @@ impl Wire<'_> {
         let (write, stopping) = (&mut self.write, self.stopping);
         self.handle.block_on(async {
             tokio::select! {
+                // Who is stopped says nothing more, whatever is ready.
+                biased;
                 () = stopping.cancelled() => Err(End::Stopped),
                 sent = tokio::time::timeout(SILENCE_MAX, outgoing.write_all(write)) => match sent {
                     Ok(sent) => Ok(sent?),
@@ -176,6 +178,7 @@ impl Wire<'_> {
             let (reader, stopping) = (&mut self.reader, self.stopping);
             let next = self.handle.block_on(async {
                 tokio::select! {
+                    biased;
                     () = stopping.cancelled() => Err(End::Stopped),
                     next = tokio::time::timeout(SILENCE_MAX, reader.next()) => match next {
                         Ok(next) => Ok(next?),
