@@ -142,6 +142,7 @@ fn rot_is_read_around_and_mended() {
     let mut client =
         Client::unix(&socket(&cluster, SOURCE), EXPORT, Duration::from_secs(20)).expect("client");
     (0..64).for_each(|n| client.write(n * 4096, &pattern).expect("a write"));
+    drop(client);
     let root = Cluster::root(&cluster.checkpoint(SOURCE), "vol0");
 
     // What the hub's log keeps of it is not on these.
@@ -153,8 +154,8 @@ fn rot_is_read_around_and_mended() {
         all[n].iter().for_each(|at| file.write_all_at(&[0x5a; 100], at + 7).expect("rot"));
     };
     rot(0);
-    let read = || -> Result<(), String> {
-        let mut image = Client::unix(&socket(&cluster, "hub"), EXPORT, Duration::from_secs(20))
+    let read = |cluster: &Cluster| -> Result<(), String> {
+        let mut image = Client::unix(&socket(cluster, "hub"), EXPORT, Duration::from_secs(20))
             .expect("the image");
         for n in 0..64 {
             let met = image.read(n * 4096, BLOCK).map_err(|error| error.to_string())?;
@@ -162,7 +163,7 @@ fn rot_is_read_around_and_mended() {
         }
         Ok(())
     };
-    read().expect("every block is right");
+    read(&cluster).expect("every block is right");
     let (_, metrics) = http_get(&cluster.hub_url("/metrics"));
     let repaired = sum_of(&metrics, "mirrorhub_pool_repaired_blocks_total");
     assert!(repaired > 10, "{repaired} blocks repaired");
@@ -172,9 +173,12 @@ fn rot_is_read_around_and_mended() {
     assert!(places(&disks[0], &pattern).len() >= usize::try_from(repaired).expect("small"));
     assert_eq!(Cluster::root(&cluster.checkpoint(SOURCE), "vol0"), root);
 
+    // Negative control: no copy is right, and the source cannot be asked.
+    cluster.kill_source(SOURCE);
     rot(0);
     rot(1);
-    let error = read().expect_err("no copy is right");
+    let error = read(&cluster).expect_err("no copy is right");
     assert!(!error.is_empty());
-    assert_eq!(cluster.hub_status()["health"]["word"], "warning");
+    let health = cluster.hub_status()["health"].to_string();
+    assert!(health.contains("pool-damaged"), "{health}");
 }

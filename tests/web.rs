@@ -84,7 +84,6 @@ const OF_THE_HUB: [&Metric; 7] = [
     &names::CONNECTIONS_REFUSED,
     &names::SOURCE_DRAINED_BYTES,
     &names::SOURCE_APPLIED_BYTES,
-    &names::SOURCE_RECEIVED_TRANSFERS,
     &names::SOURCE_RECEIVED_BYTES,
     &names::SOURCE_ACTOR_RESTARTS,
     &names::SOURCE_LOG_BYTES,

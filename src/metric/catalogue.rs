@@ -207,8 +207,6 @@ catalogue! {
         [SOURCE], "Age of the oldest acknowledged write that the image does not show yet; NaN where unknown";
     SOURCE_IMAGE_AGE_SECONDS = "mirrorhub_source_image_age_seconds", Seconds, Kind::Gauge,
         [SOURCE], "Time since the image was last known equal to the source, at least; NaN before both met";
-    SOURCE_RECEIVED_TRANSFERS = "mirrorhub_source_received_transfers_total", Count, Kind::Counter,
-        [SOURCE], "Transfers received from the source, repeated ones included";
     SOURCE_RECEIVED_BYTES = "mirrorhub_source_received_bytes_total", Bytes, Kind::Counter,
         [SOURCE], "Bytes received from the source, headers included";
     SOURCE_RESYNC_BYTES = "mirrorhub_source_resync_bytes_total", Bytes, Kind::Counter,

@@ -133,14 +133,22 @@ impl Pool {
         }
         let mut block = [0; BLOCK_BYTES];
         let (pbn, wanted) = (pointer.pbn, pointer.hash);
-        self.read_good(pbn, &mut block, |block| {
+        let read = self.read_good(pbn, &mut block, |block| {
             verify(pbn, pointer.crc, block)?;
             let met = content(block);
             if wanted == met {
                 return Ok(());
             }
             Err(PoolError::CorruptContent { pbn, wanted, met })
-        })?;
+        });
+        if let Err(error) = read {
+            let known = self.mended().get(pbn, pointer.crc).ok_or(error)?;
+            block.copy_from_slice(&*known);
+            let met = content(&block);
+            if wanted != met {
+                return Err(PoolError::CorruptContent { pbn, wanted, met });
+            }
+        }
         let block = Arc::new(block);
         self.cache().insert(pointer, Arc::clone(&block));
         Ok(block)

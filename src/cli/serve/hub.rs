@@ -622,7 +622,6 @@ fn collect(view: &View) {
         let count = |name: &'static str, value: u64| {
             metrics::counter!(name, "source" => source.clone()).absolute(value);
         };
-        count(names::SOURCE_RECEIVED_TRANSFERS.name, totals.transfers);
         count(names::SOURCE_RECEIVED_BYTES.name, totals.received_bytes);
         count(names::SOURCE_RESYNC_BYTES.name, totals.pass_bytes);
         count(names::SOURCE_CHECKPOINTS.name, totals.checkpoints);
