@@ -80,7 +80,7 @@ fn the_status_document_over_http_is_that_of_the_command() {
 }
 
 /// What the hub alone can know.
-const OF_THE_HUB: [&Metric; 7] = [
+const OF_THE_HUB: [&Metric; 6] = [
     &names::CONNECTIONS_REFUSED,
     &names::SOURCE_DRAINED_BYTES,
     &names::SOURCE_APPLIED_BYTES,
