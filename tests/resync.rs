@@ -310,7 +310,7 @@ fn a_link_that_flaps_every_second_does_not_keep_an_image_from_coming_up() {
 
     let writer = Writer::start(socket(&cluster, NAME), EXPORT, Known::default(), 2, 5);
     let mut flaps = 0;
-    for _ in 0..if is_full() { 40 } else { 6 } {
+    for _ in 0..if is_full() { 40 } else { 9 } {
         proxy.mend();
         pause(Duration::from_secs(1));
         proxy.cut();
