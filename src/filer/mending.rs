@@ -1,7 +1,7 @@
 //! Rot at a source: what its device lost is asked of the hub, and what the hub lost is told to it.
 //!
 //! Called by exports, the checkpoint thread and checks when a read of the own tree fails its check
-//! ([`mend`]; blocks, a bounded time), and by the forwarder with what the hub asks ([`serve`]).
+//! ([`mend()`]; blocks, a bounded time), and by the forwarder with what the hub asks ([`serve()`]).
 //! What was mended is written to a new place by the next own CP, which is made for it.
 
 use std::sync::Arc;

@@ -5,8 +5,8 @@
 //! the log and is read on demand, each entry checked against its CRC again (invariant 11). What is
 //! damaged is an error that names the file and the offset.
 //!
-//! Memory: [`OVERLAY_EXTENTS_MAX`](crate::limits::OVERLAY_EXTENTS_MAX) ranges for one source,
-//! [`OVERLAY_EXTENTS_TOTAL`](crate::limits::OVERLAY_EXTENTS_TOTAL) for all of a hub, of at most
+//! Memory: [`OVERLAY_EXTENTS_MAX`] ranges for one source,
+//! [`OVERLAY_EXTENTS_TOTAL`] for all of a hub, of at most
 //! [`OVERLAY_EXTENT_BYTES`](crate::limits::OVERLAY_EXTENT_BYTES) each, and 16 bytes a transfer. A
 //! log that makes more is served when it is applied, and the failover says so.
 

@@ -83,7 +83,7 @@ pub const STATES: &[&str] = &[
     "faulted",
     "retired",
 ];
-/// Words of the label `result` of a command of `[hooks]`.
+/// Words of the label `result` of a command of `section hooks`.
 pub const HOOK_RESULTS: &[&str] = &["done", "failed"];
 /// Words of the label `kind` of what a CP carries.
 pub const CHECKPOINT_KINDS: &[&str] = &["reference", "inline", "hole"];
@@ -226,7 +226,7 @@ catalogue! {
 
     HOOK_RUNS = "mirrorhub_hook_runs_total", Count, Kind::Counter,
         [closed("result", HOOK_RESULTS)],
-        "Commands of [hooks] that were run when volumes had moved, by how they ended";
+        "Commands of section hooks that were run when volumes had moved, by how they ended";
 
     // ---- one volume ----
     VOLUME_SIZE_BYTES = "mirrorhub_volume_size_bytes", Bytes, Kind::Gauge,

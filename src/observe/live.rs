@@ -1,7 +1,7 @@
 //! What the page shows beyond the newest status: rows that changed, the last hour, changes of state.
 //!
 //! One task samples the status document: every second while somebody watches, every
-//! [`HISTORY_STEP_SECONDS`] otherwise. A watcher ([`Live::next`]) is told the rows that changed
+//! [`HISTORY_STEP_SECONDS`] otherwise. A watcher ([`Watcher::next`]) is told the rows that changed
 //! since it was told last, so that a page with a thousand sources moves little. Everything is
 //! bounded: points an hour, changes kept, watchers.
 //!

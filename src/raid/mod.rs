@@ -7,7 +7,7 @@
 //! * [`layout`]: which byte lies where, and [`parity`]: P and Q; both pure
 //! * [`label`]: who belongs to an array, at which place, and who is in (R9)
 //! * `journal`: closes the write hole
-//! * [`array`], `write`, `read`: the device
+//! * [`mod@array`], `write`, `read`: the device
 //! * [`assemble`]: makes an array, or finds one from its devices alone, and mends what a cut left;
 //!   [`files`]: the same from paths
 //!
