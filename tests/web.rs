@@ -80,13 +80,15 @@ fn the_status_document_over_http_is_that_of_the_command() {
 }
 
 /// What the hub alone can know.
-const OF_THE_HUB: [&Metric; 6] = [
+const OF_THE_HUB: [&Metric; 8] = [
     &names::CONNECTIONS_REFUSED,
     &names::SOURCE_DRAINED_BYTES,
     &names::SOURCE_APPLIED_BYTES,
     &names::SOURCE_RECEIVED_BYTES,
     &names::SOURCE_ACTOR_RESTARTS,
     &names::SOURCE_LOG_BYTES,
+    &names::SOURCE_RESYNC_BYTES,
+    &names::HOOK_RUNS,
 ];
 /// What the source alone can know: the hub learns of no policy.
 const OF_THE_SOURCE: [&Metric; 1] = [&names::SOURCE_POLICY];
