@@ -225,6 +225,24 @@ impl SimDevice {
         self.changed.notify_all();
     }
 
+    /// The device as the next process finds it after a kill: what was written and is not durable
+    /// still waits. Nobody who held the old one reaches it.
+    pub fn survivor(&self) -> Self {
+        let mut state = self.state();
+        state.off = true;
+        let medium = std::mem::take(&mut state.medium);
+        let cache = std::mem::take(&mut state.cache);
+        let forgotten = std::mem::take(&mut state.forgotten);
+        let kept = State { medium, cache, forgotten, ..State::default() };
+        Self {
+            name: Arc::clone(&self.name),
+            size: self.size,
+            alignment: self.alignment,
+            state: Mutex::new(kept),
+            changed: Condvar::new(),
+        }
+    }
+
     /// Ends a power cut.
     pub fn power_on(&self) {
         self.state().off = false;
@@ -479,6 +497,9 @@ impl Device for SimDevice {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
         check_range(self, offset, buffer.len())?;
         let (state, effect) = self.begin(On::Read);
+        if state.off {
+            return self.end(state, (On::Read, offset, to_u64(buffer.len())), Err(EIO));
+        }
         let mut outcome = Ok(());
         match effect {
             Some(Effect::Errno(errno)) => outcome = Err(errno),
@@ -492,9 +513,6 @@ impl Device for SimDevice {
                 }
             }
             Some(Effect::Lost | Effect::Misdirected(_)) | None => state.copy_out(offset, buffer),
-        }
-        if state.off {
-            outcome = Err(EIO);
         }
         self.end(state, (On::Read, offset, to_u64(buffer.len())), outcome)
     }

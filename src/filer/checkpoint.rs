@@ -39,6 +39,7 @@ use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::publish::Publish;
 use crate::pool::write_set::{Budget, WriteSet};
 use crate::units::convert::to_u64;
+use crate::units::machine;
 use crate::units::numbers::{CpNumber, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
 use crate::volume::mend::{Depth, is_rot};
@@ -85,7 +86,7 @@ impl Checkpointer {
     pub fn new(shared: Arc<Shared>) -> Self {
         let [spread, ..] = shared.source.0;
         let head_start = shared.pledge.interval() / 256 * u32::from(spread);
-        let last = Instant::now().checked_sub(head_start).unwrap_or_else(Instant::now);
+        let last = machine::now().checked_sub(head_start).unwrap_or_else(machine::now);
         let asked = shared.order.frozen().is_some();
         Self { shared, last, asked }
     }
@@ -116,7 +117,7 @@ impl Checkpointer {
             if !std::mem::take(&mut self.asked) {
                 self.shared.counters.checkpoints_full.add(1);
             }
-            self.last = Instant::now();
+            self.last = machine::now();
             return self.finish(frozen);
         }
         match self.listen() {
@@ -131,8 +132,8 @@ impl Checkpointer {
                 self.asked = self.shared.order.freeze_anything();
             }
             Heard::Policy => self.change_policy()?,
-            Heard::Nothing if self.last.elapsed() >= self.shared.pledge.interval() => {
-                self.last = Instant::now();
+            Heard::Nothing if machine::elapsed(self.last) >= self.shared.pledge.interval() => {
+                self.last = machine::now();
                 if self.freeze() {
                     self.shared.counters.checkpoints_interval.add(1);
                 }
@@ -178,7 +179,7 @@ impl Checkpointer {
 
     fn listen(&self) -> Heard {
         let left =
-            (self.last + self.shared.pledge.interval()).saturating_duration_since(Instant::now());
+            (self.last + self.shared.pledge.interval()).saturating_duration_since(machine::now());
         let heard = self.shared.checkpoint.wait(left.min(FULL_PAUSE), |inbox| {
             if inbox.stop {
                 Some(Heard::Stop)
@@ -200,7 +201,7 @@ impl Checkpointer {
 
     /// Brings a frozen interval to its end at both ends.
     fn finish(&self, frozen: Arc<Frozen>) -> Result<(), Stopped> {
-        let begun = Instant::now();
+        let begun = machine::now();
         let freeze = self.durable_freeze(frozen.cp)?;
         let space_blocks = frozen.space_blocks;
         let plan = self.or_fail(self.plan(&frozen.buffers), "the plan of a CP")?;
@@ -223,7 +224,7 @@ impl Checkpointer {
             alone = self.wait_until_over(freeze.cp)?.alone;
         }
         self.done(&freeze, roots, alone);
-        metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(begun.elapsed());
+        metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(machine::elapsed(begun));
         Ok(())
     }
 
@@ -290,13 +291,14 @@ impl Checkpointer {
         if own_cp >= freeze.cp {
             return Ok(roots);
         }
-        let started = Instant::now();
+        let started = machine::now();
         let mut tries = 0;
         loop {
             let budget = self.shared.promise.lend(space_blocks);
             match self.publish(plan, freeze, budget) {
                 Ok(roots) => {
-                    let spent = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    let spent =
+                        u64::try_from(machine::elapsed(started).as_millis()).unwrap_or(u64::MAX);
                     self.shared.counters.tree_ms.add(spent);
                     return Ok(roots);
                 }

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::nvlog::DurableToken;
 use crate::record::marks::Place;
 use crate::session::primary::Action;
+use crate::units::machine;
 use crate::units::numbers::SequenceNumber;
 use crate::units::policy::{LagLimit, Mode, Policy};
 
@@ -174,7 +175,7 @@ impl Completion {
     /// Resumes: the own ring holds everything up to `own`, that was recovered from it. The gate
     /// is [`Gate::Both`] until it is set.
     pub fn recovered(own: SequenceNumber) -> Self {
-        Self::with_clock(own, Box::new(Instant::now))
+        Self::with_clock(own, Box::new(machine::now))
     }
 
     fn with_clock(own: SequenceNumber, clock: Clock) -> Self {

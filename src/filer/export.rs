@@ -34,6 +34,7 @@ use crate::pool::error::PoolError;
 use crate::pool::kept_row::KeptRow;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{to_u64, to_usize};
+use crate::units::machine;
 use crate::units::names::KeptName;
 use crate::units::numbers::{SequenceNumber, Vbn, VolumeNumber};
 use crate::units::policy::Cache;
@@ -332,7 +333,7 @@ impl VolumeExport {
     /// Whether what could not be read was got from the hub.
     async fn mended(&self, pin: Arc<Pin>, offset: u64, length: u64) -> bool {
         let (shared, volume) = (Arc::clone(&self.shared), self.volume);
-        let mended = tokio::task::spawn_blocking(move || {
+        let mended = machine::blocking(move || {
             let range = blocks_of(offset, length);
             mending::mend(&shared, (volume, &pin.tree()), range, Depth::Data)
         });
@@ -359,7 +360,7 @@ impl VolumeExport {
             } else {
                 let work = work.clone();
                 let through = move || Ok(work(look.through(content)?)?);
-                let joined = tokio::task::spawn_blocking(through).await;
+                let joined = machine::blocking(through).await;
                 joined.map_err(|error| io_error(error.to_string()))?
             };
             match answer {

@@ -19,9 +19,8 @@
 pub(super) mod wire;
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -32,12 +31,14 @@ use super::keeper::Kept;
 use super::recover::Store;
 use super::shared::{LinkState, Shared};
 use super::signals::CpOver;
+use crate::link::socket::Socket;
 use crate::nvlog::{Ring, RingShape};
 use crate::pool::publish::Publish;
 use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::pool::write_set::{Budget, WriteSet};
 use crate::record::marks::Place;
 use crate::session::CP_NUMBER_MAX;
+use crate::units::machine;
 use crate::units::names::KeptName;
 use crate::units::numbers::{CpNumber, Epoch};
 use crate::volume::pull::cp::{CpPuller, Step, VolumeTarget};
@@ -106,7 +107,7 @@ impl Following {
     }
 
     /// One connection; `Ok` once the volumes were given back.
-    fn session(&mut self, stream: TcpStream, handle: Handle) -> Result<(), End> {
+    fn session(&mut self, stream: Socket, handle: Handle) -> Result<(), End> {
         let stopping = self.follower.stopping.clone();
         let mut wire = Wire::new(stream, handle, &stopping)?;
         let ended = self.follow(&mut wire);
@@ -272,10 +273,10 @@ impl Following {
     /// What only the NVRAM holds becomes an own CP, and the last own CP is kept by name.
     fn keep_own(&self, wire: &Wire<'_>, name: &KeptName) -> Result<(), End> {
         let shared = self.shared();
-        let until = Instant::now() + self.follower.shared.pledge.patience().max(SILENCE_MAX);
+        let until = machine::now() + self.follower.shared.pledge.patience().max(SILENCE_MAX);
         let mut forced = None;
         while let Some(target) = shared.order.target() {
-            if self.given_up || shared.failed().is_some() || Instant::now() > until {
+            if self.given_up || shared.failed().is_some() || machine::now() > until {
                 let reason = "what this source wrote by itself cannot be made a CP";
                 return Err(End::Lost(reason.to_owned()));
             }
@@ -291,7 +292,7 @@ impl Following {
                 }
                 None => {}
             }
-            wire.handle.block_on(tokio::time::sleep(TICK));
+            machine::block_on(&wire.handle, async { tokio::time::sleep(TICK).await });
         }
         if shared.own().0 > CpNumber(0) {
             let kept = shared.pool.keep(shared.source, name.clone())?;

@@ -15,8 +15,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedReadHalf;
 
 use super::completion::HubDurable;
 use super::feed::DurableFreeze;
@@ -31,14 +29,16 @@ use super::served::Served;
 use super::shared::{Backoff, Common, LinkState, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver};
 use super::verify;
-use crate::limits::{CP_BYTES_BEFORE_TRANSFER_MAX, HANDSHAKE_SECONDS_MAX, PLACES_ASKED_MAX};
+use crate::limits::{HANDSHAKE_SECONDS_MAX, PLACES_ASKED_MAX};
 use crate::link::FrameReader;
+use crate::link::socket::{ReadHalf, Socket, WriteHalf};
 use crate::pool::error::PoolError;
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::primary::{Action, Event, Held, Past, Primary};
 use crate::units::convert::{low_u32, to_u64};
 use crate::units::ids::HubId;
+use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, VolumeNumber};
 use crate::units::policy::{AloneMark, OnHubLoss, Policy};
 use crate::wire::homes::{Adopt, Adopted};
@@ -113,7 +113,7 @@ impl Forwarder {
         let (data, retry_at) = (None, None);
         let own = (shared.own().0, shared.pins());
         let follow = VecDeque::new();
-        let now = Instant::now();
+        let now = machine::now();
         let (lost, pulse) = (Some(now), Pulse::default());
         Self {
             shared,
@@ -139,12 +139,12 @@ impl Forwarder {
         let mut pause = self.options.backoff.least;
         let mut halted = self.start().await;
         while !self.shared.session.stopping() {
-            let started = Instant::now();
+            let started = machine::now();
             let end = match halted.take() {
                 Some(refused) => End::Halted(refused),
                 None => self.connection().await,
             };
-            self.lost.get_or_insert_with(Instant::now);
+            self.lost.get_or_insert_with(machine::now);
             match end {
                 End::Stopped => return,
                 End::Renewed => continue,
@@ -161,12 +161,12 @@ impl Forwarder {
                 End::Stalled(reason) => {
                     // A slow hub is a lost hub, however quickly it is back.
                     self.note_loss(reason);
-                    let since = Instant::now().checked_sub(self.patience());
+                    let since = machine::now().checked_sub(self.patience());
                     self.lost = since.or(self.lost);
                 }
                 End::Broken(reason) => {
                     self.note_loss(reason);
-                    if started.elapsed() > self.patience() {
+                    if machine::elapsed(started) > self.patience() {
                         pause = self.options.backoff.least;
                     }
                 }
@@ -201,6 +201,7 @@ impl Forwarder {
             self.live(&mut side).await;
             let shared = Arc::clone(&self.shared);
             tokio::select! {
+                biased;
                 () = sleep_until(until) => return,
                 () = sleep_until(self.lost_at()) => {}
                 () = shared.session.changed() => {}
@@ -235,7 +236,7 @@ impl Forwarder {
             LinkState::Waiting { .. } => LinkState::Waiting { reason },
             LinkState::Connected { .. } => {
                 tracing::warn!(source = %self.shared.name, %reason, "hub lost");
-                LinkState::Offline { since: Instant::now(), reason }
+                LinkState::Offline { since: machine::now(), reason }
             }
             LinkState::Offline { since, .. } => LinkState::Offline { since, reason },
             other @ (LinkState::Halted(_) | LinkState::Unlinked) => other,
@@ -248,7 +249,7 @@ impl Forwarder {
             Ok(stream) => stream,
             Err(end) => return end,
         };
-        if let Err(error) = tune(&stream) {
+        if let Err(error) = stream.tune() {
             return End::Broken(format!("socket options: {error}"));
         }
         let end = self.session(stream).await;
@@ -264,9 +265,9 @@ impl Forwarder {
     }
 
     /// Connects while everything else goes on.
-    async fn connect(&mut self) -> Result<TcpStream, End> {
+    async fn connect(&mut self) -> Result<Socket, End> {
         let hub = self.options.hub;
-        let connect = tokio::time::timeout(self.patience(), TcpStream::connect(hub));
+        let connect = tokio::time::timeout(self.patience(), Socket::connect(hub));
         let mut connect = std::pin::pin!(connect);
         let mut side = SendSide::new(Arc::clone(&self.shared));
         loop {
@@ -276,6 +277,7 @@ impl Forwarder {
             }
             let shared = Arc::clone(&self.shared);
             tokio::select! {
+                biased;
                 connected = &mut connect => return match connected {
                     Ok(Ok(stream)) => Ok(stream),
                     Ok(Err(error)) => {
@@ -290,8 +292,8 @@ impl Forwarder {
         }
     }
 
-    async fn session(&mut self, stream: TcpStream) -> End {
-        self.began = Instant::now();
+    async fn session(&mut self, stream: Socket) -> End {
+        self.began = machine::now();
         let (read, mut write) = stream.into_split();
         let mut reader = FrameReader::new(read);
         let mut side = SendSide::new(Arc::clone(&self.shared));
@@ -319,8 +321,8 @@ impl Forwarder {
     /// One round: form what the socket should have, then wait for the first thing that happens.
     async fn turn(
         &mut self,
-        reader: &mut FrameReader<OwnedReadHalf>,
-        write: &mut tokio::net::tcp::OwnedWriteHalf,
+        reader: &mut FrameReader<ReadHalf>,
+        write: &mut WriteHalf,
         side: &mut SendSide,
         ticks: &mut tokio::time::Interval,
     ) -> Result<(), End> {
@@ -346,9 +348,14 @@ impl Forwarder {
         let shared = Arc::clone(&self.shared);
         let lost_at = self.lost_at();
         tokio::select! {
+            // What is sent is bounded by the hub's credits and window: it keeps nothing from being
+            // heard for long.
+            biased;
+            _ = ticks.tick() => self.tick(side).await,
+            () = sleep_until(lost_at) => Ok(()),
             frame = reader.next() => {
                 let (message, payload) = frame.map_err(|error| End::Broken(error.to_string()))?;
-                side.heard = Instant::now();
+                side.heard = machine::now();
                 self.frame(message, payload, side).await
             }
             moved = side.moved(write) => match moved {
@@ -362,12 +369,10 @@ impl Forwarder {
             },
             () = shared.outbox.formed() => Ok(()),
             () = shared.session.changed() => Ok(()),
-            () = sleep_until(lost_at) => Ok(()),
-            _ = ticks.tick() => self.tick(side).await,
         }
     }
 
-    async fn say_goodbye(&self, side: &mut SendSide, write: &mut tokio::net::tcp::OwnedWriteHalf) {
+    async fn say_goodbye(&self, side: &mut SendSide, write: &mut WriteHalf) {
         let reason = "the source is being stopped".to_owned();
         side.message(Message::Going(Going { reason }));
         let goodbye = async {
@@ -449,7 +454,7 @@ impl Forwarder {
         } else {
             self.patience().max(Duration::from_secs(HANDSHAKE_SECONDS_MAX))
         };
-        let silent = side.heard.elapsed();
+        let silent = machine::elapsed(side.heard);
         if silent > patience {
             return Err(End::Broken(format!("the hub was silent for {} s", silent.as_secs())));
         }
@@ -457,7 +462,7 @@ impl Forwarder {
         if silent <= Pulse::heartbeat(self.patience()) * 2 {
             self.look_for_progress()?;
         }
-        if self.retry_at.take_if(|at| *at <= Instant::now()).is_some() {
+        if self.retry_at.take_if(|at| *at <= machine::now()).is_some() {
             self.step(Event::Retry, side).await?;
         }
         // In every state behind Hello: the hub lets go of who is silent, also in a long refill.
@@ -534,7 +539,7 @@ impl Forwarder {
     /// What the hub's image is to this source, and the volumes whose image is of an older CP (R5).
     async fn past(&self, welcome: &Welcome) -> Result<(Past, past::Older), End> {
         let (shared, welcome) = (Arc::clone(&self.shared), welcome.clone());
-        let past = tokio::task::spawn_blocking(move || past::look(&shared, &welcome));
+        let past = machine::blocking(move || past::look(&shared, &welcome));
         let past = past.await.map_err(|error| End::Broken(format!("own catalog: {error}")))?;
         past.map_err(|error| {
             let reason = format!("the own pool failed: {error}");
@@ -562,11 +567,11 @@ impl Forwarder {
         }
         let shared = Arc::clone(shared);
         // Its answer goes through the session's slot; nobody waits for the task itself.
-        drop(tokio::task::spawn_blocking(move || {
+        machine::aside(move || {
             let frame = mending::serve(&shared, &want);
             shared.serving_places.fetch_sub(1, Ordering::AcqRel);
             shared.session.place(frame);
-        }));
+        });
         true
     }
 
@@ -798,7 +803,9 @@ impl Forwarder {
 
     /// The mark is durable when this returns, or gone.
     async fn mark(&mut self, mark: Option<AloneMark>, then: Event) -> Result<(), End> {
-        self.note(move |kept| kept.alone = mark).await?;
+        if mark.is_none() || !machine::breaks(4) {
+            self.note(move |kept| kept.alone = mark).await?;
+        }
         self.follow.push_back(then);
         Ok(())
     }
@@ -814,7 +821,7 @@ impl Forwarder {
         &self,
         work: impl FnOnce() -> Result<(), PoolError> + Send + 'static,
     ) -> Result<(), End> {
-        match tokio::task::spawn_blocking(work).await {
+        match machine::blocking(work).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 let reason = format!("the own pool failed: {error}");
@@ -831,7 +838,7 @@ impl Forwarder {
         let reason = format!("the hub refused CP {cp}: {reason}");
         if no_space {
             self.shared.set_no_hub_room(reason);
-            self.retry_at = Some(Instant::now() + RETRY);
+            self.retry_at = Some(machine::now() + RETRY);
         } else {
             self.shared.set_rejected(Some(reason));
         }
@@ -840,7 +847,7 @@ impl Forwarder {
     /// Hub and epoch are durable before anything else happens in the session.
     async fn joined(&self, hub: HubId, epoch: Epoch) -> Result<(), End> {
         self.shared.counters.connections.add(1);
-        self.shared.set_link(LinkState::Connected { since: Instant::now() });
+        self.shared.set_link(LinkState::Connected { since: machine::now() });
         let known = self.shared.affiliation();
         if known.hub == Some(hub) && known.epoch == epoch {
             return Ok(());
@@ -871,11 +878,4 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// Small frames leave at once, and little CP data stands unsent before a transfer.
-pub(super) fn tune(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = socket2::SockRef::from(stream);
-    socket.set_tcp_notsent_lowat(low_u32(CP_BYTES_BEFORE_TRANSFER_MAX))
 }

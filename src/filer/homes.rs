@@ -38,6 +38,7 @@ use crate::nvlog::{RingOptions, RingShape};
 use crate::pool::error::PoolError;
 use crate::pool::rows::SourceRow;
 use crate::units::ids::{RandomError, SourceId, random_u64};
+use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::volume::mend::MendFigures;
 use crate::wire::homes::{Adopt, Adopted};
@@ -365,7 +366,7 @@ impl Drop for Homes {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, HomeError> + Send + 'static,
 ) -> Result<T, HomeError> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = machine::blocking(work).await;
     done.map_err(|error| HomeError::Thread(error.to_string()))?
 }
 

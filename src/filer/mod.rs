@@ -97,6 +97,7 @@ use crate::pool::{Pool, PoolOptions};
 use crate::raid::files::{FilesError, PoolFiles};
 use crate::session::primary::Primary;
 use crate::units::ids::{RandomError, SourceId, random_u64};
+use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, VolumeNumber};
 use crate::units::policy::Policy;
@@ -211,9 +212,7 @@ struct Engine {
 impl Engine {
     fn start(shared: Arc<Shared>) -> Result<Arc<Self>, StartError> {
         let checkpointer = Checkpointer::new(Arc::clone(&shared));
-        let checkpointer = std::thread::Builder::new()
-            .name("checkpoint".to_owned())
-            .spawn(move || checkpointer.run())
+        let checkpointer = machine::spawn("checkpoint", move || checkpointer.run())
             .map_err(|error| StartError::Thread(error.to_string()))?;
         Ok(Arc::new(Self { shared, checkpointer: Mutex::new(Some(checkpointer)) }))
     }
@@ -224,7 +223,7 @@ impl Engine {
         let thread = self.checkpointer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A panic there was printed by its hook.
-            drop(thread.join());
+            drop(machine::join(thread));
         }
         if let Some(ring) = self.shared.ring() {
             ring.stop();
@@ -303,7 +302,7 @@ impl Filer {
             stop_timeout: options.stop_timeout,
         };
         let (nvram, pool) = (options.nvram, options.pool);
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = machine::blocking(move || {
             let area = ("nvram.size", HEADER_BYTES);
             let nvram = open_store(&nvram, area, Access::Direct, FileDevice::create)?;
             let pool = open_pool_store(&pool)?;
@@ -322,8 +321,7 @@ impl Filer {
         let Behaviour { wanted, forward, stop_timeout } = behaviour;
         let settings = recover::settings_of(&wanted);
         let linked = Linked { forward, nvram: nvram.clone(), settings };
-        let recovered =
-            tokio::task::spawn_blocking(move || recover::recover(&wanted, &nvram, &pool));
+        let recovered = machine::blocking(move || recover::recover(&wanted, &nvram, &pool));
         let started = joined(recovered.await)??;
         Self::run(started, Some(linked), stop_timeout)
     }
@@ -341,7 +339,7 @@ impl Filer {
             let (nvram, settings) = (nvram.clone(), settings.clone());
             Linked { forward, nvram, settings }
         });
-        let recovered = tokio::task::spawn_blocking(move || {
+        let recovered = machine::blocking(move || {
             recover::recover_in(Guest { pool, source, keeper, sole, ground }, &settings, &nvram)
         });
         let started = joined(recovered.await)??;
@@ -363,7 +361,7 @@ impl Filer {
         let engine = Arc::new(ArcSwap::new(engine));
         let stopping = CancellationToken::new();
         let life = linked.map(|linked| {
-            tokio::spawn(live(linked, Arc::clone(&engine), primary, stopping.clone()))
+            machine::task(live(linked, Arc::clone(&engine), primary, stopping.clone()))
         });
         Ok(Self { engine, stop_timeout, stopping, life: Mutex::new(life) })
     }
@@ -383,7 +381,7 @@ impl Filer {
     }
 
     /// The parts that run now.
-    fn shared(&self) -> Arc<Shared> {
+    pub(crate) fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.engine.load().shared)
     }
 
@@ -400,6 +398,7 @@ impl Filer {
             // Another engine may be the one that serves, after a failback.
             let mut serving = self.shared().serving.subscribe();
             tokio::select! {
+                biased;
                 served = tokio::time::timeout(TICK, serving.wait_for(|serving| *serving)) => {
                     if let Ok(Ok(_)) = served {
                         return;
@@ -518,7 +517,7 @@ impl Filer {
             // A panic there was reported by the runtime.
             drop(life.await);
         }
-        drop(tokio::task::spawn_blocking(move || engine.rest()).await);
+        drop(machine::blocking(move || engine.rest()).await);
         published
     }
 
@@ -580,7 +579,7 @@ async fn live(
                 if stopping.is_cancelled() {
                     // Whoever stops may have looked before.
                     let rest = move || next.rest();
-                    drop(tokio::task::spawn_blocking(rest).await);
+                    drop(machine::blocking(rest).await);
                     return;
                 }
             }
@@ -631,7 +630,7 @@ async fn start_again(
     };
     let nvram = linked.nvram.clone();
     let recover = move || recover::again(&shared, source, &settings, &nvram);
-    let recovered = tokio::task::spawn_blocking(recover);
+    let recovered = machine::blocking(recover);
     let Started { shared, primary } = joined(recovered.await)??;
     Ok((Engine::start(shared)?, primary))
 }
@@ -651,7 +650,7 @@ async fn settled(shared: &Shared) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-fn joined<T>(result: Result<T, tokio::task::JoinError>) -> Result<T, StartError> {
+fn joined<T>(result: Result<T, machine::Gone>) -> Result<T, StartError> {
     result.map_err(|error| StartError::Thread(error.to_string()))
 }
 

@@ -15,7 +15,6 @@
 
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +24,7 @@ use super::forwarder::ForwardOptions;
 use super::keeper::Kept;
 use super::recover::Store;
 use super::shared::{LinkState, Shared};
+use crate::link::socket::Socket;
 use crate::nvlog::{Ring, RingShape};
 use crate::units::ids::SourceId;
 use crate::units::numbers::CpNumber;
@@ -65,7 +65,7 @@ impl Newcomer {
     }
 
     /// One connection; `Ok` once the rows are those of the source.
-    fn session(&mut self, stream: TcpStream, handle: Handle) -> Result<SourceId, End> {
+    fn session(&mut self, stream: Socket, handle: Handle) -> Result<SourceId, End> {
         let stopping = self.stopping.clone();
         let mut wire = Wire::new(stream, handle, &stopping)?;
         let ended = self.follow(&mut wire);

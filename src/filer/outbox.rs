@@ -19,6 +19,7 @@ use super::plan::TransferRow;
 use crate::record::transfer::Transfer;
 use crate::session::primary::Held;
 use crate::units::convert::to_u64;
+use crate::units::machine;
 use crate::units::numbers::{CpNumber, LogPosition, TransferId};
 
 /// Bodies kept in memory although the ring has them.
@@ -258,7 +259,7 @@ impl State {
         }
         self.rows.push_back(Row {
             upto_bytes: self.ladder.formed_bytes,
-            since: Instant::now(),
+            since: machine::now(),
             held: Held { place, bytes: to_u64(transfer.bytes().len()) },
             origin,
             cp: header.cp,

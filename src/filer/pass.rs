@@ -20,6 +20,7 @@ use crate::pool::Pin;
 use crate::pool::pointer::Pointer;
 use crate::units::BLOCK_BYTES;
 use crate::units::convert::{to_u64, to_usize};
+use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber, Vbn, VolumeNumber};
 use crate::volume::diff::born_since;
 use crate::wire::updates::Encoder;
@@ -86,11 +87,11 @@ impl PassData {
         let (sender, payloads) = mpsc::channel(AHEAD_FRAMES);
         let told = Arc::clone(&progress);
         let throttle = Throttle::new(limit);
-        tokio::task::spawn_blocking(move || {
+        machine::aside(move || {
             let mut walker = Walker { sender, throttle, progress };
             if let Err(Some(reason)) = walker.walk(&pins, &bases) {
                 // Nobody listens any more if the connection has gone.
-                drop(walker.sender.blocking_send(Err(reason)));
+                machine::send(&walker.sender, Err(reason));
             }
         });
         Self { cp, payloads, next: None, ended: false, bytes: 0, progress: told }
@@ -225,7 +226,8 @@ impl Walker {
         if !self.throttle.wait(made, &self.sender) {
             return Err(None);
         }
-        self.sender.blocking_send(Ok((out.volume, payload))).map_err(|_| None)
+        let sent = machine::send(&self.sender, Ok((out.volume, payload)));
+        if sent { Ok(()) } else { Err(None) }
     }
 }
 

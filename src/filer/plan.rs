@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::buffers::{Block, Buffers, Dirty, Known, Page, is_zero, lay};
 use crate::limits::CP_FRAME_BYTES_MAX;
 use crate::units::convert::{to_u64, to_usize};
+use crate::units::machine;
 use crate::units::numbers::{TransferId, Vbn, VolumeNumber};
 use crate::wire::updates::Encoder;
 
@@ -258,7 +259,11 @@ impl Frames {
     /// The transfer that holds an ordinal, and its place in it.
     fn resolve(&self, ordinal: u64) -> (TransferId, u64) {
         // Several transfers without whole blocks may begin at one ordinal: the last of them has it.
-        let behind = self.rows.partition_point(|row| row.first_ordinal <= ordinal);
+        let behind = if machine::breaks(15) {
+            self.rows.partition_point(|row| row.first_ordinal < ordinal).max(1)
+        } else {
+            self.rows.partition_point(|row| row.first_ordinal <= ordinal)
+        };
         let row = behind.checked_sub(1).and_then(|at| self.rows.get(at));
         let Some(row) = row else { panic!("ordinal {ordinal} stands before every transfer") };
         (row.id, ordinal - row.first_ordinal)

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use crate::units::machine;
 use crate::units::numbers::{CpNumber, SequenceNumber};
 use crate::wire::message::{Ping, Pong};
 
@@ -31,7 +32,7 @@ impl Default for Pulse {
     /// Nothing was sent yet.
     fn default() -> Self {
         let nothing = (SequenceNumber(0), CpNumber(0), 0);
-        let reached = (nothing, Instant::now());
+        let reached = (nothing, machine::now());
         Self { token: 0, pings: VecDeque::new(), reached }
     }
 }
@@ -46,7 +47,7 @@ impl Pulse {
     /// The next heartbeat, to be sent now.
     pub fn ping(&mut self, sequence: SequenceNumber) -> Ping {
         self.token += 1;
-        self.pings.push_back((self.token, Instant::now()));
+        self.pings.push_back((self.token, machine::now()));
         if self.pings.len() > PINGS_MAX {
             self.pings.pop_front();
         }
@@ -67,9 +68,9 @@ impl Pulse {
         // Bytes taken begin anew with a connection.
         let moved = now.0 > before.0 || now.1 > before.1 || now.2 != before.2;
         if moved || !owes {
-            self.reached = (now, Instant::now());
+            self.reached = (now, machine::now());
             return None;
         }
-        Some(since.elapsed()).filter(|stalled| *stalled > hub_timeout)
+        Some(machine::elapsed(since)).filter(|stalled| *stalled > hub_timeout)
     }
 }

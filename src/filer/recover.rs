@@ -19,7 +19,7 @@ mod replay;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
@@ -49,6 +49,7 @@ use crate::record::scan::Damage;
 use crate::record::transfer::TransferError;
 use crate::session::primary::{Answering, Event, Identity, Own, Primary};
 use crate::units::ids::{RandomError, SourceId, VolumeId, random_u64};
+use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, VolumeNumber};
 use crate::units::policy::Policy;
@@ -512,7 +513,7 @@ fn state_of(
         set_back: None,
         answering: Answering::Policy,
         mark: kept.alone,
-        marked_at: Instant::now(),
+        marked_at: machine::now(),
         mark_was_found: kept.alone.is_some(),
         fenced: kept.fenced,
         pass: None,
@@ -583,7 +584,7 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         scans: watch::Sender::new(None),
         scanning: AtomicBool::new(false),
         answering: AtomicBool::new(false),
-        started: Instant::now(),
+        started: machine::now(),
         lease: watch::Sender::new(None),
         offers,
         keeping: Mutex::new(()),

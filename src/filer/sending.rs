@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::net::tcp::OwnedWriteHalf;
 
 use super::outbox::Body;
 use super::pass::PassData;
@@ -22,8 +21,10 @@ use super::shared::Shared;
 use super::signals::CpData;
 use crate::limits::{CP_FRAME_BYTES_MAX, MESSAGES_WAITING_MAX, MIB, cp_charge};
 use crate::link::Outgoing;
+use crate::link::socket::WriteHalf;
 use crate::nvlog::RingError;
 use crate::units::convert::to_u64;
+use crate::units::machine;
 use crate::units::numbers::{CpNumber, TransferId};
 use crate::units::policy::Apply;
 use crate::wire::message::{Frame, Message, Updates};
@@ -99,7 +100,7 @@ impl SendSide {
             data_taken: 0,
             data_window: 0,
             passed_bytes: 0,
-            heard: Instant::now(),
+            heard: machine::now(),
         }
     }
 
@@ -153,7 +154,7 @@ impl SendSide {
     }
 
     /// Waits for the socket while something waits for it, or for data of a pass.
-    pub async fn moved(&mut self, write: &mut OwnedWriteHalf) -> Result<(), MoveError> {
+    pub async fn moved(&mut self, write: &mut WriteHalf) -> Result<(), MoveError> {
         let Self { outgoing, pass, served, .. } = self;
         let waits = !outgoing.is_empty();
         let walked = async {
@@ -164,6 +165,7 @@ impl SendSide {
             }
         };
         tokio::select! {
+            biased;
             written = outgoing.write_some(write), if waits => written.map_err(MoveError::Socket),
             walked = walked => walked,
         }
@@ -243,9 +245,7 @@ impl SendSide {
             Body::Memory(body) => body,
             Body::Ring(position) => {
                 let shared = Arc::clone(&self.shared);
-                let read = tokio::task::spawn_blocking(move || {
-                    shared.ring().map(|ring| ring.read(position))
-                });
+                let read = machine::blocking(move || shared.ring().map(|ring| ring.read(position)));
                 match read.await {
                     Ok(Some(record)) => record?.1,
                     Ok(None) | Err(_) => return Ok(()),

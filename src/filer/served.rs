@@ -14,6 +14,7 @@ use super::pass::Progress;
 use super::shared::Pins;
 use super::throttle::Throttle;
 use crate::limits::PULL_REQUESTS_MAX;
+use crate::units::machine;
 use crate::units::numbers::ByteCount;
 use crate::volume::geometry::Geometry;
 use crate::volume::serve;
@@ -37,10 +38,10 @@ impl Served {
         let (wants, mut asked) = mpsc::channel(PULL_REQUESTS_MAX);
         let (sender, frames) = mpsc::channel(AHEAD_FRAMES);
         let throttle = Throttle::new(limit);
-        tokio::task::spawn_blocking(move || {
+        machine::aside(move || {
             let mut answerer = Answerer { pins, progress, throttle, sender };
             answerer.begin();
-            while let Some(want) = asked.blocking_recv() {
+            while let Some(want) = machine::receive(&mut asked) {
                 if !answerer.answer(&want) {
                     return;
                 }
@@ -92,7 +93,7 @@ impl Answerer {
     fn answer(&mut self, want: &Want) -> bool {
         let Some(pin) = self.pins.get(&want.volume()) else {
             let reason = format!("the hub asks for volume {}, there is none", want.volume());
-            drop(self.sender.blocking_send(Err(reason)));
+            machine::send(&self.sender, Err(reason));
             return false;
         };
         let served = match want {
@@ -114,7 +115,7 @@ impl Answerer {
         }
         let frame = frame.map_err(|error| error.to_string());
         let goes_on = frame.is_ok();
-        self.sender.blocking_send(frame).is_ok() && goes_on
+        machine::send(&self.sender, frame) && goes_on
     }
 
     /// The hub asks in rising order: what lies before its request is done with.

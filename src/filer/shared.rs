@@ -27,6 +27,7 @@ use crate::pool::rows::SourceRow;
 use crate::pool::{Pin, Pool};
 use crate::session::primary::Answering;
 use crate::units::ids::{HubId, SourceId};
+use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 use crate::units::policy::{AloneMark, OnHubLoss, Policy};
@@ -391,7 +392,7 @@ impl Shared {
     /// How long the mark is known here to stand.
     pub fn marked_for(&self) -> Option<Duration> {
         let state = self.lock();
-        state.mark.map(|_| state.marked_at.elapsed())
+        state.mark.map(|_| machine::elapsed(state.marked_at))
     }
 
     /// Whether the mark stood before this start: how much was acknowledged alone until then is not
@@ -407,7 +408,7 @@ impl Shared {
         let policy = self.pledge.kept();
         policy.on_hub_loss == OnHubLoss::Continue
             || self.sole
-            || lease.is_none_or(|since| since.elapsed() <= policy.hub_timeout)
+            || lease.is_none_or(|since| machine::elapsed(since) <= policy.hub_timeout)
     }
 
     /// The epoch in which somebody else is primary (R12).
@@ -448,7 +449,7 @@ impl Shared {
     /// A pass begins.
     pub fn begin_pass(&self, cp: CpNumber, base: CpNumber) -> Arc<Progress> {
         let progress = Arc::<Progress>::default();
-        let since = Instant::now();
+        let since = machine::now();
         self.lock().pass = Some(PassStatus { cp, base, since, progress: Arc::clone(&progress) });
         progress
     }
@@ -472,7 +473,7 @@ impl Shared {
         self.pool.catalog().update_source(self.source, move |row| row.extension = bytes)?;
         let mut state = self.lock();
         if state.mark.is_none() && kept.alone.is_some() {
-            state.marked_at = Instant::now();
+            state.marked_at = machine::now();
         }
         state.mark = kept.alone;
         state.mark_was_found &= kept.alone.is_some();

@@ -5,7 +5,7 @@
 //! forwarder ([`SessionSignals`]). At most one CP is under way, so one slot of each kind is
 //! enough, and no word is lost: it stays until it was taken.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -14,6 +14,7 @@ use super::feed::DurableFreeze;
 use super::plan::{Plan, TransferRow};
 use super::shared::Pins;
 use crate::units::hash::Root;
+use crate::units::machine::Bell;
 use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
 use crate::units::policy::Policy;
 use crate::wire::homes::Adopted;
@@ -50,7 +51,7 @@ pub struct CheckpointInbox {
 #[derive(Debug, Default)]
 pub struct CheckpointSignals {
     inbox: Mutex<CheckpointInbox>,
-    changed: Condvar,
+    changed: Bell,
 }
 
 impl CheckpointSignals {
@@ -102,8 +103,10 @@ impl CheckpointSignals {
         if let Some(word) = ready(&mut inbox) {
             return Some(word);
         }
-        let waited = self.changed.wait_timeout(inbox, timeout);
-        inbox = waited.unwrap_or_else(PoisonError::into_inner).0;
+        inbox = self
+            .changed
+            .wait_timeout(&self.inbox, inbox, timeout)
+            .unwrap_or_else(PoisonError::into_inner);
         ready(&mut inbox)
     }
 

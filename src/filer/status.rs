@@ -16,6 +16,7 @@ use crate::session::primary::Answering;
 use crate::units::convert::{low_u32, to_f64};
 use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId, VolumeId};
+use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 use crate::units::policy::{AloneMark, Policy};
@@ -278,7 +279,7 @@ fn figures(pass: &PassStatus) -> PassFigures {
     let all = read(&pass.progress.all_blocks);
     let passed = read(&pass.progress.passed_blocks).min(all);
     let percent = low_u32((passed * 100).checked_div(all).unwrap_or(0));
-    let spent = pass.since.elapsed();
+    let spent = machine::elapsed(pass.since);
     let left = spent.as_secs_f64() * to_f64(all - passed) / to_f64(passed);
     let left = Duration::try_from_secs_f64(left).ok();
     PassFigures { cp: pass.cp, base: pass.base, percent, bytes: read(&pass.progress.bytes), left }
@@ -307,8 +308,8 @@ fn leaves_out(shared: &Shared) -> (SourceState, String, String) {
 fn silence(shared: &Shared) -> Option<Duration> {
     let unheard = match shared.link() {
         LinkState::Connected { .. } | LinkState::Unlinked => None,
-        LinkState::Offline { since, .. } => Some(since.elapsed()),
-        LinkState::Waiting { .. } | LinkState::Halted(_) => Some(shared.started.elapsed()),
+        LinkState::Offline { since, .. } => Some(machine::elapsed(since)),
+        LinkState::Waiting { .. } | LinkState::Halted(_) => Some(machine::elapsed(shared.started)),
     };
     unheard.max(shared.marked_for())
 }
@@ -370,8 +371,8 @@ fn answered(shared: &Shared, ladder: &Ladder) -> u64 {
 /// After a restart the age of what was acknowledged alone before counts from the start.
 fn lag_of(shared: &Shared, ladder: &Ladder, oldest: Option<Instant>) -> Duration {
     let met = if ladder.acknowledged_bytes > ladder.visible_bytes { oldest } else { None };
-    let before = shared.mark_was_found().then(|| shared.started.elapsed());
-    met.map_or(Duration::ZERO, |since| since.elapsed()).max(before.unwrap_or_default())
+    let before = shared.mark_was_found().then(|| machine::elapsed(shared.started));
+    met.map_or(Duration::ZERO, machine::elapsed).max(before.unwrap_or_default())
 }
 
 /// Takes the snapshot.
@@ -400,7 +401,7 @@ pub fn status(shared: &Arc<Shared>) -> Status {
         lag: lag_of(shared, &ladder, oldest),
         lag_unknown: shared.mark_was_found(),
         hub_silence: silence(shared),
-        uptime: shared.started.elapsed(),
+        uptime: machine::elapsed(shared.started),
         unacknowledged: shared.completion.waiting(),
         order: shared.order.figures(),
         held: shared.outbox.figures(),

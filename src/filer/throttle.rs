@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use crate::units::machine;
 use crate::units::numbers::ByteCount;
 
 /// The throttle of one pass.
@@ -22,19 +23,20 @@ impl Throttle {
     /// None is no limit. Called from within the runtime.
     pub fn new(limit: Option<ByteCount>) -> Self {
         let limit = limit.filter(|limit| limit.0 > 0);
-        Self { limit, free: Instant::now(), runtime: Handle::current() }
+        Self { limit, free: machine::now(), runtime: Handle::current() }
     }
 
     /// Waits until so many bytes may go; false if nobody listens any more. Blocks.
     pub fn wait<T>(&mut self, bytes: u64, listener: &mpsc::Sender<T>) -> bool {
         let Some(limit) = self.limit else { return true };
-        let left = self.free.saturating_duration_since(Instant::now());
-        self.free = self.free.max(Instant::now()) + cost(bytes, limit);
+        let left = self.free.saturating_duration_since(machine::now());
+        self.free = self.free.max(machine::now()) + cost(bytes, limit);
         if left.is_zero() {
             return true;
         }
         // Sooner only if nobody listens any more.
-        self.runtime.block_on(tokio::time::timeout(left, listener.closed())).is_err()
+        let closed = async { tokio::time::timeout(left, listener.closed()).await };
+        machine::block_on(&self.runtime, closed).is_err()
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::mending;
 use super::shared::{Common, Pins, Shared};
 use crate::units::hash::Root;
+use crate::units::machine;
 use crate::units::numbers::{CpNumber, VolumeNumber};
 use crate::volume::mend::Depth;
 use crate::volume::scan::{Scanned as Scan, scan};
@@ -139,13 +140,13 @@ pub fn answer(shared: &Arc<Shared>, cp: CpNumber, token: u64) {
     };
     let shared = Arc::clone(shared);
     // Its answer goes through the session's slot; nobody waits for the task itself.
-    drop(tokio::task::spawn_blocking(move || {
+    machine::aside(move || {
         let turn = Turn(&shared.answering);
         let read = |pins| scan_pins(&shared, &pins, |_, _, _| {});
         let (volumes, problems) = pins.map_or_else(Default::default, read);
         drop(turn);
         shared.session.scanned(Scanned { cp, token, volumes, problems }.bounded());
-    }));
+    });
 }
 
 /// Ends the turn of one reading, also when it panics.
@@ -198,7 +199,7 @@ async fn read_both_ends(
         return Ok(Err(reason));
     }
     let (own, reader) = (common.pins.clone(), Arc::clone(shared));
-    let here = tokio::task::spawn_blocking(move || scan_pins(&reader, &own, progress));
+    let here = machine::blocking(move || scan_pins(&reader, &own, progress));
     let there = match early {
         Some(early) => early,
         None => there.await?,

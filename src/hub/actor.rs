@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message as ActorMessage};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -34,6 +35,7 @@ use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::mirror::{Action, Arrived, Build, Event, Mirror, Outcome};
 use crate::units::convert::to_u64;
+use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 use crate::units::policy;
@@ -405,7 +407,7 @@ impl SourceActor {
         let cp_max = self.machine.as_ref().map_or(CpNumber(0), |machine| machine.known().cp_max);
         let address = context.address();
         actix::spawn(async move {
-            let result = tokio::task::spawn_blocking(move || shared.record(&name, cp_max, &told))
+            let result = machine::blocking(move || shared.record(&name, cp_max, &told))
                 .await
                 .unwrap_or_else(|error| Err(error.to_string()));
             if address.send(Recorded { number, result }).await.is_err() {
@@ -554,10 +556,11 @@ impl SourceActor {
         let (frames, address) = (peer.frames.clone(), context.address());
         let lane = lane.clone();
         actix::spawn(async move {
-            let sent = tokio::task::spawn_blocking(move || {
+            let runtime = Handle::current();
+            let sent = machine::blocking(move || {
                 shared.refill(source, applied, from, upto, |transfer| {
                     let frame = Frame::new(&Message::Refill, transfer.bytes().clone());
-                    frames.blocking_send(frame).is_ok()
+                    machine::block_on(&runtime, frames.send(frame)).is_ok()
                 })
             })
             .await;
@@ -594,8 +597,7 @@ impl SourceActor {
             return;
         };
         actix::spawn(async move {
-            let scanned =
-                tokio::task::spawn_blocking(move || shared.scan(&name, cp, |_, _, _| {})).await;
+            let scanned = machine::blocking(move || shared.scan(&name, cp, |_, _, _| {})).await;
             let scanned = match scanned {
                 Ok(Ok((volumes, problems))) => Scanned { cp, token, volumes, problems },
                 Ok(Err(problem)) => Scanned { cp, token, volumes: vec![], problems: vec![problem] },
@@ -621,8 +623,7 @@ impl SourceActor {
         let Ok(turn) = self.serving_places.clone().try_acquire_owned() else { return };
         let (frames, shared, lane) = (peer.frames.clone(), self.shared.clone(), lane.clone());
         actix::spawn(async move {
-            let read =
-                tokio::task::spawn_blocking(move || mending::serve(&shared, &lane, &want)).await;
+            let read = machine::blocking(move || mending::serve(&shared, &lane, &want)).await;
             drop(turn);
             match read {
                 Ok(frame) => drop(frames.send(frame).await),
@@ -656,7 +657,8 @@ impl SourceActor {
                 self.fail_checkpoints();
             }
         }
-        self.step(Event::Durable(cursors.durable), context);
+        let durable = if machine::breaks(7) { cursors.staged } else { cursors.durable };
+        self.step(Event::Durable(durable), context);
         self.step(Event::Drained(cursors.drained), context);
         self.step(Event::Filed(cursors.synced), context);
         if let Some(fault) = &cursors.fault {
@@ -834,7 +836,7 @@ impl Handler<Connected> for SourceActor {
         if let Some(machine) = &mut self.machine {
             machine.grant(cp_credit);
         }
-        self.last_frame = Some(Instant::now());
+        self.last_frame = Some(machine::now());
         self.peer = Some(message.peer);
         self.step(Event::Hello(message.hello), context);
     }
@@ -847,7 +849,7 @@ impl Handler<FrameIn> for SourceActor {
         if !self.is_current(message.number) {
             return;
         }
-        self.last_frame = Some(Instant::now());
+        self.last_frame = Some(machine::now());
         if let (Content::Transfer(transfer), Some(lane)) = (&message.content, &self.lane)
             && !lane.within_credit(to_u64(transfer.bytes().len()))
         {

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -36,6 +36,7 @@ use crate::session::mirror::{Build, LeftOut, Mirror, Outcome};
 use crate::sourcelog::{LogError, LogReader, LogStore};
 use crate::units::convert::to_u64;
 use crate::units::hash::Root;
+use crate::units::machine::{self, Bell};
 use crate::units::numbers::{CpNumber, Epoch, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
 use crate::volume::mend::{Depth, is_rot};
@@ -75,7 +76,7 @@ pub struct Job {
     asked: AtomicUsize,
     /// Bounded by the `cp` credit, and by what was asked for.
     inputs: Mutex<VecDeque<Input>>,
-    wake: Condvar,
+    wake: Bell,
 }
 
 impl Job {
@@ -87,8 +88,8 @@ impl Job {
         build: Build,
         frames: Option<mpsc::Sender<Frame>>,
     ) -> Arc<Self> {
-        let (inputs, wake) = (Mutex::default(), Condvar::new());
-        let (begun, epoch) = (Instant::now(), machine.known().epoch);
+        let (inputs, wake) = (Mutex::default(), Bell::new());
+        let (begun, epoch) = (machine::now(), machine.known().epoch);
         let agreed = machine.agreed().map(|offer| offer.number).collect();
         let left_out = machine.known().left_out.iter().map(|left| left.volume).collect();
         Arc::new(Self {
@@ -146,7 +147,7 @@ impl Job {
     pub(super) fn ask(&self, message: &Message) -> bool {
         let Some(frames) = &self.frames else { return false };
         self.asked.fetch_add(1, Ordering::Relaxed);
-        frames.blocking_send(Frame::new(message, Bytes::new())).is_ok()
+        machine::send(frames, Frame::new(message, Bytes::new()))
     }
 
     /// Hands over an answer; false if it was not asked for, or is longer than any can be.
@@ -204,8 +205,10 @@ impl Job {
             if let Some(input) = inputs.pop_front() {
                 return input;
             }
-            inputs =
-                self.wake.wait(inputs).unwrap_or_else(|_: PoisonError<_>| std::process::abort());
+            inputs = self
+                .wake
+                .wait(&self.inputs, inputs)
+                .unwrap_or_else(|_: PoisonError<_>| std::process::abort());
         }
     }
 }
@@ -214,7 +217,7 @@ impl Job {
 #[derive(Debug, Default)]
 pub struct JobQueue {
     jobs: Mutex<(VecDeque<Arc<Job>>, bool)>,
-    wake: Condvar,
+    wake: Bell,
 }
 
 impl JobQueue {
@@ -245,7 +248,10 @@ impl JobQueue {
             if let Some(job) = jobs.0.pop_front() {
                 return Some(job);
             }
-            jobs = self.wake.wait(jobs).unwrap_or_else(|_: PoisonError<_>| std::process::abort());
+            jobs = self
+                .wake
+                .wait(&self.jobs, jobs)
+                .unwrap_or_else(|_: PoisonError<_>| std::process::abort());
         }
     }
 }
@@ -568,7 +574,7 @@ impl Applier {
             let reset = self.store.reset(job.lane.source(), Some(job.last));
             reset.map_err(|error| Stop::Faulted(format!("the source's log: {error}")))?;
         }
-        metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(job.begun.elapsed());
+        metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(machine::elapsed(job.begun));
         Ok(roots)
     }
 }

@@ -14,8 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::OwnedWriteHalf;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::actor::{Connected, Content, FrameIn, PeerEnds, SILENCE_MAX, SourceActor, peer};
@@ -24,6 +23,7 @@ use super::lane::lock;
 use super::registry::Entry;
 use super::shared::Shared;
 use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, SEND_QUEUE_FRAMES};
+use crate::link::socket::{Socket, WriteHalf};
 use crate::link::{FrameReader, LinkError, Outgoing};
 use crate::record::transfer::Transfer;
 use crate::units::names::SourceName;
@@ -48,7 +48,7 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
                     let peer = address.to_string();
                     let greeted = tokio::select! {
                         () = room.cancelled() => Err("made room for a newer one".to_owned()),
-                        greeted = greet(stream, &peer, &shared) => greeted,
+                        greeted = greet(Socket::Tcp(stream), &peer, &shared) => greeted,
                     };
                     if let Err(reason) = greeted {
                         shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
@@ -91,8 +91,8 @@ impl Strangers {
 }
 
 /// Reads Hello and hands the connection to its source's arbiter.
-async fn greet(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<(), String> {
-    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+pub(super) async fn greet(stream: Socket, peer: &str, shared: &Arc<Shared>) -> Result<(), String> {
+    stream.without_delay().map_err(|error| error.to_string())?;
     let mut reader = FrameReader::new(stream);
     let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
     let hello = match tokio::time::timeout(deadline, reader.next()).await {
@@ -118,13 +118,13 @@ async fn greet(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<()
         return refuse(reader, RefusedCode::UnknownSource, reason).await;
     };
     let (stream, rest) = reader.into_parts();
-    let stream = stream.into_std().map_err(|error: io::Error| error.to_string())?;
+    let stream = stream.detach().map_err(|error: io::Error| error.to_string())?;
     tracing::debug!(peer, source = %hello.name, "hello");
     let number = shared.counters.connections.fetch_add(1, Ordering::Relaxed) + 1;
     let task = {
         let actor = entry.actor.clone();
         async move {
-            match TcpStream::from_std(stream) {
+            match stream.attach() {
                 Ok(stream) => serve(stream, rest, hello, number, actor).await,
                 Err(error) => tracing::warn!(%error, "connection lost in hand-over"),
             }
@@ -145,7 +145,7 @@ fn welcome(shared: &Shared, name: &SourceName) -> Option<Entry> {
 
 /// Hands a fenced source that follows to its arbiter.
 async fn follows(
-    reader: FrameReader<TcpStream>,
+    reader: FrameReader<Socket>,
     follow: Follow,
     shared: &Arc<Shared>,
 ) -> Result<(), String> {
@@ -155,11 +155,11 @@ async fn follows(
         return refuse(reader, RefusedCode::UnknownSource, reason).await;
     };
     let (stream, rest) = reader.into_parts();
-    let stream = stream.into_std().map_err(|error: io::Error| error.to_string())?;
+    let stream = stream.detach().map_err(|error: io::Error| error.to_string())?;
     let task = {
         let shared = shared.clone();
         async move {
-            match TcpStream::from_std(stream) {
+            match stream.attach() {
                 Ok(stream) => failback::follow(stream, rest, follow, shared).await,
                 Err(error) => tracing::warn!(%error, "connection lost in hand-over"),
             }
@@ -173,7 +173,7 @@ async fn follows(
 }
 
 async fn refuse(
-    reader: FrameReader<TcpStream>,
+    reader: FrameReader<Socket>,
     code: RefusedCode,
     reason: String,
 ) -> Result<(), String> {
@@ -209,7 +209,7 @@ async fn refuse(
 
 /// The life of a connection on its arbiter.
 async fn serve(
-    stream: TcpStream,
+    stream: Socket,
     rest: bytes::BytesMut,
     hello: Hello,
     number: u64,
@@ -229,6 +229,7 @@ async fn serve(
     let mut reader = FrameReader::with_buffer(read, rest);
     loop {
         let next = tokio::select! {
+            biased;
             () = cancel.cancelled() => break,
             next = tokio::time::timeout(SILENCE_MAX, reader.next()) => next,
         };
@@ -268,7 +269,7 @@ fn content(next: Result<(Message, Bytes), LinkError>) -> Content {
     }
 }
 
-async fn write_frames(mut stream: OwnedWriteHalf, ends: PeerEnds) {
+async fn write_frames(mut stream: WriteHalf, ends: PeerEnds) {
     let PeerEnds { mut frames, ack, bell, cancel, ended: _alive } = ends;
     let mut outgoing = Outgoing::default();
     let none = Arc::new(None);
@@ -279,6 +280,8 @@ async fn write_frames(mut stream: OwnedWriteHalf, ends: PeerEnds) {
     };
     loop {
         tokio::select! {
+            // A full socket is not waited for before the rest: both have their turn.
+            biased;
             () = cancel.cancelled() => break,
             // A peer that does not read gets nothing more: its frames wait in a bounded queue, and
             // when that is full its connection ends.
@@ -325,9 +328,10 @@ mod tests {
     fn a_peer_that_does_not_read_is_sent_no_more() {
         actix::System::new().block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let deaf = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let deaf =
+                tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (stream, _) = listener.accept().await.unwrap();
-            let (_keep, write) = stream.into_split();
+            let (_keep, write) = Socket::Tcp(stream).into_split();
             let (peer, ends) = peer(1, 4);
             let writer = actix::spawn(write_frames(write, ends));
             let frame = || Frame::new(&Message::Refill, Bytes::from_static(&[7; 65_536]));

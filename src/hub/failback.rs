@@ -22,7 +22,7 @@ mod follower;
 mod taker;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -40,6 +40,7 @@ use crate::pool::rows::SourceRow;
 use crate::record::marks::Place;
 use crate::session::CP_NUMBER_MAX;
 use crate::units::ids::random_u64;
+use crate::units::machine;
 use crate::units::names::{KeptName, SourceName};
 use crate::units::numbers::{CpNumber, Epoch, SequenceNumber};
 use crate::units::policy::Mode;
@@ -290,16 +291,16 @@ impl Failback<'_> {
     async fn go(self) -> Result<Report, Refusal> {
         let mut rounds = 1;
         loop {
-            let begun = Instant::now();
+            let begun = machine::now();
             self.round(false, if rounds == 1 { self.kept.clone() } else { None }).await?;
             self.step(Step::Round(rounds))?;
-            tracing::info!(source = %self.name, round = rounds, took = ?begun.elapsed(), "caught up");
-            if begun.elapsed() < SHORT || rounds == ROUNDS_MAX {
+            tracing::info!(source = %self.name, round = rounds, took = ?machine::elapsed(begun), "caught up");
+            if machine::elapsed(begun) < SHORT || rounds == ROUNDS_MAX {
                 break;
             }
             rounds += 1;
         }
-        let held = Instant::now();
+        let held = machine::now();
         let mut hold = Hold::new(self.engine.clone());
         self.step(Step::Held)?;
         let last = tokio::time::timeout(HOLD_MAX, self.round(true, None)).await;
@@ -325,7 +326,7 @@ impl Failback<'_> {
         };
         let served = tokio::time::timeout(SERVE_MAX, taken.wait_for(|_| is_mirror()));
         let serves = matches!(served.await, Ok(Ok(_)));
-        let (pause, rounds) = (held.elapsed(), rounds + 1);
+        let (pause, rounds) = (machine::elapsed(held), rounds + 1);
         tracing::warn!(source = %self.name, ?pause, serves, "given back");
         Ok(Report { epoch, cp, rounds, pause, serves, kept: self.kept })
     }
@@ -399,7 +400,7 @@ impl Failback<'_> {
             let reason = format!("it cannot be known whether the hand-over is recorded: {reason}");
             Refusal::new(reason, "restart the hub: it goes on from what its pool says")
         };
-        let done = tokio::task::spawn_blocking(commit).await;
+        let done = machine::blocking(commit).await;
         let done = done.map_err(|error| unknown(error.to_string()))?;
         done.map_err(|error| unknown(error.to_string()))?;
         if row_of(self.shared, self.name)?.epoch != epoch {
@@ -425,7 +426,7 @@ impl Failback<'_> {
                 lane.fault(&format!("the log cannot begin anew: {error}"));
             }
         };
-        if let Err(error) = tokio::task::spawn_blocking(clear).await {
+        if let Err(error) = machine::blocking(clear).await {
             tracing::error!(source = %self.name, %error, "restart the hub");
         }
         while let Some(entry) = self.shared.registry.get(self.name) {

@@ -49,6 +49,7 @@ use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::record::marks::Place;
 use crate::session::mirror::LeftOut;
 use crate::units::ids::{SourceId, random_u64};
+use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch};
 
@@ -112,17 +113,15 @@ pub type Served<'a> = &'a (dyn Fn(&Report) + 'a);
 pub fn resume_all(shared: &Arc<Shared>) {
     for name in shared.failovers.in_state(State::FailingOver) {
         let (shared, runtime) = (Arc::clone(shared), Handle::current());
-        drop(tokio::task::spawn_blocking(move || {
-            match run(&shared, &name, Ask::default(), &|_| true, &|_| ()) {
-                Ok(report) => {
-                    tracing::warn!(source = %name, report = report.sentences().join("; "), "resumed");
-                    runtime.block_on(serve(&shared, &name));
-                }
-                Err(Refusal { reason, next_step }) => {
-                    tracing::error!(source = %name, reason, next_step, "failover has not ended");
-                }
+        machine::aside(move || match run(&shared, &name, Ask::default(), &|_| true, &|_| ()) {
+            Ok(report) => {
+                tracing::warn!(source = %name, report = report.sentences().join("; "), "resumed");
+                machine::block_on(&runtime, serve(&shared, &name));
             }
-        }));
+            Err(Refusal { reason, next_step }) => {
+                tracing::error!(source = %name, reason, next_step, "failover has not ended");
+            }
+        });
     }
 }
 
@@ -231,7 +230,7 @@ impl<'a> Run<'a> {
             let reason = format!("{name} was never here: there is nothing to fail over");
             return Err(Refusal::new(reason, "`mirrorhub status` lists the sources"));
         };
-        let (source, begun) = (lane.source(), Instant::now());
+        let (source, begun) = (lane.source(), machine::now());
         let row = shared.pool.catalog().source(source).map_err(|error| pool(&error))?;
         let told = row.as_ref().map(Extension::of).transpose();
         let told = told.map_err(|reason| Refusal::new(reason, SEE_LOG))?.unwrap_or_default();
@@ -341,7 +340,7 @@ impl<'a> Run<'a> {
             (None, None) if replayed.entries == 0 => Outcome::NothingToReplay,
             (None, None) => Outcome::Complete,
         };
-        let silent = self.heard().map(|at| at.elapsed());
+        let silent = self.heard().map(machine::elapsed);
         let alone = match self.promise {
             Some(Promise { nothing_alone: true, .. }) => Alone::Nothing,
             Some(_) => Alone::Possible(silent),
@@ -456,7 +455,7 @@ impl<'a> Run<'a> {
     /// Step 4: the source is told. The highest CP number that it is known to have used.
     fn tell(&self, epoch: Epoch) -> CpNumber {
         let Some(entry) = self.entry() else { return CpNumber(0) };
-        let told = Handle::current().block_on(entry.actor.send(FenceSource(epoch)));
+        let told = machine::block_on(&Handle::current(), entry.actor.send(FenceSource(epoch)));
         told.unwrap_or_else(|error| {
             // The next one begins with what the catalog says.
             tracing::debug!(source = %self.name, %error, "the actor is being replaced");
@@ -466,7 +465,7 @@ impl<'a> Run<'a> {
 
     fn tell_changed(&self) {
         let Some(entry) = self.entry() else { return };
-        if Handle::current().block_on(entry.actor.send(Changed)).is_err() {
+        if machine::block_on(&Handle::current(), entry.actor.send(Changed)).is_err() {
             tracing::debug!(source = %self.name, "the actor is being replaced");
         }
     }

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -22,6 +22,7 @@ use crate::session::mirror::Outcome;
 use crate::units::convert::to_u64;
 use crate::units::hash::Root;
 use crate::units::ids::SourceId;
+use crate::units::machine::{self, Bell};
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
 use crate::volume::mend::Questions;
@@ -141,7 +142,7 @@ pub struct Lane {
     /// Somebody waits for the source log to be synced (`ack = "filed"`).
     files: AtomicBool,
     /// Rung with `changed`, for threads.
-    moved: Condvar,
+    moved: Bell,
     credit_most: AtomicU64,
     /// Rung when a cursor moved, updates were taken, or an apply ended.
     pub changed: Notify,
@@ -168,7 +169,7 @@ impl Lane {
             taken_bytes: AtomicU64::new(0),
             row: Mutex::new(()),
             files: AtomicBool::new(false),
-            moved: Condvar::new(),
+            moved: Bell::new(),
             credit_most: AtomicU64::new(0),
             changed: Notify::new(),
             ladder: Ladder::default(),
@@ -217,11 +218,11 @@ impl Lane {
     pub fn wait(&self, deadline: Option<Instant>, mut done: impl FnMut(&Cursors) -> bool) {
         let mut cursors = lock(&self.cursors);
         while !done(&cursors) {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let left = deadline.map(|at| at.saturating_duration_since(machine::now()));
             let woken = match left {
                 Some(left) if left.is_zero() => return,
-                Some(left) => self.moved.wait_timeout(cursors, left).map(|woken| woken.0).ok(),
-                None => self.moved.wait(cursors).ok(),
+                Some(left) => self.moved.wait_timeout(&self.cursors, cursors, left).ok(),
+                None => self.moved.wait(&self.cursors, cursors).ok(),
             };
             cursors = woken.unwrap_or_else(|| std::process::abort());
         }

@@ -44,6 +44,8 @@ pub mod registry;
 pub mod replay;
 pub mod settle;
 pub mod shared;
+#[cfg(test)]
+mod simulation;
 pub mod stager;
 pub mod status;
 #[cfg(test)]
@@ -55,7 +57,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use actix::{Actor, Arbiter};
+use actix::Arbiter;
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -177,19 +179,8 @@ impl Hub {
         let handles = arbiters.iter().map(Arbiter::handle).collect();
         let recovered = recover::recover(&options, handles)?;
         let shared = recovered.shared;
-        failback::resume_all(&shared);
-        shared.promoted.start_all().await.map_err(|error| HubError::State {
-            what: "promoted sources".to_owned(),
-            reason: error.to_string(),
-        })?;
         let stop = CancellationToken::new();
-        let (died, deaths) = mpsc::channel(SOURCES_MAX);
-        for (at, setting) in options.sources.iter().enumerate() {
-            let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::waiting(setting.name.clone())));
-            start_actor(&shared, &setting.name, snapshot, at % arbiters.len(), &died);
-        }
-        failover::resume_all(&shared);
-        actix::spawn(supervise(shared.clone(), deaths, died.clone(), stop.clone()));
+        let died = bring_up(&shared, &options.sources, arbiters.len(), &stop).await?;
         actix::spawn(connection::accept(listener, shared.clone(), stop.clone()));
         tracing::info!(%address, sources = options.sources.len(), hub = %shared.hub, "hub is up");
         let threads = Mutex::new(recovered.threads);
@@ -463,6 +454,28 @@ impl Hub {
     }
 }
 
+/// Serves what is promoted, starts the actors, goes on with failovers.
+async fn bring_up(
+    shared: &Arc<Shared>,
+    sources: &[SourceSetting],
+    arbiters: usize,
+    stop: &CancellationToken,
+) -> Result<mpsc::Sender<SourceName>, HubError> {
+    failback::resume_all(shared);
+    shared.promoted.start_all().await.map_err(|error| HubError::State {
+        what: "promoted sources".to_owned(),
+        reason: error.to_string(),
+    })?;
+    let (died, deaths) = mpsc::channel(SOURCES_MAX);
+    for (at, setting) in sources.iter().enumerate() {
+        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::waiting(setting.name.clone())));
+        start_actor(shared, &setting.name, snapshot, at % arbiters, &died);
+    }
+    failover::resume_all(shared);
+    actix::spawn(supervise(shared.clone(), deaths, died.clone(), stop.clone()));
+    Ok(died)
+}
+
 /// Waits until the arbiters have dropped their actors and connections, and with them what keeps
 /// the ring and the pool locked. What they had read for somebody may take longer than anybody
 /// waits: it only reads, and ends with the process.
@@ -501,12 +514,10 @@ fn start_actor(
     arbiter: usize,
     died: &mpsc::Sender<SourceName>,
 ) {
-    let Some(handle) = shared.arbiters.0.get(arbiter) else { return };
     let (for_actor, actor_name, view) = (shared.clone(), name.clone(), snapshot.clone());
     let died = died.clone();
-    let actor = SourceActor::start_in_arbiter(handle, move |_| {
-        SourceActor::resume(for_actor, actor_name, view, died)
-    });
+    let make = move || SourceActor::resume(for_actor, actor_name, view, died);
+    let Some(actor) = shared.arbiters.start(arbiter, make) else { return };
     shared.registry.put(name.clone(), Entry { actor, snapshot, arbiter });
 }
 

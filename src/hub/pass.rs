@@ -16,6 +16,7 @@ use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::write_set::{Budget, WriteSet};
 use crate::units::convert::to_u64;
+use crate::units::machine;
 use crate::units::numbers::VolumeNumber;
 use crate::volume::error::VolumeError;
 use crate::volume::work;
@@ -43,13 +44,13 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn new() -> Self {
-        Self { bytes: 0, kept: Instant::now() }
+        Self { bytes: 0, kept: machine::now() }
     }
 
     /// So many bytes came; true if it is time.
     pub(super) fn came(&mut self, bytes: usize) -> bool {
         self.bytes += to_u64(bytes);
-        let due = self.bytes >= KEEP_BYTES || self.kept.elapsed() >= KEEP_PAUSE;
+        let due = self.bytes >= KEEP_BYTES || machine::elapsed(self.kept) >= KEEP_PAUSE;
         if due {
             *self = Self::new();
         }

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::extension::{Extension, State};
 use super::lane::lock;
@@ -23,13 +23,14 @@ use crate::device::file::FileError;
 use crate::filer::beneath::Ground;
 use crate::filer::keeper::{Keeper, KeeperError, Kept};
 use crate::filer::nvram_file::{self, NvramFileError};
-use crate::filer::recover::Settings;
+use crate::filer::recover::{Settings, Store};
 use crate::filer::{CheckpointError, EngineOptions, Filer, StartError};
 use crate::nvlog::{RingOptions, RingShape};
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
 use crate::pool::rows::SourceRow;
 use crate::units::ids::{HubId, SourceId};
+use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::units::numbers::ByteCount;
 use crate::units::policy::Policy;
@@ -145,6 +146,9 @@ pub struct Promoted {
     engines: Mutex<BTreeMap<SourceName, Engine>>,
     /// Starts and stops come one after the other.
     turn: tokio::sync::Mutex<()>,
+    /// NVRAM of a simulation, by path.
+    #[cfg(test)]
+    pub(super) simulated: std::sync::OnceLock<super::simulation::Nvrams>,
 }
 
 impl Promoted {
@@ -152,7 +156,16 @@ impl Promoted {
     pub fn new(data_dir: &Path, options: PromotedOptions, hub: HubId, pool: Arc<Pool>) -> Self {
         let (engines, turn) = (Mutex::default(), tokio::sync::Mutex::default());
         let directory = data_dir.join("promoted");
-        Self { directory, options, hub, pool, engines, turn }
+        Self {
+            directory,
+            options,
+            hub,
+            pool,
+            engines,
+            turn,
+            #[cfg(test)]
+            simulated: std::sync::OnceLock::new(),
+        }
     }
 
     /// Starts every source whose row says that it is promoted. One that does not start is told
@@ -212,13 +225,13 @@ impl Promoted {
         }
         let source = row.id;
         let (path, size) = (self.nvram_path(source), self.options.nvram_size);
-        let (begun, made) = (Instant::now(), extension.nvram_made);
+        let (begun, made) = (machine::now(), extension.nvram_made);
         let nvram = loop {
-            let path = path.clone();
-            let opened = tokio::task::spawn_blocking(move || nvram_file::open(&path, size, made));
-            match opened.await.map_err(|error| PromotedError::Thread(error.to_string()))? {
+            match self.nvram(path.clone(), size, made).await? {
                 // Clients of an engine that was stopped just now are still on their way out.
-                Err(NvramFileError::File(FileError::Busy(_))) if begun.elapsed() < LET_GO_MAX => {
+                Err(NvramFileError::File(FileError::Busy(_)))
+                    if machine::elapsed(begun) < LET_GO_MAX =>
+                {
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }
                 Err(NvramFileError::File(error)) => return Err(error.into()),
@@ -246,6 +259,21 @@ impl Promoted {
         Ok(Filer::start_in(Arc::clone(&self.pool), nvram, options).await?)
     }
 
+    /// Opens the NVRAM of a source, or makes it.
+    async fn nvram(
+        &self,
+        path: PathBuf,
+        size: ByteCount,
+        made: bool,
+    ) -> Result<Result<Store, NvramFileError>, PromotedError> {
+        #[cfg(test)]
+        if let Some(nvrams) = self.simulated.get() {
+            return Ok(Ok(nvrams.open(path, size)));
+        }
+        let opened = machine::blocking(move || nvram_file::open(&path, size, made));
+        opened.await.map_err(|error| PromotedError::Thread(error.to_string()))
+    }
+
     /// Stops serving a source; what is acknowledged is in its NVRAM, and in a CP if this says so.
     pub async fn stop(&self, name: &SourceName) -> Result<(), CheckpointError> {
         let _turn = self.turn.lock().await;
@@ -267,7 +295,13 @@ impl Promoted {
         {
             return Err(PromotedError::StillServed { name: row.name, state: state.word() });
         }
-        Ok(nvram_file::remove(&self.nvram_path(source))?)
+        let path = self.nvram_path(source);
+        #[cfg(test)]
+        if let Some(nvrams) = self.simulated.get() {
+            nvrams.remove(&path);
+            return Ok(());
+        }
+        Ok(nvram_file::remove(&path)?)
     }
 
     /// Stops all of them, with the hub.

@@ -46,7 +46,8 @@ use crate::record::marks::{Fence, Place};
 use crate::record::scan::Damage;
 use crate::record::transfer::Transfer;
 use crate::sourcelog::{LogOptions, LogStore};
-use crate::units::ids::SourceId;
+use crate::units::ids::{HubId, SourceId};
+use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
 use crate::wire::message::{Scanned, VolumeScan};
 
@@ -81,24 +82,47 @@ pub struct Started {
 /// Runs the five steps and starts the threads.
 pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Started, HubError> {
     let hub = identity(options)?;
-    let device = open_pool_device(&options.pool)?;
+    let pool = open_pool_device(&options.pool)?;
+    own_logs(&options.log_dir, hub)?;
+    let log_options = LogOptions::with_limit(LOG_LIMIT_BYTES);
+    let logs = LogStore::open(&options.log_dir, hub, log_options).map_err(state("source logs"))?;
+    let nvram = open_device(&options.nvram, Access::Direct)?;
+    recover_on(options, Stores { hub, pool, logs, nvram }, Arbiters::Threads(arbiters))
+}
+
+/// Where a hub keeps what it has.
+#[derive(Debug)]
+pub(crate) struct Stores {
+    /// Whose they are.
+    pub(crate) hub: HubId,
+    /// Of images and catalog.
+    pub(crate) pool: Arc<dyn Device>,
+    /// Source logs.
+    pub(crate) logs: LogStore,
+    /// Of the ring.
+    pub(crate) nvram: Arc<dyn Device>,
+}
+
+/// The same on stores that are open.
+pub(crate) fn recover_on(
+    options: &HubOptions,
+    stores: Stores,
+    arbiters: Arbiters,
+) -> Result<Started, HubError> {
+    let Stores { hub, pool: device, logs: store, nvram } = stores;
     let pool_options =
         PoolOptions { owner: Some(hub.0), history_rows: HISTORY_ROWS, ..PoolOptions::default() };
     let pool = Pool::open(device, pool_options).map_err(state("pool"))?;
-    own_logs(&options.log_dir, hub)?;
-    let log_options = LogOptions::with_limit(LOG_LIMIT_BYTES);
-    let store = LogStore::open(&options.log_dir, hub, log_options).map_err(state("source logs"))?;
     let store = Arc::new(store);
     let rows = pool.catalog().sources().map_err(state("catalog"))?;
     let mut logs = Logs::recover(&store, &rows)?;
-    let ring_device = open_device(&options.nvram, Access::Direct)?;
     let ring_options = RingOptions {
         thread_name: "hub-commit".into(),
         spare_bytes: COPY_ROOM_BYTES,
         ..RingOptions::default()
     };
     let (ring, recovery) =
-        Ring::open(ring_device, hub.0, ring_options, &mut |record| logs.replay(record))
+        Ring::open(nvram, hub.0, ring_options, &mut |record| logs.replay(record))
             .map_err(state("NVRAM"))?;
     let nvram_damaged_bytes =
         recovery.damage.iter().map(|damage| damage.to.0 - damage.from.0).sum();
@@ -124,7 +148,7 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         registry: Registry::new(),
         lanes,
         promoted,
-        arbiters: Arbiters(arbiters),
+        arbiters,
         image_pin: options.image_pin,
         settings: arc_swap::ArcSwap::from_pointee(settings),
         failovers,
@@ -181,15 +205,15 @@ fn start_threads(
 
 /// A thread whose panic ends the process: nobody would know what it left half done.
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, HubError> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
-                tracing::error!("a thread of the data path panicked, the hub ends here");
-                std::process::abort();
-            }
-        })
-        .map_err(state("threads"))
+    let body = move || {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err()
+            && !machine::is_killed()
+        {
+            tracing::error!("a thread of the data path panicked, the hub ends here");
+            std::process::abort();
+        }
+    };
+    machine::spawn(name, body).map_err(state("threads"))
 }
 
 /// A device as it was made: one that has not the size that is asked for is refused, since neither

@@ -71,7 +71,7 @@ impl Hub {
     pub(super) fn begin(&self, name: &SourceName) {
         if self.shared.registry.get(name).is_none() {
             let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::waiting(name.clone())));
-            let arbiter = self.shared.registry.len() % self.shared.arbiters.0.len().max(1);
+            let arbiter = self.shared.registry.len() % self.shared.arbiters.count().max(1);
             start_actor(&self.shared, name, snapshot, arbiter, &self.died);
         }
     }

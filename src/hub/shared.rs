@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use actix::ArbiterHandle;
+use actix::{Actor, Addr, ArbiterHandle};
 
+use super::actor::SourceActor;
 use super::applier::JobQueue;
 use super::drainer::DrainQueue;
 use super::extension::{self, Extension, State};
@@ -151,12 +152,49 @@ impl Lanes {
 
 /// One arbiter a core.
 #[derive(Debug)]
-pub struct Arbiters(pub Vec<ArbiterHandle>);
+pub enum Arbiters {
+    /// Each on its thread.
+    Threads(Vec<ArbiterHandle>),
+    /// A simulated process has one thread.
+    #[cfg(test)]
+    Here,
+}
 
 impl Arbiters {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Threads(all) => all.len(),
+            #[cfg(test)]
+            Self::Here => 1,
+        }
+    }
+
     /// Runs a task on an arbiter; false if that has ended.
     pub fn spawn(&self, at: usize, task: impl Future<Output = ()> + Send + 'static) -> bool {
-        self.0.get(at).is_some_and(|arbiter| arbiter.spawn(task))
+        match self {
+            Self::Threads(all) => all.get(at).is_some_and(|arbiter| arbiter.spawn(task)),
+            #[cfg(test)]
+            Self::Here => {
+                drop(tokio::task::spawn_local(task));
+                true
+            }
+        }
+    }
+
+    /// Starts an actor on an arbiter; `None` if there is no such arbiter.
+    pub fn start(
+        &self,
+        at: usize,
+        make: impl FnOnce() -> SourceActor + Send + 'static,
+    ) -> Option<Addr<SourceActor>> {
+        match self {
+            Self::Threads(all) => {
+                all.get(at).map(|arbiter| SourceActor::start_in_arbiter(arbiter, move |_| make()))
+            }
+            #[cfg(test)]
+            Self::Here => Some(make().start()),
+        }
     }
 }
 

@@ -4,6 +4,10 @@
 //! too long, malformed or cut ends the connection with its reason; nothing is allocated before
 //! its length was checked.
 
+#[cfg(test)]
+pub(crate) mod simulated;
+pub mod socket;
+
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 

@@ -29,6 +29,7 @@ use crate::metric::catalogue as names;
 use crate::record::envelope::{ENVELOPE_BYTES, Envelope, record_bytes};
 use crate::units::convert::{low_u32, to_f64, to_u64, to_usize};
 use crate::units::hash::crc32c;
+use crate::units::machine;
 use crate::units::numbers::{ByteCount, LogPosition};
 
 /// Proof that a commit is durable. Only this file makes one, after its write; an acknowledgement
@@ -55,9 +56,8 @@ pub(super) fn spawn(
     let (ring, spare) = (opened.header.ring, options.spare_bytes);
     let shared = Arc::new(Shared::new(device, ring, &opened.cursors, spare));
     let theirs = Arc::clone(&shared);
-    let thread = std::thread::Builder::new()
-        .name(options.thread_name)
-        .spawn(move || run(&theirs, opened, (options.idle_header_after, options.spare_bytes)))
+    let body = move || run(&theirs, opened, (options.idle_header_after, options.spare_bytes));
+    let thread = machine::spawn(&options.thread_name, body)
         .map_err(|error| RingError::Thread { device: name, error })?;
     Ok(Handle::new(shared, thread))
 }
@@ -67,7 +67,7 @@ struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() && !machine::is_killed() {
             tracing::error!("the committing thread panicked: what is durable is not known");
             std::process::abort();
         }
@@ -88,7 +88,7 @@ fn run(shared: &Arc<Shared>, opened: Opened, (idle_header_after, spare): (Durati
 fn wait_for_feed(shared: &Shared) -> Option<Box<dyn Feed>> {
     let mut state = shared.lock();
     while state.feed.is_none() && !state.stopping {
-        state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state = shared.changed.wait(&shared.state, state).unwrap_or_else(PoisonError::into_inner);
     }
     state.feed.take()
 }
@@ -156,7 +156,7 @@ impl Committer {
             held: VecDeque::new(),
             first: VecDeque::new(),
             spare_bytes: 0,
-            active_at: Instant::now(),
+            active_at: machine::now(),
             figures: Figures::new(),
         }
     }
@@ -300,7 +300,7 @@ impl Committer {
         let upto = self.cursors.written();
         let bytes = upto.0 - self.cursors.durable().0;
         self.cursors.make_durable(upto);
-        self.active_at = Instant::now();
+        self.active_at = machine::now();
         let mut state = self.shared.lock();
         state.status.commits += 1;
         state.status.syncs += syncs;
@@ -325,7 +325,7 @@ impl Committer {
         self.header.encode_into(&mut self.slot);
         self.shared.device.write_durable_at(self.header.slot_offset(), &self.slot)?;
         self.cursors.release(wanted);
-        self.active_at = Instant::now();
+        self.active_at = machine::now();
         let mut state = self.shared.lock();
         state.status.syncs += 1;
         self.publish(&mut state);
@@ -343,7 +343,8 @@ impl Committer {
 
     /// Sleeps until there is something to do.
     fn wait(&self, idle_header_after: Duration) -> Next {
-        let mut state = self.shared.lock();
+        let shared = &self.shared;
+        let mut state = shared.lock();
         loop {
             let wanted = state.status.release_wanted;
             let waits = !(self.held.is_empty() && self.first.is_empty());
@@ -359,19 +360,20 @@ impl Committer {
             }
             state.asleep = true;
             if self.header_lags(wanted) {
-                let left = idle_header_after.saturating_sub(self.active_at.elapsed());
+                let left = idle_header_after.saturating_sub(machine::elapsed(self.active_at));
                 if left.is_zero() {
                     state.asleep = false;
                     return Next::Header;
                 }
-                state = self
-                    .shared
+                state = shared
                     .changed
-                    .wait_timeout(state, left)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
+                    .wait_timeout(&shared.state, state, left)
+                    .unwrap_or_else(PoisonError::into_inner);
             } else {
-                state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = shared
+                    .changed
+                    .wait(&shared.state, state)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             state.asleep = false;
         }

@@ -6,7 +6,7 @@
 //! seen it under the lock. The lock is never held during I/O or a call of the feed.
 
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use crate::limits::RECORD_ALIGN_BYTES;
 use crate::record::envelope::{ENVELOPE_BYTES, Envelope};
 use crate::units::convert::{to_u64, to_usize, u32_to_usize};
 use crate::units::ids::RingId;
+use crate::units::machine::{self, Bell};
 use crate::units::numbers::{ByteCount, LogPosition};
 
 /// Bytes that [`Handle::read`] reads at first: most records are not longer.
@@ -71,8 +72,8 @@ pub(super) struct Shared {
     pub(super) thread_id: OnceLock<ThreadId>,
     thread: Mutex<Option<JoinHandle<()>>>,
     spare_bytes: u64,
-    state: Mutex<State>,
-    pub(super) changed: Condvar,
+    pub(super) state: Mutex<State>,
+    pub(super) changed: Bell,
 }
 
 impl Shared {
@@ -110,7 +111,7 @@ impl Shared {
             thread: Mutex::new(None),
             spare_bytes,
             state: Mutex::new(state),
-            changed: Condvar::new(),
+            changed: Bell::new(),
         }
     }
 
@@ -260,11 +261,15 @@ impl Handle {
             return;
         }
         while !state.stopped {
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .shared
+                .changed
+                .wait(&self.shared.state, state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         drop(state);
         let thread = self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
+        if thread.is_some_and(|thread| machine::join(thread).is_err()) {
             // Cannot be: a panic there ends the process.
             tracing::error!(device = %self.shared.device.name(), "committing thread panicked");
         }

@@ -14,11 +14,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::limits::POOL_GROUP_CHANGES_MAX;
 use crate::units::hash::{Root, StreamHash};
 use crate::units::ids::SourceId;
+use crate::units::machine::Bell;
 use crate::units::names::KeptName;
 use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 
@@ -125,7 +126,7 @@ struct Queue {
 #[derive(Debug, Default)]
 pub(super) struct Committer {
     queue: Mutex<Queue>,
-    turn: Condvar,
+    turn: Bell,
     /// Held through a commit: whoever has it sees no half of one.
     committing: Mutex<()>,
 }
@@ -158,6 +159,13 @@ impl Committer {
         self.queue.lock().map_err(|_| PoolError::Poisoned)
     }
 
+    fn wait<'a>(
+        &'a self,
+        queue: MutexGuard<'a, Queue>,
+    ) -> Result<MutexGuard<'a, Queue>, PoolError> {
+        self.turn.wait(&self.queue, queue).map_err(|_| PoolError::Poisoned)
+    }
+
     /// Waits for the end of a commit under way and keeps the next from beginning.
     pub(super) fn between_commits(&self) -> Result<MutexGuard<'_, ()>, PoolError> {
         self.committing.lock().map_err(|_| PoolError::Poisoned)
@@ -179,7 +187,7 @@ impl Committer {
         let slot = Slot::default();
         let mut queue = self.queue()?;
         while queue.waiting.len() >= POOL_GROUP_CHANGES_MAX {
-            queue = self.turn.wait(queue).map_err(|_| PoolError::Poisoned)?;
+            queue = self.wait(queue)?;
         }
         queue.waiting.push((change, Arc::clone(&slot)));
         loop {
@@ -187,7 +195,7 @@ impl Committer {
                 return outcome;
             }
             if queue.running {
-                queue = self.turn.wait(queue).map_err(|_| PoolError::Poisoned)?;
+                queue = self.wait(queue)?;
                 continue;
             }
             queue.running = true;

@@ -42,7 +42,7 @@ mod recover;
 mod removal;
 mod scan;
 #[cfg(test)]
-mod sim;
+pub(crate) mod sim;
 mod source;
 mod sync;
 mod table;

@@ -21,7 +21,7 @@ const HEADER: usize = 4096;
 
 /// What may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Op {
+pub(crate) enum Op {
     Create,
     Write,
     /// Half of the bytes are written, then the error comes.
@@ -64,7 +64,7 @@ struct State {
 
 /// The whole file system.
 #[derive(Debug, Clone, Default)]
-pub(super) struct SimFiles(Arc<Mutex<State>>, Arc<Gate>);
+pub(crate) struct SimFiles(Arc<Mutex<State>>, Arc<Gate>);
 
 /// Paths on which calls stand still, and the bell that says that this has changed.
 #[derive(Debug, Default)]
@@ -103,66 +103,66 @@ impl SimFiles {
     }
 
     /// From now on `op` fails with that errno on paths that contain `text`.
-    pub(super) fn fail(&self, op: Op, text: &str, errno: i32) {
+    pub(crate) fn fail(&self, op: Op, text: &str, errno: i32) {
         self.with(|s| s.rules.push((op, text.to_owned(), errno)));
     }
 
     /// Opening a file whose path contains `text` and writing to it stand still.
-    pub(super) fn hold(&self, text: &str) {
+    pub(crate) fn hold(&self, text: &str) {
         *self.1.held.lock().unwrap() = (Some(text.to_owned()), 0);
     }
 
     /// Waits until somebody stands still.
-    pub(super) fn until_held(&self) {
+    pub(crate) fn until_held(&self) {
         let mut held = self.1.held.lock().unwrap();
         while held.1 == 0 {
             held = self.1.changed.wait(held).unwrap();
         }
     }
 
-    pub(super) fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         self.1.held.lock().unwrap().0 = None;
         self.1.changed.notify_all();
     }
 
-    pub(super) fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.with(|s| s.rules.clear());
     }
 
     /// Every call from the `n`-th on fails: the process is as good as dead.
-    pub(super) fn die_at(&self, call: u64) {
+    pub(crate) fn die_at(&self, call: u64) {
         self.with(|s| s.die_at = Some(call));
     }
 
-    pub(super) fn calls(&self) -> u64 {
+    pub(crate) fn calls(&self) -> u64 {
         self.with(|s| s.calls)
     }
 
-    pub(super) fn without_allocate(&self) {
+    pub(crate) fn without_allocate(&self) {
         self.with(|s| s.no_allocate = true);
     }
 
     /// Syncs report success and do nothing: the negative control.
-    pub(super) fn without_sync(&self) {
+    pub(crate) fn without_sync(&self) {
         self.with(|s| s.no_sync = true);
     }
 
     /// Descriptors open now, and the most that ever were.
-    pub(super) fn open_now_and_peak(&self) -> (usize, usize) {
+    pub(crate) fn open_now_and_peak(&self) -> (usize, usize) {
         self.with(|s| (s.open, s.open_peak))
     }
 
     /// Calls of fdatasync and of syncfs.
-    pub(super) fn syncs(&self) -> (u64, u64) {
+    pub(crate) fn syncs(&self) -> (u64, u64) {
         self.with(|s| (s.file_syncs, s.system_syncs))
     }
 
-    pub(super) fn content(&self, path: &Path) -> Option<Vec<u8>> {
+    pub(crate) fn content(&self, path: &Path) -> Option<Vec<u8>> {
         self.with(|s| Some(s.inodes[*s.names.get(path)?].cache.clone()))
     }
 
     /// Puts a file there, on the medium as well.
-    pub(super) fn put(&self, path: &Path, content: &[u8]) {
+    pub(crate) fn put(&self, path: &Path, content: &[u8]) {
         self.with(|s| {
             let (cache, medium) = (content.to_vec(), content.to_vec());
             s.inodes.push(Inode { cache, medium, ..Inode::default() });
@@ -174,12 +174,12 @@ impl SimFiles {
         });
     }
 
-    pub(super) fn paths(&self) -> Vec<PathBuf> {
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.with(|s| s.names.keys().cloned().collect())
     }
 
     /// The kernel drops clean pages, those it could not write among them: reads show the medium.
-    pub(super) fn evict(&self) {
+    pub(crate) fn evict(&self) {
         self.with(|s| {
             for inode in &mut s.inodes {
                 for number in std::mem::take(&mut inode.lost).into_keys() {
@@ -191,7 +191,7 @@ impl SimFiles {
     }
 
     /// Nobody was told yet of the writebacks that failed.
-    pub(super) fn forget_told(&self) {
+    pub(crate) fn forget_told(&self) {
         self.with(|s| {
             for inode in &mut s.inodes {
                 inode.error |= !inode.lost.is_empty();
@@ -200,7 +200,7 @@ impl SimFiles {
     }
 
     /// A separate copy of everything, as after a mere kill.
-    pub(super) fn copy(&self) -> Self {
+    pub(crate) fn copy(&self) -> Self {
         let copy = Self::default();
         self.with(|from| {
             copy.with(|to| {
@@ -215,7 +215,7 @@ impl SimFiles {
     }
 
     /// What a power cut leaves; `rubbish` lets unsynced data sectors hold anything.
-    pub(super) fn power_cut(&self, chance: &mut Chance, rubbish: bool) -> Self {
+    pub(crate) fn power_cut(&self, chance: &mut Chance, rubbish: bool) -> Self {
         let after = self.copy();
         after.with(|s| {
             for inode in &mut s.inodes {

@@ -7,6 +7,7 @@ pub mod bytes;
 pub mod convert;
 pub mod hash;
 pub mod ids;
+pub mod machine;
 pub mod names;
 pub mod numbers;
 pub mod policy;

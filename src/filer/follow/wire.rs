@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::filer::adopt::AdoptError;
-use crate::filer::forwarder::{ForwardOptions, tune};
+use crate::filer::forwarder::ForwardOptions;
 use crate::filer::shared::Shared;
+use crate::link::socket::{ReadHalf, Socket, WriteHalf};
 use crate::link::{FrameReader, LinkError, Outgoing};
 use crate::nvlog::RingError;
 use crate::pool::error::PoolError;
+use crate::units::machine;
 use crate::volume::error::VolumeError;
 use crate::volume::pull::error::PullError;
 use crate::wire::message::{Frame, Going, Message, Pong};
@@ -84,15 +84,16 @@ impl Life {
     pub(in crate::filer) async fn until_done<S: Send + 'static, T: Send + 'static>(
         self,
         mut state: S,
-        session: fn(&mut S, TcpStream, Handle) -> Result<T, End>,
+        session: fn(&mut S, Socket, Handle) -> Result<T, End>,
     ) -> Option<T> {
         let Self { shared, forward, stopping, say } = self;
         let _guard = shared.fail_on_panic("the follower panicked");
         let (hub, patience) = (forward.hub, shared.pledge.patience());
         let mut pause = forward.backoff.least;
         loop {
-            let connect = tokio::time::timeout(patience, TcpStream::connect(hub));
+            let connect = tokio::time::timeout(patience, Socket::connect(hub));
             let connected = tokio::select! {
+                biased;
                 () = stopping.cancelled() => return None,
                 connected = connect => connected,
             };
@@ -101,7 +102,7 @@ impl Life {
                 Ok(Err(error)) => End::Lost(format!("cannot reach hub {hub}: {error}")),
                 Ok(Ok(stream)) => {
                     let handle = Handle::current();
-                    let session = tokio::task::spawn_blocking(move || {
+                    let session = machine::blocking(move || {
                         let end = session(&mut state, stream, handle);
                         (state, end)
                     });
@@ -122,6 +123,7 @@ impl Life {
             tracing::info!(source = %shared.name, %end, "follows");
             say(&shared, &end.to_string());
             tokio::select! {
+                biased;
                 () = stopping.cancelled() => return None,
                 () = tokio::time::sleep(pause) => {}
             }
@@ -132,8 +134,8 @@ impl Life {
 
 /// A connection.
 pub(in crate::filer) struct Wire<'a> {
-    reader: FrameReader<OwnedReadHalf>,
-    write: OwnedWriteHalf,
+    reader: FrameReader<ReadHalf>,
+    write: WriteHalf,
     pub(in crate::filer) handle: Handle,
     stopping: &'a CancellationToken,
     /// Requests are numbered on from here.
@@ -143,11 +145,11 @@ pub(in crate::filer) struct Wire<'a> {
 impl<'a> Wire<'a> {
     /// A connection that was just made.
     pub(in crate::filer) fn new(
-        stream: TcpStream,
+        stream: Socket,
         handle: Handle,
         stopping: &'a CancellationToken,
     ) -> Result<Self, End> {
-        tune(&stream)?;
+        stream.tune()?;
         let (read, write) = stream.into_split();
         Ok(Self { reader: FrameReader::new(read), write, handle, stopping, number: 1 })
     }
@@ -159,7 +161,7 @@ impl Wire<'_> {
         let mut outgoing = Outgoing::default();
         outgoing.push(Frame::new(message, Bytes::new()));
         let (write, stopping) = (&mut self.write, self.stopping);
-        self.handle.block_on(async {
+        machine::block_on(&self.handle, async {
             tokio::select! {
                 // Who is stopped says nothing more, whatever is ready.
                 biased;
@@ -176,7 +178,7 @@ impl Wire<'_> {
     pub(in crate::filer) fn next(&mut self) -> Result<(Message, Bytes), End> {
         loop {
             let (reader, stopping) = (&mut self.reader, self.stopping);
-            let next = self.handle.block_on(async {
+            let next = machine::block_on(&self.handle, async {
                 tokio::select! {
                     biased;
                     () = stopping.cancelled() => Err(End::Stopped),
@@ -210,6 +212,8 @@ impl Wire<'_> {
             write.shutdown().await
         };
         // The hub learns of the end in any case.
-        drop(self.handle.block_on(async { tokio::time::timeout(GOODBYE, goodbye).await }));
+        drop(machine::block_on(&self.handle, async {
+            tokio::time::timeout(GOODBYE, goodbye).await
+        }));
     }
 }

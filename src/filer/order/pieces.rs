@@ -14,6 +14,7 @@ use crate::record::transfer::{TRANSFER_HEADER_BYTES, Transfer};
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{low_u32, to_u64, to_usize};
 use crate::units::hash::crc32c;
+use crate::units::machine;
 use crate::units::numbers::{CpNumber, VolumeNumber};
 
 /// Memory that one dirty block takes: its page, its place in the map, and the allocator's share.
@@ -79,7 +80,8 @@ pub(super) fn cut(volume: VolumeNumber, offset: u64, change: &Change) -> Vec<(En
         Change::Trim(length) => {
             let start = offset.next_multiple_of(BLOCK_BYTES_U64);
             let end = (offset + length) / BLOCK_BYTES_U64 * BLOCK_BYTES_U64;
-            (EntryKind::Trim, start, end, RANGE_BYTES_MAX)
+            let edges = if machine::breaks(16) { BLOCK_BYTES_U64 } else { 0 };
+            (EntryKind::Trim, start.saturating_sub(edges), end, RANGE_BYTES_MAX)
         }
     };
     let mut entries = Vec::new();

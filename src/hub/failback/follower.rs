@@ -7,12 +7,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::repeat;
@@ -20,10 +18,12 @@ use crate::hub::extension::{Extension, State};
 use crate::hub::failover::Refusal;
 use crate::hub::lane::lock;
 use crate::hub::shared::Shared;
+use crate::link::socket::{ReadHalf, Socket, WriteHalf};
 use crate::link::{FrameReader, Outgoing};
 use crate::pool::Pin;
 use crate::pool::rows::SourceRow;
 use crate::units::ids::SourceId;
+use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, SequenceNumber};
 use crate::volume::serve;
@@ -154,7 +154,7 @@ impl Failbacks {
 }
 
 /// The life of a follower's connection.
-pub async fn follow(stream: TcpStream, rest: BytesMut, follow: Follow, shared: Arc<Shared>) {
+pub async fn follow(stream: Socket, rest: BytesMut, follow: Follow, shared: Arc<Shared>) {
     let (name, follow) = (follow.name.clone(), Arc::new(follow));
     let (read, write) = stream.into_split();
     let reader = FrameReader::with_buffer(read, rest);
@@ -182,11 +182,11 @@ pub async fn follow(stream: TcpStream, rest: BytesMut, follow: Follow, shared: A
     if extension.state == State::HandedOver {
         // The hand-over is repeated, to whoever comes with what it was made with.
         let (shared, name) = (shared.clone(), name.clone());
-        tokio::spawn(async move {
+        drop(machine::task(async move {
             if let Err(Refusal { reason, .. }) = repeat(&shared, &name, &connected).await {
                 tracing::warn!(source = %name, reason, "the hand-over could not be repeated");
             }
-        });
+        }));
     } else {
         drop(connected);
     }
@@ -341,8 +341,8 @@ enum Want {
 /// A follower's connection.
 struct Session {
     shared: Arc<Shared>,
-    reader: FrameReader<OwnedReadHalf>,
-    write: OwnedWriteHalf,
+    reader: FrameReader<ReadHalf>,
+    write: WriteHalf,
     /// What it may ask for.
     pins: Option<(CpNumber, Pins)>,
     reached: Option<oneshot::Sender<Result<(), String>>>,
@@ -355,9 +355,10 @@ impl Session {
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) -> String {
         let mut ticks = tokio::time::interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut heard, mut token) = (Instant::now(), 0);
+        let (mut heard, mut token) = (machine::now(), 0);
         let reason = loop {
             let done = tokio::select! {
+                biased;
                 order = orders.recv() => match order {
                     Some(order) => self.order(order).await,
                     // A newer connection has taken its place.
@@ -365,7 +366,7 @@ impl Session {
                 },
                 frame = self.reader.next() => match frame {
                     Ok((message, _)) => {
-                        heard = Instant::now();
+                        heard = machine::now();
                         self.frame(message).await
                     }
                     Err(error) => Err(error.to_string()),
@@ -373,7 +374,7 @@ impl Session {
                 _ = ticks.tick() => {
                     token += 1;
                     let ping = Ping { sequence: Default::default(), token };
-                    if heard.elapsed() > SILENCE_MAX {
+                    if machine::elapsed(heard) > SILENCE_MAX {
                         Err("silent for too long".to_owned())
                     } else {
                         self.send(Frame::new(&Message::Ping(ping), Bytes::new())).await
@@ -459,7 +460,7 @@ impl Session {
             }
             Ok(served.frame)
         };
-        tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(error.to_string()))
+        machine::blocking(read).await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
     async fn send(&mut self, frame: Frame) -> Result<(), String> {

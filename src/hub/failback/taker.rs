@@ -23,6 +23,7 @@ use crate::hub::failover::Refusal;
 use crate::hub::shared::Shared;
 use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::units::ids::{SourceId, random_u64};
+use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::units::numbers::BlockCount;
 use crate::volume::walk::Walk;
@@ -174,7 +175,7 @@ async fn question(
         size: row.tree.size,
     };
     let (counting, source) = (shared.clone(), row.id);
-    let used = tokio::task::spawn_blocking(move || used(&counting, source)).await;
+    let used = machine::blocking(move || used(&counting, source)).await;
     let used = used.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
     Ok(Adopt {
         token: random_u64().map_err(|error| failed(&error))?,

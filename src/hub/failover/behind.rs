@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 
@@ -32,6 +32,7 @@ use crate::pool::rows::SourceRow;
 use crate::pool::write_set::{Budget, Reservation};
 use crate::record::marks::Place;
 use crate::session::CP_NUMBER_MAX;
+use crate::units::machine;
 use crate::units::names::KeptName;
 use crate::units::numbers::{BlockCount, CpNumber, Epoch};
 use crate::volume::error::VolumeError;
@@ -145,7 +146,7 @@ impl<'a, 'b> Behind<'a, 'b> {
         let beneath = Arc::new(overlay);
         let ground = Ground { place: line.fence, cp: line.cp, beneath };
         let started = run.shared.promoted.start_over(run.source, Some(ground));
-        if let Err(error) = Handle::current().block_on(started) {
+        if let Err(error) = machine::block_on(&Handle::current(), started) {
             // It is tried again when the log is applied, and status says what came of it.
             tracing::error!(source = %run.name, %error, "not served before the log is applied");
             return Ok(());
@@ -214,7 +215,8 @@ impl<'a, 'b> Behind<'a, 'b> {
         let extension = Extension::of(&run.row()?).map_err(|why| Refusal::new(why, SEE_LOG))?;
         if extension.serving.is_some() {
             // Nobody goes on with what he has read behind the gap.
-            let stopped = Handle::current().block_on(run.shared.promoted.stop(run.name));
+            let stopped = run.shared.promoted.stop(run.name);
+            let stopped = machine::block_on(&Handle::current(), stopped);
             if let Err(error) = stopped {
                 tracing::info!(source = %run.name, %error, "what was written stays in its NVRAM");
             }
@@ -251,12 +253,12 @@ impl<'a, 'b> Behind<'a, 'b> {
         // The reserve is there for what cannot be put off (section 11).
         let budget = self.room.take().map_or(Budget::Reserve, Budget::Held);
         let mut write_set = pool.begin(budget);
-        let (mut replayed, mut shown) = (Extent::default(), Instant::now());
+        let (mut replayed, mut shown) = (Extent::default(), machine::now());
         let replay = Replay::new(&mut write_set, run.source, line.cp, bases).leaving_out(left_out);
         let built = replay.run(&run.chain(line.from), line.upto, |extent| {
             replayed = *extent;
-            if shown.elapsed() >= SHOWN_EVERY {
-                shown = Instant::now();
+            if machine::elapsed(shown) >= SHOWN_EVERY {
+                shown = machine::now();
                 self.show(line, extent);
             }
             (run.reached)(&Step::Replaying(extent.entries)) && !run.stopping()
@@ -340,7 +342,8 @@ impl<'a, 'b> Behind<'a, 'b> {
         let Some(Engine::Running(engine)) = run.shared.promoted.engine(run.name) else { return };
         if let Err(error) = engine.settle() {
             tracing::error!(source = %run.name, %error, "the engine is started again");
-            if let Err(error) = Handle::current().block_on(run.shared.promoted.stop(run.name)) {
+            let stopped = run.shared.promoted.stop(run.name);
+            if let Err(error) = machine::block_on(&Handle::current(), stopped) {
                 tracing::info!(source = %run.name, %error, "what was written stays in its NVRAM");
             }
         }

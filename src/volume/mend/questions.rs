@@ -6,14 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::Fetched;
 use crate::limits::{PLACE_SECONDS_MAX, PLACES_ASKED_MAX};
 use crate::units::hash::ContentHash;
+use crate::units::machine::{self, Bell};
 use crate::volume::error::TreePlace;
 use crate::wire::message::WantPlace;
 use crate::wire::pull::{AnswerDecoder, AnswerError, Item};
@@ -25,7 +26,7 @@ type Answers = BTreeMap<u64, Option<Bytes>>;
 #[derive(Debug, Default)]
 pub struct Questions {
     next: AtomicU64,
-    answers: (Mutex<Answers>, Condvar),
+    answers: (Mutex<Answers>, Bell),
 }
 
 /// Takes the question back when its asker goes.
@@ -65,18 +66,19 @@ impl Questions {
     }
 
     fn wait(&self, token: u64) -> Result<Bytes, String> {
-        let until = Instant::now() + Duration::from_secs(PLACE_SECONDS_MAX);
+        let until = machine::now() + Duration::from_secs(PLACE_SECONDS_MAX);
         let mut waiting = self.lock();
         loop {
             if let Some(answer) = waiting.get_mut(&token).and_then(Option::take) {
                 return Ok(answer);
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(machine::now());
             if left.is_zero() || !waiting.contains_key(&token) {
                 return Err("the other end did not answer in time".to_owned());
             }
-            let woken = self.answers.1.wait_timeout(waiting, left);
-            waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
+            let (answers, bell) = &self.answers;
+            let woken = bell.wait_timeout(answers, waiting, left);
+            waiting = woken.unwrap_or_else(PoisonError::into_inner);
         }
     }
 

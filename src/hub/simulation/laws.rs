@@ -1,0 +1,246 @@
+//! What has to hold after every step (section 5 of the design), and what in the end.
+
+use std::sync::Arc;
+
+use super::probes::Probe;
+use super::world::{HubEnd, Primary, SourceEnd, SourceState};
+use crate::filer::order::Lacking;
+use crate::filer::shared::{LinkState, Shared as FilerShared};
+use crate::hub::lane::Lane;
+use crate::hub::shared::Shared;
+use crate::pool::Pool;
+use crate::session::primary::Answering;
+use crate::units::convert::to_usize;
+use crate::units::hash::Root;
+use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::volume::check::{Depth, check};
+use crate::volume::reader::read_into;
+
+type Roots = Vec<(VolumeNumber, Root)>;
+
+/// After a step: the hub.
+pub(super) fn hub(hub: &HubEnd, sources: &[SourceEnd]) -> Result<(), String> {
+    let Some(shared) = hub.shared() else { return Ok(()) };
+    if let Some(ring) = shared.stager.ring() {
+        let status = ring.status();
+        let ordered = status.released <= status.durable && status.durable <= status.written;
+        let within = status.written.0 <= status.released.0 + status.capacity.0;
+        if !(ordered && within) {
+            return Err(format!("invariant 5: {status:?}"));
+        }
+        if status.released.0 > 0 {
+            sources[0].state.borrow_mut().probes.hit(Probe::RingReleased);
+        }
+    }
+    for source in sources {
+        let name = source.state.borrow().setup.name.clone();
+        if shared.counters.restarts_of(&name) > 0 {
+            return Err(format!("invariant 10: the actor of {name} has panicked"));
+        }
+        if let Some(lane) = shared.lanes.get(&name) {
+            let judged = mirrored(&shared, &lane, source, hub.is_excused());
+            judged.map_err(|problem| format!("{name} at the hub: {problem}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn mirrored(shared: &Shared, lane: &Lane, source: &SourceEnd, excused: bool) -> Result<(), String> {
+    let cursors = lane.cursors();
+    let state = &mut *source.state.borrow_mut();
+    let places = [cursors.drained, cursors.durable, cursors.staged];
+    if cursors.fault.is_none() && !places.is_sorted_by_key(|place| place.sequence) {
+        return Err(format!("cursors out of order: {cursors:?}"));
+    }
+    let (durable, published) = (cursors.durable.sequence.0, cursors.applied_cp);
+    if durable < state.hub_durable && cursors.fault.is_none() {
+        let before = state.hub_durable;
+        return Err(format!("it held {before} durably, and holds {durable}"));
+    }
+    state.hub_durable = durable.max(state.hub_durable);
+    if state.by_both > state.hub_durable {
+        let (answered, held) = (state.by_both, state.hub_durable);
+        return Err(format!("invariant 1: {answered} was answered, it holds {held} durably"));
+    }
+    if durable >= state.line.acknowledged() && !state.mark {
+        state.was_alone = false;
+    }
+    // A device that fails is no refusal of the source's doing.
+    if !excused && lane.ladder.rejected.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+        return Err("R19: a CP of an honest source was refused".to_owned());
+    }
+    // What a failover leaves behind may be refused.
+    let honest = state.epoch == 0;
+    if honest && shared.counters.refusals().keys().any(|code| *code == "diverged") {
+        return Err("an honest source was refused as diverged".to_owned());
+    }
+    if lane.ladder.replayed.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+        state.probes.hit(Probe::Replayed);
+    }
+    if published < state.published {
+        return Err(format!("CP {published} is shown, {} was", state.published));
+    }
+    if published > state.published {
+        state.published = published;
+        if source.running.is_none() {
+            state.probes.hit(Probe::PublishedAlone);
+        }
+        let (cp, sequence, roots) = published_in(&shared.pool, lane.source())?;
+        let mirror =
+            state.primary == Primary::Source && shared.failovers.view(lane.name()).is_none();
+        if mirror && cp > state.own {
+            // The own CP is judged below at the latest; it must be there by now.
+            own_of(source, state)?;
+        }
+        if mirror && cp > state.own {
+            return Err(format!("R6: CP {cp} is published, the source has {}", state.own));
+        }
+        same("invariant 3: the image", state, (cp, sequence), &roots)?;
+    }
+    Ok(())
+}
+
+pub(super) fn published_in(
+    pool: &Arc<Pool>,
+    source: crate::units::ids::SourceId,
+) -> Result<(CpNumber, u64, Roots), String> {
+    let catalog = pool.catalog();
+    let row = catalog.source(source).map_err(|error| error.to_string())?;
+    let row = row.ok_or("the source has no row")?;
+    let volumes = catalog.volumes(source).map_err(|error| error.to_string())?;
+    let roots = volumes.iter().map(|row| (row.key.volume, row.tree.root())).collect();
+    Ok((row.applied, row.sequence.0, roots))
+}
+
+fn same(
+    what: &str,
+    state: &mut SourceState,
+    (cp, sequence): (CpNumber, u64),
+    roots: &Roots,
+) -> Result<(), String> {
+    if state.line.has(sequence, roots, state.was_alone)? {
+        return Ok(());
+    }
+    Err(format!("{what} of CP {cp} is not what was written up to {sequence}"))
+}
+
+/// After a step: a source.
+pub(super) fn source(source: &SourceEnd) -> Result<(), String> {
+    let state = &mut *source.state.borrow_mut();
+    if let Some(problem) = &state.problem {
+        return Err(problem.clone());
+    }
+    if let Some(refused) = state.refused.as_ref().filter(|_| !source.is_excused()) {
+        return Err(format!("{} does not start: {refused}", state.setup.name));
+    }
+    own_of(source, state).map_err(|problem| format!("{}: {problem}", state.setup.name))?;
+    let Some(filer) = state.filer.clone() else { return Ok(()) };
+    let shared = filer.shared();
+    if shared.fenced().is_none()
+        && let LinkState::Halted(refused) = shared.link()
+    {
+        return Err(format!("{} is halted: {}", state.setup.name, refused.reason));
+    }
+    notice(state, &shared);
+    Ok(())
+}
+
+fn notice(state: &mut SourceState, shared: &FilerShared) {
+    let marked = shared.mark().is_some();
+    match (state.mark, marked) {
+        (false, true) => state.probes.hit(Probe::MarkSet),
+        (true, false) => state.probes.hit(Probe::MarkCleared),
+        (true, true) | (false, false) => {}
+    }
+    state.mark = marked;
+    if shared.pass().is_some() {
+        state.probes.hit(Probe::Passed);
+    }
+    if shared.order.figures().lacking == Some(Lacking::Nvram) {
+        state.probes.hit(Probe::BothFull);
+    }
+}
+
+fn own_of(_: &SourceEnd, state: &mut SourceState) -> Result<(), String> {
+    let Some(filer) = state.filer.clone() else { return Ok(()) };
+    let shared = filer.shared();
+    let (cp, _) = shared.own();
+    if cp <= state.own {
+        return Ok(());
+    }
+    let (cp, sequence, roots) = published_in(&shared.pool, shared.source)?;
+    state.own = cp;
+    // Until it serves, what was lost of the line is not known.
+    let judged = state.serving && state.primary == Primary::Source && shared.fenced().is_none();
+    if judged { same("the own image", state, (cp, sequence), &roots) } else { Ok(()) }
+}
+
+/// Both ends are in step, and nothing is under way.
+pub(super) fn is_at_rest(source: &SourceEnd) -> bool {
+    let state = source.state.borrow();
+    let Some(filer) = &state.filer else { return false };
+    let shared = filer.shared();
+    state.serving
+        && state.primary == Primary::Source
+        && shared.is_connected()
+        && shared.mark().is_none()
+        && shared.answering() == Answering::Policy
+        && shared.order.frozen().is_none()
+        && shared.completion.waiting() == 0
+}
+
+/// Why it is not, for a person.
+pub(super) fn unrest(source: &SourceEnd) -> String {
+    let state = source.state.borrow();
+    let Some(filer) = &state.filer else { return "it does not run".to_owned() };
+    let shared = filer.shared();
+    format!(
+        "serving {}, primary {:?}, link {:?}, mark {:?}, answering {:?}, frozen {:?}, waiting {}, rejected {:?}, \
+         pass {:?}, failed {:?}, order {:?}",
+        state.serving,
+        state.primary,
+        shared.link(),
+        shared.mark(),
+        shared.answering(),
+        shared.order.frozen().map(|frozen| frozen.cp),
+        shared.completion.waiting(),
+        shared.rejected(),
+        shared.pass(),
+        shared.failed(),
+        shared.order.figures()
+    )
+}
+
+/// In the end: both images are what was written, all of it, and both pools are sound.
+pub(super) fn in_the_end(hub: &HubEnd, source: &SourceEnd) -> Result<(), String> {
+    let state = &mut *source.state.borrow_mut();
+    let shared = hub.shared().ok_or("the hub does not run")?;
+    let filer = state.filer.clone().ok_or("the source does not run")?;
+    let own = filer.shared();
+    let last = state.line.last();
+    let here = published_in(&own.pool, own.source)?;
+    let there = published_in(&shared.pool, own.source)?;
+    if here != there {
+        return Err(format!("the ends differ: {here:?} here, {there:?} at the hub"));
+    }
+    if here.1 != last {
+        return Err(format!("{last} was written, the CP is of {}", here.1));
+    }
+    same("the image", state, (here.0, last), &here.2)?;
+    let contents = state.line.content(last)?.clone();
+    for pool in [&own.pool, &shared.pool] {
+        let rows = pool.catalog().volumes(own.source).map_err(|error| error.to_string())?;
+        for (row, wanted) in rows.iter().zip(&contents) {
+            let mut bytes = vec![0; to_usize(row.tree.size.0)];
+            read_into(pool, &row.tree, 0, &mut bytes).map_err(|error| error.to_string())?;
+            if bytes != *wanted {
+                return Err(format!("volume {} cannot be read as it was written", row.name));
+            }
+        }
+        let report = check(pool, Depth::Data).map_err(|error| error.to_string())?;
+        if !report.is_clean() {
+            return Err(format!("check of a pool: {:?}", report.findings));
+        }
+    }
+    Ok(())
+}

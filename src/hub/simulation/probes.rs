@@ -1,0 +1,92 @@
+//! Rare branches that the seeds have to reach: each is counted, and a test fails for those that
+//! were never met.
+
+use std::collections::BTreeMap;
+
+/// A rare branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Probe {
+    /// A source lost its power in the middle of a device call.
+    SourceCutInside,
+    /// The hub did.
+    HubCutInside,
+    SourceKilled,
+    HubKilled,
+    /// Frames under way were cut.
+    LinkCut,
+    LinkHeld,
+    Paused,
+    /// A restart came back with less than was ordered.
+    UnansweredLost,
+    /// A starting source adopted what only the hub held (R1).
+    Adopted,
+    /// A mark of being alone was made, and cleared.
+    MarkSet,
+    MarkCleared,
+    /// A client was answered without the hub.
+    AnsweredAlone,
+    /// A pass brought the image up.
+    Passed,
+    /// Both partitions were full.
+    BothFull,
+    /// The image of a CP was published while its source was down.
+    PublishedAlone,
+    /// A CP was built by replay.
+    Replayed,
+    /// The hub's ring gave room back under a header.
+    RingReleased,
+    /// A source failed on an I/O error, or a source of the hub was faulted by one.
+    IoError,
+    /// A source was failed over, and served at the hub.
+    Promoted,
+    /// And given back to its filer.
+    GivenBack,
+    /// What a source had answered alone was given up.
+    SplitBrain,
+    /// A source answered after it was failed over.
+    AnsweredLate,
+    /// A pinned image was read again after newer CPs.
+    PinnedRead,
+}
+
+/// All of them.
+pub(super) const ALL: &[Probe] = &[
+    Probe::SourceCutInside,
+    Probe::HubCutInside,
+    Probe::SourceKilled,
+    Probe::HubKilled,
+    Probe::LinkCut,
+    Probe::LinkHeld,
+    Probe::Paused,
+    Probe::UnansweredLost,
+    Probe::Adopted,
+    Probe::MarkSet,
+    Probe::MarkCleared,
+    Probe::AnsweredAlone,
+    Probe::Passed,
+    Probe::BothFull,
+    Probe::Replayed,
+    Probe::RingReleased,
+    Probe::IoError,
+    Probe::PinnedRead,
+];
+
+/// How often each was met.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Probes(pub(super) BTreeMap<Probe, u64>);
+
+impl Probes {
+    pub(super) fn hit(&mut self, probe: Probe) {
+        *self.0.entry(probe).or_default() += 1;
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        for (probe, count) in &other.0 {
+            *self.0.entry(*probe).or_default() += count;
+        }
+    }
+
+    pub(super) fn never(&self) -> Vec<Probe> {
+        ALL.iter().copied().filter(|probe| !self.0.contains_key(probe)).collect()
+    }
+}

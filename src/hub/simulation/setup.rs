@@ -1,0 +1,276 @@
+//! What a run is made of, drawn from its seed: sources, promises, sizes, workload and faults.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::device::sim::Chance;
+use crate::filer::Behaviour;
+use crate::filer::forwarder::ForwardOptions;
+use crate::filer::recover::Wanted;
+use crate::filer::shared::Backoff;
+use crate::hub::HubOptions;
+use crate::hub::hooks::HookOptions;
+use crate::hub::promoted::PromotedOptions;
+use crate::hub::shared::SourceSetting;
+use crate::nvlog::{RingOptions, RingShape};
+use crate::pool::PoolOptions;
+use crate::raid::files::PoolFiles;
+use crate::units::convert::to_usize;
+use crate::units::names::SourceName;
+use crate::units::numbers::ByteCount;
+use crate::units::policy::{Ack, Apply, Mode, OnHubLoss, Policy};
+
+/// Bytes of each volume.
+pub(super) const VOLUME_BYTES: u64 = 256 << 10;
+/// Volumes of each source.
+pub(super) const VOLUMES: u32 = 2;
+pub(super) const HUB_RING_BYTES: u64 = 8 << 20;
+pub(super) const HUB_POOL_BYTES: u64 = 24 << 20;
+pub(super) const SOURCE_POOL_BYTES: u64 = 16 << 20;
+pub(super) const HUB_TIMEOUT: Duration = Duration::from_millis(800);
+
+/// Something that goes wrong, or right again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The power of a source goes: now, or inside the n-th change of its devices.
+    SourceCut {
+        source: usize,
+        nth: Option<u64>,
+    },
+    SourceKill {
+        source: usize,
+    },
+    HubCut {
+        nth: Option<u64>,
+    },
+    HubKill,
+    LinkCut {
+        source: usize,
+        keep: usize,
+    },
+    LinkHold {
+        source: usize,
+        held: [bool; 2],
+        ms: u64,
+    },
+    PauseSource {
+        source: usize,
+        ms: u64,
+    },
+    PauseHub {
+        ms: u64,
+    },
+    /// The n-th write of a device fails.
+    SourceError {
+        source: usize,
+        ring: bool,
+        nth: u64,
+    },
+    HubError {
+        ring: bool,
+        nth: u64,
+    },
+    /// Threads of that name take their time.
+    Slow {
+        thread: &'static str,
+        ms: u64,
+    },
+    Checkpoint {
+        source: usize,
+    },
+    Failover {
+        source: usize,
+    },
+    Failback {
+        source: usize,
+    },
+}
+
+/// A fault and when it comes, in milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Planned {
+    pub(super) at_ms: u64,
+    pub(super) fault: Fault,
+}
+
+/// A source as it is configured.
+#[derive(Debug, Clone)]
+pub(super) struct SourceSetup {
+    pub(super) name: SourceName,
+    pub(super) policy: Policy,
+    pub(super) ring_bytes: u64,
+    pub(super) interval: Duration,
+    pub(super) clients: usize,
+    /// Longest pause of a client between two requests.
+    pub(super) think_ms: u64,
+    /// Largest request.
+    pub(super) request_bytes: u64,
+}
+
+/// A run.
+#[derive(Debug, Clone)]
+pub(super) struct Setup {
+    pub(super) seed: u64,
+    pub(super) sources: Vec<SourceSetup>,
+    pub(super) delay_ms: u64,
+    pub(super) work_ms: u64,
+    pub(super) faults: Vec<Planned>,
+}
+
+impl Setup {
+    /// The run of that seed.
+    pub(super) fn of(seed: u64) -> Self {
+        Self::drawn(seed, 20)
+    }
+
+    /// The same with failovers and failbacks among its faults.
+    pub(super) fn with_failover(seed: u64) -> Self {
+        Self::drawn(seed, 24)
+    }
+
+    fn drawn(seed: u64, kinds: u64) -> Self {
+        let mut chance = Chance::new(seed.wrapping_mul(0x9e37_79b9).wrapping_add(17));
+        let count = 1 + to_usize(chance.below(2));
+        let sources: Vec<_> = (0..count).map(|at| SourceSetup::of(at, &mut chance)).collect();
+        let work_ms = 2000 + chance.below(2500);
+        let faults = 2 + chance.below(7);
+        let mut faults: Vec<Planned> = (0..faults)
+            .map(|_| Planned {
+                at_ms: 100 + chance.below(work_ms),
+                fault: Fault::of(count, kinds, &mut chance),
+            })
+            .collect();
+        faults.sort_by_key(|planned| planned.at_ms);
+        let delay_ms = [0, 1, 3, 20][to_usize(chance.below(4))];
+        Self { seed, sources, delay_ms, work_ms, faults }
+    }
+}
+
+impl SourceSetup {
+    fn of(at: usize, chance: &mut Chance) -> Self {
+        let name = ["filer-a", "filer-b", "filer-c"][at].parse().unwrap();
+        let on_hub_loss = if chance.below(2) == 0 { OnHubLoss::Continue } else { OnHubLoss::Stop };
+        let (mode, on_hub_loss) = match chance.below(10) {
+            0 => (Mode::SemiSync, on_hub_loss),
+            1 => (Mode::Async, OnHubLoss::Continue),
+            2 => (Mode::CpOnly, OnHubLoss::Continue),
+            _ => (Mode::Sync, on_hub_loss),
+        };
+        let ack = match chance.below(6) {
+            _ if mode == Mode::CpOnly => Ack::Durable,
+            0 => Ack::Received,
+            1 => Ack::Filed,
+            _ => Ack::Durable,
+        };
+        let apply = match chance.below(6) {
+            _ if mode == Mode::CpOnly => Apply::Inline,
+            0 => Apply::Inline,
+            1 => Apply::Replay,
+            _ => Apply::Reference,
+        };
+        let hub_timeout = HUB_TIMEOUT;
+        Self {
+            name,
+            policy: Policy { mode, ack, apply, on_hub_loss, hub_timeout, ..Policy::default() },
+            ring_bytes: [2 << 20, 3 << 20, 4 << 20][to_usize(chance.below(3))],
+            interval: Duration::from_millis([300, 1000, 5000][to_usize(chance.below(3))]),
+            clients: 1 + to_usize(chance.below(2)),
+            think_ms: [6, 30, 80][to_usize(chance.below(3))],
+            request_bytes: [4096, 12 << 10, 64 << 10][to_usize(chance.below(3))],
+        }
+    }
+
+    /// How its process is told to run.
+    pub(super) fn behaviour(&self, at: usize, accept_lost_nvram: bool) -> Behaviour {
+        let volume =
+            |number: u32| (format!("vol{number}").parse().unwrap(), ByteCount(VOLUME_BYTES));
+        Behaviour {
+            wanted: Wanted {
+                name: self.name.clone(),
+                volumes: (0..VOLUMES).map(volume).collect(),
+                policy: self.policy,
+                checkpoint_interval: self.interval,
+                accept_lost_nvram,
+                accept_untold_policy: false,
+                ring: RingOptions { thread_name: "nvram".to_owned(), ..RingOptions::default() },
+                ring_shape: RingShape { area_bytes_min: 1 << 20, commit_bytes_max: 512 << 10 },
+                pool: PoolOptions {
+                    catalog_cache_bytes: 1 << 20,
+                    node_cache_bytes: 1 << 20,
+                    ..PoolOptions::default()
+                },
+            },
+            forward: ForwardOptions {
+                hub: address(at),
+                backoff: Backoff {
+                    least: Duration::from_millis(20),
+                    most: Duration::from_millis(200),
+                },
+                seed: 7,
+                resync_limit: None,
+            },
+            stop_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The address by which a source's way to the hub is known.
+pub(super) fn address(at: usize) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 100 + u16::try_from(at).unwrap()))
+}
+
+/// How the hub's process is told to run.
+pub(super) fn hub_options(setup: &Setup) -> HubOptions {
+    let nowhere = PathBuf::from("/nowhere/simulated");
+    let setting = |source: &SourceSetup| SourceSetting {
+        name: source.name.clone(),
+        nvram_share: None,
+        log_limit: None,
+        volumes: vec![],
+    };
+    HubOptions {
+        data_dir: nowhere.clone(),
+        listen: address(0),
+        nvram: (nowhere.clone(), ByteCount(HUB_RING_BYTES)),
+        log_dir: nowhere.clone(),
+        pool: PoolFiles::plain(nowhere, ByteCount(HUB_POOL_BYTES)),
+        sources: setup.sources.iter().map(setting).collect(),
+        image_pin: Duration::from_secs(3600),
+        appliers: 2,
+        arbiters: 1,
+        promoted: PromotedOptions::default(),
+        hooks: HookOptions::default(),
+    }
+}
+
+impl Fault {
+    fn of(sources: usize, kinds: u64, chance: &mut Chance) -> Self {
+        let source = to_usize(chance.below(u64::try_from(sources).unwrap()));
+        let nth = Some(chance.below(40)).filter(|nth| nth % 4 > 0);
+        let ms = [50, 300, 900, 2500][to_usize(chance.below(4))] + chance.below(200);
+        match chance.below(kinds) {
+            0..4 => Self::SourceCut { source, nth },
+            4 => Self::SourceKill { source },
+            5..8 => Self::HubCut { nth },
+            8 => Self::HubKill,
+            9 | 10 => Self::LinkCut { source, keep: to_usize(chance.below(3000)) },
+            11..14 => {
+                let held = [[true, true], [true, false], [false, true]];
+                Self::LinkHold { source, held: held[to_usize(chance.below(3))], ms }
+            }
+            14 => Self::PauseSource { source, ms },
+            15 => Self::PauseHub { ms },
+            16 => Self::SourceError { source, ring: chance.below(2) == 0, nth: chance.below(30) },
+            17 => Self::HubError { ring: chance.below(2) == 0, nth: chance.below(30) },
+            18 => {
+                let threads =
+                    ["nvram", "hub-commit", "hub-drain", "hub-apply", "checkpoint", "blocking"];
+                Self::Slow { thread: threads[to_usize(chance.below(6))], ms }
+            }
+            20 | 21 => Self::Failover { source },
+            22 | 23 => Self::Failback { source },
+            _ => Self::Checkpoint { source },
+        }
+    }
+}

@@ -1,0 +1,512 @@
+//! Both ends and what is known of them: their media, their processes, and what has to hold.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::client::client;
+use super::laws;
+use super::line::Line;
+use super::probes::{Probe, Probes};
+use super::process::Running;
+use super::setup::{
+    HUB_POOL_BYTES, HUB_RING_BYTES, SOURCE_POOL_BYTES, Setup, SourceSetup, VOLUME_BYTES, VOLUMES,
+    hub_options,
+};
+use crate::device::Device;
+use crate::device::sim::{Chance, SimDevice};
+use crate::filer::Filer;
+use crate::filer::recover::Store;
+use crate::filer::shared::Shared as FilerShared;
+use crate::hub::connection::greet;
+use crate::hub::promoted::Engine;
+use crate::hub::recover::{Stores, recover_on};
+use crate::hub::shared::{Arbiters, Shared};
+use crate::hub::{HubOptions, bring_up, failback, failover};
+use crate::link::simulated::Inbox;
+use crate::nvlog::format::HEADER_BYTES;
+use crate::nvlog::{Ring, RingShape};
+use crate::pool::{Pool, PoolOptions};
+use crate::session::primary::Answering;
+use crate::sourcelog::sim::SimFiles;
+use crate::sourcelog::{LogOptions, LogStore};
+use crate::units::convert::to_usize;
+use crate::units::ids::HubId;
+use crate::units::machine;
+use crate::units::machine::simulated::Process;
+use crate::units::names::SourceName;
+use crate::units::numbers::{ByteCount, CpNumber};
+use crate::units::policy::{Ack, Mode};
+
+/// How often somebody looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+pub(super) const HUB: HubId = HubId([9; 16]);
+
+/// The NVRAM files of promoted sources.
+#[derive(Debug, Clone, Default)]
+pub(in crate::hub) struct Nvrams(Arc<Mutex<BTreeMap<PathBuf, Arc<SimDevice>>>>);
+
+impl Nvrams {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<SimDevice>>> {
+        self.0.lock().unwrap()
+    }
+
+    /// Opens one, or makes it.
+    pub(in crate::hub) fn open(&self, path: PathBuf, size: ByteCount) -> Store {
+        let mut all = self.lock();
+        let new = !all.contains_key(&path);
+        let make = || Arc::new(SimDevice::new("promoted", ByteCount(size.0 + HEADER_BYTES)));
+        let device: Arc<SimDevice> = Arc::clone(all.entry(path).or_insert_with(make));
+        Store { device, new }
+    }
+
+    pub(in crate::hub) fn remove(&self, path: &Path) {
+        self.lock().remove(path);
+    }
+
+    /// As the hub's next process finds them.
+    pub(super) fn survive(&self, power: Option<u64>) {
+        for device in self.lock().values_mut() {
+            if let Some(seed) = power {
+                device.power_cut(seed);
+            }
+            *device = Arc::new(device.survivor());
+        }
+    }
+}
+
+/// Who serves a source's clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Primary {
+    Source,
+    Hub,
+}
+
+/// What a run knows of a source, whoever of its processes lives.
+#[derive(Debug)]
+pub(super) struct SourceState {
+    pub(super) setup: SourceSetup,
+    pub(super) line: Line,
+    /// Clients pause.
+    pub(super) resting: bool,
+    /// It serves, and has been judged.
+    pub(super) serving: bool,
+    pub(super) filer: Option<Arc<Filer>>,
+    /// Why it did not start.
+    pub(super) refused: Option<String>,
+    /// How far the hub was ever seen to hold its entries durably.
+    pub(super) hub_durable: u64,
+    /// Newest CPs that were judged, own and published.
+    pub(super) own: CpNumber,
+    pub(super) published: CpNumber,
+    pub(super) mark: bool,
+    /// The newest answer that both ends had to stand for.
+    pub(super) by_both: u64,
+    /// Whose writes count.
+    pub(super) primary: Primary,
+    /// In which epoch the hub served; 0 before.
+    pub(super) epoch: u32,
+    /// Where the source's own line ended at its failover.
+    pub(super) fenced_at: u64,
+    /// A client may have been answered by the source alone since its last CP at both ends.
+    pub(super) was_alone: bool,
+    pub(super) problem: Option<String>,
+    pub(super) probes: Probes,
+    pub(super) acknowledged: u64,
+}
+
+impl SourceState {
+    fn new(setup: SourceSetup) -> Self {
+        Self {
+            setup,
+            line: Line::new(VOLUMES, to_usize(VOLUME_BYTES)),
+            resting: false,
+            serving: false,
+            filer: None,
+            refused: None,
+            hub_durable: 0,
+            own: CpNumber(0),
+            published: CpNumber(0),
+            mark: false,
+            by_both: 0,
+            primary: Primary::Source,
+            epoch: 0,
+            fenced_at: 0,
+            was_alone: false,
+            problem: None,
+            probes: Probes::default(),
+            acknowledged: 0,
+        }
+    }
+
+    /// The first problem stays.
+    pub(super) fn judge<T>(&mut self, judged: Result<T, String>) {
+        if let Err(problem) = judged {
+            let name = &self.setup.name;
+            self.problem.get_or_insert_with(|| format!("{name}: {problem}"));
+        }
+    }
+
+    /// A client was answered: what was promised must have happened.
+    pub(super) fn acknowledged(&mut self, by: Primary, shared: &FilerShared, sequence: u64) {
+        if by != self.primary {
+            self.late(shared, sequence);
+            return;
+        }
+        self.line.acknowledge(sequence);
+        self.acknowledged += 1;
+        let (own, hub) = shared.completion.cursors();
+        let own_problem = format!("invariant 1: {sequence} answered, the own ring holds {own}");
+        self.judge(if own.0 >= sequence { Ok(()) } else { Err(own_problem) });
+        if shared.sole {
+            return;
+        }
+        match shared.answering() {
+            Answering::Policy if self.setup.policy.mode == Mode::Sync => {
+                if self.setup.policy.ack != Ack::Received {
+                    self.by_both = self.by_both.max(sequence);
+                }
+                if hub.0 < sequence {
+                    let problem = format!("invariant 1: {sequence} answered, the hub said {hub}");
+                    self.judge::<()>(Err(problem));
+                }
+            }
+            Answering::Alone => {
+                self.probes.hit(Probe::AnsweredAlone);
+                self.was_alone = true;
+                if shared.mark().is_none() {
+                    self.judge::<()>(Err(format!("R4: {sequence} answered alone, unmarked")));
+                }
+            }
+            Answering::Held => self.judge::<()>(Err(format!("{sequence} answered while held"))),
+            Answering::Policy => self.was_alone |= self.setup.policy.mode != Mode::Sync,
+        }
+    }
+
+    /// A source answered a write after another end had begun to serve.
+    fn late(&mut self, shared: &FilerShared, sequence: u64) {
+        self.probes.hit(Probe::AnsweredLate);
+        let alone = shared.answering() == Answering::Alone || self.setup.policy.mode != Mode::Sync;
+        if !alone && sequence > self.fenced_at {
+            let fenced = self.fenced_at;
+            let problem = format!("R12: {sequence} answered, the promoted image ends at {fenced}");
+            self.judge::<()>(Err(problem));
+        }
+    }
+
+    /// Another end serves from now on, what ends at `sequence`.
+    fn change(&mut self, primary: Primary, sequence: u64) {
+        if self.was_alone && sequence < self.line.acknowledged() {
+            // The losing side of a split brain (section 9): said beforehand.
+            self.probes.hit(Probe::SplitBrain);
+            self.line.give_up(sequence);
+        }
+        let resumed = self.line.resumed(sequence);
+        self.judge(resumed);
+        (self.primary, self.was_alone, self.by_both) = (primary, false, 0);
+        self.hub_durable = self.hub_durable.min(sequence);
+        (self.serving, self.fenced_at) = (true, sequence);
+    }
+}
+
+/// A source.
+#[derive(Debug)]
+pub(super) struct SourceEnd {
+    pub(super) nvram: Arc<SimDevice>,
+    pub(super) pool: Arc<SimDevice>,
+    pub(super) running: Option<Running>,
+    pub(super) state: Rc<RefCell<SourceState>>,
+    /// When it is started again, in milliseconds.
+    pub(super) start_at: Option<u64>,
+    /// A device of it fails, or will.
+    pub(super) erring: bool,
+}
+
+impl SourceEnd {
+    pub(super) fn new(setup: &SourceSetup) -> Self {
+        let ring = ByteCount(setup.ring_bytes + HEADER_BYTES);
+        Self {
+            nvram: Arc::new(SimDevice::new("nvram", ring)),
+            pool: Arc::new(SimDevice::new("pool", ByteCount(SOURCE_POOL_BYTES))),
+            running: None,
+            state: Rc::new(RefCell::new(SourceState::new(setup.clone()))),
+            start_at: Some(0),
+            erring: false,
+        }
+    }
+
+    /// Whether a start may fail now.
+    pub(super) fn is_excused(&self) -> bool {
+        self.erring || self.nvram.is_off() || self.pool.is_off()
+    }
+
+    pub(super) fn start(&mut self, at: usize, process: Process, chance: &mut Chance) {
+        let store = |device: &Arc<SimDevice>| {
+            let device: Arc<SimDevice> = Arc::clone(device);
+            Store { device, new: false }
+        };
+        let (nvram, pool) = (store(&self.nvram), store(&self.pool));
+        let state = Rc::clone(&self.state);
+        let seed = chance.next_u64();
+        let setup = state.borrow().setup.clone();
+        let body = async move {
+            let started = Filer::start_on(setup.behaviour(at, false), nvram, pool).await;
+            let filer = match started {
+                Ok(filer) => Arc::new(filer),
+                Err(error) => {
+                    state.borrow_mut().refused = Some(error.to_string());
+                    return;
+                }
+            };
+            state.borrow_mut().filer = Some(Arc::clone(&filer));
+            let mut chance = Chance::new(seed);
+            loop {
+                filer.served().await;
+                begin_serving(&filer, &state);
+                let parts = filer.shared();
+                begin_clients(Primary::Source, &filer, &state, &mut chance);
+                // Until it is fenced; it may be given its volumes back.
+                while *parts.serving.borrow() {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                state.borrow_mut().serving = false;
+            }
+        };
+        let mut state = self.state.borrow_mut();
+        (state.serving, state.refused) = (false, None);
+        drop(state);
+        self.running = Some(Running::begin(process, body));
+    }
+}
+
+fn begin_clients(
+    by: Primary,
+    filer: &Arc<Filer>,
+    state: &Rc<RefCell<SourceState>>,
+    chance: &mut Chance,
+) {
+    let setup = state.borrow().setup.clone();
+    for _ in 0..setup.clients {
+        let (filer, state) = (Arc::clone(filer), Rc::clone(state));
+        let chance = Chance::new(chance.next_u64());
+        drop(tokio::task::spawn_local(client(by, filer, state, setup.clone(), chance)));
+    }
+}
+
+/// The first moment at which clients may be served.
+fn begin_serving(filer: &Filer, state: &Rc<RefCell<SourceState>>) {
+    let shared = filer.shared();
+    let sequence = shared.order.figures().sequence.0;
+    let mut state = state.borrow_mut();
+    if state.primary == Primary::Hub {
+        if shared.epoch().number <= state.epoch {
+            // It serves alone, and has not heard of the failover.
+            return;
+        }
+        state.probes.hit(Probe::GivenBack);
+        state.change(Primary::Source, sequence);
+        return;
+    }
+    if sequence < state.line.last() {
+        state.probes.hit(Probe::UnansweredLost);
+    }
+    if shared.counters.transfers_adopted.get() > 0 {
+        state.probes.hit(Probe::Adopted);
+    }
+    let resumed = state.line.resumed(sequence);
+    state.judge(resumed);
+    // What only the hub has beyond is of another line from now on.
+    state.hub_durable = state.hub_durable.min(sequence);
+    state.serving = true;
+}
+
+/// What is known of all sources, in order.
+pub(super) type Sources = Vec<Rc<RefCell<SourceState>>>;
+
+/// Does what is asked of the hub, and begins the clients of what it serves itself.
+async fn administer(
+    shared: Arc<Shared>,
+    parts: Rc<RefCell<HubParts>>,
+    sources: Sources,
+    mut chance: Chance,
+) {
+    let mut served: BTreeMap<usize, Arc<Filer>> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let asked = parts.borrow_mut().asked.pop_front();
+        if let Some(asked) = asked {
+            drop(tokio::task::spawn_local(obey(asked, Arc::clone(&shared), sources.clone())));
+        }
+        for (at, state) in sources.iter().enumerate() {
+            let name = state.borrow().setup.name.clone();
+            let Some(Engine::Running(engine)) = shared.promoted.engine(&name) else { continue };
+            if served.get(&at).is_some_and(|known| Arc::ptr_eq(known, &engine)) {
+                continue;
+            }
+            served.insert(at, Arc::clone(&engine));
+            let sequence = engine.shared().order.figures().sequence.0;
+            promoted(&shared, &name, state, sequence);
+            begin_clients(Primary::Hub, &engine, state, &mut chance);
+        }
+    }
+}
+
+/// The hub serves from now on.
+fn promoted(shared: &Shared, name: &SourceName, state: &Rc<RefCell<SourceState>>, sequence: u64) {
+    let state = &mut *state.borrow_mut();
+    let Some(lane) = shared.lanes.get(name) else { return };
+    match laws::published_in(&shared.pool, lane.source()) {
+        // Nothing is ordered behind the CP of a failover when its engine begins.
+        Ok((_, at, roots)) if at == sequence && state.was_alone => {
+            if !matches!(state.line.has(sequence, &roots, false), Ok(true))
+                && let Some(other) = state.line.other()
+            {
+                state.line = other;
+            }
+        }
+        Ok(_) => {}
+        Err(problem) => state.judge::<()>(Err(problem)),
+    }
+    if let Ok(Some(row)) = shared.pool.catalog().source(lane.source()) {
+        state.epoch = row.epoch.number;
+    }
+    if state.primary == Primary::Source {
+        state.probes.hit(Probe::Promoted);
+    }
+    state.change(Primary::Hub, sequence);
+}
+
+async fn obey(asked: Asked, shared: Arc<Shared>, sources: Sources) {
+    match asked {
+        Asked::Failover(at) => {
+            let name = sources[at].borrow().setup.name.clone();
+            let (parts, of) = (Arc::clone(&shared), name.clone());
+            let run =
+                move || failover::run(&parts, &of, failover::Ask::default(), &|_| true, &|_| ());
+            if let Ok(Ok(_)) = machine::blocking(run).await {
+                failover::serve(&shared, &name).await;
+            }
+        }
+        Asked::Failback(at) => {
+            let name = sources[at].borrow().setup.name.clone();
+            let ask = failback::Ask { keep: Some(failback::Side::Hub), to: None };
+            // Refused, it is asked again.
+            drop(failback::run(&shared, &name, ask, Box::new(|_| true)).await);
+        }
+    }
+}
+
+/// The hub.
+#[derive(Debug)]
+pub(super) struct HubEnd {
+    options: HubOptions,
+    pub(super) nvram: Arc<SimDevice>,
+    pub(super) pool: Arc<SimDevice>,
+    pub(super) files: SimFiles,
+    pub(super) nvrams: Nvrams,
+    pub(super) running: Option<Running>,
+    pub(super) inbox: Inbox,
+    pub(super) parts: Rc<RefCell<HubParts>>,
+    pub(super) start_at: Option<u64>,
+    pub(super) erring: bool,
+}
+
+/// What the hub's process has told.
+#[derive(Debug, Default)]
+pub(super) struct HubParts {
+    pub(super) shared: Option<Arc<Shared>>,
+    pub(super) refused: Option<String>,
+    /// What an administrator asks for.
+    pub(super) asked: VecDeque<Asked>,
+}
+
+/// A command.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Asked {
+    Failover(usize),
+    Failback(usize),
+}
+
+impl HubEnd {
+    pub(super) fn new(setup: &Setup) -> Self {
+        let nvram = Arc::new(SimDevice::new("hub-nvram", ByteCount(HUB_RING_BYTES + HEADER_BYTES)));
+        let pool = Arc::new(SimDevice::new("hub-pool", ByteCount(HUB_POOL_BYTES)));
+        let shape = RingShape { area_bytes_min: 1 << 20, commit_bytes_max: 2 << 20 };
+        Ring::create(nvram.clone(), HUB.0, shape).unwrap();
+        drop(Pool::create(pool.clone(), HUB.0, PoolOptions::default()).unwrap());
+        Self {
+            options: hub_options(setup),
+            nvram,
+            pool,
+            files: SimFiles::default(),
+            nvrams: Nvrams::default(),
+            running: None,
+            inbox: Inbox::default(),
+            parts: Rc::default(),
+            start_at: Some(0),
+            erring: false,
+        }
+    }
+
+    pub(super) fn start(&mut self, process: Process, sources: Sources, seed: u64) {
+        self.inbox = Inbox::default();
+        let (inbox, parts, options) =
+            (self.inbox.clone(), Rc::clone(&self.parts), self.options.clone());
+        let (nvram, pool, files) = (self.nvram.clone(), self.pool.clone(), self.files.clone());
+        let nvrams = self.nvrams.clone();
+        *self.parts.borrow_mut() = HubParts::default();
+        let body = async move {
+            let for_stores = options.clone();
+            let recovered = machine::blocking(move || {
+                let log_options = LogOptions {
+                    files_open_max: 8,
+                    step_bytes: 64 << 10,
+                    limit_bytes_per_source: 32 << 20,
+                };
+                let logs =
+                    LogStore::open_with(Arc::new(files), Path::new("/logs"), HUB, log_options)
+                        .map_err(|error| error.to_string())?;
+                let (nvram, pool): (Arc<dyn Device>, Arc<dyn Device>) = (nvram, pool);
+                let stores = Stores { hub: HUB, pool, logs, nvram };
+                recover_on(&for_stores, stores, Arbiters::Here).map_err(|error| error.to_string())
+            });
+            let shared = match recovered.await.map_err(|error| error.to_string()) {
+                Ok(Ok(started)) => started.shared,
+                Ok(Err(reason)) | Err(reason) => {
+                    parts.borrow_mut().refused = Some(reason);
+                    return;
+                }
+            };
+            shared.promoted.simulated.get_or_init(|| nvrams);
+            let stop = tokio_util::sync::CancellationToken::new();
+            if let Err(error) = bring_up(&shared, &options.sources, 1, &stop).await {
+                parts.borrow_mut().refused = Some(error.to_string());
+                return;
+            }
+            parts.borrow_mut().shared = Some(Arc::clone(&shared));
+            let chance = Chance::new(seed);
+            drop(tokio::task::spawn_local(administer(shared.clone(), parts, sources, chance)));
+            loop {
+                let socket = inbox.accept().await;
+                let shared = Arc::clone(&shared);
+                drop(tokio::task::spawn_local(async move {
+                    // A connection that is refused is told so, and counted.
+                    drop(greet(socket, "simulated", &shared).await);
+                }));
+            }
+        };
+        self.running = Some(Running::begin(process, body));
+    }
+
+    /// Whether a start may fail now.
+    pub(super) fn is_excused(&self) -> bool {
+        self.erring || self.nvram.is_off() || self.pool.is_off()
+    }
+
+    pub(super) fn shared(&self) -> Option<Arc<Shared>> {
+        self.parts.borrow().shared.clone()
+    }
+}

@@ -1,0 +1,208 @@
+//! A connection as both ends hold it: a TCP socket, or in a simulation two pipes.
+//!
+//! Everything above reads and writes [`ReadHalf`] and [`WriteHalf`] and knows no more.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+#[cfg(test)]
+use super::simulated;
+use crate::limits::CP_BYTES_BEFORE_TRANSFER_MAX;
+use crate::units::convert::low_u32;
+
+/// A connection.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP.
+    Tcp(TcpStream),
+    /// Two pipes of a simulated network.
+    #[cfg(test)]
+    Simulated(simulated::Receiver, simulated::Sender),
+}
+
+/// A connection on its way to another thread.
+#[derive(Debug)]
+pub enum Detached {
+    /// TCP.
+    Tcp(std::net::TcpStream),
+    /// Two pipes of a simulated network.
+    #[cfg(test)]
+    Simulated(simulated::Receiver, simulated::Sender),
+}
+
+/// What is read.
+#[derive(Debug)]
+pub enum ReadHalf {
+    /// TCP.
+    Tcp(OwnedReadHalf),
+    /// A pipe of a simulated network.
+    #[cfg(test)]
+    Simulated(simulated::Receiver),
+}
+
+/// What is written.
+#[derive(Debug)]
+pub enum WriteHalf {
+    /// TCP.
+    Tcp(OwnedWriteHalf),
+    /// A pipe of a simulated network.
+    #[cfg(test)]
+    Simulated(simulated::Sender),
+}
+
+impl Socket {
+    /// Connects.
+    pub async fn connect(address: SocketAddr) -> io::Result<Self> {
+        #[cfg(test)]
+        if let Some(network) = simulated::Network::here() {
+            return network.connect(address).await;
+        }
+        Ok(Self::Tcp(TcpStream::connect(address).await?))
+    }
+
+    /// Small frames leave at once.
+    pub fn without_delay(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_nodelay(true),
+            #[cfg(test)]
+            Self::Simulated(..) => Ok(()),
+        }
+    }
+
+    /// Small frames leave at once, and little CP data stands unsent before a transfer.
+    pub fn tune(&self) -> io::Result<()> {
+        self.without_delay()?;
+        match self {
+            Self::Tcp(stream) => {
+                let socket = socket2::SockRef::from(stream);
+                socket.set_tcp_notsent_lowat(low_u32(CP_BYTES_BEFORE_TRANSFER_MAX))
+            }
+            #[cfg(test)]
+            Self::Simulated(..) => Ok(()),
+        }
+    }
+
+    /// Both directions.
+    pub fn into_split(self) -> (ReadHalf, WriteHalf) {
+        match self {
+            Self::Tcp(stream) => {
+                let (read, write) = stream.into_split();
+                (ReadHalf::Tcp(read), WriteHalf::Tcp(write))
+            }
+            #[cfg(test)]
+            Self::Simulated(read, write) => {
+                (ReadHalf::Simulated(read), WriteHalf::Simulated(write))
+            }
+        }
+    }
+
+    /// Lets go of this thread's runtime.
+    pub fn detach(self) -> io::Result<Detached> {
+        match self {
+            Self::Tcp(stream) => Ok(Detached::Tcp(stream.into_std()?)),
+            #[cfg(test)]
+            Self::Simulated(read, write) => Ok(Detached::Simulated(read, write)),
+        }
+    }
+}
+
+impl Detached {
+    /// Joins this thread's runtime.
+    pub fn attach(self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(stream) => Ok(Socket::Tcp(TcpStream::from_std(stream)?)),
+            #[cfg(test)]
+            Self::Simulated(read, write) => Ok(Socket::Simulated(read, write)),
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            #[cfg(test)]
+            Self::Simulated(read, _) => Pin::new(read).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncRead for ReadHalf {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_read(context, buffer),
+            #[cfg(test)]
+            Self::Simulated(half) => Pin::new(half).poll_read(context, buffer),
+        }
+    }
+}
+
+macro_rules! writes {
+    ($type:ident, $tcp:pat => $to:expr, $simulated:pat => $pipe:expr) => {
+        impl AsyncWrite for $type {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                context: &mut Context<'_>,
+                bytes: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() {
+                    $tcp => Pin::new($to).poll_write(context, bytes),
+                    #[cfg(test)]
+                    $simulated => Pin::new($pipe).poll_write(context, bytes),
+                }
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                context: &mut Context<'_>,
+                slices: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() {
+                    $tcp => Pin::new($to).poll_write_vectored(context, slices),
+                    #[cfg(test)]
+                    $simulated => Pin::new($pipe).poll_write_vectored(context, slices),
+                }
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                true
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    $tcp => Pin::new($to).poll_flush(context),
+                    #[cfg(test)]
+                    $simulated => Pin::new($pipe).poll_flush(context),
+                }
+            }
+
+            fn poll_shutdown(
+                self: Pin<&mut Self>,
+                context: &mut Context<'_>,
+            ) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    $tcp => Pin::new($to).poll_shutdown(context),
+                    #[cfg(test)]
+                    $simulated => Pin::new($pipe).poll_shutdown(context),
+                }
+            }
+        }
+    };
+}
+
+writes!(Socket, Self::Tcp(stream) => stream, Self::Simulated(_, write) => write);
+writes!(WriteHalf, Self::Tcp(half) => half, Self::Simulated(half) => half);
