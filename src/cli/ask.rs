@@ -1,12 +1,12 @@
 //! Asks a running process over its admin socket.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::failure::{Failure, UNREACHABLE};
+use super::failure::{Failure, UNREACHABLE, USAGE};
 use super::locate::{ConfigArgument, Located};
 use super::progress::ProgressShow;
 use super::terminal::Look;
@@ -26,6 +26,32 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("cannot start the async runtime: {error}"), ""))
+}
+
+/// Has `name`, which `warning` is about, typed once more before `command` takes what cannot be had
+/// back. Without somebody at a terminal nothing is done.
+pub fn confirm(command: &str, warning: &str, name: &str) -> Result<(), Failure> {
+    if !std::io::stdin().is_terminal() {
+        let what = format!("{command}: nobody is there to confirm it");
+        let next = "run it in a terminal, or add --yes".into();
+        return Err(Failure::Message { code: USAGE, what, next });
+    }
+    let unread = |error: std::io::Error| {
+        Failure::failed(format!("{command}: no confirmation can be read: {error}"), "")
+    };
+    let mut out = std::io::stderr();
+    write!(out, "{warning} Type its name to confirm: ").map_err(unread)?;
+    out.flush().map_err(unread)?;
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).map_err(unread)?;
+    is_confirmed(command, name, &line)
+}
+
+fn is_confirmed(command: &str, name: &str, line: &str) -> Result<(), Failure> {
+    if line.trim() == name {
+        return Ok(());
+    }
+    Err(Failure::failed(format!("{command}: not confirmed, nothing is done"), ""))
 }
 
 impl Asked {
@@ -77,5 +103,19 @@ impl Asked {
             return format!("run it as the owner of {}, or as root", socket.display());
         }
         format!("start it: {}", self.0.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_name_confirms() {
+        let name = "filer-a@mon";
+        assert!(is_confirmed("drop", name, "filer-a@mon\n").is_ok());
+        for other in ["", "\n", "y\n", "yes\n", "mon\n", "filer-a@mo\n", "filer-a@mon x\n"] {
+            assert!(is_confirmed("drop", name, other).is_err(), "{other:?}");
+        }
     }
 }

@@ -21,18 +21,12 @@ pub(super) mod wire;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
-
-use self::wire::{End, Life, SILENCE_MAX, Wire};
+use self::wire::{End, Idle, SILENCE_MAX, Wire};
 use super::checkpoint::pin_all;
-use super::forwarder::ForwardOptions;
 use super::keeper::Kept;
-use super::recover::Store;
 use super::shared::{LinkState, Shared};
 use super::signals::CpOver;
-use crate::link::socket::Socket;
-use crate::nvlog::{Ring, RingShape};
+use crate::nvlog::Ring;
 use crate::pool::publish::Publish;
 use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::pool::write_set::{Budget, WriteSet};
@@ -52,37 +46,11 @@ use crate::wire::message::{
 
 /// How often it is looked whether an own CP is published.
 const TICK: Duration = Duration::from_millis(20);
-/// A fenced source.
-pub(super) struct Follower {
-    /// Its parts.
-    pub(super) shared: Arc<Shared>,
-    /// Where its hub is.
-    pub(super) forward: ForwardOptions,
-    /// Its NVRAM.
-    pub(super) nvram: Store,
-    /// How that is made anew.
-    pub(super) ring_shape: RingShape,
-    /// Ends the threads of its engine. Blocks.
-    pub(super) rest: Box<dyn Fn() + Send + Sync>,
-    /// Cancelled when the source stops.
-    pub(super) stopping: CancellationToken,
-}
 
-impl std::fmt::Debug for Follower {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Follower").field("source", &self.shared.name).finish_non_exhaustive()
-    }
-}
-
-impl Follower {
-    /// Follows until the volumes were given back: true; or until the source stops.
-    pub(super) async fn run(self) -> bool {
-        let (shared, stopping) = (Arc::clone(&self.shared), self.stopping.clone());
-        let forward = self.forward.clone();
-        let following = Following { follower: self, given_up: false };
-        let life = Life { shared, forward, stopping, say };
-        life.until_done(following, Following::session).await.is_some()
-    }
+/// Follows until the volumes were given back: true; or until the source stops.
+pub(super) async fn run(idle: Idle) -> bool {
+    let life = idle.life(say);
+    life.until_done(Following { idle, given_up: false }, Following::follow).await.is_some()
 }
 
 /// Shows what goes on.
@@ -96,28 +64,18 @@ fn say(shared: &Shared, what: &str) {
 
 /// The follower between two connections.
 struct Following {
-    follower: Follower,
+    idle: Idle,
     /// The own NVRAM was given up, the engine is at rest.
     given_up: bool,
 }
 
 impl Following {
     fn shared(&self) -> &Arc<Shared> {
-        &self.follower.shared
+        &self.idle.shared
     }
 
     /// One connection; `Ok` once the volumes were given back.
-    fn session(&mut self, stream: Socket, handle: Handle) -> Result<(), End> {
-        let stopping = self.follower.stopping.clone();
-        let mut wire = Wire::new(stream, handle, &stopping)?;
-        let ended = self.follow(&mut wire);
-        if let Err(end) = &ended {
-            wire.leave(end);
-        }
-        ended
-    }
-
-    fn follow(&mut self, wire: &mut Wire<'_>) -> Result<(), End> {
+    fn follow(&mut self, wire: &mut Wire) -> Result<(), End> {
         let follow = self.introduce()?;
         wire.send(&Message::Follow(Box::new(follow)))?;
         say(self.shared(), "its hub knows that it is here");
@@ -168,7 +126,7 @@ impl Following {
     }
 
     /// Brings the own trees to the target's and publishes them as that CP.
-    fn pull(&mut self, wire: &mut Wire<'_>, target: &PullTarget) -> Result<(), End> {
+    fn pull(&mut self, wire: &mut Wire, target: &PullTarget) -> Result<(), End> {
         let (row, kept) = self.row()?;
         let volumes = self.shared().pool.catalog().volumes(self.shared().source)?;
         let agrees = volumes.len() == target.volumes.len()
@@ -206,7 +164,7 @@ impl Following {
 
     fn build(
         &self,
-        wire: &mut Wire<'_>,
+        wire: &mut Wire,
         target: &PullTarget,
         volumes: &[VolumeRow],
     ) -> Result<(), End> {
@@ -271,9 +229,9 @@ impl Following {
     }
 
     /// What only the NVRAM holds becomes an own CP, and the last own CP is kept by name.
-    fn keep_own(&self, wire: &Wire<'_>, name: &KeptName) -> Result<(), End> {
+    fn keep_own(&self, wire: &Wire, name: &KeptName) -> Result<(), End> {
         let shared = self.shared();
-        let until = machine::now() + self.follower.shared.pledge.patience().max(SILENCE_MAX);
+        let until = machine::now() + self.shared().pledge.patience().max(SILENCE_MAX);
         let mut forced = None;
         while let Some(target) = shared.order.target() {
             if self.given_up || shared.failed().is_some() || machine::now() > until {
@@ -306,7 +264,7 @@ impl Following {
         if self.given_up {
             return Ok(());
         }
-        let Follower { shared, nvram, ring_shape, rest, .. } = &self.follower;
+        let Idle { shared, nvram, ring_shape, rest, .. } = &self.idle;
         rest();
         // A cut between finds a source whose NVRAM was never made: it is made, or the ring that is
         // still there is taken, which is of one line with the pool until something is published.
@@ -350,7 +308,7 @@ impl Following {
 
 /// Writes all that a volume lacks.
 fn pull_volume(
-    wire: &mut Wire<'_>,
+    wire: &mut Wire,
     puller: &mut CpPuller<PoolTree>,
     mut writer: TreeWriter<'_>,
 ) -> Result<crate::pool::pointer::TreeRoot, End> {

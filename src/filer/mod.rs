@@ -77,10 +77,9 @@ use self::beneath::Ground;
 use self::checkpoint::{Checkpointer, pin_all};
 use self::completion::Refusal;
 use self::export::SourceExports;
-use self::follow::Follower;
+use self::follow::wire::Idle;
 use self::forwarder::{ForwardOptions, Forwarder};
 use self::keeper::Keeper;
-use self::newcomer::Newcomer;
 use self::recover::{Guest, RecoverError, Settings, Started, Store, Wanted};
 use self::shared::{Backoff, Shared};
 use self::signals::Roots;
@@ -599,18 +598,20 @@ async fn follow_on(
     now: &Arc<Engine>,
     stopping: &CancellationToken,
 ) -> Option<SourceId> {
-    let (shared, resting) = (Arc::clone(&now.shared), Arc::clone(now));
-    let (forward, nvram) = (linked.forward.clone(), linked.nvram.clone());
-    let ring_shape = linked.settings.ring_shape;
-    let rest = Box::new(move || resting.rest());
-    let stopping = stopping.clone();
+    let resting = Arc::clone(now);
+    let idle = Idle {
+        shared: Arc::clone(&now.shared),
+        forward: linked.forward.clone(),
+        nvram: linked.nvram.clone(),
+        ring_shape: linked.settings.ring_shape,
+        rest: Box::new(move || resting.rest()),
+        stopping: stopping.clone(),
+    };
     if now.shared.fenced().is_some() {
-        let follower = Follower { shared, forward, nvram, ring_shape, rest, stopping };
-        return follower.run().await.then_some(now.shared.source);
+        return follow::run(idle).await.then_some(now.shared.source);
     }
     if now.shared.is_newcomer() {
-        let newcomer = Newcomer { shared, forward, nvram, ring_shape, rest, stopping };
-        return newcomer.run().await;
+        return newcomer::run(idle).await;
     }
     None
 }

@@ -13,19 +13,11 @@
 //! A cut before 4 is durable leaves rows that hold nothing and have no NVRAM: the next start takes
 //! them away, and it is a new filer again. Behind it, it is the fenced source. Neither serves.
 
-use std::sync::Arc;
-
-use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
-
 use super::adopt::{self, AdoptError};
-use super::follow::wire::{End, Life, Wire};
-use super::forwarder::ForwardOptions;
+use super::follow::wire::{End, Idle, Wire};
 use super::keeper::Kept;
-use super::recover::Store;
 use super::shared::{LinkState, Shared};
-use crate::link::socket::Socket;
-use crate::nvlog::{Ring, RingShape};
+use crate::nvlog::Ring;
 use crate::units::ids::SourceId;
 use crate::units::numbers::CpNumber;
 use crate::wire::homes::{Adopt, Adopted};
@@ -33,51 +25,19 @@ use crate::wire::message::{
     Follow, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, WirePlace,
 };
 
-/// A filer that has nothing of its own.
-pub(super) struct Newcomer {
-    /// Its parts.
-    pub(super) shared: Arc<Shared>,
-    /// Where its hub is.
-    pub(super) forward: ForwardOptions,
-    /// Its NVRAM.
-    pub(super) nvram: Store,
-    /// How that is made anew.
-    pub(super) ring_shape: RingShape,
-    /// Ends the threads of its engine. Blocks.
-    pub(super) rest: Box<dyn Fn() + Send + Sync>,
-    /// Cancelled when the source stops.
-    pub(super) stopping: CancellationToken,
+/// Follows until it has become a source: its id. `None` if it stops before.
+pub(super) async fn run(idle: Idle) -> Option<SourceId> {
+    idle.life(say).until_done(Newcomer(idle), Newcomer::follow).await
 }
 
-impl std::fmt::Debug for Newcomer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Newcomer").field("source", &self.shared.name).finish_non_exhaustive()
-    }
-}
+/// A filer that has nothing of its own.
+struct Newcomer(Idle);
 
 impl Newcomer {
-    /// Follows until it has become a source: its id. `None` if it stops before.
-    pub(super) async fn run(self) -> Option<SourceId> {
-        let (shared, stopping) = (Arc::clone(&self.shared), self.stopping.clone());
-        let forward = self.forward.clone();
-        let life = Life { shared, forward, stopping, say };
-        life.until_done(self, Self::session).await
-    }
-
     /// One connection; `Ok` once the rows are those of the source.
-    fn session(&mut self, stream: Socket, handle: Handle) -> Result<SourceId, End> {
-        let stopping = self.stopping.clone();
-        let mut wire = Wire::new(stream, handle, &stopping)?;
-        let ended = self.follow(&mut wire);
-        if let Err(end) = &ended {
-            wire.leave(end);
-        }
-        ended
-    }
-
-    fn follow(&self, wire: &mut Wire<'_>) -> Result<SourceId, End> {
+    fn follow(&mut self, wire: &mut Wire) -> Result<SourceId, End> {
         wire.send(&Message::Follow(Box::new(self.introduce())))?;
-        say(&self.shared, "its hub knows that it is here");
+        say(&self.0.shared, "its hub knows that it is here");
         let (message, _) = wire.next()?;
         let Message::Adopt(adopt) = message else {
             return Err(End::Lost(format!("{} is out of place", message.name())));
@@ -91,7 +51,7 @@ impl Newcomer {
         }
         if let Err(end) = self.become_it(&adopt) {
             // Between two identities nothing goes on; the next start puts it in order.
-            self.shared.fail(&format!("it cannot become {}: {end}", adopt.name));
+            self.0.shared.fail(&format!("it cannot become {}: {end}", adopt.name));
             return Err(end);
         }
         // The hub learns of it by what follows in any case.
@@ -100,7 +60,7 @@ impl Newcomer {
     }
 
     fn introduce(&self) -> Follow {
-        let shared = &self.shared;
+        let shared = &self.0.shared;
         Follow {
             version: PROTOCOL_VERSION,
             version_min: PROTOCOL_VERSION_MIN,
@@ -124,7 +84,7 @@ impl Newcomer {
     /// Step 1.
     fn look(&self, adopt: &Adopt) -> Result<(), AdoptError> {
         adopt::check(adopt)?;
-        let shared = &self.shared;
+        let shared = &self.0.shared;
         if adopt.name != shared.name || !shared.is_newcomer() {
             return Err(AdoptError::Malformed("this filer is not new, or has another name"));
         }
@@ -140,13 +100,17 @@ impl Newcomer {
 
     /// Steps 2 to 4.
     fn become_it(&self, adopt: &Adopt) -> Result<(), End> {
-        let shared = &self.shared;
-        (self.rest)();
+        let shared = &self.0.shared;
+        (self.0.rest)();
         shared.note(|kept| kept.nvram_made = false)?;
-        Ring::erase(&*self.nvram.device)?;
+        Ring::erase(&*self.0.nvram.device)?;
         adopt::remove_rows(&shared.pool, shared.source)?;
         adopt::make_rows(&shared.pool, adopt, Kept::default())?;
-        Ring::create(Arc::clone(&self.nvram.device), adopt.source.0, self.ring_shape)?;
+        Ring::create(
+            std::sync::Arc::clone(&self.0.nvram.device),
+            adopt.source.0,
+            self.0.ring_shape,
+        )?;
         adopt::nvram_is_made(&shared.pool, adopt.source)?;
         tracing::warn!(source = %adopt.name, id = %adopt.source, "this new filer is that source now");
         Ok(())

@@ -1,6 +1,6 @@
 //! The connection of a source that follows: made again and again, read and written by a thread.
 //!
-//! Used by [`super::Follower`] and by a new filer ([`crate::filer::newcomer`]). A session blocks on
+//! Used by a fenced source ([`super`]) and by a new filer ([`crate::filer::newcomer`]). A session blocks on
 //! its connection; whoever stops the source ends it.
 
 use std::sync::Arc;
@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::filer::adopt::AdoptError;
 use crate::filer::forwarder::ForwardOptions;
+use crate::filer::recover::Store;
 use crate::filer::shared::Shared;
 use crate::link::socket::{ReadHalf, Socket, WriteHalf};
 use crate::link::{FrameReader, LinkError, Outgoing};
-use crate::nvlog::RingError;
+use crate::nvlog::{RingError, RingShape};
 use crate::pool::error::PoolError;
 use crate::units::machine;
 use crate::volume::error::VolumeError;
@@ -66,16 +67,43 @@ impl From<std::io::Error> for End {
     }
 }
 
-/// Connections, one after the other.
-pub(in crate::filer) struct Life {
-    /// Whose.
+/// A source that serves nobody, and what it needs to become one that does.
+pub(in crate::filer) struct Idle {
+    /// Its parts.
     pub(in crate::filer) shared: Arc<Shared>,
     /// Where its hub is.
     pub(in crate::filer) forward: ForwardOptions,
+    /// Its NVRAM.
+    pub(in crate::filer) nvram: Store,
+    /// How that is made anew.
+    pub(in crate::filer) ring_shape: RingShape,
+    /// Ends the threads of its engine. Blocks.
+    pub(in crate::filer) rest: Box<dyn Fn() + Send + Sync>,
     /// Cancelled when the source stops.
     pub(in crate::filer) stopping: CancellationToken,
-    /// Shows what goes on.
-    pub(in crate::filer) say: fn(&Shared, &str),
+}
+
+impl std::fmt::Debug for Idle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Idle").field("source", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
+impl Idle {
+    /// Its connections, one after the other; `say` shows what goes on.
+    pub(in crate::filer) fn life(&self, say: fn(&Shared, &str)) -> Life {
+        let Self { shared, forward, stopping, .. } = self;
+        let (shared, forward, stopping) = (Arc::clone(shared), forward.clone(), stopping.clone());
+        Life { shared, forward, stopping, say }
+    }
+}
+
+/// Connections, one after the other.
+pub(in crate::filer) struct Life {
+    shared: Arc<Shared>,
+    forward: ForwardOptions,
+    stopping: CancellationToken,
+    say: fn(&Shared, &str),
 }
 
 impl Life {
@@ -84,7 +112,7 @@ impl Life {
     pub(in crate::filer) async fn until_done<S: Send + 'static, T: Send + 'static>(
         self,
         mut state: S,
-        session: fn(&mut S, Socket, Handle) -> Result<T, End>,
+        session: fn(&mut S, &mut Wire) -> Result<T, End>,
     ) -> Option<T> {
         let Self { shared, forward, stopping, say } = self;
         let _guard = shared.fail_on_panic("the follower panicked");
@@ -101,12 +129,15 @@ impl Life {
                 Err(_) => End::Lost(format!("hub {hub} does not answer")),
                 Ok(Err(error)) => End::Lost(format!("cannot reach hub {hub}: {error}")),
                 Ok(Ok(stream)) => {
-                    let handle = Handle::current();
-                    let session = machine::blocking(move || {
-                        let end = session(&mut state, stream, handle);
+                    let (handle, stopping) = (Handle::current(), stopping.clone());
+                    let connection = machine::blocking(move || {
+                        let end = Wire::new(stream, handle, stopping).and_then(|mut wire| {
+                            let ended = session(&mut state, &mut wire);
+                            ended.inspect_err(|end| wire.leave(end))
+                        });
                         (state, end)
                     });
-                    let Ok((back, end)) = session.await else {
+                    let Ok((back, end)) = connection.await else {
                         shared.fail("the follower panicked");
                         return None;
                     };
@@ -133,34 +164,28 @@ impl Life {
 }
 
 /// A connection.
-pub(in crate::filer) struct Wire<'a> {
+pub(in crate::filer) struct Wire {
     reader: FrameReader<ReadHalf>,
     write: WriteHalf,
     pub(in crate::filer) handle: Handle,
-    stopping: &'a CancellationToken,
+    stopping: CancellationToken,
     /// Requests are numbered on from here.
     pub(in crate::filer) number: u64,
 }
 
-impl<'a> Wire<'a> {
+impl Wire {
     /// A connection that was just made.
-    pub(in crate::filer) fn new(
-        stream: Socket,
-        handle: Handle,
-        stopping: &'a CancellationToken,
-    ) -> Result<Self, End> {
+    fn new(stream: Socket, handle: Handle, stopping: CancellationToken) -> Result<Self, End> {
         stream.tune()?;
         let (read, write) = stream.into_split();
         Ok(Self { reader: FrameReader::new(read), write, handle, stopping, number: 1 })
     }
-}
 
-impl Wire<'_> {
     /// Sends a message without a payload.
     pub(in crate::filer) fn send(&mut self, message: &Message) -> Result<(), End> {
         let mut outgoing = Outgoing::default();
         outgoing.push(Frame::new(message, Bytes::new()));
-        let (write, stopping) = (&mut self.write, self.stopping);
+        let (write, stopping) = (&mut self.write, &self.stopping);
         machine::block_on(&self.handle, async {
             tokio::select! {
                 // Who is stopped says nothing more, whatever is ready.
@@ -177,7 +202,7 @@ impl Wire<'_> {
     /// The next frame that is no heartbeat.
     pub(in crate::filer) fn next(&mut self) -> Result<(Message, Bytes), End> {
         loop {
-            let (reader, stopping) = (&mut self.reader, self.stopping);
+            let (reader, stopping) = (&mut self.reader, &self.stopping);
             let next = machine::block_on(&self.handle, async {
                 tokio::select! {
                     biased;
@@ -202,7 +227,7 @@ impl Wire<'_> {
     }
 
     /// Tells the hub why this end goes.
-    pub(in crate::filer) fn leave(&mut self, end: &End) {
+    fn leave(&mut self, end: &End) {
         let going = Going { reason: end.to_string() };
         let mut outgoing = Outgoing::default();
         outgoing.push(Frame::new(&Message::Going(going), Bytes::new()));
