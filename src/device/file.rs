@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::buffer::AlignedBuffer;
+use super::directory::create_durably;
 use super::{Device, DeviceError, Durability, check_range};
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::numbers::ByteCount;
@@ -85,6 +86,13 @@ struct Direct {
     dsync: File,
     /// What offsets, lengths and addresses must be multiples of.
     align: usize,
+}
+
+/// Makes the directory in which a device's file is to be, durably.
+pub fn create_parent(path: &Path) -> Result<(), FileError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let failed = |error| FileError::Io { path: parent.to_owned(), operation: "create_dir", error };
+    create_durably(parent).map_err(failed)
 }
 
 impl FileDevice {

@@ -7,44 +7,35 @@
 //! A history that does not join halts the way to the hub: state and next step are shown, and
 //! nothing is tried again before a restart; a source that serves alone goes on doing so.
 
+mod durable;
+mod heard;
+mod passes;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 
 use super::completion::HubDurable;
 use super::feed::DurableFreeze;
-use super::keeper::Kept;
-use super::mending;
-use super::order::{AdoptError, Lacking};
-use super::pass::{Bases, PassData};
+use super::order::Lacking;
 use super::past;
 use super::pulse::Pulse;
 use super::sending::{MoveError, SendSide};
-use super::served::Served;
-use super::shared::{Backoff, Common, LinkState, Pins, Shared};
+use super::shared::{Backoff, LinkState, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver};
 use super::verify;
-use crate::limits::{HANDSHAKE_SECONDS_MAX, PLACES_ASKED_MAX};
+use crate::limits::HANDSHAKE_SECONDS_MAX;
 use crate::link::FrameReader;
 use crate::link::socket::{ReadHalf, Socket, WriteHalf};
-use crate::pool::error::PoolError;
-use crate::record::marks::Place;
-use crate::record::transfer::Transfer;
-use crate::session::primary::{Action, Event, Held, Past, Primary};
-use crate::units::convert::{low_u32, to_u64};
-use crate::units::ids::HubId;
+use crate::session::primary::{Action, Event, Primary};
+use crate::units::convert::low_u32;
 use crate::units::machine;
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, VolumeNumber};
-use crate::units::policy::{AloneMark, OnHubLoss, Policy};
-use crate::wire::homes::{Adopt, Adopted};
-use crate::wire::message::{
-    CheckpointAt, Going, Message, Refused, RefusedCode, Scan, VolumeRefusal, Welcome,
-};
+use crate::units::numbers::{ByteCount, CpNumber};
+use crate::units::policy::OnHubLoss;
+use crate::wire::message::{CheckpointAt, Going, Message, Refused, Scan};
 
 /// Pause before a CP is tried again that the hub had no room for.
 const RETRY: Duration = Duration::from_secs(5);
@@ -488,159 +479,6 @@ impl Forwarder {
         Err(End::Stalled(format!("{what} the hub got on with nothing for {seconds} s")))
     }
 
-    async fn frame(
-        &mut self,
-        message: Message,
-        payload: Bytes,
-        side: &mut SendSide,
-    ) -> Result<(), End> {
-        if message == Message::Refill {
-            return self.refill(payload, side).await;
-        }
-        if self.primary.is_streaming() && self.place(&message, &payload) {
-            return Ok(());
-        }
-        if let Message::Welcome(welcome) = message {
-            side.window(0, welcome.cp_credit);
-            let (past, older) = self.past(&welcome).await?;
-            self.older = older;
-            self.common(&welcome, past);
-            self.follow.push_back(Event::VolumesBehind(!self.older.is_empty()));
-            return self.step(Event::Welcomed { welcome, past }, side).await;
-        }
-        if let Message::Pong(pong) = &message
-            && self.primary.is_streaming()
-            && let Some(left) = self.pulse.pong(pong)
-        {
-            self.shared.lease.send_replace(Some(left));
-        }
-        if let Message::Adopt(adopt) = message {
-            self.asked_to_adopt(*adopt);
-            return Ok(());
-        }
-        if let Message::Scanned(scanned) = &message {
-            self.shared.scans.send_replace(Some(scanned.clone()));
-        }
-        self.step(Event::Received(message), side).await
-    }
-
-    /// Another source is to live here: whoever looks after those hears of it.
-    fn asked_to_adopt(&self, adopt: Adopt) {
-        let token = adopt.token;
-        if self.primary.is_streaming() && self.shared.offers.receiver_count() > 0 {
-            self.shared.offers.send_replace(Some(adopt));
-            return;
-        }
-        let refused = ("this filer takes no other sources", "name another filer");
-        let refused = Some((refused.0.to_owned(), refused.1.to_owned()));
-        self.shared.session.adopted(Adopted { token, refused });
-    }
-
-    /// What the hub's image is to this source, and the volumes whose image is of an older CP (R5).
-    async fn past(&self, welcome: &Welcome) -> Result<(Past, past::Older), End> {
-        let (shared, welcome) = (Arc::clone(&self.shared), welcome.clone());
-        let past = machine::blocking(move || past::look(&shared, &welcome));
-        let past = past.await.map_err(|error| End::Broken(format!("own catalog: {error}")))?;
-        past.map_err(|error| {
-            let reason = format!("the own pool failed: {error}");
-            self.shared.fail(&reason);
-            End::Broken(reason)
-        })
-    }
-
-    /// Rot: questions and answers of both ends, which concern the machine not at all.
-    fn place(&self, message: &Message, payload: &Bytes) -> bool {
-        let shared = &self.shared;
-        if let Message::PlaceContent(content) = message {
-            shared.questions.answer(content.token, payload.clone());
-            return true;
-        }
-        if *message == Message::WantRewrite {
-            shared.checkpoint.force();
-            return true;
-        }
-        let Message::WantPlace(want) = *message else { return false };
-        if shared.serving_places.fetch_add(1, Ordering::AcqRel) >= PLACES_ASKED_MAX {
-            // No hub of ours asks for so many: it waits for the answer that does not come.
-            shared.serving_places.fetch_sub(1, Ordering::AcqRel);
-            return true;
-        }
-        let shared = Arc::clone(shared);
-        // Its answer goes through the session's slot; nobody waits for the task itself.
-        machine::aside(move || {
-            let frame = mending::serve(&shared, &want);
-            shared.serving_places.fetch_sub(1, Ordering::AcqRel);
-            shared.session.place(frame);
-        });
-        true
-    }
-
-    /// A CP that both ends had published before this connection.
-    fn common(&self, welcome: &Welcome, past: Past) {
-        let (cp, roots) = self.shared.own();
-        let known = self.shared.common.borrow().as_ref().is_some_and(|known| known.cp >= cp);
-        let is_past = past == Past::Known;
-        if is_past {
-            self.shared.outbox.published(welcome.applied_cp);
-        }
-        if is_past && self.older.is_empty() && cp == welcome.applied_cp && !known {
-            let pins = self.shared.pins();
-            let left_out = |v: &VolumeNumber| welcome.refused.iter().any(|no| no.volume == *v);
-            let roots = roots.into_iter().filter(|(volume, _)| !left_out(volume)).collect();
-            self.shared.common.send_replace(Some(Common { cp, roots, pins }));
-        }
-    }
-
-    /// A transfer that the hub holds and this end lost (R1): checked like any other.
-    async fn refill(&mut self, payload: Bytes, side: &mut SendSide) -> Result<(), End> {
-        let transfer = Transfer::parse(payload)
-            .map_err(|error| End::Broken(format!("a refilled transfer is bad: {error}")))?;
-        let header = *transfer.header();
-        let place = transfer.place();
-        let event = Event::Refilled {
-            held: Held { place, bytes: to_u64(transfer.bytes().len()) },
-            previous: header.previous,
-            hash_before: header.hash_before,
-        };
-        for action in self.primary.step(event) {
-            if action == Action::Adopt {
-                self.adopt(&transfer).await?;
-            } else {
-                self.act(action, side).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn adopt(&self, transfer: &Transfer) -> Result<(), End> {
-        self.shared.counters.transfers_adopted.add(1);
-        let mut adopted = self.shared.order.take_over(transfer, true);
-        if self.in_the_way(&adopted) {
-            // The hub has told that the frozen CP is done; its partition is about to be released.
-            let thawed = self.shared.order.thawed();
-            if tokio::time::timeout(self.patience(), thawed).await.is_ok() {
-                adopted = self.shared.order.take_over(transfer, true);
-            }
-        }
-        adopted.map_err(|error| {
-            End::Halted(Refused {
-                code: RefusedCode::Diverged,
-                reason: format!("the hub's log cannot be taken over: {error}"),
-                next_step: "give the source the volumes and the NVRAM size it had".to_owned(),
-            })
-        })
-    }
-
-    /// Whether only a CP that is still frozen keeps a transfer from being taken over.
-    fn in_the_way(&self, adopted: &Result<(), AdoptError>) -> bool {
-        let waits = match adopted {
-            Err(AdoptError::Cp { open, met, .. }) => met > open,
-            Err(AdoptError::Room { .. }) => true,
-            Ok(()) | Err(AdoptError::Range { .. } | AdoptError::Sequence { .. }) => false,
-        };
-        waits && self.shared.order.frozen().is_some()
-    }
-
     async fn step(&mut self, event: Event, side: &mut SendSide) -> Result<(), End> {
         self.follow.push_back(event);
         while let Some(event) = self.follow.pop_front() {
@@ -712,163 +550,6 @@ impl Forwarder {
             Action::Halt(refused) => return Err(End::Halted(refused)),
         }
         Ok(())
-    }
-
-    fn send_pass(&mut self, cp: CpNumber, base: CpNumber, side: &mut SendSide) -> Result<(), End> {
-        self.is_own(cp)?;
-        tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up");
-        let progress = self.shared.begin_pass(cp, base);
-        let pins = self.agreed_pins();
-        let bases = Bases { base, older: self.older.clone() };
-        side.pass(PassData::start(cp, pins, bases, self.options.resync_limit, progress));
-        Ok(())
-    }
-
-    /// The newest own CP, but for the volumes that the hub leaves out.
-    fn agreed_pins(&self) -> Pins {
-        let left_out = self.shared.left_out();
-        let agreed = self.own.1.iter().filter(|(volume, _)| !left_out.contains(volume));
-        Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect())
-    }
-
-    fn set_back(&self, had: Place, has: Place) {
-        let what = format!(
-            "the hub had acknowledged everything up to sequence {} as durable and came back with {}: \
-             it was restored from an older copy, or its device lost what it had synced",
-            had.sequence, has.sequence
-        );
-        tracing::error!(source = %self.shared.name, what, "hub set back; it is sent again");
-        self.shared.note_set_back(what);
-    }
-
-    fn leave_out(&self, refused: Vec<VolumeRefusal>) {
-        for VolumeRefusal { name, reason, next_step, .. } in &refused {
-            let source = &self.shared.name;
-            tracing::error!(%source, volume = %name, reason, next_step, "not mirrored by the hub");
-        }
-        self.shared.set_refused(refused);
-    }
-
-    /// Only the newest own CP can be read; the next session begins with it.
-    fn is_own(&self, cp: CpNumber) -> Result<(), End> {
-        if self.own.0 == cp {
-            return Ok(());
-        }
-        Err(End::Broken(format!("a pass to CP {cp}, the own one is CP {}", self.own.0)))
-    }
-
-    fn send_compare(
-        &mut self,
-        cp: CpNumber,
-        base: CpNumber,
-        side: &mut SendSide,
-    ) -> Result<(), End> {
-        self.is_own(cp)?;
-        tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up by comparison");
-        let progress = self.shared.begin_pass(cp, base);
-        let pins = self.agreed_pins();
-        side.serve(Served::start(pins, self.options.resync_limit, progress));
-        Ok(())
-    }
-
-    fn pass_ended(&mut self, cp: CpNumber) {
-        self.shared.end_pass();
-        self.shared.set_faulted(None);
-        self.older.clear();
-        self.shared.outbox.published(cp);
-        self.shared.set_rejected(None);
-        tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
-        if self.own.0 == cp {
-            let (shared, pins) = (&self.shared, Arc::clone(&self.own.1));
-            let roots = pins.iter().map(|(volume, pin)| (*volume, pin.tree().root())).collect();
-            let roots = shared.agreed(&roots);
-            shared.common.send_replace(Some(Common { cp, roots, pins }));
-        }
-    }
-
-    async fn put_in_force(&self, policy: Policy) -> Result<(), End> {
-        let shared = Arc::clone(&self.shared);
-        self.blocking(move || shared.put_in_force(policy)).await?;
-        // The file may ask for another one by now.
-        self.shared.checkpoint.look_again();
-        Ok(())
-    }
-
-    fn faulted(&self, cp: CpNumber, reason: String, side: &mut SendSide) {
-        tracing::error!(source = %self.shared.name, %cp, %reason, "refused for good");
-        side.end_pass();
-        self.shared.end_pass();
-        self.shared.set_faulted(Some((cp, reason)));
-    }
-
-    /// The mark is durable when this returns, or gone.
-    async fn mark(&mut self, mark: Option<AloneMark>, then: Event) -> Result<(), End> {
-        if mark.is_none() || !machine::breaks(4) {
-            self.note(move |kept| kept.alone = mark).await?;
-        }
-        self.follow.push_back(then);
-        Ok(())
-    }
-
-    /// Changes what the source keeps about itself, durably.
-    async fn note(&self, change: impl FnOnce(&mut Kept) + Send + 'static) -> Result<(), End> {
-        let shared = Arc::clone(&self.shared);
-        self.blocking(move || shared.note(change)).await
-    }
-
-    /// A change of the own catalog; a pool that fails fails the source.
-    async fn blocking(
-        &self,
-        work: impl FnOnce() -> Result<(), PoolError> + Send + 'static,
-    ) -> Result<(), End> {
-        match machine::blocking(work).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                let reason = format!("the own pool failed: {error}");
-                self.shared.fail(&reason);
-                Err(End::Broken(reason))
-            }
-            Err(error) => Err(End::Broken(format!("own catalog: {error}"))),
-        }
-    }
-
-    fn rejected(&mut self, cp: CpNumber, reason: String, no_space: bool) {
-        tracing::error!(source = %self.shared.name, %cp, %reason, no_space, "CP refused by the hub");
-        self.shared.counters.checkpoints_rejected.add(1);
-        let reason = format!("the hub refused CP {cp}: {reason}");
-        if no_space {
-            self.shared.set_no_hub_room(reason);
-            self.retry_at = Some(machine::now() + RETRY);
-        } else {
-            self.shared.set_rejected(Some(reason));
-        }
-    }
-
-    /// Hub and epoch are durable before anything else happens in the session.
-    async fn joined(&self, hub: HubId, epoch: Epoch) -> Result<(), End> {
-        self.shared.counters.connections.add(1);
-        self.shared.set_link(LinkState::Connected { since: machine::now() });
-        let known = self.shared.affiliation();
-        if known.hub == Some(hub) && known.epoch == epoch {
-            return Ok(());
-        }
-        let shared = Arc::clone(&self.shared);
-        self.blocking(move || shared.join(hub, epoch)).await
-    }
-
-    /// What was adopted is durable here before the first client is served.
-    async fn serve(&self) {
-        self.shared.completion.own_reached(self.shared.order.figures().sequence).await;
-        self.shared.order.raise_cp(self.primary.cp_max().next());
-        tracing::info!(source = %self.shared.name, "serving");
-        self.shared.serving.send_replace(true);
-        let terms = self.shared.pledge.terms();
-        if terms.next.is_some() && !terms.in_force.forwards() {
-            // Only a CP brings the hub to where the next policy may be told of.
-            self.shared.checkpoint.want();
-        }
-        // What was asked of it before is done now.
-        self.shared.checkpoint.serving();
     }
 }
 

@@ -4,10 +4,6 @@
 //! ([`mend()`]; blocks, a bounded time), and by the forwarder with what the hub asks ([`serve()`]).
 //! What was mended is written to a new place by the next own CP, which is made for it.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
-
 use super::shared::Shared;
 use crate::pool::Pin;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -16,7 +12,7 @@ use crate::units::numbers::{Vbn, VolumeNumber};
 use crate::volume::error::{TreePlace, VolumeError};
 use crate::volume::mend::{self, Depth, Fetched, Mending, OtherEnd};
 use crate::volume::serve;
-use crate::wire::message::{Frame, Message, PlaceContent, WantPlace};
+use crate::wire::message::{Frame, WantPlace};
 
 /// The hub, as far as it has the same content.
 struct Hub<'a>(&'a Shared);
@@ -89,10 +85,5 @@ pub fn serve(shared: &Shared, want: &WantPlace) -> Frame {
     let newest = shared.pins().get(&want.volume).cloned();
     let common = shared.common.borrow().clone();
     let common = common.and_then(|common| common.pins.get(&want.volume).cloned());
-    let found = newest.into_iter().chain(common).find_map(|pin: Arc<Pin>| {
-        let found = serve::place(pin.pool(), &pin.tree(), want);
-        found.filter(|_| pin.check().is_ok())
-    });
-    let payload = Bytes::from(found.unwrap_or_else(serve::no_place));
-    Frame::new(&Message::PlaceContent(PlaceContent { token: want.token }), payload)
+    serve::answer(newest.into_iter().chain(common), want)
 }

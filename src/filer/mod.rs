@@ -86,8 +86,7 @@ use self::signals::Roots;
 use self::status::Status;
 use self::verify::{Verification, VerifyError};
 use crate::device::Device;
-use crate::device::directory::create_durably;
-use crate::device::file::{Access, FileDevice, FileError};
+use crate::device::file::{Access, FileDevice, FileError, create_parent};
 use crate::device::latch::Latch;
 use crate::nvlog::format::HEADER_BYTES;
 use crate::nvlog::{RingOptions, RingShape};
@@ -677,7 +676,7 @@ fn open_store(
     let (device, new) = match FileDevice::open(path, access) {
         Ok(device) => (device, false),
         Err(FileError::Missing(_)) => {
-            make_parent(path)?;
+            create_parent(path)?;
             (create(path, size, access)?, true)
         }
         Err(error) => return Err(error.into()),
@@ -688,10 +687,4 @@ fn open_store(
         return Err(StartError::Size { path: path.clone(), key, wanted, met });
     }
     Ok(Store { device: Arc::new(Latch::new(device)), new })
-}
-
-fn make_parent(path: &std::path::Path) -> Result<(), FileError> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    let failed = |error| FileError::Io { path: path.to_owned(), operation: "create_dir", error };
-    create_durably(parent).map_err(failed)
 }

@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::recover::Store;
-use crate::device::directory::create_durably;
-use crate::device::file::{Access, FileDevice, FileError};
+use crate::device::file::{Access, FileDevice, FileError, create_parent};
 use crate::device::latch::Latch;
 use crate::nvlog::format::HEADER_BYTES;
 use crate::units::numbers::ByteCount;
@@ -35,10 +34,7 @@ pub fn open(path: &Path, size: ByteCount, made: bool) -> Result<Store, NvramFile
         Ok(device) => (device, false),
         Err(FileError::Missing(_)) if made => return Err(NvramFileError::Gone(path.to_owned())),
         Err(FileError::Missing(_)) => {
-            if let Some(directory) = path.parent() {
-                let failed = |error| failed(directory, "create_dir", error);
-                create_durably(directory).map_err(failed)?;
-            }
+            create_parent(path)?;
             let size = ByteCount(size.0.saturating_add(HEADER_BYTES));
             (FileDevice::create(path, size, Access::Direct)?, true)
         }

@@ -17,11 +17,11 @@
 mod replay;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use self::replay::{Replay, Replayed};
 use super::adopt;
@@ -37,6 +37,7 @@ use super::promise::Promise;
 use super::shared::{Affiliation, LinkState, Pins, Shared, SharedState};
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::device::Device;
+use crate::limits::PLACES_ASKED_MAX;
 use crate::nvlog::{Recovered, Ring, RingError, RingOptions, RingShape};
 use crate::pool::error::PoolError;
 use crate::pool::label::DRAFT_MAGIC;
@@ -580,7 +581,7 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         serving: watch::Sender::new(false),
         mender: Mender::default(),
         questions: Questions::default(),
-        serving_places: AtomicUsize::new(0),
+        serving_places: Arc::new(Semaphore::new(PLACES_ASKED_MAX)),
         scans: watch::Sender::new(None),
         scanning: AtomicBool::new(false),
         answering: AtomicBool::new(false),

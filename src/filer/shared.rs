@@ -5,11 +5,11 @@
 //! may look at the pins.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::beneath::{Beneath, Ground};
 use super::completion::{Completion, Gate, Refusal};
@@ -117,7 +117,7 @@ pub struct Shared {
     /// Places that the hub is asked for.
     pub questions: Questions,
     /// Questions of the hub that are being answered.
-    pub serving_places: AtomicUsize,
+    pub serving_places: Arc<Semaphore>,
     /// The newest answer of the hub to a scan.
     pub scans: watch::Sender<Option<Scanned>>,
     /// A verification is under way.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -112,29 +112,13 @@ pub(super) async fn greet(stream: Socket, peer: &str, shared: &Arc<Shared>) -> R
             return refuse(reader, RefusedCode::Protocol, reason).await;
         }
     };
-    let Some(entry) = welcome(shared, &hello.name) else {
-        shared.counters.refused(RefusedCode::UnknownSource);
-        let reason = format!("no file for source {} on this hub", hello.name);
-        return refuse(reader, RefusedCode::UnknownSource, reason).await;
-    };
-    let (stream, rest) = reader.into_parts();
-    let stream = stream.detach().map_err(|error: io::Error| error.to_string())?;
     tracing::debug!(peer, source = %hello.name, "hello");
+    let name = hello.name.clone();
     let number = shared.counters.connections.fetch_add(1, Ordering::Relaxed) + 1;
-    let task = {
-        let actor = entry.actor.clone();
-        async move {
-            match stream.attach() {
-                Ok(stream) => serve(stream, rest, hello, number, actor).await,
-                Err(error) => tracing::warn!(%error, "connection lost in hand-over"),
-            }
-        }
-    };
-    if shared.arbiters.spawn(entry.arbiter, task) {
-        Ok(())
-    } else {
-        Err("the hub is stopping".to_owned())
-    }
+    hand_over(reader, &name, shared, move |stream, rest, entry| {
+        serve(stream, rest, hello, number, entry.actor)
+    })
+    .await
 }
 
 /// The source of that name, if it has a file: a retired one only has images.
@@ -143,29 +127,41 @@ fn welcome(shared: &Shared, name: &SourceName) -> Option<Entry> {
     shared.registry.get(name).filter(|_| has_file)
 }
 
-/// Hands a fenced source that follows to its arbiter.
+/// A fenced source that follows.
 async fn follows(
     reader: FrameReader<Socket>,
     follow: Follow,
     shared: &Arc<Shared>,
 ) -> Result<(), String> {
-    let Some(entry) = welcome(shared, &follow.name) else {
+    let (name, for_task) = (follow.name.clone(), Arc::clone(shared));
+    hand_over(reader, &name, shared, move |stream, rest, _| {
+        failback::follow(stream, rest, follow, for_task)
+    })
+    .await
+}
+
+/// Hands a connection to the arbiter of its source, where `life` runs.
+async fn hand_over<F: Future<Output = ()> + Send>(
+    reader: FrameReader<Socket>,
+    name: &SourceName,
+    shared: &Arc<Shared>,
+    life: impl FnOnce(Socket, BytesMut, Entry) -> F + Send + 'static,
+) -> Result<(), String> {
+    let Some(entry) = welcome(shared, name) else {
         shared.counters.refused(RefusedCode::UnknownSource);
-        let reason = format!("no file for source {} on this hub", follow.name);
+        let reason = format!("no file for source {name} on this hub");
         return refuse(reader, RefusedCode::UnknownSource, reason).await;
     };
     let (stream, rest) = reader.into_parts();
     let stream = stream.detach().map_err(|error: io::Error| error.to_string())?;
-    let task = {
-        let shared = shared.clone();
-        async move {
-            match stream.attach() {
-                Ok(stream) => failback::follow(stream, rest, follow, shared).await,
-                Err(error) => tracing::warn!(%error, "connection lost in hand-over"),
-            }
+    let arbiter = entry.arbiter;
+    let task = async move {
+        match stream.attach() {
+            Ok(stream) => life(stream, rest, entry).await,
+            Err(error) => tracing::warn!(%error, "connection lost in hand-over"),
         }
     };
-    if shared.arbiters.spawn(entry.arbiter, task) {
+    if shared.arbiters.spawn(arbiter, task) {
         Ok(())
     } else {
         Err("the hub is stopping".to_owned())
@@ -210,7 +206,7 @@ async fn refuse(
 /// The life of a connection on its arbiter.
 async fn serve(
     stream: Socket,
-    rest: bytes::BytesMut,
+    rest: BytesMut,
     hello: Hello,
     number: u64,
     actor: actix::Addr<SourceActor>,

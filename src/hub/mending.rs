@@ -7,8 +7,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::actor::{AskPlace, AskRewrite};
 use super::lane::Lane;
 use super::shared::Shared;
@@ -19,7 +17,7 @@ use crate::units::numbers::Vbn;
 use crate::volume::error::{TreePlace, VolumeError};
 use crate::volume::mend::{self, Depth, Fetched, Mending, Mends, OtherEnd};
 use crate::volume::serve;
-use crate::wire::message::{Frame, Message, PlaceContent, WantPlace};
+use crate::wire::message::{Frame, WantPlace};
 
 /// The source, as far as it has the same content.
 struct Source<'a> {
@@ -104,10 +102,5 @@ pub fn serve(shared: &Shared, lane: &Lane, want: &WantPlace) -> Frame {
     let kept = pool.catalog().kept(source).unwrap_or_default();
     let kept =
         kept.iter().filter_map(|kept| pool.pin_kept(source, &kept.row.name, want.volume).ok());
-    let found = newest.into_iter().chain(kept).find_map(|pin| {
-        let found = serve::place(pool, &pin.tree(), want);
-        found.filter(|_| pin.check().is_ok())
-    });
-    let payload = Bytes::from(found.unwrap_or_else(serve::no_place));
-    Frame::new(&Message::PlaceContent(PlaceContent { token: want.token }), payload)
+    serve::answer(newest.into_iter().chain(kept), want)
 }

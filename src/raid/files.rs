@@ -6,8 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::device::directory::create_durably;
-use crate::device::file::{Access, FileDevice, FileError};
+use crate::device::file::{Access, FileDevice, FileError, create_parent};
 use crate::device::{Device, DeviceError, is_blank};
 use crate::units::numbers::ByteCount;
 
@@ -84,14 +83,7 @@ impl PoolFiles {
             match there.iter().find(|device| *device.name() == *name) {
                 Some(device) => devices.push(Arc::clone(device)),
                 None => {
-                    if let Some(directory) = path.parent() {
-                        let failed = |error| FileError::Io {
-                            path: path.clone(),
-                            operation: "create_dir",
-                            error,
-                        };
-                        create_durably(directory).map_err(failed)?;
-                    }
+                    create_parent(path)?;
                     let made = FileDevice::create_unwritten(path, *size, Access::Cached)?;
                     devices.push(Arc::new(made));
                 }

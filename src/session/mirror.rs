@@ -22,7 +22,7 @@ use crate::record::marks::Place;
 use crate::record::transfer::TransferHeader;
 use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId};
-use crate::units::numbers::{CpNumber, Epoch, Generation, TransferId, VolumeNumber};
+use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
 use crate::units::policy::{self, AloneMark, Policy};
 use crate::wire::message::{
     Ack, CpEnd, Hello, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot,
@@ -653,11 +653,6 @@ impl Mirror {
         assert!(self.filed.sequence <= self.drained.sequence, "filed before drained");
         assert!(self.drained.sequence <= self.durable.sequence, "drained before durable");
         assert!(self.durable.sequence <= self.received.sequence, "durable before received");
-    }
-
-    /// Last durable transfer, for status and tests.
-    pub fn durable_id(&self) -> TransferId {
-        self.durable.transfer
     }
 
     /// CPs that received transfers belong to and that are not published.

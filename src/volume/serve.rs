@@ -6,6 +6,8 @@
 //! told to the caller; wrong data is never sent. If the pin ended meanwhile, the answer is that
 //! the CP is gone, whatever was read.
 
+use std::borrow::Borrow;
+
 use bytes::Bytes;
 
 use crate::limits::NODE_CHILDREN;
@@ -15,7 +17,7 @@ use crate::pool::{Pin, Pool};
 use crate::units::BLOCK_BYTES;
 use crate::units::hash::ContentHash;
 use crate::units::numbers::{CpNumber, VolumeNumber};
-use crate::wire::message::{Frame, Message, WantPlace};
+use crate::wire::message::{Frame, Message, PlaceContent, WantPlace};
 use crate::wire::pull::{AnswerEncoder, ChildHashes, Pulled, WantBlocks, WantNodes};
 
 use super::error::{TreePlace, VolumeError};
@@ -127,6 +129,16 @@ pub fn blocks(pin: &Pin, want: &WantBlocks) -> Result<Served, ServeError> {
     Ok(Served { frame: Frame::new(&message, Bytes::from(reader.answer.finish())), problems })
 }
 
+/// Answers what the other end asks, from the first of these trees that has it. Blocks.
+pub fn answer(pins: impl IntoIterator<Item = impl Borrow<Pin>>, want: &WantPlace) -> Frame {
+    let found = pins.into_iter().find_map(|pin| {
+        let pin = pin.borrow();
+        place(pin.pool(), &pin.tree(), want).filter(|_| pin.check().is_ok())
+    });
+    let payload = Bytes::from(found.unwrap_or_else(no_place));
+    Frame::new(&Message::PlaceContent(PlaceContent { token: want.token }), payload)
+}
+
 /// What a tree holds in a place, if that has the content asked for: one item, as in an answer of
 /// `Blocks` or `Nodes`. `None` if it has another content there, or cannot be read.
 pub fn place(pool: &Pool, tree: &TreeRoot, want: &WantPlace) -> Option<Vec<u8>> {
@@ -150,7 +162,7 @@ pub fn place(pool: &Pool, tree: &TreeRoot, want: &WantPlace) -> Option<Vec<u8>> 
 }
 
 /// The item that says that a place cannot be had.
-pub fn no_place() -> Vec<u8> {
+fn no_place() -> Vec<u8> {
     let mut answer = AnswerEncoder::default();
     answer.unreadable();
     answer.finish()

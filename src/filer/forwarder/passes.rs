@@ -1,0 +1,111 @@
+//! What the machine says about CPs that go to the hub outside of the normal way.
+
+use std::sync::Arc;
+
+use super::{End, Forwarder, RETRY};
+use crate::filer::pass::{Bases, PassData};
+use crate::filer::sending::SendSide;
+use crate::filer::served::Served;
+use crate::filer::shared::{Common, Pins};
+use crate::record::marks::Place;
+use crate::units::machine;
+use crate::units::numbers::CpNumber;
+use crate::wire::message::VolumeRefusal;
+
+impl Forwarder {
+    pub(super) fn send_pass(
+        &mut self,
+        cp: CpNumber,
+        base: CpNumber,
+        side: &mut SendSide,
+    ) -> Result<(), End> {
+        self.is_own(cp)?;
+        tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up");
+        let progress = self.shared.begin_pass(cp, base);
+        let pins = self.agreed_pins();
+        let bases = Bases { base, older: self.older.clone() };
+        side.pass(PassData::start(cp, pins, bases, self.options.resync_limit, progress));
+        Ok(())
+    }
+
+    /// The newest own CP, but for the volumes that the hub leaves out.
+    pub(super) fn agreed_pins(&self) -> Pins {
+        let left_out = self.shared.left_out();
+        let agreed = self.own.1.iter().filter(|(volume, _)| !left_out.contains(volume));
+        Arc::new(agreed.map(|(volume, pin)| (*volume, Arc::clone(pin))).collect())
+    }
+
+    pub(super) fn set_back(&self, had: Place, has: Place) {
+        let what = format!(
+            "the hub had acknowledged everything up to sequence {} as durable and came back with {}: \
+             it was restored from an older copy, or its device lost what it had synced",
+            had.sequence, has.sequence
+        );
+        tracing::error!(source = %self.shared.name, what, "hub set back; it is sent again");
+        self.shared.note_set_back(what);
+    }
+
+    pub(super) fn leave_out(&self, refused: Vec<VolumeRefusal>) {
+        for VolumeRefusal { name, reason, next_step, .. } in &refused {
+            let source = &self.shared.name;
+            tracing::error!(%source, volume = %name, reason, next_step, "not mirrored by the hub");
+        }
+        self.shared.set_refused(refused);
+    }
+
+    /// Only the newest own CP can be read; the next session begins with it.
+    pub(super) fn is_own(&self, cp: CpNumber) -> Result<(), End> {
+        if self.own.0 == cp {
+            return Ok(());
+        }
+        Err(End::Broken(format!("a pass to CP {cp}, the own one is CP {}", self.own.0)))
+    }
+
+    pub(super) fn send_compare(
+        &mut self,
+        cp: CpNumber,
+        base: CpNumber,
+        side: &mut SendSide,
+    ) -> Result<(), End> {
+        self.is_own(cp)?;
+        tracing::info!(source = %self.shared.name, %cp, %base, "the hub's image is brought up by comparison");
+        let progress = self.shared.begin_pass(cp, base);
+        let pins = self.agreed_pins();
+        side.serve(Served::start(pins, self.options.resync_limit, progress));
+        Ok(())
+    }
+
+    pub(super) fn pass_ended(&mut self, cp: CpNumber) {
+        self.shared.end_pass();
+        self.shared.set_faulted(None);
+        self.older.clear();
+        self.shared.outbox.published(cp);
+        self.shared.set_rejected(None);
+        tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
+        if self.own.0 == cp {
+            let (shared, pins) = (&self.shared, Arc::clone(&self.own.1));
+            let roots = pins.iter().map(|(volume, pin)| (*volume, pin.tree().root())).collect();
+            let roots = shared.agreed(&roots);
+            shared.common.send_replace(Some(Common { cp, roots, pins }));
+        }
+    }
+
+    pub(super) fn faulted(&self, cp: CpNumber, reason: String, side: &mut SendSide) {
+        tracing::error!(source = %self.shared.name, %cp, %reason, "refused for good");
+        side.end_pass();
+        self.shared.end_pass();
+        self.shared.set_faulted(Some((cp, reason)));
+    }
+
+    pub(super) fn rejected(&mut self, cp: CpNumber, reason: String, no_space: bool) {
+        tracing::error!(source = %self.shared.name, %cp, %reason, no_space, "CP refused by the hub");
+        self.shared.counters.checkpoints_rejected.add(1);
+        let reason = format!("the hub refused CP {cp}: {reason}");
+        if no_space {
+            self.shared.set_no_hub_room(reason);
+            self.retry_at = Some(machine::now() + RETRY);
+        } else {
+            self.shared.set_rejected(Some(reason));
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What the actor hands to others: the ring, the applier, and readers of logs and images.
+
+use std::sync::atomic::Ordering;
+
+use actix::{AsyncContext, Context};
+use bytes::Bytes;
+use tokio::runtime::Handle;
+
+use super::SourceActor;
+use super::messages::{Content, LogSent};
+use super::peer::broken;
+use crate::hub::applier::Job;
+use crate::hub::mending;
+use crate::hub::shared::RefillError;
+use crate::hub::stager::Staged;
+use crate::record::marks::Place;
+use crate::session::mirror::Build;
+use crate::units::machine;
+use crate::units::numbers::CpNumber;
+use crate::wire::message::{Frame, Message, Scanned, WantPlace};
+
+impl SourceActor {
+    pub(super) fn stage(&mut self) {
+        let Some(Content::Transfer(transfer)) = self.current.take() else {
+            panic!("the machine stages a transfer that did not come");
+        };
+        let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else {
+            panic!("a transfer is staged without a lane");
+        };
+        let bytes = transfer.data_bytes();
+        lane.ladder.received_bytes.fetch_add(bytes, Ordering::Relaxed);
+        lane.ladder.transfers.fetch_add(1, Ordering::Relaxed);
+        let staged = Staged { lane: lane.clone(), epoch: machine.known().epoch, transfer };
+        self.shared.stager.stage(staged);
+    }
+
+    pub(super) fn apply(&mut self, cp: CpNumber, last: Place, build: Build) {
+        let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else { return };
+        let frames = self.peer.as_ref().map(|peer| peer.frames.clone());
+        let job = Job::new(lane.clone(), (cp, last), machine, build, frames);
+        for (volume, payload) in self.early.drain(..) {
+            job.feed(volume, payload);
+        }
+        let queue = if build.is_pass() { &self.shared.passes } else { &self.shared.jobs };
+        queue.push(job.clone());
+        self.job = Some(job);
+    }
+
+    pub(super) fn feed(&mut self) {
+        let asked = match (self.current.take(), &self.job) {
+            (Some(Content::Updates { volume, payload, .. }), Some(job)) => {
+                job.feed(volume, payload);
+                true
+            }
+            (Some(Content::Updates { volume, payload, .. }), None) => {
+                self.early.push_back((volume, payload));
+                true
+            }
+            (Some(Content::Nodes(answer, payload)), Some(job)) => job.nodes(answer, payload),
+            (Some(Content::Blocks(answer, payload)), Some(job)) => job.blocks(answer, payload),
+            // Its comparison has not begun: nothing was asked.
+            (Some(Content::Nodes(..) | Content::Blocks(..)), None) => false,
+            _ => panic!("the machine feeds what did not come"),
+        };
+        if !asked {
+            self.refuse(broken("an answer that was not asked for, or is too long".to_owned()));
+        }
+    }
+
+    /// Starts the refill once everything durable lies in the log, from which it is read.
+    pub(super) fn send_log(&mut self, context: &mut Context<Self>) {
+        let (Some(lane), Some(peer)) = (&self.lane, &self.peer) else { return };
+        let cursors = lane.cursors();
+        let Some(from) = self.refill_from.take_if(|_| cursors.drained == cursors.durable) else {
+            return;
+        };
+        let (shared, source, number) = (self.shared.clone(), lane.source(), peer.number);
+        let (applied, upto) = (cursors.applied, cursors.durable);
+        let (frames, address) = (peer.frames.clone(), context.address());
+        let lane = lane.clone();
+        actix::spawn(async move {
+            let runtime = Handle::current();
+            let sent = machine::blocking(move || {
+                shared.refill(source, applied, from, upto, |transfer| {
+                    let frame = Frame::new(&Message::Refill, transfer.bytes().clone());
+                    machine::block_on(&runtime, frames.send(frame)).is_ok()
+                })
+            })
+            .await;
+            let upto = match sent {
+                Ok(Ok(upto)) => upto,
+                Ok(Err(RefillError::Gone)) => {
+                    tracing::info!(source = %lane.name(), "source went away during its refill");
+                    return;
+                }
+                // To say that the source is on another line would stop it for good.
+                Ok(Err(RefillError::Log(error))) => {
+                    lane.fault(&format!("the log could not be read for a refill: {error}"));
+                    return;
+                }
+                Err(error) => {
+                    lane.fault(&format!("the refill failed: {error}"));
+                    return;
+                }
+            };
+            if address.send(LogSent { number, upto }).await.is_err() {
+                tracing::debug!("log sent for an actor that is gone");
+            }
+        });
+    }
+
+    /// Reads every block of the image of `cp` and tells the source the roots. One reading of an
+    /// image at a time, however many are asked for and on however many connections.
+    pub(super) fn scan(&mut self, cp: CpNumber, token: u64) {
+        let Some(peer) = &self.peer else { return };
+        let (frames, shared, name) = (peer.frames.clone(), self.shared.clone(), self.name.clone());
+        let Ok(place) = self.scanning.clone().try_acquire_owned() else {
+            let problems = vec!["this image is being read already".to_owned()];
+            self.send(&Message::Scanned(Scanned { cp, token, volumes: vec![], problems }));
+            return;
+        };
+        actix::spawn(async move {
+            let scanned = machine::blocking(move || shared.scan(&name, cp, |_, _, _| {})).await;
+            let scanned = match scanned {
+                Ok(Ok((volumes, problems))) => Scanned { cp, token, volumes, problems },
+                Ok(Err(problem)) => Scanned { cp, token, volumes: vec![], problems: vec![problem] },
+                Err(error) => {
+                    let problems = vec![format!("reading failed: {error}")];
+                    Scanned { cp, token, volumes: vec![], problems }
+                }
+            };
+            drop(place);
+            let frame = Frame::new(&Message::Scanned(scanned.bounded()), Bytes::new());
+            drop(frames.send(frame).await);
+        });
+    }
+
+    /// Tells the source what an image has in a place. A few at a time: no source of ours asks for
+    /// more, and one that does waits for an answer that does not come.
+    pub(super) fn serve_place(&self, want: WantPlace) {
+        let (Some(peer), Some(lane)) = (&self.peer, &self.lane) else { return };
+        let Ok(turn) = self.serving_places.clone().try_acquire_owned() else { return };
+        let (frames, shared, lane) = (peer.frames.clone(), self.shared.clone(), lane.clone());
+        actix::spawn(async move {
+            let read = machine::blocking(move || mending::serve(&shared, &lane, &want)).await;
+            drop(turn);
+            match read {
+                Ok(frame) => drop(frames.send(frame).await),
+                Err(error) => tracing::warn!(%error, "a place was not read"),
+            }
+        });
+    }
+}
