@@ -63,8 +63,13 @@ impl Fake {
             Request::Kept { .. } => {
                 let root = Root([0xab; 32]);
                 let volumes = vec![VolumeRoot { name: "vol0".parse().unwrap(), root }];
-                let kept =
-                    KeptCp { name: "mon".parse().unwrap(), cp: 7, held_bytes: 8192, volumes };
+                let kept = KeptCp {
+                    name: "mon".parse().unwrap(),
+                    cp: 7,
+                    held_bytes: 8192,
+                    kept_at: 1_795_273_400,
+                    volumes,
+                };
                 let source = KeptOfSource { name: "filer-a".parse().unwrap(), kept: vec![kept] };
                 json(serde_json::to_value(KeptAnswer { schema: 1, sources: vec![source] }))
             }
@@ -349,7 +354,10 @@ fn kept_cps_are_listed_and_dropped_only_when_told_twice() {
     assert!(out.starts_with("filer-a: CP 8 is published and kept as mon\n"), "{out}");
     let (code, out, _) = said(&mirrorhub(Some(&config), &["kept"]));
     assert_eq!(code, 0);
-    assert!(out.starts_with("filer-a@mon  CP 7  holds 8.0 KiB\n  vol0  abab"), "{out}");
+    assert!(
+        out.starts_with("filer-a@mon  CP 7  2026-11-21 15:03:20 UTC  holds 8.0 KiB\n  vol0  abab"),
+        "{out}"
+    );
     let (code, out, _) = said(&mirrorhub(Some(&config), &["kept", "filer-a", "--json"]));
     let answer: KeptAnswer = serde_json::from_str(&out).unwrap();
     assert_eq!((code, answer.sources[0].kept[0].held_bytes), (0, 8192));

@@ -80,7 +80,7 @@ fn the_status_document_over_http_is_that_of_the_command() {
 }
 
 /// What the hub alone can know.
-const OF_THE_HUB: [&Metric; 8] = [
+const OF_THE_HUB: [&Metric; 9] = [
     &names::CONNECTIONS_REFUSED,
     &names::SOURCE_DRAINED_BYTES,
     &names::SOURCE_APPLIED_BYTES,
@@ -89,6 +89,7 @@ const OF_THE_HUB: [&Metric; 8] = [
     &names::SOURCE_LOG_BYTES,
     &names::SOURCE_RESYNC_BYTES,
     &names::HOOK_RUNS,
+    &names::RETENTION,
 ];
 /// What the source alone can know: the hub learns of no policy.
 const OF_THE_SOURCE: [&Metric; 1] = [&names::SOURCE_POLICY];

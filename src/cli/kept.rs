@@ -44,15 +44,16 @@ fn view(answer: &KeptAnswer) -> String {
         }
     }
     if lines.is_empty() {
-        return "nothing is kept: a mirror alone repeats every deletion; see `mirrorhub \
-                checkpoint --keep NAME`\n"
+        return "nothing is kept: a mirror alone repeats every deletion; see `keep` in the \
+                sources' files and `mirrorhub checkpoint --keep NAME`\n"
             .into();
     }
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for (name, kept) in lines {
         let held = words::size(kept.held_bytes);
-        text.push_str(&format!("{name:<width$}  CP {}  holds {held}\n", kept.cp));
+        let at = words::time_of_day(kept.kept_at);
+        text.push_str(&format!("{name:<width$}  CP {}  {at}  holds {held}\n", kept.cp));
         for volume in &kept.volumes {
             text.push_str(&format!("  {}  {}\n", volume.name, volume.root));
         }
@@ -69,10 +70,16 @@ mod tests {
     #[test]
     fn names_and_roots_are_shown_and_nothing_says_what_that_means() {
         let volumes = vec![VolumeRoot { name: "v".parse().unwrap(), root: Root([0xab; 32]) }];
-        let kept = KeptCp { name: "mon".parse().unwrap(), cp: 4, held_bytes: 4096, volumes };
+        let kept = KeptCp {
+            name: "mon".parse().unwrap(),
+            cp: 4,
+            held_bytes: 4096,
+            kept_at: 1_795_273_400,
+            volumes,
+        };
         let source = KeptOfSource { name: "filer-a".parse().unwrap(), kept: vec![kept] };
         let text = view(&KeptAnswer { schema: 1, sources: vec![source] });
-        assert!(text.starts_with("filer-a@mon  CP 4  holds 4"), "{text}");
+        assert!(text.starts_with("filer-a@mon  CP 4  2026-11-21 15:03:20 UTC  holds 4"), "{text}");
         assert!(text.ends_with(&format!("\n  v  {}\n", "ab".repeat(32))), "{text}");
         let text = view(&KeptAnswer { schema: 1, sources: Vec::new() });
         assert!(text.starts_with("nothing is kept"), "{text}");

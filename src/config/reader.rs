@@ -272,6 +272,24 @@ impl<'d> Reader<'d> {
         false
     }
 
+    /// A whole number from 0 to `most`.
+    pub(super) fn count(
+        &mut self,
+        section: &Section<'d>,
+        key: &'static str,
+        most: u32,
+    ) -> Option<u32> {
+        let value = self.value(section, key)?;
+        let text = self.text.slice(&value.span());
+        let count = value.get_ref().as_integer().and_then(|_| text.parse::<u32>().ok());
+        if let Some(count) = count.filter(|count| *count <= most) {
+            return Some(count);
+        }
+        let (met, wanted) = (format!("{text} is no such number"), format!("0 to {most}"));
+        self.problem(value.span(), section.full(key), met, &wanted, format!("write {most}"));
+        None
+    }
+
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, section: &Section<'d>, key: &'static str) -> Option<bool> {
         let value = self.value(section, key)?;

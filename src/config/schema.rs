@@ -15,6 +15,7 @@ use crate::raid::layout::{Geometry, Level};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::ByteCount;
 use crate::units::policy::{Ack, Apply, Cache, LagLimit, Mode, OnHubLoss, Policy};
+use crate::units::retention::Retention;
 use crate::units::words::words;
 
 /// Default of the hub's `data_dir`. Not the source's: both files may lie in one directory.
@@ -120,6 +121,12 @@ pub struct SourceFile {
     pub log_limit: Option<ByteCount>,
     /// `[[volume]]`: if given, exactly these volumes with these sizes may be announced. Live.
     pub volumes: Vec<VolumeConfig>,
+    /// `keep`: CPs that are kept by themselves, as `SOURCE/VOLUME@last-CP`, `@hourly-..` and
+    /// `@daily-..`: the newest `last` (0 to 64), one for each of `hourly` hours (0 to 72) and of
+    /// `daily` days (0 to 60) in which something was written, in UTC; with `drop_when_full = true`
+    /// the oldest are given up when the pool has no room. Default none; without it nothing is
+    /// dropped either. Live.
+    pub keep: Option<Retention>,
 }
 
 /// `source.toml`.

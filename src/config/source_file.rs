@@ -8,7 +8,7 @@ use toml::de::DeTable;
 use super::common::{name, volumes};
 use super::load::Kind;
 use super::problem::Problem;
-use super::reader::Reader;
+use super::reader::{Reader, Section};
 use super::schema::SourceFile;
 use super::text::Text;
 use super::unavailable;
@@ -16,6 +16,12 @@ use crate::limits::{
     NVRAM_SHARE_BYTES_MIN, POOL_DEVICE_BYTES_MAX, RING_BYTES_MAX, SOURCE_LOG_STEP_BYTES,
 };
 use crate::units::names::SourceName;
+use crate::units::retention::Retention;
+
+/// Most that `keep` takes of each kind: all together leave room for names given by hand.
+const KEEP_LAST_MAX: u32 = 64;
+const KEEP_HOURLY_MAX: u32 = 72;
+const KEEP_DAILY_MAX: u32 = 60;
 
 /// What a file says, with the places that the hub's own judgement may have to name.
 #[derive(Debug)]
@@ -52,6 +58,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Judged {
     let share = reader.size(&root, "nvram_share", NVRAM_SHARE_BYTES_MIN..=RING_BYTES_MAX);
     let limit = reader.size(&root, "log_limit", SOURCE_LOG_STEP_BYTES..=POOL_DEVICE_BYTES_MAX);
     let volumes = volumes(&mut reader, &root);
+    let keep = keep(&mut reader, &root);
     unavailable::check(&mut reader, table);
     let problems = reader.finish();
     let file = name.as_ref().filter(|_| problems.is_empty()).map(|name| SourceFile {
@@ -61,8 +68,22 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Judged {
         nvram_share: share.as_ref().map(|share| *share.get_ref()),
         log_limit: limit.map(Spanned::into_inner),
         volumes,
+        keep,
     });
     Judged { file, name, share: share.map(|share| share.span()), problems }
+}
+
+fn keep<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> Option<Retention> {
+    let section = reader.section(root, "keep");
+    section.table?;
+    let mut count = |key, most| reader.count(&section, key, most).unwrap_or(0);
+    let (last, hourly, daily) = (
+        count("last", KEEP_LAST_MAX),
+        count("hourly", KEEP_HOURLY_MAX),
+        count("daily", KEEP_DAILY_MAX),
+    );
+    let drop_when_full = reader.boolean(&section, "drop_when_full").unwrap_or(false);
+    Some(Retention { last, hourly, daily, drop_when_full })
 }
 
 fn stem_is_name(reader: &mut Reader<'_>, name: &Spanned<SourceName>) {
@@ -72,5 +93,17 @@ fn stem_is_name(reader: &mut Reader<'_>, name: &Spanned<SourceName>) {
         let met = format!("the name is {}, the file is called {stem}.toml", name.get_ref());
         let fix = format!("rename the file to {}.toml, or write \"{stem}\"", name.get_ref());
         reader.problem(name.span(), "name", met, "the stem of the file's name", fix);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_given_by_hand_have_room_beside_all_that_may_be_kept_by_themselves() {
+        let most =
+            crate::units::convert::u32_to_usize(KEEP_LAST_MAX + KEEP_HOURLY_MAX + KEEP_DAILY_MAX);
+        assert!(most + 32 < crate::limits::KEPT_PER_SOURCE_MAX);
     }
 }

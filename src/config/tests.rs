@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::load::{Kind, load, load_data_dir, load_hub, load_source};
 use super::sizing;
+use crate::units::retention::Retention;
 
 fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -21,7 +22,7 @@ fn shares_are_as_written_or_an_equal_part_of_half_the_rest() {
         "[nvram]\nsize = \"96MiB\"\n[pool]\ndevices = [{ path = \"d\", size = \"1GiB\" }]",
     );
     write("sources.d/a.toml", "name = \"a\"\nnvram_share = \"32MiB\"");
-    write("sources.d/b.toml", "name = \"b\"");
+    write("sources.d/b.toml", "name = \"b\"\nkeep = { last = 6, daily = 7 }");
     write("sources.d/c.toml", "name = \"c\"");
     write("sources.d/d.toml", "name = \"d\"\nenabled = false\nnvram_share = \"64MiB\"");
     write("sources.d/.e.toml.swp", "not TOML");
@@ -30,6 +31,20 @@ fn shares_are_as_written_or_an_equal_part_of_half_the_rest() {
     let hub = load_hub(&base.join("hub.toml")).unwrap();
     let shares: Vec<u64> = hub.sources.iter().map(|source| source.nvram_share.0 >> 20).collect();
     assert_eq!(shares, [32, 16, 16, 0]);
+    let keep: Vec<_> = hub.sources.iter().map(|source| source.file.keep).collect();
+    let kept = Retention { last: 6, hourly: 0, daily: 7, drop_when_full: false };
+    assert_eq!(keep, [None, Some(kept), None, None]);
+    for (wrong, said) in [
+        ("keep = { last = 65 }", "65 is no such number"),
+        ("keep = { hourly = -1 }", "-1 is no such number"),
+        ("keep = { daily = \"7\" }", "\"7\" is no such number"),
+        ("keep = { weekly = 1 }", "unknown key"),
+        ("keep = 7", "keep"),
+    ] {
+        write("sources.d/b.toml", &format!("name = \"b\"\n{wrong}"));
+        let problems = load_hub(&base.join("hub.toml")).unwrap_err().render(false);
+        assert!(problems.contains(said), "{wrong}: {problems}");
+    }
     assert_eq!(
         sizing::of_hub(&hub).lines[0].carries,
         "64MiB guaranteed to 3 sources; the rest takes 8 MiB/s for 4 s"

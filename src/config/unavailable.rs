@@ -53,7 +53,6 @@ pub const UNAVAILABLE: &[Unavailable] = &[
     row(SOURCE, "pool", "on_full", When::Is("enospc"), "write \"wait\""),
     row(BOTH, "", "tls", When::Present, "take it out and listen on loopback or unix sockets"),
     row(BOTH, "", "plain_networks", When::Present, "take it out and listen on loopback"),
-    row(SOURCE_FILE, "", "keep", When::Present, "take it out"),
     row(SOURCE_FILE, "", "space_limit", When::Present, "take it out"),
     row(SOURCE_FILE, "", "bandwidth_limit", When::Present, "take it out"),
 ];

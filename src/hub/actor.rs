@@ -301,6 +301,7 @@ impl SourceActor {
             let full = outcome == Outcome::NoSpace;
             self.step(Event::Applied { cp, outcome }, context);
             if full {
+                self.shared.keeping.no_room(&self.name);
                 self.fail_checkpoints();
             }
         }

@@ -42,6 +42,7 @@ pub mod promoted;
 pub mod recover;
 pub mod registry;
 pub mod replay;
+pub mod retention;
 pub mod settle;
 pub mod shared;
 #[cfg(test)]
@@ -210,9 +211,10 @@ impl Hub {
 
     fn snapshot(&self, name: &SourceName, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
         let engine = self.shared.promoted.engine(name);
-        let hook = self.shared.hooks.failure(name);
+        let troubles = [self.shared.hooks.failure(name), self.shared.keeping.failure(name)];
+        let troubles: Vec<String> = troubles.into_iter().flatten().collect();
         let retired = engine.is_none() && !self.shared.settings.load().contains_key(name);
-        if engine.is_none() && hook.is_none() && !retired {
+        if engine.is_none() && troubles.is_empty() && !retired {
             return snapshot;
         }
         let mut shown = match engine {
@@ -226,9 +228,9 @@ impl Hub {
         if self.shared.failbacks.follows(name) {
             shown.reason.push_str("; its filer is connected and follows");
         }
-        if let Some(failed) = hook {
+        for trouble in &troubles {
             shown.reason.push_str("; ");
-            shown.reason.push_str(&failed);
+            shown.reason.push_str(trouble);
         }
         Arc::new(shown)
     }
@@ -473,6 +475,7 @@ async fn bring_up(
     }
     failover::resume_all(shared);
     actix::spawn(supervise(shared.clone(), deaths, died.clone(), stop.clone()));
+    actix::spawn(retention::run(shared.clone(), stop.clone()));
     Ok(died)
 }
 

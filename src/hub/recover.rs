@@ -30,6 +30,7 @@ use super::identity::{identity, own_logs, state};
 use super::lane::{Cursors, Fenced, Lane};
 use super::promoted::Promoted;
 use super::registry::Registry;
+use super::retention::Keeping;
 use super::shared::{Arbiters, Counters, Lanes, Shared};
 use super::stager::{COPY_ROOM_BYTES, Stager, StagerFeed};
 use super::{HubError, HubOptions};
@@ -153,6 +154,7 @@ pub(crate) fn recover_on(
         settings: arc_swap::ArcSwap::from_pointee(settings),
         failovers,
         hooks: Arc::new(Hooks::new(options.hooks.clone())),
+        keeping: Keeping::default(),
         overlays: Arc::default(),
         failbacks: Failbacks::default(),
         nvram_damaged_bytes,

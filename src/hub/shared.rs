@@ -20,6 +20,7 @@ use super::mending;
 use super::overlay::Room;
 use super::promoted::Promoted;
 use super::registry::Registry;
+use super::retention::Keeping;
 use super::stager::Stager;
 use crate::limits::{
     CP_CREDIT_BYTES, CP_FRAME_BYTES_MAX, HUB_CREDIT_BYTES_TOTAL, LOG_CREDIT_BYTES_MIN,
@@ -38,6 +39,7 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, Vbn};
 use crate::units::policy::{AloneMark, Policy};
+use crate::units::retention::Retention;
 use crate::volume;
 use crate::volume::mend::{Depth, Mender};
 use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot, VolumeScan};
@@ -53,6 +55,8 @@ pub struct SourceSetting {
     pub log_limit: Option<ByteCount>,
     /// Volumes the file pins; empty pins none.
     pub volumes: Vec<(VolumeName, ByteCount)>,
+    /// CPs that are kept by themselves, if the file says so.
+    pub keep: Option<Retention>,
 }
 
 /// What a Hello brought that is kept.
@@ -242,6 +246,8 @@ pub struct Shared {
     pub failovers: Failovers,
     /// What is run when volumes have moved.
     pub hooks: Arc<Hooks>,
+    /// CPs that are kept by themselves.
+    pub keeping: Keeping,
     /// Memory for logs that are served before they are applied.
     pub overlays: Arc<Room>,
     /// Fenced sources that follow.

@@ -85,6 +85,8 @@ pub const STATES: &[&str] = &[
 ];
 /// Words of the label `result` of a command of `section hooks`.
 pub const HOOK_RESULTS: &[&str] = &["done", "failed"];
+/// Words of the label `action` of CPs that are kept by themselves.
+pub const RETENTION_ACTIONS: &[&str] = &["kept", "dropped"];
 /// Words of the label `kind` of what a CP carries.
 pub const CHECKPOINT_KINDS: &[&str] = &["reference", "inline", "hole"];
 /// Words of the label `cursor`, in their order (invariant 5).
@@ -227,6 +229,10 @@ catalogue! {
     HOOK_RUNS = "mirrorhub_hook_runs_total", Count, Kind::Counter,
         [closed("result", HOOK_RESULTS)],
         "Commands of section hooks that were run when volumes had moved, by how they ended";
+
+    RETENTION = "mirrorhub_retention_checkpoints_total", Count, Kind::Counter,
+        [closed("action", RETENTION_ACTIONS)],
+        "CPs that were kept, and dropped, as `keep` in the sources' files says";
 
     // ---- one volume ----
     VOLUME_SIZE_BYTES = "mirrorhub_volume_size_bytes", Bytes, Kind::Gauge,

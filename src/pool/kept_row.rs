@@ -1,7 +1,7 @@
 //! The rows of kept CPs in the catalog, as structs and as bytes.
 //!
 //! Sealed as all rows of the catalog are. Table `kept`: the key is the source's id (16 bytes) and
-//! the name; the row holds CP, sequence, stream hash and, for each volume the source had, its
+//! the name; the row holds CP, sequence, stream hash, the time it was kept (seconds since 1970) and, for each volume the source had, its
 //! number, id, name and tree. Table `kept_blocks`: the key is the source's id and the CP number;
 //! the row is the length of that CP's deadlist (8 bytes): the blocks that newer CPs have freed
 //! and that no newer kept CP has. A length of 0 has no row. Which blocks they are is stored
@@ -13,6 +13,7 @@ use crate::limits::{KEPT_PER_SOURCE_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::units::convert::to_u64;
 use crate::units::hash::StreamHash;
 use crate::units::ids::{SourceId, VolumeId};
+use crate::units::machine;
 use crate::units::names::{KeptName, VolumeName};
 use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
 
@@ -48,6 +49,8 @@ pub struct KeptRow {
     pub sequence: SequenceNumber,
     /// Stream hash there.
     pub stream_hash: StreamHash,
+    /// When it was kept, in seconds since 1970.
+    pub kept_at: i64,
     /// All volumes of the source at that CP, by number.
     pub volumes: Vec<KeptVolume>,
 }
@@ -74,6 +77,7 @@ impl KeptRow {
             cp: source.applied,
             sequence: source.sequence,
             stream_hash: source.stream_hash,
+            kept_at: machine::unix_seconds(),
             volumes: volumes.map(volume).collect(),
         }
     }
@@ -101,6 +105,7 @@ impl KeptRow {
         let mut bytes = self.cp.0.to_le_bytes().to_vec();
         bytes.extend(self.sequence.0.to_le_bytes());
         bytes.extend(self.stream_hash.0);
+        bytes.extend(self.kept_at.to_le_bytes());
         put_count(&mut bytes, self.volumes.len());
         for volume in &self.volumes {
             bytes.extend(volume.number.0.to_le_bytes());
@@ -120,6 +125,7 @@ impl KeptRow {
                 cp: CpNumber(fields.u32()?),
                 sequence: SequenceNumber(fields.u64()?),
                 stream_hash: StreamHash(fields.array()?),
+                kept_at: i64::from_le_bytes(fields.array()?),
                 volumes: Vec::new(),
             };
             for _ in 0..fields.u16()? {
@@ -198,6 +204,7 @@ mod tests {
             cp: CpNumber(6),
             sequence: SequenceNumber(7),
             stream_hash: StreamHash([8; 16]),
+            kept_at: 9,
             volumes: vec![volume(1), volume(2)],
         }
     }
@@ -207,6 +214,7 @@ mod tests {
         let row = row();
         let mut expected = vec![6, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0];
         expected.extend([8; 16]);
+        expected.extend([9, 0, 0, 0, 0, 0, 0, 0]);
         expected.extend([2, 0, 1, 0, 0, 0]);
         expected.extend([1; 16]);
         expected.extend([4, b'v', b'o', b'l', b'1']);

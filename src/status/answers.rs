@@ -79,6 +79,8 @@ pub struct KeptCp {
     /// Bytes that neither the image nor a newer kept CP has. The oldest gives back as much when it
     /// is dropped, others less: the rest is older kept CPs', too.
     pub held_bytes: u64,
+    /// When it was kept, in seconds since 1970.
+    pub kept_at: i64,
     /// Roots of its volumes.
     pub volumes: Vec<VolumeRoot>,
 }

@@ -31,6 +31,17 @@ pub fn elapsed(then: Instant) -> Duration {
     now().saturating_duration_since(then)
 }
 
+/// The time of day in seconds since 1970, as far as the machine knows it; no order follows from it.
+pub fn unix_seconds() -> i64 {
+    #[cfg(test)]
+    if simulated::is_here() {
+        return simulated::UNIX_SECONDS;
+    }
+    #[expect(clippy::disallowed_methods, reason = "hours and days are those of the calendar")]
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
 /// A condition variable.
 #[derive(Debug, Default)]
 pub struct Bell(Condvar);

@@ -11,6 +11,7 @@ pub mod machine;
 pub mod names;
 pub mod numbers;
 pub mod policy;
+pub mod retention;
 pub mod words;
 
 /// Bytes in one block of a volume and in one node of its tree.

@@ -148,6 +148,7 @@ fn settings(config: &HubConfig) -> Vec<SourceSetting> {
         nvram_share: Some(source.nvram_share),
         log_limit: source.file.log_limit,
         volumes: source.file.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
+        keep: source.file.keep,
     };
     enabled.map(setting).collect()
 }
@@ -653,6 +654,11 @@ fn collect(view: &View) {
     for (&result, count) in names::HOOK_RESULTS.iter().zip([&hooks.done, &hooks.failed]) {
         let count = count.load(std::sync::atomic::Ordering::Relaxed);
         metrics::counter!(names::HOOK_RUNS.name, "result" => result).absolute(count);
+    }
+    let kept = &shared.keeping.counters;
+    for (&action, count) in names::RETENTION_ACTIONS.iter().zip([&kept.kept, &kept.dropped]) {
+        let count = count.load(std::sync::atomic::Ordering::Relaxed);
+        metrics::counter!(names::RETENTION.name, "action" => action).absolute(count);
     }
     metrics::counter!(names::DEVICE_SYNCS.name, "device" => "log").absolute(shared.store.syncs());
     metrics::counter!(names::DEVICE_ERRORS.name, "device" => "log").absolute(log_errors);

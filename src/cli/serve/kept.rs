@@ -14,16 +14,22 @@ use crate::status::answers::{
     CheckpointOfSource, DropAnswer, KeptAnswer, KeptCp, KeptOfSource, VolumeRoot,
 };
 use crate::units::names::{KeptName, SourceName};
+use crate::units::retention::Slot;
 use crate::volume::error::VolumeError;
 
 const LIST: &str = "`mirrorhub kept` lists them";
 
-/// Refuses a name that keeps a CP already.
+/// Refuses a name that keeps a CP already, or that would be dropped without being asked for.
 pub(super) fn refuse_taken(
     hub: &Hub,
     source: &SourceName,
     name: &KeptName,
 ) -> Result<(), AdminError> {
+    if Slot::of(name).is_some() {
+        let message = format!("{name} is a name of CPs that are kept by themselves");
+        let next = "take another name: it would be dropped like those";
+        return Err(AdminError::new(code::REFUSED, message, next));
+    }
     let all = hub.kept(source).map_err(|error| failed(error.to_string()))?;
     match all.iter().find(|kept| kept.row.name == *name) {
         None => Ok(()),
@@ -57,6 +63,7 @@ pub(super) fn list(hub: &Hub, names: Vec<SourceName>) -> Result<Value, AdminErro
             name: kept.row.name.clone(),
             cp: kept.row.cp.0,
             held_bytes: bytes_of(kept.blocks),
+            kept_at: kept.row.kept_at,
             volumes: roots(&kept.row),
         });
         let kept = kept.collect();

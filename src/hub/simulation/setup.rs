@@ -228,6 +228,7 @@ pub(super) fn hub_options(setup: &Setup) -> HubOptions {
         nvram_share: None,
         log_limit: None,
         volumes: vec![],
+        keep: None,
     };
     HubOptions {
         data_dir: nowhere.clone(),

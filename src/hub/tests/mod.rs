@@ -50,6 +50,7 @@ fn options(dir: &Path, names: &[&str]) -> HubOptions {
                 nvram_share: None,
                 log_limit: None,
                 volumes: vec![],
+                keep: None,
             })
             .collect(),
         image_pin: Duration::from_secs(3600),

@@ -25,6 +25,9 @@ use tokio::sync::Notify;
 
 use super::Gone;
 
+/// The time of day stands still in a simulation.
+pub(super) const UNIX_SECONDS: i64 = 1_795_273_400;
+
 /// A simulated process: one life of one end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Process(pub(crate) u64);
