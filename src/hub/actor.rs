@@ -293,10 +293,11 @@ impl SourceActor {
         }
         // First: after a pass the cursors stand on the line behind it.
         if let Some((cp, outcome)) = outcome {
-            self.job = None;
-            let work = self.shared.has_work(lane.source());
-            if let Some(machine) = &mut self.machine {
-                machine.works(work);
+            let was_pass = self.job.take().is_some_and(|job| job.is_pass());
+            if let Some(machine) = &mut self.machine
+                && (was_pass || machine.known().work)
+            {
+                machine.works(self.shared.has_work(lane.source()));
             }
             let full = outcome == Outcome::NoSpace;
             self.step(Event::Applied { cp, outcome }, context);

@@ -442,10 +442,7 @@ impl Applier {
                 Input::Finish(end) => return self.finish(job, write_set, &bases, built, &end),
                 Input::Nodes(..) | Input::Blocks(..) => return Err(rejected(&OUT_OF_PLACE)),
                 Input::Updates { volume, payload } => {
-                    let base = bases.get(&volume).filter(|_| !built.contains_key(&volume));
-                    let base = base.ok_or_else(|| {
-                        rejected(&format!("updates of volume {volume} are out of place"))
-                    })?;
+                    let base = base_of(&bases, volume, !built.contains_key(&volume))?;
                     let key = VolumeKey { source, volume };
                     let mut writer =
                         TreeWriter::new(&self.pool, &mut write_set, key, *base, job.cp)?;
@@ -453,15 +450,9 @@ impl Applier {
                     input = loop {
                         put_runs(job, log.as_ref(), &mut writer, base, &payload)?;
                         job.lane.take_updates(payload.len());
-                        match inputs.next() {
-                            Input::Updates { volume: next, payload: more } if next == volume => {
-                                payload = more;
-                            }
-                            other @ (Input::Updates { .. }
-                            | Input::Finish(_)
-                            | Input::Nodes(..)
-                            | Input::Blocks(..)
-                            | Input::Abort) => break other,
+                        match inputs.more(volume) {
+                            Ok(more) => payload = more,
+                            Err(other) => break other,
                         }
                     };
                     built.insert(volume, writer.finish()?);
@@ -616,6 +607,28 @@ impl Inputs<'_> {
         self.ended = !matches!(input, Input::Updates { .. });
         input
     }
+
+    /// The next updates of the same volume, or what comes instead.
+    pub(super) fn more(&mut self, volume: VolumeNumber) -> Result<Bytes, Input> {
+        match self.next() {
+            Input::Updates { volume: next, payload } if next == volume => Ok(payload),
+            other @ (Input::Updates { .. }
+            | Input::Finish(_)
+            | Input::Nodes(..)
+            | Input::Blocks(..)
+            | Input::Abort) => Err(other),
+        }
+    }
+}
+
+/// The tree on which the updates of a volume build. They come once, and of volumes agreed on.
+pub(super) fn base_of(
+    bases: &BTreeMap<VolumeNumber, TreeRoot>,
+    volume: VolumeNumber,
+    is_first: bool,
+) -> Result<&TreeRoot, Stop> {
+    let base = bases.get(&volume).filter(|_| is_first);
+    base.ok_or_else(|| rejected(&format!("updates of volume {volume} are out of place")))
 }
 
 /// Puts the runs of one payload into the tree.

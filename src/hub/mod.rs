@@ -45,6 +45,7 @@ pub mod replay;
 pub mod retention;
 pub mod settle;
 pub mod shared;
+pub mod shares;
 #[cfg(test)]
 mod simulation;
 pub mod stager;

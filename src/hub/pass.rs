@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::applier::{Input, Inputs, Job, OUT_OF_PLACE, Stop, put_runs, rejected};
+use super::applier::{Input, Inputs, Job, OUT_OF_PLACE, Stop, base_of, put_runs, rejected};
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -120,10 +120,7 @@ pub(super) fn build(
             Input::Finish(end) => return Ok(end),
             Input::Nodes(..) | Input::Blocks(..) => return Err(rejected(&OUT_OF_PLACE)),
             Input::Updates { volume, mut payload } => {
-                let base = bases.get(&volume).filter(|_| seen.insert(volume));
-                let base = base.ok_or_else(|| {
-                    rejected(&format!("updates of volume {volume} are out of place"))
-                })?;
+                let base = base_of(bases, volume, seen.insert(volume))?;
                 let key = VolumeKey { source: job.lane().source(), volume };
                 let mut writer = TreeWriter::new(pool, &mut work.set, key, *base, job.cp())?;
                 input = loop {
@@ -136,15 +133,9 @@ pub(super) fn build(
                         work.keep(job)?;
                         writer = TreeWriter::new(pool, &mut work.set, key, tree, job.cp())?;
                     }
-                    match inputs.next() {
-                        Input::Updates { volume: next, payload: more } if next == volume => {
-                            payload = more;
-                        }
-                        other @ (Input::Updates { .. }
-                        | Input::Finish(_)
-                        | Input::Nodes(..)
-                        | Input::Blocks(..)
-                        | Input::Abort) => break other,
+                    match inputs.more(volume) {
+                        Ok(more) => payload = more,
+                        Err(other) => break other,
                     }
                 };
                 work.trees.insert(volume, writer.finish()?);

@@ -32,6 +32,7 @@ use super::promoted::Promoted;
 use super::registry::Registry;
 use super::retention::Keeping;
 use super::shared::{Arbiters, Counters, Lanes, Shared};
+use super::shares::Shares;
 use super::stager::{COPY_ROOM_BYTES, Stager, StagerFeed};
 use super::{HubError, HubOptions};
 use crate::device::Device;
@@ -155,6 +156,7 @@ pub(crate) fn recover_on(
         failovers,
         hooks: Arc::new(Hooks::new(options.hooks.clone())),
         keeping: Keeping::default(),
+        shares: Shares::default(),
         overlays: Arc::default(),
         failbacks: Failbacks::default(),
         nvram_damaged_bytes,

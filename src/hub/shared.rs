@@ -21,6 +21,7 @@ use super::overlay::Room;
 use super::promoted::Promoted;
 use super::registry::Registry;
 use super::retention::Keeping;
+use super::shares::Shares;
 use super::stager::Stager;
 use crate::limits::{
     CP_CREDIT_BYTES, CP_FRAME_BYTES_MAX, HUB_CREDIT_BYTES_TOTAL, LOG_CREDIT_BYTES_MIN,
@@ -248,6 +249,8 @@ pub struct Shared {
     pub hooks: Arc<Hooks>,
     /// CPs that are kept by themselves.
     pub keeping: Keeping,
+    /// Who may have how much of the ring.
+    pub shares: Shares,
     /// Memory for logs that are served before they are applied.
     pub overlays: Arc<Room>,
     /// Fenced sources that follow.
@@ -561,13 +564,10 @@ impl Shared {
         }
     }
 
-    /// A source's guaranteed part of the ring: what its file says, else an equal part of half.
-    pub fn share_bytes(&self, name: &SourceName) -> u64 {
-        let settings = self.settings.load();
-        let capacity = self.stager.ring().map_or(0, |ring| ring.status().capacity.0);
-        let named = settings.get(name).and_then(|setting| setting.nvram_share);
-        let count = to_u64(settings.len()).max(1);
-        named.map_or(capacity / 2 / count, |share| share.0)
+    /// What a source that has `used` bytes in the ring may have there beyond that.
+    pub fn ring_room(&self, name: &SourceName, used: u64) -> u64 {
+        let Some(ring) = self.stager.ring() else { return 0 };
+        self.shares.room(&self.settings.load_full(), name, ring.status().capacity.0, used)
     }
 
     /// Bytes that still fit into a source's log: what its file allows, and what the store does.

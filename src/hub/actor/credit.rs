@@ -11,18 +11,16 @@ use crate::session::mirror::Event;
 use crate::units::policy;
 
 impl SourceActor {
-    /// What the source may have under way: its share of the ring or half of what is free, its
-    /// log's room, whichever is less (section 8).
+    /// What the source may have under way: what it may have of the ring, and of its log, whichever is
+    /// less (section 8).
     pub(super) fn credit(&self, lane: &Arc<Lane>) -> u64 {
-        let used = lane.cursors().ring_bytes;
-        let free = self.shared.stager.ring().map_or(0, |ring| ring.room());
-        let share = self.shared.share_bytes(&self.name).saturating_sub(used);
+        let ring = self.shared.ring_room(&self.name, lane.cursors().ring_bytes);
         let log = self.shared.log_room(&self.name, lane.source());
         let log = log.saturating_sub(lane.cursors().undrained_bytes);
         // Many small transfers fill a log faster than their bytes say.
         let log = log / LOG_BYTES_PER_TRANSFER_BYTE;
         let most = self.shared.grant().0;
-        let credit = share.max(free / 2).min(log).min(most);
+        let credit = ring.min(log).min(most);
         if credit < RECORD_BYTES_MAX {
             // What is less than a transfer would end in a full log. Others may have the room.
             self.shared.drain.wants_room(lane.clone());

@@ -97,6 +97,38 @@ fn image_root(hub: &Hub, source: &Fake) -> Root {
     volumes[0].root.unwrap()
 }
 
+/// Room of the ring is free once the log is synced, without a CP, and not before.
+#[test]
+fn room_of_the_ring_is_free_behind_the_sync_of_the_log() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a", "b"])).await.unwrap();
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        a.put(0, 1).await;
+        a.acked().await;
+        b.put(0, 2).await;
+        b.acked().await;
+        let lane = |name: &str| hub.shared().lanes.get(&name.parse().unwrap()).unwrap();
+        let (of_a, of_b) = (lane("a"), lane("b"));
+        until("both are drained", || {
+            of_a.cursors().drained == a.last && of_b.cursors().drained == b.last
+        })
+        .await;
+        assert!(of_a.cursors().ring_bytes > 0 && of_b.cursors().ring_bytes > 0, "not synced");
+        assert_ne!(of_a.cursors().synced, a.last);
+        of_a.set_files(true);
+        hub.shared().drain.file();
+        until("the room is free", || of_a.cursors().ring_bytes == 0).await;
+        let cursors = of_a.cursors();
+        assert_eq!((cursors.synced, cursors.applied_cp), (a.last, CpNumber(0)), "no CP");
+        assert!(of_b.cursors().ring_bytes > 0, "whose log was not synced keeps its room");
+        assert_eq!(log_files(dir.path(), &a).len(), 1, "what was released lies in the log");
+        hub.stop().await;
+    });
+}
+
 /// The ladder with two sources, step by step (issue text).
 #[test]
 fn the_ladder() {
