@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mirrorhub::nbd::client::Client;
+use mirrorhub::nbd::client::{Client, ClientError};
 use serde_json::Value;
 
 use crate::harness::oracle::{Known, Writer, content};
@@ -151,4 +151,41 @@ fn a_full_hub_holds_writes_under_stop_until_there_is_room() {
     assert_eq!(logged(&cluster, "hub lost"), 0, "a healthy connection was given up");
     assert!(!filler.is_finished(), "nobody waits: the test shows nothing");
     check_together(&mut cluster, writer, filler);
+}
+
+/// The source's own pool is full and its file says `enospc`: the write fails with that, everything
+/// answered before it can be read, and a trim makes room for the next.
+#[test]
+fn a_full_pool_of_a_source_is_an_error_where_its_file_says_so() {
+    const MIB: usize = 1 << 20;
+    let settings =
+        SourceSettings::new(NAME).volumes(&[("vol0", "512MiB")]).pool("256MiB").nvram("16MiB");
+    let mut cluster = Cluster::prepare_with(&[settings], "64MiB", "1GiB");
+    let config = cluster.source_config(NAME);
+    let text = std::fs::read_to_string(&config).expect("source.toml");
+    let text = text.replace("[pool]\n", "[pool]\non_full = \"enospc\"\n");
+    std::fs::write(&config, text).expect("source.toml");
+    cluster.start_all();
+    let mut client = Client::unix(&socket(&cluster, NAME), "vol0", LIMIT).expect("a client");
+    let mut answered = 0;
+    let met = loop {
+        match client.write(answered << 20, &chunk(answered, 1)) {
+            Ok(()) => answered += 1,
+            Err(error) => break error,
+        }
+        assert!(answered < 250, "more is answered than the pool has room for");
+    };
+    assert!(matches!(met, ClientError::Answer(28)), "{met}");
+    assert!(answered >= 120, "{answered} MiB: most of the pool can be used");
+    for mib in 0..answered {
+        assert!(client.read(mib << 20, MIB).expect("a read") == chunk(mib, 1), "MiB {mib}");
+    }
+    for mib in 0..8 {
+        client.trim(mib << 20, MIB).expect("a trim has room");
+    }
+    cluster.checkpoint(NAME);
+    client.write(400 << 20, &chunk(400, 1)).expect("there is room behind the trim");
+    cluster.wait_in_sync(NAME);
+    cluster.checkpoint(NAME);
+    hub_command(&cluster, &["verify", NAME]);
 }

@@ -14,7 +14,7 @@ use crate::raid::files::PoolFiles;
 use crate::raid::layout::{Geometry, Level};
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::ByteCount;
-use crate::units::policy::{Ack, Apply, Cache, LagLimit, Mode, OnHubLoss, Policy};
+use crate::units::policy::{Ack, Apply, Cache, LagLimit, Mode, OnFull, OnHubLoss, Policy};
 use crate::units::retention::Retention;
 use crate::units::words::words;
 
@@ -295,16 +295,6 @@ impl Raid {
         }
     }
 }
-words! {
-    /// What a write gets that has no room in the pool.
-    OnFull {
-        /// It waits.
-        Wait = "wait",
-        /// It fails with ENOSPC.
-        Enospc = "enospc",
-    }
-}
-
 /// Either configuration of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessConfig {

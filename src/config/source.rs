@@ -11,7 +11,7 @@ use super::problem::Problem;
 use super::quantity::Unfit;
 use super::reader::{Reader, Section};
 use super::schema::{
-    CHECKPOINT_INTERVAL, HUB_LISTEN, HUB_TIMEOUT, OnFull, ReplicationConfig, SOURCE_HTTP_LISTEN,
+    CHECKPOINT_INTERVAL, HUB_LISTEN, HUB_TIMEOUT, ReplicationConfig, SOURCE_HTTP_LISTEN,
     SOURCE_NBD_LISTEN, SOURCE_NVRAM, SourceConfig,
 };
 use super::text::Text;
@@ -20,7 +20,7 @@ use crate::limits::{
     CHECKPOINT_INTERVAL_MS, HUB_TIMEOUT_MS, LAG_BYTES, LAG_TIME_MS, RESYNC_LIMIT_BYTES,
 };
 use crate::units::names::SourceName;
-use crate::units::policy::{Ack, Apply, Cache, LagLimit, Mode, OnHubLoss};
+use crate::units::policy::{Ack, Apply, Cache, LagLimit, Mode, OnFull, OnHubLoss};
 
 /// Reads a parsed file.
 pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Vec<Problem>> {

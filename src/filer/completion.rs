@@ -36,6 +36,10 @@ pub enum Refusal {
     /// The source is being stopped.
     #[error("the source is being stopped")]
     Stopped,
+    /// Neither a CP nor anybody else makes room in the pool, and the configuration says that nobody
+    /// waits for it.
+    #[error("the pool is full")]
+    NoSpace,
     /// Somebody else is primary (R12).
     #[error("this source was fenced: another end is primary since epoch {0}")]
     Fenced(u32),

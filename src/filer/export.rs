@@ -285,7 +285,7 @@ impl VolumeExport {
     /// else refuses writes does not keep reads from going on.
     async fn held_back(&self) -> Result<(), ExportError> {
         match self.shared.completion.not_held().await {
-            Ok(()) | Err(Refusal::Failed(_)) => Ok(()),
+            Ok(()) | Err(Refusal::Failed(_) | Refusal::NoSpace) => Ok(()),
             Err(refusal @ (Refusal::Stopped | Refusal::Fenced(_))) => Err(self.counted(&refusal)),
         }
     }
@@ -388,6 +388,7 @@ fn io_error(message: impl Into<Cow<'static, str>>) -> ExportError {
 fn error_of(refusal: &Refusal) -> ExportError {
     let code = match refusal {
         Refusal::Failed(_) => ErrorCode::Io,
+        Refusal::NoSpace => ErrorCode::NoSpc,
         Refusal::Stopped | Refusal::Fenced(_) => ErrorCode::Shutdown,
     };
     ExportError::new(code, refusal.to_string())

@@ -342,6 +342,7 @@ impl Homes {
                 accept_lost_nvram: self.options.accept_lost_nvram,
                 // The filer's file says nothing about what it promises.
                 accept_untold_policy: false,
+                on_full: crate::units::policy::OnFull::Wait,
                 ring: RingOptions { thread_name: "home".to_owned(), ..RingOptions::default() },
                 ring_shape: RingShape::default(),
             },

@@ -98,7 +98,7 @@ use crate::units::ids::{RandomError, SourceId, random_u64};
 use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, VolumeNumber};
-use crate::units::policy::Policy;
+use crate::units::policy::{OnFull, Policy};
 use crate::volume::mend::{Depth, MendFigures};
 
 /// Pause before the first new try to reach the hub, and the longest.
@@ -143,6 +143,8 @@ pub struct FilerOptions {
     pub accept_lost_nvram: bool,
     /// The policy is in force at once, also where the hub knows of a stronger one.
     pub accept_untold_policy: bool,
+    /// What a write gets that has no room in the pool.
+    pub on_full: OnFull,
     /// How long a stop waits for the last CP.
     pub stop_timeout: Duration,
 }
@@ -283,6 +285,7 @@ impl Filer {
                 checkpoint_interval: options.checkpoint_interval,
                 accept_lost_nvram: options.accept_lost_nvram,
                 accept_untold_policy: options.accept_untold_policy,
+                on_full: options.on_full,
                 ring: RingOptions { thread_name: "nvram".to_owned(), ..RingOptions::default() },
                 ring_shape: RingShape::default(),
                 pool: PoolOptions {

@@ -35,6 +35,7 @@ use crate::record::transfer::Transfer;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_u64;
 use crate::units::numbers::{CpNumber, SequenceNumber, TransferId, VolumeNumber};
+use crate::units::policy::OnFull;
 
 /// What the order must know of a volume.
 #[derive(Debug, Clone, Copy)]
@@ -144,6 +145,7 @@ pub struct Order {
     room: Notify,
     shapes: BTreeMap<VolumeNumber, VolumeShape>,
     pool_takes: PoolTakes,
+    on_full: OnFull,
     /// Called without the lock when the queue has something new.
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -186,8 +188,15 @@ impl Order {
             room: Notify::new(),
             shapes,
             pool_takes,
+            on_full: OnFull::Wait,
             wake,
         }
+    }
+
+    /// What a write gets for which there is no room in the pool, also behind a CP.
+    #[must_use]
+    pub fn on_full(self, on_full: OnFull) -> Self {
+        Self { on_full, ..self }
     }
 
     /// Bytes of the ring, before anything new is ordered.
@@ -517,9 +526,12 @@ impl State {
         }
         if entry.kind == EntryKind::Write && !self.pool_takes(order, entry) {
             // Overwritten blocks come free with a CP.
-            self.freeze();
+            let comes = self.freeze() || self.frozen.is_some();
             self.lacking = Some(Lacking::Pool);
-            return Ok(None);
+            return match order.on_full {
+                OnFull::Enospc if !comes => Err(Refusal::NoSpace),
+                OnFull::Enospc | OnFull::Wait => Ok(None),
+            };
         }
         let sequence = self.apply(order, entry, data);
         let queued = Queued::Entry { cp: self.open_cp, entry: *entry, data: data.clone() };

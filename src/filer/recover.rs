@@ -53,7 +53,7 @@ use crate::units::ids::{RandomError, SourceId, VolumeId, random_u64};
 use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, VolumeNumber};
-use crate::units::policy::Policy;
+use crate::units::policy::{OnFull, Policy};
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
 use crate::volume::mend::{Mender, Questions};
@@ -157,6 +157,8 @@ pub struct Wanted {
     pub accept_lost_nvram: bool,
     /// The policy is in force at once, also where the hub knows of a stronger one.
     pub accept_untold_policy: bool,
+    /// What a write gets that has no room in the pool.
+    pub on_full: OnFull,
     /// How the ring behaves and what it is made like.
     pub ring: RingOptions,
     /// The shape of a new ring.
@@ -176,6 +178,8 @@ pub struct Settings {
     pub accept_lost_nvram: bool,
     /// The policy is in force at once, also where the hub knows of a stronger one.
     pub accept_untold_policy: bool,
+    /// What a write gets that has no room in the pool.
+    pub on_full: OnFull,
     /// How the ring behaves and what it is made like.
     pub ring: RingOptions,
     /// The shape of a new ring.
@@ -236,6 +240,7 @@ pub fn settings_of(wanted: &Wanted) -> Settings {
         checkpoint_interval: wanted.checkpoint_interval,
         accept_lost_nvram: wanted.accept_lost_nvram,
         accept_untold_policy: wanted.accept_untold_policy,
+        on_full: wanted.on_full,
         ring: wanted.ring.clone(),
         ring_shape: wanted.ring_shape,
     }
@@ -301,7 +306,7 @@ fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Star
     make_ring(settings, nvram, &inside, &kept)?;
     let ring_cell = Arc::new(OnceLock::new());
     let promise = Arc::new(Promise::new(Arc::clone(&inside.pool)));
-    let order = make_order(&inside, &promise, Arc::clone(&ring_cell))?;
+    let order = make_order(&inside, &promise, Arc::clone(&ring_cell))?.on_full(settings.on_full);
     let outbox = Outbox::default();
     let mut replay = Replay::new(&order, &outbox, own);
     let device = Arc::clone(&nvram.device);

@@ -33,7 +33,7 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::units::numbers::ByteCount;
-use crate::units::policy::Policy;
+use crate::units::policy::{OnFull, Policy};
 
 /// How long a start waits for the NVRAM of an engine that was stopped before, and between two looks.
 const LET_GO_MAX: Duration = Duration::from_secs(10);
@@ -251,6 +251,7 @@ impl Promoted {
                 checkpoint_interval: self.options.checkpoint_interval,
                 accept_lost_nvram: false,
                 accept_untold_policy: false,
+                on_full: OnFull::Wait,
                 ring: RingOptions { thread_name: "promoted".to_owned(), ..RingOptions::default() },
                 ring_shape: RingShape::default(),
             },

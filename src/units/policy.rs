@@ -118,6 +118,17 @@ words! {
     }
 }
 words! {
+    /// What a write gets that has no room in the pool.
+    #[derive(Default)]
+    OnFull {
+        /// It waits.
+        #[default]
+        Wait = "wait",
+        /// It fails with ENOSPC.
+        Enospc = "enospc",
+    }
+}
+words! {
     /// When an NBD write is answered.
     #[derive(Default, Hash, Serialize, Deserialize)]
     #[serde(try_from = "u8", into = "u8")]

@@ -7,6 +7,7 @@
 //! since, and the hour takes no place.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::mem::discriminant;
 
 use super::names::KeptName;
@@ -43,6 +44,14 @@ pub struct Plan {
     pub keep: Vec<KeptName>,
     /// Names that are to be dropped, the oldest first.
     pub drop: Vec<KeptName>,
+}
+
+impl fmt::Display for Retention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { last, hourly, daily, drop_when_full } = self;
+        write!(f, "last {last}, hourly {hourly}, daily {daily}")?;
+        if *drop_when_full { f.write_str(", dropped when full") } else { Ok(()) }
+    }
 }
 
 const HOUR_SECONDS: i64 = 3600;

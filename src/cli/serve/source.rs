@@ -112,6 +112,7 @@ fn options(config: &SourceConfig, accept: Accept) -> FilerOptions {
         resync_limit: config.replication.resync_limit,
         accept_lost_nvram: accept.lost_nvram,
         accept_untold_policy: accept.untold_policy,
+        on_full: config.on_full,
         stop_timeout: STOP_TIMEOUT,
     }
 }

@@ -174,6 +174,35 @@ fn a_full_pool_makes_writes_wait_and_lets_trims_pass() {
     });
 }
 
+/// `on_full = "enospc"`: who finds no room waits for the CPs that may make some, and fails when they
+/// did not; the next one is judged by itself, and the NVRAM is waited for as ever.
+#[test]
+fn a_full_pool_fails_writes_where_nobody_waits_for_it() {
+    runtime().block_on(async {
+        let Bench { order, headroom } = bench();
+        let order = order.on_full(OnFull::Enospc);
+        headroom.store(worst(1, 3), Ordering::Relaxed);
+        let change = data(4096);
+        assert!(order.change(VOLUME, 0, &change).await.unwrap().is_some());
+        let mut second = Box::pin(order.change(VOLUME, 1 << 29, &change));
+        assert!(is_pending(second.as_mut()).await, "a CP may make room");
+        assert_eq!(order.frozen().unwrap().cp, CpNumber(1));
+        headroom.store(0, Ordering::Relaxed);
+        order.settled(CpNumber(1));
+        order.thaw(CpNumber(1));
+        assert_eq!(second.await.unwrap_err(), Refusal::NoSpace);
+        assert_eq!(order.change(VOLUME, 0, &change).await.unwrap_err(), Refusal::NoSpace);
+        assert_eq!((order.freeze(), order.figures().waiting), (None, 0), "no CP of nothing");
+        // What makes room passes, and so does a write behind it.
+        assert!(order.change(VOLUME, 0, &Change::Trim(8192)).await.unwrap().is_some());
+        let mut behind = Box::pin(order.change(VOLUME, 0, &change));
+        assert!(is_pending(behind.as_mut()).await, "behind the trim's CP");
+        headroom.store(100, Ordering::Relaxed);
+        order.thaw(CpNumber(2));
+        assert!(behind.await.unwrap().is_some());
+    });
+}
+
 #[test]
 fn a_refusal_reaches_those_who_wait_and_those_who_come() {
     runtime().block_on(async {

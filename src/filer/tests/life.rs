@@ -280,6 +280,7 @@ fn file_options(directory: &std::path::Path, hub: &Hub) -> FilerOptions {
         policy: promise(Apply::Reference),
         accept_lost_nvram: false,
         accept_untold_policy: false,
+        on_full: OnFull::Wait,
         stop_timeout: Duration::from_secs(10),
     }
 }

@@ -24,7 +24,7 @@ use crate::nvlog::format::HEADER_BYTES;
 use crate::nvlog::{RingOptions, RingShape};
 use crate::pool::PoolOptions;
 use crate::units::numbers::ByteCount;
-use crate::units::policy::{Apply, OnHubLoss, Policy};
+use crate::units::policy::{Apply, OnFull, OnHubLoss, Policy};
 
 const RING_BYTES: u64 = 2 << 20;
 const POOL_BYTES: u64 = 16 << 20;
@@ -77,6 +77,7 @@ fn behaviour(hub: &Hub, apply: Apply) -> Behaviour {
             checkpoint_interval: Duration::from_secs(3600),
             accept_lost_nvram: false,
             accept_untold_policy: false,
+            on_full: OnFull::Wait,
             ring: RingOptions::default(),
             ring_shape: RingShape { area_bytes_min: 1 << 20, commit_bytes_max: 512 << 10 },
             pool: PoolOptions { node_cache_bytes: 1 << 20, ..PoolOptions::default() },

@@ -139,6 +139,7 @@ fn engine_options(source: SourceId) -> EngineOptions {
             checkpoint_interval: Duration::from_secs(3600),
             accept_lost_nvram: false,
             accept_untold_policy: false,
+            on_full: OnFull::Wait,
             ring: RingOptions::default(),
             ring_shape: RingShape { area_bytes_min: 1 << 20, commit_bytes_max: 512 << 10 },
         },

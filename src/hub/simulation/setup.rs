@@ -19,7 +19,7 @@ use crate::raid::files::PoolFiles;
 use crate::units::convert::to_usize;
 use crate::units::names::SourceName;
 use crate::units::numbers::ByteCount;
-use crate::units::policy::{Ack, Apply, Mode, OnHubLoss, Policy};
+use crate::units::policy::{Ack, Apply, Mode, OnFull, OnHubLoss, Policy};
 
 /// Bytes of each volume.
 pub(super) const VOLUME_BYTES: u64 = 256 << 10;
@@ -193,6 +193,7 @@ impl SourceSetup {
                 checkpoint_interval: self.interval,
                 accept_lost_nvram,
                 accept_untold_policy: false,
+                on_full: OnFull::Wait,
                 ring: RingOptions { thread_name: "nvram".to_owned(), ..RingOptions::default() },
                 ring_shape: RingShape { area_bytes_min: 1 << 20, commit_bytes_max: 512 << 10 },
                 pool: PoolOptions {

@@ -12,7 +12,7 @@ use crate::hub::images::Images;
 use crate::nbd::export::{Export, Exports, Segment};
 use crate::raid::files::PoolFiles;
 use crate::units::names::SourceName;
-use crate::units::policy::{OnHubLoss, Policy};
+use crate::units::policy::{OnFull, OnHubLoss, Policy};
 use crate::volume::root::hash_reader;
 
 pub(super) const VOLUME: u64 = 4 << 20;
@@ -42,6 +42,7 @@ pub(super) fn filer_options(dir: &Path, hub: std::net::SocketAddr, policy: Polic
         resync_limit: None,
         accept_lost_nvram: false,
         accept_untold_policy: false,
+        on_full: OnFull::Wait,
         stop_timeout: Duration::from_secs(10),
     }
 }
