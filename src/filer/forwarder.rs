@@ -375,25 +375,24 @@ impl Forwarder {
         drop(tokio::time::timeout(GOODBYE, goodbye).await);
     }
 
-    /// Takes over what feed, checkpoint thread and commands have left.
+    /// Takes over what feed, checkpoint thread and commands have left: all of it, whatever becomes
+    /// of the connection meanwhile. It is told once.
     async fn absorb(&mut self, side: &mut SendSide) -> Result<(), End> {
-        for held in self.shared.outbox.take_formed() {
-            self.step(Event::Formed(held), side).await?;
-        }
+        let mut ended = self.formed(side).await;
         let streams = self.primary.is_streaming();
         let word = self.shared.session.take(streams);
         if let Some((next, behind)) = word.promised {
-            self.step(Event::Promised { next, behind }, side).await?;
+            ended = first_of(ended, self.step(Event::Promised { next, behind }, side).await);
         }
         if let Some(data) = word.frozen {
-            self.frozen(data, side).await?;
+            ended = first_of(ended, self.frozen(data, side).await);
         }
         if let Some(Committed { cp, roots, pins }) = word.committed {
             self.own = (cp, pins);
-            self.step(Event::Committed { cp, roots }, side).await?;
+            ended = first_of(ended, self.step(Event::Committed { cp, roots }, side).await);
         }
         if let Some(cp) = word.pressed {
-            self.step(Event::Pressed(cp), side).await?;
+            ended = first_of(ended, self.step(Event::Pressed(cp), side).await);
         }
         if let Some((cp, token)) = word.scan {
             side.message(Message::Scan(Scan { cp, token }));
@@ -408,7 +407,15 @@ impl Forwarder {
             word.wants.into_iter().for_each(|want| side.message(Message::WantPlace(want)));
             word.places.into_iter().for_each(|frame| side.frame(frame));
         }
-        Ok(())
+        ended
+    }
+
+    async fn formed(&mut self, side: &mut SendSide) -> Result<(), End> {
+        let mut ended = Ok(());
+        for held in self.shared.outbox.take_formed() {
+            ended = first_of(ended, self.step(Event::Formed(held), side).await);
+        }
+        ended
     }
 
     /// A CP is planned; unless it is one of before the restart, the session hears of it now.
@@ -422,16 +429,14 @@ impl Forwarder {
         }
         self.told = cp;
         // Its last transfers may have been formed since the look before.
-        for held in self.shared.outbox.take_formed() {
-            self.step(Event::Formed(held), side).await?;
-        }
-        let frozen = self.step(Event::Frozen { cp, place }, side).await;
-        // Behind it: the next policy is not told before this CP is done. Told here whatever came of
-        // the connection.
+        let mut ended = self.formed(side).await;
+        ended = first_of(ended, self.step(Event::Frozen { cp, place }, side).await);
+        // Behind it: the next policy is not told before this CP is done.
         if let Some(next) = policy {
-            self.step(Event::Promised { next, behind: place.sequence }, side).await?;
+            let promised = Event::Promised { next, behind: place.sequence };
+            ended = first_of(ended, self.step(promised, side).await);
         }
-        frozen
+        ended
     }
 
     /// How long the hub may be silent.
@@ -479,14 +484,23 @@ impl Forwarder {
         Err(End::Stalled(format!("{what} the hub got on with nothing for {seconds} s")))
     }
 
+    /// Does all that the machine says, also behind the end of a connection: that a CP is done alone,
+    /// say, is told once. Only a catalog that cannot be written ends it in the middle.
     async fn step(&mut self, event: Event, side: &mut SendSide) -> Result<(), End> {
         self.follow.push_back(event);
+        let mut ended = Ok(());
         while let Some(event) = self.follow.pop_front() {
             for action in self.primary.step(event) {
-                self.act(action, side).await?;
+                let is_kept = keeps(&action);
+                let done = self.act(action, side).await;
+                if is_kept {
+                    done?;
+                } else {
+                    ended = first_of(ended, done);
+                }
             }
         }
-        Ok(())
+        ended
     }
 
     async fn act(&mut self, action: Action, side: &mut SendSide) -> Result<(), End> {
@@ -550,6 +564,26 @@ impl Forwarder {
             Action::Halt(refused) => return Err(End::Halted(refused)),
         }
         Ok(())
+    }
+}
+
+/// Whether an action writes the own catalog.
+fn keeps(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Joined { .. }
+            | Action::MarkApart(_)
+            | Action::ClearApart
+            | Action::Fence(_)
+            | Action::InForce(_)
+    )
+}
+
+/// The first end of a connection counts, but for one that is for good.
+fn first_of(before: Result<(), End>, now: Result<(), End>) -> Result<(), End> {
+    match (&before, &now) {
+        (Ok(()), _) | (_, Err(End::Halted(_))) => now,
+        (Err(_), _) => before,
     }
 }
 
