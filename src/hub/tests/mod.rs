@@ -11,6 +11,7 @@ mod homes;
 mod hostile;
 mod kept;
 mod overlay;
+mod panics;
 mod promises;
 mod promoted;
 mod replay;
