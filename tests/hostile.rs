@@ -6,7 +6,6 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -30,69 +29,15 @@ use crate::harness::{
     Cluster, SourceSettings, descriptors, http_get, metric_sum, pause, resident_kib, wait_for,
 };
 
-const PATIENCE: Duration = Duration::from_secs(25);
+pub const PATIENCE: Duration = Duration::from_secs(25);
 
-/// SplitMix64: chance from a seed.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(bound).expect("small")).expect("small")
-    }
-
-    /// Breaks one place of a recorded connection.
-    fn mutate(&mut self, bytes: &mut Vec<u8>) {
-        let at = self.below(bytes.len());
-        let end = (at + 1 + self.below(60)).min(bytes.len());
-        match self.below(7) {
-            0 => bytes[at] ^= 1 << self.below(8),
-            1 => bytes[at] = self.next().to_le_bytes()[0],
-            2 => bytes.truncate(at + 1),
-            3 if end - at < bytes.len() => drop(bytes.drain(at..end)),
-            4 => {
-                let copy = bytes[at..end].to_vec();
-                bytes.splice(at..at, copy);
-            }
-            5 => {
-                let fresh: Vec<u8> = (at..end).map(|_| self.next().to_le_bytes()[0]).collect();
-                bytes.splice(at..at, fresh);
-            }
-            _ => {
-                let extreme = [0, 1, 0x7fff_ffff, 0x8000_0000, u32::MAX, 1 << 20, 0x0010_0001];
-                let value = extreme[self.below(extreme.len())].to_le_bytes();
-                let end = (at + 4).min(bytes.len());
-                bytes[at..end].copy_from_slice(&value[..end - at]);
-            }
-        }
-    }
-}
-
-fn seed() -> u64 {
-    let seed = std::env::var("MIRRORHUB_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or(20_261_121);
-    println!("MIRRORHUB_SEED={seed}");
-    seed
-}
-
-fn rounds() -> usize {
-    if std::env::var_os("MIRRORHUB_FULL").is_some() { 3000 } else { 600 }
-}
-
-fn bytes_of(message: &Message, payload: &[u8]) -> Vec<u8> {
+pub fn bytes_of(message: &Message, payload: &[u8]) -> Vec<u8> {
     let frame = Frame::new(message, payload.to_vec().into());
     [&frame.head[..], &frame.payload[..]].concat()
 }
 
 /// Reads one frame.
-fn read_message(stream: &mut TcpStream) -> Option<(Message, Vec<u8>)> {
+pub fn read_message(stream: &mut TcpStream) -> Option<(Message, Vec<u8>)> {
     let mut prefix = [0; 8];
     stream.read_exact(&mut prefix).ok()?;
     let length = |at: usize| {
@@ -154,13 +99,13 @@ fn say_joined(address: SocketAddr, hello: &[u8], bytes: &[u8]) -> Vec<String> {
 }
 
 /// A recorded source: its frames as it would send them.
-struct Record {
+pub struct Record {
     hello: Hello,
     transfer: Transfer,
 }
 
 impl Record {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let data = vec![7; 8192];
         let mut builder = Builder::default();
         let (length, crc) = (8192, crc32c(&data));
@@ -249,13 +194,14 @@ impl Record {
         bytes_of(&Message::Transfer, self.transfer.bytes())
     }
 
-    /// A whole connection, with a CP whose root is wrong, so that nothing of it is published.
-    fn whole(&self) -> Vec<u8> {
-        [self.hello(), self.transfer(), self.checkpoint(1).concat()].concat()
+    /// A whole connection, with a CP whose root is wrong, so that nothing of it is published: what
+    /// is said before Welcome, and what behind it.
+    pub fn parts(&self) -> Vec<Vec<u8>> {
+        vec![self.hello(), [self.transfer(), self.checkpoint(1).concat()].concat()]
     }
 }
 
-fn refusals(cluster: &Cluster, reason: &str) -> f64 {
+pub fn refusals(cluster: &Cluster, reason: &str) -> f64 {
     let (status, page) = http_get(&cluster.hub_url("/metrics"));
     assert!(status.contains("200"), "{status}");
     metric_sum(&page, "mirrorhub_refused_connections_total", &format!("reason=\"{reason}\""))
@@ -426,144 +372,6 @@ fn silent_and_slow_peers_are_closed() {
     assert!(resident_kib(id) < memory + (64 << 10));
 }
 
-/// Mutations of a whole connection of one source while another one serves a good client.
-#[test]
-fn mutated_connections_disturb_nobody() {
-    // The probe has a volume of its own: the oracle knows every block of the other.
-    let settings = SourceSettings::new("filer-a").volumes(&[("vol0", "64MiB"), ("vol1", "64MiB")]);
-    let mut cluster = Cluster::prepare(&[settings, SourceSettings::new("z")]);
-    // A mutated CP that gets as far as its roots is refused: that is right here.
-    cluster.refusals_wanted = true;
-    cluster.start_hub();
-    cluster.start_source("filer-a");
-    cluster.wait_in_sync("filer-a");
-    let address = cluster.hub_address();
-    let socket = cluster.path("filer-a/nbd.sock");
-    let quiet = p99_of_writes(&socket, "filer-a/vol1", Duration::from_secs(2));
-    let id = cluster.hub_process().id();
-    let (before, memory) = (descriptors(id), resident_kib(id));
-    let mut chance = Chance(seed());
-    let whole = Record::new("z").whole();
-    let probe = {
-        let socket = socket.clone();
-        std::thread::spawn(move || p99_of_writes(&socket, "filer-a/vol1", Duration::from_secs(4)))
-    };
-    let writer = Writer::start(socket.clone(), "filer-a/vol0", Known::default(), 2, 3);
-    let begin = Instant::now();
-    for _ in 0..rounds() {
-        let mut bytes = whole.clone();
-        for _ in 0..=chance.below(3) {
-            chance.mutate(&mut bytes);
-        }
-        let mut stream = connect(address);
-        drop(stream.write_all(&bytes));
-        drop(stream.shutdown(Shutdown::Write));
-        let mut rest = Vec::new();
-        drop(stream.read_to_end(&mut rest));
-    }
-    let attacked = probe.join().expect("the good client goes on");
-    println!(
-        "{} connections in {:?}; p99 of a write {quiet:?}, attacked {attacked:?}",
-        rounds(),
-        begin.elapsed()
-    );
-    assert!(attacked < quiet * 3 + Duration::from_millis(20), "{quiet:?} before, {attacked:?}");
-    assert!(cluster.hub_process().runs());
-    assert!(writer.answered() > 0);
-    let known = writer.finish();
-    crate::crashes::check(&mut cluster, "filer-a", &known);
-    wait_for("descriptors are closed", Duration::from_secs(10), || descriptors(id) <= before + 1);
-    println!(
-        "descriptors {before} -> {}, resident {memory} -> {} KiB",
-        descriptors(id),
-        resident_kib(id)
-    );
-    assert!(resident_kib(id) < memory + (64 << 10));
-    assert_eq!(cluster.on_hub("z")["applied_cp"], 0, "nothing of it was published");
-    let (_, page) = http_get(&cluster.hub_url("/metrics"));
-    assert_eq!(metric_sum(&page, "mirrorhub_source_actor_restarts", ""), 0.0, "no actor panicked");
-    assert!(refusals(&cluster, "protocol") > 0.0);
-}
-
-/// A whole NBD connection: options, then requests.
-fn nbd_record(export: &str) -> Vec<u8> {
-    let option = |code: u32, payload: &[u8]| {
-        let length = u32::try_from(payload.len()).expect("small");
-        [b"IHAVEOPT", &code.to_be_bytes()[..], &length.to_be_bytes(), payload].concat()
-    };
-    let request = |flags: u16, kind: u16, offset: u64, length: u32| {
-        [
-            &0x2560_9513_u32.to_be_bytes()[..],
-            &flags.to_be_bytes(),
-            &kind.to_be_bytes(),
-            &77_u64.to_be_bytes(),
-            &offset.to_be_bytes(),
-            &length.to_be_bytes(),
-        ]
-        .concat()
-    };
-    let name_bytes = u32::try_from(export.len()).expect("small").to_be_bytes();
-    let go = [&name_bytes[..], export.as_bytes(), &[0, 0]].concat();
-    [
-        vec![0, 0, 0, 3],
-        option(3, &[]),
-        option(8, &[]),
-        option(7, &go),
-        request(0, 0, 4000, 20_000),
-        [request(1, 1, 4096, 700), vec![7; 700]].concat(),
-        request(0, 6, 100, 9000),
-        request(0, 4, 0, 65_536),
-        request(0, 7, 0, 1 << 20),
-        request(0, 3, 0, 0),
-        request(0, 2, 0, 0),
-    ]
-    .concat()
-}
-
-/// Mutated NBD connections to the source's and the hub's socket.
-#[test]
-fn mutated_nbd_connections_disturb_nobody() {
-    let mut cluster = Cluster::start(&[
-        SourceSettings::new("filer-a").volumes(&[("vol0", "64MiB"), ("prey", "16MiB")])
-    ]);
-    cluster.checkpoint("filer-a");
-    let own = cluster.path("filer-a/nbd.sock");
-    let quiet = p99_of_writes(&own, "filer-a/vol0", Duration::from_secs(1));
-    let ids = [cluster.source_process("filer-a").id(), cluster.hub_process().id()];
-    let before = ids.map(|id| (descriptors(id), resident_kib(id)));
-    let mut chance = Chance(seed());
-    let record = nbd_record("filer-a/prey");
-    let probe = {
-        let socket = own.clone();
-        std::thread::spawn(move || p99_of_writes(&socket, "filer-a/vol0", Duration::from_secs(3)))
-    };
-    for _ in 0..rounds() {
-        for socket in [&own, &cluster.path("hub/nbd.sock")] {
-            let mut bytes = record.clone();
-            for _ in 0..=chance.below(3) {
-                chance.mutate(&mut bytes);
-            }
-            let mut stream = UnixStream::connect(socket).expect("NBD is served");
-            stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
-            drop(stream.write_all(&bytes));
-            drop(stream.shutdown(Shutdown::Write));
-            let mut rest = Vec::new();
-            stream.read_to_end(&mut rest).ok();
-        }
-    }
-    let attacked = probe.join().expect("the good client goes on");
-    println!("p99 of a write {quiet:?}, attacked {attacked:?}");
-    assert!(attacked < quiet * 3 + Duration::from_millis(20), "{quiet:?} before, {attacked:?}");
-    for (id, (descriptors_before, memory)) in ids.into_iter().zip(before) {
-        wait_for("descriptors are closed", Duration::from_secs(10), || {
-            descriptors(id) <= descriptors_before
-        });
-        println!("resident {memory} -> {} KiB", resident_kib(id));
-        assert!(resident_kib(id) < memory + (64 << 10));
-    }
-    crate::crashes::check(&mut cluster, "filer-a", &Known::default());
-}
-
 /// What the lying hub does with a connection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Lie {
@@ -593,7 +401,7 @@ const LIES: [Lie; 10] = [
     Lie::CloseAfterTransfer,
 ];
 
-fn next_connection(listener: &TcpListener) -> TcpStream {
+pub fn next_connection(listener: &TcpListener) -> TcpStream {
     listener.set_nonblocking(true).expect("listener");
     let mut found = None;
     wait_for("the source connects again", PATIENCE, || {
@@ -606,18 +414,18 @@ fn next_connection(listener: &TcpListener) -> TcpStream {
     stream
 }
 
-fn tell(stream: &mut TcpStream, message: &Message) {
+pub fn tell(stream: &mut TcpStream, message: &Message) {
     drop(stream.write_all(&bytes_of(message, &[])));
 }
 
-fn hello_of(stream: &mut TcpStream) -> Hello {
+pub fn hello_of(stream: &mut TcpStream) -> Hello {
     match read_message(stream) {
         Some((Message::Hello(hello), _)) => *hello,
         other => panic!("{other:?} instead of Hello"),
     }
 }
 
-fn welcome(hello: &Hello, version: u16) -> Message {
+pub fn welcome(hello: &Hello, version: u16) -> Message {
     let empty = Place::default().into();
     Message::Welcome(Welcome {
         version,

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod broken_hub;
 mod clients;
 mod commands;
 mod counted;
@@ -20,6 +21,8 @@ mod homes;
 mod hostile;
 mod inject;
 mod ladder;
+mod log_faults;
+mod mutated;
 mod nbd_clients;
 mod onboarding;
 mod outage;

@@ -5,6 +5,7 @@
 //! meet; TCP ports are asked from the kernel. Everything started is ended by id when it is dropped.
 
 pub mod oracle;
+pub mod windows;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
