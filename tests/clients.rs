@@ -1,11 +1,19 @@
 //! Hub and sources as processes, foreign clients against them.
 
+use std::collections::HashSet;
 use std::fs;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::harness::{BINARY, Cluster, Process, SourceSettings, hash, run, try_run, wait_for};
+use mirrorhub::nbd::client::{Client, ClientError};
+
+use crate::harness::oracle::{content, version_of};
+use crate::harness::{
+    BINARY, Cluster, Process, SourceSettings, hash, http_get, pause, run, sum_of, try_run, wait_for,
+};
 
 /// A file of `size` bytes with seeded content, holes and zero blocks among it.
 fn make_image(path: &Path, size: u64, seed: u64) {
@@ -117,7 +125,9 @@ fn nbdinfo_lists_and_describes_volumes_and_images() {
 /// fio with verification on the source, then a read-only verification on the image.
 #[test]
 fn fio_verifies_the_source_and_the_image() {
-    let cluster = Cluster::start(&[SourceSettings::new("filer-a").interval("1s")]);
+    let volumes = [("vol0", "64MiB"), ("empty", "64MiB")];
+    let settings = SourceSettings::new("filer-a").volumes(&volumes).interval("1s");
+    let cluster = Cluster::start(&[settings]);
     let job = |uri: &str, only: bool| {
         let mut command = Command::new("fio");
         command.args(["--name=v", "--ioengine=nbd", "--rw=randwrite", "--bsrange=512-1048576"]);
@@ -134,11 +144,14 @@ fn fio_verifies_the_source_and_the_image() {
             command.arg("--verify_only");
         }
         command.current_dir(cluster.dir.path());
-        run(&mut command);
+        try_run(&mut command)
     };
-    job(&cluster.volume("filer-a", "vol0"), false);
+    assert!(job(&cluster.volume("filer-a", "vol0"), false).status.success());
     cluster.checkpoint("filer-a");
-    job(&cluster.image("filer-a", "vol0"), true);
+    let verified = job(&cluster.image("filer-a", "vol0"), true);
+    assert!(verified.status.success(), "{verified:?}");
+    // Negative control: a volume that nobody wrote to does not verify.
+    assert!(!job(&cluster.image("filer-a", "empty"), true).status.success());
 }
 
 #[test]
@@ -167,7 +180,8 @@ fn qemu_io_at_odd_offsets_and_past_the_end() {
     let output = try_run(Command::new("qemu-io").args(past));
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
-    assert!(text.contains("failed") || !output.status.success(), "past the end: {text}");
+    assert!(text.contains("write failed: Input/output error"), "past the end: {text}");
+    refused_by_the_server(&cluster);
     let root = Cluster::root(&cluster.checkpoint("filer-a"), "vol0");
     let copy = cluster.path("copy.img");
     nbdcopy(&volume, copy.to_str().unwrap());
@@ -177,11 +191,32 @@ fn qemu_io_at_odd_offsets_and_past_the_end() {
     assert!(!write.status.success(), "an image is read-only");
 }
 
+/// QEMU asks for nothing past the end: what the server says to that, and to a write to an image.
+fn refused_by_the_server(cluster: &Cluster) {
+    // Numbers of the NBD protocol text.
+    let (permission, invalid, no_space) = (1, 22, 28);
+    let limit = Duration::from_secs(20);
+    let answer = |socket: &str, act: &dyn Fn(&mut Client) -> Result<(), ClientError>| {
+        let socket = cluster.path(socket);
+        let mut client = Client::unix(&socket, "filer-a/vol0", limit).expect("the export");
+        match act(&mut client) {
+            Err(ClientError::Answer(error)) => error,
+            other => panic!("{other:?} instead of an error"),
+        }
+    };
+    let own = "filer-a/nbd.sock";
+    assert_eq!(answer(own, &|client| client.write(64 << 20, &[1; 4096])), no_space);
+    assert_eq!(answer(own, &|client| client.write((64 << 20) - 1, &[1; 2])), no_space);
+    assert_eq!(answer(own, &|client| client.read(64 << 20, 1).map(drop)), invalid);
+    assert_eq!(answer("hub/nbd.sock", &|client| client.write(0, &[1; 512])), permission);
+}
+
 /// Three sources with several volumes write at once; every image is its source's.
 #[test]
 fn three_sources_at_once() {
     let names = ["filer-a", "filer-b", "filer-c"];
-    let volumes = [("vol0", "32MiB"), ("data.1", "48MiB")];
+    // The second is of an odd size: no level of its tree is full.
+    let volumes = [("vol0", "32MiB"), ("data.1", "66580KiB")];
     let settings: Vec<_> = names
         .iter()
         .map(|name| SourceSettings::new(name).volumes(&volumes).interval("1s"))
@@ -189,7 +224,7 @@ fn three_sources_at_once() {
     let cluster = Cluster::start(&settings);
     let mut copies = Vec::new();
     for (at, name) in names.iter().enumerate() {
-        for (volume, size) in [("vol0", 32_u64 << 20), ("data.1", 48 << 20)] {
+        for (volume, size) in [("vol0", 32_u64 << 20), ("data.1", 66_580 << 10)] {
             let file = cluster.path(&format!("{name}-{volume}.img"));
             make_image(&file, size, 100 + u64::try_from(at).unwrap() * 10 + size);
             let uri = cluster.volume(name, volume);
@@ -204,6 +239,11 @@ fn three_sources_at_once() {
         wait_for("nbdcopy ends", Duration::from_secs(60), || !process.runs());
         let root = Cluster::root(&cluster.checkpoint(name), volume);
         assert_eq!(root, hash(&file), "{name}/{volume}");
+        assert_eq!(root, python_root(&file), "{name}/{volume} by another implementation");
+        let own = cluster.own_status(name);
+        let own = own["volumes"].as_array().expect("volumes").iter();
+        let own = own.clone().find(|shown| shown["name"] == volume).expect("the volume");
+        assert_eq!(own["root"].as_str(), Some(root.as_str()), "{name}/{volume} at the source");
         let out = cluster.path("out.img");
         nbdcopy(&cluster.image(name, volume), out.to_str().unwrap());
         run(Command::new("cmp").arg(&file).arg(&out));
@@ -248,6 +288,113 @@ assert read() != first, 'a new reader sees no newer CP: the test shows nothing'
     let image = cluster.image("filer-a", "vol0");
     run(Command::new("/usr/bin/python3").arg("-c").arg(script).arg(&image));
     wait_for("fio ends", Duration::from_secs(20), || !writer.runs());
+}
+
+/// Goal: an image opened at any moment is one cut. Method: one client writes numbered versions of
+/// some blocks, one at a time, so that a cut is a number: every block holds the newest version up to
+/// it. Images are opened at moments that have nothing to do with CPs.
+#[test]
+fn an_image_opened_at_any_moment_is_one_cut() {
+    const BLOCKS: u64 = 64;
+    let cluster = Cluster::start(&[SourceSettings::new("filer-a").interval("200ms")]);
+    let limit = Duration::from_secs(20);
+    let mut client =
+        Client::unix(&cluster.path("filer-a/nbd.sock"), "filer-a/vol0", limit).expect("the volume");
+    let stop = AtomicBool::new(false);
+    let mut cuts = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for version in (1..).take_while(|_| !stop.load(Ordering::Relaxed)) {
+                let block = version % BLOCKS;
+                client.write(block * 4096, &content(block, version)).expect("a write");
+            }
+        });
+        let opened = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            for _ in 0..10 {
+                pause(Duration::from_millis(270));
+                cuts.push(cut(&cluster.path("hub/nbd.sock"), BLOCKS).expect("one cut"));
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    println!("{cuts:?}");
+    assert!(cuts.is_sorted() && cuts.iter().collect::<HashSet<_>>().len() > 5, "{cuts:?}");
+    // Controls: a write behind one that is missing, and what is a cut.
+    assert_eq!(versions_are_a_cut(&[4, 5, 2, 7]), Err(2));
+    assert_eq!(versions_are_a_cut(&[64, 65, 2, 3]), Err(2));
+    assert_eq!(versions_are_a_cut(&[4, 5, 2, 3]), Ok(5));
+    assert_eq!(versions_are_a_cut(&[0, 1, 2, 0]), Ok(2));
+}
+
+/// The cut that an image shows.
+fn cut(socket: &Path, blocks: u64) -> Result<u64, String> {
+    let mut client = Client::unix(socket, "filer-a/vol0", Duration::from_secs(20))
+        .map_err(|error| error.to_string())?;
+    let read = |block: u64| version_of(block, &client.read(block * 4096, 4096).expect("a read"));
+    let versions: Vec<u64> = (0..blocks).map(read).collect::<Result<_, _>>()?;
+    versions_are_a_cut(&versions).map_err(|block| format!("block {block} of {versions:?}"))
+}
+
+/// Version n was written to block n modulo their number: all up to the newest there is, or the
+/// block that holds another.
+fn versions_are_a_cut(versions: &[u64]) -> Result<u64, usize> {
+    let newest = versions.iter().copied().max().unwrap_or_default();
+    let blocks = u64::try_from(versions.len()).expect("small");
+    for (block, &version) in (0..).zip(versions) {
+        // The newest number up to `newest` that falls on this block; 0 if there is none.
+        let wanted = (newest + blocks - block) / blocks * blocks + block;
+        let wanted = wanted.saturating_sub(blocks);
+        if version != wanted {
+            return Err(usize::try_from(block).expect("small"));
+        }
+    }
+    Ok(newest)
+}
+
+/// Checkpoints of all sources are asked for at once: CPs that are there together share commits of
+/// the catalog, and every image has moved. That both move in one commit is shown with held commits
+/// in the hub's own tests.
+#[test]
+fn sources_that_signal_together_share_commits() {
+    let names = ["filer-a", "filer-b", "filer-c", "filer-d"];
+    let cluster = Cluster::start(&names.map(SourceSettings::new));
+    let limit = Duration::from_secs(20);
+    let open = |socket: &str, name: &str| {
+        let export = format!("{name}/vol0");
+        Client::unix(&cluster.path(socket), &export, limit).expect("the export")
+    };
+    let mut writers = names.map(|name| open(&format!("{name}/nbd.sock"), name));
+    let figures = || {
+        let (_, page) = http_get(&cluster.hub_url("/metrics"));
+        let sum = |name: &str| sum_of(&page, name);
+        (sum("mirrorhub_source_checkpoints_total"), sum("mirrorhub_catalog_commits_total"))
+    };
+    let before = figures();
+    let since = || (figures().0 - before.0, figures().1 - before.1);
+    // How often they meet is a matter of chance: so many times, and on until they have.
+    for round in 1..=100_u8 {
+        if round > 10 && since().1 < since().0 {
+            break;
+        }
+        for writer in &mut writers {
+            writer.write(0, &[round; 4096]).expect("a write");
+        }
+        std::thread::scope(|scope| {
+            for name in names {
+                let cluster = &cluster;
+                scope.spawn(move || cluster.checkpoint(name));
+            }
+        });
+        for name in names {
+            let block = open("hub/nbd.sock", name).read(0, 4096).expect("a read");
+            assert_eq!(block, [round; 4096], "{name} has moved");
+        }
+    }
+    let (cps, commits) = since();
+    println!("{cps} CPs in {commits} commits");
+    assert!(cps >= 40, "{cps} CPs");
+    assert!(commits < cps, "{commits} commits for {cps} CPs");
 }
 
 /// A checkpoint of a source that was never written to ends at once, at either end.

@@ -8,15 +8,23 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mirrorhub::control::client::call;
 use mirrorhub::control::message::Request;
+use mirrorhub::device::file::{Access, FileDevice};
 use mirrorhub::nbd::client::Client;
-use mirrorhub::record::entry::EntryKind;
+use mirrorhub::nvlog::{Recovered, Ring, RingOptions};
+use mirrorhub::record::entry::{Entry, EntryKind};
+use mirrorhub::record::envelope::RecordKind;
+use mirrorhub::record::marks::Place;
+use mirrorhub::record::transfer::{Builder, Transfer, TransferHeader};
 use mirrorhub::sourcelog::format::{HEADER_BYTES, Identity, read_identity};
 use mirrorhub::sourcelog::{LogOptions, LogStore};
-use mirrorhub::units::numbers::CpNumber;
+use mirrorhub::units::hash::{StreamHash, crc32c};
+use mirrorhub::units::ids::SourceId;
+use mirrorhub::units::numbers::{CpNumber, SequenceNumber, TransferId, VolumeNumber};
 
 use crate::harness::{
     BINARY, Cluster, Process, SourceSettings, hash, http_get, run, sum_of, wait_for,
@@ -328,9 +336,40 @@ fn write_over_four_connections(socket: &Path, requests: u64, places: u64) {
     });
 }
 
-/// Reads the source log of the hub that has stopped: the number of its entries, and the bytes that
-/// replaying them gives. Panics unless they are one gapless history.
-fn replay_log(cluster: &Cluster, applied: u64) -> (u64, HashMap<u64, u8>) {
+/// The history that a log holds: each transfer joins the one before.
+#[derive(Debug, Default, PartialEq)]
+struct History {
+    place: Place,
+    /// Every transfer and the stream hash behind it.
+    transfers: Vec<(TransferId, StreamHash)>,
+    entries: u64,
+    /// The bytes that replaying gives.
+    replayed: HashMap<u64, u8>,
+}
+
+impl History {
+    /// Panics unless the transfer follows: no gap, no repeat, no other history.
+    fn follow(&mut self, transfer: &Transfer) {
+        let header = *transfer.header();
+        assert_eq!(header.previous, self.place.transfer, "the predecessor of {:?}", header.id);
+        assert_eq!(header.first_sequence, self.place.sequence.next(), "no gap, no repeat");
+        assert_eq!(header.hash_before, self.place.hash, "one history");
+        for (entry, bytes) in transfer.iter() {
+            assert_eq!(entry.kind, EntryKind::Write);
+            self.entries += 1;
+            self.replayed.extend((entry.offset..).zip(bytes.iter().copied()));
+        }
+        self.place = Place {
+            transfer: header.id,
+            sequence: transfer.last_sequence(),
+            hash: transfer.hash_after(),
+        };
+        self.transfers.push((header.id, self.place.hash));
+    }
+}
+
+/// The source log of the hub that has stopped.
+fn log_of_the_hub(cluster: &Cluster, applied: u64) -> History {
     let (dir, identity) = copied_log(cluster);
     let store =
         LogStore::open(&dir, identity.hub, LogOptions::with_limit(1 << 30)).expect("source logs");
@@ -338,29 +377,37 @@ fn replay_log(cluster: &Cluster, applied: u64) -> (u64, HashMap<u64, u8>) {
     store.recover(identity.source, applied).expect("logs recover");
     let reader = store.reader(identity.source, identity.cp).expect("a reader");
     assert!(reader.damage().is_none(), "{:?}", reader.damage());
-    let (mut entries, mut place, mut replayed) = (0, reader.start(), HashMap::new());
+    let mut history = History { place: reader.start(), ..History::default() };
     for transfer in reader.transfers() {
-        let transfer = transfer.expect("a sound transfer");
-        let header = *transfer.header();
-        assert_eq!(header.previous, place.transfer, "the predecessor of {:?}", header.id);
-        assert_eq!(header.first_sequence, place.sequence.next(), "no gap, no repeat");
-        assert_eq!(header.hash_before, place.hash, "one history");
-        for (entry, bytes) in transfer.iter() {
-            assert_eq!(entry.kind, EntryKind::Write);
-            entries += 1;
-            replayed.extend((entry.offset..).zip(bytes.iter().copied()));
-        }
-        place.transfer = header.id;
-        place.sequence = transfer.last_sequence();
-        place.hash = transfer.hash_after();
+        history.follow(&transfer.expect("a sound transfer"));
     }
-    (entries, replayed)
+    history
 }
 
-/// Four connections write at once, also to the same blocks. The hub's log holds their entries in
-/// sequence order without gap, and replaying it gives what the volume and the image hold.
+/// The NVRAM of the source that was killed: a copy, since opening a ring tidies it up.
+fn log_of_the_source(cluster: &Cluster, start: Place) -> History {
+    let copy = cluster.path("nvram-copy");
+    fs::copy(cluster.path("filer-a/state/nvram"), &copy).expect("the NVRAM");
+    let id = cluster.on_hub("filer-a")["id"].as_str().expect("an id").to_owned();
+    let id: SourceId = serde_json::from_value(id.into()).expect("an id");
+    let device = FileDevice::open(&copy, Access::Direct).expect("the copy opens");
+    let mut history = History { place: start, ..History::default() };
+    let visit = &mut |record: Recovered| {
+        if record.envelope.kind == RecordKind::Transfer {
+            history.follow(&Transfer::parse(record.body).expect("a sound transfer"));
+        }
+    };
+    let (_ring, recovery) =
+        Ring::open(Arc::new(device), id.0, RingOptions::default(), visit).expect("the ring opens");
+    assert_eq!(recovery.damage, [], "nothing in it is rotten");
+    history
+}
+
+/// Four connections write at once, also to the same blocks. Each log, the source's NVRAM and the
+/// hub's source log, holds their entries in sequence order without gap, both the same, and replaying
+/// them gives what the volume and the image hold.
 #[test]
-fn four_connections_lie_in_the_log_in_one_order() {
+fn four_connections_lie_in_each_log_in_one_order() {
     let mut cluster = Cluster::start(&[SourceSettings::new("filer-a").nvram("64MiB")]);
     let requests = 600;
     write_over_four_connections(&cluster.path("filer-a").join("nbd.sock"), requests, 200);
@@ -370,18 +417,45 @@ fn four_connections_lie_in_the_log_in_one_order() {
             && hub["staged_bytes"].as_u64() >= Some(4 * requests * (B + 512))
     });
     let applied = cluster.on_hub("filer-a")["applied_cp"].as_u64().expect("a number");
+    cluster.kill_source("filer-a");
+    let own = log_of_the_source(&cluster, Place::default());
     assert!(cluster.stop_hub().success());
-    let (entries, replayed) = replay_log(&cluster, applied);
-    assert_eq!(entries, 4 * requests, "every request is one entry");
-    cluster.start_hub();
-    cluster.wait_in_sync("filer-a");
+    let there = log_of_the_hub(&cluster, applied);
+    assert_eq!(own.entries, 4 * requests, "every request is one entry");
+    assert_eq!(own.transfers, there.transfers, "both logs are one history");
+    assert!(own == there, "both logs replay to the same");
+    cluster.start_all();
     cluster.checkpoint("filer-a");
     for owner in ["filer-a", "hub"] {
         let mut client = connect(&cluster.path(owner).join("nbd.sock"));
-        let met = client.read(0, replayed.len()).expect("read");
-        let differs = (0..).zip(&met).find(|(at, byte)| replayed.get(at) != Some(byte));
-        assert_eq!(differs, None, "{owner} holds what the log replays");
+        let met = client.read(0, own.replayed.len()).expect("read");
+        let differs = (0..).zip(&met).find(|(at, byte)| own.replayed.get(at) != Some(byte));
+        assert_eq!(differs, None, "{owner} holds what the logs replay");
     }
+}
+
+/// The negative control: a transfer that is left out, or comes twice, is seen.
+#[test]
+#[should_panic(expected = "the predecessor of")]
+fn a_gap_in_a_history_is_seen() {
+    let mut history = History::default();
+    let transfers = [1, 2].map(|counter| {
+        let mut builder = Builder::default();
+        let (length, crc) = (512, crc32c(&[7; 512]));
+        let volume = VolumeNumber(0);
+        let entry = Entry { kind: EntryKind::Write, volume, offset: 0, length, crc };
+        builder.push(entry, vec![7; 512].into());
+        builder.finish(TransferHeader {
+            id: TransferId { generation: 1, counter },
+            cp: CpNumber(1),
+            partition: 0,
+            first_sequence: SequenceNumber(counter),
+            previous: TransferId { generation: 1, counter: counter - 1 },
+            hash_before: StreamHash::default(),
+            own_durable: TransferId::default(),
+        })
+    });
+    history.follow(&transfers[1]);
 }
 
 /// The process walks everything its pool reaches: what it found.

@@ -37,7 +37,7 @@ pub fn content(block: u64, version: u64) -> Vec<u8> {
 }
 
 /// The version that `data` holds: 0 if it is all zero, an error if it is torn or foreign.
-fn version_of(block: u64, data: &[u8]) -> Result<u64, String> {
+pub fn version_of(block: u64, data: &[u8]) -> Result<u64, String> {
     if data.iter().all(|&byte| byte == 0) {
         return Ok(0);
     }
