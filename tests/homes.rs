@@ -121,10 +121,13 @@ fn lost_under_load(cluster: &mut Cluster) -> (Known, Known) {
 
 /// The issue's own words: the same client under the same export name goes on at filer-b; nothing
 /// acknowledged of either filer is missing; roots meet; and again after the hub, and then filer-b,
-/// were killed and started. The old filer-a comes back to nothing.
+/// were killed and started. The old filer-a comes back to nothing. All of it behind TLS: filer-b
+/// comes as filer-a with its own certificate, because it was asked to.
 #[test]
 fn another_filer_becomes_the_home_of_a_lost_ones_volumes() {
-    let mut cluster = Cluster::start(&[failing("stop"), other()]);
+    let mut cluster = Cluster::prepare(&[failing("stop"), other()]);
+    crate::tls::secure(&cluster);
+    cluster.start_all();
     let (known, own) = lost_under_load(&mut cluster);
     let here = load(&cluster, "hub", EXPORT, known, 11);
     let there = load(&cluster, OTHER, OTHER_EXPORT, own, 13);

@@ -246,7 +246,7 @@ fn onboard_writes_the_file_and_the_hub_takes_it() {
     };
     let said = onboard(&cluster);
     let text = String::from_utf8_lossy(&said.stdout).into_owned();
-    assert!(said.status.success() && text.contains("join bundle"), "{text}");
+    assert!(said.status.success() && text.contains("On the filer write source.toml"), "{text}");
     wait_for("the hub takes it", SOON * 2, || on_hub(&cluster, "filer-a").is_some());
     cluster.start_source("filer-a");
     cluster.wait_in_sync("filer-a");

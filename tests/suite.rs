@@ -34,6 +34,7 @@ mod reloads;
 mod resync;
 mod rot;
 mod starts;
+mod tls;
 mod truth;
 mod volumes;
 mod walkthrough;

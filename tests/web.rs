@@ -142,7 +142,12 @@ fn every_metric_of_the_catalogue_is_on_the_page_of_its_process() {
     }
     cluster.checkpoint("filer-a");
     let (_, hub) = http_get(&cluster.hub_url("/metrics"));
-    let (_, source) = http_get(&cluster.source_url("filer-a", "/metrics"));
+    // The CP's own end at the source comes behind the hub's word that it is published.
+    let mut source = String::new();
+    wait_for("the source has counted its CP", Duration::from_secs(30), || {
+        (_, source) = http_get(&cluster.source_url("filer-a", "/metrics"));
+        source.contains("mirrorhub_checkpoint_duration_seconds_count")
+    });
     assert_eq!(lacking(&hub, true), Vec::<String>::new(), "on the hub");
     let mut on_source = lacking(&source, false);
     on_source.retain(|name| name != names::SOURCE_POLICY.name);

@@ -13,6 +13,8 @@
 //! * [`logging`], [`signals`], [`sockets`]: what a long-running command needs around it
 
 pub mod ask;
+pub mod authority;
+pub mod bundle;
 pub mod checkpoint;
 pub mod completions;
 pub mod config_check;
@@ -27,6 +29,7 @@ pub mod kept;
 pub mod locate;
 pub mod logging;
 pub mod man;
+pub mod new_file;
 pub mod onboard;
 pub mod progress;
 pub mod serve;

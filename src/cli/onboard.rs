@@ -1,19 +1,23 @@
 //! `mirrorhub onboard`: writes the file of a new source into the hub's sources directory.
 //!
-//! The running hub takes it by itself. The join bundle that brings certificates to the filer is not
-//! available in this version: the filer's own file is written by hand, as shown at the end.
+//! The running hub takes it by itself. On a hub with an authority of its own a join bundle is written
+//! as well, with which `mirrorhub source --join` makes the filer's file and certificates; on others
+//! that file is written by hand, as shown at the end.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
 
 use super::Done;
+use super::authority::{Authority, AuthorityError};
+use super::bundle::{Bundle, BundleVolume};
 use super::failure::{Failure, USAGE, print};
 use super::locate::ConfigArgument;
+use super::new_file::write_new;
 use crate::config::around::{Around, load_around};
 use crate::config::problem::Problems;
 use crate::config::quantity::parse_size;
@@ -22,8 +26,8 @@ use crate::units::names::{SourceName, VolumeName};
 
 /// Write the file of a new source for the hub of that configuration
 ///
-/// The running hub takes it within two seconds. The join bundle for the filer is not available in
-/// this version: its source.toml is written by hand.
+/// The running hub takes it within two seconds. With [tls] in the hub's file a join bundle is written
+/// too: bring it to the filer and start `mirrorhub source --join` with it there.
 #[derive(Debug, Args)]
 pub struct OnboardArguments {
     /// Name of the source
@@ -31,6 +35,12 @@ pub struct OnboardArguments {
     /// A volume that it may announce, such as vol0=100GiB; several are given by several --volume
     #[arg(long, value_name = "VOLUME=SIZE", required = true)]
     volume: Vec<Wanted>,
+    /// Where the join bundle is written [default: NAME.join.toml]
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
+    /// The hub's address as the filer reaches it [default: `listen` of the hub]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    hub: Option<SocketAddr>,
     #[command(flatten)]
     config: ConfigArgument,
 }
@@ -60,9 +70,9 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
     let file = arguments.config.file()?;
     let nothing = BTreeSet::new();
     let Around { config, .. } = load_around(&file, None, &nothing).map_err(Failure::Problems)?;
-    let OnboardArguments { name, volume, .. } = arguments;
+    let OnboardArguments { name, volume, bundle, hub, .. } = arguments;
     let target = config.sources_dir.join(format!("{name}.toml"));
-    write_new(&target, &text(name, volume)).map_err(|error| {
+    write_new(&target, &text(name, volume), 0o644).map_err(|error| {
         if error.kind() == ErrorKind::AlreadyExists {
             return Failure::Message {
                 code: USAGE,
@@ -81,8 +91,60 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
         drop(std::fs::remove_file(&target));
         return Err(Failure::Problems(Problems(wrong)));
     }
-    print(&view(name, volume, &target, &config))?;
+    let Some((authority, hub_name)) = own_authority(&config) else {
+        print(&view(name, volume, &target, &config))?;
+        return Ok(Done::WELL);
+    };
+    let file = bundle.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.join.toml")));
+    let made = reachable(&config, *hub)
+        .and_then(|hub| make_bundle(authority, hub_name, (name, volume), hub)?.write(&file));
+    if let Err(failure) = made {
+        // Nobody was told of it as done.
+        drop(std::fs::remove_file(&target));
+        return Err(failure);
+    }
+    let (target, file) = (target.display(), file.display());
+    print(&format!(
+        "{target}: written, the running hub takes it within two seconds\n\
+         {file}: written, bring it to the filer and start there:\n\n  \
+         mirrorhub source --join {file} --config source.toml\n\n\
+         It holds the filer's key: delete it when that has been done.\n"
+    ))?;
     Ok(Done::WELL)
+}
+
+/// The authority of that hub, if it has one of its own, and the name in its certificate.
+fn own_authority(config: &HubConfig) -> Option<(&Path, &str)> {
+    let tls = config.tls.as_ref()?;
+    Some((tls.authority.as_deref()?, &tls.hub_name))
+}
+
+/// Where the filer finds the hub.
+fn reachable(config: &HubConfig, hub: Option<SocketAddr>) -> Result<SocketAddr, Failure> {
+    let address = hub.unwrap_or(config.listen);
+    if !address.ip().is_unspecified() && address.port() > 0 {
+        return Ok(address);
+    }
+    let what = format!("the hub listens on {address}, which is no address to connect to");
+    Err(Failure::Message { code: USAGE, what, next: "name one: --hub ADDRESS:PORT".into() })
+}
+
+fn make_bundle(
+    authority: &Path,
+    hub_name: &str,
+    (name, volumes): (&SourceName, &[Wanted]),
+    hub: SocketAddr,
+) -> Result<Bundle, Failure> {
+    let failed = |error: AuthorityError| {
+        Failure::failed(format!("onboard {name}: {error}"), "start the hub once: it makes them")
+    };
+    let issued = Authority(authority).issue(name.as_str()).map_err(failed)?;
+    let mut bundle = Bundle::new(name.clone(), hub, hub_name.to_owned());
+    let volume =
+        |wanted: &Wanted| BundleVolume { name: wanted.name.clone(), size: wanted.size.clone() };
+    bundle.volume = volumes.iter().map(volume).collect();
+    (bundle.ca, bundle.cert, bundle.key) = (issued.ca, issued.cert, issued.key);
+    Ok(bundle)
 }
 
 fn text(name: &SourceName, volumes: &[Wanted]) -> String {
@@ -91,28 +153,6 @@ fn text(name: &SourceName, volumes: &[Wanted]) -> String {
         text.push_str(&format!("\n[[volume]]\nname = \"{name}\"\nsize = \"{size}\"\n"));
     }
     text
-}
-
-/// Writes a file that must not be there yet: whole and durable, or not at all.
-fn write_new(target: &Path, text: &str) -> std::io::Result<()> {
-    let directory = target.parent().unwrap_or(Path::new("."));
-    let mut draft = tempfile_in(directory, target)?;
-    let written = (|| {
-        draft.0.write_all(text.as_bytes())?;
-        draft.0.sync_all()?;
-        // A link refuses a name that is taken, which a rename would replace.
-        std::fs::hard_link(&draft.1, target)
-    })();
-    std::fs::remove_file(&draft.1)?;
-    written?;
-    File::open(directory)?.sync_all()
-}
-
-/// A hidden file beside `target`: the hub passes over it.
-fn tempfile_in(directory: &Path, target: &Path) -> std::io::Result<(File, std::path::PathBuf)> {
-    let stem = target.file_stem().unwrap_or_default().to_string_lossy();
-    let path = directory.join(format!(".{stem}.{}.new", std::process::id()));
-    Ok((File::options().write(true).create_new(true).open(&path)?, path))
 }
 
 fn view(name: &SourceName, volumes: &[Wanted], target: &Path, hub: &HubConfig) -> String {
@@ -125,7 +165,7 @@ fn view(name: &SourceName, volumes: &[Wanted], target: &Path, hub: &HubConfig) -
         .collect();
     format!(
         "{}: written, the running hub takes it within two seconds\n\n\
-         There is no join bundle in this version. On the filer write source.toml:\n\n  \
+         On the filer write source.toml:\n\n  \
          name = \"{name}\"\n  hub = \"{}\"\n  [pool]\n  \
          devices = [{{ path = \"disk0\", size = \"..\" }}]\n{volumes}\n\
          and start it: mirrorhub source --config source.toml\n",
@@ -145,16 +185,5 @@ mod tests {
         for bad in ["vol0", "vol0=", "=1GiB", "Vol0=1GiB", "vol0=1GB", "vol0=-1GiB"] {
             assert!(bad.parse::<Wanted>().is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_file_is_written_once_and_leaves_nothing_beside_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let target = directory.path().join("a.toml");
-        write_new(&target, "name = \"a\"\n").unwrap();
-        let error = write_new(&target, "other").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
-        assert_eq!(std::fs::read_to_string(&target).unwrap(), "name = \"a\"\n");
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

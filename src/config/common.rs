@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::quantity::{Unfit, format_size};
 use super::reader::{Reader, Section, resolve};
-use super::schema::{DeviceConfig, Listen, NvramConfig, PoolConfig, Raid, VolumeConfig};
+use super::schema::{DeviceConfig, Listen, NvramConfig, PoolConfig, Raid, TlsConfig, VolumeConfig};
 use super::unavailable::entry;
 use crate::control::socket_path;
 use crate::limits::{
@@ -85,6 +85,7 @@ pub(super) fn listen<'d>(
     key: &'static str,
     default: &str,
     unix: bool,
+    far: Far,
 ) -> Option<Listener> {
     let base = reader.text.base.clone();
     let wanted =
@@ -95,7 +96,7 @@ pub(super) fn listen<'d>(
             met: "sources do not connect by unix socket".into(),
             fix: format!("write \"{default}\""),
         }),
-        None => loopback(text, default).map(Listen::Tcp),
+        None => reachable(text, default, far).map(Listen::Tcp),
     };
     let (span, listen) = match reader.parsed(root, key, wanted, parse) {
         Some(found) => (found.span(), found.into_inner()),
@@ -117,37 +118,60 @@ fn unix_path(base: &Path, text: &str) -> Result<PathBuf, Unfit> {
     Ok(path)
 }
 
-/// An address that only this machine reaches. Without TLS nothing else is spoken to (section 13).
-pub(super) fn loopback(text: &str, example: &str) -> Result<SocketAddr, Unfit> {
+/// Whether something is spoken to beyond this machine (section 13).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Far {
+    /// Its traffic is behind TLS.
+    Yes,
+    /// It would be, if there was a section `[tls]`.
+    WithTls,
+    /// There is no TLS for it.
+    No,
+}
+
+impl Far {
+    /// Sources and their hub.
+    pub(super) fn of(tls: bool) -> Self {
+        if tls { Self::Yes } else { Self::WithTls }
+    }
+
+    fn needs(self) -> &'static str {
+        match self {
+            Self::Yes | Self::WithTls => "which needs [tls]",
+            Self::No => "and TLS, which anything else needs, is not available here in this version",
+        }
+    }
+}
+
+/// An address that only this machine reaches, or one behind TLS.
+pub(super) fn reachable(text: &str, example: &str, far: Far) -> Result<SocketAddr, Unfit> {
     let unfit = |met: String, fix: String| Err(Unfit { met, fix });
     if let Some(port) = text.strip_prefix("localhost:") {
         let met = format!("{text:?} is a name, not an address");
         return unfit(met, format!("write \"127.0.0.1:{port}\""));
     }
     match text.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_loopback() => Ok(address),
+        Ok(address) if far == Far::Yes || address.ip().is_loopback() => Ok(address),
         Ok(address) => unfit(
-            format!(
-                "{text} is not loopback, and [tls], which anything else needs, \
-                 is not available in this version"
-            ),
-            format!("write \"127.0.0.1:{}\"", address.port()),
+            format!("{text} is not loopback, {}", far.needs()),
+            match far {
+                Far::Yes | Far::WithTls => {
+                    format!("write \"127.0.0.1:{}\", or add a section [tls]", address.port())
+                }
+                Far::No => format!("write \"127.0.0.1:{}\"", address.port()),
+            },
         ),
         Err(_) if text.parse::<std::net::IpAddr>().is_ok() => {
             let port = example.rsplit(':').next().unwrap_or("7420");
             let address = if text.contains(':') { format!("[{text}]") } else { text.to_owned() };
             unfit(format!("{text:?} has no port"), format!("write \"{address}:{port}\""))
         }
-        Err(_) if is_host_and_port(text) => unfit(
-            format!(
-                "{text:?} is a name, not a loopback address, and [tls], which anything else \
-                 needs, is not available in this version"
-            ),
-            format!("write \"{example}\""),
-        ),
+        Err(_) if is_host_and_port(text) => {
+            unfit(format!("{text:?} is a name, not an address"), format!("write \"{example}\""))
+        }
         Err(_) => unfit(
             format!("{text:?} is no address and port"),
-            format!("write \"{example}\", or another loopback address"),
+            format!("write one such as \"{example}\""),
         ),
     }
 }
@@ -158,6 +182,44 @@ fn is_host_and_port(text: &str) -> bool {
     };
     text.split_once(':').is_some_and(|(name, port)| host(name) && port.parse::<u16>().is_ok())
 }
+
+/// `[tls]`. `own`: where a hub's own authority is, which a source has not.
+pub(super) fn tls<'d>(
+    reader: &mut Reader<'d>,
+    root: &Section<'d>,
+    own: Option<&Path>,
+) -> Option<TlsConfig> {
+    let section = reader.section(root, "tls");
+    let mut path = |key| reader.path(&section, key).map(Spanned::into_inner);
+    let (ca, cert, key) = (path("ca"), path("cert"), path("key"));
+    let hub_name = reader.parsed(&section, "hub_name", "a DNS name", |text| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+        if !text.is_empty() && text.len() < 254 && text.chars().all(fits) {
+            return Ok(text.to_owned());
+        }
+        Err(Unfit { met: format!("{text:?} is none"), fix: format!("write \"{HUB_NAME}\"") })
+    });
+    section.table?;
+    let hub_name = hub_name.map_or_else(|| HUB_NAME.to_owned(), Spanned::into_inner);
+    let given = ["ca", "cert", "key"].map(|key| section.has(key));
+    if let (Some(own), [false, false, false]) = (own, given) {
+        let authority = own.join("tls");
+        let file = |name: &str| authority.join(name);
+        let (ca, cert) = (file("ca-cert.pem"), file("server-cert.pem"));
+        let key = file("server-key.pem");
+        return Some(TlsConfig { ca, cert, key, hub_name, authority: Some(authority) });
+    }
+    for (key, given) in ["ca", "cert", "key"].into_iter().zip(given) {
+        if !given {
+            let fix = "name ca, cert and key, the PEM files of authority, certificate and key";
+            reader.missing(&section, key, fix);
+        }
+    }
+    Some(TlsConfig { ca: ca?, cert: cert?, key: key?, hub_name, authority: None })
+}
+
+/// The name in a hub's certificate, if nothing else is said.
+const HUB_NAME: &str = "mirrorhub-hub";
 
 /// Refuses two listeners in one place.
 pub(super) fn apart(reader: &mut Reader<'_>, listeners: &[&Listener]) {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::common::{apart, data_dir, listen, nvram, pool};
+use super::common::{Far, apart, data_dir, listen, nvram, pool, tls};
 use super::hooks::hooks;
 use super::load::Kind;
 use super::problem::Problem;
@@ -38,9 +38,11 @@ pub(super) struct Own {
 pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Own {
     let (mut reader, root) = Reader::new(Kind::Hub, text, table);
     let data_dir = data_dir(&mut reader, &root);
-    let sources_listen = listen(&mut reader, &root, "listen", HUB_LISTEN, false);
-    let nbd_listen = listen(&mut reader, &root, "nbd_listen", HUB_NBD_LISTEN, true);
-    let http_listen = listen(&mut reader, &root, "http_listen", HUB_HTTP_LISTEN, true);
+    let tls = tls(&mut reader, &root, data_dir.as_deref());
+    let far = Far::of(root.has("tls"));
+    let sources_listen = listen(&mut reader, &root, "listen", HUB_LISTEN, false, far);
+    let nbd_listen = listen(&mut reader, &root, "nbd_listen", HUB_NBD_LISTEN, true, Far::No);
+    let http_listen = listen(&mut reader, &root, "http_listen", HUB_HTTP_LISTEN, true, Far::No);
     let listeners = [&sources_listen, &nbd_listen, &http_listen];
     let listeners: Vec<_> = listeners.into_iter().flatten().collect();
     apart(&mut reader, &listeners);
@@ -70,6 +72,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Own {
             nbd_listen: nbd_listen?.listen,
             http_listen: http_listen?.listen,
             sources_dir: sources_dir.clone(),
+            tls,
             image_pin: image_pin.map_or(IMAGE_PIN, Spanned::into_inner),
             nvram: nvram?,
             log_dir: log_dir?,

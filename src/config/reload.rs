@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::quantity::{format_duration, format_size};
-use super::schema::{HubConfig, HubSource, PoolConfig, ReplicationConfig, SourceConfig};
+use super::schema::{HubConfig, HubSource, PoolConfig, ReplicationConfig, SourceConfig, TlsConfig};
 use crate::hub::hooks::HookCommand;
 use crate::units::words::words;
 
@@ -125,11 +125,19 @@ fn source_rows(config: &SourceConfig) -> Rows {
         row("nbd.cache", NextCp, config.cache.to_string()),
     ];
     rows.extend(pool_rows(&config.pool));
+    rows.push(row("tls", Restart, tls_row(config.tls.as_ref())));
     rows.push(row("pool.on_full", Restart, config.on_full.to_string()));
     for volume in &config.volumes {
         rows.push((format!("volume {}", volume.name), Restart, format_size(volume.size)));
     }
     rows
+}
+
+/// Which files; what is in them is read again by any reload.
+fn tls_row(tls: Option<&TlsConfig>) -> String {
+    let Some(TlsConfig { ca, cert, key, hub_name, .. }) = tls else { return "none".to_owned() };
+    let (ca, cert, key) = (ca.display(), cert.display(), key.display());
+    format!("{ca}, {cert}, {key}, hub {hub_name}")
 }
 
 fn pool_rows(pool: &PoolConfig) -> Rows {
@@ -158,6 +166,7 @@ fn hub_rows(config: &HubConfig) -> Rows {
         row("hooks.failed_back", Restart, command(config.hooks.failed_back.as_ref())),
         row("hooks.timeout", Restart, format_duration(config.hooks.timeout)),
     ];
+    rows.push(row("tls", Restart, tls_row(config.tls.as_ref())));
     rows.extend(pool_rows(&config.pool));
     rows
 }

@@ -67,6 +67,8 @@ pub struct HubConfig {
     /// `sources_dir`: directory with one file `NAME.toml` for each source. Default `sources.d`
     /// beside the file. Restart.
     pub sources_dir: PathBuf,
+    /// `[tls]`: without it `listen` is on this machine.
+    pub tls: Option<TlsConfig>,
     /// `image_pin`: how long a reader keeps the CP it found. Default 24h, 1m to 720h. Restart.
     pub image_pin: Duration,
     /// `[nvram]`: the ring that all sources share. Default 1GiB in `data_dir`.
@@ -158,6 +160,8 @@ pub struct SourceConfig {
     pub cache: Cache,
     /// `[pool]`: where the volumes are kept.
     pub pool: PoolConfig,
+    /// `[tls]`: without it `hub` is on this machine.
+    pub tls: Option<TlsConfig>,
     /// `pool.on_full`: what a write gets that has no room. Default `wait`. Restart.
     pub on_full: OnFull,
     /// `[[volume]]`: at least one. Restart.
@@ -198,6 +202,23 @@ pub struct NvramConfig {
     pub path: PathBuf,
     /// `nvram.size`: bytes of it that are used. 8MiB to 4TiB. Restart.
     pub size: ByteCount,
+}
+
+/// `[tls]`: sources and hub speak TLS, each with a certificate. Restart; the files are read again by
+/// every reload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// `tls.ca`: PEM file of the authority. All three or, on a hub, none: then the hub's own authority
+    /// in `tls` of its data_dir.
+    pub ca: PathBuf,
+    /// `tls.cert`: PEM file of the own certificate; a source's has its name as a DNS name.
+    pub cert: PathBuf,
+    /// `tls.key`: PEM file of its key.
+    pub key: PathBuf,
+    /// `tls.hub_name`: the DNS name in the hub's certificate. Default `mirrorhub-hub`.
+    pub hub_name: String,
+    /// Where the hub's own authority is.
+    pub authority: Option<PathBuf>,
 }
 
 /// `[pool]`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::common::{apart, data_dir, listen, loopback, name, nvram, pool, volumes};
+use super::common::{Far, apart, data_dir, listen, name, nvram, pool, reachable, tls, volumes};
 use super::load::Kind;
 use super::problem::Problem;
 use super::quantity::Unfit;
@@ -27,7 +27,8 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
     let (mut reader, root) = Reader::new(Kind::Source, text, table);
     let name = name::<SourceName>(&mut reader, &root);
     let data_dir = data_dir(&mut reader, &root);
-    let hub = hub(&mut reader, &root);
+    let tls = tls(&mut reader, &root, None);
+    let hub = hub(&mut reader, &root, Far::of(root.has("tls")));
     for (key, fix) in [
         ("name", "write name = \"filer-a\", the name of its file on the hub"),
         ("hub", "write hub = \"127.0.0.1:7420\", the hub's `listen`"),
@@ -36,8 +37,8 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
             reader.missing(&root, key, fix);
         }
     }
-    let nbd_listen = listen(&mut reader, &root, "nbd_listen", SOURCE_NBD_LISTEN, true);
-    let http_listen = listen(&mut reader, &root, "http_listen", SOURCE_HTTP_LISTEN, true);
+    let nbd_listen = listen(&mut reader, &root, "nbd_listen", SOURCE_NBD_LISTEN, true, Far::No);
+    let http_listen = listen(&mut reader, &root, "http_listen", SOURCE_HTTP_LISTEN, true, Far::No);
     if let (Some(nbd), Some(http)) = (&nbd_listen, &http_listen) {
         apart(&mut reader, &[nbd, http]);
     }
@@ -70,6 +71,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
             replication,
             cache: cache.map_or(Cache::Writethrough, Spanned::into_inner),
             pool: pool?,
+            tls,
             on_full: on_full.map_or(OnFull::Wait, Spanned::into_inner),
             volumes,
         })
@@ -78,9 +80,10 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
 }
 
 /// The hub's address. Without TLS a source dials loopback only.
-fn hub<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> Option<std::net::SocketAddr> {
-    let found = reader.parsed(root, "hub", "a loopback ADDRESS:PORT", |text| {
-        let address = loopback(text, HUB_LISTEN)?;
+fn hub<'d>(reader: &mut Reader<'d>, root: &Section<'d>, far: Far) -> Option<std::net::SocketAddr> {
+    let wanted = if far == Far::Yes { "an ADDRESS:PORT" } else { "a loopback ADDRESS:PORT" };
+    let found = reader.parsed(root, "hub", wanted, |text| {
+        let address = reachable(text, HUB_LISTEN, far)?;
         if address.port() == 0 {
             let fix = format!("write the port that the hub listens on, such as \"{HUB_LISTEN}\"");
             return Err(Unfit { met: "nobody listens on port 0".into(), fix });

@@ -30,7 +30,6 @@ const fn row(kinds: &'static [Kind], key: &'static str, fix: &'static str) -> Un
 
 /// All of them.
 pub const UNAVAILABLE: &[Unavailable] = &[
-    row(BOTH, "tls", "take it out and listen on loopback or unix sockets"),
     row(BOTH, "plain_networks", "take it out and listen on loopback"),
     row(SOURCE_FILE, "space_limit", "take it out"),
     row(SOURCE_FILE, "bandwidth_limit", "take it out"),

@@ -30,6 +30,7 @@ use super::verify;
 use crate::limits::HANDSHAKE_SECONDS_MAX;
 use crate::link::FrameReader;
 use crate::link::socket::{ReadHalf, Socket, WriteHalf};
+use crate::link::tls::SourceTls;
 use crate::session::primary::{Action, Event, Primary};
 use crate::units::convert::low_u32;
 use crate::units::machine;
@@ -47,6 +48,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct ForwardOptions {
     /// Where the hub listens.
     pub hub: SocketAddr,
+    /// How it is spoken to there.
+    pub tls: Option<Arc<SourceTls>>,
     /// Pauses between tries.
     pub backoff: Backoff,
     /// Seed of the pauses' jitter.
@@ -257,8 +260,9 @@ impl Forwarder {
 
     /// Connects while everything else goes on.
     async fn connect(&mut self) -> Result<Socket, End> {
-        let hub = self.options.hub;
-        let connect = tokio::time::timeout(self.patience(), Socket::connect(hub));
+        let (hub, tls) = (self.options.hub, self.options.tls.clone());
+        let connect = Socket::connect(hub, tls.as_deref());
+        let connect = tokio::time::timeout(self.patience(), connect);
         let mut connect = std::pin::pin!(connect);
         let mut side = SendSide::new(Arc::clone(&self.shared));
         loop {

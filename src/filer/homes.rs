@@ -331,6 +331,7 @@ impl Homes {
             keeper: Arc::new(FilerKeeper),
             forward: Some(ForwardOptions {
                 hub: self.options.hub,
+                tls: self.options.tls.clone(),
                 backoff: BACKOFF,
                 seed: random_u64()?,
                 resync_limit: self.options.resync_limit,

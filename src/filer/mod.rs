@@ -88,6 +88,7 @@ use self::verify::{Verification, VerifyError};
 use crate::device::Device;
 use crate::device::file::{Access, FileDevice, FileError, create_parent};
 use crate::device::latch::Latch;
+use crate::link::tls::SourceTls;
 use crate::nvlog::format::HEADER_BYTES;
 use crate::nvlog::{RingOptions, RingShape};
 use crate::pool::error::PoolError;
@@ -123,8 +124,10 @@ pub struct DeviceOptions {
 pub struct FilerOptions {
     /// Its name.
     pub name: SourceName,
-    /// Where the hub listens. Loopback: there is no TLS yet.
+    /// Where the hub listens; without TLS on this machine.
     pub hub: SocketAddr,
+    /// How it is spoken to.
+    pub tls: Option<Arc<SourceTls>>,
     /// How long the hub may be silent before the connection is made anew.
     pub hub_timeout: Duration,
     /// Its volumes.
@@ -270,7 +273,7 @@ impl Filer {
     /// Opens or makes the stores, recovers, and sets everything going. Clients are served once
     /// the hub was asked what it holds (R1).
     pub async fn start(options: FilerOptions) -> Result<Self, StartError> {
-        if !options.hub.ip().is_loopback() {
+        if options.tls.is_none() && !options.hub.ip().is_loopback() {
             return Err(StartError::NotLoopback(options.hub));
         }
         let (met, max) = (options.volumes.len(), crate::limits::VOLUMES_PER_SOURCE_MAX);
@@ -296,6 +299,7 @@ impl Filer {
             },
             forward: ForwardOptions {
                 hub: options.hub,
+                tls: options.tls.clone(),
                 backoff: BACKOFF,
                 seed: random_u64()?,
                 resync_limit: options.resync_limit,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::actor::{Connected, Content, FrameIn, PeerEnds, SILENCE_MAX, SourceActor, peer};
@@ -48,7 +48,7 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
                     let peer = address.to_string();
                     let greeted = tokio::select! {
                         () = room.cancelled() => Err("made room for a newer one".to_owned()),
-                        greeted = greet(Socket::Tcp(stream), &peer, &shared) => greeted,
+                        greeted = enter(stream, &peer, &shared) => greeted,
                     };
                     if let Err(reason) = greeted {
                         shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
@@ -90,8 +90,49 @@ impl Strangers {
     }
 }
 
+/// Who the other end is, as far as that is known before it says so.
+#[derive(Debug, Clone)]
+pub(super) enum Known {
+    /// Somebody on this machine.
+    Local,
+    /// The holder of a certificate with these names.
+    Certified(Vec<String>),
+}
+
+impl Known {
+    /// Whether it may speak for that source: its own, or one whose home its filer is to be.
+    fn may_be(&self, name: &SourceName, shared: &Shared) -> bool {
+        let Self::Certified(names) = self else { return true };
+        let holds = |name: &SourceName| names.iter().any(|held| held == name.as_str());
+        holds(name) || shared.home_of(name).is_some_and(|home| holds(&home))
+    }
+}
+
+/// The TLS handshake, if there is one; then the first frame.
+async fn enter(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<(), String> {
+    let Some(tls) = &shared.tls else {
+        return greet(Socket::Tcp(stream), Known::Local, peer, shared).await;
+    };
+    let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
+    let why = match tokio::time::timeout(deadline, tls.accept(stream)).await {
+        Ok(Ok((stream, names))) => {
+            let (stream, known) = (Socket::Tls(Box::new(stream)), Known::Certified(names));
+            return greet(stream, known, peer, shared).await;
+        }
+        Ok(Err(error)) => format!("TLS: {error}"),
+        Err(_) => "TLS: no handshake in time".to_owned(),
+    };
+    shared.counters.refused(RefusedCode::Protocol);
+    Err(why)
+}
+
 /// Reads Hello and hands the connection to its source's arbiter.
-pub(super) async fn greet(stream: Socket, peer: &str, shared: &Arc<Shared>) -> Result<(), String> {
+pub(super) async fn greet(
+    stream: Socket,
+    known: Known,
+    peer: &str,
+    shared: &Arc<Shared>,
+) -> Result<(), String> {
     stream.without_delay().map_err(|error| error.to_string())?;
     let mut reader = FrameReader::new(stream);
     let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
@@ -105,7 +146,9 @@ pub(super) async fn greet(stream: Socket, peer: &str, shared: &Arc<Shared>) -> R
             return refuse(reader, RefusedCode::Protocol, error.to_string()).await;
         }
         Ok(Ok((Message::Hello(hello), _))) => *hello,
-        Ok(Ok((Message::Follow(follow), _))) => return follows(reader, *follow, shared).await,
+        Ok(Ok((Message::Follow(follow), _))) => {
+            return follows(reader, known, *follow, shared).await;
+        }
         Ok(Ok((other, _))) => {
             shared.counters.refused(RefusedCode::Protocol);
             let reason = format!("began with {} instead of Hello", other.name());
@@ -115,7 +158,7 @@ pub(super) async fn greet(stream: Socket, peer: &str, shared: &Arc<Shared>) -> R
     tracing::debug!(peer, source = %hello.name, "hello");
     let name = hello.name.clone();
     let number = shared.counters.connections.fetch_add(1, Ordering::Relaxed) + 1;
-    hand_over(reader, &name, shared, move |stream, rest, entry| {
+    hand_over(reader, (known, &name), shared, move |stream, rest, entry| {
         serve(stream, rest, hello, number, entry.actor)
     })
     .await
@@ -130,11 +173,12 @@ fn welcome(shared: &Shared, name: &SourceName) -> Option<Entry> {
 /// A fenced source that follows.
 async fn follows(
     reader: FrameReader<Socket>,
+    known: Known,
     follow: Follow,
     shared: &Arc<Shared>,
 ) -> Result<(), String> {
     let (name, for_task) = (follow.name.clone(), Arc::clone(shared));
-    hand_over(reader, &name, shared, move |stream, rest, _| {
+    hand_over(reader, (known, &name), shared, move |stream, rest, _| {
         failback::follow(stream, rest, follow, for_task)
     })
     .await
@@ -143,7 +187,7 @@ async fn follows(
 /// Hands a connection to the arbiter of its source, where `life` runs.
 async fn hand_over<F: Future<Output = ()> + Send>(
     reader: FrameReader<Socket>,
-    name: &SourceName,
+    (known, name): (Known, &SourceName),
     shared: &Arc<Shared>,
     life: impl FnOnce(Socket, BytesMut, Entry) -> F + Send + 'static,
 ) -> Result<(), String> {
@@ -152,6 +196,11 @@ async fn hand_over<F: Future<Output = ()> + Send>(
         let reason = format!("no file for source {name} on this hub");
         return refuse(reader, RefusedCode::UnknownSource, reason).await;
     };
+    if !known.may_be(name, shared) {
+        shared.counters.refused(RefusedCode::OtherSource);
+        let reason = format!("the certificate is not one of source {name}");
+        return refuse(reader, RefusedCode::OtherSource, reason).await;
+    }
     let (stream, rest) = reader.into_parts();
     let stream = stream.detach().map_err(|error: io::Error| error.to_string())?;
     let arbiter = entry.arbiter;
@@ -176,8 +225,8 @@ async fn refuse(
     let next_step = match code {
         RefusedCode::UnknownSource => "put a file for this source into the hub's sources directory",
         RefusedCode::Busy => "wait, the source tries again",
+        RefusedCode::OtherSource => "give it its own certificate: see `mirrorhub onboard`",
         RefusedCode::Version
-        | RefusedCode::OtherSource
         | RefusedCode::OtherHub
         | RefusedCode::Generation
         | RefusedCode::Diverged
@@ -324,8 +373,7 @@ mod tests {
     fn a_peer_that_does_not_read_is_sent_no_more() {
         actix::System::new().block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let deaf =
-                tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let deaf = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (stream, _) = listener.accept().await.unwrap();
             let (_keep, write) = Socket::Tcp(stream).into_split();
             let (peer, ends) = peer(1, 4);

@@ -74,6 +74,7 @@ use self::shared::{Shared, SourceSetting};
 use self::status::Snapshot;
 use crate::filer::Filer;
 use crate::limits::SOURCES_MAX;
+use crate::link::tls::HubTls;
 use crate::raid::files::PoolFiles;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber};
@@ -124,6 +125,8 @@ pub struct HubOptions {
     pub data_dir: PathBuf,
     /// Where sources connect.
     pub listen: SocketAddr,
+    /// How they are spoken to; none only on this machine.
+    pub tls: Option<Arc<HubTls>>,
     /// The ring's file or device, and its size.
     pub nvram: (PathBuf, ByteCount),
     /// Where source logs lie.

@@ -157,6 +157,8 @@ pub(crate) fn recover_on(
         hooks: Arc::new(Hooks::new(options.hooks.clone())),
         keeping: Keeping::default(),
         shares: Shares::default(),
+        tls: options.tls.clone(),
+        invited: std::sync::Mutex::default(),
         overlays: Arc::default(),
         failbacks: Failbacks::default(),
         nvram_damaged_bytes,

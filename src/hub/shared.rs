@@ -27,6 +27,7 @@ use crate::limits::{
     CP_CREDIT_BYTES, CP_FRAME_BYTES_MAX, HUB_CREDIT_BYTES_TOTAL, LOG_CREDIT_BYTES_MIN,
     LOG_GRANT_BYTES_MIN,
 };
+use crate::link::tls::HubTls;
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -251,6 +252,10 @@ pub struct Shared {
     pub keeping: Keeping,
     /// Who may have how much of the ring.
     pub shares: Shares,
+    /// How sources are spoken to.
+    pub tls: Option<Arc<HubTls>>,
+    /// Sources, and the filers that were asked to become their home since the start.
+    pub invited: Mutex<BTreeMap<SourceName, SourceName>>,
     /// Memory for logs that are served before they are applied.
     pub overlays: Arc<Room>,
     /// Fenced sources that follow.
@@ -562,6 +567,17 @@ impl Shared {
         for lane in self.lanes.all() {
             mending::mend_all(self, &lane, Depth::Data);
         }
+    }
+
+    /// The filer that may come as that source though it is another's: its home, or the one that was
+    /// asked to become it.
+    pub fn home_of(&self, name: &SourceName) -> Option<SourceName> {
+        if let Some(invited) = lock(&self.invited).get(name) {
+            return Some(invited.clone());
+        }
+        let row = self.pool.catalog().source(self.lanes.get(name)?.source()).ok()??;
+        let home = Extension::of(&row).ok()?.home?;
+        self.lanes.all().iter().find(|lane| lane.source() == home).map(|lane| lane.name().clone())
     }
 
     /// What a source that has `used` bytes in the ring may have there beyond that.

@@ -7,6 +7,7 @@
 #[cfg(test)]
 pub(crate) mod simulated;
 pub mod socket;
+pub mod tls;
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -101,6 +102,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 pub struct Outgoing {
     parts: VecDeque<Bytes>,
     bytes: u64,
+    /// The stream may hold back what it was given: TLS does.
+    unflushed: bool,
 }
 
 impl Outgoing {
@@ -116,7 +119,7 @@ impl Outgoing {
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
+        self.parts.is_empty() && !self.unflushed
     }
 
     /// Bytes that wait.
@@ -132,6 +135,9 @@ impl Outgoing {
     /// Writes once, as much as the socket takes. Cancel-safe: what was written is taken off only
     /// when the write has returned.
     pub async fn write_some<W: AsyncWrite + Unpin>(&mut self, stream: &mut W) -> io::Result<()> {
+        if self.parts.is_empty() {
+            return self.flush(stream).await;
+        }
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut used = 0;
         for (slice, part) in slices.iter_mut().zip(&self.parts) {
@@ -143,6 +149,7 @@ impl Outgoing {
             return Err(io::ErrorKind::WriteZero.into());
         }
         self.bytes -= to_u64(written);
+        self.unflushed = true;
         while let Some(part) = self.parts.front_mut() {
             if written < part.len() {
                 part.advance(written);
@@ -151,6 +158,12 @@ impl Outgoing {
             written -= part.len();
             self.parts.pop_front();
         }
+        if self.parts.is_empty() { self.flush(stream).await } else { Ok(()) }
+    }
+
+    async fn flush<W: AsyncWrite + Unpin>(&mut self, stream: &mut W) -> io::Result<()> {
+        stream.flush().await?;
+        self.unflushed = false;
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! A connection as both ends hold it: a TCP socket, or in a simulation two pipes.
+//! A connection as both ends hold it: a TCP socket, TLS on one, or in a simulation two pipes.
 //!
 //! Everything above reads and writes [`ReadHalf`] and [`WriteHalf`] and knows no more.
 
@@ -10,9 +10,11 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_rustls::TlsStream;
 
 #[cfg(test)]
 use super::simulated;
+use super::tls::SourceTls;
 use crate::limits::CP_BYTES_BEFORE_TRANSFER_MAX;
 use crate::units::convert::low_u32;
 
@@ -21,6 +23,8 @@ use crate::units::convert::low_u32;
 pub enum Socket {
     /// TCP.
     Tcp(TcpStream),
+    /// TLS on TCP.
+    Tls(Box<TlsStream<TcpStream>>),
     /// Two pipes of a simulated network.
     #[cfg(test)]
     Simulated(simulated::Receiver, simulated::Sender),
@@ -31,6 +35,8 @@ pub enum Socket {
 pub enum Detached {
     /// TCP.
     Tcp(std::net::TcpStream),
+    /// TLS: its socket stays with the runtime that accepted it, which only wakes the other thread.
+    Tls(Box<TlsStream<TcpStream>>),
     /// Two pipes of a simulated network.
     #[cfg(test)]
     Simulated(simulated::Receiver, simulated::Sender),
@@ -41,6 +47,8 @@ pub enum Detached {
 pub enum ReadHalf {
     /// TCP.
     Tcp(OwnedReadHalf),
+    /// TLS on TCP.
+    Tls(tokio::io::ReadHalf<Box<TlsStream<TcpStream>>>),
     /// A pipe of a simulated network.
     #[cfg(test)]
     Simulated(simulated::Receiver),
@@ -51,41 +59,48 @@ pub enum ReadHalf {
 pub enum WriteHalf {
     /// TCP.
     Tcp(OwnedWriteHalf),
+    /// TLS on TCP.
+    Tls(tokio::io::WriteHalf<Box<TlsStream<TcpStream>>>),
     /// A pipe of a simulated network.
     #[cfg(test)]
     Simulated(simulated::Sender),
 }
 
 impl Socket {
-    /// Connects.
-    pub async fn connect(address: SocketAddr) -> io::Result<Self> {
+    /// Connects, with TLS if there is some.
+    pub async fn connect(address: SocketAddr, tls: Option<&SourceTls>) -> io::Result<Self> {
         #[cfg(test)]
         if let Some(network) = simulated::Network::here() {
             return network.connect(address).await;
         }
-        Ok(Self::Tcp(TcpStream::connect(address).await?))
+        let stream = TcpStream::connect(address).await?;
+        match tls {
+            None => Ok(Self::Tcp(stream)),
+            Some(tls) => Ok(Self::Tls(Box::new(tls.connect(stream).await?))),
+        }
+    }
+
+    /// The socket beneath.
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(stream) => Some(stream),
+            Self::Tls(stream) => Some(stream.get_ref().0),
+            #[cfg(test)]
+            Self::Simulated(..) => None,
+        }
     }
 
     /// Small frames leave at once.
     pub fn without_delay(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_nodelay(true),
-            #[cfg(test)]
-            Self::Simulated(..) => Ok(()),
-        }
+        self.tcp().map_or(Ok(()), |stream| stream.set_nodelay(true))
     }
 
     /// Small frames leave at once, and little CP data stands unsent before a transfer.
     pub fn tune(&self) -> io::Result<()> {
         self.without_delay()?;
-        match self {
-            Self::Tcp(stream) => {
-                let socket = socket2::SockRef::from(stream);
-                socket.set_tcp_notsent_lowat(low_u32(CP_BYTES_BEFORE_TRANSFER_MAX))
-            }
-            #[cfg(test)]
-            Self::Simulated(..) => Ok(()),
-        }
+        let Some(stream) = self.tcp() else { return Ok(()) };
+        let socket = socket2::SockRef::from(stream);
+        socket.set_tcp_notsent_lowat(low_u32(CP_BYTES_BEFORE_TRANSFER_MAX))
     }
 
     /// Both directions.
@@ -94,6 +109,10 @@ impl Socket {
             Self::Tcp(stream) => {
                 let (read, write) = stream.into_split();
                 (ReadHalf::Tcp(read), WriteHalf::Tcp(write))
+            }
+            Self::Tls(stream) => {
+                let (read, write) = tokio::io::split(stream);
+                (ReadHalf::Tls(read), WriteHalf::Tls(write))
             }
             #[cfg(test)]
             Self::Simulated(read, write) => {
@@ -106,6 +125,7 @@ impl Socket {
     pub fn detach(self) -> io::Result<Detached> {
         match self {
             Self::Tcp(stream) => Ok(Detached::Tcp(stream.into_std()?)),
+            Self::Tls(stream) => Ok(Detached::Tls(stream)),
             #[cfg(test)]
             Self::Simulated(read, write) => Ok(Detached::Simulated(read, write)),
         }
@@ -117,6 +137,7 @@ impl Detached {
     pub fn attach(self) -> io::Result<Socket> {
         match self {
             Self::Tcp(stream) => Ok(Socket::Tcp(TcpStream::from_std(stream)?)),
+            Self::Tls(stream) => Ok(Socket::Tls(stream)),
             #[cfg(test)]
             Self::Simulated(read, write) => Ok(Socket::Simulated(read, write)),
         }
@@ -131,6 +152,7 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
             #[cfg(test)]
             Self::Simulated(read, _) => Pin::new(read).poll_read(context, buffer),
         }
@@ -145,6 +167,7 @@ impl AsyncRead for ReadHalf {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_read(context, buffer),
+            Self::Tls(half) => Pin::new(half).poll_read(context, buffer),
             #[cfg(test)]
             Self::Simulated(half) => Pin::new(half).poll_read(context, buffer),
         }
@@ -152,7 +175,7 @@ impl AsyncRead for ReadHalf {
 }
 
 macro_rules! writes {
-    ($type:ident, $tcp:pat => $to:expr, $simulated:pat => $pipe:expr) => {
+    ($type:ident, $tcp:pat => $to:expr, $tls:pat => $over:expr, $simulated:pat => $pipe:expr) => {
         impl AsyncWrite for $type {
             fn poll_write(
                 self: Pin<&mut Self>,
@@ -161,6 +184,7 @@ macro_rules! writes {
             ) -> Poll<io::Result<usize>> {
                 match self.get_mut() {
                     $tcp => Pin::new($to).poll_write(context, bytes),
+                    $tls => Pin::new($over).poll_write(context, bytes),
                     #[cfg(test)]
                     $simulated => Pin::new($pipe).poll_write(context, bytes),
                 }
@@ -173,6 +197,7 @@ macro_rules! writes {
             ) -> Poll<io::Result<usize>> {
                 match self.get_mut() {
                     $tcp => Pin::new($to).poll_write_vectored(context, slices),
+                    $tls => Pin::new($over).poll_write_vectored(context, slices),
                     #[cfg(test)]
                     $simulated => Pin::new($pipe).poll_write_vectored(context, slices),
                 }
@@ -185,6 +210,7 @@ macro_rules! writes {
             fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
                 match self.get_mut() {
                     $tcp => Pin::new($to).poll_flush(context),
+                    $tls => Pin::new($over).poll_flush(context),
                     #[cfg(test)]
                     $simulated => Pin::new($pipe).poll_flush(context),
                 }
@@ -196,6 +222,7 @@ macro_rules! writes {
             ) -> Poll<io::Result<()>> {
                 match self.get_mut() {
                     $tcp => Pin::new($to).poll_shutdown(context),
+                    $tls => Pin::new($over).poll_shutdown(context),
                     #[cfg(test)]
                     $simulated => Pin::new($pipe).poll_shutdown(context),
                 }
@@ -204,5 +231,5 @@ macro_rules! writes {
     };
 }
 
-writes!(Socket, Self::Tcp(stream) => stream, Self::Simulated(_, write) => write);
-writes!(WriteHalf, Self::Tcp(half) => half, Self::Simulated(half) => half);
+writes!(Socket, Self::Tcp(stream) => stream, Self::Tls(stream) => stream, Self::Simulated(_, write) => write);
+writes!(WriteHalf, Self::Tcp(half) => half, Self::Tls(half) => half, Self::Simulated(half) => half);

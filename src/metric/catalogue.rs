@@ -234,6 +234,9 @@ catalogue! {
         [closed("action", RETENTION_ACTIONS)],
         "CPs that were kept, and dropped, as `keep` in the sources' files says";
 
+    TLS_CERTIFICATE_ENDS = "mirrorhub_tls_certificate_expiry_timestamp_seconds", Seconds, Kind::Gauge,
+        [], "When the own certificate ends, in seconds since 1970; not a number without TLS";
+
     // ---- one volume ----
     VOLUME_SIZE_BYTES = "mirrorhub_volume_size_bytes", Bytes, Kind::Gauge,
         [SOURCE, VOLUME], "Size of the volume as clients see it";

@@ -62,7 +62,7 @@ fn of_start(error: &StartError) -> Option<Advice> {
             Some(wrong(format!("key `{key}`: size = \"{met}\", as it was made; it cannot change")))
         }
         StartError::NotLoopback(_) => {
-            Some(wrong("key `hub`: an address of this machine, a tunnel's end for one"))
+            Some(wrong("key `hub`: an address of this machine, or a section [tls]"))
         }
         StartError::Volumes { max, .. } => {
             Some(wrong(format!("key `[[volume]]`: between 1 and {max} of them")))

@@ -10,16 +10,17 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::reload::{self, Files};
+use super::reload::{self, Files, files_of};
 use super::watch::Watch;
 use super::{
     Doors, answer, collect_source, end_of, failed, join, kept, pool_check, unknown_volume,
 };
+use crate::cli::authority::Authority;
 use crate::cli::signals::{Signal, Signals};
 use crate::config::around::{Around, load_around};
 use crate::config::problem::Problems;
 use crate::config::reload::{hub_changes, reloaded_hub};
-use crate::config::schema::{HubConfig, HubSource, Listen};
+use crate::config::schema::{HubConfig, HubSource, Listen, TlsConfig};
 use crate::control::message as control;
 use crate::control::message::{
     AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
@@ -36,6 +37,7 @@ use crate::hub::settle::Settled;
 use crate::hub::shared::SourceSetting;
 use crate::hub::status::{Snapshot, SourceState, Totals};
 use crate::hub::{Hub, HubOptions};
+use crate::link::tls::HubTls;
 use crate::metric::catalogue as names;
 use crate::nbd::serve::{Options, Server};
 use crate::observe::server::Observed;
@@ -62,7 +64,8 @@ pub fn run(config: HubConfig, accept_missing: bool) -> Result<()> {
     let metrics = crate::observe::recorder::install("hub")?;
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
-    let options = options(&config, accept_missing);
+    let mut options = options(&config, accept_missing);
+    options.tls = config.tls.as_ref().map(hub_tls).transpose()?.map(Arc::new);
     let sources_dir = config.sources_dir.clone();
     let system = actix::System::new();
     system.block_on(async move {
@@ -99,11 +102,20 @@ pub fn run(config: HubConfig, accept_missing: bool) -> Result<()> {
     })
 }
 
+/// Certificates: of the file, or of the hub's own authority, which is made at the first start.
+fn hub_tls(config: &TlsConfig) -> Result<HubTls> {
+    if let Some(authority) = &config.authority {
+        Authority(authority).ensure(&config.hub_name)?;
+    }
+    Ok(HubTls::load(files_of(config))?)
+}
+
 fn options(config: &HubConfig, accept_missing: bool) -> HubOptions {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     HubOptions {
         data_dir: config.data_dir.clone(),
         listen: config.listen,
+        tls: None,
         nvram: (config.nvram.path.clone(), config.nvram.size),
         log_dir: config.log_dir.clone(),
         pool: config.pool.files(accept_missing),
@@ -179,6 +191,9 @@ impl View {
                     now.sources.retain(|source| source.file.name != *name);
                     now.sources.extend(stays.cloned());
                     problems.push(served(name));
+                }
+                if let Some(tls) = &self.hub.shared().tls {
+                    problems.extend(tls.reload().err().map(|error| reload::of_tls(&error)));
                 }
                 self.files.taken(now, &changes, problems);
                 let Settled { added, changed, retired, .. } = settled;
@@ -614,6 +629,7 @@ fn not_here(snapshot: &Snapshot, refusal: &wire::VolumeRefusal) -> Option<Volume
 }
 
 fn collect(view: &View) {
+    super::collect_tls(view.hub.shared().tls.as_ref().map(|tls| tls.ends()));
     let shared = view.hub.shared();
     let mut carried: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
     let mut log_errors = 0;

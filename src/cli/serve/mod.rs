@@ -13,7 +13,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::bundle;
 use super::failure::Failure;
 use super::locate::ConfigArgument;
 use super::logging::{self, LogFormat};
@@ -71,6 +72,9 @@ pub struct SourceArguments {
     /// Start although missing devices of the pool may be newer than those that are there
     #[arg(long)]
     accept_missing_devices: bool,
+    /// Write the configuration and the certificates of that join bundle beside --config first
+    #[arg(long, value_name = "BUNDLE")]
+    join: Option<PathBuf>,
     /// Start with the file's policy at once, though the hub may know of a stronger one: a failover
     /// there may then call complete what is not
     #[arg(long)]
@@ -89,7 +93,10 @@ pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
 
 /// Runs a source until it is told to stop.
 pub fn run_source(arguments: &SourceArguments) -> Result<Done, Failure> {
-    let file = arguments.config.file()?;
+    let file = match &arguments.join {
+        Some(bundle) => bundle::join(bundle, arguments.config.config.as_deref())?,
+        None => arguments.config.file()?,
+    };
     let config = source::load(&file).map_err(Failure::Problems)?;
     start_logging()?;
     let accept = source::Accept {
@@ -337,6 +344,12 @@ fn collect_pool(pool: &Pool, rot: MendFigures) {
     metrics::counter!(names::DEVICE_SYNCS.name, "device" => "pool").absolute(pool.syncs());
     metrics::counter!(names::DEVICE_ERRORS.name, "device" => "pool")
         .absolute(u64::from(pool.first_error().is_some()));
+}
+
+/// When the own certificate ends; not a number without TLS.
+fn collect_tls(ends: Option<i64>) {
+    let seconds = ends.and_then(|ends| u64::try_from(ends).ok()).map_or(f64::NAN, to_f64);
+    metrics::gauge!(names::TLS_CERTIFICATE_ENDS.name).set(seconds);
 }
 
 /// What CPs carried of one kind.

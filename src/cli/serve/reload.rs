@@ -8,6 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::problem::{Problem, Problems};
 use crate::config::reload::{Change, When};
+use crate::config::schema::TlsConfig;
+use crate::link::tls::{TlsError, TlsFiles};
 use crate::status::SCHEMA;
 use crate::status::config::{ConfigChange, ConfigDiffAnswer, ConfigProblem, ConfigStatus};
 use crate::units::convert::to_u64;
@@ -77,6 +79,23 @@ fn log<'a>(problems: impl IntoIterator<Item = &'a ConfigProblem>) {
         let ConfigProblem { file, line, key, met, fix } = problem;
         tracing::error!(file, line, key, met, fix, "configuration refused");
     }
+}
+
+/// Certificates that cannot be read again: those that were read before stay in force.
+pub fn of_tls(error: &TlsError) -> ConfigProblem {
+    ConfigProblem {
+        file: "[tls]".to_owned(),
+        line: None,
+        key: "tls".to_owned(),
+        met: error.to_string(),
+        fix: "put right files there, then reload; the certificates read before go on".to_owned(),
+    }
+}
+
+/// Where they lie.
+pub fn files_of(config: &TlsConfig) -> TlsFiles {
+    let TlsConfig { ca, cert, key, .. } = config.clone();
+    TlsFiles { ca, cert, key }
 }
 
 /// For status and answers.

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::reload::{self, Files};
+use super::reload::{self, Files, files_of};
 use super::{Doors, answer, end_of, join, pool_check, unknown_volume};
 use crate::cli::signals::{Signal, Signals};
 use crate::config::reload::{reloaded_source, source_changes};
@@ -21,6 +21,7 @@ use crate::filer::counters::CounterValues;
 use crate::filer::homes::{Home, HomeExports, Homes};
 use crate::filer::status::{SourceState, Status};
 use crate::filer::{CheckpointError, DeviceOptions, Filer, FilerOptions};
+use crate::link::tls::SourceTls;
 use crate::metric::catalogue as names;
 use crate::nbd::serve::{Options, Server};
 use crate::nvlog::RingStatus;
@@ -68,7 +69,10 @@ pub fn run(config: SourceConfig, accept: Accept) -> Result<()> {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let admin = AdminServer::bind(&config.data_dir).await?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
-        let options = options(&config, accept);
+        let mut options = options(&config, accept);
+        let tls = config.tls.as_ref().map(|tls| SourceTls::load(files_of(tls), &tls.hub_name));
+        options.tls = tls.transpose()?.map(Arc::new);
+        let tls = options.tls.clone();
         let filer = Arc::new(Filer::start(options.clone()).await?);
         let directory = config.data_dir.join("homes");
         let homes = Homes::start(filer.clone(), options, directory).await?;
@@ -76,7 +80,8 @@ pub fn run(config: SourceConfig, accept: Accept) -> Result<()> {
         let stop = CancellationToken::new();
         let files = Files::new(config);
         let (own, guests) = (filer.clone(), homes.clone());
-        let view = Arc::new(View { filer: own, homes: guests, server: server.clone(), files });
+        let view = View { filer: own, homes: guests, server: server.clone(), files, tls };
+        let view = Arc::new(view);
         let exports = HomeExports::new(homes.clone());
         let mut tasks = doors.open(&server, exports, view.clone(), metrics, &stop);
         let admin_stop = CancellationToken::new();
@@ -103,6 +108,7 @@ fn options(config: &SourceConfig, accept: Accept) -> FilerOptions {
     FilerOptions {
         name: config.name.clone(),
         hub: config.hub,
+        tls: None,
         hub_timeout: config.replication.hub_timeout,
         volumes: config.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
         nvram: DeviceOptions { path: config.nvram.path.clone(), size: config.nvram.size },
@@ -124,6 +130,7 @@ struct View {
     homes: Arc<Homes>,
     server: Server,
     files: Files<SourceConfig>,
+    tls: Option<Arc<SourceTls>>,
 }
 
 impl View {
@@ -138,7 +145,9 @@ impl View {
                 self.filer.reload(now.policy(), now.checkpoint_interval);
                 self.homes.reload(now.checkpoint_interval);
                 tracing::info!(file = %file.display(), changes = changes.len(), "reloaded");
-                self.files.taken(now, &changes, Vec::new());
+                let failed = self.tls.as_ref().and_then(|tls| tls.reload().err());
+                let problems = failed.iter().map(reload::of_tls).collect();
+                self.files.taken(now, &changes, problems);
             }
             Err(problems) => self.files.refused(&file, &problems),
         }
@@ -321,6 +330,7 @@ impl View {
 
 impl Observed for View {
     fn collect(&self) {
+        super::collect_tls(self.tls.as_ref().map(|tls| tls.ends()));
         let status = self.filer.status();
         let homes = self.homes.statuses();
         let mut carried = [(0, 0); 3];

@@ -119,7 +119,8 @@ impl Life {
         let (hub, patience) = (forward.hub, shared.pledge.patience());
         let mut pause = forward.backoff.least;
         loop {
-            let connect = tokio::time::timeout(patience, Socket::connect(hub));
+            let connect =
+                tokio::time::timeout(patience, Socket::connect(hub, forward.tls.as_deref()));
             let connected = tokio::select! {
                 biased;
                 () = stopping.cancelled() => return None,

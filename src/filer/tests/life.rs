@@ -269,6 +269,7 @@ fn file_options(directory: &std::path::Path, hub: &Hub) -> FilerOptions {
         size: ByteCount(size),
     };
     FilerOptions {
+        tls: None,
         resync_limit: None,
         name: "filer-a".parse().unwrap(),
         hub: hub.address,

@@ -85,6 +85,7 @@ fn behaviour(hub: &Hub, apply: Apply) -> Behaviour {
         forward: ForwardOptions {
             resync_limit: None,
             hub: hub.address,
+            tls: None,
             backoff: Backoff { least: Duration::from_millis(5), most: Duration::from_millis(20) },
             seed: 7,
         },

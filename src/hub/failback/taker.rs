@@ -20,6 +20,7 @@ use super::{AGAIN, Connected, Order, SEE_LOG};
 use crate::hub::actor::AskAdopt;
 use crate::hub::extension::{Extension, State};
 use crate::hub::failover::Refusal;
+use crate::hub::lane::lock;
 use crate::hub::shared::Shared;
 use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::units::ids::{SourceId, random_u64};
@@ -127,6 +128,7 @@ async fn other(
         Refusal::new(reason, "start it, and wait until it is in-sync")
     };
     let entry = shared.registry.get(to).ok_or_else(absent)?;
+    lock(&shared.invited).insert(row.name.clone(), to.clone());
     let answer = entry.actor.send(AskAdopt(adopt)).await.map_err(|_| absent())?;
     let answer = tokio::time::timeout(ADOPT_MAX, answer).await.map_err(|_| slow())?;
     answer.map_err(|_| absent())??;

@@ -204,6 +204,7 @@ impl SourceSetup {
             },
             forward: ForwardOptions {
                 hub: address(at),
+                tls: None,
                 backoff: Backoff {
                     least: Duration::from_millis(20),
                     most: Duration::from_millis(200),
@@ -234,6 +235,7 @@ pub(super) fn hub_options(setup: &Setup) -> HubOptions {
     HubOptions {
         data_dir: nowhere.clone(),
         listen: address(0),
+        tls: None,
         nvram: (nowhere.clone(), ByteCount(HUB_RING_BYTES)),
         log_dir: nowhere.clone(),
         pool: PoolFiles::plain(nowhere, ByteCount(HUB_POOL_BYTES)),

@@ -21,7 +21,7 @@ use crate::device::sim::{Chance, SimDevice};
 use crate::filer::Filer;
 use crate::filer::recover::Store;
 use crate::filer::shared::Shared as FilerShared;
-use crate::hub::connection::greet;
+use crate::hub::connection::{Known, greet};
 use crate::hub::promoted::Engine;
 use crate::hub::recover::{Stores, recover_on};
 use crate::hub::shared::{Arbiters, Shared};
@@ -494,7 +494,7 @@ impl HubEnd {
                 let shared = Arc::clone(&shared);
                 drop(tokio::task::spawn_local(async move {
                     // A connection that is refused is told so, and counted.
-                    drop(greet(socket, "simulated", &shared).await);
+                    drop(greet(socket, Known::Local, "simulated", &shared).await);
                 }));
             }
         };

@@ -31,6 +31,7 @@ pub(super) fn go_on() -> Policy {
 
 pub(super) fn filer_options(dir: &Path, hub: std::net::SocketAddr, policy: Policy) -> FilerOptions {
     FilerOptions {
+        tls: None,
         name: name(),
         hub,
         hub_timeout: Duration::from_millis(500),

@@ -41,6 +41,7 @@ fn options(dir: &Path, names: &[&str]) -> HubOptions {
     HubOptions {
         data_dir: dir.to_owned(),
         listen: "127.0.0.1:0".parse().unwrap(),
+        tls: None,
         nvram: (dir.join("nvram"), ByteCount(16 << 20)),
         log_dir: dir.join("logs"),
         pool: crate::raid::files::PoolFiles::plain(dir.join("disk0"), ByteCount(128 << 20)),

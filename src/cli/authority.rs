@@ -1,0 +1,213 @@
+//! The hub's own small authority: a key and a certificate in a directory of its state.
+//!
+//! Made at the hub's first start with `[tls]`, used by that process for the hub's certificate and by
+//! `mirrorhub onboard` for those of sources. Keys are readable by their owner alone. The authority's
+//! certificate is what both ends trust, so its key is as precious as the images: whoever has it can
+//! come as any source. Files: `ca-key.pem`, `ca-cert.pem`, `server-key.pem`, `server-cert.pem`.
+//!
+//! Written key first, each file whole and durable under its name or not at all; a cut is made good by
+//! the next start. A certificate without its key is an error: to make another authority would shut
+//! out every source.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+
+use super::new_file::write_new;
+use crate::device::directory::create_durably;
+use crate::units::machine;
+
+const DAY_SECONDS: i64 = 86_400;
+/// How long the authority lasts.
+const AUTHORITY_DAYS: i64 = 20 * 365;
+/// How long a certificate lasts that it signs.
+const CERTIFICATE_DAYS: i64 = 2 * 365;
+/// A clock that is behind by less than this does no harm.
+const BEFORE_DAYS: i64 = 1;
+
+/// Why there is no authority, or no certificate of it.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// A file.
+    #[error("{}: {error}", .path.display())]
+    File { path: PathBuf, error: io::Error },
+    /// The key of a certificate is not there.
+    #[error("{}: is missing, and {} is there", .key.display(), .cert.display())]
+    KeyGone { key: PathBuf, cert: PathBuf },
+    /// The library.
+    #[error("{what}: {error}")]
+    Make { what: String, error: rcgen::Error },
+}
+
+/// What a source is given.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// The authority's certificate.
+    pub ca: String,
+    /// The own one.
+    pub cert: String,
+    /// Its key.
+    pub key: String,
+}
+
+/// An authority in a directory.
+#[derive(Debug)]
+pub struct Authority<'a>(pub &'a Path);
+
+impl Authority<'_> {
+    /// Makes what is missing: the authority, and the hub's own certificate.
+    pub fn ensure(&self, hub_name: &str) -> Result<(), AuthorityError> {
+        let directory = self.0;
+        create_durably(directory)
+            .map_err(|error| AuthorityError::File { path: directory.to_owned(), error })?;
+        let (key, cert) = (self.path("ca-key.pem"), self.path("ca-cert.pem"));
+        let pair = self.key(&key, &cert)?;
+        if !is_there(&cert)? {
+            let made = authority().self_signed(&pair).map_err(make("ca-cert.pem"))?;
+            write(&cert, &made.pem(), 0o644)?;
+        }
+        let (key, cert) = (self.path("server-key.pem"), self.path("server-cert.pem"));
+        let pair = self.key(&key, &cert)?;
+        if !is_there(&cert)? {
+            let purpose = ExtendedKeyUsagePurpose::ServerAuth;
+            write(&cert, &self.sign(hub_name, purpose, &pair)?, 0o644)?;
+        }
+        Ok(())
+    }
+
+    /// A certificate for a source, with a new key that is kept nowhere here.
+    pub fn issue(&self, name: &str) -> Result<Issued, AuthorityError> {
+        let pair = KeyPair::generate().map_err(make(name))?;
+        let cert = self.sign(name, ExtendedKeyUsagePurpose::ClientAuth, &pair)?;
+        let ca = read(&self.path("ca-cert.pem"))?;
+        Ok(Issued { ca, cert, key: pair.serialize_pem() })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// The key in that file; made, unless what it belongs to is there.
+    fn key(&self, key: &Path, cert: &Path) -> Result<KeyPair, AuthorityError> {
+        if is_there(key)? {
+            return KeyPair::from_pem(&read(key)?).map_err(make(&key.display().to_string()));
+        }
+        if is_there(cert)? {
+            return Err(AuthorityError::KeyGone { key: key.to_owned(), cert: cert.to_owned() });
+        }
+        let pair = KeyPair::generate().map_err(make(&key.display().to_string()))?;
+        write(key, &pair.serialize_pem(), 0o600)?;
+        Ok(pair)
+    }
+
+    fn sign(
+        &self,
+        name: &str,
+        purpose: ExtendedKeyUsagePurpose,
+        pair: &KeyPair,
+    ) -> Result<String, AuthorityError> {
+        let (key, cert) = (self.path("ca-key.pem"), self.path("ca-cert.pem"));
+        let issuer_key = KeyPair::from_pem(&read(&key)?).map_err(make("ca-key.pem"))?;
+        let issuer = Issuer::from_ca_cert_pem(&read(&cert)?, issuer_key);
+        let issuer = issuer.map_err(make("ca-cert.pem"))?;
+        let mut params = lasting(CERTIFICATE_DAYS, name);
+        let dns = name.try_into().map_err(make(name))?;
+        params.subject_alt_names = vec![SanType::DnsName(dns)];
+        params.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = vec![purpose];
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(pair, &issuer).map_err(make(name))?.pem())
+    }
+}
+
+fn make(what: &str) -> impl FnOnce(rcgen::Error) -> AuthorityError {
+    let what = what.to_owned();
+    move |error| AuthorityError::Make { what, error }
+}
+
+fn authority() -> CertificateParams {
+    let mut params = lasting(AUTHORITY_DAYS, "mirrorhub authority");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn lasting(days: i64, name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let now = machine::unix_seconds();
+    params.not_before = time_of(now - BEFORE_DAYS * DAY_SECONDS);
+    params.not_after = time_of(now + days * DAY_SECONDS);
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
+
+/// A day, as the library takes it.
+fn time_of(seconds: i64) -> time::OffsetDateTime {
+    time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+}
+
+fn is_there(path: &Path) -> Result<bool, AuthorityError> {
+    path.try_exists().map_err(|error| AuthorityError::File { path: path.to_owned(), error })
+}
+
+fn read(path: &Path) -> Result<String, AuthorityError> {
+    fs::read_to_string(path).map_err(|error| AuthorityError::File { path: path.to_owned(), error })
+}
+
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), AuthorityError> {
+    write_new(path, text, mode)
+        .map_err(|error| AuthorityError::File { path: path.to_owned(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn an_authority_is_made_once_and_its_keys_are_its_owners() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = directory.path().join("tls");
+        Authority(&base).ensure("hub").unwrap();
+        let text = |name: &str| fs::read_to_string(base.join(name)).unwrap();
+        let before = [text("ca-cert.pem"), text("server-cert.pem")];
+        Authority(&base).ensure("hub").unwrap();
+        assert_eq!([text("ca-cert.pem"), text("server-cert.pem")], before);
+        for key in ["ca-key.pem", "server-key.pem"] {
+            let mode = fs::metadata(base.join(key)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{key}");
+        }
+        assert_eq!(fs::read_dir(&base).unwrap().count(), 4);
+        // A cut before the certificate: it is made for the key that is there.
+        fs::remove_file(base.join("server-cert.pem")).unwrap();
+        Authority(&base).ensure("hub").unwrap();
+        assert_ne!(text("server-cert.pem"), before[1]);
+        // Without its key nobody can tell whose certificate it is.
+        fs::remove_file(base.join("ca-key.pem")).unwrap();
+        let met = Authority(&base).ensure("hub").unwrap_err();
+        assert!(matches!(met, AuthorityError::KeyGone { .. }), "{met}");
+        assert_eq!(text("ca-cert.pem"), before[0]);
+    }
+
+    #[test]
+    fn a_source_gets_its_name_and_a_key_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority(directory.path());
+        authority.ensure("hub").unwrap();
+        let (one, two) = (authority.issue("filer-a").unwrap(), authority.issue("filer-a").unwrap());
+        assert_ne!(one.key, two.key);
+        use rustls::pki_types::CertificateDer;
+        use rustls::pki_types::pem::PemObject;
+        let cert = CertificateDer::from_pem_slice(one.cert.as_bytes()).unwrap();
+        assert_eq!(crate::link::tls::names_in(&cert), ["filer-a"]);
+        assert_eq!(one.ca, fs::read_to_string(directory.path().join("ca-cert.pem")).unwrap());
+    }
+}
