@@ -6,10 +6,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use mirrorhub::nbd::client::Client;
 use mirrorhub::record::entry::{Entry, EntryKind};
 use mirrorhub::record::marks::Place;
 use mirrorhub::record::transfer::{Builder, Transfer, TransferHeader};
@@ -25,9 +23,9 @@ use mirrorhub::wire::message::{
 };
 
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{
-    Cluster, SourceSettings, descriptors, http_get, metric_sum, pause, resident_kib, wait_for,
-};
+use crate::harness::windows::Bystander;
+use crate::harness::{Cluster, SourceSettings, http_get, metric_sum, pause, wait_for};
+use crate::mutated::Held;
 
 pub const PATIENCE: Duration = Duration::from_secs(25);
 
@@ -207,20 +205,6 @@ pub fn refusals(cluster: &Cluster, reason: &str) -> f64 {
     metric_sum(&page, "mirrorhub_refused_connections_total", &format!("reason=\"{reason}\""))
 }
 
-/// Latencies of single synchronous writes for that long: p99.
-fn p99_of_writes(socket: &Path, export: &str, length: Duration) -> Duration {
-    let mut client = Client::unix(socket, export, PATIENCE).expect("the volume opens");
-    let begin = Instant::now();
-    let mut all = Vec::new();
-    while begin.elapsed() < length {
-        let sent = Instant::now();
-        client.write(32 << 20, &[9; 4096]).expect("a good client's write");
-        all.push(sent.elapsed());
-    }
-    all.sort();
-    all[all.len() * 99 / 100]
-}
-
 /// Each bad thing alone, with the answer that belongs to it.
 #[test]
 fn every_bad_frame_has_its_answer() {
@@ -341,19 +325,26 @@ impl Record {
 fn silent_and_slow_peers_are_closed() {
     let mut cluster = Cluster::start(&[SourceSettings::new("filer-a")]);
     let socket = cluster.path("filer-a/nbd.sock");
-    // What a log and its CP keep open is open before it is counted.
-    let quiet = p99_of_writes(&socket, "filer-a/vol0", Duration::from_secs(1));
-    let id = cluster.hub_process().id();
-    let (before, memory) = (descriptors(id), resident_kib(id));
     let address = cluster.hub_address();
+    let crowd = || (0..200).map(|_| connect(address)).collect::<Vec<TcpStream>>();
+    let mut bystander = Bystander::start(&socket, "filer-a/vol0");
+    // What a log keeps open is open before it is counted.
+    bystander.quiet(|| pause(Duration::from_millis(400)));
+    let held = Held::by(cluster.hub_process().id());
+    bystander.endures("200 silent connections", |bystander| {
+        for _ in 0..8 {
+            let silent = crowd();
+            bystander.disturbed(|| pause(Duration::from_millis(400)));
+            drop(silent);
+            bystander.quiet(|| pause(Duration::from_millis(400)));
+        }
+    });
+    drop(bystander);
     let begin = Instant::now();
-    let mut silent: Vec<TcpStream> = (0..200).map(|_| connect(address)).collect();
+    let mut silent = crowd();
     let hello = Record::new("filer-a").hello();
     let half = silent.last_mut().expect("some");
     drop(half.write_all(&hello[..hello.len() / 2]));
-    let p99 = p99_of_writes(&socket, "filer-a/vol0", Duration::from_secs(2));
-    println!("p99 of a write {quiet:?}, beside 200 silent connections {p99:?}");
-    assert!(p99 < quiet * 3 + Duration::from_millis(20));
     assert_eq!(cluster.on_hub("filer-a")["state"], "in-sync");
     assert!(refusals(&cluster, "busy") >= 100.0, "over the bound they are turned away");
     // One byte now and then does not extend the deadline.
@@ -368,8 +359,7 @@ fn silent_and_slow_peers_are_closed() {
     }
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     assert!(refusals(&cluster, "protocol") >= 1.0, "a silent peer is counted");
-    wait_for("descriptors are closed", Duration::from_secs(10), || descriptors(id) <= before);
-    assert!(resident_kib(id) < memory + (64 << 10));
+    held.check();
 }
 
 /// What the lying hub does with a connection.

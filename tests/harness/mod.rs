@@ -581,11 +581,6 @@ pub fn hash(file: &Path) -> String {
     String::from_utf8(output.stdout).expect("hexadecimal digits").trim().to_owned()
 }
 
-/// Open descriptors of a process.
-pub fn descriptors(id: u32) -> usize {
-    fs::read_dir(format!("/proc/{id}/fd")).expect("descriptors of a process").count()
-}
-
 /// Resident memory of a process, in KiB.
 pub fn resident_kib(id: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{id}/status")).expect("status of a process");
