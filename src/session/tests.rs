@@ -12,6 +12,7 @@ mod fuzz;
 mod laws;
 mod refusals;
 mod search;
+mod silent;
 mod volumes;
 mod walk;
 mod world;

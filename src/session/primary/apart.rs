@@ -340,7 +340,10 @@ impl Primary {
         if self.apart.mark != Mark::Set && !matches!(self.apart.way, Way::Closing { .. }) {
             return;
         }
-        if !self.in_session() && self.answering == Answering::Alone {
+        // A hub that is connected to and does not answer is away: Welcome is judged by what is held
+        // when it comes.
+        let away = !self.in_session() || self.state == State::Greeting;
+        if away && self.answering == Answering::Alone {
             self.done_alone(|_| true, actions);
         }
         if self.state != State::Streaming {

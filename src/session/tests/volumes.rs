@@ -39,7 +39,7 @@ fn refusal() -> VolumeRefusal {
 }
 
 /// A source of three volumes that holds two transfers of CP 1.
-fn source(on_hub_loss: OnHubLoss, alone: bool) -> Primary {
+pub(super) fn source(on_hub_loss: OnHubLoss, alone: bool) -> Primary {
     let identity = Identity {
         name: "filer-a".parse().unwrap(),
         source: source_id(),
@@ -54,7 +54,7 @@ fn source(on_hub_loss: OnHubLoss, alone: bool) -> Primary {
     Primary::new(identity, Place::default(), held, Own::default())
 }
 
-fn welcome(refused: Vec<VolumeRefusal>) -> Welcome {
+pub(super) fn welcome(refused: Vec<VolumeRefusal>) -> Welcome {
     Welcome {
         version: 1,
         hub: hub_id(),
