@@ -115,6 +115,28 @@ fn continue_goes_on_alone_and_comes_back_under_load() {
     }
 }
 
+/// A hub that hangs takes connections and says nothing. The source that goes on alone does not wait
+/// for it at each of its CPs: eight NVRAM partitions go through while it hangs.
+#[test]
+fn a_hub_that_hangs_does_not_slow_a_source_alone() {
+    let mut cluster = Cluster::start(&[continuing("").nvram("16MiB").pool("1GiB")]);
+    let writer = load(&cluster, Known::default(), 8);
+    writer.wait_answered(100);
+    cluster.signal_hub("STOP");
+    wait_alone(&cluster);
+    drop(writer.finish());
+    let mut client = Client::unix(&socket(&cluster, NAME), EXPORT, LIMIT).expect("the volume");
+    let begin = Instant::now();
+    for at in 0..64 {
+        client.write(at << 20, &[7; 1 << 20]).expect("alone");
+    }
+    let taken = begin.elapsed();
+    cluster.signal_hub("CONT");
+    println!("64 MiB in {taken:.1?}");
+    assert!(taken < Duration::from_secs(20), "64 MiB took {taken:?}");
+    check_together(&mut cluster, &Known::default());
+}
+
 /// While alone nobody is told that all is well, nor that clients wait.
 #[test]
 fn a_source_alone_says_so_in_state_and_next_step() {
