@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use chain::{Chain, quantile};
-use ends::{Ends, Sizes, pause, resident_mib};
+use ends::{Ends, Sizes, most_resident_mib, pause};
 use mirrorhub::nbd::client::Client;
 use mirrorhub::units::convert::{to_f64, to_u64};
 
@@ -55,8 +55,8 @@ fn main() -> anyhow::Result<()> {
     println!("median: p50 over the floor's {:.2} (wanted: <= 2.0)", median(&mut ratios));
     println!("median: depth 32 over depth 1 {:.2} (wanted: >= 2)", median(&mut gains));
     println!("durable by {}", chain.durability);
-    let (hub, source) = (resident_mib(ends.hub.id())?, resident_mib(source.id())?);
-    println!("resident after the load: hub {hub:.0} MiB, source {source:.0} MiB");
+    let (hub, source) = (most_resident_mib(ends.hub.id())?, most_resident_mib(source.id())?);
+    println!("resident at most: hub {hub:.0} MiB, source {source:.0} MiB");
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     println!("load average {}", load.trim());
     Ok(())

@@ -6,8 +6,9 @@
 //! thread, so n is the n-th of the thread that gets there first; each device has one that writes.
 //! How many there are is counted first, in an unharmed run of the same: the full run takes all n up
 //! to that, the other some spread over it, and each has to be reached. The pool of either end is
-//! fdatasynced, the rings are written with O_DSYNC. A short write is not among strace's harms: the
-//! simulated device has it.
+//! fdatasynced, the rings are written with O_DSYNC. A short write is not among strace's harms, and
+//! syncfs is called for many sources only: the simulated device has the one,
+//! `sourcelog::tests::faults` the other.
 //! `MIRRORHUB_CASE=TEXT` runs only the cases whose printed line contains the text.
 
 use std::collections::HashMap;

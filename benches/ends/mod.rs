@@ -157,10 +157,10 @@ fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(listener.local_addr()?)
 }
 
-/// Resident memory of a process in MiB.
-pub fn resident_mib(id: u32) -> anyhow::Result<f64> {
+/// The most memory that a process ever had resident, in MiB.
+pub fn most_resident_mib(id: u32) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmHWM")?;
     Ok(kib.parse::<f64>()? / 1024.0)
 }
