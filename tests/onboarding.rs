@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{BINARY, Cluster, SourceSettings, run, status, try_run, wait_for};
+use crate::harness::{BINARY, Cluster, SourceSettings, http_get, run, status, try_run, wait_for};
 use crate::outage::socket;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -164,10 +164,16 @@ fn a_source_comes_and_goes_by_its_file() {
     cluster.checkpoint("filer-a");
     let hub_socket = socket(&cluster, "hub");
     known.check_export(&hub_socket, "filer-a/vol0").expect("the image");
+    const SERIES: &str = "source=\"filer-a\"";
+    let (_, scraped) = http_get(&cluster.hub_url("/metrics"));
     // Taken away: retired, its image stays; also over a restart of the hub.
     fs::remove_file(&file).expect("removed");
     wait_for("it is retired", LIMIT, || on_hub(&cluster, "filer-a").as_deref() == Some("retired"));
     known.check_export(&hub_socket, "filer-a/vol0").expect("the image of a retired source");
+    // At the first scrape behind it, its series are gone: nothing else sets them meanwhile.
+    assert!(scraped.contains(SERIES), "{scraped}");
+    let (_, page) = http_get(&cluster.hub_url("/metrics"));
+    assert!(!page.contains(SERIES) && page.contains("mirrorhub_build_info"), "{page}");
     assert_eq!(cluster.hub_status()["health"]["word"], "ok");
     cluster.stop_hub();
     cluster.start_hub();

@@ -1,6 +1,10 @@
 //! The metric recorder: one a process, installed first thing, rendered by [`super::server`].
 
+use std::sync::OnceLock;
+use std::time::Duration;
+
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
 
 use crate::metric::catalogue::{ALL, BUILD_INFO, Kind};
 
@@ -9,23 +13,36 @@ use crate::metric::catalogue::{ALL, BUILD_INFO, Kind};
 #[error("the metric recorder cannot be installed: {0}")]
 pub struct RecorderError(#[from] BuildError);
 
-/// Installs the recorder for the whole process, describes every metric, and sets
-/// `mirrorhub_build_info` for `role`: `hub` or `source`.
+/// What is not set by a scrape is gone from it: the series of a source that was retired. All counters
+/// and gauges are set by each.
+const GONE_AFTER: Duration = Duration::from_millis(100);
+/// `hub` or `source`.
+static ROLE: OnceLock<&'static str> = OnceLock::new();
+
+/// Installs the recorder for the whole process, which is a `hub` or a `source`, and describes every
+/// metric.
 ///
 /// # Errors
 /// If the process has a recorder already.
 pub fn install(role: &'static str) -> Result<PrometheusHandle, RecorderError> {
     let handle = builder()?.install_recorder()?;
     crate::metric::describe_all();
+    ROLE.get_or_init(|| role);
+    Ok(handle)
+}
+
+/// Sets `mirrorhub_build_info`, as each scrape does.
+pub(super) fn tell_build() {
+    let role = ROLE.get().copied().unwrap_or_default();
     metrics::gauge!(BUILD_INFO.name, "version" => env!("CARGO_PKG_VERSION"), "role" => role)
         .set(1.0);
-    Ok(handle)
 }
 
 /// A recorder with the catalogue's buckets: without them histograms would be summaries, which
 /// cannot be added up over sources and hubs.
 pub(super) fn builder() -> Result<PrometheusBuilder, BuildError> {
-    let mut builder = PrometheusBuilder::new();
+    let set_by_each = MetricKindMask::COUNTER | MetricKindMask::GAUGE;
+    let mut builder = PrometheusBuilder::new().idle_timeout(set_by_each, Some(GONE_AFTER));
     for metric in ALL {
         if let Kind::Histogram { buckets } = metric.kind {
             builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.into()), buckets)?;

@@ -170,6 +170,7 @@ const NO_STORE: (HeaderName, &str) = (header::CACHE_CONTROL, "no-store");
 
 async fn metrics_text(State(shared): State<Shared>) -> Response {
     shared.observed.collect();
+    super::recorder::tell_build();
     let level = shared.observed.status().health().word.level();
     metrics::gauge!(HEALTH_STATUS.name).set(f64::from(level));
     let content = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");

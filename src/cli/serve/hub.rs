@@ -628,27 +628,36 @@ fn not_here(snapshot: &Snapshot, refusal: &wire::VolumeRefusal) -> Option<Volume
     (!known).then_some(VolumeStatus { name, size_bytes: 0, root: None, trouble })
 }
 
+/// The series of one source.
+fn collect_one(view: &View, snapshot: &Snapshot) {
+    let shared = view.hub.shared();
+    collect_source(&entry(snapshot, view.started));
+    let (totals, source) = (&snapshot.totals, snapshot.name.to_string());
+    let count = |name: &'static str, value: u64| {
+        metrics::counter!(name, "source" => source.clone()).absolute(value);
+    };
+    count(names::SOURCE_RECEIVED_BYTES.name, totals.received_bytes);
+    count(names::SOURCE_RESYNC_BYTES.name, totals.pass_bytes);
+    count(names::SOURCE_CHECKPOINTS.name, totals.checkpoints);
+    count(names::SOURCE_CHECKPOINTS_REJECTED.name, totals.rejected);
+    count(names::SOURCE_ACTOR_RESTARTS.name, shared.counters.restarts_of(&snapshot.name));
+    let log = snapshot.source.map_or(0, |id| shared.store.bytes(id));
+    metrics::gauge!(names::SOURCE_LOG_BYTES.name, "source" => source).set(to_f64(log));
+}
+
 fn collect(view: &View) {
     super::collect_tls(view.hub.shared().tls.as_ref().map(|tls| tls.ends()));
     let shared = view.hub.shared();
     let mut carried: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
     let mut log_errors = 0;
     for snapshot in view.hub.snapshots() {
-        collect_source(&entry(&snapshot, view.started));
-        let (totals, source) = (&snapshot.totals, snapshot.name.to_string());
-        let count = |name: &'static str, value: u64| {
-            metrics::counter!(name, "source" => source.clone()).absolute(value);
-        };
-        count(names::SOURCE_RECEIVED_BYTES.name, totals.received_bytes);
-        count(names::SOURCE_RESYNC_BYTES.name, totals.pass_bytes);
-        count(names::SOURCE_CHECKPOINTS.name, totals.checkpoints);
-        count(names::SOURCE_CHECKPOINTS_REJECTED.name, totals.rejected);
-        let restarts = shared.counters.restarts_of(&snapshot.name);
-        count(names::SOURCE_ACTOR_RESTARTS.name, restarts);
-        let log = snapshot.source.map_or(0, |id| shared.store.bytes(id));
+        let totals = &snapshot.totals;
         let fault = snapshot.source.and_then(|id| shared.store.fault(id));
         log_errors += u64::from(fault.is_some());
-        metrics::gauge!(names::SOURCE_LOG_BYTES.name, "source" => source.clone()).set(to_f64(log));
+        // The series of a source that was retired end with it.
+        if snapshot.state != SourceState::Retired {
+            collect_one(view, &snapshot);
+        }
         for (kind, blocks, bytes) in [
             ("reference", totals.reference_blocks, totals.reference_bytes),
             ("inline", totals.inline_blocks, totals.inline_bytes),
