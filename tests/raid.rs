@@ -197,6 +197,15 @@ fn done(config: &Path, arguments: &[&str]) -> String {
     text
 }
 
+/// Writes the new devices into a configuration file.
+fn name_new(config: &Path, names: &[u32]) {
+    let mut text = fs::read_to_string(config).expect("a configuration");
+    for n in names {
+        text = text.replace(&format!("state/disk{n}"), &format!("new{n}"));
+    }
+    fs::write(config, text).expect("a configuration");
+}
+
 /// Goal: two devices of a hub on `parity2` and one of a source on `parity1` are failed under load,
 /// others take their places and are filled while clients write; nothing acknowledged is lost, roots
 /// stay equal, scrubs of both ends are clean, and restarts find the new devices, whether the file
@@ -249,13 +258,8 @@ fn devices_are_replaced_under_load() {
         cluster.kill_hub();
         cluster.kill_source(SOURCE);
         if round == 1 {
-            for (config, names) in [(&hub, vec![1, 3]), (&source, vec![2])] {
-                let mut text = fs::read_to_string(config).expect("a configuration");
-                for n in names {
-                    text = text.replace(&format!("state/disk{n}"), &format!("new{n}"));
-                }
-                fs::write(config, text).expect("a configuration");
-            }
+            name_new(&hub, &[1, 3]);
+            name_new(&source, &[2]);
         }
         cluster.start_all();
         assert_eq!(devices_in(&cluster.hub_status()), 5, "round {round}");
