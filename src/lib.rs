@@ -27,5 +27,6 @@ pub mod session;
 pub mod sourcelog;
 pub mod status;
 pub mod units;
+pub mod upkeep;
 pub mod volume;
 pub mod wire;

@@ -111,7 +111,11 @@ impl Fake {
             | Request::Verify { .. }
             | Request::ConfigDiff {}
             | Request::Forget { .. }
-            | Request::PoolCheck { .. }) => panic!("{other:?} is answered elsewhere"),
+            | Request::PoolCheck { .. }
+            | Request::Scrub { .. }
+            | Request::DeviceList {}
+            | Request::DeviceFail { .. }
+            | Request::DeviceReplace { .. }) => panic!("{other:?} is answered elsewhere"),
         }
     }
 
@@ -199,7 +203,11 @@ impl Fake {
                 let (changes, problems) = (vec![change], Vec::new());
                 json(serde_json::to_value(ConfigDiffAnswer { schema: 1, changes, problems }))
             }
-            Request::PoolCheck {} => {
+            Request::PoolCheck {}
+            | Request::Scrub { .. }
+            | Request::DeviceList {}
+            | Request::DeviceFail { .. }
+            | Request::DeviceReplace { .. } => {
                 Err(AdminError::new(code::FAILED, "there is no pool here", ""))
             }
         }

@@ -28,6 +28,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("sourcelog", 4),
     ("volume", 5),
     ("session", 6),
+    ("upkeep", 6),
     ("filer", 7),
     ("hub", 8),
     ("observe", 9),

@@ -6,7 +6,8 @@
 //!
 //! * processes: [`serve`] (`hub`, `source`), [`demo`]
 //! * commands: [`status`], [`hash`], [`checkpoint`], [`kept`], [`mod@drop`], [`verify`],
-//!   [`failover`], [`failback`], [`onboard`], [`forget`], [`config_check`], [`completions`], [`man`]
+//!   [`failover`], [`failback`], [`onboard`], [`forget`], [`scrub`],
+//!   [`device`], [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
 //! * [`terminal`], [`words`], [`progress`]: colours and widths, sizes and times in words, bars
@@ -19,6 +20,7 @@ pub mod checkpoint;
 pub mod completions;
 pub mod config_check;
 pub mod demo;
+pub mod device;
 pub mod drop;
 pub mod failback;
 pub mod failover;
@@ -32,6 +34,7 @@ pub mod man;
 pub mod new_file;
 pub mod onboard;
 pub mod progress;
+pub mod scrub;
 pub mod serve;
 pub mod signals;
 pub mod sockets;
@@ -79,6 +82,9 @@ enum Command {
     Failback(failback::FailbackArguments),
     Onboard(onboard::OnboardArguments),
     Forget(forget::ForgetArguments),
+    Scrub(scrub::ScrubArguments),
+    #[command(subcommand)]
+    Device(device::DeviceCommand),
     Hash(hash::HashArguments),
     #[command(subcommand)]
     Config(config_check::ConfigCommand),
@@ -110,6 +116,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Hub(hub) => serve::run_hub(hub),
         Command::Source(source) => serve::run_source(source),
         Command::Demo(demo) => demo::run(demo, &terminal),
+        Command::Device(device) => device::run(device, &terminal),
+        Command::Scrub(scrub) => scrub::run(scrub, &terminal),
         Command::Hash(hash) => hash::run(hash, &terminal),
         Command::Status(status) => status::run(status, &terminal),
         Command::Checkpoint(checkpoint) => checkpoint::run(checkpoint, &terminal),

@@ -5,10 +5,13 @@
 use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table};
 
+use super::device::filling;
+use super::scrub::how_far;
 use super::terminal::Look;
 use super::words::{count, percent, size, time};
 use crate::status::document::{Policy, SourceEntry, State, StatusDocument, VolumeTrouble};
 use crate::status::health::HealthWord;
+use crate::status::upkeep::ScrubStatus;
 use crate::units::names::SourceName;
 
 /// The whole view; with `only` that source in detail.
@@ -127,8 +130,32 @@ fn stores(document: &StatusDocument) -> String {
             };
             text.push_str(&format!("  disks  {there} of {all} in{repaired}\n"));
         }
+        if let Some(rebuild) = &pool.rebuild {
+            text.push_str(&format!("  disks  {}\n", filling(rebuild)));
+        }
+        if let Some(scrub) = &pool.scrub {
+            text.push_str(&format!("  scrub  {}\n", scrub_line(scrub)));
+        }
     }
     text
+}
+
+/// How a scrub is, or when the last one was and how it ended.
+fn scrub_line(scrub: &ScrubStatus) -> String {
+    if scrub.running {
+        return format!("running: {}", how_far(scrub));
+    }
+    let mended = scrub.repaired_blocks + scrub.repaired_copies + scrub.from_other_end_blocks;
+    let found = match (mended, scrub.lost_blocks) {
+        (0, 0) => String::new(),
+        (mended, 0) => format!(", {mended} blocks mended"),
+        (mended, lost) => format!(", {mended} blocks mended, {lost} lost"),
+    };
+    let when = match scrub.age_seconds {
+        Some(age) => format!(", {} ago", time(age)),
+        None => String::new(),
+    };
+    format!("{}{found}{when}", scrub.state)
 }
 
 /// Columns that are left out first on a narrow terminal.

@@ -10,7 +10,10 @@ use toml::Spanned;
 
 use super::quantity::{Unfit, format_size};
 use super::reader::{Reader, Section, resolve};
-use super::schema::{DeviceConfig, Listen, NvramConfig, PoolConfig, Raid, TlsConfig, VolumeConfig};
+use super::schema::{
+    DeviceConfig, Listen, NvramConfig, PoolConfig, Raid, SCRUB_EVERY, SCRUB_LIMIT, ScrubConfig,
+    TlsConfig, VolumeConfig,
+};
 use super::unavailable::entry;
 use crate::control::socket_path;
 use crate::limits::{
@@ -20,6 +23,9 @@ use crate::limits::{
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::names::{NameError, VolumeName};
 use crate::units::numbers::ByteCount;
+
+/// Bounds of what upkeep may read in a second.
+const PACE_BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=1 << 40;
 
 /// A name of any kind.
 pub(super) fn name<'d, T: FromStr<Err = NameError>>(
@@ -283,7 +289,15 @@ pub(super) fn pool<'d>(
         reader.missing(&section, "devices", &fix);
     }
     let complete = !devices.is_empty() && devices.len() == members.len();
-    let config = complete.then_some(PoolConfig { raid, devices });
+    let inner = reader.section(&section, "scrub");
+    let every = reader.duration(&inner, "every", (1000, 8760 * 60 * 60 * 1000));
+    let limit = reader.size(&inner, "limit", PACE_BYTES);
+    let scrub = ScrubConfig {
+        every: every.map_or(SCRUB_EVERY, Spanned::into_inner),
+        limit: limit.map_or(SCRUB_LIMIT, Spanned::into_inner),
+    };
+    let rebuild_limit = reader.size(&section, "rebuild_limit", PACE_BYTES).map(Spanned::into_inner);
+    let config = complete.then_some(PoolConfig { raid, devices, scrub, rebuild_limit });
     check_array(reader, &section, raid, (members.len(), config.as_ref()));
     (config, section)
 }

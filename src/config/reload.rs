@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 
 use super::quantity::{format_duration, format_size};
-use super::schema::{HubConfig, HubSource, PoolConfig, ReplicationConfig, SourceConfig, TlsConfig};
+use super::schema::{
+    HubConfig, HubSource, PoolConfig, ReplicationConfig, ScrubConfig, SourceConfig, TlsConfig,
+};
 use crate::hub::hooks::HookCommand;
 use crate::units::words::words;
 
@@ -146,6 +148,11 @@ fn pool_rows(pool: &PoolConfig) -> Rows {
         let value = format!("{}, {}", device.path.display(), format_size(device.size));
         rows.push((format!("pool.devices[{at}]"), When::Restart, value));
     }
+    let ScrubConfig { every, limit } = pool.scrub;
+    rows.push(("pool.scrub.every".to_owned(), When::Restart, format_duration(every)));
+    rows.push(("pool.scrub.limit".to_owned(), When::Restart, format_size(limit)));
+    let rebuild = pool.rebuild_limit.map_or("none".into(), format_size);
+    rows.push(("pool.rebuild_limit".to_owned(), When::Restart, rebuild));
     rows
 }
 

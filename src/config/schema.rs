@@ -42,6 +42,10 @@ pub const SOURCE_HTTP_LISTEN: &str = "127.0.0.1:7422";
 pub const SOURCE_NVRAM: ByteCount = ByteCount(512 << 20);
 /// Default of `checkpoint.interval`.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+/// Default of `pool.scrub.every`.
+pub const SCRUB_EVERY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Default of `pool.scrub.limit`.
+pub const SCRUB_LIMIT: ByteCount = ByteCount(50 << 20);
 /// Default of `hooks.timeout`.
 pub const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Default of `replication.hub_timeout`.
@@ -228,6 +232,27 @@ pub struct PoolConfig {
     pub raid: Raid,
     /// `pool.devices`: at least one. Restart.
     pub devices: Vec<DeviceConfig>,
+    /// `pool.scrub`: when everything in use is read and proven.
+    pub scrub: ScrubConfig,
+    /// `pool.rebuild_limit`: bytes a second that filling a new device reads and writes. Default: no
+    /// bound; 64KiB to 1TiB. Restart.
+    pub rebuild_limit: Option<ByteCount>,
+}
+
+/// `pool.scrub = { every = .., limit = .. }`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScrubConfig {
+    /// `every`: a scrub begins so long after the one before ended, counted while the process runs.
+    /// Default 168h, 1s to 8760h. Restart.
+    pub every: Duration,
+    /// `limit`: bytes a second that it reads. Default 50MiB; 64KiB to 1TiB. Restart.
+    pub limit: ByteCount,
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { every: SCRUB_EVERY, limit: SCRUB_LIMIT }
+    }
 }
 
 impl PoolConfig {
@@ -241,6 +266,13 @@ impl PoolConfig {
                 ByteCount(geometry.map_or(0, |geometry| geometry.size()))
             }
         }
+    }
+
+    /// For the thread that keeps it up.
+    pub fn upkeep(&self) -> crate::upkeep::Options {
+        let ScrubConfig { every, limit } = self.scrub;
+        let rebuild_limit = self.rebuild_limit;
+        crate::upkeep::Options { scrub_every: Some(every), scrub_limit: Some(limit), rebuild_limit }
     }
 
     /// For the process that opens them.

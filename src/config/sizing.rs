@@ -142,12 +142,17 @@ fn free_room(directory: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::schema::{DeviceConfig, Raid};
+    use crate::config::schema::{DeviceConfig, Raid, ScrubConfig};
 
     #[test]
     fn a_pool_carries_its_size_over_one_point_one() {
         let device = DeviceConfig { path: "/x".into(), size: ByteCount(1100 * MIB) };
-        let pool = PoolConfig { raid: Raid::None, devices: vec![device] };
+        let pool = PoolConfig {
+            raid: Raid::None,
+            devices: vec![device],
+            scrub: ScrubConfig::default(),
+            rebuild_limit: None,
+        };
         assert!(pool_line(&pool).carries.starts_with("1000MiB in use"));
         let mut notes = Vec::new();
         let volume = VolumeConfig { name: "v".parse().unwrap(), size: ByteCount(550 * MIB) };

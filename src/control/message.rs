@@ -83,6 +83,32 @@ pub enum Request {
     },
     /// What a reload would do: a [`crate::status::config::ConfigDiffAnswer`].
     ConfigDiff {},
+    /// Scrub the pool, or say how far it is: a [`crate::status::upkeep::ScrubAnswer`].
+    Scrub {
+        /// Answer when it has ended.
+        #[serde(default)]
+        wait: bool,
+        /// End the one under way.
+        #[serde(default)]
+        stop: bool,
+    },
+    /// How each device of the pool is: a [`crate::status::upkeep::DevicesAnswer`].
+    DeviceList {},
+    /// Take a device out: the same answer.
+    DeviceFail {
+        /// Its path, place or id.
+        device: String,
+    },
+    /// Fill a new device in the place of one: the same answer.
+    DeviceReplace {
+        /// Path, place or id of the one.
+        old: String,
+        /// Path of the new one.
+        new: String,
+        /// Answer when it is filled.
+        #[serde(default)]
+        wait: bool,
+    },
     /// Walk the pool: a [`crate::status::answers::PoolCheckAnswer`].
     PoolCheck {},
 }
@@ -379,6 +405,10 @@ mod tests {
                 r#"{"schema":1,"command":"failback","source":"filer-a","keep":"hub"}"#,
             ),
             (Request::PoolCheck {}, r#"{"schema":1,"command":"pool-check"}"#),
+            (
+                Request::Scrub { wait: true, stop: false },
+                r#"{"schema":1,"command":"scrub","wait":true,"stop":false}"#,
+            ),
         ];
         for (request, text) in cases {
             assert_eq!(request_line(&request).unwrap(), format!("{text}\n").into_bytes());

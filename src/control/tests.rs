@@ -72,6 +72,10 @@ impl Admin for Fake {
                 Request::Kept { .. }
                 | Request::Drop { .. }
                 | Request::ConfigDiff {}
+                | Request::Scrub { .. }
+                | Request::DeviceList {}
+                | Request::DeviceFail { .. }
+                | Request::DeviceReplace { .. }
                 | Request::Forget { .. }
                 | Request::Failover { .. }
                 | Request::Failback { .. } => Ok(Value::Null),

@@ -185,6 +185,10 @@ impl<D: Device + ?Sized> Device for Arc<D> {
         (**self).repair_at(offset, seen, good)
     }
 
+    fn note_unused(&self, in_use: &dyn Fn(u64, u64) -> bool) {
+        (**self).note_unused(in_use);
+    }
+
     fn members(&self) -> Vec<MemberReport> {
         (**self).members()
     }

@@ -15,6 +15,7 @@ pub mod file;
 pub mod latch;
 pub mod sim;
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -120,6 +121,13 @@ pub trait Device: Send + Sync + fmt::Debug {
     fn repair_at(&self, _offset: u64, _seen: &[u8], _good: &[u8]) -> Result<bool, DeviceError> {
         Ok(false)
     }
+    /// Told at the open of a store and before its first write: says of so many blocks from one on
+    /// whether any of them holds something.
+    fn note_unused(&self, _in_use: &dyn Fn(u64, u64) -> bool) {}
+    /// Itself, for whoever manages what it is made of; none if it is a plain one.
+    fn managed(self: Arc<Self>) -> Option<Arc<dyn Any + Send + Sync>> {
+        None
+    }
     /// The devices that this one is made of, by place; none if it is a plain one.
     fn members(&self) -> Vec<MemberReport> {
         Vec::new()
@@ -152,6 +160,12 @@ pub struct MemberReport {
     pub read_errors: u64,
     /// Blocks rewritten because they were not what they should be.
     pub repaired_blocks: u64,
+    /// Its size; 0 if it is not there.
+    pub size: ByteCount,
+    /// Bytes written to it since it was opened.
+    pub written_bytes: u64,
+    /// Answers that took too long since it was opened.
+    pub slow_answers: u64,
 }
 
 /// Bytes at the beginning of a device that must be zero before it is taken for a new store: no

@@ -123,6 +123,8 @@ pub const POOL_CATALOG_SPARE: u64 = 8;
 pub const POOL_CATALOG_ROW_BYTES_MAX: u64 = 64 * MIB;
 /// Bytes that a source's row keeps for the modules above.
 pub const SOURCE_EXTENSION_BYTES_MAX: usize = 4096;
+/// Bytes that a part above the pool may remember in its catalog under one name.
+pub const NOTE_BYTES_MAX: usize = 16_384;
 /// Blocks that the device lost and whose content is known again, of one pool, in memory.
 pub const MENDED_BLOCKS_MAX: usize = if cfg!(test) { 64 } else { 4096 };
 /// Places of one source that a mending may leave as they are before it gives up.
@@ -152,6 +154,22 @@ pub const RAID_JOURNAL_BYTES: u64 = if cfg!(test) { 512 * KIB } else { 16 * MIB 
 pub const RAID_PENDING_BLOCKS_MAX: usize = if cfg!(test) { 16 } else { 512 };
 /// Stripes written whole at once; unit tests shrink it.
 pub const RAID_WHOLE_STRIPES_MAX: u64 = if cfg!(test) { 4 } else { 64 };
+/// An answer of a device of an array that takes so many milliseconds is slow. Unit tests shrink it.
+pub const RAID_SLOW_MS: u64 = if cfg!(test) { 200 } else { 10_000 };
+/// A device with so many slow answers in [`RAID_VERDICT_SECONDS`] is failed.
+pub const RAID_SLOW_ANSWERS_MAX: usize = 3;
+/// A device with so many errors in [`RAID_VERDICT_SECONDS`] is failed. Unit tests shrink it.
+pub const RAID_ERRORS_MAX: usize = if cfg!(test) { 24 } else { 64 };
+/// Time over which the answers of a device are judged.
+pub const RAID_VERDICT_SECONDS: u64 = 10 * 60;
+/// Stripes filled of a new device between two notes in the labels. Unit tests shrink it.
+pub const REBUILD_STRIPES_NOTED: u64 = if cfg!(test) { 4 } else { 4096 };
+/// Blocks without a right copy that a scrub names; more are only counted.
+pub const SCRUB_LOST_NAMED_MAX: usize = 1000;
+/// Blocks of a volume that a scrub reads under one pin. Unit tests shrink it.
+pub const SCRUB_SLICE_BLOCKS: u64 = if cfg!(test) { 128 } else { 128 * 128 * 8 };
+/// Rows whose copies differ that a scrub looks up in the trees at once.
+pub const SCRUB_ROWS_MAX: usize = 4096;
 /// CPs of one source kept by name.
 pub const KEPT_PER_SOURCE_MAX: usize = 256;
 /// Pinned images at once.

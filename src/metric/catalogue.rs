@@ -293,6 +293,24 @@ catalogue! {
         "Blocks that were not right and were rewritten from another copy";
     POOL_DAMAGED_READS = "mirrorhub_pool_damaged_reads_total", Count, Kind::Counter, [],
         "Reads of blocks of which no copy was right";
+    SCRUB_RUNNING = "mirrorhub_scrub_running", Count, Kind::Gauge, [],
+        "1 while everything in use is being read and proven";
+    SCRUB_DONE_BYTES = "mirrorhub_scrub_done_bytes", Bytes, Kind::Gauge, [],
+        "Bytes that the scrub under way, or the last one, has read";
+    SCRUB_TOTAL_BYTES = "mirrorhub_scrub_total_bytes", Bytes, Kind::Gauge, [],
+        "Bytes that the scrub under way, or the last one, reads in all";
+    SCRUB_REPAIRED = "mirrorhub_scrub_repaired_blocks", Count, Kind::Gauge, [],
+        "Blocks and copies that the scrub under way, or the last one, has mended";
+    SCRUB_LOST = "mirrorhub_scrub_lost_blocks", Count, Kind::Gauge, [],
+        "Blocks of which the scrub under way, or the last one, found no right copy";
+    SCRUB_AGE_SECONDS = "mirrorhub_scrub_age_seconds", Seconds, Kind::Gauge, [],
+        "Time that the pool was open since its last whole scrub; NaN if there was none";
+    REBUILD_DONE_BYTES = "mirrorhub_rebuild_done_bytes", Bytes, Kind::Gauge, [],
+        "Bytes of a new device that were filled since the process began with it";
+    REBUILD_TOTAL_BYTES = "mirrorhub_rebuild_total_bytes", Bytes, Kind::Gauge, [],
+        "Bytes of a new device that are in use and were to be filled; 0 if none is being filled";
+    REBUILD_LOST_BLOCKS = "mirrorhub_rebuild_lost_blocks", Count, Kind::Gauge, [],
+        "Blocks of a new device that could not be had from the others";
     IMAGE_PINS = "mirrorhub_image_pins", Count, Kind::Gauge, [],
         "CPs pinned for open readers";
 

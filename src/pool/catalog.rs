@@ -102,6 +102,17 @@ impl Catalog<'_> {
         self.change(Change::RemoveVolume(key))
     }
 
+    /// What a part above the pool remembers under that name.
+    pub fn note(&self, name: &str) -> Result<Option<Vec<u8>>, PoolError> {
+        Ok(self.pool.lock()?.mirror.note(name).cloned())
+    }
+
+    /// Remembers something under a name of the program's own, in the place of what was there; at
+    /// most `NOTE_BYTES_MAX`.
+    pub fn put_note(&self, name: &'static str, bytes: Vec<u8>) -> Result<(), PoolError> {
+        self.change(Change::PutNote(name.to_owned(), bytes))
+    }
+
     fn change(&self, change: Change) -> Result<(), PoolError> {
         self.pool.check_latch()?;
         self.pool.committer().submit(self.pool, change).map(|_| ())

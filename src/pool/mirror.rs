@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::limits::{SOURCES_MAX, VOLUMES_PER_SOURCE_MAX};
+use crate::limits::{NOTE_BYTES_MAX, SOURCES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::units::convert::to_u64;
 use crate::units::ids::SourceId;
 use crate::units::names::KeptName;
@@ -30,6 +30,7 @@ pub(super) struct Mirror {
     kept: BTreeMap<SourceId, BTreeMap<KeptName, Arc<KeptRow>>>,
     kept_blocks: BTreeMap<(SourceId, CpNumber), u64>,
     works: BTreeMap<SourceId, Arc<WorkRow>>,
+    notes: BTreeMap<String, Vec<u8>>,
     row_bytes: u64,
 }
 
@@ -65,6 +66,15 @@ impl Mirror {
     pub(super) fn load_work(&mut self, row: WorkRow) {
         self.row_bytes += stored(&row.encode());
         self.works.insert(row.source, Arc::new(row));
+    }
+
+    pub(super) fn load_note(&mut self, name: String, bytes: Vec<u8>) {
+        self.notes.insert(name, bytes);
+    }
+
+    /// What a part above remembers under that name.
+    pub(super) fn note(&self, name: &str) -> Option<&Vec<u8>> {
+        self.notes.get(name)
     }
 
     /// The work tree of a source.
@@ -161,16 +171,8 @@ impl Mirror {
                 self.kept.remove(&source);
             }
         }
-        for (source, row) in staged.works {
-            let old = match row {
-                Some(row) => {
-                    self.row_bytes += stored(&row.encode());
-                    self.works.insert(source, row)
-                }
-                None => self.works.remove(&source),
-            };
-            self.row_bytes -= old.map_or(0, |old| stored(&old.encode()));
-        }
+        self.merge_works(staged.works);
+        self.notes.extend(staged.notes);
         for (key, blocks) in staged.kept_blocks {
             match blocks {
                 0 => self.kept_blocks.remove(&key),
@@ -183,6 +185,19 @@ impl Mirror {
         for (source, cut) in staged.history_cut {
             let count = self.history.entry(source).or_default();
             *count = count.saturating_sub(cut);
+        }
+    }
+
+    fn merge_works(&mut self, works: BTreeMap<SourceId, Option<Arc<WorkRow>>>) {
+        for (source, row) in works {
+            let old = match row {
+                Some(row) => {
+                    self.row_bytes += stored(&row.encode());
+                    self.works.insert(source, row)
+                }
+                None => self.works.remove(&source),
+            };
+            self.row_bytes -= old.map_or(0, |old| stored(&old.encode()));
         }
     }
 }
@@ -201,6 +216,7 @@ pub(super) struct Staged {
     /// Lengths of deadlists; 0 has no row.
     pub(super) kept_blocks: BTreeMap<(SourceId, CpNumber), u64>,
     pub(super) works: BTreeMap<SourceId, Option<Arc<WorkRow>>>,
+    pub(super) notes: BTreeMap<String, Vec<u8>>,
     /// What the new rows add, about; rows that shrink or go count at the merge.
     added_bytes: u64,
 }
@@ -208,13 +224,14 @@ pub(super) struct Staged {
 impl Staged {
     /// Whether nothing was changed.
     pub(super) fn is_empty(&self) -> bool {
-        let Self { sources, volumes, history, kept, kept_blocks, works, .. } = self;
+        let Self { sources, volumes, history, kept, kept_blocks, works, notes, .. } = self;
         sources.is_empty()
             && volumes.is_empty()
             && history.is_empty()
             && kept.is_empty()
             && kept_blocks.is_empty()
             && works.is_empty()
+            && notes.is_empty()
     }
 
     /// A source as it will be.
@@ -438,6 +455,16 @@ impl Staged {
         let old_bytes = self.work(mirror, row.source).map_or(0, |old| stored(&old.encode()));
         self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;
         self.works.insert(row.source, Some(Arc::new(row)));
+        Ok(())
+    }
+
+    /// Remembers something under a name, in the place of what was there.
+    pub(super) fn put_note(&mut self, name: String, bytes: Vec<u8>) -> Result<(), PoolError> {
+        let (met, max) = (to_u64(bytes.len()), to_u64(NOTE_BYTES_MAX));
+        if met > max {
+            return Err(PoolError::Limit { what: "bytes of a note", met, max });
+        }
+        self.notes.insert(name, bytes);
         Ok(())
     }
 

@@ -14,6 +14,8 @@
 //! * `store`, `region`, [`rows`], `mirror`: the catalog
 //! * [`write_set`], [`publish`]: how a CP is written and becomes durable and visible
 //! * `read`, [`cache`]: verified reads
+//! * `catalog_mend`: the catalog from other copies
+//! * [`scrub`]: reads of the medium alone; `overlay`: a look at the catalog that changes nothing
 //! * [`snapshot`]: one moment of the accounts, for `check`
 //!
 //! Invariants: a block that a published, kept or pinned root reaches is never written (2); rows are
@@ -24,6 +26,7 @@ pub mod bitmap;
 pub mod blockset;
 pub mod cache;
 pub mod catalog;
+mod catalog_mend;
 pub mod error;
 mod free_log;
 pub mod kept;
@@ -31,6 +34,7 @@ pub mod kept_row;
 pub mod label;
 mod mended;
 mod mirror;
+mod overlay;
 mod pins;
 pub mod pointer;
 pub mod publish;
@@ -38,6 +42,7 @@ mod read;
 mod region;
 mod room;
 pub mod rows;
+pub mod scrub;
 pub mod snapshot;
 pub mod space;
 mod store;
@@ -52,6 +57,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::device::{Device, MemberReport};
 use crate::limits::{HISTORY_ROWS_MAX, MIB, POOL_CATALOG_ROW_BYTES_MAX, POOL_CATALOG_SPARE};
+use crate::raid::array::Array;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::ids::{PoolId, SourceId};
 use crate::units::numbers::CpNumber;
@@ -68,6 +74,7 @@ use self::mirror::Mirror;
 use self::pins::PinName;
 use self::pointer::{TreeRoot, VolumeKey};
 use self::publish::Committer;
+use self::scrub::InUse;
 use self::space::{Space, SpaceMap};
 use self::store::Store;
 use self::work::WorkRow;
@@ -120,6 +127,8 @@ struct Repairs {
 #[derive(Debug)]
 pub struct Pool {
     device: Arc<dyn Device>,
+    /// The device, if it is an array.
+    array: Option<Arc<Array>>,
     label: Label,
     options: PoolOptions,
     state: Mutex<State>,
@@ -170,6 +179,10 @@ impl Pool {
             let device = device.name();
             return Err(PoolError::WrongOwner { device, pool: label.pool, wanted, met });
         }
+        let array = Arc::clone(&device).managed().and_then(|device| device.downcast().ok());
+        if let Some(array) = array.filter(|array: &Arc<Array>| array.is_redundant()) {
+            catalog_mend::mend(&device, &array, &label)?;
+        }
         // Durable before it is believed, as the catalog is.
         label::write_all(&*device, &label)?;
         let cache_bytes = options.catalog_cache_bytes;
@@ -199,7 +212,11 @@ impl Pool {
         let work = mirror.all_work_blocks().unwrap_or_default();
         let space = SpaceMap::new(&label.layout, stored, kept, work);
         let space = space.striped(device.stripe().0 / BLOCK_BYTES_U64);
+        let in_use = InUse::new(label.layout.data_start, space.maps().1.clone());
+        device.note_unused(&|first, count| in_use.any(first, count));
+        let array = Arc::clone(&device).managed().and_then(|device| device.downcast().ok());
         Arc::new(Self {
+            array,
             cache: BlockCache::new(options.node_cache_bytes),
             mended: Mended::default(),
             device,

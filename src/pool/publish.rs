@@ -85,6 +85,7 @@ pub(super) enum Change {
     RemoveSource(SourceId),
     PutVolume(Box<VolumeRow>),
     RemoveVolume(VolumeKey),
+    PutNote(String, Vec<u8>),
 }
 
 impl fmt::Debug for Change {
@@ -100,6 +101,7 @@ impl fmt::Debug for Change {
             Self::RemoveSource(_) => "RemoveSource",
             Self::PutVolume(_) => "PutVolume",
             Self::RemoveVolume(_) => "RemoveVolume",
+            Self::PutNote(..) => "PutNote",
         })
     }
 }
@@ -280,7 +282,8 @@ impl Pool {
             | Change::UpdateSource(..)
             | Change::RemoveSource(_)
             | Change::PutVolume(_)
-            | Change::RemoveVolume(_) => false,
+            | Change::RemoveVolume(_)
+            | Change::PutNote(..) => false,
         };
         if changes.iter().any(has_blocks) {
             self.device().flush()?;
@@ -354,6 +357,7 @@ impl Pool {
             Change::RemoveSource(id) => staged.remove_source(mirror, id)?,
             Change::PutVolume(row) => staged.put_volume(mirror, *row, max)?,
             Change::RemoveVolume(key) => staged.remove_volume(mirror, key)?,
+            Change::PutNote(name, bytes) => staged.put_note(name, bytes)?,
             Change::Keep(source, name) => {
                 let volumes = staged.volumes(mirror, source);
                 let row = KeptRow::of(staged.source(mirror, source)?, volumes.values(), name);

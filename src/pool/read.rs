@@ -26,6 +26,15 @@ fn verify(pbn: Pbn, wanted: u32, block: &[u8]) -> Result<(), PoolError> {
     if met == wanted { Ok(()) } else { Err(PoolError::Corrupt { pbn, wanted, met }) }
 }
 
+/// Where a block was right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Where every read looks.
+    AtFirst,
+    /// In another copy.
+    Elsewhere,
+}
+
 impl Pool {
     /// Reads one block and verifies its checksum. What the device has lost and is known again is
     /// as good ([`super::mended`]).
@@ -52,7 +61,25 @@ impl Pool {
         crc: u32,
         block: &mut [u8; BLOCK_BYTES],
     ) -> Result<(), PoolError> {
-        self.read_good(pbn, block, |block| verify(pbn, crc, block))
+        self.read_good(pbn, block, |block| verify(pbn, crc, block)).map(drop)
+    }
+
+    /// Reads one block from the medium that has both checksum and content.
+    pub(super) fn read_proven(
+        &self,
+        pointer: &Pointer,
+        block: &mut [u8; BLOCK_BYTES],
+        content: impl Fn(&[u8; BLOCK_BYTES]) -> ContentHash,
+    ) -> Result<Found, PoolError> {
+        let (pbn, wanted) = (pointer.pbn, pointer.hash);
+        self.read_good(pbn, block, |block| {
+            verify(pbn, pointer.crc, block)?;
+            let met = content(block);
+            if wanted == met {
+                return Ok(());
+            }
+            Err(PoolError::CorruptContent { pbn, wanted, met })
+        })
     }
 
     /// Reads one block, from any of its copies, that `check` finds right.
@@ -61,10 +88,10 @@ impl Pool {
         pbn: Pbn,
         block: &mut [u8; BLOCK_BYTES],
         check: impl Fn(&[u8; BLOCK_BYTES]) -> Result<(), PoolError>,
-    ) -> Result<(), PoolError> {
+    ) -> Result<Found, PoolError> {
         let offset = self.offset(pbn, 1)?;
         let read = self.device().read_at(offset, block).map_err(PoolError::from);
-        let Err(first) = read.and_then(|()| check(block)) else { return Ok(()) };
+        let Err(first) = read.and_then(|()| check(block)) else { return Ok(Found::AtFirst) };
         let mut other = [0; BLOCK_BYTES];
         for nth in 0..self.device().alternatives() {
             let read = self.device().read_alternative(nth, offset, &mut other);
@@ -79,7 +106,7 @@ impl Pool {
                 Err(error) => tracing::error!(%pbn, %error, "a bad block was not rewritten"),
             }
             block.copy_from_slice(&other);
-            return Ok(());
+            return Ok(Found::Elsewhere);
         }
         self.repairs.damaged.fetch_add(1, Ordering::Relaxed);
         Err(first)
@@ -133,14 +160,7 @@ impl Pool {
         }
         let mut block = [0; BLOCK_BYTES];
         let (pbn, wanted) = (pointer.pbn, pointer.hash);
-        let read = self.read_good(pbn, &mut block, |block| {
-            verify(pbn, pointer.crc, block)?;
-            let met = content(block);
-            if wanted == met {
-                return Ok(());
-            }
-            Err(PoolError::CorruptContent { pbn, wanted, met })
-        });
+        let read = self.read_proven(pointer, &mut block, &content);
         if let Err(error) = read {
             let known = self.mended().get(pbn, pointer.crc).ok_or(error)?;
             block.copy_from_slice(&*known);
@@ -168,7 +188,7 @@ impl Pool {
     }
 
     /// Where blocks of the data area are on the device; others have no business here.
-    fn offset(&self, first: Pbn, count: u64) -> Result<u64, PoolError> {
+    pub(super) fn offset(&self, first: Pbn, count: u64) -> Result<u64, PoolError> {
         let layout = &self.label().layout;
         let end = first.0.checked_add(count).filter(|&end| end <= layout.total);
         if first.0 < layout.data_start || end.is_none() {

@@ -10,6 +10,7 @@
 //! | `free_log` | commit (8, little-endian) | see the free log |
 //! | `work` | see work trees; an older pool has no such table | |
 //! | `kept`, `kept_blocks` | see kept CPs; an older pool has no such tables | |
+//! | `notes` | name of the note (text) | what a part above remembers, opaque; an older pool has no such table |
 //!
 //! Every row is sealed as catalog rows are. A page of the free map is 32,192 blocks of the data area
 //! in order: bit `n % 8` of byte `n / 8` says that block `n` is in use; bits past the end are zero.
@@ -48,6 +49,9 @@ use super::work::WorkRow;
 
 const FREE_MAP_NAME: &str = "free_map";
 const FREE_LOG_NAME: &str = "free_log";
+/// Cache of the database while it is only verified.
+const VERIFY_CACHE_BYTES: u64 = crate::limits::MIB;
+const NOTES_NAME: &str = "notes";
 const META_NAME: &str = "meta";
 const OWNER_KEY: &str = "pool";
 /// Bytes of a stored page: header of a row, commit and bits. With its key it fills one page of
@@ -63,6 +67,7 @@ const HISTORY: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(HistoryRo
 const KEPT: TableDefinition<&[u8], &[u8]> = TableDefinition::new(KeptRow::TABLE);
 const KEPT_BLOCKS: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(KeptBlocks::TABLE);
 const WORK: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new(WorkRow::TABLE);
+const NOTES: TableDefinition<&str, &[u8]> = TableDefinition::new(NOTES_NAME);
 const FREE_LOG: TableDefinition<u64, &[u8]> = TableDefinition::new(FREE_LOG_NAME);
 const FREE_MAP: TableDefinition<u64, &[u8; FREE_PAGE_BYTES]> = TableDefinition::new(FREE_MAP_NAME);
 
@@ -213,6 +218,11 @@ impl Store {
         guarded(open, || corrupt("catalog", &[], STOPPED.to_string()))
     }
 
+    /// Reads an existing catalog whole, as an open does. `device` must bear what that writes.
+    pub(super) fn verify(device: Arc<dyn Device>, label: &Label) -> Result<(), PoolError> {
+        Self::open(device, label, VERIFY_CACHE_BYTES).map(drop)
+    }
+
     fn open_verified(
         device: Arc<dyn Device>,
         label: &Label,
@@ -285,7 +295,21 @@ impl Store {
         }
         Self::load_kept(&reader, &mut mirror)?;
         Self::load_works(&reader, &mut mirror)?;
+        Self::load_notes(&reader, &mut mirror)?;
         Ok(mirror)
+    }
+
+    fn load_notes(reader: &ReadTransaction, mirror: &mut Mirror) -> Result<(), PoolError> {
+        let notes = match reader.open_table(NOTES) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+            notes => notes.map_err(failed("open notes"))?,
+        };
+        for row in notes.iter().map_err(failed("read notes"))? {
+            let (key, value) = row.map_err(failed("read notes"))?;
+            let bytes = unseal(NOTES_NAME, key.value().as_bytes(), value.value())?;
+            mirror.load_note(key.value().to_owned(), bytes.to_vec());
+        }
+        Ok(())
     }
 
     /// The work trees, each built on what its source has published.
@@ -416,6 +440,7 @@ impl Store {
         Self::commit_history(&transaction, staged)?;
         Self::commit_kept(&transaction, staged)?;
         Self::commit_works(&transaction, staged)?;
+        Self::commit_notes(&transaction, staged)?;
         transaction.commit().map_err(failed("commit"))
     }
 
@@ -435,6 +460,18 @@ impl Store {
         if !row.is_empty() {
             let sealed = seal(FREE_LOG_NAME, &commit.to_le_bytes(), row);
             table.insert(commit, &*sealed).map_err(failed("write free log"))?;
+        }
+        Ok(())
+    }
+
+    fn commit_notes(transaction: &WriteTransaction, staged: &Staged) -> Result<(), PoolError> {
+        if staged.notes.is_empty() {
+            return Ok(());
+        }
+        let mut table = transaction.open_table(NOTES).map_err(failed("open notes"))?;
+        for (name, bytes) in &staged.notes {
+            let sealed = seal(NOTES_NAME, name.as_bytes(), bytes);
+            table.insert(&**name, &*sealed).map_err(failed("write notes"))?;
         }
         Ok(())
     }

@@ -7,7 +7,8 @@
 //! before the call returns in which that was met. If more fail than the level bears, the first
 //! reason is kept: every later write is refused with it, and every read that needs what is lost.
 
-use std::collections::BTreeMap;
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -21,17 +22,25 @@ use crate::units::numbers::ByteCount;
 use super::journal::Area;
 use super::label::{self, Entry, Label};
 use super::layout::{Geometry, Level};
+use super::stripes::StripeSet;
+use super::watch::Watched;
 
 /// A block in memory.
 pub(super) type Block = Arc<[u8; BLOCK_BYTES]>;
 
 /// One place of the array.
 pub(super) struct Member {
-    pub(super) id: MemberId,
-    device: RwLock<Option<Arc<dyn Device>>>,
+    id: Mutex<MemberId>,
+    device: RwLock<Option<Arc<Watched>>>,
     name: Mutex<Arc<str>>,
     state: AtomicU8,
+    /// Stripes of the array.
+    stripes: u64,
+    /// Of one that is being filled: where that began, what is filled, and what of it is durable.
+    first: AtomicU64,
     rebuilt: AtomicU64,
+    durable: AtomicU64,
+    sparse: AtomicBool,
     reason: Mutex<Option<Arc<str>>>,
     pub(super) read_errors: AtomicU64,
     pub(super) repaired: AtomicU64,
@@ -43,10 +52,9 @@ const REBUILDING: u8 = 3;
 
 impl Member {
     /// One that is there.
-    pub(super) fn present(entry: Entry, device: Arc<dyn Device>) -> Self {
-        let member = Self::missing(entry, "");
-        *member.name.lock().unwrap_or_else(PoisonError::into_inner) = device.name();
-        *member.device.write().unwrap_or_else(PoisonError::into_inner) = Some(device);
+    pub(super) fn present(entry: Entry, device: Arc<dyn Device>, stripes: u64) -> Self {
+        let member = Self::missing(entry, "", stripes);
+        member.attach(device);
         *member.reason.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let state = match entry.state {
             MemberState::In => IN,
@@ -58,17 +66,81 @@ impl Member {
     }
 
     /// One that is not.
-    pub(super) fn missing(entry: Entry, reason: &str) -> Self {
+    pub(super) fn missing(entry: Entry, reason: &str, stripes: u64) -> Self {
         Self {
-            id: entry.id,
+            id: Mutex::new(entry.id),
             device: RwLock::new(None),
             name: Mutex::new(Arc::from(format!("device {}", entry.id))),
             state: AtomicU8::new(FAILED),
+            stripes,
+            first: AtomicU64::new(entry.first),
             rebuilt: AtomicU64::new(entry.rebuilt),
+            durable: AtomicU64::new(entry.rebuilt),
+            sparse: AtomicBool::new(entry.sparse),
             reason: Mutex::new(Some(Arc::from(reason))),
             read_errors: AtomicU64::new(0),
             repaired: AtomicU64::new(0),
         }
+    }
+
+    fn attach(&self, device: Arc<dyn Device>) {
+        *self.name.lock().unwrap_or_else(PoisonError::into_inner) = device.name();
+        let watched = Arc::new(Watched::new(device));
+        *self.device.write().unwrap_or_else(PoisonError::into_inner) = Some(watched);
+    }
+
+    /// Another device has the place from now on; it has nothing yet. Under the writer's lock.
+    pub(super) fn begin_filling(&self, id: MemberId, device: Arc<dyn Device>, first: u64) {
+        *self.id.lock().unwrap_or_else(PoisonError::into_inner) = id;
+        self.attach(device);
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.first.store(first, Ordering::Release);
+        self.rebuilt.store(0, Ordering::Release);
+        self.durable.store(0, Ordering::Release);
+        self.sparse.store(true, Ordering::Release);
+        self.read_errors.store(0, Ordering::Relaxed);
+        self.repaired.store(0, Ordering::Relaxed);
+        self.state.store(REBUILDING, Ordering::Release);
+    }
+
+    /// The next stripe to be filled, and how many are left; none if it is not being filled.
+    pub(super) fn to_fill(&self) -> Option<(u64, u64)> {
+        if self.state() != MemberState::Rebuilding {
+            return None;
+        }
+        let (first, rebuilt) = (self.first.load(Ordering::Acquire), self.filled());
+        Some(((first + rebuilt) % self.stripes, self.stripes - rebuilt))
+    }
+
+    /// Stripes that it has.
+    pub(super) fn filled(&self) -> u64 {
+        self.rebuilt.load(Ordering::Acquire)
+    }
+
+    /// It has one stripe more.
+    pub(super) fn has_next(&self) {
+        self.rebuilt.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// So many of them are durable.
+    pub(super) fn made_durable(&self, filled: u64) {
+        self.durable.store(filled, Ordering::Release);
+    }
+
+    /// It has everything, durably.
+    pub(super) fn is_filled(&self) {
+        self.rebuilt.store(0, Ordering::Release);
+        self.durable.store(0, Ordering::Release);
+        self.first.store(0, Ordering::Release);
+        self.state.store(IN, Ordering::Release);
+    }
+
+    pub(super) fn is_sparse(&self) -> bool {
+        self.sparse.load(Ordering::Acquire)
+    }
+
+    pub(super) fn id(&self) -> MemberId {
+        *self.id.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn state(&self) -> MemberState {
@@ -84,46 +156,77 @@ impl Member {
         if self.state() == MemberState::Failed {
             return None;
         }
-        self.device.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let device = self.device.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        Some(device)
     }
 
     /// The device, if it has what belongs into that stripe.
     pub(super) fn usable(&self, stripe: u64) -> Option<Arc<dyn Device>> {
         match self.state() {
             MemberState::In => self.device(),
-            MemberState::Rebuilding if stripe < self.rebuilt.load(Ordering::Acquire) => {
-                self.device()
+            MemberState::Rebuilding => {
+                let first = self.first.load(Ordering::Acquire);
+                let behind = (stripe + self.stripes - first) % self.stripes;
+                if behind < self.filled() { self.device() } else { None }
             }
-            MemberState::Rebuilding | MemberState::Failed => None,
+            MemberState::Failed => None,
         }
     }
 
     /// It is not used from now on; the first reason holds.
     pub(super) fn fail(&self, error: &DeviceError) {
+        self.fail_for(&error.to_string());
+    }
+
+    /// The same for a reason of another kind.
+    pub(super) fn fail_for(&self, reason: &str) {
         if self.state.swap(FAILED, Ordering::AcqRel) != FAILED {
-            let reason: Arc<str> = Arc::from(error.to_string());
+            let reason: Arc<str> = Arc::from(reason);
             tracing::error!(device = %self.name(), %reason, "a device of the array has failed");
             *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         }
+    }
+
+    /// Why it should not be used any more, though it has not failed.
+    pub(super) fn verdict(&self) -> Option<String> {
+        self.device.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.verdict()
     }
 
     pub(super) fn name(&self) -> Arc<str> {
         self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Closes a device that is not used any more.
+    pub(super) fn release(&self) {
+        *self.device.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) fn call(&self, name: &str) {
+        *self.name.lock().unwrap_or_else(PoisonError::into_inner) = Arc::from(name);
+    }
+
     fn entry(&self) -> Entry {
-        let rebuilt = self.rebuilt.load(Ordering::Acquire);
-        Entry { id: self.id, state: self.state(), rebuilt }
+        Entry {
+            id: self.id(),
+            state: self.state(),
+            rebuilt: self.durable.load(Ordering::Acquire),
+            first: self.first.load(Ordering::Acquire),
+            sparse: self.is_sparse(),
+        }
     }
 
     fn report(&self) -> MemberReport {
+        let watched = self.device.read().unwrap_or_else(PoisonError::into_inner).clone();
         MemberReport {
             name: self.name(),
-            id: self.id,
+            id: self.id(),
             state: self.state(),
             reason: self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             read_errors: self.read_errors.load(Ordering::Relaxed),
             repaired_blocks: self.repaired.load(Ordering::Relaxed),
+            size: watched.as_ref().map_or(ByteCount(0), |device| device.size()),
+            written_bytes: watched.as_ref().map_or(0, |device| device.written_bytes()),
+            slow_answers: watched.as_ref().map_or(0, |device| device.slow_answers()),
         }
     }
 }
@@ -135,6 +238,10 @@ pub(super) struct Writer {
     /// Who is in by the newest label.
     pub(super) recorded: Vec<Entry>,
     pub(super) area: Area,
+    /// Stripes that held nothing when a device was filled, and whose parity fits nothing yet.
+    pub(super) unfit: Option<StripeSet>,
+    /// Stripes written since a device began to be filled, until it is known what it needs.
+    pub(super) touched: Option<BTreeSet<u64>>,
 }
 
 /// Several devices as one.
@@ -150,6 +257,8 @@ pub struct Array {
     pub(super) in_place: RwLock<()>,
     broken: OnceLock<Arc<DeviceError>>,
     pub(super) syncs: AtomicU64,
+    /// Rows that could not be rebuilt.
+    pub(super) lost_rows: AtomicU64,
     /// Writes nothing into the journal: the negative control of the write hole's tests.
     pub(super) without_journal: AtomicBool,
 }
@@ -172,7 +281,14 @@ impl Array {
             id,
             geometry,
             members,
-            writer: Mutex::new(Writer { commit, recorded: Vec::new(), area }),
+            writer: Mutex::new(Writer {
+                commit,
+                recorded: Vec::new(),
+                area,
+                unfit: None,
+                touched: None,
+            }),
+            lost_rows: AtomicU64::new(0),
             pending: RwLock::default(),
             in_place: RwLock::default(),
             broken: OnceLock::new(),
@@ -249,6 +365,7 @@ impl Array {
 
     /// Puts into the labels who is in, if that has changed, and refuses all writes if too few are.
     pub(super) fn record(&self, writer: &mut Writer) -> Result<(), DeviceError> {
+        self.apply_policy();
         let now = || self.members.iter().map(Member::entry).collect::<Vec<_>>();
         while now() != writer.recorded {
             self.check_enough()?;
@@ -257,10 +374,24 @@ impl Array {
         self.check_enough()
     }
 
+    /// Devices that are not in.
+    pub(super) fn out(&self) -> usize {
+        self.members.iter().filter(|member| member.state() != MemberState::In).count()
+    }
+
+    /// Fails devices that answer slowly or with errors, as long as the others bear it.
+    fn apply_policy(&self) {
+        let members = self.members.iter().filter(|member| member.state() == MemberState::In);
+        for member in members {
+            if let Some(reason) = member.verdict().filter(|_| self.out() < self.geometry.spare()) {
+                member.fail_for(&reason);
+            }
+        }
+    }
+
     fn check_enough(&self) -> Result<(), DeviceError> {
         self.check_whole()?;
-        let out = self.members.iter().filter(|member| member.state() != MemberState::In).count();
-        if out > self.geometry.spare() {
+        if self.out() > self.geometry.spare() {
             let length = self.geometry.size();
             return Err(self.break_with(("write", 0, length), "more devices failed than it bears"));
         }
@@ -270,11 +401,15 @@ impl Array {
     /// Writes the next label to all that are in or become so.
     pub(super) fn write_labels(&self, writer: &mut Writer, entries: Vec<Entry>) {
         writer.commit += 1;
-        for (place, member) in self.members.iter().enumerate() {
+        // One that is being filled comes last: it never knows more than those it is filled from.
+        let last = |(_, member): &(usize, &Member)| member.state() == MemberState::Rebuilding;
+        let mut members: Vec<(usize, &Member)> = self.members.iter().enumerate().collect();
+        members.sort_by_key(last);
+        for (place, member) in members {
             let Some(device) = member.device() else { continue };
             let label = Label {
                 array: self.id,
-                member: member.id,
+                member: member.id(),
                 commit: writer.commit,
                 geometry: self.geometry,
                 place,
@@ -395,6 +530,14 @@ impl Device for Array {
     fn repair_at(&self, offset: u64, seen: &[u8], good: &[u8]) -> Result<bool, DeviceError> {
         check_range(self, offset, good.len())?;
         self.repair(offset, seen, good)
+    }
+
+    fn note_unused(&self, in_use: &dyn Fn(u64, u64) -> bool) {
+        self.leave_out_unused(in_use);
+    }
+
+    fn managed(self: Arc<Self>) -> Option<Arc<dyn Any + Send + Sync>> {
+        Some(self)
     }
 
     fn members(&self) -> Vec<MemberReport> {

@@ -120,7 +120,8 @@ pub fn create(level: Level, devices: &[Arc<dyn Device>]) -> Result<Arc<Array>, A
     let id = ArrayId::random()?;
     let mut entries = Vec::new();
     for _ in devices {
-        entries.push(Entry { id: MemberId::random()?, state: MemberState::In, rebuilt: 0 });
+        let id = MemberId::random()?;
+        entries.push(Entry { id, state: MemberState::In, rebuilt: 0, first: 0, sparse: false });
     }
     let label = |commit, place: usize| Label {
         array: id,
@@ -248,7 +249,10 @@ impl Found {
         let newest = newest.ok_or(AssembleError::None)?.0.clone();
         // Whoever wrote the newest label was in by every label before it.
         let alone = |label: &Label| {
-            label.entries.get(newest.place).is_none_or(|entry| entry.state == MemberState::Failed)
+            label.entries.get(newest.place).is_none_or(|entry| {
+                // One that has the place of another since was never out.
+                entry.state == MemberState::Failed && entry.id == newest.member
+            })
         };
         let differs = |label: &Label| {
             label.geometry != newest.geometry
@@ -326,12 +330,16 @@ impl Found {
 
     fn members(&self) -> Vec<Member> {
         let entries = self.newest.entries.iter().enumerate();
+        let stripes = self.newest.geometry.stripes;
         let member = |(place, entry): (usize, &Entry)| match self.taken.get(&place) {
-            Some(device) => Member::present(*entry, Arc::clone(device)),
+            Some(device) => Member::present(*entry, Arc::clone(device), stripes),
             None if entry.state == MemberState::In => {
-                Member::missing(*entry, "it was not there when the array was opened")
+                Member::missing(*entry, "it was not there when the array was opened", stripes)
             }
-            None => Member::missing(*entry, "it had failed before the array was opened"),
+            None if entry.state == MemberState::Rebuilding => {
+                Member::missing(*entry, "it was being filled, and is not there", stripes)
+            }
+            None => Member::missing(*entry, "it had failed before the array was opened", stripes),
         };
         entries.map(member).collect()
     }
@@ -455,37 +463,43 @@ impl Array {
         run.first.checked_add(run.count).is_some_and(|end| end <= self.geometry.stripes)
     }
 
-    /// Gives a stripe the parity that fits its data, whatever that is; says whether it did not.
-    fn fit(&self, stripe: u64) -> bool {
-        let mut changed = false;
+    /// Gives a stripe the parity that fits its data, whatever that is; says how many blocks did not.
+    pub(super) fn fit(&self, stripe: u64) -> u64 {
+        let rows = (0..self.geometry.chunk).step_by(BLOCK_BYTES);
+        rows.map(|within| to_u64(self.fit_row(stripe, within).len())).sum()
+    }
+
+    /// The same for one row; says where it was rewritten.
+    pub(super) fn fit_row(&self, stripe: u64, within: u64) -> Vec<usize> {
         let (n, k) = (self.geometry.members, self.geometry.data_columns());
-        for within in (0..self.geometry.chunk).step_by(BLOCK_BYTES) {
-            let mut columns: Vec<Option<Vec<u8>>> = vec![None; n];
-            let mut found = 0;
-            for (column, bytes) in columns.iter_mut().enumerate() {
-                let mut met = vec![0; BLOCK_BYTES];
-                if found < k && self.read_column(Spot { stripe, column, within }, &mut met) {
-                    *bytes = Some(met);
-                    found += 1;
-                }
+        let mut columns: Vec<Option<Vec<u8>>> = vec![None; n];
+        let mut found = 0;
+        for (column, bytes) in columns.iter_mut().enumerate() {
+            let mut met = vec![0; BLOCK_BYTES];
+            if found < k && self.read_column(Spot { stripe, column, within }, &mut met) {
+                *bytes = Some(met);
+                found += 1;
             }
-            let had: Vec<bool> = columns.iter().map(Option::is_some).collect();
-            if parity::recover(&mut columns, k, BLOCK_BYTES).is_err() {
-                // Unreadable, and nobody was told that it could be read.
-                continue;
-            }
-            let made = columns.iter().zip(had).enumerate().filter(|(_, (_, had))| !had);
-            let offset = self.geometry.on_member(stripe, within);
-            let blocks = made.filter_map(|(column, (bytes, _))| {
-                let block = Box::new(*bytes.as_ref()?.first_chunk()?);
-                let target = Target::Place(self.geometry.place(stripe, column));
-                Some(Placed { target, offset, block })
-            });
-            let blocks: Vec<Placed> = blocks.filter(|placed| !self.holds(stripe, placed)).collect();
-            changed |= !blocks.is_empty();
-            self.put_in_place(&blocks);
         }
-        changed
+        let had: Vec<bool> = columns.iter().map(Option::is_some).collect();
+        if parity::recover(&mut columns, k, BLOCK_BYTES).is_err() {
+            // Unreadable, and nobody was told that it could be read.
+            return Vec::new();
+        }
+        let made = columns.iter().zip(had).enumerate().filter(|(_, (_, had))| !had);
+        let offset = self.geometry.on_member(stripe, within);
+        let blocks = made.filter_map(|(column, (bytes, _))| {
+            let block = Box::new(*bytes.as_ref()?.first_chunk()?);
+            let target = Target::Place(self.geometry.place(stripe, column));
+            Some(Placed { target, offset, block })
+        });
+        let blocks: Vec<Placed> = blocks.filter(|placed| !self.holds(stripe, placed)).collect();
+        self.put_in_place(&blocks);
+        let places = blocks.iter().filter_map(|placed| match placed.target {
+            Target::Place(place) => Some(place),
+            Target::All => None,
+        });
+        places.collect()
     }
 
     /// Whether the device has that block already, or is not there to take it.
@@ -494,23 +508,6 @@ impl Array {
         let Some(device) = self.members[place].usable(stripe) else { return true };
         let mut met = [0; BLOCK_BYTES];
         device.read_at(placed.offset, &mut met).is_ok() && met == *placed.block
-    }
-}
-
-impl Array {
-    /// Stripes of the array.
-    pub fn stripes(&self) -> u64 {
-        self.geometry.stripes
-    }
-
-    /// Gives a stripe the parity that fits its data. Only for who knows that all of the data is
-    /// right; what is held in memory is not in it. Says whether it did not fit.
-    pub fn fit_parity(&self, stripe: u64) -> Result<bool, DeviceError> {
-        let mut writer = self.lock();
-        self.check_whole()?;
-        let changed = self.fit(stripe);
-        self.record(&mut writer)?;
-        Ok(changed)
     }
 }
 

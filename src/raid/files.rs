@@ -13,6 +13,17 @@ use crate::units::numbers::ByteCount;
 use super::assemble::{self, AssembleError, LeftOut, OpenOptions, Opened};
 use super::layout::Level;
 
+/// A device that takes the place of another: one that is there, or a new file of that size.
+pub fn new_device(path: &std::path::Path, size: ByteCount) -> Result<Arc<dyn Device>, FileError> {
+    match FileDevice::open(path, Access::Cached) {
+        Ok(device) => Ok(Arc::new(device)),
+        Err(FileError::Missing(_)) => {
+            Ok(Arc::new(FileDevice::create_unwritten(path, size, Access::Cached)?))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The devices of a pool, and how they make one.
 #[derive(Debug, Clone)]
 pub struct PoolFiles {
@@ -117,6 +128,8 @@ impl PoolFiles {
         let options = OpenOptions { accept_missing: self.accept_missing };
         let wanted = (self.level, self.devices.len());
         let mut opened = assemble::open_as(there, Some(wanted), options).map_err(failed)?;
+        let paths = self.devices.iter().map(|(path, _)| path.display().to_string());
+        opened.array.name_missing(&paths.collect::<Vec<_>>());
         opened.left_out.extend_from_slice(gone);
         for LeftOut { name, reason } in gone {
             tracing::warn!(device = %name, reason, "missing from the array");

@@ -21,7 +21,7 @@
 //! | 72 | 8 | first byte of the stripes |
 //! | 80 | 8 | stripes |
 //! | 88 | 8 | reserved, zero |
-//! | 96 | 16 x 32 | by place: id (16), state (1: 1 in, 2 failed, 3 rebuilding), zero (7), stripes rebuilt (8); unused ones zero |
+//! | 96 | 16 x 32 | by place: id (16), state (1: 1 in, 2 failed, 3 rebuilding), flags (1: 1 stripes that held nothing were left out when it was filled), stripe with which that began (6), stripes rebuilt from there on, round the end (8); unused ones zero |
 //! | 608 | 3488 | reserved, zero |
 
 use crate::device::{Device, DeviceError, MemberState};
@@ -52,8 +52,12 @@ pub struct Entry {
     pub id: MemberId,
     /// How it is.
     pub state: MemberState,
-    /// Of one that is being rebuilt: stripes from the first on that it has.
+    /// Of one that is being rebuilt: so many stripes it has, from `first` on and round the end.
     pub rebuilt: u64,
+    /// The stripe with which filling it began.
+    pub first: u64,
+    /// Stripes that held nothing were left out when it was filled: what they have fits nothing.
+    pub sparse: bool,
 }
 
 /// What a label says.
@@ -140,6 +144,8 @@ impl Label {
         for (entry, bytes) in self.entries.iter().zip(table) {
             bytes[..16].copy_from_slice(&entry.id.0);
             bytes[16] = state_number(entry.state);
+            bytes[17] = u8::from(entry.sparse);
+            bytes[18..24].copy_from_slice(&entry.first.to_le_bytes()[..6]);
             bytes[24..32].copy_from_slice(&entry.rebuilt.to_le_bytes());
         }
         let crc = crc32c(&bytes);
@@ -186,6 +192,10 @@ impl Label {
         let entries: Option<Vec<Entry>> =
             bytes[TABLE_AT..used].chunks_exact(ENTRY_BYTES).map(entry).collect();
         let entries = entries.ok_or_else(|| corrupt("unknown state of a device"))?;
+        let stripes = geometry.stripes;
+        if entries.iter().any(|entry| entry.first >= stripes || entry.rebuilt > stripes) {
+            return Err(corrupt("more stripes rebuilt than there are"));
+        }
         let (array, member) = (ArrayId(id(bytes, 16)), MemberId(id(bytes, 32)));
         if entries.get(place).is_none_or(|entry| entry.id != member) {
             return Err(corrupt("its own place is another's"));
@@ -196,8 +206,11 @@ impl Label {
 
 fn entry(bytes: &[u8]) -> Option<Entry> {
     let state = state_of(bytes[16])?;
-    let sound = bytes[17..24].iter().all(|byte| *byte == 0);
-    sound.then(|| Entry { id: MemberId(id(bytes, 0)), state, rebuilt: number(bytes, 24) })
+    let mut first = [0; 8];
+    first[..6].copy_from_slice(&bytes[18..24]);
+    let (first, sparse) = (u64::from_le_bytes(first), bytes[17] == 1);
+    let id = MemberId(id(bytes, 0));
+    (bytes[17] <= 1).then(|| Entry { id, state, rebuilt: number(bytes, 24), first, sparse })
 }
 
 /// Writes a label, durably, over the older one of the two.
@@ -233,7 +246,13 @@ mod tests {
 
     fn label(commit: u64) -> Label {
         let geometry = Geometry::new(Level::Parity1, 3, 8 << 20).unwrap();
-        let entry = |n: u8, state| Entry { id: MemberId([n; 16]), state, rebuilt: u64::from(n) };
+        let entry = |n: u8, state| Entry {
+            id: MemberId([n; 16]),
+            state,
+            rebuilt: u64::from(n),
+            first: u64::from(n) - 1,
+            sparse: n == 2,
+        };
         let entries = vec![
             entry(1, MemberState::In),
             entry(2, MemberState::Failed),
@@ -263,7 +282,7 @@ mod tests {
         assert_eq!(number(&bytes, 80), label(0).geometry.stripes);
         assert_eq!(
             bytes[128..160],
-            [[2; 16].as_slice(), &[2, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]].concat()
+            [[2; 16].as_slice(), &[2, 1, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]].concat()
         );
         assert!(bytes[192..].iter().all(|byte| *byte == 0));
         assert_eq!(Label::decode(&bytes).unwrap(), label(0x0102));
@@ -291,7 +310,7 @@ mod tests {
             (95, 1, "reserved"),
             (4000, 1, "reserved"),
             (112, 4, "unknown state"),
-            (113, 1, "unknown state"),
+            (113, 2, "unknown state"),
             (58, 0, "another's"),
         ] {
             let met = refused(sealed(with(at, value)));

@@ -8,6 +8,8 @@
 //! * [`label`]: who belongs to an array, at which place, and who is in (R9)
 //! * `journal`: closes the write hole
 //! * [`mod@array`], `write`, `read`: the device
+//! * [`rebuild`]: another device in the place of one; [`stripes`]: a set of them
+//! * [`scrub`]: whether all copies agree; `watch`: how devices answer
 //! * [`assemble`]: makes an array, or finds one from its devices alone, and mends what a cut left;
 //!   [`files`]: the same from paths
 //!
@@ -29,6 +31,10 @@ pub mod label;
 pub mod layout;
 pub mod parity;
 mod read;
+pub mod rebuild;
+pub mod scrub;
+pub mod stripes;
+mod watch;
 mod write;
 
 #[cfg(test)]

@@ -137,6 +137,10 @@ impl Array {
         let count = bytes.len() / stripe_bytes;
         let run = StripeRun { first, count: to_u64(count) };
         self.append(writer, &Record { blocks: Vec::new(), whole: vec![run] })?;
+        for stripe in run.first..run.first + run.count {
+            writer.touched.iter_mut().for_each(|touched| _ = touched.insert(stripe));
+            writer.unfit.iter_mut().for_each(|unfit| _ = unfit.remove(stripe));
+        }
         let mut images = vec![vec![0; count * chunk]; n];
         let mut parity = vec![vec![0; chunk]; geometry.spare()];
         for (stripe, data) in (first..).zip(bytes.chunks_exact(stripe_bytes)) {
@@ -164,7 +168,7 @@ impl Array {
     }
 
     /// Puts what is held in memory in place, by way of the journal.
-    fn settle(&self, writer: &mut Writer) -> Result<(), DeviceError> {
+    pub(super) fn settle(&self, writer: &mut Writer) -> Result<(), DeviceError> {
         let held = self.pending.read().unwrap_or_else(PoisonError::into_inner).clone();
         if held.is_empty() {
             return Ok(());
@@ -175,6 +179,9 @@ impl Array {
             rows.entry((spot.stripe, spot.within)).or_default().insert(spot.column, block);
         }
         let mut blocks = Vec::new();
+        for (stripe, _) in rows.keys() {
+            self.touch(writer, *stripe)?;
+        }
         for ((stripe, within), row) in &rows {
             let at = Spot { stripe: *stripe, column: 0, within: *within };
             // What cannot be settled will not be settled later either.
@@ -275,7 +282,7 @@ impl Array {
     }
 
     /// Puts a record into the journal of each device that has one; durable when this returns.
-    fn append(&self, writer: &mut Writer, record: &Record) -> Result<(), DeviceError> {
+    pub(super) fn append(&self, writer: &mut Writer, record: &Record) -> Result<(), DeviceError> {
         if self.without_journal.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -313,7 +320,7 @@ impl Array {
     }
 
     /// Voids the records before that number: what they name is in place and durable.
-    fn void(&self, writer: &mut Writer, upto: u64) -> Result<(), DeviceError> {
+    pub(super) fn void(&self, writer: &mut Writer, upto: u64) -> Result<(), DeviceError> {
         if !writer.area.has_before(upto) {
             return Ok(());
         }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::SCHEMA;
 use super::config::ConfigStatus;
 use super::health::Health;
+use super::upkeep::{RebuildStatus, ScrubStatus};
 use crate::units::hash::Root;
 use crate::units::ids::SourceId;
 use crate::units::names::{SourceName, VolumeName};
@@ -242,7 +243,7 @@ pub struct NvramStatus {
 }
 
 /// The pool of the process.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PoolStatus {
     /// Size.
     pub total_bytes: u64,
@@ -267,6 +268,12 @@ pub struct PoolStatus {
     /// The devices of the array, by place; none if the pool is one plain device.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<PoolDeviceStatus>,
+    /// The scrub under way, or the last one; not there if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubStatus>,
+    /// The filling of devices; not there if none is being filled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuild: Option<RebuildStatus>,
 }
 
 /// What rotted on the pool's device since the process was started.
@@ -288,7 +295,7 @@ fn is_zero(count: &u64) -> bool {
 }
 
 /// One device of the pool.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolDeviceStatus {
     /// Its path, or its id if it is not there.
     pub name: String,
@@ -301,6 +308,18 @@ pub struct PoolDeviceStatus {
     pub read_errors: u64,
     /// Blocks that were rewritten on it.
     pub repaired_blocks: u64,
+    /// Its place in the array.
+    #[serde(default)]
+    pub place: u64,
+    /// Its size; 0 if it is not there.
+    #[serde(default)]
+    pub size_bytes: u64,
+    /// Bytes written to it since the process was started.
+    #[serde(default)]
+    pub written_bytes: u64,
+    /// Answers that took too long since the process was started.
+    #[serde(default)]
+    pub slow_answers: u64,
 }
 
 /// What `status --json` prints on a hub.

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::document::{NvramStatus, PoolStatus, RotStatus, SourceEntry, State};
+use super::upkeep::ScrubStatus;
 
 /// How bad it is, in rising order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -108,6 +109,7 @@ impl Health {
         reasons.extend(pool.and_then(of_pool));
         reasons.extend(pool.and_then(|pool| of_rot(pool.rot.as_ref()?)));
         reasons.extend(pool.into_iter().flat_map(of_devices));
+        reasons.extend(pool.and_then(|pool| of_scrub(pool.scrub.as_ref()?)));
         Self::from_reasons(reasons)
     }
 
@@ -211,11 +213,29 @@ fn of_devices(pool: &PoolStatus) -> Vec<HealthReason> {
                 "device {} of the pool is {}: {}",
                 device.name,
                 device.state,
-                device.reason.as_deref().unwrap_or("no reason is known")
+                match &device.reason {
+                    Some(reason) => reason.as_str(),
+                    None if device.state == "rebuilding" => "it is being filled from the others",
+                    None => "no reason is known",
+                }
             ),
-            next_step: "nothing is lost yet; do not take another device away".into(),
+            next_step: match device.state.as_str() {
+                "rebuilding" => "wait: `mirrorhub device list` shows how far it is".into(),
+                _ => "nothing is lost yet: `mirrorhub device replace OLD NEW` fills another one"
+                    .into(),
+            },
         })
         .collect();
+    if let Some(lost) = pool.rebuild.as_ref().map(|rebuild| rebuild.lost_blocks).filter(|n| *n > 0)
+    {
+        reasons.push(HealthReason {
+            code: "rebuild-lost".into(),
+            word: HealthWord::Critical,
+            object: "pool".into(),
+            text: format!("{lost} blocks of a new device could not be had from the others"),
+            next_step: "`mirrorhub scrub --wait` names what is lost, and asks the other end".into(),
+        });
+    }
     if pool.damaged_blocks > 0 {
         reasons.push(HealthReason {
             code: "pool-damaged".into(),
@@ -226,6 +246,25 @@ fn of_devices(pool: &PoolStatus) -> Vec<HealthReason> {
         });
     }
     reasons
+}
+
+fn of_scrub(scrub: &ScrubStatus) -> Option<HealthReason> {
+    let reason = |code: &str, word, text, next: &str| HealthReason {
+        code: code.into(),
+        word,
+        object: "pool".into(),
+        text,
+        next_step: next.into(),
+    };
+    if let Some(first) = scrub.lost.first() {
+        let text =
+            format!("a scrub found {} blocks without a right copy: {first}", scrub.lost_blocks);
+        let next = "bring the other end back and scrub again; or write the named blocks anew";
+        return Some(reason("scrub-lost", HealthWord::Critical, text, next));
+    }
+    let problem = scrub.problem.as_ref()?;
+    let text = format!("the scrub could not go on: {problem}");
+    Some(reason("scrub-failed", HealthWord::Warning, text, "`mirrorhub scrub` begins it again"))
 }
 
 #[cfg(test)]
@@ -298,8 +337,7 @@ mod tests {
             name: "disk1".into(),
             state: state.into(),
             reason: Some("write failed".into()),
-            read_errors: 0,
-            repaired_blocks: 0,
+            ..Default::default()
         };
         let devices = vec![device("in"), device("failed")];
         let pool = PoolStatus { devices, ..pool(50) };

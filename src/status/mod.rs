@@ -10,12 +10,14 @@
 //!
 //! * [`document`]: `{"schema":1,"sources":[..]}` and its parts
 //! * [`health`]: one word with its reasons, derived from the parts
+//! * [`upkeep`]: scrub and rebuild of a pool
 //! * [`answers`]: what `checkpoint`, `verify` and `pool-check` answer
 
 pub mod answers;
 pub mod config;
 pub mod document;
 pub mod health;
+pub mod upkeep;
 
 /// Version of every JSON document that the program prints.
 pub const SCHEMA: u32 = 1;

@@ -13,6 +13,7 @@
 //! * [`pull`], [`serve`]: make a tree equal to one at the other end, and answer that
 //! * [`kept`]: gives back what only a kept CP has
 //! * [`scan`]: reads everything and computes the root anew
+//! * [`mod@scrub`]: reads what trees reach from the medium, and mends it
 //! * [`check`]: proves that everything reachable is whole and that reachable + free = all
 //!
 //! Invariant: a tree is never changed; a new one shares what did not change. Errors name the
@@ -29,6 +30,7 @@ pub mod pull;
 pub mod reader;
 pub mod root;
 pub mod scan;
+pub mod scrub;
 pub mod serve;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -10,7 +10,9 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::devices::{self, Devices};
 use super::reload::{self, Files, files_of};
+use super::upkeep;
 use super::watch::Watch;
 use super::{
     Doors, answer, collect_source, end_of, failed, join, kept, pool_check, unknown_volume,
@@ -53,6 +55,7 @@ use crate::status::document::{
 use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{KeptName, SourceName, VolumeName};
 use crate::units::numbers::VolumeNumber;
+use crate::upkeep::Upkeep;
 use crate::wire::message as wire;
 
 /// Slots of the applier: as many as cores, at least two, so that one slow CP holds up nobody.
@@ -60,10 +63,11 @@ const APPLIERS_MIN: usize = 2;
 
 /// Runs a hub until it is told to stop. `accept_missing`: devices of its pool that are missing may be
 /// newer than those that are there.
-pub fn run(config: HubConfig, accept_missing: bool) -> Result<()> {
+pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
     let metrics = crate::observe::recorder::install("hub")?;
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
+    devices::apply(&config.data_dir, &mut config.pool)?;
     let mut options = options(&config, accept_missing);
     options.tls = config.tls.as_ref().map(hub_tls).transpose()?.map(Arc::new);
     let sources_dir = config.sources_dir.clone();
@@ -77,8 +81,14 @@ pub fn run(config: HubConfig, accept_missing: bool) -> Result<()> {
         let server = Server::new(Options::default());
         let stop = CancellationToken::new();
         let started = Instant::now();
+        let kept_up = config.pool.upkeep();
         let files = Files::new(config);
-        let view = Arc::new(View { hub: hub.clone(), server: server.clone(), started, files });
+        let shared = hub.shared().clone();
+        let mend = move || shared.mend_all();
+        let upkeep = Upkeep::start(hub.shared().pool.clone(), kept_up, Box::new(mend))
+            .context("cannot start the upkeep of the pool")?;
+        let (own, keeper) = (hub.clone(), upkeep.clone());
+        let view = Arc::new(View { hub: own, server: server.clone(), started, files, upkeep });
         let images = Images::new(hub.shared().clone());
         let mut tasks = doors.open(&server, images, view.clone(), metrics, &stop);
         tasks.push(tokio::spawn(admin.run(view.clone(), stop.clone())));
@@ -97,6 +107,7 @@ pub fn run(config: HubConfig, accept_missing: bool) -> Result<()> {
         tracing::info!("stopping");
         stop.cancel();
         join(tasks).await;
+        upkeep::stop(keeper).await;
         hub.stop().await;
         anyhow::Ok(())
     })
@@ -172,6 +183,7 @@ struct View {
     server: Server,
     started: Instant,
     files: Files<HubConfig>,
+    upkeep: Arc<Upkeep>,
 }
 
 impl View {
@@ -510,24 +522,71 @@ impl Admin for View {
                 }
                 Request::Forget { source } => {
                     self.names(Some(&source))?;
-                    let gone = self.hub.forget(&source).await.map_err(|refusal| {
-                        AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
-                    })?;
-                    answer(&ForgetAnswer {
-                        schema: SCHEMA,
-                        source,
-                        volumes: to_u64(gone.volumes),
-                        kept: to_u64(gone.kept),
-                        freed_bytes: super::source::bytes_of(gone.freed),
-                    })
+                    self.forget(source).await
                 }
                 Request::ConfigDiff {} => answer(&self.difference()),
+                Request::DeviceList {} => self.devices(|devices| devices.list()).await,
+                Request::DeviceFail { device } => {
+                    self.devices(move |devices| devices.fail(&device)).await
+                }
+                Request::DeviceReplace { old, new, wait } => {
+                    self.replace(old, new, wait, &progress).await
+                }
+                Request::Scrub { wait, stop } => {
+                    upkeep::scrub(&self.upkeep, wait, stop, &progress).await
+                }
                 Request::PoolCheck {} => {
                     let shared = self.hub.shared().clone();
                     pool_check(shared.pool.clone(), move || shared.mend_all()).await
                 }
             }
         })
+    }
+}
+
+impl View {
+    async fn forget(&self, source: SourceName) -> Result<Value, AdminError> {
+        let gone =
+            self.hub.forget(&source).await.map_err(|refusal| {
+                AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
+            })?;
+        answer(&ForgetAnswer {
+            schema: SCHEMA,
+            source,
+            volumes: to_u64(gone.volumes),
+            kept: to_u64(gone.kept),
+            freed_bytes: super::source::bytes_of(gone.freed),
+        })
+    }
+
+    /// A command about the devices of the pool.
+    async fn devices<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Devices<'_>) -> Result<T, AdminError> + Send + 'static,
+    ) -> Result<T, AdminError> {
+        let (upkeep, pool, running) =
+            (self.upkeep.clone(), self.hub.shared().pool.clone(), self.files.running());
+        let work = move || {
+            let (data_dir, file) = (&*running.data_dir, &*running.file);
+            let (upkeep, config) = (&*upkeep, running.pool.clone());
+            work(&Devices { upkeep, pool: &pool, config, data_dir, file })
+        };
+        devices::aside(work).await
+    }
+
+    async fn replace(
+        &self,
+        old: String,
+        new: String,
+        wait: bool,
+        progress: &ProgressSender,
+    ) -> Result<Value, AdminError> {
+        let pool = self.devices(move |devices| devices.replace(&old, &new)).await?;
+        self.files.changed(|running| running.pool.devices = pool.devices);
+        let (pool, running) = (self.hub.shared().pool.clone(), self.files.running());
+        let (data_dir, file, config) = (&*running.data_dir, &*running.file, running.pool.clone());
+        let devices = Devices { upkeep: &self.upkeep, pool: &pool, config, data_dir, file };
+        devices.replaced(wait, progress).await
     }
 }
 
@@ -542,7 +601,7 @@ impl Observed for View {
             self.hub.snapshots().iter().map(|snapshot| entry(snapshot, self.started)).collect();
         let ring = shared.stager.ring().map(|ring| ring.status());
         let nvram = ring.as_ref().map(super::source::nvram_status);
-        let pool = super::pool_status(&shared.pool, shared.mender.figures(|_| true));
+        let pool = super::pool_status(&shared.pool, shared.mender.figures(|_| true), &self.upkeep);
         StatusDocument::hub(sources, nvram, pool).with_config(self.files.status())
     }
 }
@@ -690,6 +749,6 @@ fn collect(view: &View) {
     if let Some(ring) = shared.stager.ring() {
         super::source::collect_ring(&ring.status());
     }
-    super::collect_pool(&shared.pool, shared.mender.figures(|_| true));
+    super::collect_pool(&shared.pool, shared.mender.figures(|_| true), &view.upkeep);
     super::collect_nbd(&view.server);
 }

@@ -5,10 +5,12 @@
 //! within bounds, state is written.
 
 mod advice;
+mod devices;
 mod hub;
 mod kept;
 mod reload;
 mod source;
+mod upkeep;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +49,7 @@ use crate::status::document::{
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{SourceName, VolumeName};
+use crate::upkeep::Upkeep;
 use crate::volume::check::{Depth, Finding, check};
 use crate::volume::mend::MendFigures;
 use crate::wire::message::VolumeScan;
@@ -276,7 +279,7 @@ fn end_of(scan: Option<VolumeScan>) -> VerifyOfEnd {
 }
 
 /// The pool in the status document; none if its state is lost.
-fn pool_status(pool: &Pool, rot: MendFigures) -> Option<PoolStatus> {
+fn pool_status(pool: &Pool, rot: MendFigures, upkeep: &Upkeep) -> Option<PoolStatus> {
     let space = pool.space().ok()?;
     let (repaired_blocks, damaged_blocks) = pool.repairs();
     Some(PoolStatus {
@@ -293,7 +296,9 @@ fn pool_status(pool: &Pool, rot: MendFigures) -> Option<PoolStatus> {
         }),
         repaired_blocks,
         damaged_blocks,
-        devices: pool.devices().iter().map(device_status).collect(),
+        devices: pool.devices().iter().zip(0..).map(device_status).collect(),
+        scrub: Some(upkeep.scrub()).filter(|scrub| scrub.state != "never"),
+        rebuild: upkeep.rebuild(),
     })
 }
 
@@ -305,23 +310,28 @@ fn state_word(state: MemberState) -> &'static str {
     }
 }
 
-fn device_status(report: &MemberReport) -> PoolDeviceStatus {
+fn device_status((report, place): (&MemberReport, u64)) -> PoolDeviceStatus {
     PoolDeviceStatus {
         name: report.name.to_string(),
         state: state_word(report.state).to_owned(),
         reason: report.reason.as_ref().map(ToString::to_string),
         read_errors: report.read_errors,
         repaired_blocks: report.repaired_blocks,
+        place,
+        size_bytes: report.size.0,
+        written_bytes: report.written_bytes,
+        slow_answers: report.slow_answers,
     }
 }
 
 /// The pool's series.
-fn collect_pool(pool: &Pool, rot: MendFigures) {
+fn collect_pool(pool: &Pool, rot: MendFigures, upkeep: &Upkeep) {
+    upkeep::collect(upkeep);
     metrics::counter!(names::ROT_FOUND.name).absolute(rot.found);
     metrics::counter!(names::ROT_REPAIRED.name).absolute(rot.repaired);
     metrics::gauge!(names::ROT_LOST.name).set(to_f64(to_u64(rot.lost.len())));
     metrics::counter!(names::CATALOG_COMMITS.name).absolute(pool.transactions());
-    if let Some(status) = pool_status(pool, rot) {
+    if let Some(status) = pool_status(pool, rot, upkeep) {
         metrics::gauge!(names::POOL_CAPACITY_BYTES.name).set(to_f64(status.total_bytes));
         metrics::gauge!(names::POOL_FREE_BYTES.name).set(to_f64(status.free_bytes));
         metrics::gauge!(names::POOL_USED_BYTES.name).set(to_f64(status.used_bytes));

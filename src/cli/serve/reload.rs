@@ -35,6 +35,11 @@ impl<C: Clone> Files<C> {
         self.lock().running.clone()
     }
 
+    /// What runs was changed by a command.
+    pub fn changed(&self, change: impl FnOnce(&mut C)) {
+        change(&mut self.lock().running);
+    }
+
     /// For the status document.
     pub fn status(&self) -> ConfigStatus {
         self.lock().status.clone()

@@ -9,7 +9,9 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::devices::{self, Devices};
 use super::reload::{self, Files, files_of};
+use super::upkeep;
 use super::{Doors, answer, end_of, join, pool_check, unknown_volume};
 use crate::cli::signals::{Signal, Signals};
 use crate::config::reload::{reloaded_source, source_changes};
@@ -40,6 +42,7 @@ use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
 use crate::units::names::SourceName;
 use crate::units::numbers::ByteCount;
+use crate::upkeep::Upkeep;
 
 /// A clean stop waits this long for the last CP to be published.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,10 +59,12 @@ pub struct Accept {
 }
 
 /// Runs a source until it is told to stop.
-pub fn run(config: SourceConfig, accept: Accept) -> Result<()> {
+pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
     let metrics = crate::observe::recorder::install("source")?;
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
+    let in_file = config.clone();
+    devices::apply(&config.data_dir, &mut config.pool)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -78,10 +83,17 @@ pub fn run(config: SourceConfig, accept: Accept) -> Result<()> {
         let homes = Homes::start(filer.clone(), options, directory).await?;
         let server = Server::new(Options::default());
         let stop = CancellationToken::new();
+        let kept_up = config.pool.upkeep();
         let files = Files::new(config);
         let (own, guests) = (filer.clone(), homes.clone());
-        let view = View { filer: own, homes: guests, server: server.clone(), files, tls };
+        let mended = homes.clone();
+        let mend = move || (mended.mend_all())();
+        let upkeep = Upkeep::start(filer.pool(), kept_up, Box::new(mend))
+            .context("cannot start the upkeep of the pool")?;
+        let (keeper, server_too) = (upkeep.clone(), server.clone());
+        let view = View { filer: own, homes: guests, server: server_too, files, upkeep, tls };
         let view = Arc::new(view);
+        view.differs(&in_file);
         let exports = HomeExports::new(homes.clone());
         let mut tasks = doors.open(&server, exports, view.clone(), metrics, &stop);
         let admin_stop = CancellationToken::new();
@@ -92,6 +104,7 @@ pub fn run(config: SourceConfig, accept: Accept) -> Result<()> {
         tracing::info!("stopping");
         // The volumes are told first, so that what is ordered is in the last CP; status and
         // metrics answer until it is published.
+        upkeep::stop(keeper).await;
         homes.stop().await;
         if let Err(error) = filer.stop().await {
             tracing::warn!(%error, "stopped without a last CP");
@@ -131,6 +144,7 @@ struct View {
     server: Server,
     files: Files<SourceConfig>,
     tls: Option<Arc<SourceTls>>,
+    upkeep: Arc<Upkeep>,
 }
 
 impl View {
@@ -151,6 +165,13 @@ impl View {
             }
             Err(problems) => self.files.refused(&file, &problems),
         }
+    }
+
+    /// Shows what the file says otherwise than what runs.
+    fn differs(&self, file: &SourceConfig) {
+        let running = self.files.running();
+        let changes = source_changes(&running, file);
+        self.files.taken(running, &changes, Vec::new());
     }
 
     /// What a reload would do.
@@ -311,6 +332,16 @@ impl Admin for View {
                     "name the configuration of the hub with --config",
                 )),
                 Request::ConfigDiff {} => answer(&self.difference()),
+                Request::DeviceList {} => self.devices(|devices| devices.list()).await,
+                Request::DeviceFail { device } => {
+                    self.devices(move |devices| devices.fail(&device)).await
+                }
+                Request::DeviceReplace { old, new, wait } => {
+                    self.replace(old, new, wait, &progress).await
+                }
+                Request::Scrub { wait, stop } => {
+                    upkeep::scrub(&self.upkeep, wait, stop, &progress).await
+                }
                 Request::PoolCheck {} => pool_check(self.filer.pool(), self.homes.mend_all()).await,
             }
         })
@@ -325,6 +356,38 @@ impl View {
             Home::Failed(reason) => broken(name, &reason),
         };
         self.homes.all().into_iter().map(shown).collect()
+    }
+}
+
+impl View {
+    /// A command about the devices of the pool.
+    async fn devices<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Devices<'_>) -> Result<T, AdminError> + Send + 'static,
+    ) -> Result<T, AdminError> {
+        let (upkeep, pool, running) =
+            (self.upkeep.clone(), self.filer.pool(), self.files.running());
+        let work = move || {
+            let (data_dir, file) = (&*running.data_dir, &*running.file);
+            let (upkeep, config) = (&*upkeep, running.pool.clone());
+            work(&Devices { upkeep, pool: &pool, config, data_dir, file })
+        };
+        devices::aside(work).await
+    }
+
+    async fn replace(
+        &self,
+        old: String,
+        new: String,
+        wait: bool,
+        progress: &ProgressSender,
+    ) -> Result<Value, AdminError> {
+        let pool = self.devices(move |devices| devices.replace(&old, &new)).await?;
+        self.files.changed(|running| running.pool.devices = pool.devices);
+        let (pool, running) = (self.filer.pool(), self.files.running());
+        let (data_dir, file, config) = (&*running.data_dir, &*running.file, running.pool.clone());
+        let devices = Devices { upkeep: &self.upkeep, pool: &pool, config, data_dir, file };
+        devices.replaced(wait, progress).await
     }
 }
 
@@ -343,14 +406,14 @@ impl Observed for View {
         if let Some(ring) = &status.ring {
             collect_ring(ring);
         }
-        super::collect_pool(&self.filer.pool(), self.homes.rot());
+        super::collect_pool(&self.filer.pool(), self.homes.rot(), &self.upkeep);
         super::collect_nbd(&self.server);
     }
 
     fn status(&self) -> StatusDocument {
         let status = self.filer.status();
         let nvram = status.ring.as_ref().map(nvram_status);
-        let pool = super::pool_status(&self.filer.pool(), self.homes.rot());
+        let pool = super::pool_status(&self.filer.pool(), self.homes.rot(), &self.upkeep);
         let shown = StatusDocument::filer(entry(&status), self.homes_shown(), nvram, pool);
         shown.with_config(self.files.status())
     }

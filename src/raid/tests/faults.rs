@@ -4,12 +4,14 @@
 //! other copies when it is not, and has the bad place rewritten.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::{Rig, SHAPES, block, read_block, version_of};
 use crate::device::Device;
-use crate::device::sim::{Chance, Effect, On};
+use crate::device::sim::{Chance, Effect, On, SimDevice};
 use crate::raid::array::Array;
 use crate::raid::layout::{Level, data_start};
+use crate::raid::rebuild::Step;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
@@ -31,7 +33,7 @@ struct Known {
 
 struct History {
     rig: Rig,
-    array: std::sync::Arc<Array>,
+    array: Arc<Array>,
     level: Level,
     chance: Chance,
     known: Vec<Known>,
@@ -50,6 +52,7 @@ struct Met {
     lies: u64,
     failed: u64,
     repaired: u64,
+    replaced: u64,
 }
 
 impl History {
@@ -89,13 +92,14 @@ impl History {
     }
 
     fn step(&mut self) {
-        match self.chance.below(20) {
+        match self.chance.below(21) {
             0..8 => self.write(),
             8..11 => self.flush(),
             11..14 => self.check_some(),
             14 => self.fail_one(),
             15 | 16 => self.lie(),
             17 => self.scrub(),
+            20 => self.replace(),
             _ => self.cut(),
         }
     }
@@ -250,6 +254,8 @@ impl History {
 
     /// Everything is read and repaired, and the parity made to fit.
     fn scrub(&mut self) {
+        // No write lies between the proof of a row and the parity that is made to fit it.
+        self.rig.sims.iter().for_each(|sim| _ = sim.forget_faults());
         (0..self.blocks()).for_each(|number| self.check(number));
         if let Err(error) = self.array.flush() {
             self.must_be_off(&error);
@@ -260,7 +266,6 @@ impl History {
             self.array.fit_parity(stripe).unwrap();
         }
         self.array.flush().unwrap();
-        self.rig.sims.iter().for_each(|sim| _ = sim.forget_faults());
         self.lies = 0;
     }
 
@@ -285,6 +290,25 @@ impl History {
         self.check(number);
     }
 
+    /// Another device takes the place of one that is out, and is filled.
+    fn replace(&mut self) {
+        let Some(place) = self.out.first().copied().filter(|_| self.lies == 0) else { return };
+        let size = self.rig.sims[place].size();
+        self.rig.sims[place] = Arc::new(SimDevice::new(&format!("disk{place}"), size));
+        self.array.replace(place, self.rig.device(place)).unwrap();
+        self.array.plan_rebuild(&|_, _| true);
+        loop {
+            match self.array.rebuild_step().unwrap() {
+                Step::Idle => break,
+                Step::Filled(_) if self.chance.below(3) == 0 => self.write(),
+                Step::Filled(_) | Step::LeftOut | Step::Done => {}
+            }
+        }
+        assert_eq!(self.array.filling().lost_rows, 0);
+        self.out.remove(&place);
+        self.met.replaced += 1;
+    }
+
     /// A device loses, misdirects or forgets one write, or something on it rots.
     fn lie(&mut self) {
         let place = to_usize(self.chance.below(to_u64(self.rig.sims.len())));
@@ -299,12 +323,17 @@ impl History {
             from + chance.below((to - from) / BLOCK_BYTES_U64) * BLOCK_BYTES_U64
         };
         let sim = &self.rig.sims[place];
-        match self.chance.below(7) {
+        let room = 4 * crate::limits::RAID_CHUNK_BYTES;
+        match self.chance.below(9) {
             0 => sim.rot(anywhere(0, front, &mut self.chance), &[0x40; 3000]),
             1 | 5 | 6 => sim.rot(anywhere(front, size, &mut self.chance), &[1; 3000]),
             2 => sim.fail(On::Write, self.chance.below(4), Effect::Lost),
             3 => sim.fail(On::WriteDurable, self.chance.below(3), Effect::Lost),
-            _ => sim.fail(On::Read, self.chance.below(4), Effect::Stale),
+            4 => sim.fail(On::Read, self.chance.below(4), Effect::Stale),
+            _ => {
+                let to = anywhere(front, size - room, &mut self.chance);
+                sim.fail(On::Write, self.chance.below(4), Effect::Misdirected(to));
+            }
         }
     }
 }
@@ -331,8 +360,10 @@ fn nothing_is_lost_up_to_the_promised_number_of_faults() {
             sum.lies += met.lies;
             sum.failed += met.failed;
             sum.repaired += met.repaired;
+            sum.replaced += met.replaced;
         }
     }
     let all = sum.cuts > 200 && sum.lies > 50 && sum.failed > 15 && sum.repaired > 5;
+    let all = all && sum.replaced > 5;
     assert!(all || seeds < 8, "too little was met: {sum:?}");
 }

@@ -5,6 +5,7 @@ mod conformance;
 mod faults;
 mod found;
 mod hole;
+mod rebuild;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

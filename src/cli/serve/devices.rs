@@ -1,0 +1,249 @@
+//! The devices of a running process's pool: list, fail, replace; and which file stands for which.
+//!
+//! The labels on the devices say what belongs together, and the configuration file where to look.
+//! After a `replace` the file still names the old device. So the process remembers, in
+//! `replaced-devices` in its `data_dir`, that another path has its place, until the file says so
+//! itself; `config diff` and `status` name the difference. Without that memory the file's own path
+//! counts: its device is known to be replaced, and the array opens without that place.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::{answer, device_status};
+use crate::config::schema::PoolConfig;
+use crate::control::message::{AdminError, Progress, ProgressSender, ProgressUnit, code};
+use crate::limits::ADMIN_PROGRESS_MS;
+use crate::pool::Pool;
+use crate::raid::files::new_device;
+use crate::raid::rebuild::ManageError;
+use crate::status::SCHEMA;
+use crate::status::document::PoolDeviceStatus;
+use crate::status::upkeep::DevicesAnswer;
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::numbers::ByteCount;
+use crate::upkeep::Upkeep;
+
+const FILE: &str = "replaced-devices";
+/// A list of more is none of ours.
+const FILE_BYTES_MAX: u64 = 64 << 10;
+
+type Replaced = Vec<(PathBuf, PathBuf)>;
+
+fn load(data_dir: &Path) -> io::Result<Replaced> {
+    let path = data_dir.join(FILE);
+    match fs::metadata(&path) {
+        Ok(found) if found.len() > FILE_BYTES_MAX => Err(io::ErrorKind::InvalidData.into()),
+        Ok(_) => Ok(serde_json::from_slice(&fs::read(&path)?)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Durable, whole or not at all.
+fn store(data_dir: &Path, replaced: &Replaced) -> io::Result<()> {
+    let (path, fresh) = (data_dir.join(FILE), data_dir.join(format!("{FILE}.new")));
+    let mut file = File::create(&fresh)?;
+    file.write_all(&serde_json::to_vec_pretty(replaced)?)?;
+    file.sync_all()?;
+    fs::rename(&fresh, &path)?;
+    File::open(data_dir)?.sync_all()
+}
+
+/// Puts the paths of new devices where the file still names the old ones. What the file says by
+/// itself by now is forgotten.
+pub(super) fn apply(data_dir: &Path, pool: &mut PoolConfig) -> Result<()> {
+    let shown = || format!("{}", data_dir.join(FILE).display());
+    let mut replaced = load(data_dir).with_context(shown)?;
+    let before = replaced.len();
+    replaced.retain(|(old, _)| pool.devices.iter().any(|device| device.path == *old));
+    for (old, new) in &replaced {
+        for device in pool.devices.iter_mut().filter(|device| device.path == *old) {
+            tracing::warn!(old = %old.display(), new = %new.display(),
+                "the file still names a device that was replaced");
+            device.path.clone_from(new);
+        }
+    }
+    if replaced.len() < before {
+        store(data_dir, &replaced).with_context(shown)?;
+    }
+    Ok(())
+}
+
+/// What a command about devices needs of the process.
+pub(super) struct Devices<'a> {
+    pub(super) upkeep: &'a Upkeep,
+    pub(super) pool: &'a Pool,
+    pub(super) config: PoolConfig,
+    pub(super) data_dir: &'a Path,
+    pub(super) file: &'a Path,
+}
+
+fn refused(error: &ManageError) -> AdminError {
+    let next = "`mirrorhub device list` shows how each device is";
+    AdminError::new(code::REFUSED, error.to_string(), next)
+}
+
+impl Devices<'_> {
+    fn answer(&self, next_step: String) -> Result<Value, AdminError> {
+        let mut devices: Vec<PoolDeviceStatus> =
+            self.pool.devices().iter().zip(0..).map(device_status).collect();
+        if devices.is_empty() {
+            let plain = |device: &crate::config::schema::DeviceConfig| PoolDeviceStatus {
+                name: device.path.display().to_string(),
+                state: "in".to_owned(),
+                size_bytes: device.size.0,
+                ..PoolDeviceStatus::default()
+            };
+            devices = self.config.devices.iter().map(plain).collect();
+        }
+        let (raid, rebuild) = (self.config.raid.to_string(), self.upkeep.rebuild());
+        answer(&DevicesAnswer { schema: SCHEMA, raid, devices, rebuild, next_step })
+    }
+
+    /// How each is.
+    pub(super) fn list(&self) -> Result<Value, AdminError> {
+        self.answer(String::new())
+    }
+
+    /// Takes one out.
+    pub(super) fn fail(&self, device: &str) -> Result<Value, AdminError> {
+        let (place, name) = self.upkeep.find_device(device).map_err(|error| refused(&error))?;
+        let failed = self.upkeep.fail_device(place, "failed by hand");
+        failed.map_err(|error| refused(&error))?;
+        self.answer(format!("`mirrorhub device replace {name} NEW` fills another one in its place"))
+    }
+
+    /// Fills a new device in the place of one. Says what runs from now on.
+    pub(super) fn replace(&self, old: &str, new: &str) -> Result<PoolConfig, AdminError> {
+        let upkeep = self.upkeep;
+        let (place, name) = upkeep.find_device(old).map_err(|error| refused(&error))?;
+        let wanted = upkeep.device_bytes().map_err(|error| refused(&error))?;
+        let named = |device: &&crate::config::schema::DeviceConfig| {
+            device.path.display().to_string() == *name
+        };
+        let Some(slot) = self.config.devices.iter().find(named).cloned() else {
+            let message = format!("{name} stands in no line of pool.devices");
+            let next = format!("write its path into {}, then restart", self.file.display());
+            return Err(AdminError::new(code::REFUSED, message, next));
+        };
+        let new = PathBuf::from(new);
+        // Another disk may have come to the same path: then the one that failed is let go of.
+        let same = new == slot.path;
+        if same {
+            upkeep.release_device(place).map_err(|error| refused(&error))?;
+        } else if self.config.devices.iter().any(|device| device.path == new) {
+            let message = format!("{} is of the pool already", new.display());
+            return Err(AdminError::new(code::REFUSED, message, "name another device"));
+        }
+        let made = new_device(&new, ByteCount(wanted.max(slot.size.0)));
+        let device = made.map_err(|error| {
+            let next = "name a block device or a file that nothing else uses";
+            AdminError::new(code::REFUSED, error.to_string(), next)
+        })?;
+        // Whatever speaks against it is met before the old one is given up.
+        upkeep.check_device(&*device).map_err(|error| refused(&error))?;
+        match upkeep.fail_device(place, &format!("replaced by {}", new.display())) {
+            Ok(()) | Err(ManageError::OutAlready { .. }) => {}
+            Err(error) => return Err(refused(&error)),
+        }
+        if !same {
+            self.remember(&slot.path, &new).map_err(|error| {
+                let message = format!("{}: {error}", self.data_dir.join(FILE).display());
+                let next = "the old device is failed; mend that, then replace it";
+                AdminError::new(code::FAILED, message, next)
+            })?;
+        }
+        upkeep.replace_device(place, device).map_err(|error| refused(&error))?;
+        let mut config = self.config.clone();
+        for device in config.devices.iter_mut().filter(|device| device.path == slot.path) {
+            device.path.clone_from(&new);
+        }
+        Ok(config)
+    }
+
+    fn remember(&self, old: &Path, new: &Path) -> io::Result<()> {
+        let mut replaced = load(self.data_dir)?;
+        // The file names the first of a line of them.
+        match replaced.iter_mut().find(|(_, other)| other == old) {
+            Some((_, other)) => new.clone_into(other),
+            None => {
+                replaced.retain(|(first, _)| first != old);
+                replaced.push((old.to_owned(), new.to_owned()));
+            }
+        }
+        store(self.data_dir, &replaced)
+    }
+
+    /// Answers a `replace`, at once or when everything is filled.
+    pub(super) async fn replaced(
+        &self,
+        wait: bool,
+        progress: &ProgressSender,
+    ) -> Result<Value, AdminError> {
+        let mut tick = tokio::time::interval(Duration::from_millis(ADMIN_PROGRESS_MS));
+        let filling = || self.upkeep.rebuild().filter(|rebuild| wait && rebuild.devices > 0);
+        while let Some(rebuild) = filling() {
+            tick.tick().await;
+            if let Some(problem) = rebuild.problem {
+                return Err(super::failed(format!("filling a device: {problem}")));
+            }
+            progress.send(Progress {
+                what: "filling".to_owned(),
+                object: "a device".to_owned(),
+                done: rebuild.done_bytes / BLOCK_BYTES_U64,
+                total: Some(rebuild.total_bytes / BLOCK_BYTES_U64),
+                unit: ProgressUnit::Blocks,
+            });
+        }
+        self.answer(format!("write the new path into pool.devices of {}", self.file.display()))
+    }
+}
+
+/// Not on the way of requests that only ask.
+pub(super) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AdminError> + Send + 'static,
+) -> Result<T, AdminError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| super::failed(error.to_string()))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::schema::{DeviceConfig, Raid, ScrubConfig};
+
+    fn config(paths: &[&str]) -> PoolConfig {
+        let device = |path: &&str| DeviceConfig { path: path.into(), size: ByteCount(1 << 30) };
+        let devices = paths.iter().map(device).collect();
+        PoolConfig {
+            raid: Raid::Mirror,
+            devices,
+            scrub: ScrubConfig::default(),
+            rebuild_limit: None,
+        }
+    }
+
+    /// The file names the old device until somebody writes the new one; then nothing is remembered.
+    #[test]
+    fn a_replaced_device_is_found_until_the_file_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let replaced = vec![(PathBuf::from("/a"), PathBuf::from("/c"))];
+        store(dir.path(), &replaced).unwrap();
+        let mut file = config(&["/a", "/b"]);
+        apply(dir.path(), &mut file).unwrap();
+        assert_eq!(file, config(&["/c", "/b"]));
+        assert_eq!(load(dir.path()).unwrap(), replaced);
+        let mut file = config(&["/c", "/b"]);
+        apply(dir.path(), &mut file).unwrap();
+        assert_eq!(file, config(&["/c", "/b"]));
+        assert_eq!(load(dir.path()).unwrap(), []);
+        fs::write(dir.path().join(FILE), "no list").unwrap();
+        let error = apply(dir.path(), &mut file).unwrap_err();
+        assert!(format!("{error:#}").contains(FILE), "{error:#}");
+    }
+}
