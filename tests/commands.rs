@@ -133,6 +133,8 @@ impl Fake {
             pause_ms: 80,
             serves: true,
             kept: Some("split-2".parse().unwrap()),
+            kept_on_hub: None,
+            dry_run: false,
             sentences: vec!["given back".into()],
             next_step: String::new(),
         };

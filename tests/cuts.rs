@@ -3,7 +3,7 @@
 //!
 //! Needs root, `ip netns` and `nft`.
 
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use crate::crashes::check;
@@ -19,22 +19,22 @@ const HUB_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Which packets vanish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cut {
+pub enum Cut {
     ToHub,
     FromHub,
     Both,
 }
 
-const CUTS: [Cut; 3] = [Cut::ToHub, Cut::FromHub, Cut::Both];
+pub const CUTS: [Cut; 3] = [Cut::ToHub, Cut::FromHub, Cut::Both];
 
 /// A network namespace with a loopback device, removed when dropped.
 #[derive(Debug)]
-struct Namespace {
+pub struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    fn new(cluster: &Cluster) -> Self {
+    pub fn new(cluster: &Cluster) -> Self {
         let tail = cluster.dir.path().file_name().expect("a name").to_string_lossy().into_owned();
         let name = tail.replace('.', "");
         run(Command::new("ip").args(["netns", "add", &name]));
@@ -49,7 +49,7 @@ impl Namespace {
         command
     }
 
-    fn cut(&self, cluster: &Cluster, cut: Cut) {
+    pub fn cut(&self, cluster: &Cluster, cut: Cut) {
         let hub = cluster.hub_address();
         let (ip, port) = (hub.ip(), hub.port());
         let to = format!("add rule inet cut input ip daddr {ip} tcp dport {port} drop\n");
@@ -66,19 +66,45 @@ impl Namespace {
         run(self.inside("nft").arg(rules));
     }
 
-    fn mend(&self) {
+    /// Of each hundred packets, so many vanish at random, in both directions.
+    fn lose(&self, cluster: &Cluster, of_hundred: u32) {
+        let hub = cluster.hub_address();
+        let (ip, port) = (hub.ip(), hub.port());
+        let chance = format!("numgen random mod 100 < {of_hundred} counter drop");
+        let rules = format!(
+            "add table inet cut\nadd chain inet cut input {{ type filter hook input priority 0; }}\n\
+             add rule inet cut input ip daddr {ip} tcp dport {port} {chance}\n\
+             add rule inet cut input ip saddr {ip} tcp sport {port} {chance}\n"
+        );
+        run(self.inside("nft").arg(rules));
+    }
+
+    /// Packets that the rules of [`Namespace::lose`] have taken, to the hub and from it.
+    fn lost(&self) -> Vec<u64> {
+        let listed = run(self.inside("nft").args(["list", "table", "inet", "cut"]));
+        let text = String::from_utf8(listed.stdout).expect("text");
+        let counts = text.lines().filter_map(|line| line.split_once("counter packets "));
+        let number = |rest: &str| rest.split(' ').next().and_then(|count| count.parse().ok());
+        counts.map(|(_, rest)| number(rest).expect("a number")).collect()
+    }
+
+    pub fn mend(&self) {
         run(self.inside("nft").arg("delete table inet cut"));
     }
 
     /// Starts both ends inside and waits until they are in sync.
-    fn start(&self, cluster: &mut Cluster) {
-        let mut hub = self.inside(BINARY);
-        cluster.start_hub_with(hub.args(["hub", "--config"]).arg(cluster.hub_config()));
+    pub fn start(&self, cluster: &mut Cluster) {
+        self.start_hub(cluster);
         self.start_source(cluster);
         cluster.wait_in_sync(NAME);
     }
 
-    fn start_source(&self, cluster: &mut Cluster) {
+    pub fn start_hub(&self, cluster: &mut Cluster) {
+        let mut hub = self.inside(BINARY);
+        cluster.start_hub_with(hub.args(["hub", "--config"]).arg(cluster.hub_config()));
+    }
+
+    pub fn start_source(&self, cluster: &mut Cluster) {
         let mut source = self.inside(BINARY);
         let config = cluster.source_config(NAME);
         cluster.start_source_with(NAME, source.args(["source", "--config"]).arg(config));
@@ -208,10 +234,9 @@ fn a_cut_link_is_survived_by_a_source_that_continues() {
     check_hub(&cluster, EXPORT, &known);
 }
 
-/// `continue`: what a source that is cut off acknowledges alone is not in the promoted image, and
-/// failover says so before and after; it refuses clients from the moment that it hears of it, also
-/// after a restart; and every such write is in the copy that failback keeps of its side.
-fn what_was_acknowledged_alone_is_kept(cut: Cut) {
+/// A source that was cut off and failed over, and is fenced now; what it answered, much of it alone.
+/// The image has taken one write since: version 77 of block 0.
+fn split(cut: Cut) -> (Cluster, Namespace, Known) {
     let (mut cluster, namespace) = inside(failing("continue").interval("300ms"));
     let writer = Writer::start(socket(&cluster, NAME), EXPORT, Known::default(), 16, 23);
     writer.wait_answered(200);
@@ -229,8 +254,7 @@ fn what_was_acknowledged_alone_is_kept(cut: Cut) {
     }
     let after = writer.answered();
     writer.wait_answered(after + 100);
-    let hub = socket(&cluster, "hub");
-    let mut served = open(&hub, EXPORT);
+    let mut served = open(&socket(&cluster, "hub"), EXPORT);
     served.write(0, &content(0, 77)).expect("the image takes a write");
     namespace.mend();
     check_fenced(&mut cluster);
@@ -242,17 +266,26 @@ fn what_was_acknowledged_alone_is_kept(cut: Cut) {
     cluster.kill_source(NAME);
     namespace.start_source(&mut cluster);
     check_fenced(&mut cluster);
-    let give_back = |more: &[&str]| {
-        let mut command = Command::new(BINARY);
-        command.args(["failback", NAME]).args(more).arg("--config").arg(cluster.hub_config());
-        try_run(&mut command)
-    };
     wait_for("the source follows", LIMIT, || {
-        let refused = give_back(&[]);
+        let refused = give_back(&cluster, &[]);
         assert!(!refused.status.success(), "a split brain is not merged");
         String::from_utf8_lossy(&refused.stderr).contains("split brain")
     });
-    let given = give_back(&["--keep", "hub"]);
+    (cluster, namespace, known)
+}
+
+fn give_back(cluster: &Cluster, more: &[&str]) -> Output {
+    let mut command = Command::new(BINARY);
+    command.args(["failback", NAME]).args(more).arg("--config").arg(cluster.hub_config());
+    try_run(&mut command)
+}
+
+/// `continue`: what a source that is cut off acknowledges alone is not in the promoted image, and
+/// failover says so before and after; it refuses clients from the moment that it hears of it, also
+/// after a restart; and every such write is in the copy that failback keeps of its side.
+fn what_was_acknowledged_alone_is_kept(cut: Cut) {
+    let (cluster, _namespace, known) = split(cut);
+    let given = give_back(&cluster, &["--keep", "hub"]);
     assert!(given.status.success(), "{given:?}");
     let copy = format!("{EXPORT}@split-2");
     let own = socket(&cluster, NAME);
@@ -260,6 +293,78 @@ fn what_was_acknowledged_alone_is_kept(cut: Cut) {
     known.check_export(&own, &copy).expect("the copy has every answered write");
     let stays = known.check_export(&own, EXPORT);
     assert!(stays.is_err(), "the control: the side that stays has them all");
+}
+
+/// The administrator keeps the filer's side: it serves every write that it answered, the image is
+/// brought up to that, and what the hub served stays readable there; killed, both ends have it still.
+#[test]
+fn the_filers_side_of_a_split_brain_is_kept() {
+    let (mut cluster, namespace, known) = split(Cut::Both);
+    let dry = give_back(&cluster, &["--keep", "source", "--dry-run"]);
+    let said = String::from_utf8_lossy(&dry.stdout).into_owned();
+    println!("{said}");
+    assert!(dry.status.success() && said.contains("the image loses entry "), "{dry:?}");
+    let shown = cluster.on_hub(NAME);
+    assert_eq!(shown["state"], "failed-over", "a dry run has changed something: {shown}");
+    let given = give_back(&cluster, &["--keep", "source"]);
+    println!("{}", String::from_utf8_lossy(&given.stdout));
+    assert!(given.status.success(), "{given:?}");
+    let own = socket(&cluster, NAME);
+    drop(open(&own, EXPORT));
+    known.check_export(&own, EXPORT).expect("the filer has every answered write");
+    cluster.wait_in_sync(NAME);
+    let check = |cluster: &Cluster, known: &Known| {
+        check_hub(cluster, EXPORT, known);
+        let copy = format!("{EXPORT}@split-2");
+        let mut served = open(&socket(cluster, "hub"), &copy);
+        assert_eq!(served.read(0, 4096).expect("the copy is read"), content(0, 77));
+        let lost = known.lost(|block| served.read(block * 4096, 4096).expect("the copy is read"));
+        assert!(lost.is_err() || lost > Ok(0), "the control: the side that went has them all");
+    };
+    check(&cluster, &known);
+    let writer = Writer::start(own, EXPORT, known, 16, 29);
+    writer.wait_answered(200);
+    cluster.kill_source(NAME);
+    let known = writer.finish();
+    cluster.kill_hub();
+    namespace.start_hub(&mut cluster);
+    namespace.start_source(&mut cluster);
+    cluster.wait_in_sync(NAME);
+    crate::crashes::check(&mut cluster, NAME, &known);
+    check(&cluster, &known);
+}
+
+/// Random loss of packets, more and more of it, under load: the source goes on, whatever becomes of
+/// its connections, and nothing is lost; mended, it is in sync.
+#[test]
+fn random_loss_of_packets_is_survived() {
+    let (mut cluster, namespace) = inside(failing("continue").interval("300ms"));
+    let mut known = Known::default();
+    let length = Duration::from_secs(if is_full() { 20 } else { 4 });
+    for of_hundred in [2, 10, 40] {
+        let writer = Writer::start(socket(&cluster, NAME), EXPORT, known, 16, 101);
+        writer.wait_answered(100);
+        let before = writer.answered();
+        namespace.lose(&cluster, of_hundred);
+        pause(length);
+        let (lost, answered) = (namespace.lost(), writer.answered() - before);
+        namespace.mend();
+        println!("{of_hundred}% lost, {lost:?} packets: {answered} writes answered in {length:?}");
+        assert!(lost.len() == 2 && lost.iter().all(|&lost| lost > 0), "nothing was lost: {lost:?}");
+        assert!(answered > 0, "nothing was answered");
+        let back = writer.answered();
+        writer.wait_answered(back + 100);
+        let config = cluster.source_config(NAME);
+        wait_for(&format!("{of_hundred}%: in sync again"), LIMIT, || {
+            status(&config).is_some_and(|shown| {
+                let own = &shown["source"];
+                own["state"] == "in-sync" && own["alone_since"].is_null()
+            })
+        });
+        known = writer.finish();
+        check(&mut cluster, NAME, &known);
+        check_hub(&cluster, EXPORT, &known);
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn load(cluster: &Cluster, owner: &str, export: &str, known: Known, seed: u64) -
     writer
 }
 
-fn ask(cluster: &Cluster, more: &[&str]) -> Output {
+pub fn ask(cluster: &Cluster, more: &[&str]) -> Output {
     try_run(
         Command::new(BINARY)
             .args(["failback", LOST, "--json"])
@@ -40,7 +40,7 @@ fn ask(cluster: &Cluster, more: &[&str]) -> Output {
 }
 
 /// `mirrorhub failback`, again while a filer is still on its way; the JSON of its answer.
-fn give_back(cluster: &Cluster, more: &[&str]) -> Value {
+pub fn give_back(cluster: &Cluster, more: &[&str]) -> Value {
     let mut output = None;
     wait_for("it is given back", LIMIT, || {
         let met = ask(cluster, more);
@@ -54,7 +54,7 @@ fn give_back(cluster: &Cluster, more: &[&str]) -> Value {
     answer
 }
 
-fn checked(cluster: &Cluster, owner: &str, export: &str, known: &Known) {
+pub fn checked(cluster: &Cluster, owner: &str, export: &str, known: &Known) {
     let there = socket(cluster, owner);
     drop(open(&there, export));
     let held = known.check_export(&there, export);
@@ -62,7 +62,7 @@ fn checked(cluster: &Cluster, owner: &str, export: &str, known: &Known) {
 }
 
 /// What `checkpoint` on the filer says of a source's volume is what the hub has.
-fn roots_meet(cluster: &Cluster, owner: &str, name: &str) {
+pub fn roots_meet(cluster: &Cluster, owner: &str, name: &str) {
     let mut own = Value::Null;
     wait_for(&format!("a CP of {name} on both ends"), LIMIT, || {
         let output = try_run(
@@ -81,7 +81,7 @@ fn roots_meet(cluster: &Cluster, owner: &str, name: &str) {
     assert!(verified.status.success() && said.contains("equal"), "{said}");
 }
 
-fn on_hub(cluster: &Cluster, name: &str, state: &str) {
+pub fn on_hub(cluster: &Cluster, name: &str, state: &str) {
     wait_for(&format!("{name} is {state} on the hub"), LIMIT, || {
         cluster.on_hub(name)["state"] == state
     });

@@ -27,7 +27,7 @@ const EXPORT: &str = "filer-a/vol0";
 
 /// What a disk does with what it was told to flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cache {
+pub enum Cache {
     /// Keeps writes until a flush, then writes them down. Its size has no bound: with
     /// `cache-max-size` nbdkit 1.32 throws dirty blocks away, which no disk does.
     Honest,
@@ -37,7 +37,7 @@ enum Cache {
 
 /// A disk with a volatile cache, mounted.
 #[derive(Debug)]
-struct Disk {
+pub struct Disk {
     // In this order they are dropped: a directory can go when nothing is mounted in it.
     power: Option<Power>,
     dir: tempfile::TempDir,
@@ -69,7 +69,7 @@ fn require_devices() {
 
 impl Disk {
     /// A new disk with ext4, mounted at `mount_point`.
-    fn new(mount_point: PathBuf, cache: Cache) -> Self {
+    pub fn new(mount_point: PathBuf, cache: Cache) -> Self {
         require_devices();
         let dir = tempfile::Builder::new().prefix("mirrorhub-disk-").tempdir().expect("directory");
         let image = fs::File::create_new(dir.path().join("disk.img")).expect("disk file");
@@ -84,7 +84,7 @@ impl Disk {
     }
 
     /// Switches it on and mounts it.
-    fn on(&mut self, cache: Cache) {
+    pub fn on(&mut self, cache: Cache) {
         assert!(self.power.is_none(), "it is on");
         self.starts += 1;
         let start = self.starts;
@@ -121,12 +121,12 @@ impl Disk {
     }
 
     /// The power goes: what the cache holds is gone. What still writes meets errors.
-    fn cut(&mut self) {
+    pub fn cut(&mut self) {
         self.power.as_mut().expect("it is on").nbdkit.kill();
     }
 
     /// After [`Disk::cut`] and the end of all who used it: takes the dead disk away.
-    fn take_away(&mut self) {
+    pub fn take_away(&mut self) {
         drop(self.power.take());
         // The device must be gone before another start, or two file systems were one disk.
         let name = self.mount_point.display().to_string();
@@ -281,7 +281,7 @@ impl Ends {
 }
 
 /// The seed of a run: `MIRRORHUB_SEED`, else a fixed one of the test.
-fn seed(default: u64) -> u64 {
+pub fn seed(default: u64) -> u64 {
     let given = std::env::var("MIRRORHUB_SEED").ok();
     given.map_or(default, |text| text.parse().expect("MIRRORHUB_SEED is a number"))
 }
@@ -291,7 +291,7 @@ fn cuts(normal: u64) -> u64 {
 }
 
 /// The next of a row of numbers that a seed makes (splitmix64).
-fn next(state: &mut u64) -> u64 {
+pub fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut mixed = *state;
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -22,6 +22,7 @@ mod hostile;
 mod inject;
 mod ladder;
 mod log_faults;
+mod loops;
 mod mutated;
 mod nbd_clients;
 mod onboarding;

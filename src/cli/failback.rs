@@ -20,13 +20,16 @@ use crate::units::names::SourceName;
 pub struct FailbackArguments {
     /// The source
     source: SourceName,
-    /// Whose writes stay, if both sides have written: the other side's are kept as a CP by name
-    /// (`source` is not available in this version)
+    /// Whose writes stay, if both sides have written: the other side's state is kept as a CP by name,
+    /// the filer's on the filer, the hub's on the hub
     #[arg(long, value_name = "SIDE")]
     keep: Option<Keep>,
     /// Give the volumes to another filer, which serves them beside its own
     #[arg(long, value_name = "FILER")]
     to: Option<SourceName>,
+    /// Do nothing, say what would be: whose writes stay, what is kept under which name
+    #[arg(long)]
+    dry_run: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -43,13 +46,14 @@ enum Keep {
 
 /// Runs it.
 pub fn run(arguments: &FailbackArguments, terminal: &Terminal) -> Result<Done, Failure> {
-    let FailbackArguments { source, keep, to, json, config } = arguments;
+    let FailbackArguments { source, keep, to, dry_run, json, config } = arguments;
     let asked = Asked::of(config)?;
     let keep = keep.map(|keep| match keep {
         Keep::Hub => Side::Hub,
         Keep::Source => Side::Source,
     });
-    let request = Request::Failback { source: source.clone(), keep, to: to.clone() };
+    let (source, to, dry_run) = (source.clone(), to.clone(), *dry_run);
+    let request = Request::Failback { source: source.clone(), keep, to, dry_run };
     let what = format!("failback of {source}");
     let answer: FailbackAnswer =
         runtime()?.block_on(asked.ask(&request, &what, None, terminal.error))?;
@@ -76,6 +80,8 @@ mod tests {
             pause_ms: 80,
             serves: true,
             kept: None,
+            kept_on_hub: None,
+            dry_run: false,
             sentences: vec!["given back".into(), "clients were held".into()],
             next_step: String::new(),
         };

@@ -74,6 +74,9 @@ pub enum Request {
         /// To another filer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         to: Option<SourceName>,
+        /// Do nothing, say what would be.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dry_run: bool,
     },
     /// Give up the images of a retired source: a [`crate::status::answers::ForgetAnswer`]; a hub
     /// only.
@@ -401,8 +404,18 @@ mod tests {
                     source: "filer-a".parse().unwrap(),
                     keep: Some(Side::Hub),
                     to: None,
+                    dry_run: false,
                 },
                 r#"{"schema":1,"command":"failback","source":"filer-a","keep":"hub"}"#,
+            ),
+            (
+                Request::Failback {
+                    source: "filer-a".parse().unwrap(),
+                    keep: Some(Side::Source),
+                    to: None,
+                    dry_run: true,
+                },
+                r#"{"schema":1,"command":"failback","source":"filer-a","keep":"source","dry_run":true}"#,
             ),
             (Request::PoolCheck {}, r#"{"schema":1,"command":"pool-check"}"#),
             (

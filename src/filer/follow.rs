@@ -14,6 +14,12 @@
 //! everything acknowledged is in its own image, or an administrator has said so: then what this
 //! source has written by itself becomes an own CP first, which is kept by name.
 //!
+//! If the administrator has said that what is here counts (`own`), 1 pulls nothing: all of it becomes
+//! an own CP. 2 publishes it once more, under the number and at the place of the hub's last CP, marked
+//! as written alone: the line goes on behind that place on both ends, and the session finds another
+//! content there than the hub's image has, so it compares and brings that up. If the hub's last CP is
+//! an own one, because nothing was published there since, it is the past of here as it is.
+//!
 //! A cut at any step leaves a fenced source: it follows again. Blocks, on a thread of its own.
 
 pub(super) mod wire;
@@ -35,6 +41,7 @@ use crate::session::CP_NUMBER_MAX;
 use crate::units::machine;
 use crate::units::names::KeptName;
 use crate::units::numbers::{CpNumber, Epoch};
+use crate::units::policy::AloneMark;
 use crate::volume::pull::cp::{CpPuller, Step, VolumeTarget};
 use crate::volume::pull::own::PoolTree;
 use crate::volume::pull::terms::Window;
@@ -86,7 +93,7 @@ impl Following {
                 wire.send(&Message::Reached(Reached { cp: target.cp }))?;
                 say(self.shared(), &format!("CP {} of the hub is here", target.cp));
             } else if let Message::TakeOver(take) = message {
-                return self.take_over(&take);
+                return self.take_over(wire, &take);
             } else {
                 return Err(End::Lost(format!("{} is out of place", message.name())));
             }
@@ -142,6 +149,9 @@ impl Following {
         };
         let here = volumes.iter().zip(&target.volumes).all(is_root);
         let same = row.applied == target.cp && place(&row, &kept) == Place::from(target.place);
+        if target.own {
+            return self.may_impose(wire, target);
+        }
         if same && here {
             return self.give_up();
         }
@@ -230,6 +240,17 @@ impl Following {
 
     /// What only the NVRAM holds becomes an own CP, and the last own CP is kept by name.
     fn keep_own(&self, wire: &Wire, name: &KeptName) -> Result<(), End> {
+        self.make_own_cp(wire)?;
+        let shared = self.shared();
+        if shared.own().0 > CpNumber(0) {
+            let kept = shared.pool.keep(shared.source, name.clone())?;
+            tracing::warn!(source = %shared.name, %name, cp = %kept.cp, "own writes are kept");
+        }
+        Ok(())
+    }
+
+    /// What only the NVRAM holds becomes an own CP.
+    fn make_own_cp(&self, wire: &Wire) -> Result<(), End> {
         let shared = self.shared();
         let until = machine::now() + self.shared().pledge.patience().max(SILENCE_MAX);
         let mut forced = None;
@@ -252,10 +273,6 @@ impl Following {
             }
             machine::block_on(&wire.handle, async { tokio::time::sleep(TICK).await });
         }
-        if shared.own().0 > CpNumber(0) {
-            let kept = shared.pool.keep(shared.source, name.clone())?;
-            tracing::warn!(source = %shared.name, %name, cp = %kept.cp, "own writes are kept");
-        }
         Ok(())
     }
 
@@ -276,14 +293,83 @@ impl Following {
         Ok(())
     }
 
+    /// Whether the hub's CP is one of this source's own: by its word of before a restart, or because
+    /// nothing was published there since the failover.
+    fn is_own_past(&self, cp: CpNumber, there: Place) -> Result<bool, End> {
+        let shared = self.shared();
+        let known = shared.pool.catalog().history(shared.source, cp)?;
+        Ok(known.is_some_and(|known| known.is_at(there)))
+    }
+
+    /// What is here shall count: it is all in own CPs, and the hub's CP is one of them, or can become
+    /// one.
+    fn may_impose(&self, wire: &Wire, target: &PullTarget) -> Result<(), End> {
+        self.make_own_cp(wire)?;
+        let own = self.row()?.0.applied;
+        let fits = target.cp > own && target.cp <= CP_NUMBER_MAX;
+        if !target.last || fits || self.is_own_past(target.cp, target.place.into())? {
+            return Ok(());
+        }
+        Err(End::Lost(format!("CP {} is not a past of CP {own} here", target.cp)))
+    }
+
+    /// The state of here stays. The hub's CP gets the content of here, if it is no past of it: a CP of
+    /// that number and place, which the line of both ends goes on behind. A cut before that leaves the
+    /// own CP before it, a cut behind it finds it done.
+    fn impose(&mut self, wire: &Wire, take: &TakeOver) -> Result<(), End> {
+        let there = Place::from(take.place);
+        let known = self.is_own_past(take.cp, there)?;
+        self.make_own_cp(wire)?;
+        let own = self.row()?.0.applied;
+        if !known && (take.cp <= own || take.cp > CP_NUMBER_MAX) {
+            return Err(End::Lost(format!("CP {} cannot follow CP {own} here", take.cp)));
+        }
+        // Ring and pool are never of two lines.
+        self.give_up()?;
+        if known {
+            return Ok(());
+        }
+        let shared = self.shared();
+        let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let (row, kept) = self.row()?;
+        let alone = Some(self.alone_before(&kept, take));
+        let extension = shared.keep(&row, &Kept { transfer: there.transfer, alone, ..kept })?;
+        let published = shared.pool.publish(Publish {
+            write_set: shared.pool.begin(Budget::Reserve),
+            source: shared.source,
+            cp: take.cp,
+            sequence: there.sequence,
+            stream_hash: there.hash,
+            epoch: row.epoch,
+            generation: None,
+            extension: Some(extension),
+            volumes: Vec::new(),
+        })?;
+        let pins = pin_all(shared)?;
+        shared.set_own(take.cp, published.roots, pins);
+        tracing::warn!(source = %shared.name, cp = %take.cp, "the state of here counts from now on");
+        Ok(())
+    }
+
+    /// The mark of a source whose hub has another state: not behind the place that both ends name,
+    /// so that nobody takes what is here for the hub's.
+    fn alone_before(&self, kept: &Kept, take: &TakeOver) -> AloneMark {
+        let there = Place::from(take.place).sequence;
+        (take.epoch, kept.alone.map_or(there, |(_, from)| from.min(there)))
+    }
+
     /// Records that this source is primary again (R14: the hub has recorded it before).
-    fn take_over(&mut self, take: &TakeOver) -> Result<(), End> {
+    fn take_over(&mut self, wire: &Wire, take: &TakeOver) -> Result<(), End> {
+        if take.own {
+            self.impose(wire, take)?;
+        }
         self.give_up()?;
         let shared = self.shared();
         let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         let (row, kept) = self.row()?;
         let fenced = kept.fenced.unwrap_or_default();
-        if row.applied != take.cp || place(&row, &kept) != Place::from(take.place) {
+        let differs = row.applied != take.cp || place(&row, &kept) != Place::from(take.place);
+        if !take.own && differs {
             let own = row.applied;
             let reason = format!("the hub gives back CP {}, here is CP {own}", take.cp);
             return Err(End::Lost(reason));
@@ -294,7 +380,9 @@ impl Following {
             let reason = format!("epoch {number} is given here, after {own} and {fenced}");
             return Err(End::Lost(reason));
         }
-        let extension = shared.keep(&row, &Kept { fenced: None, alone: None, ..kept })?;
+        // What the hub's image lacks was written alone, until the image was brought up.
+        let alone = take.own.then(|| self.alone_before(&kept, take));
+        let extension = shared.keep(&row, &Kept { fenced: None, alone, ..kept })?;
         let TakeOver { epoch, generation, .. } = *take;
         shared.pool.catalog().update_source(shared.source, move |row| {
             row.epoch = epoch;

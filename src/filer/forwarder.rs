@@ -36,10 +36,12 @@ use crate::units::convert::low_u32;
 use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber};
 use crate::units::policy::OnHubLoss;
-use crate::wire::message::{CheckpointAt, Going, Message, Refused, Scan};
+use crate::wire::message::{Going, Message, Refused, Scan};
 
 /// Pause before a CP is tried again that the hub had no room for.
 const RETRY: Duration = Duration::from_secs(5);
+/// The longest, where it is refused again and again: a pass sends all of its data each time.
+const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How long a good-bye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -93,6 +95,8 @@ pub struct Forwarder {
     lost: Option<Instant>,
     jitter: u64,
     retry_at: Option<Instant>,
+    /// The pause before it.
+    retry_pause: Duration,
     /// When the newest connection was begun.
     began: Instant,
     pulse: Pulse,
@@ -122,6 +126,7 @@ impl Forwarder {
             lost,
             jitter,
             retry_at,
+            retry_pause: RETRY,
             began: now,
             pulse,
         }
@@ -530,6 +535,9 @@ impl Forwarder {
                 // Its pages are not held any longer than they are needed.
                 self.data = None;
                 self.done = cp;
+                if !alone {
+                    self.retry_pause = RETRY;
+                }
                 self.shared.checkpoint.done(CpOver { cp, alone });
             }
             Action::Answer(answering) => self.shared.answer(answering),
@@ -551,13 +559,7 @@ impl Forwarder {
             Action::Faulted { cp, reason } => self.faulted(cp, reason, side),
             Action::PassEnded { cp } => self.pass_ended(cp),
             Action::Freeze => self.shared.checkpoint.force(),
-            Action::Checkpoint { token } => {
-                // Nothing to say: the own CP holds everything already, the hub may lack it still.
-                let target = self.shared.order.target();
-                let cp = target.unwrap_or_else(|| self.shared.own().0);
-                self.shared.checkpoint.want();
-                side.message(Message::CheckpointAt(CheckpointAt { token, cp }));
-            }
+            Action::Checkpoint { token } => self.checkpoint_wanted(token, side),
             Action::Scan { cp, token } => verify::answer(&self.shared, cp, token),
             // Its waiter was told when the frame came.
             Action::Scanned(_) => {}

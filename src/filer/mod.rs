@@ -98,7 +98,7 @@ use crate::session::primary::Primary;
 use crate::units::ids::{RandomError, SourceId, random_u64};
 use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
-use crate::units::numbers::{ByteCount, CpNumber, VolumeNumber};
+use crate::units::numbers::{ByteCount, CpNumber, SequenceNumber, VolumeNumber};
 use crate::units::policy::{OnFull, Policy};
 use crate::volume::mend::{Depth, MendFigures};
 
@@ -467,6 +467,11 @@ impl Filer {
     /// lets them go on, or stops the source.
     pub fn hold(&self, held: bool) {
         self.shared().order.hold(held);
+    }
+
+    /// The last entry that was ordered.
+    pub fn last(&self) -> SequenceNumber {
+        self.shared().order.figures().sequence
     }
 
     /// What rotted in its pool.

@@ -13,7 +13,7 @@
 //! | 16 | 1 | state: 0 mirror, 1 failing over, 2 promoted, 3 handed over |
 //! | 17 | 1 | 1 once this hub has made an NVRAM to serve the volumes with; only while it is promoted |
 //! | 18 | 1 | what the last failover was asked for: 1 `--now`, 2 `--accept-gap`; written before its fence |
-//! | 19 | 1 | reserved, zero |
+//! | 19 | 1 | handed over: 1 if the filer keeps its own state (`failback --keep source`); else 0 |
 //! | 20 | 4 | failing over: the CP that will hold the log, once the volumes are served over it; else 0 |
 //! | 24 | 12 | the fence: last transfer before it; zero in state mirror |
 //! | 36 | 8 | its last sequence number |
@@ -147,6 +147,8 @@ pub struct Extension {
     pub nvram_made: bool,
     /// What the failover was asked for.
     pub asked: Asked,
+    /// While it is handed over: the filer keeps its own state, the image is another.
+    pub own: bool,
     /// While it fails over: the CP that will hold its log, once the volumes are served over that.
     pub serving: Option<CpNumber>,
     /// The place of the newest fence: a failover replays up to here, and nothing behind it.
@@ -193,7 +195,10 @@ impl Extension {
         let mut bytes = VERSION.to_le_bytes().to_vec();
         put_transfer(&mut bytes, self.transfer);
         let made = self.nvram_made.into();
-        bytes.extend_from_slice(&[self.state.number(), made, self.asked.byte(), 0]);
+        // Whoever leaves the state leaves it behind.
+        let own = self.own && self.state == State::HandedOver;
+        let (state, asked) = (self.state.number(), self.asked.byte());
+        bytes.extend_from_slice(&[state, made, asked, own.into()]);
         bytes.extend_from_slice(&self.serving.map_or(0, |cp| cp.0).to_le_bytes());
         put_transfer(&mut bytes, self.fence.transfer);
         bytes.extend_from_slice(&self.fence.sequence.0.to_le_bytes());
@@ -263,7 +268,7 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
         _ => return None,
     };
     let (transfer, rest) = take_transfer(fixed)?;
-    let ([state, made, asked, reserved], rest) = rest.split_first_chunk::<4>()?;
+    let ([state, made, asked, own], rest) = rest.split_first_chunk::<4>()?;
     let (serving, rest) = rest.split_first_chunk()?;
     let serving = u32::from_le_bytes(*serving);
     let older = number >= 3 || (*asked, serving) == (0, 0);
@@ -272,16 +277,27 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
     let (hash, rest) = rest.split_first_chunk()?;
     let (policy, alone) = take_promise(rest)?;
     let nvram_made = *made == 1;
-    let zero = *made <= 1 && *reserved == 0 && older;
+    let zero = *made <= 1 && older;
     let asked = Asked::of(*asked)?;
     let serving = (serving > 0).then_some(CpNumber(serving));
     let sequence = SequenceNumber(u64::from_le_bytes(*sequence));
     let fence = Place { transfer: fenced, sequence, hash: StreamHash(*hash) };
     let state = State::of(*state).filter(|_| zero)?;
-    // Only what fails over is served over its log.
+    // Only what fails over is served over its log, only what is handed over says whose state it is.
     let fits = serving.is_none() || state == State::FailingOver;
+    let fits = fits && (*own == 0 || *own == 1 && state == State::HandedOver);
+    let own = *own == 1;
     let promised = Extension { policy, alone, home, left_out, ..Extension::default() };
-    fits.then_some(Extension { transfer, state, nvram_made, asked, serving, fence, ..promised })
+    fits.then_some(Extension {
+        transfer,
+        state,
+        nvram_made,
+        asked,
+        own,
+        serving,
+        fence,
+        ..promised
+    })
 }
 
 /// What stands behind the mark: a count and so many volumes.

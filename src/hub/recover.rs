@@ -297,7 +297,15 @@ impl Logs {
         for row in rows {
             let place = extension::place(row).map_err(state("catalog"))?;
             let logs = store.recover(row.id, row.applied);
+            // What was handed over goes on behind its CP: what a cut left in the logs is of a line that
+            // has ended.
+            let handed_over =
+                Extension::of(row).map_err(state("catalog"))?.state == State::HandedOver;
             let mut recovering = match logs {
+                Ok(_) if handed_over => {
+                    store.reset(row.id, Some(place)).map_err(state("source logs"))?;
+                    Recovering::at(row.applied, place, place, None)
+                }
                 Ok(logs) => {
                     if logs.last.is_none() && logs.damage().is_none() {
                         // Nothing lies in the logs: the chain goes on behind the published CP.

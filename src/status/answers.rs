@@ -237,6 +237,9 @@ pub struct FailbackAnswer {
     pub schema: u32,
     /// Source.
     pub source: SourceName,
+    /// Nothing was done: this is what would be.
+    #[serde(default)]
+    pub dry_run: bool,
     /// The epoch in which its filer is primary.
     pub epoch: u32,
     /// The CP that both ends have.
@@ -249,6 +252,9 @@ pub struct FailbackAnswer {
     pub serves: bool,
     /// The CP on the filer that keeps what it wrote by itself; null if it wrote nothing.
     pub kept: Option<KeptName>,
+    /// The CP on the hub that keeps what was written there, with `--keep source`; else null.
+    #[serde(default)]
+    pub kept_on_hub: Option<KeptName>,
     /// What was done, in words.
     pub sentences: Vec<String>,
     /// What to do next; empty if nothing.

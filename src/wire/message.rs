@@ -529,6 +529,9 @@ pub struct PullTarget {
     pub last: bool,
     /// What the follower wrote by itself is kept as a CP of that name first.
     pub keep: Option<KeptName>,
+    /// Nothing is pulled: what the follower has shall count, and all of it becomes an own CP.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
 }
 
 /// The source offers an own CP, which it holds pinned: the hub compares its image with it, pulls what
@@ -563,6 +566,9 @@ pub struct TakeOver {
     pub place: WirePlace,
     /// Boots up to this number were used at the hub.
     pub generation: u32,
+    /// The follower's own state becomes that CP; the hub's image is another, and is brought up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
 }
 
 macro_rules! messages {
@@ -766,13 +772,11 @@ mod tests {
         let volumes = vec![PullVolume { volume, size: ByteCount(1 << 30), root: Root([9; 32]) }];
         let compare = Compare { cp, base: CpNumber(9), place: place(), volumes: volumes.clone() };
         round(Message::Compare(compare), b"");
-        let keep = Some("split-2".parse().unwrap());
-        round(
-            Message::PullTarget(PullTarget { cp, place: place(), volumes, last: true, keep }),
-            b"",
-        );
+        let (keep, own) = (Some("split-2".parse().unwrap()), true);
+        let target = PullTarget { cp, place: place(), volumes, last: true, keep, own };
+        round(Message::PullTarget(target), b"");
         let epoch = Epoch { number: 3, id: 1 << 60 };
-        round(Message::TakeOver(TakeOver { epoch, cp, place: place(), generation: 9 }), b"");
+        round(Message::TakeOver(TakeOver { epoch, cp, place: place(), generation: 9, own }), b"");
         round(Message::Reached(Reached { cp }), b"");
         round(Message::WantRewrite, b"");
         let (token, hash) = (1 << 60, ContentHash([8; 16]));

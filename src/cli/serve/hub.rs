@@ -22,7 +22,7 @@ use crate::cli::signals::{Signal, Signals};
 use crate::config::around::{Around, load_around};
 use crate::config::problem::Problems;
 use crate::config::reload::{hub_changes, reloaded_hub};
-use crate::config::schema::{HubConfig, HubSource, Listen, TlsConfig};
+use crate::config::schema::{HubConfig, HubSource, TlsConfig};
 use crate::control::message as control;
 use crate::control::message::{
     AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
@@ -41,6 +41,7 @@ use crate::hub::status::{Snapshot, SourceState, Totals};
 use crate::hub::{Hub, HubOptions};
 use crate::link::tls::HubTls;
 use crate::metric::catalogue as names;
+use crate::nbd::listen::Listen;
 use crate::nbd::serve::{Options, Server};
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
@@ -77,6 +78,7 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         let mut watch = Watch::new(&sources_dir);
         let admin = AdminServer::bind(&config.data_dir).await?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
+        options.hooks.export = uri_of(doors.nbd.listens_on());
         let hub = Arc::new(Hub::start(options).await?);
         let server = Server::new(Options::default());
         let stop = CancellationToken::new();
@@ -139,14 +141,15 @@ fn options(config: &HubConfig, accept_missing: bool) -> HubOptions {
             promoted: config.hooks.promoted.clone(),
             failed_back: config.hooks.failed_back.clone(),
             timeout: config.hooks.timeout,
-            export: uri_of(&config.nbd_listen),
+            // Known when the door is open: the port may be the kernel's choice.
+            export: Default::default(),
         },
     }
 }
 
 /// What stands before and behind the name of an export in its URI.
-fn uri_of(nbd_listen: &Listen) -> (String, String) {
-    match nbd_listen {
+fn uri_of(listens_on: &Listen) -> (String, String) {
+    match listens_on {
         Listen::Tcp(address) => (format!("nbd://{address}/"), String::new()),
         Listen::Unix(path) => ("nbd+unix:///".to_owned(), format!("?socket={}", path.display())),
     }
@@ -428,6 +431,7 @@ impl View {
                 failback::Step::Round(round) => ("filer brought up, round", u64::from(round)),
                 failback::Step::Held => ("clients are held", 0),
                 failback::Step::Reached => ("filer has the last CP", 0),
+                failback::Step::Kept => ("what is here is kept", 0),
                 failback::Step::HandedOver | failback::Step::Told => ("handed over", 0),
             };
             let (what, object, unit) = (what.to_owned(), object.clone(), ProgressUnit::Steps);
@@ -439,29 +443,18 @@ impl View {
                 AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
             })?;
         let pause_ms = u64::try_from(given.pause.as_millis()).unwrap_or(u64::MAX);
-        let (epoch, cp, rounds) = (given.epoch.number, given.cp, given.rounds);
-        let mut sentences =
-            vec![format!("given back in epoch {epoch} with CP {cp}, after {rounds} rounds")];
-        if let Some(name) = &given.kept {
-            sentences.push(format!("what its filer wrote by itself is kept there as CP {name}"));
-        }
-        let next_step = if given.serves {
-            sentences.push(format!("the filer is primary; clients were held for {pause_ms} ms"));
-            String::new()
-        } else {
-            sentences.push("the filer has not said yet that it is primary".to_owned());
-            format!("start `mirrorhub source` of {filer}: it takes over by itself")
-        };
         answer(&FailbackAnswer {
             schema: SCHEMA,
-            epoch,
-            cp: cp.0,
-            rounds,
+            dry_run: given.dry_run,
+            epoch: given.epoch.number,
+            cp: given.cp.0,
+            rounds: given.rounds,
             pause_ms,
             serves: given.serves,
+            sentences: given.sentences(&source),
+            next_step: given.next_step(&source, &filer),
             kept: given.kept,
-            sentences,
-            next_step,
+            kept_on_hub: given.kept_here,
             source,
         })
     }
@@ -512,13 +505,13 @@ impl Admin for View {
                     let ask = Ask { dry_run, now, accept_gap };
                     self.failover(source, ask, progress).await
                 }
-                Request::Failback { source, keep, to } => {
+                Request::Failback { source, keep, to, dry_run } => {
                     self.names(Some(&source))?;
                     let keep = keep.map(|side| match side {
                         control::Side::Hub => failback::Side::Hub,
                         control::Side::Source => failback::Side::Source,
                     });
-                    self.failback(source, failback::Ask { keep, to }, progress).await
+                    self.failback(source, failback::Ask { keep, to, dry_run }, progress).await
                 }
                 Request::Forget { source } => {
                     self.names(Some(&source))?;

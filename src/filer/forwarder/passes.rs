@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{End, Forwarder, RETRY};
+use super::{End, Forwarder, RETRY, RETRY_MAX};
 use crate::filer::pass::{Bases, PassData};
 use crate::filer::sending::SendSide;
 use crate::filer::served::Served;
@@ -10,7 +10,7 @@ use crate::filer::shared::{Common, Pins};
 use crate::record::marks::Place;
 use crate::units::machine;
 use crate::units::numbers::CpNumber;
-use crate::wire::message::VolumeRefusal;
+use crate::wire::message::{CheckpointAt, Message, VolumeRefusal};
 
 impl Forwarder {
     pub(super) fn send_pass(
@@ -75,8 +75,20 @@ impl Forwarder {
         Ok(())
     }
 
+    /// Somebody on the hub asks for a CP.
+    pub(super) fn checkpoint_wanted(&mut self, token: u64, side: &mut SendSide) {
+        // Nothing to say: the own CP holds everything already, the hub may lack it still.
+        let target = self.shared.order.target();
+        let cp = target.unwrap_or_else(|| self.shared.own().0);
+        self.shared.checkpoint.want();
+        // Whoever asks may have made room.
+        self.retry_at = self.retry_at.map(|_| machine::now());
+        side.message(Message::CheckpointAt(CheckpointAt { token, cp }));
+    }
+
     pub(super) fn pass_ended(&mut self, cp: CpNumber) {
         self.shared.end_pass();
+        self.retry_pause = RETRY;
         self.shared.set_faulted(None);
         self.older.clear();
         self.shared.outbox.published(cp);
@@ -103,7 +115,10 @@ impl Forwarder {
         let reason = format!("the hub refused CP {cp}: {reason}");
         if no_space {
             self.shared.set_no_hub_room(reason);
-            self.retry_at = Some(machine::now() + RETRY);
+            self.retry_at = Some(machine::now() + self.retry_pause);
+            if self.primary.pass().is_some() {
+                self.retry_pause = (self.retry_pause * 2).min(RETRY_MAX);
+            }
         } else {
             self.shared.set_rejected(Some(reason));
         }

@@ -274,8 +274,8 @@ fn judge_state(
 ) -> Result<(), Refused> {
     let (name, home) = (&row.name, extension.home_of(row.id));
     match extension.state {
-        State::Promoted | State::HandedOver => Ok(()),
-        State::FailingOver => Err(busy("its log is being replayed here".to_owned())),
+        // Whose log cannot be applied is waited for: it may have what that log lacks (R13).
+        State::Promoted | State::HandedOver | State::FailingOver => Ok(()),
         State::Mirror if new => {
             let reason = format!(
                 "the name {name} belongs to source {}, whose image is here; this filer is new and \

@@ -71,6 +71,35 @@ pub(super) async fn find(
     }
 }
 
+/// The same, asking nobody: none if it is one that would have to be made the source's home first.
+pub(super) fn known(
+    shared: &Shared,
+    row: &SourceRow,
+    extension: &Extension,
+    to: Option<&SourceName>,
+) -> Result<Option<Connected>, Refusal> {
+    let failed = |error: &dyn std::fmt::Display| Refusal::new(error.to_string(), SEE_LOG);
+    let rows = shared.pool.catalog().sources().map_err(|error| failed(&error))?;
+    let wanted = match to {
+        Some(to) if *to != row.name => {
+            let there = rows.iter().find(|there| there.name == *to);
+            let there = there.ok_or_else(|| {
+                let reason = format!("there is no filer {to} here");
+                Refusal::new(reason, "`mirrorhub status` lists the sources")
+            })?;
+            vec![Extension::of(there).map_err(|reason| failed(&reason))?.home_of(there.id)]
+        }
+        Some(_) => vec![row.id],
+        None => vec![extension.home_of(row.id), row.id],
+    };
+    let known = wanted.iter().find_map(|filer| shared.failbacks.get(&row.name, *filer));
+    let other = to.is_some_and(|to| *to != row.name);
+    if known.is_none() && !other && shared.failbacks.of(&row.name).is_empty() {
+        return Err(away(&row.name));
+    }
+    Ok(known)
+}
+
 fn away(name: &SourceName) -> Refusal {
     let reason = format!("the filer of {name} is not connected, nor a new one under its name");
     let next = format!(

@@ -392,7 +392,7 @@ async fn obey(asked: Asked, shared: Arc<Shared>, sources: Sources) {
         }
         Asked::Failback(at) => {
             let name = sources[at].borrow().setup.name.clone();
-            let ask = failback::Ask { keep: Some(failback::Side::Hub), to: None };
+            let ask = failback::Ask { keep: Some(failback::Side::Hub), ..failback::Ask::default() };
             // Refused, it is asked again.
             drop(failback::run(&shared, &name, ask, Box::new(|_| true)).await);
         }

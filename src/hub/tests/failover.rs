@@ -398,6 +398,7 @@ fn damage_behind_the_fence_waits_for_the_flag() {
             })
             .await;
             assert_eq!((state(&hub, &a), row(&hub, &a).epoch.number), (State::FailingOver, 2));
+            until("it has ended", || hub.shared().failovers.turn(&name(&a)).is_ok()).await;
             let report = fail_over(&hub, &a, Ask { accept_gap: true, ..NOW }).await.unwrap();
             assert!(matches!(&report.outcome, Outcome::UpToGap(gap) if gap.reaches == last));
             (a.last, a.image) = (last, image);

@@ -45,7 +45,7 @@ async fn new_filer(world: &World) -> (Filer, tempfile::TempDir) {
 /// be taken for it, or the new one is not there yet.
 async fn insist(hub: &Hub, to: Option<crate::units::names::SourceName>) {
     loop {
-        let ask = Ask { keep: None, to: to.clone() };
+        let ask = Ask { to: to.clone(), ..Ask::default() };
         match hub.failback(&name(), ask, Box::new(|_| true)).await {
             Ok(_) => return,
             Err(refused) => {
@@ -214,7 +214,7 @@ impl Beside {
 }
 
 async fn to_b(hub: &Hub, told: failback::Told) -> Result<failback::Report, failover::Refusal> {
-    hub.failback(&name(), Ask { keep: None, to: Some(other()) }, told).await
+    hub.failback(&name(), Ask { to: Some(other()), ..Ask::default() }, told).await
 }
 
 /// The way: lost, failed over, given to a filer that has volumes of its own; both are
@@ -260,7 +260,7 @@ fn another_filer_becomes_the_home() {
         let export = at_hub(&world.hub).await;
         put(&export, &mut world.image, 900_000, &[7; 9000]).await;
         follows(&world.hub).await;
-        let ask = Ask { keep: None, to: Some(name()) };
+        let ask = Ask { to: Some(name()), ..Ask::default() };
         let report = world.hub.failback(&name(), ask, Box::new(|_| true)).await.unwrap();
         assert!(report.serves, "{report:?}");
         world.is_whole(&old).await;
@@ -511,6 +511,7 @@ fn hostile_followers_touch_nobody() {
                 cp: CpNumber(1),
                 place: WirePlace::default(),
                 generation: 1,
+                own: false,
             }),
         ];
         for message in out_of_place {

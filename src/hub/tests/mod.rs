@@ -9,6 +9,7 @@ mod fake;
 mod faults;
 mod homes;
 mod hostile;
+mod keep_source;
 mod kept;
 mod overlay;
 mod panics;
