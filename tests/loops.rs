@@ -126,10 +126,11 @@ impl World {
     }
 
     fn load(&self, owner: &str, known: Known, state: &mut u64) -> Writer {
-        let (depth, count) =
-            (1 + usize::try_from(next(state) % 16).expect("small"), next(state) % 300);
+        let depth = 1 + next(state) % 16;
+        let count = 20 + next(state) % (20 * depth);
+        let depth = usize::try_from(depth).expect("small");
         let writer = Writer::start(socket(&self.cluster, owner), EXPORT, known, depth, next(state));
-        writer.wait_answered(50 + count);
+        writer.wait_answered(count);
         writer
     }
 
