@@ -104,6 +104,14 @@ impl Judgement {
         self.harm <= BOUND && self.noise <= BOUND
     }
 
+    /// Whether more windows need not be taken. The short form is content with the bound: the noise
+    /// of a shared machine would cost it minutes, and can only have made the disturbance look worse
+    /// or, seldom, hidden it.
+    fn is_enough(&self) -> bool {
+        let is_full = std::env::var_os("MIRRORHUB_FULL").is_some_and(|value| value == "1");
+        self.is_within() || !is_full && self.harm <= BOUND
+    }
+
     /// What counts when no more windows are taken. On a machine that is never quiet nothing less
     /// than its own noise can be told from it: then that is the bound, and it is said.
     fn is_acceptable(&self) -> bool {
@@ -197,7 +205,7 @@ impl Bystander {
             round(self);
             let judgement = self.judge();
             println!("{what}: {judgement}");
-            if judgement.is_within() {
+            if judgement.is_enough() {
                 return;
             }
             if number == ROUNDS_MAX {
