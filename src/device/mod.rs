@@ -45,6 +45,16 @@ pub enum DeviceError {
     Latched { first: Arc<DeviceError> },
 }
 
+impl DeviceError {
+    /// Whether a read has failed: what was asked for may be had elsewhere.
+    pub fn is_of_read(&self) -> bool {
+        match self {
+            Self::OutOfRange { .. } | Self::Latched { .. } => false,
+            Self::Io { operation, .. } | Self::Lost { operation, .. } => *operation == "read",
+        }
+    }
+}
+
 /// How a device makes a write durable, shown in status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {

@@ -82,7 +82,7 @@ pub struct Mending {
 pub fn is_rot(error: &VolumeError) -> bool {
     let VolumeError::Pool(error) = error else { return false };
     let corrupt = matches!(error, PoolError::Corrupt { .. } | PoolError::CorruptContent { .. });
-    corrupt || matches!(error, PoolError::Device(_))
+    corrupt || matches!(error, PoolError::Device(error) if error.is_of_read())
 }
 
 /// Reads `count` blocks of a tree from `vbn` on, and mends what cannot be read.
