@@ -683,6 +683,7 @@ pub(super) fn put_runs(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::DeviceError;
     use crate::units::ids::SourceId;
     use crate::units::numbers::TransferId;
 
@@ -704,5 +705,19 @@ mod tests {
         assert!(is_fault(unresolved(io())));
         // Sent inline, a block that is damaged in the log is right (R15).
         assert!(![corrupt, none, block].into_iter().any(|error| is_fault(unresolved(error))));
+    }
+
+    /// A write that fails is this hub's own fault; what cannot be read may be had elsewhere.
+    #[test]
+    fn only_a_failed_read_is_rot() {
+        let of = |operation| {
+            let error = Arc::new(std::io::Error::from_raw_os_error(5));
+            let (device, offset, length) = ("d".into(), 0, 4096);
+            let error = DeviceError::Io { device, operation, offset, length, error };
+            Stop::from(VolumeError::Pool(PoolError::Device(error)))
+        };
+        assert!(matches!(of("write"), Stop::Faulted(_)));
+        assert!(matches!(of("flush"), Stop::Faulted(_)));
+        assert!(matches!(of("read"), Stop::Rot(_)));
     }
 }
