@@ -26,7 +26,7 @@ use crate::units::names::{SourceName, VolumeName};
 
 /// Write the file of a new source for the hub of that configuration
 ///
-/// The running hub takes it within two seconds. With [tls] in the hub's file a join bundle is written
+/// The running hub takes it within two seconds. With a section tls in the hub's file a join bundle is written
 /// too: bring it to the filer and start `mirrorhub source --join` with it there.
 #[derive(Debug, Args)]
 pub struct OnboardArguments {
