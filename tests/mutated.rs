@@ -211,11 +211,13 @@ fn volleys(doors: &[Door], plays: &[Vec<Parts>]) {
     let begin = Instant::now();
     std::thread::scope(|scope| {
         let turn = VOLLEY / u32::try_from(doors.len()).expect("few doors");
+        // Not in one moment: what eight requests cost that come together is no attack's matter.
+        let apart = turn / u32::try_from(AT_ONCE).expect("few attackers");
         for ((door, play), at) in doors.iter().zip(plays).zip(0..) {
-            for attacker in 0..AT_ONCE {
+            for (attacker, place) in (0..AT_ONCE).zip(0..) {
                 scope.spawn(move || {
                     for (volley, parts) in (0..).zip(play.iter().skip(attacker).step_by(AT_ONCE)) {
-                        let due = VOLLEY * volley + turn * at;
+                        let due = VOLLEY * volley + turn * at + apart * place;
                         pause(due.saturating_sub(begin.elapsed()));
                         door.attack(parts);
                     }
