@@ -205,19 +205,19 @@ struct Target {
     records: Vec<Parts>,
 }
 
-/// [`PER_WINDOW`] connections to each door in volleys of [`AT_ONCE`], one each [`VOLLEY`]; the doors
-/// take turns.
-fn volleys(doors: &[Door], plays: &[Vec<Parts>]) {
+/// [`PER_WINDOW`] connections to each door in volleys of [`AT_ONCE`], one each `pace`; the doors take
+/// turns.
+fn volleys(doors: &[Door], plays: &[Vec<Parts>], pace: Duration) {
     let begin = Instant::now();
     std::thread::scope(|scope| {
-        let turn = VOLLEY / u32::try_from(doors.len()).expect("few doors");
+        let turn = pace / u32::try_from(doors.len()).expect("few doors");
         // Not in one moment: what eight requests cost that come together is no attack's matter.
         let apart = turn / u32::try_from(AT_ONCE).expect("few attackers");
         for ((door, play), at) in doors.iter().zip(plays).zip(0..) {
             for (attacker, place) in (0..AT_ONCE).zip(0..) {
                 scope.spawn(move || {
                     for (volley, parts) in (0..).zip(play.iter().skip(attacker).step_by(AT_ONCE)) {
-                        let due = VOLLEY * volley + turn * at + apart * place;
+                        let due = pace * volley + turn * at + apart * place;
                         pause(due.saturating_sub(begin.elapsed()));
                         door.attack(parts);
                     }
@@ -228,7 +228,7 @@ fn volleys(doors: &[Door], plays: &[Vec<Parts>]) {
 }
 
 /// Attacks every target with mutations of its records; a client of `export` must not feel it.
-fn attack(cluster: &Cluster, what: &str, export: &str, targets: &[Target]) {
+fn attack(cluster: &Cluster, what: &str, (export, pace): (&str, Duration), targets: &[Target]) {
     let chance = RefCell::new(chance());
     let doors: Vec<Door> = targets.iter().map(|target| target.door.clone()).collect();
     let sinks: Vec<Door> = doors.iter().map(|door| sink(door, cluster.dir.path())).collect();
@@ -245,8 +245,8 @@ fn attack(cluster: &Cluster, what: &str, export: &str, targets: &[Target]) {
     let mut bystander = Bystander::start(&cluster.path(source).join("nbd.sock"), export);
     bystander.endures(what, |bystander| {
         for _ in 0..pairs() {
-            bystander.quiet(|| volleys(&sinks, &plays()));
-            bystander.disturbed(|| volleys(&doors, &plays()));
+            bystander.quiet(|| volleys(&sinks, &plays(), pace));
+            bystander.disturbed(|| volleys(&doors, &plays(), pace));
         }
     });
 }
@@ -323,7 +323,7 @@ fn mutated_sources_disturb_nobody() {
     });
     let held = Held::by(cluster.hub_process().id());
     let target = Target { door, records: vec![whole] };
-    attack(&cluster, "mutated sources", "filer-a/vol1", &[target]);
+    attack(&cluster, "mutated sources", ("filer-a/vol1", VOLLEY), &[target]);
     assert!(cluster.hub_process().runs());
     held.check();
     check(&mut cluster, "filer-a", &known);
@@ -383,7 +383,8 @@ fn mutated_nbd_clients_disturb_nobody() {
     targets[0].door.attack(&record);
     let ids = [cluster.source_process("filer-a").id(), cluster.hub_process().id()];
     let held = ids.map(Held::by);
-    attack(&cluster, "mutated NBD clients", "filer-a/vol0", &targets);
+    // What is left whole of them are durable writes, which are load like any other.
+    attack(&cluster, "mutated NBD clients", ("filer-a/vol0", VOLLEY * 2), &targets);
     for held in held {
         held.check();
     }
@@ -426,7 +427,7 @@ fn mutated_commands_disturb_nobody() {
         assert!(answer.contains("result") || answer.contains("error"), "{answer}");
     }
     let held = ids.map(Held::by);
-    attack(&cluster, "mutated commands", "filer-a/vol0", &targets);
+    attack(&cluster, "mutated commands", ("filer-a/vol0", VOLLEY), &targets);
     for held in held {
         held.check();
     }
