@@ -19,14 +19,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// What a listener looks for: the content of a volume.
 const PATTERN: u8 = 0xa7;
 
-/// A hub with an authority of its own; sources that have no certificates yet.
-fn prepare(names: &[&str]) -> Cluster {
-    let settings: Vec<_> = names.iter().map(|name| SourceSettings::new(name)).collect();
-    let cluster = Cluster::prepare(&settings);
-    append(&cluster.hub_config(), "[tls]\n");
-    cluster
-}
-
 fn append(file: &Path, text: &str) {
     let before = fs::read_to_string(file).expect("a configuration");
     fs::write(file, format!("{before}\n{text}")).expect("a configuration");
@@ -70,7 +62,8 @@ fn write(volume: &str) {
 /// `onboard`, `source --join`, a volume that is mirrored.
 #[test]
 fn a_new_filer_joins_with_its_bundle() {
-    let mut cluster = prepare(&[]);
+    let mut cluster = Cluster::prepare(&[]);
+    secure(&cluster);
     cluster.start_hub();
     let bundle = cluster.path("filer-a.join.toml");
     let onboard = |name: &str| {

@@ -1,17 +1,30 @@
-//! Makes a directory whose name stays after a power cut.
+//! Makes directories and files that stay after a power cut.
 //!
 //! Called at start by whoever keeps files below a directory of its own. A file's name is only as
 //! durable as the names above it, so the parent of each directory that is made is synced before
 //! anything is put into it.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Component, Path};
 
 /// Makes the directory and those above it that are missing, durably.
 pub fn create_durably(path: &Path) -> io::Result<()> {
     create(path, &mut |path| fs::create_dir(path), &mut |path| File::open(path)?.sync_all())?;
     if path.is_dir() { Ok(()) } else { Err(io::ErrorKind::NotADirectory.into()) }
+}
+
+/// Puts a file in the place of what was there: all of it or nothing, whenever the power is cut.
+pub fn replace_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = File::create(&draft)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)?;
+    match path.parent() {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 /// One level after the other, each durable before the next, so that after a kill at most the

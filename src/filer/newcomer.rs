@@ -13,6 +13,8 @@
 //! A cut before 4 is durable leaves rows that hold nothing and have no NVRAM: the next start takes
 //! them away, and it is a new filer again. Behind it, it is the fenced source. Neither serves.
 
+use std::sync::Arc;
+
 use super::adopt::{self, AdoptError};
 use super::follow::wire::{End, Idle, Wire};
 use super::keeper::Kept;
@@ -106,11 +108,7 @@ impl Newcomer {
         Ring::erase(&*self.0.nvram.device)?;
         adopt::remove_rows(&shared.pool, shared.source)?;
         adopt::make_rows(&shared.pool, adopt, Kept::default())?;
-        Ring::create(
-            std::sync::Arc::clone(&self.0.nvram.device),
-            adopt.source.0,
-            self.0.ring_shape,
-        )?;
+        Ring::create(Arc::clone(&self.0.nvram.device), adopt.source.0, self.0.ring_shape)?;
         adopt::nvram_is_made(&shared.pool, adopt.source)?;
         tracing::warn!(source = %adopt.name, id = %adopt.source, "this new filer is that source now");
         Ok(())

@@ -17,14 +17,13 @@
 //! loss (R20).
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{HubError, HubOptions};
-use crate::device::directory::create_durably;
+use crate::device::directory::{create_durably, replace_durably};
 use crate::device::file::{Access, FileDevice, FileError};
 use crate::device::latch::Latch;
 use crate::device::{BLANK_BYTES, Device, is_blank};
@@ -119,20 +118,7 @@ fn read(path: &Path, text: &str) -> Result<Identity, HubError> {
 
 fn write(path: &Path, identity: &Identity) -> Result<(), HubError> {
     let text = serde_json::to_string_pretty(identity).map_err(state(path.display().to_string()))?;
-    write_synced(path, text.as_bytes()).map_err(state(path.display().to_string()))
-}
-
-/// All of it or nothing, whenever the power is cut.
-fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let draft = path.with_extension("draft");
-    let mut file = fs::File::create(&draft)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)?;
-    match path.parent() {
-        Some(directory) => fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
+    replace_durably(path, text.as_bytes()).map_err(state(path.display().to_string()))
 }
 
 /// The file that names the owner of a log directory.
@@ -147,7 +133,7 @@ fn make_logs(dir: &Path, hub: HubId) -> Result<(), HubError> {
         Err(error) => return Err(state(path.display().to_string())(error)),
     }
     create_durably(dir).map_err(state(format!("log_dir {}", dir.display())))?;
-    write_synced(&path, hub.to_string().as_bytes()).map_err(state(path.display().to_string()))
+    replace_durably(&path, hub.to_string().as_bytes()).map_err(state(path.display().to_string()))
 }
 
 /// The log directory is the one that this hub has written to: one that is empty or another's would

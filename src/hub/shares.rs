@@ -69,11 +69,13 @@ impl Shares {
 
 impl State {
     fn note(&mut self, name: &SourceName, over: u64) {
-        let before = match over {
-            0 => self.over.remove(name),
-            _ => self.over.insert(name.clone(), over),
+        let before = match self.over.get_mut(name) {
+            Some(known) if over > 0 => std::mem::replace(known, over),
+            Some(_) => self.over.remove(name).unwrap_or(0),
+            None if over > 0 => self.over.insert(name.clone(), over).unwrap_or(0),
+            None => 0,
         };
-        self.taken = self.taken + over - before.unwrap_or(0);
+        self.taken = self.taken + over - before;
     }
 }
 

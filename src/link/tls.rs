@@ -23,9 +23,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-/// The name in a hub's certificate, if nothing else is configured.
-pub const HUB_NAME: &str = "mirrorhub-hub";
-
 /// Where the PEM files lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
@@ -119,49 +116,85 @@ pub fn names_in(certificate: &CertificateDer<'_>) -> Vec<String> {
     names.value.general_names.iter().filter_map(dns).collect()
 }
 
-/// The hub's side.
-pub struct HubTls {
-    files: TlsFiles,
-    config: ArcSwap<(Arc<ServerConfig>, i64)>,
+/// What the files say.
+struct Made<C> {
+    config: Arc<C>,
+    /// When the own certificate ends, in seconds since 1970.
+    ends: i64,
 }
 
-impl fmt::Debug for HubTls {
+type Read<C> = fn(&TlsFiles) -> Result<Made<C>, TlsError>;
+
+/// One end's side, made of its files.
+pub struct Tls<C> {
+    files: TlsFiles,
+    read: Read<C>,
+    made: ArcSwap<Made<C>>,
+}
+
+impl<C> fmt::Debug for Tls<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HubTls").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Tls").field("files", &self.files).finish_non_exhaustive()
     }
+}
+
+impl<C> Tls<C> {
+    fn of(files: TlsFiles, read: Read<C>) -> Result<Self, TlsError> {
+        let made = ArcSwap::from_pointee(read(&files)?);
+        Ok(Self { files, read, made })
+    }
+
+    /// Reads the files again. Connections that are there stay; the next one is made with what they
+    /// say.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        self.made.store(Arc::new((self.read)(&self.files)?));
+        Ok(())
+    }
+
+    /// Seconds since 1970 when the own certificate ends.
+    pub fn ends(&self) -> i64 {
+        self.made.load().ends
+    }
+
+    fn config(&self) -> Arc<C> {
+        Arc::clone(&self.made.load().config)
+    }
+}
+
+/// The hub's side.
+pub type HubTls = Tls<ServerConfig>;
+
+fn read_server(files: &TlsFiles) -> Result<Made<ServerConfig>, TlsError> {
+    let Loaded { roots, chain, key, ends } = load(files)?;
+    let clients = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
+    let clients = clients.map_err(|error| TlsError::Certificate {
+        path: files.ca.clone(),
+        what: error.to_string(),
+    })?;
+    let pair = |error| TlsError::Pair { files: Box::new(files.clone()), error };
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(pair)?;
+    let config = builder.with_client_cert_verifier(clients);
+    let config = Arc::new(config.with_single_cert(chain, key).map_err(pair)?);
+    Ok(Made { config, ends })
+}
+
+fn read_client(files: &TlsFiles) -> Result<Made<ClientConfig>, TlsError> {
+    let Loaded { roots, chain, key, ends } = load(files)?;
+    let pair = |error| TlsError::Pair { files: Box::new(files.clone()), error };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(pair)?;
+    let config = builder.with_root_certificates(roots);
+    let config = Arc::new(config.with_client_auth_cert(chain, key).map_err(pair)?);
+    Ok(Made { config, ends })
 }
 
 impl HubTls {
     /// Reads the files.
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
-        let config = ArcSwap::from_pointee(Self::read(&files)?);
-        Ok(Self { files, config })
-    }
-
-    /// Reads them again; connections that are there stay.
-    pub fn reload(&self) -> Result<(), TlsError> {
-        self.config.store(Arc::new(Self::read(&self.files)?));
-        Ok(())
-    }
-
-    fn read(files: &TlsFiles) -> Result<(Arc<ServerConfig>, i64), TlsError> {
-        let Loaded { roots, chain, key, ends } = load(files)?;
-        let clients = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
-        let clients = clients.map_err(|error| TlsError::Certificate {
-            path: files.ca.clone(),
-            what: error.to_string(),
-        })?;
-        let pair = |error| TlsError::Pair { files: Box::new(files.clone()), error };
-        let builder = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(pair)?;
-        let config = builder.with_client_cert_verifier(clients);
-        Ok((Arc::new(config.with_single_cert(chain, key).map_err(pair)?), ends))
-    }
-
-    /// Seconds since 1970 when the own certificate ends.
-    pub fn ends(&self) -> i64 {
-        self.config.load().1
+        Self::of(files, read_server)
     }
 
     /// The handshake; then the connection, and the names in the source's certificate. The caller says
@@ -170,23 +203,17 @@ impl HubTls {
         &self,
         stream: TcpStream,
     ) -> io::Result<(TlsStream<TcpStream>, Vec<String>)> {
-        let stream = TlsAcceptor::from(Arc::clone(&self.config.load().0)).accept(stream).await?;
+        let stream = TlsAcceptor::from(self.config()).accept(stream).await?;
         let names = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(names_in);
         Ok((stream.into(), names.unwrap_or_default()))
     }
 }
 
 /// The source's side.
+#[derive(Debug)]
 pub struct SourceTls {
-    files: TlsFiles,
     hub: ServerName<'static>,
-    config: ArcSwap<(Arc<ClientConfig>, i64)>,
-}
-
-impl fmt::Debug for SourceTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SourceTls").field("files", &self.files).finish_non_exhaustive()
-    }
+    tls: Tls<ClientConfig>,
 }
 
 impl SourceTls {
@@ -194,34 +221,17 @@ impl SourceTls {
     pub fn load(files: TlsFiles, hub_name: &str) -> Result<Self, TlsError> {
         let hub = ServerName::try_from(hub_name.to_owned());
         let hub = hub.map_err(|_| TlsError::Name(hub_name.to_owned()))?;
-        let config = ArcSwap::from_pointee(Self::read(&files)?);
-        Ok(Self { files, hub, config })
+        Ok(Self { hub, tls: Tls::of(files, read_client)? })
     }
 
-    /// Reads them again; the next connection is made with them.
-    pub fn reload(&self) -> Result<(), TlsError> {
-        self.config.store(Arc::new(Self::read(&self.files)?));
-        Ok(())
-    }
-
-    fn read(files: &TlsFiles) -> Result<(Arc<ClientConfig>, i64), TlsError> {
-        let Loaded { roots, chain, key, ends } = load(files)?;
-        let pair = |error| TlsError::Pair { files: Box::new(files.clone()), error };
-        let builder = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(pair)?;
-        let config = builder.with_root_certificates(roots);
-        Ok((Arc::new(config.with_client_auth_cert(chain, key).map_err(pair)?), ends))
-    }
-
-    /// Seconds since 1970 when the own certificate ends.
-    pub fn ends(&self) -> i64 {
-        self.config.load().1
+    /// Files and expiry.
+    pub fn files(&self) -> &Tls<ClientConfig> {
+        &self.tls
     }
 
     /// The handshake. The caller says how long it may take.
     pub async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let connector = TlsConnector::from(Arc::clone(&self.config.load().0));
+        let connector = TlsConnector::from(self.tls.config());
         Ok(connector.connect(self.hub.clone(), stream).await?.into())
     }
 }

@@ -11,6 +11,7 @@ pub mod machine;
 pub mod names;
 pub mod numbers;
 pub mod policy;
+pub mod rate;
 pub mod retention;
 pub mod words;
 

@@ -1,11 +1,7 @@
 //! Holds a scrub or a rebuild to so many bytes a second, and ends it when it is told to.
-//!
-//! Strict: time that was not used is not made up for.
 
-use std::time::{Duration, Instant};
-
-use crate::units::machine;
 use crate::units::numbers::ByteCount;
+use crate::units::rate::Rate;
 
 use super::Shared;
 
@@ -13,16 +9,13 @@ use super::Shared;
 #[derive(Debug)]
 pub(super) struct Pace<'a> {
     shared: &'a Shared,
-    limit: Option<ByteCount>,
-    /// When the next bytes may go.
-    free: Instant,
+    rate: Rate,
 }
 
 impl<'a> Pace<'a> {
     /// None is no limit.
     pub(super) fn new(shared: &'a Shared, limit: Option<ByteCount>) -> Self {
-        let limit = limit.filter(|limit| limit.0 > 0);
-        Self { shared, limit, free: machine::now() }
+        Self { shared, rate: Rate::new(limit) }
     }
 
     /// So many bytes were read: waits until more may be; `false` if the work is to end.
@@ -30,10 +23,9 @@ impl<'a> Pace<'a> {
         if ends(self.shared) {
             return false;
         }
-        let Some(limit) = self.limit else { return true };
-        self.free = self.free.max(machine::now()) + cost(bytes, limit);
+        self.rate.take(bytes);
         loop {
-            let left = self.free.saturating_duration_since(machine::now());
+            let left = self.rate.left();
             if left.is_zero() {
                 return true;
             }
@@ -43,10 +35,4 @@ impl<'a> Pace<'a> {
             }
         }
     }
-}
-
-/// The time that so many bytes take.
-fn cost(bytes: u64, limit: ByteCount) -> Duration {
-    let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(limit.0);
-    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }

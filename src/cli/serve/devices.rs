@@ -6,9 +6,10 @@
 //! itself; `config diff` and `status` name the difference. Without that memory the file's own path
 //! counts: its device is known to be replaced, and the array opens without that place.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,6 +18,7 @@ use serde_json::Value;
 use super::{answer, device_status};
 use crate::config::schema::PoolConfig;
 use crate::control::message::{AdminError, Progress, ProgressSender, ProgressUnit, code};
+use crate::device::directory::replace_durably;
 use crate::limits::ADMIN_PROGRESS_MS;
 use crate::pool::Pool;
 use crate::raid::files::new_device;
@@ -44,14 +46,8 @@ fn load(data_dir: &Path) -> io::Result<Replaced> {
     }
 }
 
-/// Durable, whole or not at all.
 fn store(data_dir: &Path, replaced: &Replaced) -> io::Result<()> {
-    let (path, fresh) = (data_dir.join(FILE), data_dir.join(format!("{FILE}.new")));
-    let mut file = File::create(&fresh)?;
-    file.write_all(&serde_json::to_vec_pretty(replaced)?)?;
-    file.sync_all()?;
-    fs::rename(&fresh, &path)?;
-    File::open(data_dir)?.sync_all()
+    replace_durably(&data_dir.join(FILE), &serde_json::to_vec_pretty(replaced)?)
 }
 
 /// Puts the paths of new devices where the file still names the old ones. What the file says by
@@ -75,12 +71,13 @@ pub(super) fn apply(data_dir: &Path, pool: &mut PoolConfig) -> Result<()> {
 }
 
 /// What a command about devices needs of the process.
-pub(super) struct Devices<'a> {
-    pub(super) upkeep: &'a Upkeep,
-    pub(super) pool: &'a Pool,
+#[derive(Clone)]
+pub(super) struct Devices {
+    pub(super) upkeep: Arc<Upkeep>,
+    pub(super) pool: Arc<Pool>,
     pub(super) config: PoolConfig,
-    pub(super) data_dir: &'a Path,
-    pub(super) file: &'a Path,
+    pub(super) data_dir: PathBuf,
+    pub(super) file: PathBuf,
 }
 
 fn refused(error: &ManageError) -> AdminError {
@@ -88,7 +85,7 @@ fn refused(error: &ManageError) -> AdminError {
     AdminError::new(code::REFUSED, error.to_string(), next)
 }
 
-impl Devices<'_> {
+impl Devices {
     fn answer(&self, next_step: String) -> Result<Value, AdminError> {
         let mut devices: Vec<PoolDeviceStatus> =
             self.pool.devices().iter().zip(0..).map(device_status).collect();
@@ -106,12 +103,12 @@ impl Devices<'_> {
     }
 
     /// How each is.
-    pub(super) fn list(&self) -> Result<Value, AdminError> {
+    fn list(&self) -> Result<Value, AdminError> {
         self.answer(String::new())
     }
 
     /// Takes one out.
-    pub(super) fn fail(&self, device: &str) -> Result<Value, AdminError> {
+    fn fail(&self, device: &str) -> Result<Value, AdminError> {
         let (place, name) = self.upkeep.find_device(device).map_err(|error| refused(&error))?;
         let failed = self.upkeep.fail_device(place, "failed by hand");
         failed.map_err(|error| refused(&error))?;
@@ -119,8 +116,8 @@ impl Devices<'_> {
     }
 
     /// Fills a new device in the place of one. Says what runs from now on.
-    pub(super) fn replace(&self, old: &str, new: &str) -> Result<PoolConfig, AdminError> {
-        let upkeep = self.upkeep;
+    fn replace(&self, old: &str, new: &str) -> Result<PoolConfig, AdminError> {
+        let upkeep = &self.upkeep;
         let (place, name) = upkeep.find_device(old).map_err(|error| refused(&error))?;
         let wanted = upkeep.device_bytes().map_err(|error| refused(&error))?;
         let named = |device: &&crate::config::schema::DeviceConfig| {
@@ -167,7 +164,7 @@ impl Devices<'_> {
     }
 
     fn remember(&self, old: &Path, new: &Path) -> io::Result<()> {
-        let mut replaced = load(self.data_dir)?;
+        let mut replaced = load(&self.data_dir)?;
         // The file names the first of a line of them.
         match replaced.iter_mut().find(|(_, other)| other == old) {
             Some((_, other)) => new.clone_into(other),
@@ -176,15 +173,34 @@ impl Devices<'_> {
                 replaced.push((old.to_owned(), new.to_owned()));
             }
         }
-        store(self.data_dir, &replaced)
+        store(&self.data_dir, &replaced)
     }
 
-    /// Answers a `replace`, at once or when everything is filled.
+    /// Answers `device list`.
+    pub(super) async fn listed(self) -> Result<Value, AdminError> {
+        aside(move || self.list()).await
+    }
+
+    /// Answers `device fail`.
+    pub(super) async fn failed(self, device: String) -> Result<Value, AdminError> {
+        aside(move || self.fail(&device)).await
+    }
+
+    /// Answers `device replace`, at once or when everything is filled. `runs` is told what runs from
+    /// then on, before anything is waited for.
     pub(super) async fn replaced(
-        &self,
-        wait: bool,
+        mut self,
+        (old, new, wait): (String, String, bool),
         progress: &ProgressSender,
+        runs: impl FnOnce(&PoolConfig),
     ) -> Result<Value, AdminError> {
+        let worker = self.clone();
+        self.config = aside(move || worker.replace(&old, &new)).await?;
+        runs(&self.config);
+        self.filled(wait, progress).await
+    }
+
+    async fn filled(&self, wait: bool, progress: &ProgressSender) -> Result<Value, AdminError> {
         let mut tick = tokio::time::interval(Duration::from_millis(ADMIN_PROGRESS_MS));
         let filling = || self.upkeep.rebuild().filter(|rebuild| wait && rebuild.devices > 0);
         while let Some(rebuild) = filling() {
@@ -205,7 +221,7 @@ impl Devices<'_> {
 }
 
 /// Not on the way of requests that only ask.
-pub(super) async fn aside<T: Send + 'static>(
+async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, AdminError> + Send + 'static,
 ) -> Result<T, AdminError> {
     let done = tokio::task::spawn_blocking(work).await;

@@ -22,7 +22,7 @@ use crate::cli::signals::{Signal, Signals};
 use crate::config::around::{Around, load_around};
 use crate::config::problem::Problems;
 use crate::config::reload::{hub_changes, reloaded_hub};
-use crate::config::schema::{HubConfig, HubSource, TlsConfig};
+use crate::config::schema::{HubConfig, HubSource, PoolConfig, TlsConfig};
 use crate::control::message as control;
 use crate::control::message::{
     AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
@@ -518,12 +518,14 @@ impl Admin for View {
                     self.forget(source).await
                 }
                 Request::ConfigDiff {} => answer(&self.difference()),
-                Request::DeviceList {} => self.devices(|devices| devices.list()).await,
-                Request::DeviceFail { device } => {
-                    self.devices(move |devices| devices.fail(&device)).await
-                }
+                Request::DeviceList {} => self.devices().listed().await,
+                Request::DeviceFail { device } => self.devices().failed(device).await,
                 Request::DeviceReplace { old, new, wait } => {
-                    self.replace(old, new, wait, &progress).await
+                    let runs = |pool: &PoolConfig| {
+                        self.files
+                            .changed(|running| running.pool.devices.clone_from(&pool.devices));
+                    };
+                    self.devices().replaced((old, new, wait), &progress, runs).await
                 }
                 Request::Scrub { wait, stop } => {
                     upkeep::scrub(&self.upkeep, wait, stop, &progress).await
@@ -552,34 +554,12 @@ impl View {
         })
     }
 
-    /// A command about the devices of the pool.
-    async fn devices<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Devices<'_>) -> Result<T, AdminError> + Send + 'static,
-    ) -> Result<T, AdminError> {
+    /// For a command about the devices of the pool.
+    fn devices(&self) -> Devices {
         let (upkeep, pool, running) =
             (self.upkeep.clone(), self.hub.shared().pool.clone(), self.files.running());
-        let work = move || {
-            let (data_dir, file) = (&*running.data_dir, &*running.file);
-            let (upkeep, config) = (&*upkeep, running.pool.clone());
-            work(&Devices { upkeep, pool: &pool, config, data_dir, file })
-        };
-        devices::aside(work).await
-    }
-
-    async fn replace(
-        &self,
-        old: String,
-        new: String,
-        wait: bool,
-        progress: &ProgressSender,
-    ) -> Result<Value, AdminError> {
-        let pool = self.devices(move |devices| devices.replace(&old, &new)).await?;
-        self.files.changed(|running| running.pool.devices = pool.devices);
-        let (pool, running) = (self.hub.shared().pool.clone(), self.files.running());
-        let (data_dir, file, config) = (&*running.data_dir, &*running.file, running.pool.clone());
-        let devices = Devices { upkeep: &self.upkeep, pool: &pool, config, data_dir, file };
-        devices.replaced(wait, progress).await
+        let (config, data_dir, file) = (running.pool, running.data_dir, running.file);
+        Devices { upkeep, pool, config, data_dir, file }
     }
 }
 

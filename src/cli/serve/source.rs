@@ -15,7 +15,7 @@ use super::upkeep;
 use super::{Doors, answer, end_of, join, pool_check, unknown_volume};
 use crate::cli::signals::{Signal, Signals};
 use crate::config::reload::{reloaded_source, source_changes};
-use crate::config::schema::SourceConfig;
+use crate::config::schema::{PoolConfig, SourceConfig};
 use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
 use crate::control::server::{Admin, AdminServer};
 use crate::device::directory::create_durably;
@@ -159,7 +159,7 @@ impl View {
                 self.filer.reload(now.policy(), now.checkpoint_interval);
                 self.homes.reload(now.checkpoint_interval);
                 tracing::info!(file = %file.display(), changes = changes.len(), "reloaded");
-                let failed = self.tls.as_ref().and_then(|tls| tls.reload().err());
+                let failed = self.tls.as_ref().and_then(|tls| tls.files().reload().err());
                 let problems = failed.iter().map(reload::of_tls).collect();
                 self.files.taken(now, &changes, problems);
             }
@@ -332,12 +332,14 @@ impl Admin for View {
                     "name the configuration of the hub with --config",
                 )),
                 Request::ConfigDiff {} => answer(&self.difference()),
-                Request::DeviceList {} => self.devices(|devices| devices.list()).await,
-                Request::DeviceFail { device } => {
-                    self.devices(move |devices| devices.fail(&device)).await
-                }
+                Request::DeviceList {} => self.devices().listed().await,
+                Request::DeviceFail { device } => self.devices().failed(device).await,
                 Request::DeviceReplace { old, new, wait } => {
-                    self.replace(old, new, wait, &progress).await
+                    let runs = |pool: &PoolConfig| {
+                        self.files
+                            .changed(|running| running.pool.devices.clone_from(&pool.devices));
+                    };
+                    self.devices().replaced((old, new, wait), &progress, runs).await
                 }
                 Request::Scrub { wait, stop } => {
                     upkeep::scrub(&self.upkeep, wait, stop, &progress).await
@@ -360,40 +362,18 @@ impl View {
 }
 
 impl View {
-    /// A command about the devices of the pool.
-    async fn devices<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Devices<'_>) -> Result<T, AdminError> + Send + 'static,
-    ) -> Result<T, AdminError> {
+    /// For a command about the devices of the pool.
+    fn devices(&self) -> Devices {
         let (upkeep, pool, running) =
             (self.upkeep.clone(), self.filer.pool(), self.files.running());
-        let work = move || {
-            let (data_dir, file) = (&*running.data_dir, &*running.file);
-            let (upkeep, config) = (&*upkeep, running.pool.clone());
-            work(&Devices { upkeep, pool: &pool, config, data_dir, file })
-        };
-        devices::aside(work).await
-    }
-
-    async fn replace(
-        &self,
-        old: String,
-        new: String,
-        wait: bool,
-        progress: &ProgressSender,
-    ) -> Result<Value, AdminError> {
-        let pool = self.devices(move |devices| devices.replace(&old, &new)).await?;
-        self.files.changed(|running| running.pool.devices = pool.devices);
-        let (pool, running) = (self.filer.pool(), self.files.running());
-        let (data_dir, file, config) = (&*running.data_dir, &*running.file, running.pool.clone());
-        let devices = Devices { upkeep: &self.upkeep, pool: &pool, config, data_dir, file };
-        devices.replaced(wait, progress).await
+        let (config, data_dir, file) = (running.pool, running.data_dir, running.file);
+        Devices { upkeep, pool, config, data_dir, file }
     }
 }
 
 impl Observed for View {
     fn collect(&self) {
-        super::collect_tls(self.tls.as_ref().map(|tls| tls.ends()));
+        super::collect_tls(self.tls.as_ref().map(|tls| tls.files().ends()));
         let status = self.filer.status();
         let homes = self.homes.statuses();
         let mut carried = [(0, 0); 3];

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::fake::Fake;
-use super::{image_root, in_system, options, start_again, until};
+use super::{hub_of_two, image_root, in_system, options, start_again, until};
 use crate::hub::Hub;
 use crate::hub::status::{Snapshot, SourceState};
 use crate::nvlog::format::device_offset;
@@ -62,10 +62,7 @@ async fn into_the_fault(a: &mut Fake, count: u64) -> (Vec<TransferId>, TransferI
 fn a_failed_log_faults_its_source_alone() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();
-        let hub = Hub::start(options(dir.path(), &["a", "b"])).await.unwrap();
-        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
-        a.welcomed(hub.address()).await;
-        b.welcomed(hub.address()).await;
+        let (hub, mut a, mut b) = hub_of_two(dir.path()).await;
         a.put(0, 1).await;
         a.acked().await;
         let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();

@@ -68,6 +68,15 @@ fn in_system<F: Future<Output = ()>>(test: F) {
     actix::System::new().block_on(test);
 }
 
+/// A hub with two sources in session.
+async fn hub_of_two(dir: &Path) -> (Hub, Fake, Fake) {
+    let hub = Hub::start(options(dir, &["a", "b"])).await.unwrap();
+    let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+    a.welcomed(hub.address()).await;
+    b.welcomed(hub.address()).await;
+    (hub, a, b)
+}
+
 /// Starts a hub where one was stopped: it has let go of its files.
 async fn start_again(options: HubOptions) -> Hub {
     Hub::start(options).await.unwrap()
@@ -105,10 +114,7 @@ fn image_root(hub: &Hub, source: &Fake) -> Root {
 fn room_of_the_ring_is_free_behind_the_sync_of_the_log() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();
-        let hub = Hub::start(options(dir.path(), &["a", "b"])).await.unwrap();
-        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
-        a.welcomed(hub.address()).await;
-        b.welcomed(hub.address()).await;
+        let (hub, mut a, mut b) = hub_of_two(dir.path()).await;
         a.put(0, 1).await;
         a.acked().await;
         b.put(0, 2).await;
@@ -137,10 +143,7 @@ fn room_of_the_ring_is_free_behind_the_sync_of_the_log() {
 fn the_ladder() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();
-        let hub = Hub::start(options(dir.path(), &["a", "b"])).await.unwrap();
-        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
-        a.welcomed(hub.address()).await;
-        b.welcomed(hub.address()).await;
+        let (hub, mut a, mut b) = hub_of_two(dir.path()).await;
         let of_b = b.put(3, 9).await;
         b.acked().await;
         let first = a.put(0, 1).await;
@@ -278,10 +281,7 @@ fn a_wrong_root_is_refused_and_the_old_image_stays() {
 fn a_panic_in_one_actor_stays_there() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();
-        let hub = Hub::start(options(dir.path(), &["a", "b"])).await.unwrap();
-        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
-        a.welcomed(hub.address()).await;
-        b.welcomed(hub.address()).await;
+        let (hub, mut a, mut b) = hub_of_two(dir.path()).await;
         a.put(0, 1).await;
         a.acked().await;
         let name = "a".parse().unwrap();

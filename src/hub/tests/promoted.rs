@@ -87,10 +87,7 @@ async fn promoted_hub(dir: &Path) -> (Hub, Fake, Fake) {
 fn a_promoted_source_is_served_read_write() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();
-        let hub = Hub::start(options(dir.path(), &["a", "b"])).await.unwrap();
-        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
-        a.welcomed(hub.address()).await;
-        b.welcomed(hub.address()).await;
+        let (hub, mut a, mut b) = hub_of_two(dir.path()).await;
         let first = a.put(0, 1).await;
         a.acked().await;
         assert!(matches!(a.checkpoint(&[(0, first)]).await, Message::CpDone(_)));
