@@ -1,8 +1,9 @@
 //! mirrorhub, the floor of the machine, and what a user would pick instead, on the same workloads in
 //! turn.
 //!
-//! `cargo bench --bench peers -- [--rounds N] [--seconds N] [--only NAME,NAME] [DIRECTORY]` (5
-//! rounds of 8 s; all; the temporary directory). Prints a table of medians and one of ratios,
+//! `cargo bench --bench peers -- [--rounds N] [--seconds N] [--only NAME,NAME] [--other FILE]
+//! [DIRECTORY]` (5 rounds of 8 s; all; the temporary directory). `--other` lets another build of the
+//! program run beside them. Prints a table of medians and one of ratios,
 //! mirrorhub over each, with their least and most over the rounds. A server that is not installed is
 //! named. As root everything runs in a real-time class, so that a busy neighbour does not turn each
 //! wait into a tick of the kernel.
@@ -22,6 +23,7 @@ use chain::{Chain, quantile};
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use contest::Contestant;
+use ends::most_resident_mib;
 use load::{Measured, WORKLOADS, Workload};
 use mirrorhub::units::convert::{to_f64, to_u64};
 
@@ -57,12 +59,13 @@ struct Options {
     rounds: usize,
     length: Duration,
     only: Vec<String>,
+    other: Option<PathBuf>,
     dir: PathBuf,
 }
 
 fn options() -> anyhow::Result<Options> {
     let (mut rounds, mut seconds, mut only) = (5, 8, Vec::new());
-    let mut dir = std::env::temp_dir();
+    let (mut other, mut dir) = (None, std::env::temp_dir());
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} wants a value"));
@@ -70,11 +73,12 @@ fn options() -> anyhow::Result<Options> {
             "--rounds" => rounds = value()?.parse().context("--rounds")?,
             "--seconds" => seconds = value()?.parse().context("--seconds")?,
             "--only" => only = value()?.split(',').map(str::to_owned).collect(),
+            "--other" => other = Some(PathBuf::from(value()?)),
             flag if flag.starts_with('-') => bail!("{flag} is not known"),
             _ => dir = PathBuf::from(argument),
         }
     }
-    Ok(Options { rounds, length: Duration::from_secs(seconds), only, dir })
+    Ok(Options { rounds, length: Duration::from_secs(seconds), only, other, dir })
 }
 
 fn main() -> anyhow::Result<()> {
@@ -82,7 +86,10 @@ fn main() -> anyhow::Result<()> {
     let class = real_time();
     let dir = tempfile::tempdir_in(&options.dir).context("no place for the files")?;
     let mut chain = Chain::start(dir.path())?;
-    let (there, missing) = contest::start(dir.path(), &options.only)?;
+    let (mut there, missing) = contest::start(dir.path(), &options.only)?;
+    if let Some(binary) = &options.other {
+        there.push(contest::build(binary, dir.path())?);
+    }
     let mut runs = Runs::new();
     for round in 1..=options.rounds {
         for (at, workload) in WORKLOADS.into_iter().enumerate() {
@@ -95,11 +102,16 @@ fn main() -> anyhow::Result<()> {
                     "round {round} {:7} {:12} {:>8.0} writes/s p50 {:>7.0} µs",
                     workload.name, contestant.name, run.load.rate, run.load.p50
                 );
-                runs.entry((at, contestant.name.to_owned())).or_default().push(run);
+                runs.entry((at, contestant.name.clone())).or_default().push(run);
             }
         }
     }
     println!("{}\n\n{}", medians(&runs), ratios(&runs));
+    for contestant in &there {
+        let resident = contestant.ids.iter().map(|id| most_resident_mib(*id));
+        let resident: Vec<f64> = resident.collect::<Result<_, _>>()?;
+        println!("{}: resident at most {resident:.0?} MiB", contestant.name);
+    }
     for line in missing {
         println!("not measured: {line}");
     }

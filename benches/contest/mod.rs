@@ -46,7 +46,7 @@ impl Drop for Process {
 #[derive(Debug)]
 pub struct Contestant {
     /// Its name in the table.
-    pub name: &'static str,
+    pub name: String,
     /// Where its export is.
     pub uri: String,
     /// Its processes; of a mirror the target last.
@@ -56,9 +56,9 @@ pub struct Contestant {
 }
 
 impl Contestant {
-    fn of(name: &'static str, uri: String, processes: Vec<Process>) -> Self {
+    fn of(name: &str, uri: String, processes: Vec<Process>) -> Self {
         let ids = processes.iter().map(|process| process.0.id()).collect();
-        Self { name, uri, ids, _processes: processes, _ends: None }
+        Self { name: name.to_owned(), uri, ids, _processes: processes, _ends: None }
     }
 
     /// Seconds of CPU that its processes have used.
@@ -125,11 +125,21 @@ fn installed(program: &str) -> bool {
 
 /// The product: a hub and a source, both logs durable before a write is answered.
 fn mirrorhub(dir: &Path) -> anyhow::Result<Contestant> {
-    let ends = Ends::start(dir, 1, &SIZES)?;
+    ours("mirrorhub", Ends::start(dir, 1, &SIZES)?)
+}
+
+/// Another build of it.
+pub fn build(binary: &Path, dir: &Path) -> anyhow::Result<Contestant> {
+    let dir = dir.join("other");
+    std::fs::create_dir(&dir)?;
+    ours("other", Ends::start_of(binary, &dir, 1, &SIZES)?)
+}
+
+fn ours(name: &str, ends: Ends) -> anyhow::Result<Contestant> {
     let (source, nbd) = ends.sources.first().context("one source")?;
     let (ids, uri) = (vec![source.id(), ends.hub.id()], format!("nbd://{nbd}/filer-0/vol0"));
     crate::load::fill(&uri)?;
-    let name = "mirrorhub";
+    let name = name.to_owned();
     Ok(Contestant { name, uri, ids, _processes: Vec::new(), _ends: Some(ends) })
 }
 

@@ -19,16 +19,16 @@ pub struct End {
 }
 
 impl End {
-    fn start(role: &str, dir: &Path) -> anyhow::Result<Self> {
+    fn start(binary: &Path, role: &str, dir: &Path) -> anyhow::Result<Self> {
         let log = File::create(dir.join("log")).context("log")?;
-        let child = Command::new(BINARY)
+        let child = Command::new(binary)
             .args([role, "--config"])
             .arg(dir.join(format!("{role}.toml")))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("{BINARY} does not start"))?;
+            .with_context(|| format!("{} does not start", binary.display()))?;
         Ok(Self { child })
     }
 
@@ -69,11 +69,22 @@ pub struct Ends {
     /// The hub.
     pub hub: End,
     config: PathBuf,
+    binary: PathBuf,
 }
 
 impl Ends {
     /// Starts them below `dir` and waits until all are in sync.
     pub fn start(dir: &Path, count: usize, sizes: &Sizes) -> anyhow::Result<Self> {
+        Self::start_of(Path::new(BINARY), dir, count, sizes)
+    }
+
+    /// The same, of another build.
+    pub fn start_of(
+        binary: &Path,
+        dir: &Path,
+        count: usize,
+        sizes: &Sizes,
+    ) -> anyhow::Result<Self> {
         let hub_at = free_address()?;
         let hub_dir = dir.join("hub");
         std::fs::create_dir_all(hub_dir.join("sources.d"))?;
@@ -90,8 +101,9 @@ impl Ends {
             let file = hub_dir.join(format!("sources.d/filer-{at}.toml"));
             std::fs::write(file, format!("name = \"filer-{at}\"\n"))?;
         }
-        let hub = End::start("hub", &hub_dir)?;
-        let mut ends = Self { sources: Vec::new(), hub, config };
+        let hub = End::start(binary, "hub", &hub_dir)?;
+        let binary = binary.to_owned();
+        let mut ends = Self { sources: Vec::new(), hub, config, binary };
         ends.wait(|status| status["schema"] == 1)?;
         for at in 0..count {
             ends.add_source(dir, at, hub_at, sizes)?;
@@ -122,7 +134,7 @@ impl Ends {
              [[volume]]\nname = \"vol0\"\nsize = \"{volume}\"\n"
         );
         std::fs::write(dir.join("source.toml"), text)?;
-        self.sources.push((End::start("source", &dir)?, nbd));
+        self.sources.push((End::start(&self.binary, "source", &dir)?, nbd));
         Ok(())
     }
 

@@ -5,7 +5,9 @@
 //!
 //! * [`Access::Direct`] (NVRAM): descriptors with O_DIRECT, and O_DIRECT with O_DSYNC for durable
 //!   writes, if a real read shows that the file system takes them; else as `Cached`.
-//! * [`Access::Cached`] (pool): the page cache, with fdatasync on flush.
+//! * [`Access::Cached`] (pool): the page cache, with fdatasync on flush. Aligned writes from
+//!   [`LARGE_BYTES_MIN`] on, which are a CP's new blocks, go past it where the file system takes
+//!   that: copied there, they would cost more than the disk does, and drive out what is read.
 //!
 //! Invariants: one process at a time (flock, and for a block device the kernel's exclusive claim);
 //! a call is answered with `Ok` only when every byte was moved. Short transfers are continued,
@@ -31,6 +33,8 @@ use crate::units::numbers::ByteCount;
 
 /// Bytes of a bounce buffer.
 const BOUNCE_BYTES_MAX: usize = 1 << 20;
+/// Writes of so much are not copied into the page cache.
+const LARGE_BYTES_MIN: usize = 64 << 10;
 /// A file device is made of whole blocks of this.
 pub const FILE_SIZE_UNIT_BYTES: u64 = 4096;
 
@@ -74,6 +78,8 @@ pub struct FileDevice {
     /// Holds the lock; the way of [`Access::Cached`].
     plain: File,
     direct: Option<Direct>,
+    /// For large writes of [`Access::Cached`].
+    past: Option<Direct>,
     /// Shared by writes of whole blocks, exclusive for one that reads its edges first.
     edges: RwLock<()>,
 }
@@ -136,8 +142,15 @@ impl FileDevice {
         choose: impl Fn(&Direct) -> &File,
     ) -> Result<(), DeviceError> {
         check_range(self, offset, bytes.len())?;
+        let past = self
+            .past
+            .as_ref()
+            .filter(|past| bytes.len() >= LARGE_BYTES_MIN && past.takes(offset, bytes));
         let result = match &self.direct {
-            None => write_fully(&self.plain, offset, bytes, 1),
+            None => match past {
+                Some(past) => write_fully(&past.io, offset, bytes, past.align),
+                None => write_fully(&self.plain, offset, bytes, 1),
+            },
             Some(direct) if direct.takes(offset, bytes) => {
                 let _shared = self.edges.read().unwrap_or_else(PoisonError::into_inner);
                 write_fully(choose(direct), offset, bytes, direct.align)

@@ -171,12 +171,20 @@ fn publish(draft: &Path, path: &Path) -> Result<(), FileError> {
 }
 
 fn device(path: &Path, plain: File, size: u64, access: Access) -> Result<FileDevice, FileError> {
-    let direct = match access {
-        Access::Cached => None,
-        Access::Direct => direct(path, &plain)?,
+    let found = direct(path, &plain);
+    let (direct, past) = match access {
+        Access::Direct => (found?, None),
+        // It only saves a copy: what is wrong with the disk is told by who needs it.
+        Access::Cached => (
+            None,
+            found.unwrap_or_else(|error| {
+                tracing::info!(%error, "all writes go through the page cache");
+                None
+            }),
+        ),
     };
     let name = path.to_string_lossy().into();
-    Ok(FileDevice { name, size, plain, direct, edges: RwLock::new(()) })
+    Ok(FileDevice { name, size, plain, direct, past, edges: RwLock::new(()) })
 }
 
 /// Descriptors past the page cache, if the file system takes them. A refusal is ordinary (shown

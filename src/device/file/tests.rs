@@ -239,3 +239,46 @@ fn a_file_that_cannot_be_opened_is_not_published() {
     assert_eq!(&*device.name(), path.to_str().unwrap());
     assert!(matches!(FileDevice::open(&path, Access::Direct), Err(FileError::Busy(_))));
 }
+
+/// Through the page cache or past it: each sees what the other wrote, also after a reopening.
+#[test]
+fn large_and_small_writes_of_a_cached_device_see_each_other() {
+    everywhere(|path, access| {
+        let mut device = FileDevice::create(path, SIZE, access).unwrap();
+        if access == Access::Cached {
+            let direct = FileDevice::open(path, Access::Direct);
+            assert!(matches!(direct, Err(FileError::Busy(_))));
+            drop(device);
+            let takes = FileDevice::open(path, Access::Direct).unwrap().direct.is_some();
+            device = FileDevice::open(path, access).unwrap();
+            assert_eq!(device.past.is_some(), takes, "large writes go past the cache if they can");
+        }
+        let mut model = vec![0; to_usize(SIZE.0)];
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            to_usize(state % to_u64(below))
+        };
+        for round in 0_u8..200 {
+            let blocks = if round % 2 == 0 { LARGE_BYTES_MIN / 4096 + next(64) } else { 1 };
+            let at = next(model.len() / 4096 - blocks) * 4096;
+            let at = if round % 3 == 0 { at + next(4096) } else { at };
+            let mut bytes = AlignedBuffer::new(blocks * 4096);
+            bytes.fill(round);
+            device.write_at(to_u64(at), &bytes).unwrap();
+            model[at..at + bytes.len()].copy_from_slice(&bytes);
+            let length = 1 + next(128 << 10);
+            let from = next(model.len() - length);
+            let mut read = vec![0; length];
+            device.read_at(to_u64(from), &mut read).unwrap();
+            assert!(read == model[from..from + length], "round {round}");
+        }
+        device.flush().unwrap();
+        drop(device);
+        let mut read = vec![0; model.len()];
+        FileDevice::open(path, access).unwrap().read_at(0, &mut read).unwrap();
+        assert!(read == model);
+    });
+}
