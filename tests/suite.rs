@@ -34,6 +34,7 @@ mod raid;
 mod reloads;
 mod resync;
 mod rot;
+mod service;
 mod starts;
 mod tls;
 mod truth;

@@ -11,7 +11,7 @@
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
 //! * [`terminal`], [`words`], [`progress`]: colours and widths, sizes and times in words, bars
-//! * [`logging`], [`signals`], [`sockets`]: what a long-running command needs around it
+//! * [`logging`], [`signals`], [`sockets`], [`service`]: what a long-running command needs around it
 
 pub mod ask;
 pub mod authority;
@@ -36,6 +36,7 @@ pub mod onboard;
 pub mod progress;
 pub mod scrub;
 pub mod serve;
+pub mod service;
 pub mod signals;
 pub mod sockets;
 pub mod status;

@@ -18,6 +18,7 @@ use super::{
     Doors, answer, collect_source, end_of, failed, join, kept, pool_check, unknown_volume,
 };
 use crate::cli::authority::Authority;
+use crate::cli::service;
 use crate::cli::signals::{Signal, Signals};
 use crate::config::around::{Around, load_around};
 use crate::config::problem::Problems;
@@ -97,15 +98,20 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         // What changed since the files were read, and what was wrong in them.
         view.reload(watch.written()).await;
         loop {
+            service::ready(&view.in_a_line());
             tokio::select! {
                 signal = signals.next() => match signal {
                     Signal::Stop => break,
-                    Signal::Reload => tracing::info!("told to read the files again"),
+                    Signal::Reload => {
+                        service::reloading();
+                        tracing::info!("told to read the files again");
+                    }
                 },
                 () = watch.changed() => {}
             }
             view.reload(watch.written()).await;
         }
+        service::stopping();
         tracing::info!("stopping");
         stop.cancel();
         join(tasks).await;
@@ -190,6 +196,14 @@ struct View {
 }
 
 impl View {
+    /// For `systemctl status`.
+    fn in_a_line(&self) -> String {
+        match self.hub.shared().settings.load().len() {
+            1 => "1 source has a file".to_owned(),
+            count => format!("{count} sources have files"),
+        }
+    }
+
     /// Reads the files again: what is right in them is taken over, source by source. One call at a
     /// time.
     async fn reload(&self, written: &BTreeSet<OsString>) {

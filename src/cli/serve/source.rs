@@ -13,6 +13,7 @@ use super::devices::{self, Devices};
 use super::reload::{self, Files, files_of};
 use super::upkeep;
 use super::{Doors, answer, end_of, join, pool_check, unknown_volume};
+use crate::cli::service;
 use crate::cli::signals::{Signal, Signals};
 use crate::config::reload::{reloaded_source, source_changes};
 use crate::config::schema::{PoolConfig, SourceConfig};
@@ -58,6 +59,9 @@ pub struct Accept {
     pub missing_devices: bool,
 }
 
+/// For `systemctl status`. Volumes are served once the hub was met, or need not be.
+const LISTENS: &str = "listening; `mirrorhub status` shows how each volume stands";
+
 /// Runs a source until it is told to stop.
 pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
     let metrics = crate::observe::recorder::install("source")?;
@@ -98,9 +102,13 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         let mut tasks = doors.open(&server, exports, view.clone(), metrics, &stop);
         let admin_stop = CancellationToken::new();
         let admin_task = tokio::spawn(admin.run(view.clone(), admin_stop.clone()));
+        service::ready(LISTENS);
         while signals.next().await == Signal::Reload {
+            service::reloading();
             view.reload();
+            service::ready(LISTENS);
         }
+        service::stopping();
         tracing::info!("stopping");
         // The volumes are told first, so that what is ordered is in the last CP; status and
         // metrics answer until it is published.

@@ -1,0 +1,132 @@
+//! Under a service manager: what it is told and when, and units that it takes as they are.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::harness::{BINARY, Cluster, SourceSettings, run, status, try_run};
+
+const NAME: &str = "filer-a";
+const LIMIT: Duration = Duration::from_secs(60);
+/// The most exposure that `systemd-analyze security` may find, in tenths.
+const EXPOSURE_MAX: &str = "--threshold=20";
+
+/// The manager's end: a socket on which it is told.
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Manager {
+    fn new(path: PathBuf) -> Self {
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        socket.set_read_timeout(Some(LIMIT)).expect("a limit");
+        Self { socket, path }
+    }
+
+    fn told(&self) -> String {
+        let mut word = [0; 4096];
+        let length = self.socket.recv(&mut word).expect("the manager is told something");
+        String::from_utf8_lossy(&word[..length]).into_owned()
+    }
+
+    fn manages<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env("NOTIFY_SOCKET", &self.path)
+    }
+}
+
+/// Ready means that it answers; a reload and a stop are announced.
+#[test]
+fn the_manager_is_told_what_happens() {
+    let mut cluster = Cluster::prepare(&[SourceSettings::new(NAME)]);
+    let hub = Manager::new(cluster.path("hub.notify"));
+    let mut command = Command::new(BINARY);
+    command.arg("hub").arg("--config").arg(cluster.hub_config());
+    cluster.spawn_hub_with(hub.manages(&mut command));
+    let word = hub.told();
+    assert!(word.contains("READY=1") && word.contains("STATUS=1 source has a file"), "{word}");
+    assert!(status(&cluster.hub_config()).is_some(), "ready, and does not answer");
+
+    let source = Manager::new(cluster.path("source.notify"));
+    let mut command = cluster.source_command(NAME);
+    cluster.start_source_with(NAME, source.manages(&mut command));
+    assert!(source.told().contains("READY=1"));
+    assert!(status(&cluster.source_config(NAME)).is_some(), "ready, and does not answer");
+    cluster.wait_in_sync(NAME);
+
+    cluster.signal_hub("HUP");
+    cluster.signal_source(NAME, "HUP");
+    for manager in [&hub, &source] {
+        let word = manager.told();
+        assert!(word.contains("RELOADING=1") && word.contains("MONOTONIC_USEC="), "{word}");
+        assert!(manager.told().contains("READY=1"), "the reload has no end");
+    }
+    assert!(cluster.stop_source(NAME).success());
+    assert!(source.told().contains("STOPPING=1"));
+    assert!(cluster.stop_hub().success());
+    assert!(hub.told().contains("STOPPING=1"));
+}
+
+/// The units in `config/systemd` with the program where it is here.
+fn units(directory: &Path, change: impl Fn(String) -> String) -> Vec<PathBuf> {
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/systemd");
+    let mut made = Vec::new();
+    for entry in fs::read_dir(units).expect("units") {
+        let path = entry.expect("a unit").path();
+        if path.extension().is_none_or(|extension| extension != "service") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("a unit");
+        assert!(text.contains("ExecStart=/usr/bin/mirrorhub "), "{}", path.display());
+        let there = directory.join(path.file_name().expect("a name"));
+        fs::write(&there, change(text.replace("/usr/bin/mirrorhub", BINARY))).expect("a unit");
+        made.push(there);
+    }
+    assert_eq!(made.len(), 2, "a unit for the hub, one for a source");
+    made
+}
+
+fn analyze(arguments: &[&str], unit: &Path) -> (bool, String) {
+    let mut command = Command::new("systemd-analyze");
+    let done = try_run(command.args(arguments).arg(unit));
+    let said = [done.stdout, done.stderr].concat();
+    (done.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn the_units_are_sound_and_give_few_rights() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let security = ["security", "--offline=true", "--no-pager", EXPOSURE_MAX];
+    for unit in units(directory.path(), |text| text) {
+        let (sound, said) = analyze(&["verify", "--man=no"], &unit);
+        assert!(sound && said.is_empty(), "{}: {said}", unit.display());
+        let (safe, said) = analyze(&security, &unit);
+        assert!(safe, "{}: {said}", unit.display());
+        let text = fs::read_to_string(&unit).expect("a unit");
+        let line = text.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("a start");
+        let mut words = line.split_whitespace();
+        let program = words.next().expect("a program");
+        // What it starts is a command of this program with these options.
+        let words: Vec<&str> = words.take_while(|word| !word.starts_with('/')).collect();
+        let help = run(Command::new(program).args(&words[..1]).arg("--help"));
+        let help = String::from_utf8_lossy(&help.stdout);
+        assert!(words[1..].iter().all(|word| help.contains(word)), "{line}\n{help}");
+    }
+    // Negative controls: a misspelt setting, and rights that were not taken away.
+    let misspelt = |text: String| text.replace("TimeoutStartSec", "TimoutStartSec");
+    for unit in units(directory.path(), misspelt) {
+        let (_, said) = analyze(&["verify", "--man=no"], &unit);
+        assert!(said.contains("TimoutStartSec"), "{said}");
+    }
+    let open = |text: String| {
+        let kept = text
+            .lines()
+            .filter(|line| !line.starts_with("Protect") && !line.starts_with("Restrict"));
+        kept.collect::<Vec<_>>().join("\n")
+    };
+    for unit in units(directory.path(), open) {
+        assert!(!analyze(&security, &unit).0, "an open unit passes");
+    }
+}
