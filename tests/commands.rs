@@ -115,7 +115,8 @@ impl Fake {
             | Request::Scrub { .. }
             | Request::DeviceList {}
             | Request::DeviceFail { .. }
-            | Request::DeviceReplace { .. }) => panic!("{other:?} is answered elsewhere"),
+            | Request::DeviceReplace { .. }
+            | Request::DeviceAdd { .. }) => panic!("{other:?} is answered elsewhere"),
         }
     }
 
@@ -209,7 +210,8 @@ impl Fake {
             | Request::Scrub { .. }
             | Request::DeviceList {}
             | Request::DeviceFail { .. }
-            | Request::DeviceReplace { .. } => {
+            | Request::DeviceReplace { .. }
+            | Request::DeviceAdd { .. } => {
                 Err(AdminError::new(code::FAILED, "there is no pool here", ""))
             }
         }

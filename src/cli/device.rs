@@ -20,6 +20,7 @@ pub enum DeviceCommand {
     List(ListArguments),
     Fail(FailArguments),
     Replace(ReplaceArguments),
+    Add(AddArguments),
 }
 
 /// Show each device: its place, state, size, errors and what was written to it
@@ -71,6 +72,25 @@ pub struct ReplaceArguments {
     config: ConfigArgument,
 }
 
+/// Make the pool larger: as many devices more as it has, of the same level
+///
+/// Each is a block device or file that begins with 1 MiB of zeros; a file that is not there is made, as
+/// large as the others. They make an array of their own behind the one that is there, and it bears the loss
+/// of as many devices. The pool is larger from the next start on; clients wait meanwhile. Write the new
+/// paths into pool.devices: `config diff` names them until that is done. Devices that were added cannot
+/// be taken away again.
+#[derive(Debug, Args)]
+pub struct AddArguments {
+    /// Paths of the new ones
+    #[arg(required = true)]
+    devices: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArgument,
+}
+
 /// Runs it.
 pub fn run(command: &DeviceCommand, terminal: &Terminal) -> Result<Done, Failure> {
     let (config, json, request, what) = match command {
@@ -85,6 +105,12 @@ pub fn run(command: &DeviceCommand, terminal: &Terminal) -> Result<Done, Failure
             }
             let request = Request::DeviceFail { device: named(&fail.device) };
             (&fail.config, fail.json, request, what)
+        }
+        DeviceCommand::Add(add) => {
+            let path = |device: &PathBuf| absolute(&device.display().to_string());
+            let devices: Vec<String> = add.devices.iter().map(path).collect();
+            let what = format!("device add {}", devices.join(" "));
+            (&add.config, add.json, Request::DeviceAdd { devices }, what)
         }
         DeviceCommand::Replace(replace) => {
             let new = replace.new.display().to_string();

@@ -7,7 +7,7 @@
 //! * processes: [`serve`] (`hub`, `source`), [`demo`]
 //! * commands: [`status`], [`hash`], [`checkpoint`], [`kept`], [`mod@drop`], [`verify`],
 //!   [`failover`], [`failback`], [`onboard`], [`forget`], [`scrub`],
-//!   [`device`], [`config_check`], [`completions`], [`man`]
+//!   [`device`], [`import`], [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
 //! * [`terminal`], [`words`], [`progress`]: colours and widths, sizes and times in words, bars
@@ -27,6 +27,7 @@ pub mod failover;
 pub mod failure;
 pub mod forget;
 pub mod hash;
+pub mod import;
 pub mod kept;
 pub mod locate;
 pub mod logging;
@@ -86,6 +87,7 @@ enum Command {
     Scrub(scrub::ScrubArguments),
     #[command(subcommand)]
     Device(device::DeviceCommand),
+    Import(import::ImportArguments),
     Hash(hash::HashArguments),
     #[command(subcommand)]
     Config(config_check::ConfigCommand),
@@ -118,6 +120,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Source(source) => serve::run_source(source),
         Command::Demo(demo) => demo::run(demo, &terminal),
         Command::Device(device) => device::run(device, &terminal),
+        Command::Import(import) => import::run(import),
         Command::Scrub(scrub) => scrub::run(scrub, &terminal),
         Command::Hash(hash) => hash::run(hash, &terminal),
         Command::Status(status) => status::run(status, &terminal),

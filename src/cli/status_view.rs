@@ -114,8 +114,12 @@ fn stores(document: &StatusDocument) -> String {
         let kept = part(pool.kept_bytes, "kept by name");
         let pinned = part(pool.pinned_bytes, "pinned by readers");
         let in_use = pool.used_bytes + pool.kept_bytes + pool.pinned_bytes;
+        let reserve = match pool.reserve_bytes {
+            0 => String::new(),
+            bytes => format!(" ({} of it in reserve)", size(bytes)),
+        };
         text.push_str(&format!(
-            "  pool   {} of {} in use ({}%), {} free{kept}{pinned}\n",
+            "  pool   {} of {} in use ({}%), {} free{reserve}{kept}{pinned}\n",
             size(in_use),
             size(pool.total_bytes),
             percent(in_use, pool.total_bytes),

@@ -278,7 +278,8 @@ impl PoolConfig {
     /// For the process that opens them.
     pub fn files(&self, accept_missing: bool) -> PoolFiles {
         let devices = self.devices.iter().map(|device| (device.path.clone(), device.size));
-        PoolFiles { level: self.raid.level(), devices: devices.collect(), accept_missing }
+        let adding = Vec::new();
+        PoolFiles { level: self.raid.level(), devices: devices.collect(), accept_missing, adding }
     }
 }
 

@@ -112,6 +112,11 @@ pub enum Request {
         #[serde(default)]
         wait: bool,
     },
+    /// Add devices, which are used from the next start on: the same answer.
+    DeviceAdd {
+        /// Their paths.
+        devices: Vec<String>,
+    },
     /// Walk the pool: a [`crate::status::answers::PoolCheckAnswer`].
     PoolCheck {},
 }

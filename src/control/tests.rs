@@ -76,6 +76,7 @@ impl Admin for Fake {
                 | Request::DeviceList {}
                 | Request::DeviceFail { .. }
                 | Request::DeviceReplace { .. }
+                | Request::DeviceAdd { .. }
                 | Request::Forget { .. }
                 | Request::Failover { .. }
                 | Request::Failback { .. } => Ok(Value::Null),

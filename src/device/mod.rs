@@ -2,8 +2,8 @@
 //!
 //! Floor 2. A device is an array of bytes that can be read, written and flushed; what stands
 //! above it (ring, pool, RAID) never sees a path or a descriptor. Implementations: [`mod@file`] for
-//! files and block devices, [`latch`] which makes the first error final, [`sim`] which loses,
-//! tears and fails on demand. All pass one conformance suite.
+//! files and block devices, [`latch`] which makes the first error final, [`overlay`] which writes
+//! to memory, [`sim`] which loses, tears and fails on demand. All pass one conformance suite.
 //!
 //! Calls block. They are made from threads that may block: committing thread, drainer, appliers,
 //! readers; never from an actor's handler.
@@ -13,6 +13,7 @@ pub mod conformance;
 pub mod directory;
 pub mod file;
 pub mod latch;
+pub mod overlay;
 pub mod sim;
 
 use std::any::Any;

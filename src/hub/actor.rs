@@ -39,7 +39,7 @@ use crate::session::mirror::{Action, Arrived, Event, Mirror, Outcome};
 use crate::units::convert::to_u64;
 use crate::units::machine;
 use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{
     CpEnd, Hello, Message, Refused, RefusedCode, Scanned, VolumeRefusal, VolumeRoot,
@@ -75,6 +75,8 @@ pub struct SourceActor {
     equal_at: Option<Instant>,
     refused: Option<Refused>,
     refill_from: Option<Place>,
+    /// The last write that the source held when it came.
+    held: SequenceNumber,
     _alive: Alive,
 }
 
@@ -125,6 +127,7 @@ impl SourceActor {
             equal_at: None,
             refused: None,
             refill_from: None,
+            held: SequenceNumber(0),
             _alive: Alive { name: mourned, died },
         }
     }
@@ -230,14 +233,23 @@ impl SourceActor {
         // What an older connection's CP had taken is not this one's.
         if let Some(lane) = &self.lane {
             lane.updates_taken();
-            lane.welcomed();
+            lane.welcomed(self.held);
         }
+        self.look_what_came();
         tracing::info!(source = %self.name, "source is in session");
         let refused = self.machine.as_ref().map(|machine| &machine.known().refused);
         for VolumeRefusal { name, reason, next_step, .. } in refused.into_iter().flatten() {
             let source = &self.name;
             tracing::error!(%source, volume = %name, reason, next_step, "volume refused");
         }
+    }
+
+    /// The mark of what was lost goes when the source has sent it again.
+    fn look_what_came(&self) {
+        let Some(lane) = self.lane.as_ref().filter(|lane| lane.has_come()) else { return };
+        let (refills, source, name) = (self.shared.refills.clone(), lane.source(), &self.name);
+        tracing::info!(source = %name, "has sent again what was lost here before the import");
+        machine::aside(move || refills.forget(source));
     }
 
     fn finish(&mut self, end: CpEnd) {
@@ -315,6 +327,7 @@ impl SourceActor {
         }
         self.send_log(context);
         self.answer_checkpoints();
+        self.look_what_came();
     }
 
     /// Whether the source may come: also its id must not be known under another name.
@@ -422,6 +435,7 @@ impl Handler<Connected> for SourceActor {
         }
         self.last_frame = Some(machine::now());
         self.peer = Some(message.peer);
+        self.held = message.hello.last.1;
         self.step(Event::Hello(message.hello), context);
     }
 }

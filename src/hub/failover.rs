@@ -41,6 +41,7 @@ use super::hooks::Moved;
 use super::lane::{Fenced, Lane};
 use super::overlay::Builder;
 use super::promoted::Engine;
+use super::refill;
 use super::registry::Entry;
 use super::replay::{Chain, Extent, Gap, ReplayError};
 use super::shared::Shared;
@@ -190,6 +191,9 @@ const ACCEPT: &str = "restart the hub, its NVRAM may hold what is missing; or gi
 
 const ACCEPT_LEFT_OUT: &str = "bring the source back; or give up what it wrote to that volume \
                                with `mirrorhub failover --accept-gap`";
+
+const ACCEPT_LOST: &str = "bring the source back, it still has them; or give them up with \
+                           `mirrorhub failover --accept-gap`";
 
 /// What the check has found.
 #[derive(Debug, Default)]
@@ -357,6 +361,7 @@ impl<'a> Run<'a> {
             replayed,
             alone,
             nvram_damaged_bytes,
+            log_lost: self.lane.cursors().log_lost,
             stale_reads,
             left_out: self.left_out.clone(),
             behind,
@@ -409,6 +414,9 @@ impl<'a> Run<'a> {
     fn go(&self, row: &SourceRow, state: State, plan: Plan) -> Result<Report, Refusal> {
         if matches!(state, State::Mirror | State::HandedOver) {
             self.step(Step::Checked)?;
+            if !self.ask.accept_gap && self.lane.cursors().log_lost {
+                return Err(Refusal::new(refill::LOST, ACCEPT_LOST));
+            }
             if let (false, Some(left_out)) = (self.ask.accept_gap, self.left_out.first()) {
                 return Err(Refusal::new(left_out.clone(), ACCEPT_LEFT_OUT));
             }

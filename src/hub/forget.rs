@@ -83,6 +83,7 @@ fn forget(shared: &Arc<Shared>, name: &SourceName) -> Result<Forgotten, Refusal>
     let volumes = empty(shared, &lane).map_err(failed)?;
     shared.store.reset(source, None).map_err(|error| failed(error.to_string()))?;
     shared.lanes.remove(name);
+    shared.refills.forget(source);
     shared.shares.forget(name);
     tracing::warn!(source = %name, volumes, kept = all.len(), "source forgotten");
     let freed = BlockCount(free(shared).saturating_sub(before));

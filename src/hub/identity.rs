@@ -29,6 +29,7 @@ use crate::device::latch::Latch;
 use crate::device::{BLANK_BYTES, Device, is_blank};
 use crate::nvlog::{Ring, RingError, RingOptions, RingShape};
 use crate::pool::error::PoolError;
+use crate::pool::label::is_pool;
 use crate::pool::{Pool, PoolOptions};
 use crate::raid::assemble::{self, AssembleError, OpenOptions};
 use crate::raid::files::PoolFiles;
@@ -42,21 +43,31 @@ const SCHEMA: u32 = 1;
 /// The identity file of a hub.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Identity {
+pub(super) struct Identity {
     schema: u32,
-    hub: HubId,
-    /// During the first start: what was found empty and is being made the hub's.
+    pub(super) hub: HubId,
+    /// During the first start or an import: what was found empty and is being made the hub's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    making: Option<Vec<PathBuf>>,
+    pub(super) making: Option<Vec<PathBuf>>,
 }
+
+impl Identity {
+    /// Of that hub.
+    pub(super) fn new(hub: HubId, making: Option<Vec<PathBuf>>) -> Self {
+        Self { schema: SCHEMA, hub, making }
+    }
+}
+
+/// The identity file's name.
+pub(super) const FILE: &str = "identity.json";
 
 /// Steps a first start may take; a test ends it early.
 #[derive(Debug)]
-struct Steps(u32);
+pub(super) struct Steps(pub(super) u32);
 
 impl Steps {
-    fn take(&mut self) -> Result<(), HubError> {
-        let reason = "the first start was ended".to_owned();
+    pub(super) fn take(&mut self) -> Result<(), HubError> {
+        let reason = "it was ended".to_owned();
         let ended = HubError::State { what: "first start".to_owned(), reason };
         self.0 = self.0.checked_sub(1).ok_or(ended)?;
         Ok(())
@@ -75,17 +86,18 @@ pub fn identity(options: &HubOptions) -> Result<HubId, HubError> {
 
 fn identity_within(options: &HubOptions, steps: &mut Steps) -> Result<HubId, HubError> {
     let directory = &options.data_dir;
-    create_durably(directory).map_err(state(format!("data_dir {}", directory.display())))?;
-    let path = directory.join("identity.json");
-    let mut identity = match fs::read_to_string(&path) {
-        Ok(text) => read(&path, &text)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    let path = directory.join(FILE);
+    let mut identity = match find(&path)? {
+        Some(identity) => identity,
+        None => {
+            refuse_pool(&options.pool)?;
+            create_durably(directory)
+                .map_err(state(format!("data_dir {}", directory.display())))?;
             let hub = HubId::random().map_err(state("hub id"))?;
-            let identity = Identity { schema: SCHEMA, hub, making: Some(Vec::new()) };
+            let identity = Identity::new(hub, Some(Vec::new()));
             write(&path, &identity)?;
             identity
         }
-        Err(error) => return Err(state(path.display().to_string())(error)),
     };
     let hub = identity.hub;
     if identity.making.is_none() {
@@ -106,6 +118,31 @@ fn identity_within(options: &HubOptions, steps: &mut Steps) -> Result<HubId, Hub
     Ok(hub)
 }
 
+/// What the identity file says, if there is one.
+pub(super) fn find(path: &Path) -> Result<Option<Identity>, HubError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(read(path, &text)?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(state(path.display().to_string())(error)),
+    }
+}
+
+/// A hub that has lost its state directory is not made anew over its own pool: said before anything
+/// is made.
+fn refuse_pool(files: &PoolFiles) -> Result<(), HubError> {
+    for (path, _) in &files.devices {
+        let Ok(device) = FileDevice::open(path, Access::Cached) else { continue };
+        if assemble::is_member(&device) || is_pool(&device) {
+            let reason =
+                "it holds something already: a pool. `mirrorhub import` shows whose it is \
+                          and takes it up; wipe its first MiB to make a new one of it"
+                    .to_owned();
+            return Err(HubError::State { what: path.display().to_string(), reason });
+        }
+    }
+    Ok(())
+}
+
 fn read(path: &Path, text: &str) -> Result<Identity, HubError> {
     let identity: Identity =
         serde_json::from_str(text).map_err(state(path.display().to_string()))?;
@@ -116,16 +153,16 @@ fn read(path: &Path, text: &str) -> Result<Identity, HubError> {
     Ok(identity)
 }
 
-fn write(path: &Path, identity: &Identity) -> Result<(), HubError> {
+pub(super) fn write(path: &Path, identity: &Identity) -> Result<(), HubError> {
     let text = serde_json::to_string_pretty(identity).map_err(state(path.display().to_string()))?;
     replace_durably(path, text.as_bytes()).map_err(state(path.display().to_string()))
 }
 
 /// The file that names the owner of a log directory.
-const OWNER_FILE: &str = "hub-id";
+pub(super) const OWNER_FILE: &str = "hub-id";
 
 /// Makes the log directory this hub's; another hub's is refused and stays as it was.
-fn make_logs(dir: &Path, hub: HubId) -> Result<(), HubError> {
+pub(super) fn make_logs(dir: &Path, hub: HubId) -> Result<(), HubError> {
     let path = dir.join(OWNER_FILE);
     match fs::read_to_string(&path) {
         Ok(_) => return own_logs(dir, hub),
@@ -203,7 +240,7 @@ fn check_blank(device: &dyn Device) -> Result<(), HubError> {
     Err(HubError::State { what: device.name().to_string(), reason })
 }
 
-fn make_ring(path: &Path, device: Arc<dyn Device>, hub: HubId) -> Result<(), HubError> {
+pub(super) fn make_ring(path: &Path, device: Arc<dyn Device>, hub: HubId) -> Result<(), HubError> {
     match Ring::open(device.clone(), hub.0, RingOptions::default(), &mut |_| {}) {
         Ok(_) => return Ok(()),
         Err(RingError::Blank { .. }) => {}

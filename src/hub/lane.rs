@@ -15,6 +15,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::applier::Job;
+use super::refill;
 use crate::limits::cp_charge;
 use crate::nvlog::DurableToken;
 use crate::record::marks::{Fence, Place};
@@ -24,7 +25,7 @@ use crate::units::hash::Root;
 use crate::units::ids::SourceId;
 use crate::units::machine::{self, Bell};
 use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, Epoch, VolumeNumber};
+use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, VolumeNumber};
 use crate::volume::mend::Questions;
 
 /// The cursors of one source.
@@ -55,6 +56,11 @@ pub struct Cursors {
     /// Acknowledged history that is or may be missing here, until the source has said in a
     /// session what it holds itself (R3).
     pub missing: Option<Arc<str>>,
+    /// The last write that the source held when it came, if its log was lost here: what is missing is
+    /// here once that is.
+    pub owed: Option<SequenceNumber>,
+    /// What was held of its log was lost, and the mark of that still stands (R20).
+    pub log_lost: bool,
     /// The source is fenced: nothing behind this place is taken (R2).
     pub fence: Option<Fence>,
     /// How far the fence is.
@@ -456,9 +462,40 @@ impl Lane {
         self.changed.notify_one();
     }
 
-    /// The source is in session: what it holds beyond this end it sends again.
-    pub fn welcomed(&self) {
-        lock(&self.cursors).missing = None;
+    /// What was held of its log was lost before an import.
+    pub fn lost_log(&self) {
+        lock(&self.cursors).log_lost = true;
+        self.may_miss(refill::LOST);
+    }
+
+    /// An image without what was lost has become the truth. Says whether a mark of it is to go.
+    pub fn gave_up_lost(&self) -> bool {
+        let mut cursors = lock(&self.cursors);
+        let lost = std::mem::take(&mut cursors.log_lost);
+        if lost {
+            (cursors.owed, cursors.missing) = (None, None);
+        }
+        lost
+    }
+
+    /// The source is in session: what it holds beyond this end, up to there, it sends again.
+    pub fn welcomed(&self, last: SequenceNumber) {
+        let mut cursors = lock(&self.cursors);
+        if cursors.log_lost {
+            cursors.owed = Some(last);
+        } else {
+            cursors.missing = None;
+        }
+    }
+
+    /// Looks whether what was lost has come. Says whether the mark of that is to go.
+    pub fn has_come(&self) -> bool {
+        let mut cursors = lock(&self.cursors);
+        if cursors.owed.is_none_or(|last| cursors.durable.sequence < last) {
+            return false;
+        }
+        (cursors.owed, cursors.missing) = (None, None);
+        std::mem::take(&mut cursors.log_lost)
     }
 
     /// The applier took a frame of Updates of so many bytes.

@@ -16,6 +16,7 @@
 //! * [`failback`]: a filer follows, and is given its volumes back
 //! * [`promoted`]: sources that the hub serves itself
 //! * [`hooks`]: commands that are run when volumes have moved
+//! * [`import`]: a hub whose state directory is gone; [`refill`]: who has to send again then
 //! * [`recover`]: what a start does before anything else
 //!
 //! A fault of one source (its log, its actor, its connection) stays with that source (invariant
@@ -33,6 +34,7 @@ pub mod forget;
 pub mod hooks;
 mod identity;
 pub mod images;
+pub mod import;
 pub mod kept;
 pub mod lane;
 pub mod mending;
@@ -40,6 +42,7 @@ pub mod overlay;
 mod pass;
 pub mod promoted;
 pub mod recover;
+pub mod refill;
 pub mod registry;
 pub mod replay;
 pub mod retention;

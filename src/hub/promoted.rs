@@ -155,7 +155,7 @@ impl Promoted {
     /// None runs yet.
     pub fn new(data_dir: &Path, options: PromotedOptions, hub: HubId, pool: Arc<Pool>) -> Self {
         let (engines, turn) = (Mutex::default(), tokio::sync::Mutex::default());
-        let directory = data_dir.join("promoted");
+        let directory = directory_in(data_dir);
         Self {
             directory,
             options,
@@ -322,6 +322,16 @@ impl Promoted {
 
     /// Where a source's NVRAM is.
     pub fn nvram_path(&self, source: SourceId) -> PathBuf {
-        self.directory.join(format!("{source}.nvram"))
+        nvram_in(&self.directory, source)
     }
+}
+
+/// Where the NVRAMs of all promoted sources of a hub with that `data_dir` are.
+pub(super) fn directory_in(data_dir: &Path) -> PathBuf {
+    data_dir.join("promoted")
+}
+
+/// That of one, in there.
+pub(super) fn nvram_in(directory: &Path, source: SourceId) -> PathBuf {
+    directory.join(format!("{source}.nvram"))
 }

@@ -29,6 +29,7 @@ use super::hooks::Hooks;
 use super::identity::{identity, own_logs, state};
 use super::lane::{Cursors, Fenced, Lane};
 use super::promoted::Promoted;
+use super::refill::Refills;
 use super::registry::Registry;
 use super::retention::Keeping;
 use super::shared::{Arbiters, Counters, Lanes, Shared};
@@ -131,6 +132,7 @@ pub(crate) fn recover_on(
     let rows = logs.raise(&pool)?;
     let failovers = Failovers::recovered(&rows).map_err(state("catalog"))?;
     let (lanes, in_ring) = logs.finish(&rows);
+    let refills = tell_lost(&lanes, Refills::of(&options.data_dir))?;
     tell_rot(&lanes, &recovery.damage);
     let stager = Stager::new();
     let drain = DrainQueue::new();
@@ -162,6 +164,7 @@ pub(crate) fn recover_on(
         overlays: Arc::default(),
         failbacks: Failbacks::default(),
         nvram_damaged_bytes,
+        refills,
         mender: Default::default(),
         counters: Counters::default(),
         recording: Default::default(),
@@ -169,6 +172,15 @@ pub(crate) fn recover_on(
     shared.stager.belongs_to(&shared);
     let threads = start_threads(&shared, in_ring, options.appliers)?;
     Ok(Started { shared, threads })
+}
+
+/// What was lost before an import is missing until its source has sent it again.
+fn tell_lost(lanes: &Lanes, refills: Refills) -> Result<Refills, HubError> {
+    let lanes = lanes.all();
+    let marked = refills.marked(lanes.iter().map(|lane| lane.source()));
+    let marked = marked.map_err(state(refills.directory().display().to_string()))?;
+    lanes.iter().filter(|lane| marked.contains(&lane.source())).for_each(|lane| lane.lost_log());
+    Ok(refills)
 }
 
 /// Rot in the ring may be anybody's acknowledged history. A broken chain shows whose; the last
@@ -421,6 +433,8 @@ impl Logs {
                 fault: source.fault.as_deref().map(Into::into),
                 damaged: source.damaged,
                 missing: None,
+                owed: None,
+                log_lost: false,
                 fence: source.standing_fence(row),
                 fenced: Fenced::InCatalog,
                 invisible: BTreeMap::new(),

@@ -19,6 +19,7 @@ use super::lane::{Cursors, Lane, lock};
 use super::mending;
 use super::overlay::Room;
 use super::promoted::Promoted;
+use super::refill::Refills;
 use super::registry::Registry;
 use super::retention::Keeping;
 use super::shares::Shares;
@@ -262,6 +263,8 @@ pub struct Shared {
     pub failbacks: Failbacks,
     /// Bytes of the ring that were damaged when it was opened.
     pub nvram_damaged_bytes: u64,
+    /// Who has to send again what was lost before an import.
+    pub refills: Refills,
     /// What rotted here.
     pub mender: Mender,
     /// Counters.

@@ -146,6 +146,8 @@ pub const POOL_GROUP_CHANGES_MAX: usize = 1024;
 
 /// Devices of one array.
 pub const RAID_MEMBERS_MAX: usize = 16;
+/// Arrays that may be added to one behind the first.
+pub const RAID_ADDED_MAX: usize = 7;
 /// Bytes side by side on one device of a stripe. Unit tests shrink it.
 pub const RAID_CHUNK_BYTES: u64 = if cfg!(test) { 16 * KIB } else { 64 * KIB };
 /// Bytes of the journal on each device that has one. Unit tests shrink it.
@@ -322,6 +324,7 @@ const _: () = {
     assert!(104 * LOG_BYTES_PER_TRANSFER_BYTE >= RECORD_ALIGN_BYTES, "header and one entry");
     assert!(SCAN_PROBLEM_BYTES_MAX * 4 <= FRAME_HEADER_BYTES_MAX);
     assert!(POOL_RESERVE_BYTES_MIN * 4 <= POOL_DEVICE_BYTES_MIN);
+    assert!(RAID_MEMBERS_MAX / 2 <= RAID_ADDED_MAX + 1, "an array has two devices at least");
     // Two records of the journal fit it: each pending block with two of parity, and their table.
     assert!(
         (to_u64(RAID_PENDING_BLOCKS_MAX) * 3 * (BLOCK_BYTES_U64 + 16) + 3 * BLOCK_BYTES_U64) * 2

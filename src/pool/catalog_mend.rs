@@ -12,19 +12,19 @@
 use std::sync::Arc;
 
 use crate::device::Device;
-use crate::raid::array::Array;
+use crate::device::overlay::Overlay;
+use crate::raid::span::Span;
 use crate::units::convert::to_usize;
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
 use super::error::PoolError;
 use super::label::Label;
-use super::overlay::Overlay;
 use super::store::Store;
 
 /// Verifies the catalog and mends it if it can; says how many blocks were rewritten.
 pub(super) fn mend(
     device: &Arc<dyn Device>,
-    array: &Array,
+    array: &Span,
     label: &Label,
 ) -> Result<u64, PoolError> {
     let Err(first) = Store::verify(Arc::new(Overlay::new(Arc::clone(device))), label) else {
@@ -57,7 +57,7 @@ pub(super) fn mend(
 }
 
 /// Blocks of the catalog in rows whose copies differ.
-fn suspects(array: &Array, label: &Label) -> Vec<u64> {
+fn suspects(array: &Span, label: &Label) -> Vec<u64> {
     let blocks = label.layout.catalog_start..label.layout.data_start;
     let stripe = array.stripe_bytes() / BLOCK_BYTES_U64;
     let stripes = blocks.start / stripe..blocks.end.div_ceil(stripe);

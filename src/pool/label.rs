@@ -1,7 +1,7 @@
 //! The label: what says that a device is a pool, whose, and how it is divided.
 //!
 //! Two copies of 4096 bytes stand at the front of the device. They are written when all else of
-//! a new pool is durable, and never change: a pool exists when its label does. One good copy is
+//! a new pool is durable, and change only when it grows: a pool exists when its label does. One good copy is
 //! enough, and the other is written again from it. Each open writes both again as they are: if
 //! the sync failed that made them, they may stand in the page cache only.
 //!
@@ -145,6 +145,12 @@ impl Label {
         bytes
     }
 
+    /// Whether two labels differ in the number of blocks at most.
+    fn is_but_for_growth(&self, other: &Self) -> bool {
+        let layout = Layout { total: other.layout.total, ..self.layout };
+        Self { layout, ..*self } == *other
+    }
+
     /// Reads and checks one copy.
     pub fn decode(device: &Arc<str>, bytes: &[u8; BLOCK_BYTES]) -> Result<Self, PoolError> {
         let number = |at: usize| {
@@ -219,6 +225,12 @@ pub fn refuse_existing(device: &dyn Device) -> Result<(), PoolError> {
     Err(PoolError::NotBlank { device: device.name() })
 }
 
+/// Whether a device carries a label, be it damaged or of another version.
+pub fn is_pool(device: &dyn Device) -> bool {
+    let labelled = |copy| read_copy(device, copy).is_ok_and(|bytes| bytes[0..8] == LABEL_MAGIC);
+    (0..LABEL_COPIES).any(labelled)
+}
+
 /// Writes all copies, durably.
 pub fn write_all(device: &dyn Device, label: &Label) -> Result<(), PoolError> {
     (0..LABEL_COPIES).try_for_each(|copy| write_copy(device, label, copy))
@@ -228,14 +240,55 @@ fn write_copy(device: &dyn Device, label: &Label, copy: u64) -> Result<(), PoolE
     Ok(device.write_durable_at(copy * BLOCK_BYTES_U64, &label.encode())?)
 }
 
-/// Reads the label. One damaged copy is written again from the good one; which copy that was is
+/// A copy of the label as the device gives it, or, if that is damaged, as another way to it does.
+/// Says whether the first way was good.
+fn read_any(device: &dyn Device, copy: u64) -> (Result<Label, PoolError>, bool) {
+    let name = device.name();
+    let first = read_copy(device, copy).and_then(|bytes| Label::decode(&name, &bytes));
+    // What is right and of another version is nothing to be looked for elsewhere.
+    if matches!(first, Ok(_) | Err(PoolError::LabelVersion { .. })) {
+        return (first, true);
+    }
+    for nth in 0..device.alternatives() {
+        let mut bytes = [0; BLOCK_BYTES];
+        let read = device.read_alternative(nth, copy * BLOCK_BYTES_U64, &mut bytes);
+        if read.is_ok()
+            && let Ok(label) = Label::decode(&name, &bytes)
+        {
+            return (Ok(label), false);
+        }
+    }
+    (first, true)
+}
+
+/// Puts a good copy where a damaged one is. Of an array only the place that lies: its parity fits what
+/// belongs there, and a write would carry the difference from what was read into it.
+fn mend_copy(device: &dyn Device, label: &Label, copy: u64) -> Result<(), PoolError> {
+    let mended = match read_copy(device, copy) {
+        Ok(seen) => device.repair_at(copy * BLOCK_BYTES_U64, &seen, &label.encode())?,
+        Err(_) => false,
+    };
+    if mended { Ok(()) } else { write_copy(device, label, copy) }
+}
+
+/// Reads the label. A damaged copy is written again from what is good; which copy that was is
 /// returned for the log. If no copy is good, the more telling error wins.
 pub fn read(device: &dyn Device) -> Result<(Label, Option<u64>), PoolError> {
     let name = device.name();
-    let first = Label::decode(&name, &read_copy(device, 0)?);
-    let second = Label::decode(&name, &read_copy(device, 1)?);
+    let ((first, first_read), (second, second_read)) = (read_any(device, 0), read_any(device, 1));
     let (label, repaired) = match (first, second) {
-        (Ok(first), Ok(second)) if first == second => (first, None),
+        (Ok(first), Ok(second)) if first == second => {
+            let damaged = [(first_read, 0), (second_read, 1)].into_iter().filter(|(read, _)| !read);
+            let damaged: Vec<u64> = damaged.map(|(_, copy)| copy).collect();
+            for copy in &damaged {
+                mend_copy(device, &first, *copy)?;
+            }
+            (first, damaged.first().copied())
+        }
+        // A cut while it grew: see `grow`. Nothing lies behind the smaller end.
+        (Ok(first), Ok(second)) if first.is_but_for_growth(&second) => {
+            (if first.layout.total < second.layout.total { first } else { second }, None)
+        }
         (Ok(_), Ok(_)) => {
             let what = "its copies contradict each other".into();
             return Err(PoolError::LabelCorrupt { device: name, what });
@@ -253,7 +306,7 @@ pub fn read(device: &dyn Device) -> Result<(Label, Option<u64>), PoolError> {
         return Err(PoolError::Shrunk { device: name, wanted, met });
     }
     if let Some(copy) = repaired {
-        write_copy(device, &label, copy)?;
+        mend_copy(device, &label, copy)?;
     }
     Ok((label, repaired))
 }

@@ -14,8 +14,9 @@
 //! * `store`, `region`, [`rows`], `mirror`: the catalog
 //! * [`write_set`], [`publish`]: how a CP is written and becomes durable and visible
 //! * `read`, [`cache`]: verified reads
+//! * `grow`: more blocks, after devices were added
 //! * `catalog_mend`: the catalog from other copies
-//! * [`scrub`]: reads of the medium alone; `overlay`: a look at the catalog that changes nothing
+//! * [`scrub`]: reads of the medium alone
 //! * [`snapshot`]: one moment of the accounts, for `check`
 //!
 //! Invariants: a block that a published, kept or pinned root reaches is never written (2); rows are
@@ -29,12 +30,12 @@ pub mod catalog;
 mod catalog_mend;
 pub mod error;
 mod free_log;
+mod grow;
 pub mod kept;
 pub mod kept_row;
 pub mod label;
 mod mended;
 mod mirror;
-mod overlay;
 mod pins;
 pub mod pointer;
 pub mod publish;
@@ -57,7 +58,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::device::{Device, MemberReport};
 use crate::limits::{HISTORY_ROWS_MAX, MIB, POOL_CATALOG_ROW_BYTES_MAX, POOL_CATALOG_SPARE};
-use crate::raid::array::Array;
+use crate::raid::span::Span;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::ids::{PoolId, SourceId};
 use crate::units::numbers::CpNumber;
@@ -128,7 +129,7 @@ struct Repairs {
 pub struct Pool {
     device: Arc<dyn Device>,
     /// The device, if it is an array.
-    array: Option<Arc<Array>>,
+    array: Option<Arc<Span>>,
     label: Label,
     options: PoolOptions,
     state: Mutex<State>,
@@ -179,13 +180,14 @@ impl Pool {
             let device = device.name();
             return Err(PoolError::WrongOwner { device, pool: label.pool, wanted, met });
         }
-        let array = Arc::clone(&device).managed().and_then(|device| device.downcast().ok());
-        if let Some(array) = array.filter(|array: &Arc<Array>| array.is_redundant()) {
-            catalog_mend::mend(&device, &array, &label)?;
+        let array = Span::of(Arc::clone(&device));
+        if let Some(array) = array.as_ref().filter(|array| array.is_redundant()) {
+            catalog_mend::mend(&device, array, &label)?;
         }
         // Durable before it is believed, as the catalog is.
         label::write_all(&*device, &label)?;
         let cache_bytes = options.catalog_cache_bytes;
+        let label = grow::grown(&device, label, cache_bytes)?;
         let (store, mirror, free_map) = Store::open(Arc::clone(&device), &label, cache_bytes)?;
         let (kept, stored) = (mirror.all_kept_blocks(), free_map.0.count());
         if kept.is_none_or(|kept| kept > stored) {
@@ -214,7 +216,7 @@ impl Pool {
         let space = space.striped(device.stripe().0 / BLOCK_BYTES_U64);
         let in_use = InUse::new(label.layout.data_start, space.maps().1.clone());
         device.note_unused(&|first, count| in_use.any(first, count));
-        let array = Arc::clone(&device).managed().and_then(|device| device.downcast().ok());
+        let array = Span::of(Arc::clone(&device));
         Arc::new(Self {
             array,
             cache: BlockCache::new(options.node_cache_bytes),

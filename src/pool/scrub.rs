@@ -7,8 +7,9 @@
 
 use std::sync::Arc;
 
+use crate::device::overlay::Overlay;
 use crate::limits::POOL_IO_BYTES_MAX;
-use crate::raid::array::Array;
+use crate::raid::span::Span;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::hash::{ContentHash, crc32c};
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
@@ -17,7 +18,6 @@ use super::Pool;
 use super::bitmap::Bitmap;
 use super::catalog_mend;
 use super::error::PoolError;
-use super::overlay::Overlay;
 use super::pointer::Pointer;
 use super::read::Found;
 use super::store::Store;
@@ -35,7 +35,7 @@ pub enum Scrubbed {
 
 impl Pool {
     /// The array it lies on, if it does.
-    pub fn array(&self) -> Option<&Arc<Array>> {
+    pub fn array(&self) -> Option<&Arc<Span>> {
         self.array.as_ref()
     }
 

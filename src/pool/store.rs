@@ -56,7 +56,7 @@ const META_NAME: &str = "meta";
 const OWNER_KEY: &str = "pool";
 /// Bytes of a stored page: header of a row, commit and bits. With its key it fills one page of
 /// `redb`.
-const FREE_PAGE_BYTES: usize = 8 + 8 + PAGE_BITS_BYTES;
+pub(super) const FREE_PAGE_BYTES: usize = 8 + 8 + PAGE_BITS_BYTES;
 
 const _: () = assert!(FREE_PAGE_BYTES + 8 + 16 <= 4096);
 
@@ -137,6 +137,16 @@ fn owner_bytes(label: &Label) -> Vec<u8> {
     seal(META_NAME, OWNER_KEY.as_bytes(), &bytes)
 }
 
+/// How the pool is divided by the row of its owner, if that is the label's. A cut while the pool grew
+/// leaves a label that says less: see `grow`.
+fn owned(met: &[u8], label: &Label) -> Option<Layout> {
+    let payload = unseal(META_NAME, OWNER_KEY.as_bytes(), met).ok()?;
+    let (_, total) = payload.split_last_chunk::<8>()?;
+    let layout = Layout { total: u64::from_le_bytes(*total), ..label.layout };
+    let ours = met == owner_bytes(&Label { layout, ..*label });
+    (ours && layout.total >= label.layout.total).then_some(layout)
+}
+
 fn free_page(page: u64, commit: u64, bits: &[u8; PAGE_BITS_BYTES]) -> [u8; FREE_PAGE_BYTES] {
     let payload = [&commit.to_le_bytes()[..], bits].concat();
     let sealed = seal(FREE_MAP_NAME, &page.to_le_bytes(), &payload);
@@ -210,9 +220,9 @@ impl Store {
         cache_bytes: u64,
     ) -> Result<(Self, Mirror, (Bitmap, FreeLog)), PoolError> {
         let open = || {
-            let store = Self::open_verified(device, label, cache_bytes)?;
+            let (store, layout) = Self::open_verified(device, label, cache_bytes)?;
             let mirror = store.load_rows()?;
-            let free_map = store.load_free_map(&label.layout)?;
+            let free_map = store.load_free_map(&layout)?;
             Ok((store, mirror, free_map))
         };
         guarded(open, || corrupt("catalog", &[], STOPPED.to_string()))
@@ -227,15 +237,15 @@ impl Store {
         device: Arc<dyn Device>,
         label: &Label,
         cache_bytes: u64,
-    ) -> Result<Self, PoolError> {
+    ) -> Result<(Self, Layout), PoolError> {
         let region = CatalogRegion::open(device, &label.layout)?;
         let mut store = Self::start(region, cache_bytes)?;
         // After a crash redb repairs when it opens; after a clean stop it believes its pages
         // unread. Verify them here, or a rotten one would be met in the middle of a commit.
         let database = store.database.as_mut().ok_or_else(closed)?;
         database.check_integrity().map_err(failed("verify"))?;
-        store.check_owner(label)?;
-        Ok(store)
+        let layout = store.check_owner(label)?;
+        Ok((store, layout))
     }
 
     fn start(region: CatalogRegion, cache_bytes: u64) -> Result<Self, PoolError> {
@@ -245,15 +255,42 @@ impl Store {
         Ok(Self { database: Some(database) })
     }
 
-    fn check_owner(&self, label: &Label) -> Result<(), PoolError> {
+    /// Gives the free map pages for the blocks that `grown` has beyond `label`, and the catalog its
+    /// number, in one transaction. What an earlier call has done stays.
+    pub(super) fn grow(
+        device: Arc<dyn Device>,
+        label: &Label,
+        grown: &Label,
+        cache_bytes: u64,
+    ) -> Result<(), PoolError> {
+        let grow = || {
+            let (store, _) = Self::open_verified(device, label, cache_bytes)?;
+            let transaction = store.begin()?;
+            {
+                let mut meta = transaction.open_table(META).map_err(failed("open meta"))?;
+                meta.insert(OWNER_KEY, &*owner_bytes(grown)).map_err(failed("write meta"))?;
+                let mut pages =
+                    transaction.open_table(FREE_MAP).map_err(failed("open free map"))?;
+                let there = pages.len().map_err(failed("read free map"))?;
+                for page in there..Bitmap::new(grown.layout.data_blocks()).pages() {
+                    let bytes = free_page(page, 0, &[0; PAGE_BITS_BYTES]);
+                    pages.insert(page, &bytes).map_err(failed("write free map"))?;
+                }
+            }
+            transaction.commit().map_err(failed("commit"))
+        };
+        guarded(grow, stopped("grow"))
+    }
+
+    /// How the pool is divided; refused if the catalog is another pool's.
+    fn check_owner(&self, label: &Label) -> Result<Layout, PoolError> {
         let reader = self.begin_read()?;
         let meta = reader.open_table(META).map_err(failed("open meta"))?;
         let met = meta.get(OWNER_KEY).map_err(failed("read meta"))?;
-        if met.is_none_or(|met| met.value() != owner_bytes(label)) {
+        met.and_then(|met| owned(met.value(), label)).ok_or_else(|| {
             let what = "it belongs to another pool than the label".to_string();
-            return Err(corrupt(META_NAME, OWNER_KEY.as_bytes(), what));
-        }
-        Ok(())
+            corrupt(META_NAME, OWNER_KEY.as_bytes(), what)
+        })
     }
 
     fn begin(&self) -> Result<WriteTransaction, PoolError> {

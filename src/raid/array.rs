@@ -237,6 +237,8 @@ pub(super) struct Writer {
     pub(super) commit: u64,
     /// Who is in by the newest label.
     pub(super) recorded: Vec<Entry>,
+    /// Arrays that were added behind this one.
+    pub(super) added: Vec<ArrayId>,
     pub(super) area: Area,
     /// Stripes that held nothing when a device was filled, and whose parity fits nothing yet.
     pub(super) unfit: Option<StripeSet>,
@@ -273,7 +275,7 @@ impl Array {
     pub(super) fn new(
         (id, geometry): (ArrayId, Geometry),
         members: Vec<Member>,
-        commit: u64,
+        (commit, added): (u64, Vec<ArrayId>),
         area: Area,
     ) -> Self {
         Self {
@@ -284,6 +286,7 @@ impl Array {
             writer: Mutex::new(Writer {
                 commit,
                 recorded: Vec::new(),
+                added,
                 area,
                 unfit: None,
                 touched: None,
@@ -374,6 +377,24 @@ impl Array {
         self.check_enough()
     }
 
+    /// Names another array as added behind this one: in the labels of all devices that are in when this
+    /// returns, and so for whoever opens it from now on.
+    pub(super) fn note_added(&self, array: ArrayId) -> Result<(), DeviceError> {
+        let mut writer = self.lock();
+        self.record(&mut writer)?;
+        if !writer.added.contains(&array) {
+            writer.added.push(array);
+            let entries = writer.recorded.clone();
+            self.write_labels(&mut writer, entries);
+        }
+        self.record(&mut writer)
+    }
+
+    /// The arrays that were added behind this one, in order.
+    pub fn added(&self) -> Vec<ArrayId> {
+        self.lock().added.clone()
+    }
+
     /// Devices that are not in.
     pub(super) fn out(&self) -> usize {
         self.members.iter().filter(|member| member.state() != MemberState::In).count()
@@ -414,6 +435,7 @@ impl Array {
                 geometry: self.geometry,
                 place,
                 entries: entries.clone(),
+                added: writer.added.clone(),
             };
             if let Err(error) = label::write(&*device, &label) {
                 member.fail(&error);

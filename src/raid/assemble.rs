@@ -67,6 +67,12 @@ pub enum AssembleError {
          {left_out}; bring one of them back, or accept the risk that what they have is newer"
     )]
     MayBeOlder { missing: usize, members: usize, left_out: String },
+    /// The label has no room for another one.
+    #[error("{max} arrays were added behind the first one, and there can be no more")]
+    Grown { max: usize },
+    /// None of the devices of an array that was added.
+    #[error("no device of array {array} is there, which was added behind the first one")]
+    AddedMissing { array: ArrayId },
     /// The journal is damaged on every device that is there.
     #[error("the journal has no valid header on any device that is there")]
     Journal,
@@ -107,6 +113,15 @@ pub struct OpenOptions {
 
 /// Makes an array out of devices that begin with zeros, or of which an array was being made.
 pub fn create(level: Level, devices: &[Arc<dyn Device>]) -> Result<Arc<Array>, AssembleError> {
+    create_as(ArrayId::random()?, level, devices)
+}
+
+/// The same with an id that the caller has.
+pub(super) fn create_as(
+    id: ArrayId,
+    level: Level,
+    devices: &[Arc<dyn Device>],
+) -> Result<Arc<Array>, AssembleError> {
     let bytes = devices.iter().map(|device| device.size().0).min().unwrap_or(0);
     let members = devices.len();
     let shape = || AssembleError::Shape { level: level.word(), members, bytes };
@@ -117,7 +132,6 @@ pub fn create(level: Level, devices: &[Arc<dyn Device>]) -> Result<Arc<Array>, A
             return Err(AssembleError::NotBlank { device: device.name() });
         }
     }
-    let id = ArrayId::random()?;
     let mut entries = Vec::new();
     for _ in devices {
         let id = MemberId::random()?;
@@ -130,6 +144,7 @@ pub fn create(level: Level, devices: &[Arc<dyn Device>]) -> Result<Arc<Array>, A
         geometry,
         place,
         entries: entries.clone(),
+        added: Vec::new(),
     };
     for (place, device) in devices.iter().enumerate() {
         label::write(&**device, &label(0, place))?;
@@ -196,7 +211,8 @@ pub fn open_as(
     }
     let (header, records) = scan(&members, (label.array, &geometry))?;
     let area = Area::new(random_u64()?, header.map_or(0, |header| header.counter) + 1);
-    let array = Array::new((label.array, geometry), members, label.commit, area);
+    let changes = (label.commit, label.added);
+    let array = Array::new((label.array, geometry), members, changes, area);
     array.mend(&records)?;
     let left_out = std::mem::take(&mut found.left_out);
     for LeftOut { name, reason } in &left_out {
@@ -257,6 +273,8 @@ impl Found {
         let differs = |label: &Label| {
             label.geometry != newest.geometry
                 || (label.commit == newest.commit && label.entries != newest.entries)
+                || (label.commit == newest.commit && label.added != newest.added)
+                || !newest.added.starts_with(&label.added)
                 || alone(label)
         };
         if labelled.iter().any(|(label, _)| differs(label)) {

@@ -10,8 +10,9 @@ use crate::device::file::{Access, FileDevice, FileError, create_parent};
 use crate::device::{Device, DeviceError, is_blank};
 use crate::units::numbers::ByteCount;
 
-use super::assemble::{self, AssembleError, LeftOut, OpenOptions, Opened};
+use super::assemble::{self, AssembleError, LeftOut, OpenOptions};
 use super::layout::Level;
+use super::span::{self, Adding, Wanted};
 
 /// A device that takes the place of another: one that is there, or a new file of that size.
 pub fn new_device(path: &std::path::Path, size: ByteCount) -> Result<Arc<dyn Device>, FileError> {
@@ -33,6 +34,17 @@ pub struct PoolFiles {
     pub devices: Vec<(PathBuf, ByteCount)>,
     /// Open although the devices that are missing may be newer.
     pub accept_missing: bool,
+    /// Devices that were being added when the process ended, or before.
+    pub adding: Vec<Adding>,
+}
+
+/// What the devices make.
+#[derive(Debug)]
+pub struct OpenedFiles {
+    /// An array, or several one behind the other.
+    pub array: Arc<dyn Device>,
+    /// Devices that are not used.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// Why there is no array.
@@ -54,7 +66,8 @@ type Devices = Vec<Arc<dyn Device>>;
 impl PoolFiles {
     /// One file or block device, without an array.
     pub fn plain(path: PathBuf, size: ByteCount) -> Self {
-        Self { level: Level::None, devices: vec![(path, size)], accept_missing: false }
+        let devices = vec![(path, size)];
+        Self { level: Level::None, devices, accept_missing: false, adding: Vec::new() }
     }
 
     /// The one device that is the pool's as it is; `None` if there is an array.
@@ -66,14 +79,28 @@ impl PoolFiles {
     }
 
     /// Opens the array.
-    pub fn open(&self) -> Result<Opened, FilesError> {
+    pub fn open(&self) -> Result<OpenedFiles, FilesError> {
         let (there, gone) = self.there()?;
         self.assemble(&there, &gone)
     }
 
+    /// Opens whatever the pool lies on, each device behind what `over` makes of it.
+    pub fn open_over(
+        &self,
+        over: &dyn Fn(Arc<dyn Device>) -> Arc<dyn Device>,
+    ) -> Result<(Arc<dyn Device>, Vec<LeftOut>), FilesError> {
+        if let Some((path, _)) = self.as_plain() {
+            return Ok((over(Arc::new(FileDevice::open(path, Access::Cached)?)), Vec::new()));
+        }
+        let (there, gone) = self.there()?;
+        let there: Devices = there.into_iter().map(over).collect();
+        let OpenedFiles { array, left_out } = self.assemble(&there, &gone)?;
+        Ok((array, left_out))
+    }
+
     /// Opens the array, or makes it if none of its devices is there or holds anything. Says whether
     /// it was made.
-    pub fn open_or_create(&self) -> Result<(Opened, bool), FilesError> {
+    pub fn open_or_create(&self) -> Result<(OpenedFiles, bool), FilesError> {
         let (there, gone) = self.there()?;
         for device in &there {
             if assemble::is_member(&**device) || !is_blank(&**device)? {
@@ -87,7 +114,7 @@ impl PoolFiles {
         self.create(there)
     }
 
-    fn create(&self, there: Devices) -> Result<(Opened, bool), FilesError> {
+    fn create(&self, there: Devices) -> Result<(OpenedFiles, bool), FilesError> {
         let mut devices = Vec::new();
         for (path, size) in &self.devices {
             let name = path.display().to_string();
@@ -102,7 +129,7 @@ impl PoolFiles {
         }
         let array = assemble::create(self.level, &devices);
         let array = array.map_err(|error| FilesError::Assemble(error, String::new()))?;
-        Ok((Opened { array, left_out: Vec::new() }, true))
+        Ok((OpenedFiles { array, left_out: Vec::new() }, true))
     }
 
     /// The devices that can be opened, and why the others cannot.
@@ -122,18 +149,23 @@ impl PoolFiles {
         Ok((there, gone))
     }
 
-    fn assemble(&self, there: &[Arc<dyn Device>], gone: &[LeftOut]) -> Result<Opened, FilesError> {
+    fn assemble(
+        &self,
+        there: &[Arc<dyn Device>],
+        gone: &[LeftOut],
+    ) -> Result<OpenedFiles, FilesError> {
         let others = || gone.iter().map(|out| format!("; {}", out.reason)).collect::<String>();
         let failed = |error| FilesError::Assemble(error, others());
         let options = OpenOptions { accept_missing: self.accept_missing };
-        let wanted = (self.level, self.devices.len());
-        let mut opened = assemble::open_as(there, Some(wanted), options).map_err(failed)?;
-        let paths = self.devices.iter().map(|(path, _)| path.display().to_string());
-        opened.array.name_missing(&paths.collect::<Vec<_>>());
-        opened.left_out.extend_from_slice(gone);
+        let names: Vec<_> =
+            self.devices.iter().map(|(path, _)| path.display().to_string()).collect();
+        let shape = (self.level, self.devices.len());
+        let wanted = Wanted { shape, names: &names, adding: &self.adding };
+        let (array, mut left_out) = span::open(there, wanted, options).map_err(failed)?;
+        left_out.extend_from_slice(gone);
         for LeftOut { name, reason } in gone {
             tracing::warn!(device = %name, reason, "missing from the array");
         }
-        Ok(opened)
+        Ok(OpenedFiles { array, left_out })
     }
 }

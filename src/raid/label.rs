@@ -16,16 +16,18 @@
 //! | 56 | 1 | level: 0 none, 1 mirror, 2 parity1, 3 parity2 |
 //! | 57 | 1 | devices of the array |
 //! | 58 | 1 | place of this device |
-//! | 59 | 5 | reserved, zero |
+//! | 59 | 1 | arrays that were added behind this one |
+//! | 60 | 4 | reserved, zero |
 //! | 64 | 8 | bytes of a chunk |
 //! | 72 | 8 | first byte of the stripes |
 //! | 80 | 8 | stripes |
 //! | 88 | 8 | reserved, zero |
 //! | 96 | 16 x 32 | by place: id (16), state (1: 1 in, 2 failed, 3 rebuilding), flags (1: 1 stripes that held nothing were left out when it was filled), stripe with which that began (6), stripes rebuilt from there on, round the end (8); unused ones zero |
-//! | 608 | 3488 | reserved, zero |
+//! | 608 | 16 x 7 | ids of the arrays that were added, in order; unused ones zero |
+//! | 720 | 3376 | reserved, zero |
 
 use crate::device::{Device, DeviceError, MemberState};
-use crate::limits::RAID_MEMBERS_MAX;
+use crate::limits::{RAID_ADDED_MAX, RAID_MEMBERS_MAX};
 use crate::units::convert::{low_u8, to_u64};
 use crate::units::hash::crc32c;
 use crate::units::ids::{ArrayId, MemberId};
@@ -41,9 +43,11 @@ pub const VERSION: u32 = 1;
 const CRC_AT: usize = 12;
 const TABLE_AT: usize = 96;
 const ENTRY_BYTES: usize = 32;
-const FIELDS_BYTES: usize = TABLE_AT + RAID_MEMBERS_MAX * ENTRY_BYTES;
+const ADDED_AT: usize = TABLE_AT + RAID_MEMBERS_MAX * ENTRY_BYTES;
+const ID_BYTES: usize = 16;
+const FIELDS_BYTES: usize = ADDED_AT + RAID_ADDED_MAX * ID_BYTES;
 
-const _: () = assert!(FIELDS_BYTES == 608 && FIELDS_BYTES < BLOCK_BYTES);
+const _: () = assert!(ADDED_AT == 608 && FIELDS_BYTES == 720 && FIELDS_BYTES < BLOCK_BYTES);
 
 /// What a label says of one device of the array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +79,8 @@ pub struct Label {
     pub place: usize,
     /// All devices, by place.
     pub entries: Vec<Entry>,
+    /// Arrays that were added behind this one, in order; at most `RAID_ADDED_MAX`.
+    pub added: Vec<ArrayId>,
 }
 
 /// Why a device has no label.
@@ -148,6 +154,10 @@ impl Label {
             bytes[18..24].copy_from_slice(&entry.first.to_le_bytes()[..6]);
             bytes[24..32].copy_from_slice(&entry.rebuilt.to_le_bytes());
         }
+        bytes[59] = low_u8(to_u64(self.added.len()));
+        for (id, bytes) in self.added.iter().zip(bytes[ADDED_AT..].chunks_exact_mut(ID_BYTES)) {
+            bytes.copy_from_slice(&id.0);
+        }
         let crc = crc32c(&bytes);
         bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -184,8 +194,14 @@ impl Label {
         if !geometry.is_sound() || place >= members {
             return Err(corrupt("impossible layout"));
         }
-        let used = TABLE_AT + members * ENTRY_BYTES;
-        let reserved = [&bytes[59..64], &bytes[88..TABLE_AT], &bytes[used..]].concat();
+        let (used, added) = (TABLE_AT + members * ENTRY_BYTES, usize::from(bytes[59]));
+        if added > RAID_ADDED_MAX {
+            return Err(corrupt("more arrays were added than there can be"));
+        }
+        let ids = &bytes[ADDED_AT..ADDED_AT + added * ID_BYTES];
+        let behind = &bytes[ADDED_AT + added * ID_BYTES..];
+        let reserved =
+            [&bytes[60..64], &bytes[88..TABLE_AT], &bytes[used..ADDED_AT], behind].concat();
         if reserved.iter().any(|byte| *byte != 0) {
             return Err(corrupt("reserved bytes are not zero"));
         }
@@ -200,7 +216,13 @@ impl Label {
         if entries.get(place).is_none_or(|entry| entry.id != member) {
             return Err(corrupt("its own place is another's"));
         }
-        Ok(Self { array, member, commit: number(bytes, 48), geometry, place, entries })
+        let added: Vec<ArrayId> =
+            ids.chunks_exact(ID_BYTES).map(|bytes| ArrayId(id(bytes, 0))).collect();
+        let known = |at: usize, one: &ArrayId| *one == array || added[..at].contains(one);
+        if added.iter().enumerate().any(|(at, one)| one.is_zero() || known(at, one)) {
+            return Err(corrupt("an array was added twice"));
+        }
+        Ok(Self { array, member, commit: number(bytes, 48), geometry, place, entries, added })
     }
 }
 
@@ -259,7 +281,7 @@ mod tests {
             entry(3, MemberState::Rebuilding),
         ];
         let (array, member) = (ArrayId([9; 16]), MemberId([2; 16]));
-        Label { array, member, commit, geometry, place: 1, entries }
+        Label { array, member, commit, geometry, place: 1, entries, added: Vec::new() }
     }
 
     fn sealed(mut bytes: [u8; BLOCK_BYTES]) -> [u8; BLOCK_BYTES] {
@@ -286,6 +308,11 @@ mod tests {
         );
         assert!(bytes[192..].iter().all(|byte| *byte == 0));
         assert_eq!(Label::decode(&bytes).unwrap(), label(0x0102));
+        let grown = Label { added: vec![ArrayId([7; 16]), ArrayId([8; 16])], ..label(0x0102) };
+        let bytes = grown.encode();
+        assert_eq!((bytes[59], &bytes[608..640]), (2, &[[7; 16], [8; 16]].concat()[..]));
+        assert!(bytes[640..].iter().all(|byte| *byte == 0));
+        assert_eq!(Label::decode(&bytes).unwrap(), grown);
     }
 
     #[test]
@@ -307,6 +334,9 @@ mod tests {
             (64, 1, "impossible layout"),
             (87, 1, "impossible layout"),
             (60, 1, "reserved"),
+            (59, 1, "added twice"),
+            (59, 8, "more arrays were added"),
+            (608, 1, "reserved"),
             (95, 1, "reserved"),
             (4000, 1, "reserved"),
             (112, 4, "unknown state"),

@@ -8,6 +8,7 @@
 //! * [`label`]: who belongs to an array, at which place, and who is in (R9)
 //! * `journal`: closes the write hole
 //! * [`mod@array`], `write`, `read`: the device
+//! * [`span`]: several arrays one behind the other, after devices were added
 //! * [`rebuild`]: another device in the place of one; [`stripes`]: a set of them
 //! * [`scrub`]: whether all copies agree; `watch`: how devices answer
 //! * [`assemble`]: makes an array, or finds one from its devices alone, and mends what a cut left;
@@ -33,9 +34,10 @@ pub mod parity;
 mod read;
 pub mod rebuild;
 pub mod scrub;
+pub mod span;
 pub mod stripes;
 mod watch;
 mod write;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -94,10 +94,15 @@ pub enum Step {
 impl Array {
     /// The place of the device of that name.
     pub fn place_of(&self, name: &str) -> Result<usize, ManageError> {
-        let named = |member: &Member| *member.name() == *name || member.id().to_string() == name;
         let number = || name.parse().ok().filter(|place| *place < self.geometry.members);
-        let found = self.members.iter().position(named).or_else(number);
+        let found = self.named(name).or_else(number);
         found.ok_or_else(|| ManageError::Unknown { name: name.to_owned() })
+    }
+
+    /// The place of the device with that path or id.
+    pub(super) fn named(&self, name: &str) -> Option<usize> {
+        let named = |member: &Member| *member.name() == *name || member.id().to_string() == name;
+        self.members.iter().position(named)
     }
 
     /// Names the devices that are not there: `paths` by place, if those that are there are at the

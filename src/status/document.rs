@@ -256,6 +256,9 @@ pub struct PoolStatus {
     pub kept_bytes: u64,
     /// In use only because a reader pins an older CP.
     pub pinned_bytes: u64,
+    /// Free, and kept back so that a CP and a drop always fit (R18).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reserve_bytes: u64,
     /// Blocks and nodes that failed their check; not there if none ever did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rot: Option<RotStatus>,

@@ -6,11 +6,13 @@ use std::time::Instant;
 use crate::device::Device;
 use crate::limits::REBUILD_STRIPES_NOTED;
 use crate::pool::error::PoolError;
-use crate::raid::array::Array;
+use crate::raid::assemble::AssembleError;
 use crate::raid::rebuild::{ManageError, Step};
+use crate::raid::span::{self, Span};
 use crate::status::upkeep::RebuildStatus;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{to_f64, to_u64};
+use crate::units::ids::ArrayId;
 use crate::units::machine;
 
 use super::pace::Pace;
@@ -29,7 +31,7 @@ pub(super) struct Progress {
 }
 
 impl Upkeep {
-    fn array(&self) -> Result<&Arc<Array>, ManageError> {
+    fn array(&self) -> Result<&Arc<Span>, ManageError> {
         self.pool.array().ok_or(ManageError::Plain)
     }
 
@@ -40,14 +42,31 @@ impl Upkeep {
         Ok((place, array.members().swap_remove(place).name))
     }
 
-    /// Bytes that a device of the array must have.
-    pub fn device_bytes(&self) -> Result<u64, ManageError> {
-        Ok(self.array()?.member_bytes())
+    /// Bytes that a device at that place must have.
+    pub fn device_bytes(&self, place: usize) -> Result<u64, ManageError> {
+        Ok(self.array()?.member_bytes(place))
     }
 
-    /// Whether a device can take the place of one.
-    pub fn check_device(&self, device: &dyn Device) -> Result<(), ManageError> {
-        self.array()?.check_new(device)
+    /// Whether a device can take that place.
+    pub fn check_device(&self, place: usize, device: &dyn Device) -> Result<(), ManageError> {
+        self.array()?.check_new(place, device)
+    }
+
+    /// Devices that are added at once, and the pool of so many bytes that they make, if they have
+    /// `bytes` each.
+    pub fn added_size(&self, bytes: u64) -> Result<(usize, u64), ManageError> {
+        let array = self.array()?;
+        Ok((array.width(), array.size().0 + array.added_bytes(bytes)))
+    }
+
+    /// Makes an array of new devices, and names it as added: the next start has it.
+    pub fn add_devices(
+        &self,
+        array: ArrayId,
+        devices: &[Arc<dyn Device>],
+    ) -> Result<(), AssembleError> {
+        let home = self.array().map_err(|_| AssembleError::None)?.home();
+        span::add(home, array, devices)
     }
 
     /// Closes a device that is out.
@@ -129,7 +148,7 @@ impl Keeper {
         }
     }
 
-    fn fill_until(&self, array: &Array) -> Result<(), PoolError> {
+    fn fill_until(&self, array: &Span) -> Result<(), PoolError> {
         let shared = &*self.shared;
         let mut pace = Pace::new(shared, self.options.rebuild_limit);
         let (mut unnoted, mut left_out) = (0, 0_u64);
@@ -163,7 +182,7 @@ impl Keeper {
     }
 
     /// Looks up what is in use, and how much that is.
-    fn plan(&self, array: &Array) -> Result<(), PoolError> {
+    fn plan(&self, array: &Span) -> Result<(), PoolError> {
         let in_use = self.pool.blocks_in_use()?;
         array.plan_rebuild(&|first, count| in_use.any(first, count));
         let total = array.stripes_to_fill();

@@ -20,8 +20,8 @@ use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::scrub::{InUse, Scrubbed};
 use crate::pool::{Pin, Pool};
-use crate::raid::array::Array;
 use crate::raid::scrub::Row;
+use crate::raid::span::Span;
 use crate::status::upkeep::ScrubbedDevice;
 use crate::units::convert::to_u64;
 use crate::units::machine;
@@ -230,7 +230,7 @@ impl<'a> Scrub<'a> {
 
     // ---- copies ----
 
-    fn stripes(&mut self, array: &Arc<Array>, pace: &mut Pace<'_>) -> Result<bool, VolumeError> {
+    fn stripes(&mut self, array: &Arc<Span>, pace: &mut Pace<'_>) -> Result<bool, VolumeError> {
         let blocks = array.stripe_bytes() / BLOCK_BYTES_U64;
         let mut at = match self.note.next {
             Some(Next::Stripe(at)) => at,
@@ -270,7 +270,7 @@ impl<'a> Scrub<'a> {
     }
 
     /// Makes rows fit of which all data is proven. Gives back those that nobody can prove now.
-    fn settle(&mut self, array: &Array, rows: BTreeSet<Row>) -> Result<BTreeSet<Row>, VolumeError> {
+    fn settle(&mut self, array: &Span, rows: BTreeSet<Row>) -> Result<BTreeSet<Row>, VolumeError> {
         let mut deferred = BTreeSet::new();
         if rows.is_empty() {
             return Ok(deferred);

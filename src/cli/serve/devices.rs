@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{answer, device_status};
+use super::{added, answer, device_status};
 use crate::config::schema::PoolConfig;
 use crate::control::message::{AdminError, Progress, ProgressSender, ProgressUnit, code};
 use crate::device::directory::replace_durably;
@@ -23,6 +23,7 @@ use crate::limits::ADMIN_PROGRESS_MS;
 use crate::pool::Pool;
 use crate::raid::files::new_device;
 use crate::raid::rebuild::ManageError;
+use crate::raid::span::Adding;
 use crate::status::SCHEMA;
 use crate::status::document::PoolDeviceStatus;
 use crate::status::upkeep::DevicesAnswer;
@@ -50,9 +51,9 @@ fn store(data_dir: &Path, replaced: &Replaced) -> io::Result<()> {
     replace_durably(&data_dir.join(FILE), &serde_json::to_vec_pretty(replaced)?)
 }
 
-/// Puts the paths of new devices where the file still names the old ones. What the file says by
-/// itself by now is forgotten.
-pub(super) fn apply(data_dir: &Path, pool: &mut PoolConfig) -> Result<()> {
+/// Puts the paths of new devices where the file still names the old ones, and of those that were added
+/// behind them; says which these are. What the file says by itself by now is forgotten.
+pub(super) fn apply(data_dir: &Path, pool: &mut PoolConfig) -> Result<Vec<Adding>> {
     let shown = || format!("{}", data_dir.join(FILE).display());
     let mut replaced = load(data_dir).with_context(shown)?;
     let before = replaced.len();
@@ -67,7 +68,7 @@ pub(super) fn apply(data_dir: &Path, pool: &mut PoolConfig) -> Result<()> {
     if replaced.len() < before {
         store(data_dir, &replaced).with_context(shown)?;
     }
-    Ok(())
+    added::apply(data_dir, pool).with_context(|| format!("devices added in {}", data_dir.display()))
 }
 
 /// What a command about devices needs of the process.
@@ -80,7 +81,7 @@ pub(super) struct Devices {
     pub(super) file: PathBuf,
 }
 
-fn refused(error: &ManageError) -> AdminError {
+pub(super) fn refused(error: &ManageError) -> AdminError {
     let next = "`mirrorhub device list` shows how each device is";
     AdminError::new(code::REFUSED, error.to_string(), next)
 }
@@ -119,7 +120,7 @@ impl Devices {
     fn replace(&self, old: &str, new: &str) -> Result<PoolConfig, AdminError> {
         let upkeep = &self.upkeep;
         let (place, name) = upkeep.find_device(old).map_err(|error| refused(&error))?;
-        let wanted = upkeep.device_bytes().map_err(|error| refused(&error))?;
+        let wanted = upkeep.device_bytes(place).map_err(|error| refused(&error))?;
         let named = |device: &&crate::config::schema::DeviceConfig| {
             device.path.display().to_string() == *name
         };
@@ -143,7 +144,7 @@ impl Devices {
             AdminError::new(code::REFUSED, error.to_string(), next)
         })?;
         // Whatever speaks against it is met before the old one is given up.
-        upkeep.check_device(&*device).map_err(|error| refused(&error))?;
+        upkeep.check_device(place, &*device).map_err(|error| refused(&error))?;
         match upkeep.fail_device(place, &format!("replaced by {}", new.display())) {
             Ok(()) | Err(ManageError::OutAlready { .. }) => {}
             Err(error) => return Err(refused(&error)),
@@ -198,6 +199,20 @@ impl Devices {
         self.config = aside(move || worker.replace(&old, &new)).await?;
         runs(&self.config);
         self.filled(wait, progress).await
+    }
+
+    /// Answers `device add`. `runs` is told what the file is to name.
+    pub(super) async fn added(
+        self,
+        devices: Vec<String>,
+        runs: impl FnOnce(&PoolConfig),
+    ) -> Result<Value, AdminError> {
+        let worker = self.clone();
+        runs(&aside(move || worker.add(&devices)).await?);
+        self.answer(format!(
+            "restart: the pool is larger then; and write the new paths into pool.devices of {}",
+            self.file.display()
+        ))
     }
 
     async fn filled(&self, wait: bool, progress: &ProgressSender) -> Result<Value, AdminError> {

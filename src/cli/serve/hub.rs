@@ -69,8 +69,9 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
     let metrics = crate::observe::recorder::install("hub")?;
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
-    devices::apply(&config.data_dir, &mut config.pool)?;
+    let adding = devices::apply(&config.data_dir, &mut config.pool)?;
     let mut options = options(&config, accept_missing);
+    options.pool.adding = adding;
     options.tls = config.tls.as_ref().map(hub_tls).transpose()?.map(Arc::new);
     let sources_dir = config.sources_dir.clone();
     let system = actix::System::new();
@@ -129,7 +130,7 @@ fn hub_tls(config: &TlsConfig) -> Result<HubTls> {
     Ok(HubTls::load(files_of(config))?)
 }
 
-fn options(config: &HubConfig, accept_missing: bool) -> HubOptions {
+pub(super) fn options(config: &HubConfig, accept_missing: bool) -> HubOptions {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     HubOptions {
         data_dir: config.data_dir.clone(),
@@ -494,6 +495,9 @@ impl Admin for View {
         progress: ProgressSender,
     ) -> BoxFuture<'_, Result<Value, AdminError>> {
         Box::pin(async move {
+            let runs = |pool: &PoolConfig| {
+                self.files.changed(|running| running.pool.devices.clone_from(&pool.devices));
+            };
             match request {
                 Request::Status { source } => {
                     self.names(source.as_ref())?;
@@ -534,11 +538,8 @@ impl Admin for View {
                 Request::ConfigDiff {} => answer(&self.difference()),
                 Request::DeviceList {} => self.devices().listed().await,
                 Request::DeviceFail { device } => self.devices().failed(device).await,
+                Request::DeviceAdd { devices } => self.devices().added(devices, runs).await,
                 Request::DeviceReplace { old, new, wait } => {
-                    let runs = |pool: &PoolConfig| {
-                        self.files
-                            .changed(|running| running.pool.devices.clone_from(&pool.devices));
-                    };
                     self.devices().replaced((old, new, wait), &progress, runs).await
                 }
                 Request::Scrub { wait, stop } => {

@@ -4,6 +4,7 @@
 //! at once; then recovers; then serves. TERM and INT stop it cleanly: what is under way is finished
 //! within bounds, state is written.
 
+mod added;
 mod advice;
 mod devices;
 mod hub;
@@ -35,6 +36,7 @@ use crate::config::around::load_around;
 use crate::config::schema::Listen;
 use crate::control::message::{AdminError, Progress, ProgressUnit, code};
 use crate::device::{MemberReport, MemberState};
+use crate::hub::{HubError, HubOptions};
 use crate::limits::ADMIN_PROGRESS_MS;
 use crate::metric::catalogue as names;
 use crate::nbd;
@@ -92,6 +94,22 @@ pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
     let config = around.config;
     start_logging()?;
     ended(hub::run(config, arguments.accept_missing_devices), &file)
+}
+
+/// How the hub of that file would be started, for a command that looks at what it would find.
+pub(super) fn hub_options(file: &Path, accept_missing: bool) -> Result<HubOptions, Failure> {
+    let around = load_around(file, None, &BTreeSet::new()).map_err(Failure::Problems)?;
+    let mut config = around.config;
+    let applied = devices::apply(&config.data_dir, &mut config.pool);
+    let adding = applied.map_err(|error| advice::failure(&error, file))?;
+    let mut options = hub::options(&config, accept_missing);
+    options.pool.adding = adding;
+    Ok(options)
+}
+
+/// Why such a command failed, as the start would say it.
+pub(super) fn hub_failure(error: HubError, file: &Path) -> Failure {
+    advice::failure(&error.into(), file)
 }
 
 /// Runs a source until it is told to stop.
@@ -288,6 +306,7 @@ fn pool_status(pool: &Pool, rot: MendFigures, upkeep: &Upkeep) -> Option<PoolSta
         used_bytes: source::bytes_of(space.used),
         kept_bytes: source::bytes_of(space.kept),
         pinned_bytes: source::bytes_of(space.pinned),
+        reserve_bytes: source::bytes_of(space.reserve),
         rot: (rot.found > 0).then_some(RotStatus {
             found: rot.found,
             repaired: rot.repaired,
@@ -310,7 +329,7 @@ fn state_word(state: MemberState) -> &'static str {
     }
 }
 
-fn device_status((report, place): (&MemberReport, u64)) -> PoolDeviceStatus {
+pub(super) fn device_status((report, place): (&MemberReport, u64)) -> PoolDeviceStatus {
     PoolDeviceStatus {
         name: report.name.to_string(),
         state: state_word(report.state).to_owned(),

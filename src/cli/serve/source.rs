@@ -68,7 +68,7 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
     let in_file = config.clone();
-    devices::apply(&config.data_dir, &mut config.pool)?;
+    let adding = devices::apply(&config.data_dir, &mut config.pool)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -79,6 +79,7 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         let admin = AdminServer::bind(&config.data_dir).await?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
         let mut options = options(&config, accept);
+        options.pool.adding = adding;
         let tls = config.tls.as_ref().map(|tls| SourceTls::load(files_of(tls), &tls.hub_name));
         options.tls = tls.transpose()?.map(Arc::new);
         let tls = options.tls.clone();
@@ -308,6 +309,9 @@ impl Admin for View {
         progress: ProgressSender,
     ) -> BoxFuture<'_, Result<Value, AdminError>> {
         Box::pin(async move {
+            let runs = |pool: &PoolConfig| {
+                self.files.changed(|running| running.pool.devices.clone_from(&pool.devices));
+            };
             match request {
                 Request::Status { source } => {
                     self.target(source.as_ref())?;
@@ -342,11 +346,8 @@ impl Admin for View {
                 Request::ConfigDiff {} => answer(&self.difference()),
                 Request::DeviceList {} => self.devices().listed().await,
                 Request::DeviceFail { device } => self.devices().failed(device).await,
+                Request::DeviceAdd { devices } => self.devices().added(devices, runs).await,
                 Request::DeviceReplace { old, new, wait } => {
-                    let runs = |pool: &PoolConfig| {
-                        self.files
-                            .changed(|running| running.pool.devices.clone_from(&pool.devices));
-                    };
                     self.devices().replaced((old, new, wait), &progress, runs).await
                 }
                 Request::Scrub { wait, stop } => {

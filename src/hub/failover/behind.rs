@@ -327,6 +327,9 @@ impl<'a, 'b> Behind<'a, 'b> {
         }
         run.shared.drain.drop_logs(run.lane.clone(), self.published(line));
         let report = self.report(line, replayed);
+        if run.lane.gave_up_lost() {
+            run.shared.refills.forget(run.lane.source());
+        }
         let view = View::of(State::Promoted, line.row.epoch);
         let reason = format!("{}: {}", view.reason, report.sentences().join("; "));
         run.shared.failovers.set(run.name, View { reason, ..view });

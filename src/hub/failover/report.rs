@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::hub::refill;
 use crate::hub::replay::{Extent, Gap};
 use crate::record::marks::Place;
 use crate::units::numbers::{CpNumber, Epoch};
@@ -78,6 +79,8 @@ pub struct Report {
     pub alone: Alone,
     /// Bytes of the NVRAM that were damaged when the hub started, whoever they belonged to.
     pub nvram_damaged_bytes: u64,
+    /// What was held of its log was lost before an import, and it was not here since.
+    pub log_lost: bool,
     /// The wait for the source to hold its reads was skipped.
     pub stale_reads: bool,
     /// Volumes that were not mirrored to the end, each a sentence (R20).
@@ -98,7 +101,8 @@ impl Report {
     pub fn may_be_lost(&self) -> bool {
         let gap = matches!(self.outcome, Outcome::UpToGap(_));
         let left_out = !self.left_out.is_empty();
-        gap || left_out || self.alone != Alone::Nothing || self.nvram_damaged_bytes > 0
+        let damaged = self.nvram_damaged_bytes > 0 || self.log_lost;
+        gap || left_out || self.alone != Alone::Nothing || damaged
     }
 
     /// What was done, to what end, and what cannot be excluded: each a sentence without its stop.
@@ -130,6 +134,10 @@ impl Report {
             Alone::Nothing if matches!(self.outcome, Outcome::UpToGap(_)) => {
                 "writes behind the gap were acknowledged and are lost".to_owned()
             }
+            // What was lost is said below.
+            Alone::Nothing if self.log_lost || self.nvram_damaged_bytes > 0 => {
+                "nothing was acknowledged without this hub".to_owned()
+            }
             Alone::Nothing if !self.left_out.is_empty() => {
                 "no acknowledged write to another volume is lost".to_owned()
             }
@@ -143,6 +151,9 @@ impl Report {
                 heard(silent)
             ),
         });
+        if self.log_lost {
+            out.push(refill::LOST.to_owned());
+        }
         if self.nvram_damaged_bytes > 0 {
             let bytes = self.nvram_damaged_bytes;
             out.push(format!("at most {bytes} bytes may be missing: the NVRAM was damaged"));
@@ -176,6 +187,7 @@ mod tests {
             replayed: Extent { entries: 3, bytes: 12288, cp: CpNumber(6) },
             alone,
             nvram_damaged_bytes: 0,
+            log_lost: false,
             stale_reads: false,
             left_out: Vec::new(),
             behind: false,
@@ -206,8 +218,14 @@ mod tests {
         let mut dry = report(Outcome::Complete, Alone::Nothing);
         dry.dry_run = true;
         assert!(dry.sentences()[0].starts_with("a failover would end"));
+        let mut lost = report(Outcome::Complete, Alone::Nothing);
+        lost.log_lost = true;
+        let text = lost.sentences().join("; ");
+        assert!(lost.may_be_lost() && text.contains("lost before an import"), "{text}");
+        assert!(!text.contains("no acknowledged write is lost"), "{text}");
         dry.nvram_damaged_bytes = 512;
         dry.stale_reads = true;
         assert_eq!(dry.sentences().len(), 4);
+        assert!(!dry.sentences().join("; ").contains("no acknowledged write is lost"));
     }
 }

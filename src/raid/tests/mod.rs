@@ -4,6 +4,7 @@ mod beyond;
 mod conformance;
 mod faults;
 mod found;
+mod grown;
 mod hole;
 mod rebuild;
 
@@ -129,14 +130,14 @@ impl Device for Plugged {
 }
 
 /// The devices of an array, which outlive it.
-struct Rig {
+pub(crate) struct Rig {
     sims: Vec<Arc<SimDevice>>,
     supply: Arc<Supply>,
 }
 
 impl Rig {
     /// Blank devices with room for so many stripes.
-    fn blank(members: usize, stripes: u64) -> Self {
+    pub(crate) fn blank(members: usize, stripes: u64) -> Self {
         let size = ByteCount(data_start(RAID_CHUNK_BYTES) + stripes * RAID_CHUNK_BYTES);
         let sim = |n| Arc::new(SimDevice::new(&format!("disk{n}"), size));
         Self { sims: (0..members).map(sim).collect(), supply: Supply::new() }
@@ -147,8 +148,17 @@ impl Rig {
         Arc::new(Plugged { sim, supply })
     }
 
-    fn devices(&self) -> Vec<Arc<dyn Device>> {
+    pub(crate) fn devices(&self) -> Vec<Arc<dyn Device>> {
         (0..self.sims.len()).map(|place| self.device(place)).collect()
+    }
+
+    /// As [`Supply::cut_at`].
+    pub(crate) fn cut_at(&self, nth: u64) {
+        self.supply.cut_at(nth);
+    }
+
+    pub(crate) fn is_off(&self) -> bool {
+        self.supply.is_off()
     }
 
     fn create(&self, level: Level) -> Arc<Array> {
@@ -167,7 +177,7 @@ impl Rig {
     }
 
     /// What a power cut leaves, on other devices, so that whoever holds the old ones is harmless.
-    fn cut(&self, seed: u64) -> Self {
+    pub(crate) fn cut(&self, seed: u64) -> Self {
         let mut chance = crate::device::sim::Chance::new(seed);
         let sims = self.sims.iter().map(|sim| {
             sim.power_cut(chance.next_u64());
@@ -177,7 +187,7 @@ impl Rig {
     }
 
     /// The same, as it is.
-    fn copy(&self) -> Self {
+    pub(crate) fn copy(&self) -> Self {
         let sims =
             self.sims.iter().map(|sim| Arc::new(SimDevice::from_image(&sim.name(), sim.image())));
         Self { sims: sims.collect(), supply: Supply::new() }

@@ -1,13 +1,13 @@
 //! A device as it is, with changes that nobody else sees.
 //!
-//! The catalog's database writes when it is opened and when it is closed. Whoever opens it only to
-//! see whether it is whole gives it this: reads come from the device below unless they were written
+//! Stores write when they are opened and when they are closed. Whoever opens one only to see what is in
+//! it, or whether it is whole, gives it this: reads come from the device below unless they were written
 //! here, and nothing ever reaches that device. What was written is held in memory.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::device::{Device, DeviceError, Durability, check_range};
+use super::{Device, DeviceError, Durability, check_range};
 use crate::units::BLOCK_BYTES;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::numbers::ByteCount;
@@ -16,14 +16,14 @@ type Block = Box<[u8; BLOCK_BYTES]>;
 
 /// The device.
 #[derive(Debug)]
-pub(super) struct Overlay {
+pub struct Overlay {
     below: Arc<dyn Device>,
     blocks: Mutex<BTreeMap<u64, Block>>,
 }
 
 impl Overlay {
     /// As it is below.
-    pub(super) fn new(below: Arc<dyn Device>) -> Self {
+    pub fn new(below: Arc<dyn Device>) -> Self {
         Self { below, blocks: Mutex::default() }
     }
 

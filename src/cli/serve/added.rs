@@ -1,0 +1,153 @@
+//! `device add`: new devices behind those that a pool has.
+//!
+//! Before anything is written to a device its path goes into `added-devices` in the `data_dir`, with the id
+//! of the array that they become: a start takes up whatever a cut has left, and nothing but that. The
+//! configuration file still names the old devices only; until it names the new ones as well the process
+//! remembers them, as it does those that were replaced. The labels say what belongs together.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::devices::{Devices, refused};
+use crate::config::schema::{DeviceConfig, PoolConfig};
+use crate::control::message::{AdminError, code};
+use crate::device::directory::replace_durably;
+use crate::device::{Device, is_blank};
+use crate::limits::RAID_MEMBERS_MAX;
+use crate::raid::assemble::is_member;
+use crate::raid::files::new_device;
+use crate::raid::span::Adding;
+use crate::units::ids::ArrayId;
+use crate::units::numbers::ByteCount;
+
+const FILE: &str = "added-devices";
+/// A list of more is none of ours.
+const FILE_BYTES_MAX: u64 = 64 << 10;
+
+fn load(data_dir: &Path) -> io::Result<Vec<Adding>> {
+    let path = data_dir.join(FILE);
+    match fs::metadata(&path) {
+        Ok(found) if found.len() > FILE_BYTES_MAX => Err(io::ErrorKind::InvalidData.into()),
+        Ok(_) => Ok(serde_json::from_slice(&fs::read(&path)?)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn store(data_dir: &Path, added: &[Adding]) -> io::Result<()> {
+    replace_durably(&data_dir.join(FILE), &serde_json::to_vec_pretty(added)?)
+}
+
+/// Puts the paths of devices that were added behind those of the file, and says which these are. Whatever
+/// the file names by itself by now is forgotten with the next start.
+pub(super) fn apply(data_dir: &Path, pool: &mut PoolConfig) -> io::Result<Vec<Adding>> {
+    let all = load(data_dir)?;
+    let named = |path: &Path, pool: &PoolConfig| pool.devices.iter().any(|one| one.path == *path);
+    let is_new = |one: &Adding| !one.paths.iter().all(|path| named(path, pool));
+    let left: Vec<Adding> = all.iter().filter(|one| is_new(one)).cloned().collect();
+    if left.len() < all.len() {
+        store(data_dir, &left)?;
+    }
+    let size = pool.devices.iter().map(|device| device.size).min().unwrap_or_default();
+    for path in all.iter().flat_map(|one| &one.paths) {
+        if !named(path, pool) {
+            tracing::warn!(device = %path.display(), "the file does not name a device that was added");
+            pool.devices.push(DeviceConfig { path: path.clone(), size });
+        }
+    }
+    Ok(all)
+}
+
+impl Devices {
+    /// Adds devices. Says what runs after the next start.
+    pub(super) fn add(&self, paths: &[String]) -> Result<PoolConfig, AdminError> {
+        let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
+        let size = self.config.devices.iter().map(|device| device.size).min().unwrap_or_default();
+        let (width, _) = self.upkeep.added_size(size.0).map_err(|error| refused(&error))?;
+        self.check_paths(&paths, width)?;
+        let id = ArrayId::random().map_err(|error| super::failed(error.to_string()))?;
+        // What is there is looked at before anything is made.
+        let there = |path: &&PathBuf| path.try_exists().unwrap_or(true);
+        for path in paths.iter().filter(there) {
+            new_one(path, size)?;
+        }
+        let devices =
+            paths.iter().map(|path| new_one(path, size)).collect::<Result<Vec<_>, _>>()?;
+        let least = devices.iter().map(|device| device.size().0).min().unwrap_or(0);
+        self.check_room(least)?;
+        let mut added = load(&self.data_dir).map_err(|error| self.unkept(&error))?;
+        added.push(Adding { array: id, paths: paths.clone() });
+        store(&self.data_dir, &added).map_err(|error| self.unkept(&error))?;
+        let done = self.upkeep.add_devices(id, &devices);
+        done.map_err(|error| {
+            let next = "mend the cause and restart: what was begun is gone on with then";
+            AdminError::new(code::FAILED, error.to_string(), next)
+        })?;
+        let mut config = self.config.clone();
+        config.devices.extend(paths.into_iter().map(|path| DeviceConfig { path, size }));
+        Ok(config)
+    }
+
+    fn check_paths(&self, paths: &[PathBuf], width: usize) -> Result<(), AdminError> {
+        if paths.len() != width {
+            let (met, level) = (paths.len(), self.config.raid);
+            let message = format!(
+                "{met} devices are named, this pool grows by {width} at once: another {level} of {width}"
+            );
+            return Err(AdminError::new(code::REFUSED, message, "name as many as it has"));
+        }
+        let total = self.config.devices.len() + paths.len();
+        if total > RAID_MEMBERS_MAX {
+            let message = format!("a pool has at most {RAID_MEMBERS_MAX} devices, not {total}");
+            return Err(AdminError::new(
+                code::REFUSED,
+                message,
+                "name fewer, or make a new pool of larger ones",
+            ));
+        }
+        let known = |path: &PathBuf| self.config.devices.iter().any(|one| one.path == *path);
+        let again = |at: usize, path: &PathBuf| paths[..at].contains(path);
+        match paths.iter().enumerate().find(|(at, path)| known(path) || again(*at, path)) {
+            Some((_, path)) => Err(not_taken(format!("{} is of the pool already", path.display()))),
+            None => Ok(()),
+        }
+    }
+
+    /// The catalog, which keeps its size, bounds how far a pool can grow.
+    fn check_room(&self, least: u64) -> Result<(), AdminError> {
+        let (_, bytes) = self.upkeep.added_size(least).map_err(|error| refused(&error))?;
+        let (now, most) = (self.pool.device_bytes(), self.pool.bytes_max());
+        if bytes <= now {
+            return Err(not_taken(format!("devices of {least} bytes are too small")));
+        }
+        if bytes > most {
+            let message = format!(
+                "the pool would have {bytes} bytes, and the catalog it was made with is for {most}"
+            );
+            return Err(AdminError::new(code::REFUSED, message, "add smaller ones"));
+        }
+        Ok(())
+    }
+
+    fn unkept(&self, error: &io::Error) -> AdminError {
+        let message = format!("{}: {error}", self.data_dir.join(FILE).display());
+        AdminError::new(code::FAILED, message, "mend that, then add them again")
+    }
+}
+
+/// A device that holds nothing.
+fn new_one(path: &Path, size: ByteCount) -> Result<Arc<dyn Device>, AdminError> {
+    let device = new_device(path, size).map_err(|error| not_taken(error.to_string()))?;
+    let blank = is_blank(&*device).map_err(|error| not_taken(error.to_string()))?;
+    if is_member(&*device) || !blank {
+        let why = "holds something already: a new device begins with 1 MiB of zeros";
+        return Err(not_taken(format!("{} {why}", path.display())));
+    }
+    Ok(device)
+}
+
+fn not_taken(message: String) -> AdminError {
+    AdminError::new(code::REFUSED, message, "name block devices or files that nothing else uses")
+}
