@@ -9,6 +9,7 @@ use std::time::Duration;
 use mirrorhub::nbd::client::{Client, ClientError};
 use serde_json::Value;
 
+use crate::counted::pool_check;
 use crate::harness::oracle::{Known, Writer, content};
 use crate::harness::{BINARY, Cluster, SourceSettings, run, status, try_run, wait_for};
 use crate::outage::socket;
@@ -188,4 +189,56 @@ fn a_full_pool_of_a_source_is_an_error_where_its_file_says_so() {
     cluster.wait_in_sync(NAME);
     cluster.checkpoint(NAME);
     hub_command(&cluster, &["verify", NAME]);
+}
+
+/// Goal: status says where the hub's space is, and every byte comes back: what only a kept CP has when it
+/// is dropped, what a reader pins when it goes, what a volume holds when it is trimmed, what is left when
+/// the source is forgotten. `check` proves the accounts each time.
+#[test]
+fn what_is_given_up_is_free_again() {
+    const MIB: u64 = 1 << 20;
+    let settings = SourceSettings::new(NAME).volumes(&[("vol0", "64MiB")]);
+    let mut cluster = Cluster::prepare_with(&[settings], "64MiB", "512MiB");
+    cluster.start_all();
+    let hub = cluster.hub_config();
+    let space = |what: &str| -> u64 {
+        let answer = pool_check(&cluster.path("hub/state/admin.sock"));
+        assert_eq!(answer["sound"], true, "{what}: {answer}");
+        let shown = status(&hub).expect("the hub answers");
+        shown["pool"][what].as_u64().unwrap_or_else(|| panic!("no {what} in {shown}"))
+    };
+    let empty = space("free_bytes");
+    assert!(space("reserve_bytes") >= 64 * MIB && space("reserve_bytes") < empty);
+    let mut client = Client::unix(&socket(&cluster, NAME), "vol0", LIMIT).expect("a client");
+    let mut round = |version: u64, keep: &[&str]| {
+        (0..16).for_each(|mib| client.write(mib << 20, &chunk(mib, version)).expect("a write"));
+        hub_command(&cluster, &[&["checkpoint", NAME], keep].concat());
+    };
+    round(1, &["--keep", "first"]);
+    let one = space("used_bytes");
+    assert!(one >= 16 * MIB && space("kept_bytes") == 0, "{one}");
+    round(2, &[]);
+    assert!(space("kept_bytes") >= 16 * MIB, "the overwritten blocks are the kept CP's");
+    let reader = Client::unix(&socket(&cluster, "hub"), &format!("{NAME}/vol0"), LIMIT);
+    let reader = reader.expect("a reader");
+    round(3, &[]);
+    assert!(space("pinned_bytes") >= 16 * MIB, "the overwritten blocks are the reader's");
+    drop(reader);
+    wait_for("what the reader had is free", LIMIT, || space("pinned_bytes") == 0);
+    let before = space("free_bytes");
+    hub_command(&cluster, &["drop", &format!("{NAME}@first"), "--yes"]);
+    assert_eq!(space("kept_bytes"), 0);
+    assert!(space("free_bytes") >= before + 16 * MIB, "a drop gives nothing back");
+    client.trim(0, usize::try_from(16 * MIB).expect("small")).expect("a trim");
+    hub_command(&cluster, &["checkpoint", NAME]);
+    assert!(space("used_bytes") < MIB, "a trimmed volume holds its blocks");
+    (0..4).for_each(|mib| client.write(mib << 20, &chunk(mib, 4)).expect("a write"));
+    hub_command(&cluster, &["checkpoint", NAME]);
+    drop(client);
+    std::fs::remove_file(cluster.path(&format!("hub/sources.d/{NAME}.toml"))).expect("its file");
+    wait_for("the source is retired", LIMIT, || {
+        status(&hub).is_some_and(|shown| shown["sources"][0]["state"] == "retired")
+    });
+    hub_command(&cluster, &["forget", NAME, "--yes"]);
+    assert_eq!((space("used_bytes"), space("free_bytes")), (0, empty));
 }

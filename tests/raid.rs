@@ -23,7 +23,7 @@ const EXPORT: &str = "filer-a/vol0";
 const BLOCK: usize = 4096;
 
 /// Gives the pool in a configuration file so many devices in `state`.
-fn with_array(file: &Path, level: &str, devices: usize) {
+pub fn with_array(file: &Path, level: &str, devices: usize) {
     let text = fs::read_to_string(file).expect("a configuration");
     let (before, rest) = text.split_once("[pool]\n").expect("a pool");
     let (_, after) = rest.split_once('\n').expect("one line of devices");

@@ -47,7 +47,7 @@ fn pair() -> (Cluster, PathBuf, Vec<u8>) {
 }
 
 /// Places in a file, at steps of 4096 bytes, whose block is what `wanted` wants.
-fn find(path: &Path, wanted: impl Fn(&[u8]) -> bool) -> Vec<u64> {
+pub fn find(path: &Path, wanted: impl Fn(&[u8]) -> bool) -> Vec<u64> {
     let file = fs::File::open(path).expect("a device");
     let size = file.metadata().expect("its size").len();
     let mut found = Vec::new();
@@ -65,7 +65,7 @@ fn find(path: &Path, wanted: impl Fn(&[u8]) -> bool) -> Vec<u64> {
     found
 }
 
-fn flip(path: &Path, at: u64) {
+pub fn flip(path: &Path, at: u64) {
     let file = fs::File::options().read(true).write(true).open(path).expect("a device");
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).expect("a byte");
