@@ -192,7 +192,7 @@ fn source_log() -> Case {
             flip_logged(&scene.path("hub/state/nvram"), 1);
         },
         refused: |scene| {
-            scene.failover_names("may be missing");
+            scene.failover_names("the log has a gap");
             let shown = scene.cluster.on_hub(NAME).to_string();
             assert!(shown.contains("faulted") && shown.contains("the log has a gap"), "{shown}");
         },

@@ -307,16 +307,24 @@ impl<'a> Run<'a> {
                     if self.row()?.applied != row.applied {
                         continue;
                     }
-                    if !self.ask.accept_gap {
-                        return Err(Refusal::new(gap.to_string(), ACCEPT));
-                    }
                     (gap.reaches, Some(gap))
                 }
                 Err(error) => return Err(replay(&error)),
-                Ok(()) => (last, None),
+                // What can be read is whole, and the start has found that more was here.
+                Ok(()) => (last, self.known_gap(last)),
             };
+            if let Some(gap) = gap.as_ref().filter(|_| !self.ask.accept_gap) {
+                return Err(Refusal::new(gap.to_string(), ACCEPT));
+            }
             return Ok(Plan { last, replayed: overlay.extent(), gap, overlay: Some(overlay) });
         }
+    }
+
+    /// History that was met behind what is lost: a gap in the chain, not its end (R3).
+    fn known_gap(&self, reaches: Place) -> Option<Gap> {
+        let cursors = self.lane.cursors();
+        let fault = cursors.fault.filter(|_| cursors.damaged)?;
+        Some(Gap { reaches, reason: fault.to_string() })
     }
 
     fn dry(&self, row: &SourceRow, plan: Plan) -> Report {
