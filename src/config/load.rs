@@ -227,7 +227,7 @@ impl Kind {
 /// Keys that only one kind of file has.
 const TELLING: &[(Kind, &[&str])] = &[
     (Kind::Hub, &["listen", "sources_dir", "log", "image_pin", "hooks"]),
-    (Kind::Source, &["hub", "checkpoint", "replication", "nbd"]),
+    (Kind::Source, &["hub", "checkpoint", "replication", "nbd", "home"]),
     (
         Kind::SourceFile,
         &["enabled", "nvram_share", "log_limit", "space_limit", "bandwidth_limit", "keep"],

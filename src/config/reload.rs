@@ -56,6 +56,7 @@ pub fn reloaded_source(running: &SourceConfig, file: SourceConfig) -> SourceConf
         checkpoint_interval: file.checkpoint_interval,
         replication: ReplicationConfig { resync_limit, ..file.replication },
         cache: file.cache,
+        homes: file.homes,
         ..running.clone()
     }
 }
@@ -105,9 +106,7 @@ fn changes(before: &Rows, after: &Rows) -> Vec<Change> {
 fn source_rows(config: &SourceConfig) -> Rows {
     use When::{NextCp, Now, Restart};
     let row = |key: &str, when: When, value: String| (key.to_owned(), when, value);
-    let ReplicationConfig { mode, lag_limit, ack, apply, on_hub_loss, hub_timeout, resync_limit } =
-        config.replication;
-    let lag = format!("{}, {}", format_size(lag_limit.bytes), format_duration(lag_limit.time));
+    let resync_limit = config.replication.resync_limit;
     let mut rows = vec![
         row("name", Restart, config.name.to_string()),
         row("data_dir", Restart, config.data_dir.display().to_string()),
@@ -117,15 +116,17 @@ fn source_rows(config: &SourceConfig) -> Rows {
         row("nvram.path", Restart, config.nvram.path.display().to_string()),
         row("nvram.size", Restart, format_size(config.nvram.size)),
         row("checkpoint.interval", Now, format_duration(config.checkpoint_interval)),
-        row("replication.mode", NextCp, mode.to_string()),
-        row("replication.lag_limit", NextCp, lag),
-        row("replication.ack", NextCp, ack.to_string()),
-        row("replication.apply", NextCp, apply.to_string()),
-        row("replication.on_hub_loss", NextCp, on_hub_loss.to_string()),
-        row("replication.hub_timeout", NextCp, format_duration(hub_timeout)),
+    ];
+    rows.extend(replication_rows("replication.", &config.replication));
+    rows.extend([
         row("replication.resync_limit", Restart, resync_limit.map_or("none".into(), format_size)),
         row("nbd.cache", NextCp, config.cache.to_string()),
-    ];
+    ]);
+    for home in &config.homes {
+        let within = format!("home {}: ", home.name);
+        rows.extend(replication_rows(&format!("{within}replication."), &home.replication));
+        rows.push((format!("{within}cache"), NextCp, home.cache.to_string()));
+    }
     rows.extend(pool_rows(&config.pool));
     rows.push(row("tls", Restart, tls_row(config.tls.as_ref())));
     rows.push(row("pool.on_full", Restart, config.on_full.to_string()));
@@ -133,6 +134,22 @@ fn source_rows(config: &SourceConfig) -> Rows {
         rows.push((format!("volume {}", volume.name), Restart, format_size(volume.size)));
     }
     rows
+}
+
+/// What a source promises; of the filer itself, or of one that lives on it.
+fn replication_rows(before: &str, replication: &ReplicationConfig) -> Rows {
+    let ReplicationConfig { mode, lag_limit, ack, apply, on_hub_loss, hub_timeout, .. } =
+        *replication;
+    let lag = format!("{}, {}", format_size(lag_limit.bytes), format_duration(lag_limit.time));
+    let rows = [
+        ("mode", mode.to_string()),
+        ("lag_limit", lag),
+        ("ack", ack.to_string()),
+        ("apply", apply.to_string()),
+        ("on_hub_loss", on_hub_loss.to_string()),
+        ("hub_timeout", format_duration(hub_timeout)),
+    ];
+    rows.map(|(key, value)| (format!("{before}{key}"), When::NextCp, value)).into()
 }
 
 /// Which files; what is in them is read again by any reload.

@@ -4,6 +4,7 @@
 //! (taken over while the process runs, by SIGHUP). *Live at the next CP*: the reload asks for a CP, and
 //! the change is in force when the hub has noted it (R20).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -170,15 +171,33 @@ pub struct SourceConfig {
     pub on_full: OnFull,
     /// `[[volume]]`: at least one. Restart.
     pub volumes: Vec<VolumeConfig>,
+    /// `[[home]]`: what sources promise that live here by their hub's wish. One without promises
+    /// what it promised where it was made. Live at the next CP.
+    pub homes: Vec<HomeConfig>,
 }
 
 impl SourceConfig {
     /// What the source promises.
     pub fn policy(&self) -> Policy {
-        let ReplicationConfig { mode, lag_limit, ack, apply, on_hub_loss, hub_timeout, .. } =
-            self.replication;
-        Policy { mode, ack, apply, on_hub_loss, cache: self.cache, lag_limit, hub_timeout }
+        self.replication.policy(self.cache)
     }
+
+    /// What those promise that live here, as far as the file says it.
+    pub fn home_policies(&self) -> BTreeMap<SourceName, Policy> {
+        let policy = |home: &HomeConfig| (home.name.clone(), home.replication.policy(home.cache));
+        self.homes.iter().map(policy).collect()
+    }
+}
+
+/// `[[home]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HomeConfig {
+    /// `name`: the source that lives here. Required.
+    pub name: SourceName,
+    /// `[home.replication]`, without `resync_limit`, which is the filer's.
+    pub replication: ReplicationConfig,
+    /// `cache`, as `nbd.cache`. Default `writethrough`.
+    pub cache: Cache,
 }
 
 /// Where something listens.
@@ -322,6 +341,14 @@ pub struct ReplicationConfig {
     /// `resync_limit`: bytes a second that bringing the hub's image up may send. Default: no bound;
     /// 64KiB to 1TiB. Restart.
     pub resync_limit: Option<ByteCount>,
+}
+
+impl ReplicationConfig {
+    /// With how writes are answered.
+    fn policy(&self, cache: Cache) -> Policy {
+        let Self { mode, lag_limit, ack, apply, on_hub_loss, hub_timeout, .. } = *self;
+        Policy { mode, ack, apply, on_hub_loss, cache, lag_limit, hub_timeout }
+    }
 }
 
 words! {

@@ -1,5 +1,7 @@
 //! Reads and judges `source.toml`.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use toml::Spanned;
@@ -11,8 +13,8 @@ use super::problem::Problem;
 use super::quantity::Unfit;
 use super::reader::{Reader, Section};
 use super::schema::{
-    CHECKPOINT_INTERVAL, HUB_LISTEN, HUB_TIMEOUT, ReplicationConfig, SOURCE_HTTP_LISTEN,
-    SOURCE_NBD_LISTEN, SOURCE_NVRAM, SourceConfig,
+    CHECKPOINT_INTERVAL, HUB_LISTEN, HUB_TIMEOUT, HomeConfig, ReplicationConfig,
+    SOURCE_HTTP_LISTEN, SOURCE_NBD_LISTEN, SOURCE_NVRAM, SourceConfig,
 };
 use super::text::Text;
 use super::unavailable;
@@ -44,7 +46,10 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
     }
     let (nvram, _) = nvram(&mut reader, &root, data_dir.as_deref(), SOURCE_NVRAM);
     let checkpoint_interval = interval(&mut reader, &root);
-    let replication = replication(&mut reader, &root);
+    let section = reader.section(&root, "replication");
+    let resync_limit = reader.size(&section, "resync_limit", RESYNC_LIMIT_BYTES);
+    let resync_limit = resync_limit.map(Spanned::into_inner);
+    let replication = ReplicationConfig { resync_limit, ..replication(&mut reader, &section) };
     let nbd = reader.section(&root, "nbd");
     let cache = reader.choice(&nbd, "cache", Cache::WORDS);
     let ring = nvram.as_ref().map(|nvram| nvram.path.clone());
@@ -56,6 +61,8 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
         let fix = "write [[volume]] and below it name = \"vol0\" and size = \"1GiB\"";
         reader.missing(&root, "volume", fix);
     }
+    let own = name.as_ref().map(|name| name.get_ref().clone());
+    let homes = homes(&mut reader, &root, own.as_ref());
     unavailable::check(&mut reader, table);
     let problems = reader.finish();
     let config = (|| {
@@ -74,6 +81,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
             tls,
             on_full: on_full.map_or(OnFull::Wait, Spanned::into_inner),
             volumes,
+            homes,
         })
     })();
     super::load::whole(config, problems, text)
@@ -99,15 +107,54 @@ fn interval<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> Duration {
     interval.map_or(CHECKPOINT_INTERVAL, Spanned::into_inner)
 }
 
-fn replication<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> ReplicationConfig {
-    let section = reader.section(root, "replication");
-    let mode = reader.choice(&section, "mode", Mode::WORDS);
-    let ack = reader.choice(&section, "ack", Ack::WORDS);
-    let apply = reader.choice(&section, "apply", Apply::WORDS);
-    let on_hub_loss = reader.choice(&section, "on_hub_loss", OnHubLoss::WORDS);
-    let hub_timeout = reader.duration(&section, "hub_timeout", HUB_TIMEOUT_MS);
-    let resync_limit = reader.size(&section, "resync_limit", RESYNC_LIMIT_BYTES);
-    let limit = reader.section(&section, "lag_limit");
+/// What sources promise that live here.
+fn homes<'d>(
+    reader: &mut Reader<'d>,
+    root: &Section<'d>,
+    own: Option<&SourceName>,
+) -> Vec<HomeConfig> {
+    let sections = reader.list(root, "home");
+    let mut names = BTreeMap::new();
+    sections.iter().filter_map(|section| home(reader, section, own, &mut names)).collect()
+}
+
+/// One of them; `names` has those before it and where they stand.
+fn home<'d>(
+    reader: &mut Reader<'d>,
+    section: &Section<'d>,
+    own: Option<&SourceName>,
+    names: &mut BTreeMap<SourceName, Range<usize>>,
+) -> Option<HomeConfig> {
+    let name = name::<SourceName>(reader, section);
+    let within = reader.section(section, "replication");
+    let replication = replication(reader, &within);
+    let cache = reader.choice(section, "cache", Cache::WORDS);
+    if !section.has("name") {
+        reader.missing(section, "name", "write name = \"filer-a\", the source that lives here");
+    }
+    let name = name?;
+    if own == Some(name.get_ref()) {
+        let met = format!("{} is this filer itself", name.get_ref());
+        let fix = "write what it promises into [replication]";
+        reader.problem(name.span(), "home.name", met, "another source", fix);
+    }
+    if let Some(first) = names.insert(name.get_ref().clone(), name.span()) {
+        let met = format!("two homes are called {}", name.get_ref());
+        let keys = ("home.name", "home.name");
+        reader.contradiction(keys, (name.span(), first), met, "take one of them out");
+    }
+    let cache = cache.map_or(Cache::Writethrough, Spanned::into_inner);
+    Some(HomeConfig { name: name.into_inner(), replication, cache })
+}
+
+/// The promises of a section, but for what is the filer's own affair.
+fn replication<'d>(reader: &mut Reader<'d>, section: &Section<'d>) -> ReplicationConfig {
+    let mode = reader.choice(section, "mode", Mode::WORDS);
+    let ack = reader.choice(section, "ack", Ack::WORDS);
+    let apply = reader.choice(section, "apply", Apply::WORDS);
+    let on_hub_loss = reader.choice(section, "on_hub_loss", OnHubLoss::WORDS);
+    let hub_timeout = reader.duration(section, "hub_timeout", HUB_TIMEOUT_MS);
+    let limit = reader.section(section, "lag_limit");
     let lag_limit = lag_limit(reader, &limit);
     if let Some(mode) = &mode {
         contradictions(reader, mode, ack.as_ref(), apply.as_ref(), on_hub_loss.as_ref());
@@ -122,7 +169,7 @@ fn replication<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> ReplicationCo
         ack: ack.map_or(Ack::Durable, Spanned::into_inner),
         apply: apply.map_or_else(|| apply_of(mode), Spanned::into_inner),
         on_hub_loss: on_hub_loss.map_or(OnHubLoss::Continue, Spanned::into_inner),
-        resync_limit: resync_limit.map(Spanned::into_inner),
+        resync_limit: None,
         hub_timeout: hub_timeout.map_or(HUB_TIMEOUT, Spanned::into_inner),
     }
 }
@@ -133,7 +180,7 @@ fn unlimited(
     reader: &mut Reader<'_>,
     written: bool,
     mode: Option<&Spanned<Mode>>,
-    limit: std::ops::Range<usize>,
+    limit: Range<usize>,
 ) {
     let fix = "take lag_limit out, or write mode = \"semi-sync\"";
     match mode {
@@ -178,7 +225,7 @@ fn contradictions(
     apply: Option<&Spanned<Apply>>,
     on_hub_loss: Option<&Spanned<OnHubLoss>>,
 ) {
-    let mut clash = |key: &str, span: std::ops::Range<usize>, met: String, fix: &str| {
+    let mut clash = |key: &str, span: Range<usize>, met: String, fix: &str| {
         let keys = (key, "replication.mode");
         reader.contradiction(keys, (span, mode.span()), met, fix);
     };

@@ -38,6 +38,7 @@ use crate::pool::rows::{SourceRow, VolumeRow};
 use crate::pool::write_set::{Budget, WriteSet};
 use crate::record::marks::Place;
 use crate::session::CP_NUMBER_MAX;
+use crate::units::ids::SourceId;
 use crate::units::machine;
 use crate::units::names::KeptName;
 use crate::units::numbers::{CpNumber, Epoch};
@@ -60,13 +61,24 @@ pub(super) async fn run(idle: Idle) -> bool {
     life.until_done(Following { idle, given_up: false }, Following::follow).await.is_some()
 }
 
-/// Shows what goes on.
-fn say(shared: &Shared, what: &str) {
+/// Shows what goes on. What the hub says to do is right; else the volumes are asked for by the name
+/// of this filer, since their home may be another one by now.
+fn say(shared: &Shared, what: &str, next: Option<&str>) {
     let epoch = shared.fenced().unwrap_or_default().number;
     let reason = format!("another end is primary since epoch {epoch}; {what}");
-    let next_step =
-        format!("`mirrorhub failback {}` on the hub gives the volumes back", shared.name);
+    let to = || {
+        let (name, filer) = (&shared.name, shared.filer());
+        let row = if filer == shared.source { None } else { filer_row(shared, filer) };
+        let here = row.map_or_else(|| name.clone(), |row| row.name);
+        format!("`mirrorhub failback {name} --to {here}` on the hub gives the volumes back to here")
+    };
+    let next_step = next.map_or_else(to, str::to_owned);
     shared.set_link(LinkState::Halted(Refused { code: RefusedCode::Fenced, reason, next_step }));
+}
+
+/// The row of a filer under whose roof the source lives. A catalog that does not answer says nothing.
+fn filer_row(shared: &Shared, filer: SourceId) -> Option<SourceRow> {
+    shared.pool.catalog().source(filer).ok().flatten()
 }
 
 /// The follower between two connections.
@@ -85,13 +97,13 @@ impl Following {
     fn follow(&mut self, wire: &mut Wire) -> Result<(), End> {
         let follow = self.introduce()?;
         wire.send(&Message::Follow(Box::new(follow)))?;
-        say(self.shared(), "its hub knows that it is here");
+        say(self.shared(), "its hub knows that it is here", None);
         loop {
             let (message, _) = wire.next()?;
             if let Message::PullTarget(target) = message {
                 self.pull(wire, &target)?;
                 wire.send(&Message::Reached(Reached { cp: target.cp }))?;
-                say(self.shared(), &format!("CP {} of the hub is here", target.cp));
+                say(self.shared(), &format!("CP {} of the hub is here", target.cp), None);
             } else if let Message::TakeOver(take) = message {
                 return self.take_over(wire, &take);
             } else {
@@ -358,28 +370,42 @@ impl Following {
         (take.epoch, kept.alone.map_or(there, |(_, from)| from.min(there)))
     }
 
-    /// Records that this source is primary again (R14: the hub has recorded it before).
-    fn take_over(&mut self, wire: &Wire, take: &TakeOver) -> Result<(), End> {
-        if take.own {
-            self.impose(wire, take)?;
-        }
-        self.give_up()?;
-        let shared = self.shared();
-        let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Whether that can be given back here: the epoch is a new one (R12), and what is here is what
+    /// is given. Looks only.
+    fn may_take(&self, take: &TakeOver) -> Result<(SourceRow, Kept), End> {
         let (row, kept) = self.row()?;
         let fenced = kept.fenced.unwrap_or_default();
+        let Epoch { number, id } = take.epoch;
+        let other = number == fenced.number && id != fenced.id;
+        if number <= row.epoch.number || number < fenced.number || other {
+            let (own, fenced) = (row.epoch.number, fenced.number);
+            let reason = format!("epoch {number} is given here, after {own} and {fenced}");
+            return Err(End::Lost(reason));
+        }
         let differs = row.applied != take.cp || place(&row, &kept) != Place::from(take.place);
         if !take.own && differs {
             let own = row.applied;
             let reason = format!("the hub gives back CP {}, here is CP {own}", take.cp);
             return Err(End::Lost(reason));
         }
-        let Epoch { number, .. } = take.epoch;
-        if number <= row.epoch.number || number < fenced.number {
-            let (own, fenced) = (row.epoch.number, fenced.number);
-            let reason = format!("epoch {number} is given here, after {own} and {fenced}");
-            return Err(End::Lost(reason));
+        Ok((row, kept))
+    }
+
+    /// Records that this source is primary again (R14: the hub has recorded it before).
+    fn take_over(&mut self, wire: &Wire, take: &TakeOver) -> Result<(), End> {
+        // Before anything is published or given up for it.
+        self.may_take(take)?;
+        if take.own {
+            self.impose(wire, take)?;
         }
+        #[cfg(test)]
+        if take.epoch.id == super::CUT_TAKING_OVER {
+            return Err(End::Lost("cut".to_owned()));
+        }
+        self.give_up()?;
+        let shared = self.shared();
+        let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let (row, kept) = self.may_take(take)?;
         // What the hub's image lacks was written alone, until the image was brought up.
         let alone = take.own.then(|| self.alone_before(&kept, take));
         let extension = shared.keep(&row, &Kept { fenced: None, alone, ..kept })?;
@@ -389,7 +415,7 @@ impl Following {
             row.generation.number = row.generation.number.max(generation);
             row.extension = extension;
         })?;
-        tracing::warn!(source = %shared.name, epoch = number, cp = %take.cp, "primary again");
+        tracing::warn!(source = %shared.name, epoch = epoch.number, cp = %take.cp, "primary again");
         Ok(())
     }
 }

@@ -40,6 +40,7 @@ use crate::pool::rows::SourceRow;
 use crate::units::ids::{RandomError, SourceId, random_u64};
 use crate::units::machine;
 use crate::units::names::SourceName;
+use crate::units::policy::Policy;
 use crate::volume::mend::MendFigures;
 use crate::wire::homes::{Adopt, Adopted};
 
@@ -126,6 +127,8 @@ pub struct Homes {
     options: FilerOptions,
     directory: PathBuf,
     homes: Mutex<BTreeMap<SourceName, Home>>,
+    /// What the filer's file wants of them.
+    policies: Mutex<BTreeMap<SourceName, Policy>>,
     stopping: CancellationToken,
     life: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
@@ -136,10 +139,11 @@ impl Homes {
         own: Arc<Filer>,
         options: FilerOptions,
         directory: PathBuf,
+        policies: BTreeMap<SourceName, Policy>,
     ) -> Result<Arc<Self>, HomeError> {
-        let (homes, stopping, life) =
-            (Mutex::default(), CancellationToken::new(), Mutex::default());
-        let this = Arc::new(Self { own, options, directory, homes, stopping, life });
+        let (homes, policies) = (Mutex::default(), Mutex::new(policies));
+        let (stopping, life) = (CancellationToken::new(), Mutex::default());
+        let this = Arc::new(Self { own, options, directory, homes, policies, stopping, life });
         let (pool, own) = (this.own.pool(), this.own.shared());
         for row in pool.catalog().sources()? {
             // A new filer has its own row under another id than the pool's until it has a name.
@@ -195,12 +199,30 @@ impl Homes {
         self.all().into_iter().filter_map(running)
     }
 
-    /// The filer's file has another time between two CPs. What they promise is not in that file.
-    pub fn reload(&self, checkpoint_interval: Duration) {
+    /// The filer's file was read again: another time between two CPs, and what those shall promise
+    /// that it names (R20: behind the next CP). One that it does not name goes on as it promised.
+    pub fn reload(
+        &self,
+        checkpoint_interval: Duration,
+        policies: &BTreeMap<SourceName, Policy>,
+    ) -> Result<(), HomeError> {
+        *self.policies.lock().unwrap_or_else(PoisonError::into_inner) = policies.clone();
         for filer in self.running() {
-            let wanted = filer.shared().pledge.terms().wanted;
+            let shared = filer.shared();
+            let before = shared.pledge.terms().wanted;
+            let wanted = policies.get(&shared.name).copied().unwrap_or(before);
+            if wanted != before {
+                // Also what a start goes by that does not find it in the file any more.
+                shared.note(|kept| kept.guest = Some(wanted))?;
+            }
             filer.reload(wanted, checkpoint_interval);
         }
+        Ok(())
+    }
+
+    /// What the file wants of a source that lives here.
+    fn wanted(&self, name: &SourceName) -> Option<Policy> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
     }
 
     /// What rotted in the pool, of the filer's own and of theirs.
@@ -319,10 +341,13 @@ impl Homes {
         self.directory.join(format!("{source}.nvram"))
     }
 
-    async fn start_home(&self, row: SourceRow) -> Result<(), HomeError> {
+    async fn start_home(&self, mut row: SourceRow) -> Result<(), HomeError> {
         let kept = FilerKeeper.read(&row)?;
         let own = self.own.shared().pledge.terms();
-        let policy = kept.guest.unwrap_or(own.wanted);
+        let policy = self.wanted(&row.name).or(kept.guest).unwrap_or(own.wanted);
+        if kept.guest != Some(policy) {
+            row = self.promises(row, &Kept { guest: Some(policy), ..kept }).await?;
+        }
         let (path, size) = (self.nvram_path(row.id), self.options.nvram.size);
         let made = kept.nvram_made && !self.options.accept_lost_nvram;
         let nvram = blocking(move || Ok(nvram_file::open(&path, size, made)?)).await?;
@@ -341,7 +366,7 @@ impl Homes {
                 policy,
                 checkpoint_interval: own.interval,
                 accept_lost_nvram: self.options.accept_lost_nvram,
-                // The filer's file says nothing about what it promises.
+                // What it promises changes while it is in session only.
                 accept_untold_policy: false,
                 on_full: crate::units::policy::OnFull::Wait,
                 ring: RingOptions { thread_name: "home".to_owned(), ..RingOptions::default() },
@@ -352,6 +377,17 @@ impl Homes {
         let filer = Filer::start_in(self.own.pool(), nvram, options).await?;
         self.lock().insert(row.name, Home::Running(Arc::new(filer)));
         Ok(())
+    }
+
+    /// Has the row keep what the source is to promise.
+    async fn promises(&self, row: SourceRow, kept: &Kept) -> Result<SourceRow, HomeError> {
+        let (pool, extension) = (self.own.pool(), FilerKeeper.write(&row, kept)?);
+        let note = move || {
+            let written = extension.clone();
+            pool.catalog().update_source(row.id, move |row| row.extension = written)?;
+            Ok(SourceRow { extension, ..row })
+        };
+        blocking(note).await
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SourceName, Home>> {

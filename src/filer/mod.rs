@@ -109,6 +109,9 @@ const CATALOG_CACHE_BYTES: u64 = 8 << 20;
 const NODE_CACHE_BYTES: u64 = 24 << 20;
 /// How often a checkpoint that waits looks whether the hub is still there.
 const TICK: Duration = Duration::from_millis(20);
+/// Id of an epoch at whose `TakeOver` a test cuts a filer off, behind what it publishes for it.
+#[cfg(test)]
+pub(crate) const CUT_TAKING_OVER: u64 = 0xc07;
 
 /// A device of a source: where, and how large it is made.
 #[derive(Debug, Clone)]

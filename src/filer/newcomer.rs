@@ -39,7 +39,7 @@ impl Newcomer {
     /// One connection; `Ok` once the rows are those of the source.
     fn follow(&mut self, wire: &mut Wire) -> Result<SourceId, End> {
         wire.send(&Message::Follow(Box::new(self.introduce())))?;
-        say(&self.0.shared, "its hub knows that it is here");
+        say(&self.0.shared, "its hub knows that it is here", None);
         let (message, _) = wire.next()?;
         let Message::Adopt(adopt) = message else {
             return Err(End::Lost(format!("{} is out of place", message.name())));
@@ -115,14 +115,17 @@ impl Newcomer {
     }
 }
 
-/// Shows what goes on.
-fn say(shared: &Shared, what: &str) {
+/// Shows what goes on, and what the hub says to do.
+fn say(shared: &Shared, what: &str, next: Option<&str>) {
     let name = &shared.name;
     let reason = format!("this filer is new, and its hub knows {name} as another: {what}");
-    let next_step = format!(
-        "`mirrorhub failback {name}` on the hub gives it the volumes, if the old filer is lost; it \
-         serves nothing before"
-    );
+    let usual = || {
+        format!(
+            "`mirrorhub failback {name}` on the hub gives it the volumes, if the old filer is lost; \
+             it serves nothing before"
+        )
+    };
+    let next_step = next.map_or_else(usual, str::to_owned);
     let code = RefusedCode::OtherSource;
     shared.set_link(LinkState::Halted(Refused { code, reason, next_step }));
 }

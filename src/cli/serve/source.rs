@@ -85,7 +85,8 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         let tls = options.tls.clone();
         let filer = Arc::new(Filer::start(options.clone()).await?);
         let directory = config.data_dir.join("homes");
-        let homes = Homes::start(filer.clone(), options, directory).await?;
+        let policies = config.home_policies();
+        let homes = Homes::start(filer.clone(), options, directory, policies).await?;
         let server = Server::new(Options::default());
         let stop = CancellationToken::new();
         let kept_up = config.pool.upkeep();
@@ -166,7 +167,10 @@ impl View {
                 let changes = source_changes(&running, &config);
                 let now = reloaded_source(&running, config);
                 self.filer.reload(now.policy(), now.checkpoint_interval);
-                self.homes.reload(now.checkpoint_interval);
+                let homes = self.homes.reload(now.checkpoint_interval, &now.home_policies());
+                if let Err(error) = homes {
+                    tracing::error!(%error, "what those promise that live here stays as it is");
+                }
                 tracing::info!(file = %file.display(), changes = changes.len(), "reloaded");
                 let failed = self.tls.as_ref().and_then(|tls| tls.files().reload().err());
                 let problems = failed.iter().map(reload::of_tls).collect();

@@ -22,7 +22,7 @@ use crate::pool::error::PoolError;
 use crate::units::machine;
 use crate::volume::error::VolumeError;
 use crate::volume::pull::error::PullError;
-use crate::wire::message::{Frame, Going, Message, Pong};
+use crate::wire::message::{Frame, Going, Message, Pong, Refused};
 
 /// How long the hub may be silent: it says something each second.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(15);
@@ -38,6 +38,9 @@ pub(in crate::filer) enum End {
     /// To be made anew.
     #[error("{0}")]
     Lost(String),
+    /// The hub says why not, and what to do.
+    #[error("{}", .0.reason)]
+    Refused(Refused),
     /// The pull.
     #[error(transparent)]
     Pull(#[from] PullError),
@@ -91,19 +94,22 @@ impl std::fmt::Debug for Idle {
 
 impl Idle {
     /// Its connections, one after the other; `say` shows what goes on.
-    pub(in crate::filer) fn life(&self, say: fn(&Shared, &str)) -> Life {
+    pub(in crate::filer) fn life(&self, say: Say) -> Life {
         let Self { shared, forward, stopping, .. } = self;
         let (shared, forward, stopping) = (Arc::clone(shared), forward.clone(), stopping.clone());
         Life { shared, forward, stopping, say }
     }
 }
 
+/// Shows why there is no session, and what to do if the hub has said that.
+pub(in crate::filer) type Say = fn(&Shared, &str, Option<&str>);
+
 /// Connections, one after the other.
 pub(in crate::filer) struct Life {
     shared: Arc<Shared>,
     forward: ForwardOptions,
     stopping: CancellationToken,
-    say: fn(&Shared, &str),
+    say: Say,
 }
 
 impl Life {
@@ -153,7 +159,9 @@ impl Life {
                 return None;
             }
             tracing::info!(source = %shared.name, %end, "follows");
-            say(&shared, &end.to_string());
+            let next =
+                if let End::Refused(refused) = &end { Some(&*refused.next_step) } else { None };
+            say(&shared, &end.to_string(), next);
             tokio::select! {
                 biased;
                 () = stopping.cancelled() => return None,
@@ -218,7 +226,7 @@ impl Wire {
             if let Message::Ping(ping) = message {
                 self.send(&Message::Pong(Pong { token: ping.token }))?;
             } else if let Message::Refused(refused) = message {
-                return Err(End::Lost(format!("{}: {}", refused.reason, refused.next_step)));
+                return Err(End::Refused(refused));
             } else if let Message::Going(going) = message {
                 return Err(End::Lost(going.reason));
             } else {

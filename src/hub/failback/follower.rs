@@ -295,9 +295,10 @@ fn judge_state(
                  itself stays on it and is served to nobody",
                 named(rows, home)
             );
+            let here = rows.iter().find(|row| row.id == filer).map_or(name, |row| &row.name);
             let next = format!(
                 "to bring them back here: `mirrorhub failover {name}`, then `mirrorhub failback \
-                 {name} --to {name}` on the hub"
+                 {name} --to {here}` on the hub"
             );
             Err(refuse(RefusedCode::Diverged, reason, next))
         }

@@ -1,13 +1,14 @@
 //! The volumes of a lost filer find another home: a new filer under the same name, another filer
 //! beside its own volumes, or the hub again when whoever was to have them is lost as well.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::failback::{
-    VOLUME, World, all, at_hub, fail_over, filer_options, follows, give_back, name, put, served,
-    state, stop,
+    VOLUME, World, all, at_hub, fail_over, filer_options, follows, give_back, go_on, name, put,
+    served, state, stop,
 };
 use super::*;
 use crate::filer::Filer;
@@ -20,12 +21,13 @@ use crate::link::{FrameReader, Outgoing};
 use crate::nbd::export::Exports;
 use crate::units::hash::StreamHash;
 use crate::units::ids::SourceId;
+use crate::units::names::SourceName;
 use crate::units::numbers::{Epoch, Generation, SequenceNumber, TransferId};
-use crate::units::policy::Policy;
+use crate::units::policy::{Mode, OnHubLoss, Policy};
 use crate::wire::homes::Adopted;
 use crate::wire::message::{Follow, Frame, Reached, TakeOver, WirePlace};
 
-fn other() -> crate::units::names::SourceName {
+fn other() -> SourceName {
     "b".parse().unwrap()
 }
 
@@ -43,7 +45,7 @@ async fn new_filer(world: &World) -> (Filer, tempfile::TempDir) {
 
 /// Gives it back as soon as the filer has found its way: the connection of one that was lost may
 /// be taken for it, or the new one is not there yet.
-async fn insist(hub: &Hub, to: Option<crate::units::names::SourceName>) {
+async fn insist(hub: &Hub, to: Option<SourceName>) {
     loop {
         let ask = Ask { to: to.clone(), ..Ask::default() };
         match hub.failback(&name(), ask, Box::new(|_| true)).await {
@@ -83,7 +85,7 @@ fn a_new_filer_takes_the_volumes_over() {
         let old = world.filer().await;
         says(&old, "live on").await;
         assert_eq!(old.status().state, End::Fenced);
-        assert!(old.status().reason.contains("--to a"), "{}", old.status().reason);
+        assert!(old.status().next_step.contains("--to a"), "{}", old.status().next_step);
         assert!(is_refused(&old).await.contains("live on"));
         world.is_whole(&filer).await;
         old.stop().await.unwrap();
@@ -104,7 +106,8 @@ fn a_new_filer_is_refused_while_the_old_one_is_primary() {
         world.is_whole(&old).await;
         let (new, _dir) = new_filer(&world).await;
         says(&new, "is new and empty").await;
-        assert!(new.status().reason.contains("mirrorhub failover a"), "{}", new.status().reason);
+        let next = new.status().next_step;
+        assert!(next.contains("mirrorhub failover a"), "{next}");
         assert!(is_refused(&new).await.contains("new"));
         let refused = give_back(&world.hub, None).await.unwrap_err();
         assert!(refused.reason.contains("not failed over"), "{refused:?}");
@@ -185,10 +188,21 @@ struct Beside {
 
 impl Beside {
     async fn start(dir: &Path, hub: std::net::SocketAddr, own: Vec<u8>) -> Self {
+        Self::promising(dir, hub, own, BTreeMap::new()).await
+    }
+
+    /// With what its file says of those who live there.
+    async fn promising(
+        dir: &Path,
+        hub: std::net::SocketAddr,
+        own: Vec<u8>,
+        policies: BTreeMap<SourceName, Policy>,
+    ) -> Self {
         let mut options = filer_options(dir, hub, stop());
         options.name = other();
         let filer = Arc::new(Filer::start(options.clone()).await.unwrap());
-        let homes = Homes::start(filer.clone(), options, dir.join("homes")).await.unwrap();
+        let directory = dir.join("homes");
+        let homes = Homes::start(filer.clone(), options, directory, policies).await.unwrap();
         let exports = HomeExports::new(homes.clone());
         served(&filer).await;
         Self { filer, homes, exports, own }
@@ -260,6 +274,11 @@ fn another_filer_becomes_the_home() {
         let export = at_hub(&world.hub).await;
         put(&export, &mut world.image, 900_000, &[7; 9000]).await;
         follows(&world.hub).await;
+        // Whose home is b by now does not ask for what would go there.
+        until("it says what brings them here", || {
+            old.status().next_step.contains("`mirrorhub failback a --to a`")
+        })
+        .await;
         let ask = Ask { to: Some(name()), ..Ask::default() };
         let report = world.hub.failback(&name(), ask, Box::new(|_| true)).await.unwrap();
         assert!(report.serves, "{report:?}");
@@ -267,11 +286,65 @@ fn another_filer_becomes_the_home() {
         let b = Beside::start(dir.path(), world.hub.address(), own).await;
         let home = b.home();
         says(&home, "live on filer a").await;
+        assert!(home.status().next_step.contains("--to b"), "{}", home.status().next_step);
         assert!(b.exports.open("a/vol0").await.is_err(), "a fenced home serves nobody");
         b.exports.open("b/vol0").await.unwrap();
         drop(home);
         b.stop().await;
         old.stop().await.unwrap();
+        world.hub.stop().await;
+    });
+}
+
+/// What a source promises that lives elsewhere changes by that filer's file: on both ends, kept by a
+/// start whose file does not say it, and changed by one whose file says something else.
+#[test]
+fn what_a_guest_promises_changes_by_a_reload() {
+    in_system(async {
+        let mut world = World::failed_over(stop()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let empty = vec![0; usize::try_from(VOLUME).unwrap()];
+        let b = Beside::start(dir.path(), world.hub.address(), empty).await;
+        to_b(&world.hub, Box::new(|_| true)).await.unwrap();
+        let home = b.home();
+        world.is_whole(&home).await;
+        let stops =
+            |policy: Policy| (policy.mode, policy.on_hub_loss) == (Mode::Sync, OnHubLoss::Stop);
+        assert!(stops(home.status().policy), "it promises what it promised");
+        let hour = Duration::from_secs(3600);
+        // What is said of others, or of nobody, changes nothing.
+        let others = BTreeMap::from([("c".parse().unwrap(), go_on())]);
+        b.homes.reload(hour, &others).unwrap();
+        assert!(stops(home.shared().pledge.terms().wanted));
+        let lazy = Policy { mode: Mode::Async, ..go_on() };
+        b.homes.reload(hour, &BTreeMap::from([(name(), lazy)])).unwrap();
+        let promises = async |home: &Filer, policy: Policy| {
+            until("both ends know what it promises", || {
+                let here = home.status();
+                let there = world.hub.snapshots().into_iter().find(|shown| shown.name == name());
+                let there = there.and_then(|shown| shown.policy);
+                here.policy == policy && here.policy_next.is_none() && there == Some(policy)
+            })
+            .await;
+        };
+        promises(&home, lazy).await;
+        assert!(stops(b.filer.status().policy), "the filer's own is not touched");
+        let own = b.own.clone();
+        drop(home);
+        b.stop().await;
+        let b = Beside::start(dir.path(), world.hub.address(), own.clone()).await;
+        let home = b.home();
+        served(&home).await;
+        promises(&home, lazy).await;
+        drop(home);
+        b.stop().await;
+        let policies = BTreeMap::from([(name(), go_on())]);
+        let b = Beside::promising(dir.path(), world.hub.address(), own, policies).await;
+        let home = b.home();
+        served(&home).await;
+        promises(&home, go_on()).await;
+        drop(home);
+        b.stop().await;
         world.hub.stop().await;
     });
 }
@@ -332,7 +405,8 @@ fn a_filer_without_room_is_not_given_anything() {
         let mut options = filer_options(dir.path(), world.hub.address(), stop());
         options.name = other();
         let filer = Arc::new(Filer::start(options.clone()).await.unwrap());
-        let homes = Homes::start(filer.clone(), options, dir.path().join("homes")).await.unwrap();
+        let (directory, policies) = (dir.path().join("homes"), BTreeMap::new());
+        let homes = Homes::start(filer.clone(), options, directory, policies).await.unwrap();
         served(&filer).await;
         let space = filer.pool().space().unwrap();
         let room = space.free.0 - space.reserve.0 - space.held.0;
