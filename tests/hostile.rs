@@ -180,6 +180,7 @@ impl Record {
                     last: place,
                     base: None,
                     replay: false,
+                    keeps_log: false,
                 }),
                 &[],
             ),

@@ -195,8 +195,13 @@ impl Hand {
     }
 
     fn tell_again(&mut self, told: Told) {
-        let full =
-            PartitionFull { cp: told.cp, last: told.place.into(), base: None, replay: false };
+        let full = PartitionFull {
+            cp: told.cp,
+            last: told.place.into(),
+            base: None,
+            replay: false,
+            keeps_log: false,
+        };
         self.send(&Message::PartitionFull(full), &[]);
     }
 

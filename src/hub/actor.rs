@@ -157,7 +157,7 @@ impl SourceActor {
             // How much may be under way is computed once the source is recorded.
             let mut machine = Mirror::new(known, last, 0, self.shared.grant().1);
             if let Some(source) = source {
-                machine.holds(&self.shared.store.cps(source));
+                machine.holds(&self.shared.store.ends(source));
             }
             if let Some(fault) = fault {
                 machine.step(Event::Faulted(fault.to_string()));
@@ -233,7 +233,12 @@ impl SourceActor {
         // What an older connection's CP had taken is not this one's.
         if let Some(lane) = &self.lane {
             lane.updates_taken();
-            lane.welcomed(self.held);
+            if lane.welcomed(self.held) {
+                let (shared, lane) = (self.shared.clone(), lane.clone());
+                actix::spawn(async move {
+                    drop(machine::blocking(move || shared.nothing_is_missing(&lane)).await);
+                });
+            }
         }
         self.look_what_came();
         tracing::info!(source = %self.name, "source is in session");

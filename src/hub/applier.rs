@@ -65,6 +65,8 @@ pub struct Job {
     epoch: Epoch,
     /// What it is made of.
     build: Build,
+    /// The source's log behind it stays, although it is a pass.
+    keeps_log: bool,
     /// The volumes it is made of, and those whose entries in the log do not count (R20).
     agreed: BTreeSet<VolumeNumber>,
     left_out: BTreeSet<VolumeNumber>,
@@ -92,12 +94,14 @@ impl Job {
         let (begun, epoch) = (machine::now(), machine.known().epoch);
         let agreed = machine.agreed().map(|offer| offer.number).collect();
         let left_out = machine.known().left_out.iter().map(|left| left.volume).collect();
+        let keeps_log = machine.keeps_log();
         Arc::new(Self {
             lane,
             cp,
             last,
             epoch,
             build,
+            keeps_log,
             agreed,
             left_out,
             begun,
@@ -118,9 +122,14 @@ impl Job {
         self.last
     }
 
-    /// Whether the source's log goes on behind it, wherever it stood.
+    /// Whether it is built without the source's log.
     pub fn is_pass(&self) -> bool {
         self.build.is_pass()
+    }
+
+    /// Whether the source's log goes on behind it, wherever it stood.
+    pub fn sets_log(&self) -> bool {
+        self.build.is_pass() && !self.keeps_log
     }
 
     /// The epoch that its source is in.
@@ -559,7 +568,7 @@ impl Applier {
             volumes: built.into_iter().collect(),
         })?;
         rewritten.into_iter().for_each(|key| self.shared.mender.written(key));
-        if job.is_pass() {
+        if job.sets_log() {
             // A cut before this leaves a log that ends before the image does: it is dropped at the
             // next start.
             let reset = self.store.reset(job.lane.source(), Some(job.last));

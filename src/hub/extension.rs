@@ -13,7 +13,7 @@
 //! | 16 | 1 | state: 0 mirror, 1 failing over, 2 promoted, 3 handed over |
 //! | 17 | 1 | 1 once this hub has made an NVRAM to serve the volumes with; only while it is promoted |
 //! | 18 | 1 | what the last failover was asked for: 1 `--now`, 2 `--accept-gap`; written before its fence |
-//! | 19 | 1 | handed over: 1 if the filer keeps its own state (`failback --keep source`); else 0 |
+//! | 19 | 1 | `failback --keep source`: handed over, 1 if the filer keeps its own state; promoted, 1 once what is here is given up for it; else 0 |
 //! | 20 | 4 | failing over: the CP that will hold the log, once the volumes are served over it; else 0 |
 //! | 24 | 12 | the fence: last transfer before it; zero in state mirror |
 //! | 36 | 8 | its last sequence number |
@@ -21,7 +21,7 @@
 //! | 60 | 1 | 1: the source was here and told its policy; 2: it was alone then |
 //! | 61 | 3 | reserved, zero |
 //! | 64 | 24 | its policy, as `units::policy` encodes it; zero if it was never here |
-//! | 88 | 4 | reserved, zero |
+//! | 88 | 4 | bytes of acknowledged history that rot in the NVRAM may have taken, until the source was here |
 //! | 92 | 12 | alone: epoch number (4) and id (8); zero if it was not |
 //! | 104 | 8 | alone: first sequence number that may be acknowledged without this hub |
 //! | 112 | 16 | id of the filer that it was given to last; zero if that is the one it was made on |
@@ -147,7 +147,8 @@ pub struct Extension {
     pub nvram_made: bool,
     /// What the failover was asked for.
     pub asked: Asked,
-    /// While it is handed over: the filer keeps its own state, the image is another.
+    /// While it is handed over: the filer keeps its own state, the image is another. While it is
+    /// promoted: the filer's is to count, and the NVRAM, which was gone, is not looked for any more.
     pub own: bool,
     /// While it fails over: the CP that will hold its log, once the volumes are served over that.
     pub serving: Option<CpNumber>,
@@ -162,6 +163,9 @@ pub struct Extension {
     pub home: Option<SourceId>,
     /// Volumes whose entries in the log do not count.
     pub left_out: Vec<LeftOut>,
+    /// Bytes of acknowledged history that rot in the NVRAM may have taken: found by a start, told
+    /// until the source was here and has sent again what it holds (R3).
+    pub missing_bytes: u32,
 }
 
 impl Extension {
@@ -196,7 +200,7 @@ impl Extension {
         put_transfer(&mut bytes, self.transfer);
         let made = self.nvram_made.into();
         // Whoever leaves the state leaves it behind.
-        let own = self.own && self.state == State::HandedOver;
+        let own = self.own && matches!(self.state, State::HandedOver | State::Promoted);
         let (state, asked) = (self.state.number(), self.asked.byte());
         bytes.extend_from_slice(&[state, made, asked, own.into()]);
         bytes.extend_from_slice(&self.serving.map_or(0, |cp| cp.0).to_le_bytes());
@@ -209,7 +213,7 @@ impl Extension {
         let policy = self.policy.map_or([0; POLICY_BYTES], |policy| policy.encode());
         bytes.extend_from_slice(&policy);
         let (epoch, sequence) = self.alone.unwrap_or_default();
-        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&self.missing_bytes.to_le_bytes());
         bytes.extend_from_slice(&epoch.number.to_le_bytes());
         bytes.extend_from_slice(&epoch.id.to_le_bytes());
         bytes.extend_from_slice(&sequence.0.to_le_bytes());
@@ -275,9 +279,9 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
     let (fenced, rest) = take_transfer(rest)?;
     let (sequence, rest) = rest.split_first_chunk()?;
     let (hash, rest) = rest.split_first_chunk()?;
-    let (policy, alone) = take_promise(rest)?;
+    let (policy, alone, missing_bytes) = take_promise(rest)?;
     let nvram_made = *made == 1;
-    let zero = *made <= 1 && older;
+    let zero = *made <= 1 && older && (number >= VERSION || missing_bytes == 0);
     let asked = Asked::of(*asked)?;
     let serving = (serving > 0).then_some(CpNumber(serving));
     let sequence = SequenceNumber(u64::from_le_bytes(*sequence));
@@ -285,9 +289,11 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
     let state = State::of(*state).filter(|_| zero)?;
     // Only what fails over is served over its log, only what is handed over says whose state it is.
     let fits = serving.is_none() || state == State::FailingOver;
-    let fits = fits && (*own == 0 || *own == 1 && state == State::HandedOver);
+    let owns = matches!(state, State::HandedOver | State::Promoted);
+    let fits = fits && (*own == 0 || *own == 1 && owns);
     let own = *own == 1;
-    let promised = Extension { policy, alone, home, left_out, ..Extension::default() };
+    let promised =
+        Extension { policy, alone, home, left_out, missing_bytes, ..Extension::default() };
     fits.then_some(Extension {
         transfer,
         state,
@@ -323,16 +329,16 @@ fn left_out(row: &[u8; LEFT_OUT_BYTES]) -> Option<LeftOut> {
     Some(LeftOut { volume: VolumeNumber(volume), cp: CpNumber(cp), refused })
 }
 
-/// The 52 bytes behind the fence: flags, policy, mark.
-fn take_promise(bytes: &[u8]) -> Option<(Option<Policy>, Option<AloneMark>)> {
+/// The 52 bytes behind the fence: flags, policy, what may be missing, mark.
+fn take_promise(bytes: &[u8]) -> Option<(Option<Policy>, Option<AloneMark>, u32)> {
     let ([flags, reserved @ ..], rest) = bytes.split_first_chunk::<4>()?;
     let (policy, rest) = rest.split_first_chunk::<POLICY_BYTES>()?;
-    let (padding, rest) = rest.split_first_chunk::<4>()?;
+    let (missing, rest) = rest.split_first_chunk()?;
     let (number, rest) = rest.split_first_chunk()?;
     let (id, rest) = rest.split_first_chunk()?;
     let (sequence, rest) = rest.split_first_chunk()?;
     let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
-    if flags & !(TOLD | ALONE) != 0 || !rest.is_empty() || !zero(reserved) || !zero(padding) {
+    if flags & !(TOLD | ALONE) != 0 || !rest.is_empty() || !zero(reserved) {
         return None;
     }
     let epoch = Epoch { number: u32::from_le_bytes(*number), id: u64::from_le_bytes(*id) };
@@ -347,7 +353,7 @@ fn take_promise(bytes: &[u8]) -> Option<(Option<Policy>, Option<AloneMark>)> {
         0 => None,
         _ => Some(mark),
     };
-    Some((policy, alone))
+    Some((policy, alone, u32::from_le_bytes(*missing)))
 }
 
 fn take_transfer(bytes: &[u8]) -> Option<(TransferId, &[u8])> {
@@ -381,7 +387,9 @@ mod tests {
         };
         let left_out = vec![left(0x0102, 7, true), left(3, 0, false)];
         let home = Some(SourceId([0x0a; 16]));
-        let promised = Extension { policy, alone, home, left_out, ..Extension::default() };
+        let missing_bytes = 0x0203;
+        let promised =
+            Extension { policy, alone, home, left_out, missing_bytes, ..Extension::default() };
         Extension { transfer, state, nvram_made, asked, serving, fence, ..promised }
     }
 
@@ -394,16 +402,20 @@ mod tests {
         assert_eq!(bytes[24..44], [4, 0, 0, 0, 5, 1, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[44..64], [[7; 16].as_slice(), &[3, 0, 0, 0]].concat());
         assert_eq!(bytes[64..72], [3, 1, 1, 1, 1, 0x88, 0x13, 0]);
-        assert_eq!(bytes[88..96], [0, 0, 0, 0, 5, 0, 0, 0]);
+        assert_eq!(bytes[88..96], [3, 2, 0, 0, 5, 0, 0, 0]);
         assert_eq!(bytes[96..112], [7, 8, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[112..128], [0x0a; 16]);
         assert_eq!(bytes[128..144], [2, 0, 0, 0, 2, 1, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(bytes[144..], [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         let left_out = Vec::new();
-        let never = Extension { policy: None, alone: None, home: None, left_out, ..sample() };
+        let told = Extension { policy: None, alone: None, missing_bytes: 0, ..sample() };
+        let never = Extension { home: None, left_out, ..told };
         assert_eq!(never.encode()[60..], [0; 72]);
-        let before = [&[3, 0, 0, 0], &bytes[4..112], &bytes[128..]].concat();
-        assert_eq!(decode(&before), Some(Extension { home: None, ..sample() }), "version 3");
+        let mut before = [&[3, 0, 0, 0], &bytes[4..112], &bytes[128..]].concat();
+        assert_eq!(decode(&before), None, "version 3 knows of nothing that is missing");
+        before[88..90].fill(0);
+        let older = Extension { home: None, missing_bytes: 0, ..sample() };
+        assert_eq!(decode(&before), Some(older), "version 3");
         assert_eq!(decode(&never.encode()), Some(never));
         assert_eq!(decode(&bytes), Some(sample()));
         for state in [State::Mirror, State::FailingOver, State::Promoted, State::HandedOver] {
@@ -419,7 +431,9 @@ mod tests {
         bytes[0] = 2;
         assert_eq!(decode(&bytes), None, "version 2 has zeros where something was asked for");
         let (asked, serving) = (Asked::default(), None);
-        let older = Extension { left_out: Vec::new(), home: None, asked, serving, ..sample() };
+        let (left_out, missing_bytes) = (Vec::new(), 0);
+        let asked = Extension { asked, serving, missing_bytes, ..sample() };
+        let older = Extension { left_out, home: None, ..asked };
         let mut bytes = older.encode();
         bytes.truncate(112);
         bytes[0] = 2;
@@ -468,7 +482,6 @@ mod tests {
         assert_eq!(bad(60, 1), None, "a mark that is not set");
         assert_eq!(bad(61, 1), None, "reserved");
         assert_eq!(bad(64, 9), None, "no such mode");
-        assert_eq!(bad(88, 1), None, "reserved");
         assert_eq!(decode(&sample().encode()[..155]), None);
         assert_eq!(decode(&sample().encode()[..144]), None, "two are said to follow");
         assert_eq!(decode(&sample().encode()[..112]), None);

@@ -48,6 +48,8 @@ use crate::session::CP_NUMBER_MAX;
 use crate::units::machine;
 use crate::units::names::{KeptName, SourceName};
 use crate::units::numbers::CpNumber;
+#[cfg(test)]
+use crate::units::numbers::Epoch;
 use crate::wire::message::{Follow, PullTarget, PullVolume, TakeOver};
 
 /// A round that was shorter is followed by the last one.
@@ -153,7 +155,11 @@ pub async fn run(
     let engine = match shared.promoted.engine(name) {
         Some(Engine::Running(engine)) => engine,
         Some(Engine::Failed(reason)) => {
-            return Err(Refusal::new(format!("{name} is not served here: {reason}"), SEE_LOG));
+            let next = format!(
+                "mend that and restart the hub; or `mirrorhub failback {name} --keep source`, if \
+                 what its filer has shall count"
+            );
+            return Err(Refusal::new(format!("{name} is not served here: {reason}"), next));
         }
         None => return Err(Refusal::new(format!("{name} is not served here yet"), AGAIN)),
     };
@@ -356,6 +362,15 @@ async fn pull(follower: &Connected, target: PullTarget, pins: Pins) -> Result<()
     answer.map_err(gone)
 }
 
+/// Says `TakeOver` to whoever follows, in an epoch and at a CP that are made up: as no hub of ours does.
+#[cfg(test)]
+pub(super) async fn lie(shared: &Arc<Shared>, name: &SourceName, epoch: Epoch) {
+    let follower = shared.failbacks.of(name).pop().unwrap();
+    let honest = take_over_of(&row_of(shared, name).unwrap()).unwrap();
+    let take = TakeOver { epoch, cp: CpNumber(honest.cp.0 + 100), own: true, ..honest };
+    follower.orders.send(Order::TakeOver(take)).await.unwrap();
+}
+
 /// A filer takes over with what it has, and is cut before it records that it is primary; the hand-over
 /// is recorded nowhere. The CP that it has published under a number of this hub.
 #[cfg(test)]
@@ -368,8 +383,8 @@ pub(super) async fn half_taken_over(shared: &Arc<Shared>, name: &SourceName) -> 
     let cp = target.cp;
     pull(&follower, target, pins).await.unwrap();
     let take = take_over_of(&row_of(shared, name).unwrap()).unwrap();
-    // What no filer records: not above the one that fenced it.
-    let take = TakeOver { epoch: Default::default(), own: true, ..take };
+    let epoch = Epoch { number: take.epoch.number + 1, id: crate::filer::CUT_TAKING_OVER };
+    let take = TakeOver { epoch, own: true, ..take };
     follower.orders.send(Order::TakeOver(take)).await.unwrap();
     cp
 }

@@ -358,7 +358,8 @@ impl<'a> Run<'a> {
             Some(_) => Alone::Possible(silent),
             None => Alone::Unknown(silent),
         };
-        let nvram_damaged_bytes = self.shared.nvram_damaged_bytes;
+        let lane = self.shared.lanes.get(self.name);
+        let nvram_damaged_bytes = lane.map_or(0, |lane| u64::from(lane.cursors().missing_bytes));
         let (dry_run, stale_reads) = (self.ask.dry_run, self.ask.now);
         Report {
             dry_run,

@@ -61,6 +61,8 @@ pub struct Cursors {
     pub owed: Option<SequenceNumber>,
     /// What was held of its log was lost, and the mark of that still stands (R20).
     pub log_lost: bool,
+    /// Bytes of it that rot in the NVRAM may have taken.
+    pub missing_bytes: u32,
     /// The source is fenced: nothing behind this place is taken (R2).
     pub fence: Option<Fence>,
     /// How far the fence is.
@@ -406,7 +408,7 @@ impl Lane {
     pub fn publish(&self, job: &Job, roots: Vec<(VolumeNumber, Root)>) {
         let (cp, place) = (job.cp(), job.last());
         let mut cursors = lock(&self.cursors);
-        if job.is_pass() {
+        if job.sets_log() {
             (cursors.staged, cursors.durable) = (place, place);
             (cursors.drained, cursors.synced) = (place, place);
         }
@@ -457,15 +459,30 @@ impl Lane {
     }
 
     /// Something that a start found damaged may have been this source's.
-    pub fn may_miss(&self, what: &str) {
-        lock(&self.cursors).missing.get_or_insert_with(|| what.into());
+    pub fn may_miss(&self, bytes: u32) {
+        if bytes == 0 {
+            return;
+        }
+        let mut cursors = lock(&self.cursors);
+        cursors.missing_bytes = bytes;
+        cursors.missing.get_or_insert_with(|| {
+            format!(
+                "at most {bytes} bytes of acknowledged history may be missing: the NVRAM is \
+                 damaged; the source sends them again when it connects"
+            )
+            .into()
+        });
+        drop(cursors);
         self.changed.notify_one();
     }
 
     /// What was held of its log was lost before an import.
     pub fn lost_log(&self) {
-        lock(&self.cursors).log_lost = true;
-        self.may_miss(refill::LOST);
+        let mut cursors = lock(&self.cursors);
+        cursors.log_lost = true;
+        cursors.missing = Some(refill::LOST.into());
+        drop(cursors);
+        self.changed.notify_one();
     }
 
     /// An image without what was lost has become the truth. Says whether a mark of it is to go.
@@ -478,14 +495,16 @@ impl Lane {
         lost
     }
 
-    /// The source is in session: what it holds beyond this end, up to there, it sends again.
-    pub fn welcomed(&self, last: SequenceNumber) {
+    /// The source is in session: what it holds beyond this end, up to there, it sends again. Whether
+    /// it is noted durably what rot may have taken.
+    pub fn welcomed(&self, last: SequenceNumber) -> bool {
         let mut cursors = lock(&self.cursors);
         if cursors.log_lost {
             cursors.owed = Some(last);
         } else {
             cursors.missing = None;
         }
+        std::mem::take(&mut cursors.missing_bytes) > 0
     }
 
     /// Looks whether what was lost has come. Says whether the mark of that is to go.

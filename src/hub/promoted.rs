@@ -87,9 +87,16 @@ pub enum PromotedError {
     /// The NVRAM was made and is gone.
     #[error(
         "source {name}: {path} is gone; acknowledged writes that only this NVRAM held are lost \
-         with it. Put the file back", path = .path.display()
+         with it. Put the file back; or, if the filer's own state shall count, `mirrorhub failback \
+         {name} --keep source`", path = .path.display()
     )]
     NvramGone { name: SourceName, path: PathBuf },
+    /// It was gone, and an administrator has named the other side.
+    #[error(
+        "source {name}: its NVRAM was gone, and what was served here is given up for what its filer \
+         has: `mirrorhub failback {name} --keep source` again"
+    )]
+    GivenUp { name: SourceName },
     /// The panic of a helping thread.
     #[error("cannot start: {0}")]
     Thread(String),
@@ -223,6 +230,9 @@ impl Promoted {
             let state = extension.state.word();
             return Err(PromotedError::NotPromoted { name: row.name, state });
         }
+        if extension.own {
+            return Err(PromotedError::GivenUp { name: row.name });
+        }
         let source = row.id;
         let (path, size) = (self.nvram_path(source), self.options.nvram_size);
         let (begun, made) = (machine::now(), extension.nvram_made);
@@ -313,6 +323,11 @@ impl Promoted {
                 tracing::warn!(source = %name, %error, "stopped without a last CP");
             }
         }
+    }
+
+    /// Whether the NVRAM that was made for a source is not there: for sure. Blocks.
+    pub fn nvram_is_gone(&self, source: SourceId) -> bool {
+        matches!(self.nvram_path(source).try_exists(), Ok(false))
     }
 
     /// How it stands with that source, if it is one of these.

@@ -5,7 +5,9 @@
 //! 3. Source logs: of each known source, what lies behind its published CP; the unsynced tail of a
 //!    log is cut at the first record that does not check.
 //! 4. Ring: every record from the release point on; what is not in its source log yet is put
-//!    there (the log of a source is the union by transfer id, R11). A gap faults that source only.
+//!    there (the log of a source is the union by transfer id, R11). A gap faults that source only;
+//!    where its logs are damaged and the ring has all that they had behind the damage, it is cut off
+//!    and written again out of the ring.
 //!    Nothing behind a fence counts (R2). A fence that the catalog does not know of stands for a
 //!    failover that had just begun: its epoch is raised here, and the failover goes on.
 //! 5. All logs are synced; the drainer takes over the ring's records and releases those that are
@@ -124,16 +126,16 @@ pub(crate) fn recover_on(
         spare_bytes: COPY_ROOM_BYTES,
         ..RingOptions::default()
     };
-    let (ring, recovery) =
-        Ring::open(nvram, hub.0, ring_options, &mut |record| logs.replay(record))
-            .map_err(state("NVRAM"))?;
-    let nvram_damaged_bytes =
-        recovery.damage.iter().map(|damage| damage.to.0 - damage.from.0).sum();
+    let ids: Vec<SourceId> = rows.iter().map(|row| row.id).collect();
+    let visit = &mut |record| logs.replay(record);
+    let told = &mut |damage: &[Damage]| note_rot(&pool, &ids, damage);
+    let (ring, _) =
+        Ring::open_telling(nvram, hub.0, ring_options, visit, told).map_err(state("NVRAM"))?;
     let rows = logs.raise(&pool)?;
     let failovers = Failovers::recovered(&rows).map_err(state("catalog"))?;
     let (lanes, in_ring) = logs.finish(&rows);
     let refills = tell_lost(&lanes, Refills::of(&options.data_dir))?;
-    tell_rot(&lanes, &recovery.damage);
+    tell_rot(&lanes, &rows)?;
     let stager = Stager::new();
     let drain = DrainQueue::new();
     let handle = ring.start(Box::new(StagerFeed::new(stager.clone(), drain.clone())));
@@ -163,7 +165,6 @@ pub(crate) fn recover_on(
         invited: std::sync::Mutex::default(),
         overlays: Arc::default(),
         failbacks: Failbacks::default(),
-        nvram_damaged_bytes,
         refills,
         mender: Default::default(),
         counters: Counters::default(),
@@ -184,21 +185,40 @@ fn tell_lost(lanes: &Lanes, refills: Refills) -> Result<Refills, HubError> {
 }
 
 /// Rot in the ring may be anybody's acknowledged history. A broken chain shows whose; the last
-/// record of a source breaks none, so each that may be concerned is told until it was here (R3).
-fn tell_rot(lanes: &Lanes, damage: &[Damage]) {
+/// record of a source breaks none, so each that may be concerned is told until it was here (R3):
+/// durably, before the ring is written to, since no later start finds what was cut off by this one.
+fn note_rot(pool: &Pool, sources: &[SourceId], damage: &[Damage]) -> Result<(), String> {
     for damage in damage {
         tracing::error!(?damage, "rot in the NVRAM");
     }
-    for lane in lanes.all() {
-        let concerns = |damage: &&Damage| damage.source.is_none_or(|whose| whose == lane.source());
+    for &source in sources {
+        let concerns = |damage: &&Damage| damage.source.is_none_or(|whose| whose == source);
         let bytes: u64 = damage.iter().filter(concerns).map(|d| d.to.0 - d.from.0).sum();
-        if bytes > 0 {
-            lane.may_miss(&format!(
-                "at most {bytes} bytes of acknowledged history may be missing: the NVRAM is \
-                 damaged; the source sends them again when it connects"
-            ));
+        if bytes == 0 {
+            continue;
+        }
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let change = move |row: &mut SourceRow| {
+            if let Ok(known) = Extension::of(row) {
+                // The same is found again if a cut came before the ring was written to.
+                let missing_bytes = known.missing_bytes.max(bytes);
+                row.extension = Extension { missing_bytes, ..known }.encode();
+            }
+        };
+        pool.catalog().update_source(source, change).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// What this start or an earlier one has noted, and no session since has taken away.
+fn tell_rot(lanes: &Lanes, rows: &[SourceRow]) -> Result<(), HubError> {
+    for row in rows {
+        let missing = Extension::of(row).map_err(state("catalog"))?.missing_bytes;
+        if let Some(lane) = lanes.get(&row.name) {
+            lane.may_miss(missing);
         }
     }
+    Ok(())
 }
 
 fn start_threads(
@@ -298,6 +318,9 @@ struct Recovering {
     fault: Option<String>,
     /// The fault is missing or damaged history.
     damaged: bool,
+    /// What is wrong with the logs behind `last`, and how far they are known to have reached: the
+    /// ring may have all of that.
+    mend: Option<(String, SequenceNumber)>,
     /// Transfers met before the one they follow: the records of a source that was faulted are
     /// copied forward (R10), so the older may lie behind the newer. Bounded by the ring.
     early: BTreeMap<SequenceNumber, (Epoch, Transfer)>,
@@ -329,10 +352,12 @@ impl Logs {
                         let (begins, applied) = (first.transfer, place.transfer);
                         format!("the log begins behind {begins}, the image ends at {applied}")
                     });
-                    let fault = logs.damage().map(ToString::to_string).or(gap);
-                    let damaged = fault.is_some();
+                    let damage = logs.damage().map(ToString::to_string).or(gap);
+                    let ends = logs.logs.iter().flat_map(|log| [log.start, log.last, log.synced]);
+                    let upto = ends.map(|place| place.sequence).max().unwrap_or_default();
+                    let mend = damage.map(|damage| (damage, upto));
                     let last = last.unwrap_or(place);
-                    Recovering { damaged, ..Recovering::at(row.applied, place, last, fault) }
+                    Recovering { mend, ..Recovering::at(row.applied, place, last, None) }
                 }
                 Err(error) => {
                     let fault = Some(error.to_string());
@@ -403,7 +428,10 @@ impl Logs {
 
     /// Syncs all logs; makes the lanes and the drainer's list.
     fn finish(mut self, rows: &[SourceRow]) -> (Lanes, VecDeque<InRing>) {
-        self.sources.values_mut().for_each(Recovering::close);
+        for (&id, source) in &mut self.sources {
+            source.mend(&self.store, id);
+            source.close();
+        }
         let dirty: Vec<SourceId> = self.sources.keys().copied().collect();
         for (source, result) in self.store.sync(&dirty) {
             if let (Err(error), Some(source)) = (result, self.sources.get_mut(&source)) {
@@ -435,6 +463,7 @@ impl Logs {
                 missing: None,
                 owed: None,
                 log_lost: false,
+                missing_bytes: 0,
                 fence: source.standing_fence(row),
                 fenced: Fenced::InCatalog,
                 invisible: BTreeMap::new(),
@@ -457,7 +486,8 @@ impl Logs {
 impl Recovering {
     fn at(applied: CpNumber, place: Place, last: Place, fault: Option<String>) -> Self {
         let (epoch, fence, early) = Default::default();
-        Self { applied, place, epoch, fence, last, fault, damaged: false, early }
+        let (damaged, mend) = (false, None);
+        Self { applied, place, epoch, fence, last, fault, damaged, mend, early }
     }
 
     /// A fence of the ring; the newest counts.
@@ -487,6 +517,10 @@ impl Recovering {
     fn take(&mut self, store: &LogStore, envelope: &Envelope, transfer: &Transfer) {
         let held = (envelope.epoch, transfer.clone());
         self.early.insert(transfer.header().first_sequence, held);
+        if self.mend.is_some() {
+            // Nothing is cut off before it is known that all of it is here.
+            return;
+        }
         while self.fault.is_none() {
             let Some(next) = self.early.first_entry() else { return };
             if *next.key() > self.last.sequence.next() {
@@ -511,6 +545,47 @@ impl Recovering {
                 self.last = transfer.place();
             }
             Err(error) => self.fault = Some(error.to_string()),
+        }
+    }
+
+    /// No more records come: damaged logs are cut where they are sound and go on out of the ring, if
+    /// it has all that they had behind that (R11). A cut before the first record is appended leaves
+    /// sound logs that end earlier, and the ring as it was.
+    fn mend(&mut self, store: &LogStore, source: SourceId) {
+        let Some((damage, upto)) = self.mend.take() else { return };
+        let behind = self.last.sequence;
+        let rest: Vec<(Epoch, Transfer)> = std::mem::take(&mut self.early)
+            .into_values()
+            .filter(|(_, transfer)| transfer.last_sequence() > behind)
+            .collect();
+        let mut end = self.last;
+        for (_, transfer) in &rest {
+            let header = transfer.header();
+            if (header.previous, header.hash_before) != (end.transfer, end.hash) {
+                break;
+            }
+            end = transfer.place();
+        }
+        let whole = rest.last().is_some_and(|(_, last)| last.place() == end);
+        if !whole || end.sequence < upto {
+            (self.fault, self.damaged) = (Some(damage), true);
+            return;
+        }
+        let cut = if self.last == self.place {
+            store.reset(source, Some(self.place))
+        } else {
+            store.cut(source, self.last)
+        };
+        if let Err(error) = cut {
+            self.fault = Some(format!("{damage}; it cannot be cut off: {error}"));
+            self.damaged = true;
+            return;
+        }
+        tracing::warn!(%source, damage, transfers = rest.len(), "log written again out of the NVRAM");
+        for (epoch, transfer) in rest {
+            if self.fault.is_none() {
+                self.append(store, source, epoch, &transfer);
+            }
         }
     }
 

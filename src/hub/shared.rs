@@ -261,8 +261,6 @@ pub struct Shared {
     pub overlays: Arc<Room>,
     /// Fenced sources that follow.
     pub failbacks: Failbacks,
-    /// Bytes of the ring that were damaged when it was opened.
-    pub nvram_damaged_bytes: u64,
     /// Who has to send again what was lost before an import.
     pub refills: Refills,
     /// What rotted here.
@@ -396,6 +394,19 @@ impl Shared {
             lane.fault(&reason);
         }
         Ok(lane)
+    }
+
+    /// The source was here, and sends again what rot in the NVRAM may have taken.
+    pub fn nothing_is_missing(&self, lane: &Lane) {
+        let _row = lane.row();
+        let change = |row: &mut SourceRow| {
+            if let Ok(known) = Extension::of(row) {
+                row.extension = Extension { missing_bytes: 0, ..known }.encode();
+            }
+        };
+        if let Err(error) = self.pool.catalog().update_source(lane.source(), change) {
+            tracing::warn!(source = %lane.name(), %error, "the next start says it once more");
+        }
     }
 
     /// The row as it was before. What was overtaken while it waited for its turn changes nothing.

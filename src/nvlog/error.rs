@@ -14,6 +14,9 @@ pub enum RingError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Whoever was told of damage could not keep it.
+    #[error("{device}: damage was found and cannot be noted: {reason}")]
+    Untold { device: Arc<str>, reason: String },
     /// No id for a new ring.
     #[error(transparent)]
     Random(#[from] RandomError),

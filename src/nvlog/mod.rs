@@ -37,6 +37,7 @@ pub use recover::{Recovered, Recovery};
 use crate::device::{Device, DeviceError};
 use crate::limits::{COMMIT_BYTES_MAX, RECORD_BYTES_MAX, RING_BYTES_MIN};
 use crate::record::envelope::RecordKind;
+use crate::record::scan::Damage;
 use crate::units::ids::SourceId;
 use crate::units::numbers::{Epoch, LogPosition};
 
@@ -159,7 +160,19 @@ impl Ring {
         options: RingOptions,
         visit: &mut dyn FnMut(Recovered),
     ) -> Result<(Self, Recovery), RingError> {
-        let (state, recovery) = recover::recover(&*device, owner, recover::ALL_STEPS, visit)?;
+        Self::open_telling(device, owner, options, visit, &mut |_| Ok(()))
+    }
+
+    /// The same; `told` hears of damage before anything is written: the next open may not find it
+    /// again. If it fails the ring is as it was, and is not opened.
+    pub fn open_telling(
+        device: Arc<dyn Device>,
+        owner: [u8; 16],
+        options: RingOptions,
+        visit: &mut dyn FnMut(Recovered),
+        told: &mut dyn FnMut(&[Damage]) -> Result<(), String>,
+    ) -> Result<(Self, Recovery), RingError> {
+        let (state, recovery) = recover::recover(&*device, owner, recover::ALL_STEPS, visit, told)?;
         let largest = RECORD_BYTES_MAX.min(state.header.commit_bytes_max.0);
         assert!(options.spare_bytes == 0 || options.spare_bytes >= largest, "a spare of no use");
         let handle = commit::spawn(device, state, options)?;

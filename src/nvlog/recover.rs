@@ -176,6 +176,7 @@ pub(super) fn recover(
     owner: [u8; 16],
     steps: Steps,
     visit: &mut dyn FnMut(Recovered),
+    told: &mut dyn FnMut(&[Damage]) -> Result<(), String>,
 ) -> Result<(Opened, Recovery), RingError> {
     let (mut header, slot_damaged) = read_header(device, owner)?;
     let floor = stale::release_floor(device, &header, slot_damaged)?;
@@ -190,6 +191,11 @@ pub(super) fn recover(
         last_commit = Some(record.envelope.durable.max(header.released));
         visit(record);
     })?;
+    if !found.damage.is_empty() {
+        // What comes next makes a sound end of what there is: nobody finds rot behind it again.
+        let untold = |reason| RingError::Untold { device: device.name(), reason };
+        told(&found.damage).map_err(untold)?;
+    }
     if steps.rewrite {
         write_header(device, &header)?;
         rewrite(device, &header, last_commit.unwrap_or(found.end), found.end)?;

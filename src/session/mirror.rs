@@ -232,6 +232,8 @@ struct Apply {
     state: ApplyState,
     update_bytes: u64,
     end: Option<CpEnd>,
+    /// A pass that ends before what is held here of the source's line: that stays.
+    keeps_log: bool,
 }
 
 /// The mirror's machine for one source.
@@ -244,8 +246,9 @@ pub struct Mirror {
     drained: Place,
     filed: Place,
     apply: Option<Apply>,
-    /// CPs that received transfers belong to and that are not published, oldest first.
-    labels: Vec<CpNumber>,
+    /// CPs that received transfers belong to and that are not published, oldest first, and where
+    /// the last transfer of each ends.
+    labels: Vec<(CpNumber, Place)>,
     log_credit: u64,
     cp_credit: u64,
     /// Bytes of Updates that came on this connection, and how many of them are taken.
@@ -302,11 +305,13 @@ impl Mirror {
         self.known.pinned = pinned;
     }
 
-    /// CPs of which the source's logs hold entries, oldest first; told once, after a start.
-    pub fn holds(&mut self, cps: &[CpNumber]) {
-        self.labels = cps.iter().copied().filter(|&cp| cp > self.known.applied_cp).collect();
+    /// CPs of which the source's logs hold entries, oldest first, and the places where these end;
+    /// told once, after a start.
+    pub fn holds(&mut self, logs: &[(CpNumber, Place)]) {
+        let applied = self.known.applied_cp;
+        self.labels = logs.iter().copied().filter(|&(cp, _)| cp > applied).collect();
         // A label of n says that every CP below n was cut (R6).
-        if let Some(newest) = self.labels.last() {
+        if let Some((newest, _)) = self.labels.last() {
             self.known.cp_max = self.known.cp_max.max(CpNumber(newest.0 - 1));
         }
     }
@@ -355,6 +360,11 @@ impl Mirror {
     /// The CP being applied.
     pub fn applying(&self) -> Option<CpNumber> {
         self.apply.as_ref().map(|apply| apply.cp)
+    }
+
+    /// Whether the log behind the CP being applied stays although it is a pass.
+    pub fn keeps_log(&self) -> bool {
+        self.apply.as_ref().is_some_and(|apply| apply.keeps_log)
     }
 
     /// Takes one event; returns what is to be done, in order.
@@ -481,7 +491,7 @@ impl Mirror {
             self.close(reason, actions);
             return;
         }
-        if let Err(reason) = self.take_label(header.cp) {
+        if let Err(reason) = self.take_label(header.cp, *place) {
             self.close(format!("transfer {}: {reason}", header.id), actions);
             return;
         }
@@ -497,16 +507,30 @@ impl Mirror {
 
     /// CPs follow each other: two are not published, the one that is frozen and the one that is
     /// open. Anything else could not be stored, or fill the log with CPs that never come.
-    fn take_label(&mut self, cp: CpNumber) -> Result<(), String> {
-        match self.labels.last() {
-            Some(&newest) if cp == newest => Ok(()),
-            Some(newest) if cp < *newest => Err(format!("of CP {cp} behind one of CP {newest}")),
-            _ if self.labels.len() < UNPUBLISHED_CPS_MAX => {
-                self.labels.push(cp);
-                Ok(())
+    fn take_label(&mut self, cp: CpNumber, place: Place) -> Result<(), String> {
+        let count = self.labels.len();
+        match self.labels.last_mut() {
+            Some((newest, last)) if cp == *newest => {
+                *last = place;
+                return Ok(());
             }
-            _ => Err(format!("of CP {cp}, and neither of {:?} is published", self.labels)),
+            Some((newest, _)) if cp < *newest => {
+                return Err(format!("of CP {cp} behind one of CP {newest}"));
+            }
+            Some(_) if count >= UNPUBLISHED_CPS_MAX => {}
+            Some(_) | None => {
+                self.labels.push((cp, place));
+                return Ok(());
+            }
         }
+        let cps: Vec<CpNumber> = self.labels.iter().map(|(cp, _)| *cp).collect();
+        Err(format!("of CP {cp}, and neither of {cps:?} is published"))
+    }
+
+    /// Where the log of CP `cp` and of all before it ends, as far as it is held.
+    fn end_of(&self, cp: CpNumber) -> Place {
+        let ended = self.labels.iter().rev().find(|(label, _)| *label <= cp);
+        ended.map_or(self.known.applied, |(_, last)| *last)
     }
 
     fn received(&mut self, message: Message, actions: &mut Vec<Action>) {
@@ -657,8 +681,8 @@ impl Mirror {
 
     /// CPs that received transfers belong to and that are not published.
     #[cfg(test)]
-    pub(super) fn labels(&self) -> &[CpNumber] {
-        &self.labels
+    pub(super) fn labels(&self) -> Vec<CpNumber> {
+        self.labels.iter().map(|(cp, _)| *cp).collect()
     }
 
     /// Equal for machines that behave alike, for the searches of the tests.
@@ -669,14 +693,14 @@ impl Mirror {
         let recorded = matches!(state, State::Joining { recorded: true, .. });
         (std::mem::discriminant(state), recorded).hash(to);
         (received.hash, durable.hash, drained.hash, self.filed.hash).hash(to);
-        self.labels.hash(to);
+        self.labels.iter().for_each(|(cp, last)| (cp, last.hash).hash(to));
         (known.generation, known.applied_cp, known.cp_max, known.source.is_some()).hash(to);
         known.work.hash(to);
         (self.log_credit, self.cp_credit, self.cp_came, self.cp_taken, self.given_up).hash(to);
         (self.unshown, known.policy, known.alone).hash(to);
-        if let Some(Apply { cp, last, build, state, update_bytes, end }) = &self.apply {
+        if let Some(Apply { cp, last, build, state, update_bytes, end, keeps_log }) = &self.apply {
             let state = std::mem::discriminant(state);
-            (cp, last.hash, build, state, update_bytes, end.is_some()).hash(to);
+            (cp, last.hash, build, state, update_bytes, end.is_some(), keeps_log).hash(to);
         }
     }
 }

@@ -247,6 +247,12 @@ impl LogStore {
         self.ask(source, |logs| logs.logs.keys().copied().collect()).unwrap_or_default()
     }
 
+    /// The same, and where each of them ends.
+    pub fn ends(&self, source: SourceId) -> Vec<(CpNumber, Place)> {
+        let ends = |logs: &SourceLogs| logs.logs.iter().map(|(cp, log)| (*cp, log.last)).collect();
+        self.ask(source, ends).unwrap_or_default()
+    }
+
     /// CP of the newest log of the source: the label of its last transfer. Never waits for a medium.
     pub fn newest_cp(&self, source: SourceId) -> Option<CpNumber> {
         self.cell(source)?.newest_cp()

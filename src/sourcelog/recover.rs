@@ -62,6 +62,8 @@ pub struct RecoveredLog {
     pub start: Place,
     /// Place behind its last sound transfer; equal to `start` without one.
     pub last: Place,
+    /// How far it was synced, as its header says.
+    pub synced: Place,
     /// Bytes of sound records.
     pub bytes: u64,
     /// Bytes of a torn tail that were cut.
@@ -152,6 +154,7 @@ fn describe(logs: &SourceLogs, mut report: RecoveredLogs) -> RecoveredLogs {
             cp: log.name.identity.cp,
             start: log.name.identity.start,
             last: log.last,
+            synced: log.slot.place,
             bytes: log.end.0,
             cut_bytes: 0,
             damage: log.damage.clone(),
@@ -162,8 +165,8 @@ fn describe(logs: &SourceLogs, mut report: RecoveredLogs) -> RecoveredLogs {
         let before = report.logs.iter().rev().find(|log| log.cp < *cp);
         let place = before.map_or_else(Place::default, |log| log.last);
         let damage = Some(file.error.clone());
-        let log =
-            RecoveredLog { cp: *cp, start: place, last: place, bytes: 0, cut_bytes: 0, damage };
+        let (start, last, synced) = (place, place, place);
+        let log = RecoveredLog { cp: *cp, start, last, synced, bytes: 0, cut_bytes: 0, damage };
         let at = report.logs.partition_point(|log| log.cp < *cp);
         report.logs.insert(at, log);
     }

@@ -260,6 +260,10 @@ pub struct PartitionFull {
     /// No Updates follow, only CpEnd: the mirror applies the entries of its log, in order.
     #[serde(default)]
     pub replay: bool,
+    /// Of a pass: what the mirror holds behind `last` is of this line and stays, since it was
+    /// acknowledged (invariant 4).
+    #[serde(default)]
+    pub keeps_log: bool,
 }
 
 /// Changed blocks of one volume in a CP; the payload is [`super::updates`].
@@ -546,6 +550,9 @@ pub struct Compare {
     pub place: WirePlace,
     /// All volumes.
     pub volumes: Vec<PullVolume>,
+    /// As in [`PartitionFull`].
+    #[serde(default)]
+    pub keeps_log: bool,
 }
 
 /// The follower has published that CP, and its roots are those of the target.
@@ -747,7 +754,8 @@ mod tests {
         let volume = VolumeNumber(1);
         let root = VolumeRoot { volume, root: Root([9; 32]) };
         round(Message::Transfer, b"x");
-        let full = PartitionFull { cp: CpNumber(300), last: place(), base: None, replay: true };
+        let (last, base, replay, keeps_log) = (place(), None, true, true);
+        let full = PartitionFull { cp: CpNumber(300), last, base, replay, keeps_log };
         round(Message::PartitionFull(full), b"");
         round(Message::Updates(Updates { cp: CpNumber(1), volume }), b"y");
         let end = CpEnd { cp: CpNumber(1), place: place(), roots: vec![root], update_bytes: 5 };
@@ -770,7 +778,8 @@ mod tests {
         round(Message::Nodes(Pulled { cp, volume, number }), b"n");
         round(Message::Blocks(Pulled { cp, volume, number }), b"b");
         let volumes = vec![PullVolume { volume, size: ByteCount(1 << 30), root: Root([9; 32]) }];
-        let compare = Compare { cp, base: CpNumber(9), place: place(), volumes: volumes.clone() };
+        let (base, of, keeps_log) = (CpNumber(9), volumes.clone(), true);
+        let compare = Compare { cp, base, place: place(), volumes: of, keeps_log };
         round(Message::Compare(compare), b"");
         let (keep, own) = (Some("split-2".parse().unwrap()), true);
         let target = PullTarget { cp, place: place(), volumes, last: true, keep, own };
@@ -885,7 +894,13 @@ mod tests {
     fn a_partition_full_without_a_word_of_replay_has_updates() {
         let old = rmp_serde::to_vec(&(CpNumber(300), place())).unwrap();
         let header: Vec<u8> = std::iter::once(3).chain(old).collect();
-        let full = PartitionFull { cp: CpNumber(300), last: place(), base: None, replay: false };
+        let full = PartitionFull {
+            cp: CpNumber(300),
+            last: place(),
+            base: None,
+            replay: false,
+            keeps_log: false,
+        };
         assert_eq!(Message::decode(&header, 0).unwrap(), Message::PartitionFull(full));
     }
 

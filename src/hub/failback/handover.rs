@@ -92,7 +92,9 @@ impl Handover<'_> {
                 row.epoch = epoch;
                 let (state, nvram_made, serving) = (State::HandedOver, false, None);
                 let given = Extension { state, nvram_made, serving, own, home, ..known };
-                row.extension = Extension { policy, alone: None, ..given }.encode();
+                // What was missing is of a log that has ended.
+                let gone = Extension { missing_bytes: 0, ..given };
+                row.extension = Extension { policy, alone: None, ..gone }.encode();
             }
         };
         let commit = move || {

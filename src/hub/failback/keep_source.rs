@@ -14,6 +14,11 @@
 //!    written alone; then epoch and end of the fence. Its Hello makes this hub a mirror, whose image is
 //!    at the place of an own CP of the source with another content: it is compared and brought up (R5).
 //!
+//! If the NVRAM that the hub served with is gone, nobody serves, and what only that held is lost: what
+//! was published here is this side. Then it is recorded first that this NVRAM is not looked for any
+//! more, so that nothing is served with it again behind the CP of 2, which has the content of the one
+//! before it and another number. A cut: the command is given again.
+//!
 //! Where the log of the source cannot be applied (R13) nobody has written here, and the published CP
 //! is the filer's own past: 2 and 4 have nothing to do, and the log goes, which the filer has itself.
 
@@ -31,7 +36,11 @@ use crate::hub::extension::{Extension, State};
 use crate::hub::failover::Refusal;
 use crate::hub::promoted::Engine;
 use crate::hub::shared::Shared;
+use crate::pool::Pool;
+use crate::pool::error::PoolError;
+use crate::pool::publish::Publish;
 use crate::pool::rows::SourceRow;
+use crate::pool::write_set::Budget;
 use crate::record::marks::Place;
 use crate::units::machine;
 use crate::units::names::{KeptName, SourceName};
@@ -43,6 +52,8 @@ enum Giver {
     Engine(Arc<Filer>),
     /// Nobody: the log cannot be applied, and no client was served over it.
     Nobody,
+    /// Nobody any more: the NVRAM is gone.
+    Lost,
 }
 
 /// Gives a source back with what its filer has.
@@ -60,14 +71,16 @@ pub(super) async fn run(
         return Err(stopped());
     }
     let follow = &follower.follow;
-    // What a log lacks that cannot be applied is enough.
-    let served = matches!(giver, Giver::Engine(_));
-    if served && judge::own(shared, &row, &extension, follow)? == Own::Nothing {
+    // What a log lacks that cannot be applied is enough, or an NVRAM that is gone.
+    let engine = matches!(giver, Giver::Engine(_));
+    let served = engine || matches!(giver, Giver::Lost);
+    if engine && judge::own(shared, &row, &extension, follow)? == Own::Nothing {
         return Err(nothing_own(name));
     }
     let (before, last) = (extension.fence.sequence, follow.last);
     let mut report = Report::before(&row, Side::Source, ask.dry_run);
-    (report.last, report.here) = (last, (before, written(&giver, before)));
+    (report.last, report.here) = (last, (before, written(&giver, &row, before)));
+    report.nvram_lost = matches!(giver, Giver::Lost);
     if served {
         report.kept_here = Some(free_name(shared, &row, row.applied)?);
     } else if last < before {
@@ -94,10 +107,11 @@ fn nothing_own(name: &SourceName) -> Refusal {
 }
 
 /// The last entry that was written here.
-fn written(giver: &Giver, before: SequenceNumber) -> SequenceNumber {
+fn written(giver: &Giver, row: &SourceRow, before: SequenceNumber) -> SequenceNumber {
     match giver {
         Giver::Engine(engine) => engine.last().max(before),
         Giver::Nobody => before,
+        Giver::Lost => row.sequence.max(before),
     }
 }
 
@@ -117,6 +131,11 @@ fn giver(shared: &Shared, row: &SourceRow, extension: &Extension) -> Result<Give
     let name = &row.name;
     match (extension.state, shared.promoted.engine(name)) {
         (State::Promoted, Some(Engine::Running(engine))) => Ok(Giver::Engine(engine)),
+        (State::Promoted, Some(Engine::Failed(_)))
+            if extension.own || shared.promoted.nvram_is_gone(row.id) =>
+        {
+            Ok(Giver::Lost)
+        }
         (State::Promoted, Some(Engine::Failed(reason))) => {
             let reason = format!(
                 "{name} is not served here: {reason}; what clients wrote here cannot be kept"
@@ -175,13 +194,32 @@ fn find(
 /// `split-EPOCH`, or with the CP's number if that is taken by another CP: an attempt that was cut, or
 /// an administrator, has it.
 fn free_name(shared: &Shared, row: &SourceRow, cp: CpNumber) -> Result<KeptName, Refusal> {
-    let failed = |error: crate::pool::error::PoolError| Refusal::new(error.to_string(), SEE_LOG);
+    let failed = |error: PoolError| Refusal::new(error.to_string(), SEE_LOG);
     let wanted = judge::named(&format!("split-{}", row.epoch.number))?;
     let kept = shared.pool.catalog().kept(row.id).map_err(failed)?;
     if kept.iter().any(|kept| kept.row.name == wanted && kept.row.cp != cp) {
         return judge::named(&format!("{wanted}-{cp}"));
     }
     Ok(wanted)
+}
+
+/// The published CP once more, with a number that nobody has used.
+fn publish_above(pool: &Arc<Pool>, row: &SourceRow, floor: CpNumber) -> Result<(), PoolError> {
+    if row.applied > floor {
+        return Ok(());
+    }
+    let published = pool.publish(Publish {
+        write_set: pool.begin(Budget::Reserve),
+        source: row.id,
+        cp: floor.next(),
+        sequence: row.sequence,
+        stream_hash: row.stream_hash,
+        epoch: row.epoch,
+        generation: None,
+        extension: None,
+        volumes: Vec::new(),
+    });
+    published.map(drop)
 }
 
 /// One under way.
@@ -193,13 +231,16 @@ struct KeepSource<'a> {
 
 impl KeepSource<'_> {
     async fn go(mut self) -> Result<Report, Refusal> {
+        if matches!(self.giver, Giver::Lost) {
+            self.give_nvram_up().await?;
+        }
         // As long as clients write: the filer's NVRAM becomes a CP.
         self.ask_filer(false).await?;
         self.over.step(Step::Round(1))?;
         let held = machine::now();
         let mut hold = match &self.giver {
             Giver::Engine(engine) => Some(Hold::new(engine.clone())),
-            Giver::Nobody => None,
+            Giver::Nobody | Giver::Lost => None,
         };
         self.over.step(Step::Held)?;
         let last = tokio::time::timeout(HOLD_MAX, self.last_cp()).await;
@@ -224,7 +265,39 @@ impl KeepSource<'_> {
             made.map_err(|error| Refusal::new(error.to_string(), AGAIN))?;
             self.report.here.1 = engine.last().max(self.report.here.0);
         }
+        if matches!(self.giver, Giver::Lost) {
+            let floor = above(&self.over.follower.follow)?;
+            self.change(move |shared, row| publish_above(&shared.pool, row, floor)).await?;
+        }
         self.ask_filer(true).await
+    }
+
+    /// Nothing is served with that NVRAM again, also if it is found.
+    async fn give_nvram_up(&self) -> Result<(), Refusal> {
+        self.change(|shared, row| {
+            let change = |row: &mut SourceRow| {
+                if let Ok(known) = Extension::of(row)
+                    && known.state == State::Promoted
+                {
+                    row.extension = Extension { own: true, ..known }.encode();
+                }
+            };
+            shared.pool.catalog().update_source(row.id, change)
+        })
+        .await
+    }
+
+    /// Changes something of the row as it is now.
+    async fn change(
+        &self,
+        change: impl FnOnce(&Shared, &SourceRow) -> Result<(), PoolError> + Send + 'static,
+    ) -> Result<(), Refusal> {
+        let (shared, row) = (self.over.shared.clone(), row_of(self.over.shared, self.over.name)?);
+        let failed = |error: String| Refusal::new(error, AGAIN);
+        let changed = machine::blocking(move || change(&shared, &row)).await;
+        changed
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(|error| failed(error.to_string()))
     }
 
     /// The filer makes a CP of what it has, and says whether the CP here can follow it.

@@ -32,6 +32,8 @@ pub struct Report {
     pub last: SequenceNumber,
     /// What was written here since the failover: the last entry before and the last one of all.
     pub here: (SequenceNumber, SequenceNumber),
+    /// What was written here is known up to the last CP only: the NVRAM behind it is gone.
+    pub nvram_lost: bool,
 }
 
 impl Report {
@@ -49,6 +51,7 @@ impl Report {
             kept_here: None,
             last: SequenceNumber(0),
             here: Default::default(),
+            nvram_lost: false,
         }
     }
 
@@ -116,6 +119,11 @@ impl Report {
             );
             vec![what, lost]
         };
+        if self.nvram_lost {
+            out.push(
+                "what clients wrote here behind its last CP was lost with its NVRAM".to_owned(),
+            );
+        }
         if let Some(name) = &self.kept_here {
             let would = if self.dry_run { "would stay" } else { "stays" };
             out.push(format!(
@@ -168,6 +176,7 @@ mod tests {
             kept_here: Some("split-2".parse().unwrap()),
             last: SequenceNumber(70),
             here: (SequenceNumber(40), SequenceNumber(49)),
+            nvram_lost: false,
         }
     }
 
@@ -190,6 +199,9 @@ mod tests {
         );
         let away = Report { serves: false, ..report() };
         assert!(away.next_step(&name, &name).contains("start `mirrorhub source`"));
+        let lost = Report { nvram_lost: true, ..report() };
+        assert!(lost.sentences(&name).join("\n").contains("lost with its NVRAM"));
+        assert!(!done.sentences(&name).join("\n").contains("lost with its NVRAM"));
         let idle = Report { here: (SequenceNumber(40), SequenceNumber(40)), ..report() };
         assert!(idle.sentences(&name)[1].contains("nothing was written here"));
     }

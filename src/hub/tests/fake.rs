@@ -228,7 +228,13 @@ impl Fake {
 
     /// A whole CP without updates: the hub applies its log.
     pub async fn checkpoint_by_replay(&mut self) -> Message {
-        let full = PartitionFull { cp: self.cp, last: self.last.into(), base: None, replay: true };
+        let full = PartitionFull {
+            cp: self.cp,
+            last: self.last.into(),
+            base: None,
+            replay: true,
+            keeps_log: false,
+        };
         self.send(&Message::PartitionFull(full), Bytes::new()).await;
         let end = self.end(0, self.root());
         self.send(&end, Bytes::new()).await;
@@ -256,7 +262,13 @@ impl Fake {
 
     /// Sends PartitionFull and the updates, by reference; not the end.
     pub async fn updates(&mut self, references: &[(u64, TransferId)]) -> u64 {
-        let full = PartitionFull { cp: self.cp, last: self.last.into(), base: None, replay: false };
+        let full = PartitionFull {
+            cp: self.cp,
+            last: self.last.into(),
+            base: None,
+            replay: false,
+            keeps_log: false,
+        };
         self.send(&Message::PartitionFull(full), Bytes::new()).await;
         let mut encoder = Encoder::new(65_536);
         for &(vbn, transfer) in references {
@@ -310,7 +322,13 @@ impl Fake {
 
     /// PartitionFull and one frame of Updates; its bytes.
     pub async fn updates_with(&mut self, fill: impl FnOnce(&mut Encoder)) -> u64 {
-        let full = PartitionFull { cp: self.cp, last: self.last.into(), base: None, replay: false };
+        let full = PartitionFull {
+            cp: self.cp,
+            last: self.last.into(),
+            base: None,
+            replay: false,
+            keeps_log: false,
+        };
         self.send(&Message::PartitionFull(full), Bytes::new()).await;
         let mut encoder = Encoder::new(1 << 20);
         fill(&mut encoder);

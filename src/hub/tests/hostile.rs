@@ -465,7 +465,13 @@ fn a_lie_about_the_place_of_a_cp_stays_with_the_liar() {
         b.put(0, 1).await;
         b.acked().await;
         let lie = Place { hash: StreamHash([0xee; 16]), ..a.last };
-        let full = PartitionFull { cp: a.cp, last: lie.into(), base: None, replay: false };
+        let full = PartitionFull {
+            cp: a.cp,
+            last: lie.into(),
+            base: None,
+            replay: false,
+            keeps_log: false,
+        };
         a.send(&Message::PartitionFull(full), Bytes::new()).await;
         let mut encoder = crate::wire::updates::Encoder::new(65_536);
         encoder.reference(Vbn(0), 1, id, 0);

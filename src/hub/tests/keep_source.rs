@@ -14,7 +14,7 @@ use crate::hub::failback::{self, Ask, Report, Side, Step};
 use crate::hub::failover;
 use crate::hub::failover::Refusal;
 use crate::units::names::KeptName;
-use crate::units::numbers::VolumeNumber;
+use crate::units::numbers::{Epoch, VolumeNumber};
 use crate::volume::root::hash_reader;
 
 /// A filer that went alone, and a hub that was failed over where the filer did not find it.
@@ -77,6 +77,69 @@ impl Split {
 
 async fn keep_source(hub: &Hub) -> Result<Report, Refusal> {
     give_back(hub, Some(Side::Source)).await
+}
+
+/// Somebody at the hub's address who gives what is not his to give: the filer publishes nothing for
+/// it and keeps its NVRAM.
+#[test]
+fn an_epoch_that_is_not_new_changes_nothing() {
+    in_system(async {
+        let (split, filer) = Split::new().await;
+        let row = || filer.pool().catalog().source(filer.status().id).unwrap().unwrap();
+        let (before, hub) = (row(), &split.world.hub);
+        // Its own epoch; the hub's, by another.
+        for number in [1, 2] {
+            follows(hub).await;
+            failback::lie(hub.shared(), &name(), Epoch { number, id: 7 }).await;
+            let says = format!("epoch {number} is given here");
+            until(&says, || filer.status().reason.contains(&says)).await;
+            assert_eq!(row(), before);
+        }
+        follows(hub).await;
+        keep_source(hub).await.unwrap();
+        let world = split.check_filers_side(&filer).await;
+        filer.stop().await.unwrap();
+        world.hub.stop().await;
+    });
+}
+
+/// The NVRAM that the hub served with is gone, and with it the way to serve: what the filer has can
+/// count all the same, and what the hub had published is kept. A cut behind the first step leaves
+/// that way, and no other, also if the file is found again.
+#[test]
+fn an_nvram_that_is_gone_is_no_dead_end() {
+    in_system(async {
+        let (Split { world, alone }, filer) = Split::new().await;
+        let World { hub, hub_dir, filer_dir, image, .. } = world;
+        let address = hub.address();
+        let path = hub.shared().promoted.nvram_path(filer.status().id);
+        hub.stop().await;
+        drop(hub);
+        let aside = path.with_extension("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        let again = || HubOptions { listen: address, ..options(hub_dir.path(), &["a", "b"]) };
+        let hub = start_again(again()).await;
+        follows(&hub).await;
+        let refused = give_back(&hub, None).await.unwrap_err();
+        assert!(refused.reason.contains("is gone"), "{refused:?}");
+        assert!(refused.next_step.contains("--keep source"), "{refused:?}");
+        let ask = Ask { keep: Some(Side::Source), ..Ask::default() };
+        let cut = hub.failback(&name(), ask, Box::new(|step| step != Step::Round(1))).await;
+        assert!(cut.unwrap_err().reason.contains("stops"));
+        hub.stop().await;
+        drop(hub);
+        std::fs::rename(&aside, &path).unwrap();
+        let hub = start_again(again()).await;
+        follows(&hub).await;
+        let refused = give_back(&hub, None).await.unwrap_err();
+        assert!(refused.reason.contains("given up"), "{refused:?}");
+        let report = keep_source(&hub).await.unwrap();
+        assert!(report.serves && report.nvram_lost, "{report:?}");
+        let world = World::of(hub_dir, hub, filer_dir, image, go_on());
+        let world = Split { world, alone }.check_filers_side(&filer).await;
+        filer.stop().await.unwrap();
+        world.hub.stop().await;
+    });
 }
 
 #[test]

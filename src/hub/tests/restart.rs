@@ -136,7 +136,8 @@ fn a_crash_between_any_two_steps_loses_nothing() {
 
         // The CP is told, and entries of the next one are behind it.
         let (cp, place, root, middle) = (a.cp, a.last, a.root(), a.image.clone());
-        let full = PartitionFull { cp, last: place.into(), base: None, replay: false };
+        let full =
+            PartitionFull { cp, last: place.into(), base: None, replay: false, keeps_log: false };
         a.send(&Message::PartitionFull(full), Bytes::new()).await;
         a.cp = cp.next();
         let next = a.put(9, 5).await;

@@ -196,7 +196,13 @@ fn lane_of(hub: &Hub) -> crate::units::ids::SourceId {
 fn offer(a: &Fake, root: Root) -> Compare {
     let size = ByteCount(u64::try_from(a.image.len()).unwrap());
     let volumes = vec![PullVolume { volume: VolumeNumber(0), size, root }];
-    Compare { cp: a.cp, base: CpNumber(a.cp.0 - 1), place: a.last.into(), volumes }
+    Compare {
+        cp: a.cp,
+        base: CpNumber(a.cp.0 - 1),
+        place: a.last.into(),
+        volumes,
+        keeps_log: false,
+    }
 }
 
 /// A source that says what it was not asked, or offers what it was not welcomed with.

@@ -136,9 +136,10 @@ pub(super) fn drive(device: Arc<dyn Device>) -> Result<Driven, RingError> {
 
 pub(super) fn drive_with(device: Arc<dyn Device>, steps: Steps) -> Result<Driven, RingError> {
     let mut found = Vec::new();
-    let (opened, recovery) = recover::recover(&*device, OWNER, steps, &mut |record| {
+    let visit = &mut |record: Recovered| {
         found.push((record.envelope.position.0, ticket_of(&record.body)));
-    })?;
+    };
+    let (opened, recovery) = recover::recover(&*device, OWNER, steps, visit, &mut |_| Ok(()))?;
     let Opened { header, cursors } = &opened;
     let shared = Arc::new(Shared::new(device, header.ring, cursors, 0));
     let handle = Handle::without_thread(Arc::clone(&shared));

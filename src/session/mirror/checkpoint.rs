@@ -27,8 +27,8 @@ impl Mirror {
             actions.push(Action::Send(Message::CpDone(CpDone { cp: full.cp })));
         } else if self.apply.is_some() {
             self.close(format!("CP {} while another is under way", full.cp), actions);
-        } else if let Some(base) = full.base {
-            self.begin_pass(full.cp, last, base, actions);
+        } else if full.base.is_some() {
+            self.begin_pass(full, actions);
         } else if last.sequence > self.received.sequence
             || last.sequence < self.known.applied.sequence
             || last.sequence == self.known.applied.sequence && !self.may_hold_nothing(full.cp, last)
@@ -38,35 +38,44 @@ impl Mirror {
             self.close(reason, actions);
         } else {
             let build = if full.replay { Build::Replay } else { Build::Updates };
-            self.begin(full.cp, last, build);
+            self.begin(full.cp, last, build, false);
         }
     }
 
     /// A CP of nothing ends where the image does, and nothing that came belongs to it: its log would
     /// be dropped with it.
     fn may_hold_nothing(&self, cp: CpNumber, last: Place) -> bool {
-        last == self.known.applied && self.labels.iter().all(|&label| label > cp)
+        last == self.known.applied && self.labels.iter().all(|&(label, _)| label > cp)
     }
 
     /// The data brings the image from `base` to the CP, without the log; behind it the log goes on
-    /// at `last`, wherever it stood (R4). What the log holds is kept until that is published.
-    fn begin_pass(&mut self, cp: CpNumber, last: Place, base: CpNumber, actions: &mut Vec<Action>) {
-        if self.may_pass(cp, last, base, actions) {
-            self.begin(cp, last, Build::Pass);
+    /// at `last`, wherever it stood (R4), or stays as it is behind that place. What the log holds is
+    /// kept until that is published.
+    fn begin_pass(&mut self, full: &PartitionFull, actions: &mut Vec<Action>) {
+        let (cp, last, base) = (full.cp, Place::from(full.last), full.base.unwrap_or_default());
+        if self.may_pass((cp, last), base, full.keeps_log, actions) {
+            self.begin(cp, last, Build::Pass, full.keeps_log);
         }
     }
 
     /// Whether a pass may begin; the connection is closed if not.
     fn may_pass(
         &mut self,
-        cp: CpNumber,
-        last: Place,
+        (cp, last): (CpNumber, Place),
         base: CpNumber,
+        keeps_log: bool,
         actions: &mut Vec<Action>,
     ) -> bool {
         let known = &self.known;
         let behind = last.sequence < known.applied.sequence;
         let may = base == known.applied_cp && cp <= CP_NUMBER_MAX && !behind;
+        // The source's word is not enough: what stays must follow the new image (invariant 6).
+        if may && keeps_log && self.end_of(cp) != last {
+            let (here, there) = (self.end_of(cp).transfer, last.transfer);
+            let reason = format!("a pass to CP {cp} at {there}, the log to keep is cut at {here}");
+            self.close(reason, actions);
+            return false;
+        }
         if !may {
             let reason = format!(
                 "a pass from CP {base} to CP {cp} at {}, the image is at CP {} ({})",
@@ -79,7 +88,7 @@ impl Mirror {
 
     /// The image is compared with the CP, and pulls what differs; for the rest it is a pass.
     pub(super) fn compare(&mut self, compare: &Compare, actions: &mut Vec<Action>) {
-        let Compare { cp, base, place, ref volumes } = *compare;
+        let Compare { cp, base, place, ref volumes, keeps_log } = *compare;
         if cp <= self.known.applied_cp {
             actions.push(Action::Send(Message::CpDone(CpDone { cp })));
             return;
@@ -96,10 +105,10 @@ impl Mirror {
             self.close(format!("CP {cp} has other volumes than were agreed on"), actions);
             return;
         }
-        if !self.may_pass(cp, place.into(), base, actions) {
+        if !self.may_pass((cp, place.into()), base, keeps_log, actions) {
             return;
         }
-        self.begin(cp, place.into(), Build::Compare);
+        self.begin(cp, place.into(), Build::Compare, keeps_log);
         let root = |new: &PullVolume| VolumeRoot { volume: new.volume, root: new.root };
         let roots = volumes.iter().map(root).collect();
         if let Some(apply) = &mut self.apply {
@@ -122,10 +131,10 @@ impl Mirror {
         }
     }
 
-    fn begin(&mut self, cp: CpNumber, last: Place, build: Build) {
+    fn begin(&mut self, cp: CpNumber, last: Place, build: Build, keeps_log: bool) {
         self.known.cp_max = self.known.cp_max.max(cp);
-        let state = ApplyState::Waiting;
-        self.apply = Some(Apply { cp, last, build, state, update_bytes: 0, end: None });
+        let (state, update_bytes, end) = (ApplyState::Waiting, 0, None);
+        self.apply = Some(Apply { cp, last, build, state, update_bytes, end, keeps_log });
     }
 
     pub(super) fn updates(&mut self, cp: CpNumber, bytes: u64, actions: &mut Vec<Action>) {
@@ -205,12 +214,12 @@ impl Mirror {
             Outcome::Published(roots) => {
                 self.known.applied_cp = cp;
                 self.known.applied = apply.last;
-                self.labels.retain(|&label| label > cp);
+                self.labels.retain(|&(label, _)| label > cp);
                 self.known.cp_max = self.known.cp_max.max(cp);
                 self.publish(cp, roots);
                 // What is published needs no log; the source is told before CpDone builds on it.
                 self.filed(apply.last, actions);
-                if apply.build.is_pass() {
+                if apply.build.is_pass() && !apply.keeps_log {
                     // The applier has set the log to the same place.
                     (self.received, self.durable) = (apply.last, apply.last);
                     (self.drained, self.filed) = (apply.last, apply.last);

@@ -19,6 +19,9 @@
 //! of what was written during this one, follows. A pass that the hub refused is sent again from the
 //! newest own CP.
 //!
+//! A pass may end before what the hub holds: writes that both ends had acknowledged behind the last
+//! CP before the hub was lost. What of the hub's log is of this line stays there (invariant 4).
+//!
 //! Trees are compared where births tell nothing: the image has another content than the own CP of
 //! its place, or a pass was cut and the hub keeps what came of it, or CPs were refused (R19). What is
 //! refused is first sent again, then repaired by comparison with a newer CP; where that is refused
@@ -62,6 +65,8 @@ struct Pass {
     roots: Vec<VolumeRoot>,
     data: Data,
     refusals: u32,
+    /// The hub's log goes on behind `place` on this line, and the hub was told to keep it.
+    keeps_log: bool,
 }
 
 /// How far a session has come in bringing both ends together.
@@ -69,8 +74,9 @@ struct Pass {
 enum Way {
     /// Nothing to bring together, or no session.
     None,
-    /// The logs do not join: passes. `base` is the CP of the image; `asked` for a freeze.
-    Syncing { base: CpNumber, how: How, pass: Option<Pass>, asked: bool },
+    /// The logs do not join: passes. `base` is the CP of the image; `asked` for a freeze; `log` is
+    /// where the hub's log ends, if that is on this line.
+    Syncing { base: CpNumber, how: How, pass: Option<Pass>, asked: bool, log: Option<Place> },
     /// The logs join: until the hub has what was formed when this began.
     Catching { target: Place },
     /// Answers need the hub again: until it has what was formed when that began.
@@ -155,12 +161,13 @@ impl Apart {
         std::mem::discriminant(&self.way).hash(to);
         match &self.way {
             Way::None => {}
-            Way::Syncing { base, how, pass, asked } => {
-                (base, how, asked).hash(to);
+            Way::Syncing { base, how, pass, asked, log } => {
+                (base, how, asked, log.map(|log| log.hash)).hash(to);
                 if let Some(pass) = pass {
                     let sent = if let Data::Sent(bytes) = pass.data { Some(bytes) } else { None };
                     let data = std::mem::discriminant(&pass.data);
                     (pass.cp, pass.base, pass.how, data, sent, pass.refusals).hash(to);
+                    pass.keeps_log.hash(to);
                 }
             }
             Way::Catching { target } | Way::Closing { target } => target.hash.hash(to),
@@ -289,12 +296,18 @@ impl Primary {
         self.serve(actions);
     }
 
-    /// The logs do not join; the image is at `base`.
-    pub(super) fn begin_syncing(&mut self, base: CpNumber, how: How, actions: &mut Vec<Action>) {
+    /// The logs do not join; the image is at `base`, and the hub's log ends at `log` if that is on
+    /// this line.
+    pub(super) fn begin_syncing(
+        &mut self,
+        (base, log): (CpNumber, Option<Place>),
+        how: How,
+        actions: &mut Vec<Action>,
+    ) {
         (self.sent, self.acked, self.in_flight_bytes) = (0, 0, 0);
         let Apart { refused, faulted, .. } = self.apart;
         let how = if refused.is_some() { How::Compare } else { how };
-        self.apart.way = Way::Syncing { base, how, pass: None, asked: faulted };
+        self.apart.way = Way::Syncing { base, how, pass: None, asked: faulted, log };
         self.mark(actions);
         if self.apart.mark == Mark::Set {
             self.apart_now(actions);
@@ -377,12 +390,13 @@ impl Primary {
         // The newest own CP is the target; one that waits for the hub would only be older.
         self.done_alone(|_| true, actions);
         let refused = self.apart.refused.unwrap_or_default();
-        let Way::Syncing { base, how, pass, asked } = &mut self.apart.way else { return };
+        let Way::Syncing { base, how, pass, asked, .. } = &mut self.apart.way else { return };
         let base = *base;
         if self.own_cp > base.max(refused) {
             let (cp, place) = (self.own_cp, self.held_after);
             let (roots, data) = (self.own_roots.clone(), Data::Waiting);
-            *pass = Some(Pass { how: *how, cp, place, base, roots, data, refusals: 0 });
+            let (how, refusals, keeps_log) = (*how, 0, false);
+            *pass = Some(Pass { how, cp, place, base, roots, data, refusals, keeps_log });
             *asked = false;
             self.pump_pass(actions);
         } else if self.pending.is_some() {
@@ -408,25 +422,27 @@ impl Primary {
     fn pump_pass(&mut self, actions: &mut Vec<Action>) {
         let Some(pass) = self.apart.pass() else { return };
         let roots = self.agreed(&pass.roots);
+        let keeps_log = self.log_behind(pass.place).is_some();
         let offers = &self.identity.volumes;
         let Some(pass) = self.apart.pass_mut() else { return };
         let (cp, base) = (pass.cp, pass.base);
         match (pass.data, pass.how) {
             (Data::Waiting, How::Births) => {
-                pass.data = Data::Sending;
+                (pass.data, pass.keeps_log) = (Data::Sending, keeps_log);
                 let (last, base) = (pass.place.into(), Some(base));
-                let full = PartitionFull { cp, last, base, replay: false };
+                let full = PartitionFull { cp, last, base, replay: false, keeps_log };
                 actions.push(Action::Send(Message::PartitionFull(full)));
                 actions.push(Action::SendPass { cp, base: pass.base });
             }
             (Data::Waiting, How::Compare) => {
-                pass.data = Data::Ended;
+                (pass.data, pass.keeps_log) = (Data::Ended, keeps_log);
                 let volume = |root: &VolumeRoot| {
                     let offer = offers.iter().find(|offer| offer.number == root.volume)?;
                     Some(PullVolume { volume: root.volume, size: offer.size, root: root.root })
                 };
                 let volumes = roots.iter().filter_map(volume).collect();
-                let compare = Compare { cp, base, place: pass.place.into(), volumes };
+                let place = pass.place.into();
+                let compare = Compare { cp, base, place, volumes, keeps_log };
                 actions.push(Action::SendCompare { cp, base });
                 actions.push(Action::Send(Message::Compare(compare)));
             }
@@ -446,19 +462,22 @@ impl Primary {
             return;
         }
         let (cp, place) = (pass.cp, pass.place);
+        // Nothing was sent meanwhile: it ends where it did, or was set to the pass's end.
+        let log = self.hub_log().filter(|_| pass.keeps_log);
         self.volumes_behind(false);
         self.hub_cp = cp;
         self.apart.repaired();
         actions.push(Action::PassEnded { cp });
         match self.find(place) {
             Some(position) => {
+                let position = log.and_then(|log| self.find(log)).unwrap_or(position);
                 (self.sent, self.acked) = (position, position);
                 self.join(actions);
             }
             // Released meanwhile: what was written during the pass follows in the next one.
             None => {
                 let how = How::Births;
-                self.apart.way = Way::Syncing { base: cp, how, pass: None, asked: false };
+                self.apart.way = Way::Syncing { base: cp, how, pass: None, asked: false, log };
             }
         }
         self.pump_apart(actions);
@@ -485,7 +504,20 @@ impl Primary {
     /// CP `cp` was refused too often: the image is compared with a newer one (R19).
     pub(super) fn repair(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
         self.apart.refused = Some(cp);
-        self.begin_syncing(self.hub_cp, How::Compare, actions);
+        let sent = self.sent.checked_sub(1).map(|last| self.held[last].place);
+        let log = if self.apart.is_syncing() { self.hub_log() } else { sent };
+        self.begin_syncing((self.hub_cp, log), How::Compare, actions);
+    }
+
+    /// Where the hub's log ends while the image is brought up, if that is on this line.
+    fn hub_log(&self) -> Option<Place> {
+        if let Way::Syncing { log, .. } = self.apart.way { log } else { None }
+    }
+
+    /// What of the hub's log goes on behind `place`: it was acknowledged there, and stays.
+    fn log_behind(&self, place: Place) -> Option<Place> {
+        let beyond = |log: &Place| log.sequence > place.sequence && self.find(*log).is_some();
+        self.hub_log().filter(beyond)
     }
 
     /// The hub counts as lost, and is not asked again before there is a newer CP.

@@ -125,7 +125,7 @@ impl Primary {
             // Without a log the data makes the CP out of the image, as in a pass.
             let base = (!forwards).then_some(self.hub_cp);
             let (cp, last) = (pending.cp, pending.place.into());
-            let full = PartitionFull { cp, last, base, replay };
+            let full = PartitionFull { cp, last, base, replay, keeps_log: false };
             actions.push(Action::Send(Message::PartitionFull(full)));
             if replay {
                 pending.data = Data::Sent(0);

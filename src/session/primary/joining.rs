@@ -89,24 +89,25 @@ impl Primary {
                 actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
             }
             Joining::Pass(how) => {
+                let log = Some(Place::from(welcome.last)).filter(|&log| self.find(log).is_some());
                 self.settle(welcome.applied_cp, actions);
-                self.pass_over(welcome.applied_cp, how, actions);
+                self.pass_over((welcome.applied_cp, log), how, actions);
             }
         }
     }
 
     /// In session, but the image is brought up before the log goes on.
-    fn pass_over(&mut self, base: CpNumber, how: How, actions: &mut Vec<Action>) {
+    fn pass_over(&mut self, image: (CpNumber, Option<Place>), how: How, actions: &mut Vec<Action>) {
         self.state = State::Streaming;
         self.cp_taken = 0;
         actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
-        self.begin_syncing(base, how, actions);
+        self.begin_syncing(image, how, actions);
     }
 
     /// Everything that the hub held beyond the own log is here.
     pub(super) fn refill_over(&mut self, actions: &mut Vec<Action>) {
         if self.volumes.is_behind() {
-            self.pass_over(self.hub_cp, How::Births, actions);
+            self.pass_over((self.hub_cp, Some(self.last())), How::Births, actions);
         } else {
             self.join(actions);
         }

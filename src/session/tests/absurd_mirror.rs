@@ -68,7 +68,7 @@ fn hello(number: u32) -> Hello {
     }
 }
 
-fn receive(machine: &mut Mirror, message: Message) -> Vec<Action> {
+pub(super) fn receive(machine: &mut Mirror, message: Message) -> Vec<Action> {
     machine.step(Event::Received(message))
 }
 
@@ -79,25 +79,25 @@ fn welcomes(actions: &[Action]) -> Option<Welcome> {
     })
 }
 
-fn join(machine: &mut Mirror, number: u32) -> Welcome {
+pub(super) fn join(machine: &mut Mirror, number: u32) -> Welcome {
     let actions = machine.step(Event::Hello(hello(number)));
     assert!(matches!(actions.last(), Some(Action::Record { .. })), "{actions:?}");
     welcomes(&machine.step(Event::Recorded)).unwrap()
 }
 
-fn joined() -> Mirror {
+pub(super) fn joined() -> Mirror {
     let mut machine = hub();
     join(&mut machine, 1);
     machine
 }
 
-fn stage(machine: &mut Mirror, line: &[Arrived]) {
+pub(super) fn stage(machine: &mut Mirror, line: &[Arrived]) {
     for arrived in line {
         assert_eq!(machine.step(Event::Transfer(*arrived)), [Action::Stage]);
     }
 }
 
-fn settle(machine: &mut Mirror, place: Place) -> Vec<Action> {
+pub(super) fn settle(machine: &mut Mirror, place: Place) -> Vec<Action> {
     let mut actions = machine.step(Event::Durable(place));
     actions.extend(machine.step(Event::Drained(place)));
     actions
@@ -109,23 +109,24 @@ fn full(cp: u32, last: Place) -> Message {
         last: last.into(),
         base: None,
         replay: false,
+        keeps_log: false,
     })
 }
 
-fn end(cp: u32, place: Place, update_bytes: u64) -> Message {
+pub(super) fn end(cp: u32, place: Place, update_bytes: u64) -> Message {
     let roots = vec![VolumeRoot { volume: VolumeNumber(0), root: root_of(place) }];
     Message::CpEnd(CpEnd { cp: CpNumber(cp), place: place.into(), roots, update_bytes })
 }
 
-fn updates(machine: &mut Mirror, cp: u32, bytes: u64) -> Vec<Action> {
+pub(super) fn updates(machine: &mut Mirror, cp: u32, bytes: u64) -> Vec<Action> {
     machine.step(Event::Updates { cp: CpNumber(cp), bytes })
 }
 
-fn applied(machine: &mut Mirror, cp: u32, outcome: Outcome) -> Vec<Action> {
+pub(super) fn applied(machine: &mut Mirror, cp: u32, outcome: Outcome) -> Vec<Action> {
     machine.step(Event::Applied { cp: CpNumber(cp), outcome })
 }
 
-fn published(place: Place) -> Outcome {
+pub(super) fn published(place: Place) -> Outcome {
     Outcome::Published(vec![(VolumeNumber(0), root_of(place))])
 }
 
@@ -154,7 +155,13 @@ fn a_cp_by_replay_takes_no_updates() {
         stage(&mut machine, &line);
         let last = line[1].place;
         settle(&mut machine, last);
-        let full = PartitionFull { cp: CpNumber(1), last: last.into(), base: None, replay: true };
+        let full = PartitionFull {
+            cp: CpNumber(1),
+            last: last.into(),
+            base: None,
+            replay: true,
+            keeps_log: false,
+        };
         let actions = receive(&mut machine, Message::PartitionFull(full));
         assert_eq!(actions, [Action::Apply { cp: CpNumber(1), last, build: Build::Replay }]);
         machine

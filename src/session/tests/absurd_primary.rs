@@ -194,7 +194,13 @@ fn table(line: &[Arrived]) -> Vec<(Message, [Reaction; 4])> {
         // What only a source says.
         (Message::Transfer, [Close; 4]),
         (
-            Message::PartitionFull(PartitionFull { cp, last: nowhere, base: None, replay: false }),
+            Message::PartitionFull(PartitionFull {
+                cp,
+                last: nowhere,
+                base: None,
+                replay: false,
+                keeps_log: false,
+            }),
             [Close; 4],
         ),
         (Message::Updates(Updates { cp, volume: VolumeNumber(0) }), [Close; 4]),
@@ -682,6 +688,7 @@ fn cp_end_leaves_behind_data_commit_and_transfers() {
         last: place.into(),
         base: None,
         replay: false,
+        keeps_log: false,
     }));
     // The second transfer waits for credit, and PartitionFull with it.
     let mut machine = greeting(&line, 2);

@@ -172,7 +172,7 @@ fn from_source() -> BoxedStrategy<Message> {
         1 => hello().prop_map(|hello| Message::Hello(Box::new(hello))),
         1 => Just(Message::Transfer),
         8 => (cp(), place(), any::<bool>()).prop_map(|(cp, last, replay)| {
-            Message::PartitionFull(PartitionFull { cp, last: last.into(), base: None, replay })
+            Message::PartitionFull(PartitionFull { cp, last: last.into(), base: None, replay, keeps_log: false })
         }),
         1 => cp().prop_map(|cp| Message::Updates(Updates { cp, volume: VolumeNumber(0) })),
         8 => (cp(), place(), prop_oneof![4 => Just(0u64), 1 => bytes()]).prop_map(
@@ -562,7 +562,13 @@ impl MirrorShell {
                 let open = self.machine.labels().first().copied();
                 let cp = open.unwrap_or_else(|| self.machine.known().cp_max.next());
                 self.full = Some((cp, received, 0));
-                let full = PartitionFull { cp, last: received.into(), base: None, replay: false };
+                let full = PartitionFull {
+                    cp,
+                    last: received.into(),
+                    base: None,
+                    replay: false,
+                    keeps_log: false,
+                };
                 Event::Received(Message::PartitionFull(full))
             }
             ToMirror::EndNext => {

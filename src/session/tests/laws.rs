@@ -47,6 +47,13 @@ impl World {
             let acked = self.acked_both.sequence;
             return Some(format!("R20: write {acked}, answered under sync, is not on the hub"));
         }
+        // Also alone: what both ends have acknowledged is never less safe than it was.
+        if !self.damaged && !self.on_line(self.acked_both, last) {
+            let acked = self.acked_both.sequence;
+            return Some(format!(
+                "invariant 4: write {acked}, acknowledged by both, is not on the hub"
+            ));
+        }
         let (cp, place) = hub.image;
         if hub.content != place {
             return Some(format!("invariant 3: CP {cp} holds {:?}, not {place:?}", hub.content));
@@ -233,7 +240,7 @@ impl World {
             up.refill.map(|from| from.hash).hash(to);
             if let Some(job) = &up.job {
                 (job.cp, job.fed.len(), job.taken, job.end.is_some(), job.abort).hash(to);
-                (job.build, job.asked).hash(to);
+                (job.build, job.keeps_log, job.asked).hash(to);
                 job.parts.iter().for_each(|part| part.hash.hash(to));
             }
             up.machine.fingerprint(to);
@@ -273,8 +280,12 @@ fn hash_frame<H: Hasher>(frame: &Frame, to: &mut H) {
                     (welcome.last.2, welcome.applied_cp, welcome.log_credit).hash(to);
                     welcome.work.hash(to);
                 }
-                Message::PartitionFull(full) => (full.cp, full.last.2, full.base).hash(to),
-                Message::Compare(compare) => (compare.cp, compare.base, compare.place.2).hash(to),
+                Message::PartitionFull(full) => {
+                    (full.cp, full.last.2, full.base, full.keeps_log).hash(to);
+                }
+                Message::Compare(compare) => {
+                    (compare.cp, compare.base, compare.place.2, compare.keeps_log).hash(to);
+                }
                 Message::WantNodes(want) => (want.cp, want.number).hash(to),
                 Message::CpEnd(end) => (end.cp, end.place.2, end.update_bytes).hash(to),
                 Message::Ack(ack) => (ack.id, ack.log_credit, ack.cp_taken).hash(to),

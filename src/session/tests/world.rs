@@ -60,6 +60,8 @@ pub(super) struct Faults {
     pub mark_cleared_early: bool,
     /// A pass is begun from an image that is not this source's past.
     pub past_unchecked: bool,
+    /// A pass drops all of the hub's log, also what was acknowledged behind its CP.
+    pub pass_drops_log: bool,
     /// Hello names the wanted policy at once.
     pub policy_told_early: bool,
     /// Answers follow the wanted policy at once.
@@ -314,6 +316,8 @@ pub(super) struct Job {
     pub end: Option<CpEnd>,
     pub abort: bool,
     pub build: mirror::Build,
+    /// The log behind its CP stays.
+    pub keeps_log: bool,
     /// Of a comparison: which place's content each half has, and how many were asked for.
     pub parts: Vec<Place>,
     pub asked: usize,
@@ -611,6 +615,15 @@ impl Hub {
         log.filter(|place| place.sequence > self.image.1.sequence).unwrap_or(self.image.1)
     }
 
+    /// The CPs of which the log holds entries, and where those of each end.
+    fn ends(&self) -> Vec<(CpNumber, Place)> {
+        let mut ends: BTreeMap<CpNumber, Place> = BTreeMap::new();
+        for arrived in &self.log {
+            ends.insert(arrived.header.cp, arrived.place);
+        }
+        ends.into_iter().collect()
+    }
+
     fn restart(&mut self, faults: Faults, cp_credit: u64) {
         let applied_cp = self.image.0;
         self.log.retain(|arrived| arrived.header.cp > applied_cp);
@@ -637,8 +650,12 @@ impl Hub {
             work: self.work.is_some(),
         };
         let log_credit = 3 * TRANSFER_BYTES;
+        let mut machine = Mirror::new(known, self.last(), log_credit, cp_credit);
+        if !faults.labels_not_counted {
+            machine.holds(&self.ends());
+        }
         self.up = Some(HubUp {
-            machine: Mirror::new(known, self.last(), log_credit, cp_credit),
+            machine,
             connection: None,
             drained: self.durable,
             record: None,
@@ -983,7 +1000,8 @@ impl World {
             Answering::Held => return,
         };
         let in_sync = up.answering == Answering::Policy && kept.mode == Mode::Sync;
-        if up.serving && in_sync && both.sequence > self.acked_both.sequence {
+        // What was answered alone before is not answered again.
+        if up.serving && in_sync && both.sequence > self.acked.sequence {
             self.acked_both = both;
         }
         if up.serving && both.sequence > self.acked.sequence {

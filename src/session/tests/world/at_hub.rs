@@ -111,7 +111,7 @@ impl World {
             return self.end_job(Outcome::Aborted);
         }
         let (cp, last, end) = (job.cp, job.last, job.end.clone().unwrap());
-        let job_is_pass = job.build.is_pass();
+        let sets_log = job.build.is_pass() && !job.keeps_log;
         let content = self.hub.build(job);
         let roots: Vec<_> = content.map(root_of).into_iter().collect();
         if end.roots.iter().map(|root| root.root).ne(roots.iter().copied()) {
@@ -121,7 +121,7 @@ impl World {
         }
         self.hub.image = (cp, last);
         self.hub.content = content.unwrap();
-        if job_is_pass {
+        if sets_log {
             self.hub.log.clear();
             self.hub.durable = 0;
             self.hub_up().drained = 0;
@@ -214,7 +214,10 @@ impl World {
                 // What is kept is compared like all else.
                 let parts = work.filter(|of| *of == last || faults.work_trusted);
                 let (end, abort, parts) = (None, false, parts.into_iter().collect());
-                up.job = Some(Job { cp, last, fed, taken: 0, end, abort, build, parts, asked: 0 });
+                let (keeps_log, taken, asked) = (up.machine.keeps_log(), 0, 0);
+                let keeps_log = keeps_log && !faults.pass_drops_log;
+                let job = Job { cp, last, fed, taken, end, abort, build, keeps_log, parts, asked };
+                up.job = Some(job);
                 if faults.drop_before_publish {
                     self.drop_logs(cp);
                 }
