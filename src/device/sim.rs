@@ -97,6 +97,8 @@ enum Trigger {
     Kind(On, u64),
     /// The n-th write, durable write or flush from now.
     Change(u64),
+    /// The n-th write, not a durable one, that lies between these bytes.
+    Within { from: u64, end: u64, left: u64 },
 }
 
 #[derive(Debug, Default)]
@@ -158,6 +160,12 @@ impl SimDevice {
     /// Plans a fault of the `nth` call that writes or flushes, counted from 0.
     pub fn fail_change(&self, nth: u64, effect: Effect) {
         self.state().plan.push((Trigger::Change(nth), effect));
+    }
+
+    /// Plans a fault of the `nth` write, not a durable one, that lies in `range`.
+    pub fn fail_within(&self, range: std::ops::Range<u64>, nth: u64, effect: Effect) {
+        let trigger = Trigger::Within { from: range.start, end: range.end, left: nth };
+        self.state().plan.push((trigger, effect));
     }
 
     /// Drops faults that were planned and have not happened; says how many.
@@ -293,7 +301,11 @@ impl SimDevice {
     }
 
     /// Waits while held, takes the fault planned for this call, and refuses without power.
-    fn begin(&self, on: On) -> (MutexGuard<'_, State>, Option<Effect>) {
+    fn begin(
+        &self,
+        on: On,
+        (offset, length): (u64, usize),
+    ) -> (MutexGuard<'_, State>, Option<Effect>) {
         let mut state = self.state();
         state.calls += 1;
         if matches!(on, On::WriteDurable | On::Flush) && state.held {
@@ -304,7 +316,7 @@ impl SimDevice {
             }
             state.waiting -= 1;
         }
-        let effect = state.planned(on);
+        let effect = state.planned(on, offset..offset + to_u64(length));
         (state, effect)
     }
 
@@ -335,7 +347,7 @@ impl SimDevice {
     fn write(&self, on: On, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         check_range(self, offset, bytes.len())?;
         let call = (on, offset, to_u64(bytes.len()));
-        let (mut state, effect) = self.begin(on);
+        let (mut state, effect) = self.begin(on, (offset, bytes.len()));
         if state.off {
             return self.end(state, call, Err(EIO));
         }
@@ -360,7 +372,8 @@ impl SimDevice {
             }
             Some(Effect::Lost | Effect::Stale) => Ok(()),
             Some(Effect::Misdirected(elsewhere)) => {
-                check_range(self, elsewhere, bytes.len())?;
+                // Not beyond the end.
+                let elsewhere = elsewhere.min(self.size.0 - to_u64(bytes.len()));
                 state.cache_write(elsewhere, bytes);
                 state.settle_range(elsewhere, bytes.len());
                 Ok(())
@@ -378,13 +391,18 @@ impl SimDevice {
 const EIO: i32 = 5;
 
 impl State {
-    fn planned(&mut self, on: On) -> Option<Effect> {
+    fn planned(&mut self, on: On, bytes: std::ops::Range<u64>) -> Option<Effect> {
         let mut due = None;
         self.plan.retain_mut(|(trigger, effect)| {
             let left = match trigger {
                 Trigger::Kind(kind, left) if *kind == on => left,
                 Trigger::Change(left) if on != On::Read => left,
-                Trigger::Kind(..) | Trigger::Change(_) => return true,
+                Trigger::Within { from, end, left }
+                    if on == On::Write && *from <= bytes.start && bytes.end <= *end =>
+                {
+                    left
+                }
+                Trigger::Kind(..) | Trigger::Change(_) | Trigger::Within { .. } => return true,
             };
             if *left == 0 && due.is_none() {
                 due = Some(*effect);
@@ -496,7 +514,7 @@ impl Device for SimDevice {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
         check_range(self, offset, buffer.len())?;
-        let (state, effect) = self.begin(On::Read);
+        let (state, effect) = self.begin(On::Read, (offset, buffer.len()));
         if state.off {
             return self.end(state, (On::Read, offset, to_u64(buffer.len())), Err(EIO));
         }
@@ -526,7 +544,7 @@ impl Device for SimDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        let (mut state, effect) = self.begin(On::Flush);
+        let (mut state, effect) = self.begin(On::Flush, (0, 0));
         let call = (On::Flush, 0, 0);
         if state.off {
             return self.end(state, call, Err(EIO));
@@ -655,6 +673,13 @@ mod tests {
         device.fail(On::WriteDurable, 0, Effect::Misdirected(4096));
         device.write_durable_at(0, &[5; 512]).unwrap();
         assert_eq!((read(&device, 0), read(&device, 8)), (3, 5));
+        device.fail_within(8192..16384, 1, Effect::Lost);
+        for offset in [8192, 0, 7680, 8704, 9216] {
+            device.write_at(offset, &[9; 512]).unwrap();
+        }
+        let written = [16, 15, 17, 18].map(|sector| read(&device, sector));
+        assert_eq!(written, [9, 9, 0, 9], "the second of those in the range");
+        device.write_at(0, &[3; 512]).unwrap();
         device.write_durable_at(0, &[6; 512]).unwrap();
         device.fail(On::Read, 0, Effect::Stale);
         assert_eq!((read(&device, 0), read(&device, 0)), (3, 6));

@@ -283,6 +283,8 @@ struct Route {
     address: SocketAddr,
     /// Nothing passes to the listener, or from it.
     held: [bool; 2],
+    /// Connections that are made stand still from the start.
+    strands: bool,
     /// To the listener, from the listener.
     pipes: Vec<[Shared; 2]>,
 }
@@ -361,6 +363,7 @@ impl Network {
         let to = Pipe::new(state.chance, delay);
         let from = Pipe::new(state.chance ^ 0x5555, delay);
         let route = state.route(address);
+        (lock(&to).held, lock(&from).held) = (route.strands, route.strands);
         route.pipes.push([Arc::clone(&to), Arc::clone(&from)]);
         drop(state);
         let end = |pipe: &Shared| Receiver { pipe: Arc::clone(pipe), timer: None };
@@ -377,7 +380,7 @@ impl Network {
     pub(crate) fn hold(&self, address: SocketAddr, held: [bool; 2]) {
         let mut state = self.state();
         let route = state.route(address);
-        route.held = held;
+        (route.held, route.strands) = (held, false);
         for pipes in &route.pipes {
             for (pipe, held) in pipes.iter().zip(held) {
                 let mut pipe = lock(pipe);
@@ -385,6 +388,28 @@ impl Network {
                 pipe.wake();
             }
         }
+    }
+
+    /// The connections that an address has stand still until [`Network::hold`] lets them go on:
+    /// later ones do not, unless `coming`.
+    pub(crate) fn strand(&self, address: SocketAddr, coming: bool) {
+        let mut state = self.state();
+        let route = state.route(address);
+        route.strands = coming;
+        for pipe in route.pipes.iter().flatten() {
+            lock(pipe).held = true;
+        }
+    }
+
+    /// Whether something waits in a connection that is not the newest of its address.
+    pub(crate) fn is_late(&self, address: SocketAddr) -> bool {
+        let mut state = self.state();
+        let [older @ .., _] = &state.route(address).pipes[..] else { return false };
+        let waits = |pipe: &Shared| {
+            let pipe = lock(pipe);
+            pipe.held && !pipe.queue.is_empty() && pipe.ending != Ending::Reset
+        };
+        older.iter().any(|[to, _]| waits(to))
     }
 
     /// Resets the connections of an address; `keep` of the bytes under way are still read first.
@@ -434,7 +459,12 @@ impl State {
     fn route(&mut self, address: SocketAddr) -> &mut Route {
         let at = self.routes.iter().position(|route| route.address == address);
         let at = at.unwrap_or_else(|| {
-            self.routes.push(Route { address, held: [false; 2], pipes: Vec::new() });
+            self.routes.push(Route {
+                address,
+                held: [false; 2],
+                strands: false,
+                pipes: Vec::new(),
+            });
             self.routes.len() - 1
         });
         &mut self.routes[at]
@@ -499,6 +529,14 @@ mod tests {
             let wait = Duration::from_secs(60);
             assert!(tokio::time::timeout(wait, near.read_u8()).await.is_err());
             assert!(near.write_all(&[1]).await.is_ok());
+            let (mut near, _far) = pair(&network).await;
+            network.strand(address(), false);
+            near.write_all(&[1]).await.unwrap();
+            assert!(!network.is_late(address()));
+            let (mut newer, mut far) = pair(&network).await;
+            assert!(network.is_late(address()));
+            newer.write_all(&[2]).await.unwrap();
+            assert_eq!(far.read_u8().await.unwrap(), 2);
             network.hold(address(), [true, false]);
             let refused = network.connect(address());
             assert!(tokio::time::timeout(wait, refused).await.is_err());

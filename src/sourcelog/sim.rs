@@ -56,6 +56,8 @@ struct State {
     open_peak: usize,
     calls: u64,
     die_at: Option<u64>,
+    /// The call that fails, and how.
+    fail_at: Option<(u64, i32)>,
     no_allocate: bool,
     no_sync: bool,
     file_syncs: u64,
@@ -132,6 +134,24 @@ impl SimFiles {
     /// Every call from the `n`-th on fails: the process is as good as dead.
     pub(crate) fn die_at(&self, call: u64) {
         self.with(|s| s.die_at = Some(call));
+    }
+
+    /// The `n`-th call from now fails with that errno, counted from 0.
+    pub(crate) fn fail_call(&self, n: u64, errno: i32) {
+        self.with(|s| s.fail_at = Some((s.calls + n + 1, errno)));
+    }
+
+    /// Whether such a call is still to come.
+    pub(crate) fn will_fail(&self) -> bool {
+        self.with(|s| {
+            let fails = s.fail_at.is_some_and(|(at, _)| s.calls < at);
+            fails || s.die_at.is_some_and(|at| s.calls < at)
+        })
+    }
+
+    /// Whether the process is as good as dead.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.with(|s| s.die_at.is_some_and(|at| s.calls >= at))
     }
 
     pub(crate) fn calls(&self) -> u64 {
@@ -250,6 +270,11 @@ impl State {
         if self.die_at.is_some_and(|at| self.calls >= at) {
             return Err(io::Error::other("the process is dead"));
         }
+        if let Some((at, errno)) = self.fail_at
+            && at == self.calls
+        {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         let text = path.to_string_lossy();
         match self.rules.iter().find(|(rule, part, _)| Some(*rule) == op && text.contains(part)) {
             Some((_, _, errno)) => Err(io::Error::from_raw_os_error(*errno)),
@@ -289,7 +314,11 @@ impl Inode {
 
     fn dirty(&self) -> Vec<usize> {
         let sectors = self.cache.len().max(self.medium.len()).div_ceil(SECTOR);
-        (0..sectors).filter(|n| sector(&self.cache, *n) != sector(&self.medium, *n)).collect()
+        let differs = |n: &usize| match (whole(&self.cache, *n), whole(&self.medium, *n)) {
+            (Some(cache), Some(medium)) => cache != medium,
+            _ => sector(&self.cache, *n) != sector(&self.medium, *n),
+        };
+        (0..sectors).filter(differs).collect()
     }
 
     fn write_back(&mut self, fails: bool) {
@@ -340,6 +369,11 @@ impl Inode {
         self.medium = left;
         self.lost.clear();
     }
+}
+
+/// A sector that lies within the content.
+fn whole(content: &[u8], number: usize) -> Option<&[u8]> {
+    content.get(number * SECTOR..(number + 1) * SECTOR)
 }
 
 fn sector(content: &[u8], number: usize) -> Vec<u8> {

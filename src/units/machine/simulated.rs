@@ -51,6 +51,8 @@ struct Entry {
     until: Option<Instant>,
     /// It may go on.
     ready: bool,
+    /// Rings when the turn is its own.
+    turn: Arc<Condvar>,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +70,8 @@ struct State {
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
-    passed: Condvar,
+    /// The turn is the scheduler's again.
+    returned: Condvar,
     runtime: Handle,
     /// Some thread may go on.
     stirred: Notify,
@@ -88,8 +91,8 @@ thread_local! {
 
 impl Entry {
     fn new(process: Process, name: String) -> Self {
-        let (id, bell, until) = (None, None, None);
-        Self { process, name, id, killed: false, bell, until, ready: true }
+        let (id, bell, until, turn) = (None, None, None, Arc::default());
+        Self { process, name, id, killed: false, bell, until, ready: true, turn }
     }
 }
 
@@ -113,8 +116,8 @@ impl Threads {
     /// Makes this thread the scheduler. Called inside the runtime whose clock is the simulation's.
     pub(crate) fn begin(seed: u64) -> Self {
         let state = Mutex::new(State { chance: seed, ..State::default() });
-        let (passed, stirred) = (Condvar::new(), Notify::new());
-        let inner = Arc::new(Inner { state, passed, runtime: Handle::current(), stirred });
+        let (returned, stirred) = (Condvar::new(), Notify::new());
+        let inner = Arc::new(Inner { state, returned, runtime: Handle::current(), stirred });
         let scheduler = Here { inner: Arc::clone(&inner), number: None, process: Process(0) };
         HERE.with_borrow_mut(|here| *here = Some(scheduler));
         Self(inner)
@@ -160,10 +163,11 @@ impl Threads {
         assert!(state.running.is_none(), "one thread runs at a time");
         let Some(entry) = state.threads.get_mut(&number) else { return };
         (entry.bell, entry.until, entry.ready) = (None, None, false);
+        let turn = Arc::clone(&entry.turn);
         state.running = Some(number);
-        self.0.passed.notify_all();
+        turn.notify_one();
         while state.running.is_some() {
-            state = self.0.passed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.0.returned.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -232,8 +236,11 @@ impl Inner {
 
     fn wait_for_turn(&self, number: u64) {
         let mut state = self.lock();
+        let Some(turn) = state.threads.get(&number).map(|entry| Arc::clone(&entry.turn)) else {
+            return;
+        };
         while state.running != Some(number) {
-            state = self.passed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = turn.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -248,7 +255,7 @@ impl Inner {
         }
         state.running = None;
         drop(state);
-        self.passed.notify_all();
+        self.returned.notify_one();
     }
 }
 
@@ -325,7 +332,7 @@ fn life(inner: Arc<Inner>, number: u64, process: Process, body: impl FnOnce()) {
     state.threads.remove(&number);
     state.running = None;
     drop(state);
-    inner.passed.notify_all();
+    inner.returned.notify_one();
 }
 
 /// What a panic said.
