@@ -112,6 +112,9 @@ pub type Served<'a> = &'a (dyn Fn(&Report) + 'a);
 
 /// Goes on with every failover that had begun, each on its own thread.
 pub fn resume_all(shared: &Arc<Shared>) {
+    if machine::breaks(13) {
+        return;
+    }
     for name in shared.failovers.in_state(State::FailingOver) {
         let (shared, runtime) = (Arc::clone(shared), Handle::current());
         machine::aside(move || match run(&shared, &name, Ask::default(), &|_| true, &|_| ()) {

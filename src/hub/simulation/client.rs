@@ -21,7 +21,7 @@ use super::world::{Primary, SourceState};
 use crate::device::sim::Chance;
 use crate::filer::Filer;
 use crate::filer::shared::Shared;
-use crate::nbd::export::{Export, Exports, Segment};
+use crate::nbd::export::{ErrorCode, Export, Exports, Segment};
 use crate::units::convert::{low_u32, to_usize};
 use crate::units::numbers::VolumeNumber;
 
@@ -142,6 +142,8 @@ async fn change(
     match (answer, sequence) {
         (Ok(()), Some(sequence)) => state.borrow_mut().acknowledged(by, &shared, sequence),
         (Ok(()), None) => {}
+        // Room may come back.
+        (Err(error), _) if error.code == ErrorCode::NoSpc => {}
         (Err(_), _) => return false,
     }
     true

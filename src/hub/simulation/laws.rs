@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::probes::Probe;
 use super::world::{HubEnd, Primary, SourceEnd, SourceState};
+use crate::device::MemberState;
 use crate::filer::order::Lacking;
 use crate::filer::shared::{LinkState, Shared as FilerShared};
 use crate::hub::lane::Lane;
@@ -28,6 +29,12 @@ pub(super) fn hub(hub: &HubEnd, sources: &[SourceEnd]) -> Result<(), String> {
         if !(ordered && within) {
             return Err(format!("invariant 5: {status:?}"));
         }
+        if shared.pool.repairs().0 > 0 {
+            sources[0].state.borrow_mut().probes.hit(Probe::LegRepaired);
+        }
+        if shared.pool.devices().iter().any(|leg| leg.state == MemberState::Failed) {
+            sources[0].state.borrow_mut().probes.hit(Probe::LegOut);
+        }
         if status.released.0 > 0 {
             sources[0].state.borrow_mut().probes.hit(Probe::RingReleased);
         }
@@ -38,14 +45,14 @@ pub(super) fn hub(hub: &HubEnd, sources: &[SourceEnd]) -> Result<(), String> {
             return Err(format!("invariant 10: the actor of {name} has panicked"));
         }
         if let Some(lane) = shared.lanes.get(&name) {
-            let judged = mirrored(&shared, &lane, source, hub.is_excused());
+            let judged = mirrored(&shared, &lane, source, hub.rotten);
             judged.map_err(|problem| format!("{name} at the hub: {problem}"))?;
         }
     }
     Ok(())
 }
 
-fn mirrored(shared: &Shared, lane: &Lane, source: &SourceEnd, excused: bool) -> Result<(), String> {
+fn mirrored(shared: &Shared, lane: &Lane, source: &SourceEnd, rotten: bool) -> Result<(), String> {
     let cursors = lane.cursors();
     let state = &mut *source.state.borrow_mut();
     let places = [cursors.drained, cursors.durable, cursors.staged];
@@ -55,7 +62,16 @@ fn mirrored(shared: &Shared, lane: &Lane, source: &SourceEnd, excused: bool) -> 
     let (durable, published) = (cursors.durable.sequence.0, cursors.applied_cp);
     if durable < state.hub_durable && cursors.fault.is_none() {
         let before = state.hub_durable;
-        return Err(format!("it held {before} durably, and holds {durable}"));
+        let cut = state.cut_at.take().is_some_and(|cut| durable >= cut);
+        // A pass ends at its CP, and what comes behind that is sent again; the mark stands until
+        // it is there (R4).
+        if !cut && !state.mark {
+            return Err(format!("it held {before} durably, and holds {durable}"));
+        }
+        state.hub_durable = durable;
+    }
+    if state.filer.as_ref().is_some_and(|filer| filer.shared().is_connected()) {
+        state.cut_at = None;
     }
     state.hub_durable = durable.max(state.hub_durable);
     if state.by_both > state.hub_durable {
@@ -65,8 +81,8 @@ fn mirrored(shared: &Shared, lane: &Lane, source: &SourceEnd, excused: bool) -> 
     if durable >= state.line.acknowledged() && !state.mark {
         state.was_alone = false;
     }
-    // A device that fails is no refusal of the source's doing.
-    if !excused && lane.ladder.rejected.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+    // What the hub's device lost is sent again.
+    if !rotten && lane.ladder.rejected.load(std::sync::atomic::Ordering::Relaxed) > 0 {
         return Err("R19: a CP of an honest source was refused".to_owned());
     }
     // What a failover leaves behind may be refused.
@@ -156,8 +172,17 @@ fn notice(state: &mut SourceState, shared: &FilerShared) {
     if shared.pass().is_some() {
         state.probes.hit(Probe::Passed);
     }
-    if shared.order.figures().lacking == Some(Lacking::Nvram) {
-        state.probes.hit(Probe::BothFull);
+    match shared.order.figures().lacking {
+        Some(Lacking::Nvram) => state.probes.hit(Probe::BothFull),
+        Some(Lacking::Pool) => state.probes.hit(Probe::PoolFull),
+        None => {}
+    }
+    if shared.lacks_hub_room() {
+        state.probes.hit(Probe::HubFull);
+    }
+    let (repaired, _) = shared.pool.repairs();
+    if repaired > 0 {
+        state.probes.hit(Probe::LegRepaired);
     }
 }
 
@@ -173,6 +198,14 @@ fn own_of(_: &SourceEnd, state: &mut SourceState) -> Result<(), String> {
     // Until it serves, what was lost of the line is not known.
     let judged = state.serving && state.primary == Primary::Source && shared.fenced().is_none();
     if judged { same("the own image", state, (cp, sequence), &roots) } else { Ok(()) }
+}
+
+/// Whether both ends have published the same CP.
+pub(super) fn agree(hub: &HubEnd, state: &SourceState) -> bool {
+    let (Some(hub), Some(filer)) = (hub.shared(), &state.filer) else { return false };
+    let (own, source) = (filer.shared(), filer.shared().source);
+    let (here, there) = (published_in(&own.pool, source), published_in(&hub.pool, source));
+    own.is_connected() && here.is_ok_and(|here| there.is_ok_and(|there| here == there))
 }
 
 /// Both ends are in step, and nothing is under way.

@@ -9,10 +9,13 @@
 //!
 //! * `setup`: what a run is made of; * `process`: one life of one end; * `world`: both ends
 //! * `client`, `line`: what clients do, and the oracle; * `laws`: what has to hold after each step
-//! * `run`: the scheduler and the faults; * `rules`: with a rule off, some seed fails
+//! * `run`: the scheduler; * `faults`; * `disk`: a pool's one device or two
+//! * `rules`: with a rule off, some seed fails; * `sweep`: each call of a short run fails once
 //! * `probes`: rare branches that must be met
 
 mod client;
+mod disk;
+mod faults;
 mod laws;
 mod line;
 mod probes;
@@ -20,6 +23,7 @@ mod process;
 mod rules;
 mod run;
 mod setup;
+mod sweep;
 mod tests;
 mod world;
 

@@ -47,6 +47,20 @@ pub(super) enum Probe {
     AnsweredLate,
     /// A pinned image was read again after newer CPs.
     PinnedRead,
+    /// Frames of an older connection came behind those of a newer one.
+    OldConnection,
+    /// A thread took its time.
+    Slow,
+    /// Writers waited for room in the own pool.
+    PoolFull,
+    /// A CP waited for room at the hub.
+    HubFull,
+    /// A block was mended by the other leg of a mirror.
+    LegRepaired,
+    /// A leg of the hub's mirror was put out of use.
+    LegOut,
+    /// A block was mended by the other end.
+    Mended,
 }
 
 /// All of them.
@@ -69,6 +83,15 @@ pub(super) const ALL: &[Probe] = &[
     Probe::RingReleased,
     Probe::IoError,
     Probe::PinnedRead,
+    Probe::Promoted,
+    Probe::GivenBack,
+    Probe::OldConnection,
+    Probe::Slow,
+    Probe::PoolFull,
+    Probe::HubFull,
+    Probe::LegRepaired,
+    Probe::LegOut,
+    Probe::Mended,
 ];
 
 /// How often each was met.

@@ -7,9 +7,9 @@ use tokio::task::LocalSet;
 
 use super::laws;
 use super::probes::{Probe, Probes};
-use super::setup::{Fault, Setup, address};
-use super::world::{Asked, HubEnd, HubParts, Primary, SourceEnd};
-use crate::device::sim::{Chance, Effect};
+use super::setup::{Setup, address};
+use super::world::{Asked, HubEnd, Primary, SourceEnd};
+use crate::device::sim::Chance;
 use crate::link::simulated::Network;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::machine::simulated::{Process, Threads, Waiting};
@@ -17,7 +17,6 @@ use crate::volume::scan::scan;
 
 /// After the faults everything is in step within this.
 const CONVERGENCE_MS: u64 = 60_000;
-const EIO: i32 = 5;
 
 /// How a run ended.
 #[derive(Debug)]
@@ -29,6 +28,8 @@ pub(super) struct Outcome {
     pub(super) acknowledged: u64,
     pub(super) virtual_ms: u64,
     pub(super) events: Vec<String>,
+    /// Whether the swept call came.
+    pub(super) swept: bool,
 }
 
 /// Runs a setup to its end.
@@ -50,29 +51,38 @@ pub(super) fn run_without(setup: &Setup, rule: Option<u8>) -> Outcome {
 }
 
 /// A reader's pin of an image.
-struct Reader {
+pub(super) struct Reader {
     pins: Vec<crate::pool::Pin>,
     until_ms: u64,
 }
 
-struct Simulation {
-    setup: Setup,
-    threads: Threads,
-    network: Network,
-    chance: Chance,
-    hub: HubEnd,
-    sources: Vec<SourceEnd>,
+pub(super) struct Simulation {
+    pub(super) setup: Setup,
+    pub(super) threads: Threads,
+    pub(super) network: Network,
+    pub(super) chance: Chance,
+    pub(super) hub: HubEnd,
+    pub(super) sources: Vec<SourceEnd>,
     begun: tokio::time::Instant,
     processes: u64,
     next_fault: usize,
     /// Ends that stand still, until when: sources by their place, the hub last.
-    paused: BTreeMap<usize, u64>,
-    held: BTreeMap<usize, u64>,
-    slow: BTreeMap<&'static str, u64>,
-    reader: Option<Reader>,
+    pub(super) paused: BTreeMap<usize, u64>,
+    pub(super) held: BTreeMap<usize, u64>,
+    /// Whose older connections stand still, until when.
+    pub(super) stranded: BTreeMap<usize, u64>,
+    pub(super) slow: BTreeMap<&'static str, u64>,
+    pub(super) reader: Option<Reader>,
     trace: blake3::Hasher,
     events: Vec<String>,
-    probes: Probes,
+    pub(super) probes: Probes,
+    /// The swept call has come.
+    pub(super) swept: Option<bool>,
+}
+
+fn sources_of(setup: &Setup) -> Vec<SourceEnd> {
+    let sources = setup.sources.iter().zip(&setup.mirrored);
+    sources.map(|(source, mirrored)| SourceEnd::new(source, *mirrored)).collect()
 }
 
 impl Simulation {
@@ -85,26 +95,28 @@ impl Simulation {
             network,
             chance: Chance::new(setup.seed),
             hub: HubEnd::new(setup),
-            sources: setup.sources.iter().map(SourceEnd::new).collect(),
+            sources: sources_of(setup),
             begun: tokio::time::Instant::now(),
             processes: 0,
             next_fault: 0,
             paused: BTreeMap::new(),
             held: BTreeMap::new(),
+            stranded: BTreeMap::new(),
             slow: BTreeMap::new(),
             reader: None,
             trace: blake3::Hasher::new(),
             events: Vec::new(),
             probes: Probes::default(),
+            swept: None,
         }
     }
 
-    fn now_ms(&self) -> u64 {
+    pub(super) fn now_ms(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Something happened that is worth telling.
-    fn tell(&mut self, what: &str) {
+    pub(super) fn tell(&mut self, what: &str) {
         let line = format!("{:6} {what}", self.now_ms());
         self.trace.update(line.as_bytes());
         tracing::info!("== {line}");
@@ -117,7 +129,7 @@ impl Simulation {
         }
         self.heal().await;
         let limit = self.now_ms() + CONVERGENCE_MS;
-        while !self.sources.iter().all(laws::is_at_rest) {
+        while !(self.hub.is_at_rest() && self.sources.iter().all(laws::is_at_rest)) {
             if self.now_ms() > limit {
                 let unrest: Vec<String> = self.sources.iter().map(laws::unrest).collect();
                 return Err(format!("not in step: {unrest:?}"));
@@ -126,6 +138,7 @@ impl Simulation {
             self.step().await?;
         }
         self.tell("at rest");
+        self.mend().await?;
         self.last_checkpoint().await?;
         for source in &self.sources {
             let name = source.state.borrow().setup.name.clone();
@@ -139,10 +152,15 @@ impl Simulation {
         self.tell("healed");
         self.next_fault = usize::MAX;
         let mut forgotten = self.hub.nvram.forget_faults() + self.hub.pool.forget_faults();
+        self.hub.files.heal();
+        self.hub.full = None;
         for at in 0..self.sources.len() {
-            let source = &self.sources[at];
+            let source = &mut self.sources[at];
             forgotten += source.nvram.forget_faults() + source.pool.forget_faults();
-            self.network.hold(address(at), [false, false]);
+            source.full = None;
+            if !self.stranded.contains_key(&at) {
+                self.network.hold(address(at), [false, false]);
+            }
             self.sources[at].state.borrow_mut().resting = true;
         }
         self.tell(&format!("{forgotten} faults did not come"));
@@ -191,7 +209,7 @@ impl Simulation {
     }
 
     /// One step: what is due, one thread's turn or a little time, and the laws.
-    async fn step(&mut self) -> Result<(), String> {
+    pub(super) async fn step(&mut self) -> Result<(), String> {
         self.due().await?;
         match self.pick() {
             Some(thread) => {
@@ -232,6 +250,9 @@ impl Simulation {
         }
         let thread = ready.swap_remove(to_usize(self.chance.below(to_u64(ready.len()))));
         let slow = self.slow.contains_key(&thread.name[..]) && self.chance.below(12) > 0;
+        if slow {
+            self.probes.hit(Probe::Slow);
+        }
         (!slow).then_some(thread)
     }
 
@@ -260,6 +281,9 @@ impl Simulation {
             for pin in &reader.pins {
                 let scanned = scan(&shared.pool, &pin.tree(), |_| {});
                 let scanned = scanned.map_err(|error| format!("invariant 2: {error}"))?;
+                if self.hub.rotten && scanned.root.is_none() {
+                    continue;
+                }
                 if scanned.root != Some(pin.tree().root()) {
                     return Err("invariant 2: a pinned image has changed".to_owned());
                 }
@@ -296,6 +320,16 @@ impl Simulation {
             self.network.hold(address(at), [false, false]);
         }
         let over: Vec<usize> =
+            self.stranded.extract_if(.., |_, until| *until <= now).map(|h| h.0).collect();
+        for at in over {
+            self.tell("older connections come alive again");
+            if self.network.is_late(address(at)) {
+                self.probes.hit(Probe::OldConnection);
+            }
+            self.network.hold(address(at), [false, false]);
+        }
+        self.make_room(now);
+        let over: Vec<usize> =
             self.paused.extract_if(.., |_, until| *until <= now).map(|p| p.0).collect();
         for at in over {
             let running = self.sources.get(at).map_or(&self.hub.running, |source| &source.running);
@@ -310,13 +344,14 @@ impl Simulation {
 
     async fn look_for_ends(&mut self) -> Result<(), String> {
         if self.hub.running.is_some() {
-            if self.hub.nvram.is_off() || self.hub.pool.is_off() {
+            if self.hub.is_off() {
                 self.probes.hit(Probe::HubCutInside);
                 self.tell("the hub's power went inside a call");
                 self.end_hub(true).await;
-            } else if self.hub_has_failed() {
+            } else if let Some(reason) = self.hub_failed() {
                 self.probes.hit(Probe::IoError);
-                self.tell("the hub has failed");
+                self.tell(&format!("the hub has failed: {reason}"));
+                self.names_its_device(&reason, true)?;
                 self.end_hub(false).await;
             }
         }
@@ -334,7 +369,8 @@ impl Simulation {
                     return Err(format!("source {at} failed: {reason}"));
                 }
                 self.probes.hit(Probe::IoError);
-                self.tell("a source has failed");
+                self.tell(&format!("a source has failed: {reason}"));
+                self.names_its_device(&reason, false)?;
                 self.end_source(at, false).await;
             }
         }
@@ -350,18 +386,26 @@ impl Simulation {
         filer.shared().failed().map(|reason| reason.to_string())
     }
 
-    /// An I/O error has stopped it, and an operator starts it again.
-    fn hub_has_failed(&self) -> bool {
-        let erring = self.hub.erring;
-        let faulted = self.hub.shared().is_some_and(|shared| {
-            shared.lanes.all().iter().any(|lane| lane.cursors().fault.is_some())
-        });
-        erring && (faulted || self.hub.parts.borrow().refused.is_some())
+    /// Why an operator has to start it again: an I/O error has stopped it.
+    fn hub_failed(&self) -> Option<String> {
+        if !self.hub.erring {
+            return None;
+        }
+        let refused = self.hub.parts.borrow().refused.clone();
+        refused.or_else(|| {
+            let shared = self.hub.shared()?;
+            let latched = shared.pool.first_error().map(|error| error.to_string());
+            let faults = shared.lanes.all().into_iter();
+            latched.or_else(|| {
+                faults.filter_map(|lane| lane.cursors().fault).map(|fault| fault.to_string()).next()
+            })
+        })
     }
 
     fn starts(&mut self, now: u64) {
         if self.hub.running.is_none() && self.hub.start_at.is_some_and(|at| at <= now) {
             self.hub.start_at = None;
+            self.plan_sweep(None);
             self.processes += 1;
             let sources = self.sources.iter().map(|source| source.state.clone()).collect();
             let seed = self.chance.next_u64();
@@ -370,6 +414,10 @@ impl Simulation {
             self.tell("the hub starts");
         }
         for at in 0..self.sources.len() {
+            let due = self.sources[at].running.is_none();
+            if due && self.sources[at].start_at.is_some_and(|at| at <= now) {
+                self.plan_sweep(Some(at));
+            }
             let source = &mut self.sources[at];
             if source.running.is_none() && source.start_at.is_some_and(|at| at <= now) {
                 source.start_at = None;
@@ -378,132 +426,6 @@ impl Simulation {
                 self.tell(&format!("source {at} starts"));
             }
         }
-    }
-
-    async fn fault(&mut self, fault: Fault) {
-        let now = self.now_ms();
-        match fault {
-            Fault::SourceCut { source, nth: None } => self.end_source(source, true).await,
-            Fault::SourceCut { source, nth: Some(nth) } => {
-                let end = &self.sources[source];
-                let device = if nth % 2 == 0 { &end.nvram } else { &end.pool };
-                device.fail_change(nth, Effect::PowerCut);
-            }
-            Fault::SourceKill { source } => {
-                self.probes.hit(Probe::SourceKilled);
-                self.end_source(source, false).await;
-            }
-            Fault::HubCut { nth: None } => self.end_hub(true).await,
-            Fault::HubCut { nth: Some(nth) } => {
-                let device = if nth % 2 == 0 { &self.hub.nvram } else { &self.hub.pool };
-                device.fail_change(nth, Effect::PowerCut);
-            }
-            Fault::HubKill => {
-                self.probes.hit(Probe::HubKilled);
-                self.end_hub(false).await;
-            }
-            Fault::LinkCut { source, keep } => {
-                self.probes.hit(Probe::LinkCut);
-                self.network.cut(address(source), keep);
-            }
-            Fault::LinkHold { source, held, ms } => {
-                self.probes.hit(Probe::LinkHeld);
-                self.network.hold(address(source), held);
-                self.held.insert(source, now + ms);
-            }
-            Fault::PauseSource { source, ms } => self.pause(source, now + ms),
-            Fault::PauseHub { ms } => self.pause(self.sources.len(), now + ms),
-            Fault::SourceError { source, ring, nth } => {
-                let end = &self.sources[source];
-                let device = if ring { &end.nvram } else { &end.pool };
-                device.fail_change(nth, Effect::Errno(EIO));
-                self.sources[source].erring = true;
-            }
-            Fault::HubError { ring, nth } => {
-                let device = if ring { &self.hub.nvram } else { &self.hub.pool };
-                device.fail_change(nth, Effect::Errno(EIO));
-                self.hub.erring = true;
-            }
-            Fault::Slow { thread, ms } => drop(self.slow.insert(thread, now + ms)),
-            Fault::Checkpoint { source } => {
-                if let Some(filer) = &self.sources[source].state.borrow().filer {
-                    filer.shared().checkpoint.want();
-                }
-            }
-            Fault::Failover { source } => self.ask(Asked::Failover(source)),
-            Fault::Failback { source } => self.ask(Asked::Failback(source)),
-        }
-    }
-
-    /// A hub that does not run is not asked.
-    fn ask(&mut self, asked: Asked) {
-        self.hub.parts.borrow_mut().asked.push_back(asked);
-    }
-
-    fn pause(&mut self, at: usize, until: u64) {
-        let running = self.sources.get(at).map_or(&self.hub.running, |source| &source.running);
-        if let Some(running) = running {
-            self.probes.hit(Probe::Paused);
-            running.pause(true);
-            self.paused.insert(at, until);
-        }
-    }
-
-    /// Ends a source: its power goes, or it is killed and the page cache stays.
-    async fn end_source(&mut self, at: usize, power: bool) {
-        let again = self.now_ms() + self.chance.below(1500);
-        let seeds = [self.chance.next_u64(), self.chance.next_u64()];
-        let source = &mut self.sources[at];
-        let Some(running) = source.running.take() else { return };
-        if power {
-            self.network.forget(address(at), false);
-            source.nvram.power_cut(seeds[0]);
-            source.pool.power_cut(seeds[1]);
-        }
-        source.nvram = source.nvram.survivor().into();
-        source.pool = source.pool.survivor().into();
-        {
-            let mut state = source.state.borrow_mut();
-            (state.filer, state.mark) = (None, false);
-            state.serving &= state.primary == Primary::Hub;
-            state.refused = None;
-        }
-        running.kill(&self.threads).await;
-        source.state.borrow_mut().filer = None;
-        source.start_at = Some(again);
-        self.paused.remove(&at);
-        self.sources[at].erring = false;
-    }
-
-    /// Ends the hub likewise.
-    async fn end_hub(&mut self, power: bool) {
-        let again = self.now_ms() + self.chance.below(2500);
-        let seeds = [self.chance.next_u64(), self.chance.next_u64()];
-        let Some(running) = self.hub.running.take() else { return };
-        self.network.listen(None);
-        self.reader = None;
-        let before = self.hub.files.clone();
-        if power {
-            for address in self.network.addresses() {
-                self.network.forget(address, true);
-            }
-            self.hub.nvram.power_cut(seeds[0]);
-            self.hub.pool.power_cut(seeds[1]);
-            self.hub.files = before.power_cut(&mut self.chance, true);
-            self.hub.nvrams.survive(Some(seeds[0]));
-        } else {
-            self.hub.files = before.copy();
-            self.hub.nvrams.survive(None);
-        }
-        before.die_at(0);
-        self.hub.nvram = self.hub.nvram.survivor().into();
-        self.hub.pool = self.hub.pool.survivor().into();
-        *self.hub.parts.borrow_mut() = HubParts::default();
-        running.kill(&self.threads).await;
-        *self.hub.parts.borrow_mut() = HubParts::default();
-        self.hub.start_at = Some(again);
-        self.paused.remove(&self.sources.len());
-        self.hub.erring = false;
     }
 
     async fn end(mut self, judged: Result<(), String>) -> Outcome {
@@ -527,6 +449,7 @@ impl Simulation {
             acknowledged,
             virtual_ms,
             events: std::mem::take(&mut self.events),
+            swept: self.swept == Some(true),
         }
     }
 }

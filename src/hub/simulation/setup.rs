@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::device::sim::Chance;
+use crate::device::sim::{Chance, Effect};
 use crate::filer::Behaviour;
 use crate::filer::forwarder::ForwardOptions;
 use crate::filer::recover::Wanted;
@@ -16,6 +16,7 @@ use crate::hub::shared::SourceSetting;
 use crate::nvlog::{RingOptions, RingShape};
 use crate::pool::PoolOptions;
 use crate::raid::files::PoolFiles;
+use crate::sourcelog::sim::Op;
 use crate::units::convert::to_usize;
 use crate::units::names::SourceName;
 use crate::units::numbers::ByteCount;
@@ -61,7 +62,7 @@ pub(super) enum Fault {
     PauseHub {
         ms: u64,
     },
-    /// The n-th write of a device fails.
+    /// The n-th write of a device fails, for want of room or torn.
     SourceError {
         source: usize,
         ring: bool,
@@ -70,6 +71,34 @@ pub(super) enum Fault {
     HubError {
         ring: bool,
         nth: u64,
+    },
+    /// The disk of the hub's logs takes that no more, until the hub is started again.
+    HubFiles {
+        op: Op,
+        errno: i32,
+    },
+    /// A pool has no room for some time. The hub comes behind the sources.
+    Full {
+        end: usize,
+        ms: u64,
+    },
+    /// Some blocks of an image rot, of a mirror on one leg.
+    Rot {
+        end: usize,
+        seed: u64,
+    },
+    /// The n-th write of data to one leg of a mirror is lost, or falls on another block.
+    Lie {
+        end: usize,
+        nth: u64,
+        astray: Option<u64>,
+    },
+    /// The connections of a source stand still, newer ones do not: later they come alive again. If
+    /// `coming`, those as well that are made meanwhile.
+    Strand {
+        source: usize,
+        coming: bool,
+        ms: u64,
     },
     /// Threads of that name take their time.
     Slow {
@@ -115,21 +144,44 @@ pub(super) struct Setup {
     pub(super) sources: Vec<SourceSetup>,
     pub(super) delay_ms: u64,
     pub(super) work_ms: u64,
+    /// Most time between the end of a source and its next start; of the hub twice that.
+    pub(super) down_ms: u64,
     pub(super) faults: Vec<Planned>,
+    /// Whose pool lies on a mirror: the sources, then the hub.
+    pub(super) mirrored: Vec<bool>,
+    /// A fault that comes by the number of the call.
+    pub(super) sweep: Option<Sweep>,
+}
+
+/// The n-th call of one store in one life of an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sweep {
+    pub(super) store: Store,
+    /// Lives of its end before.
+    pub(super) lives: u32,
+    pub(super) nth: u64,
+    pub(super) effect: Effect,
+}
+
+impl Store {
+    pub(super) fn is_of_hub(self) -> bool {
+        matches!(self, Self::HubRing | Self::HubPool | Self::HubFiles)
+    }
+}
+
+/// What an end keeps things in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Store {
+    SourceRing,
+    SourcePool,
+    HubRing,
+    HubPool,
+    HubFiles,
 }
 
 impl Setup {
     /// The run of that seed.
     pub(super) fn of(seed: u64) -> Self {
-        Self::drawn(seed, 20)
-    }
-
-    /// The same with failovers and failbacks among its faults.
-    pub(super) fn with_failover(seed: u64) -> Self {
-        Self::drawn(seed, 24)
-    }
-
-    fn drawn(seed: u64, kinds: u64) -> Self {
         let mut chance = Chance::new(seed.wrapping_mul(0x9e37_79b9).wrapping_add(17));
         let count = 1 + to_usize(chance.below(2));
         let sources: Vec<_> = (0..count).map(|at| SourceSetup::of(at, &mut chance)).collect();
@@ -138,12 +190,65 @@ impl Setup {
         let mut faults: Vec<Planned> = (0..faults)
             .map(|_| Planned {
                 at_ms: 100 + chance.below(work_ms),
-                fault: Fault::of(count, kinds, &mut chance),
+                fault: Fault::of(count, &mut chance),
             })
             .collect();
         faults.sort_by_key(|planned| planned.at_ms);
         let delay_ms = [0, 1, 3, 20][to_usize(chance.below(4))];
-        Self { seed, sources, delay_ms, work_ms, faults }
+        let mirrored = (0..=count).map(|_| chance.below(3) == 0).collect();
+        let down_ms = 1400;
+        let setup =
+            Self { seed, sources, delay_ms, work_ms, down_ms, faults, mirrored, sweep: None };
+        setup.within_redundancy()
+    }
+
+    /// What is lost at one end and on one device is at the other end only as long as nothing moves.
+    fn within_redundancy(mut self) -> Self {
+        let ends: Vec<usize> = self.faults.iter().filter_map(|planned| planned.rots()).collect();
+        let Some(first) = ends.into_iter().find(|end| !self.mirrored[*end]) else { return self };
+        let mirrored = self.mirrored.clone();
+        self.faults.retain(|planned| {
+            let fault = &planned.fault;
+            let moves = matches!(fault, Fault::Failover { .. } | Fault::Failback { .. });
+            !moves && planned.rots().is_none_or(|end| end == first || mirrored[end])
+        });
+        self
+    }
+
+    /// A short run of one source: both ends are killed once, and a CP is made now and then.
+    pub(super) fn scenario(sweep: Sweep, stop: bool) -> Self {
+        let on_hub_loss = if stop { OnHubLoss::Stop } else { OnHubLoss::Continue };
+        let policy = Policy { on_hub_loss, hub_timeout: HUB_TIMEOUT, ..Policy::default() };
+        let source = SourceSetup {
+            name: "filer-a".parse().unwrap(),
+            policy,
+            ring_bytes: 2 << 20,
+            interval: Duration::from_millis(60),
+            clients: 1,
+            think_ms: 10,
+            request_bytes: 12 << 10,
+        };
+        let planned = |at_ms, fault| Planned { at_ms, fault };
+        Self {
+            seed: 1,
+            sources: vec![source],
+            delay_ms: 1,
+            work_ms: 300,
+            down_ms: 15,
+            faults: vec![
+                planned(120, Fault::SourceKill { source: 0 }),
+                planned(200, Fault::HubKill),
+            ],
+            mirrored: vec![false, false],
+            sweep: Some(sweep),
+        }
+    }
+}
+
+impl Planned {
+    /// Whose pool it damages where that is the only device.
+    fn rots(&self) -> Option<usize> {
+        if let Fault::Rot { end, .. } = self.fault { Some(end) } else { None }
     }
 }
 
@@ -243,17 +348,25 @@ pub(super) fn hub_options(setup: &Setup) -> HubOptions {
         image_pin: Duration::from_secs(3600),
         appliers: 2,
         arbiters: 1,
-        promoted: PromotedOptions::default(),
+        promoted: PromotedOptions {
+            nvram_size: ByteCount(8 << 20),
+            checkpoint_interval: Duration::from_millis(500),
+            ..PromotedOptions::default()
+        },
         hooks: HookOptions::default(),
     }
 }
 
+/// Weights of [`Fault::of`], all together.
+const KINDS: u64 = 34;
+
 impl Fault {
-    fn of(sources: usize, kinds: u64, chance: &mut Chance) -> Self {
-        let source = to_usize(chance.below(u64::try_from(sources).unwrap()));
+    fn of(sources: usize, chance: &mut Chance) -> Self {
+        let ends = u64::try_from(sources).unwrap() + 1;
+        let source = to_usize(chance.below(ends - 1));
         let nth = Some(chance.below(40)).filter(|nth| nth % 4 > 0);
         let ms = [50, 300, 900, 2500][to_usize(chance.below(4))] + chance.below(200);
-        match chance.below(kinds) {
+        match chance.below(KINDS) {
             0..4 => Self::SourceCut { source, nth },
             4 => Self::SourceKill { source },
             5..8 => Self::HubCut { nth },
@@ -267,14 +380,27 @@ impl Fault {
             15 => Self::PauseHub { ms },
             16 => Self::SourceError { source, ring: chance.below(2) == 0, nth: chance.below(30) },
             17 => Self::HubError { ring: chance.below(2) == 0, nth: chance.below(30) },
+            24 => {
+                let op = [Op::Create, Op::Write, Op::ShortWrite, Op::Writeback, Op::SyncDir];
+                let errno = [5, 28][to_usize(chance.below(2))];
+                Self::HubFiles { op: op[to_usize(chance.below(5))], errno }
+            }
+            25 => Self::Full { end: to_usize(chance.below(ends)), ms },
+            26 | 27 => Self::Rot { end: to_usize(chance.below(ends)), seed: chance.next_u64() },
+            28 | 29 => {
+                let astray = Some(chance.next_u64()).filter(|block| block % 2 == 0);
+                Self::Lie { end: to_usize(chance.below(ends)), nth: chance.below(30), astray }
+            }
+            30 => Self::Strand { source, coming: false, ms },
+            31 => Self::Strand { source, coming: true, ms: ms * 5 },
             18 => {
                 let threads =
                     ["nvram", "hub-commit", "hub-drain", "hub-apply", "checkpoint", "blocking"];
                 Self::Slow { thread: threads[to_usize(chance.below(6))], ms }
             }
-            20 | 21 => Self::Failover { source },
-            22 | 23 => Self::Failback { source },
-            _ => Self::Checkpoint { source },
+            19 => Self::Checkpoint { source },
+            20..=22 => Self::Failover { source },
+            _ => Self::Failback { source },
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::client::client;
+use super::disk::Disk;
 use super::laws;
 use super::line::Line;
 use super::probes::{Probe, Probes};
@@ -17,7 +18,7 @@ use super::setup::{
     hub_options,
 };
 use crate::device::Device;
-use crate::device::sim::{Chance, SimDevice};
+use crate::device::sim::{Chance, Effect, SimDevice};
 use crate::filer::Filer;
 use crate::filer::recover::Store;
 use crate::filer::shared::Shared as FilerShared;
@@ -29,7 +30,7 @@ use crate::hub::{HubOptions, bring_up, failback, failover};
 use crate::link::simulated::Inbox;
 use crate::nvlog::format::HEADER_BYTES;
 use crate::nvlog::{Ring, RingShape};
-use crate::pool::{Pool, PoolOptions};
+use crate::pool::write_set::Reservation;
 use crate::session::primary::Answering;
 use crate::sourcelog::sim::SimFiles;
 use crate::sourcelog::{LogOptions, LogStore};
@@ -99,6 +100,9 @@ pub(super) struct SourceState {
     pub(super) refused: Option<String>,
     /// How far the hub was ever seen to hold its entries durably.
     pub(super) hub_durable: u64,
+    /// It serves without what a restart has cut off behind this entry. The hub may hold that, and
+    /// gives it up when it hears so.
+    pub(super) cut_at: Option<u64>,
     /// Newest CPs that were judged, own and published.
     pub(super) own: CpNumber,
     pub(super) published: CpNumber,
@@ -128,6 +132,7 @@ impl SourceState {
             filer: None,
             refused: None,
             hub_durable: 0,
+            cut_at: None,
             own: CpNumber(0),
             published: CpNumber(0),
             mark: false,
@@ -216,25 +221,34 @@ impl SourceState {
 #[derive(Debug)]
 pub(super) struct SourceEnd {
     pub(super) nvram: Arc<SimDevice>,
-    pub(super) pool: Arc<SimDevice>,
+    pub(super) pool: Disk,
     pub(super) running: Option<Running>,
     pub(super) state: Rc<RefCell<SourceState>>,
     /// When it is started again, in milliseconds.
     pub(super) start_at: Option<u64>,
     /// A device of it fails, or will.
     pub(super) erring: bool,
+    /// Blocks that only the other end has.
+    pub(super) rotten: bool,
+    /// What keeps its pool full, until when.
+    pub(super) full: Option<(Reservation, u64)>,
+    /// How often it was started.
+    pub(super) lives: u32,
 }
 
 impl SourceEnd {
-    pub(super) fn new(setup: &SourceSetup) -> Self {
+    pub(super) fn new(setup: &SourceSetup, mirrored: bool) -> Self {
         let ring = ByteCount(setup.ring_bytes + HEADER_BYTES);
         Self {
             nvram: Arc::new(SimDevice::new("nvram", ring)),
-            pool: Arc::new(SimDevice::new("pool", ByteCount(SOURCE_POOL_BYTES))),
+            pool: Disk::new("pool", SOURCE_POOL_BYTES, mirrored),
             running: None,
             state: Rc::new(RefCell::new(SourceState::new(setup.clone()))),
             start_at: Some(0),
             erring: false,
+            rotten: false,
+            full: None,
+            lives: 0,
         }
     }
 
@@ -243,21 +257,30 @@ impl SourceEnd {
         self.erring || self.nvram.is_off() || self.pool.is_off()
     }
 
+    /// The n-th change of its ring or pool does that.
+    pub(super) fn fail(&self, ring: bool, nth: u64, effect: Effect) {
+        if ring { self.nvram.fail_change(nth, effect) } else { self.pool.fail_change(nth, effect) }
+    }
+
     pub(super) fn start(&mut self, at: usize, process: Process, chance: &mut Chance) {
-        let store = |device: &Arc<SimDevice>| {
-            let device: Arc<SimDevice> = Arc::clone(device);
-            Store { device, new: false }
-        };
-        let (nvram, pool) = (store(&self.nvram), store(&self.pool));
+        let nvram: Arc<SimDevice> = Arc::clone(&self.nvram);
+        let (nvram, pool) = (Store { device: nvram, new: false }, self.pool.open());
         let state = Rc::clone(&self.state);
         let seed = chance.next_u64();
         let setup = state.borrow().setup.clone();
         let body = async move {
-            let started = Filer::start_on(setup.behaviour(at, false), nvram, pool).await;
+            let started = match pool {
+                Ok(device) => {
+                    let pool = Store { device, new: false };
+                    let started = Filer::start_on(setup.behaviour(at, false), nvram, pool).await;
+                    started.map_err(|error| error.to_string())
+                }
+                Err(reason) => Err(reason),
+            };
             let filer = match started {
                 Ok(filer) => Arc::new(filer),
-                Err(error) => {
-                    state.borrow_mut().refused = Some(error.to_string());
+                Err(reason) => {
+                    state.borrow_mut().refused = Some(reason);
                     return;
                 }
             };
@@ -312,6 +335,7 @@ fn begin_serving(filer: &Filer, state: &Rc<RefCell<SourceState>>) {
     }
     if sequence < state.line.last() {
         state.probes.hit(Probe::UnansweredLost);
+        state.cut_at = Some(sequence);
     }
     if shared.counters.transfers_adopted.get() > 0 {
         state.probes.hit(Probe::Adopted);
@@ -338,7 +362,12 @@ async fn administer(
         tokio::time::sleep(LOOK_AGAIN).await;
         let asked = parts.borrow_mut().asked.pop_front();
         if let Some(asked) = asked {
-            drop(tokio::task::spawn_local(obey(asked, Arc::clone(&shared), sources.clone())));
+            let (shared, sources, parts) = (Arc::clone(&shared), sources.clone(), parts.clone());
+            parts.borrow_mut().obeying += 1;
+            drop(tokio::task::spawn_local(async move {
+                obey(asked, shared, sources).await;
+                parts.borrow_mut().obeying -= 1;
+            }));
         }
         for (at, state) in sources.iter().enumerate() {
             let name = state.borrow().setup.name.clone();
@@ -404,7 +433,7 @@ async fn obey(asked: Asked, shared: Arc<Shared>, sources: Sources) {
 pub(super) struct HubEnd {
     options: HubOptions,
     pub(super) nvram: Arc<SimDevice>,
-    pub(super) pool: Arc<SimDevice>,
+    pub(super) pool: Disk,
     pub(super) files: SimFiles,
     pub(super) nvrams: Nvrams,
     pub(super) running: Option<Running>,
@@ -412,6 +441,10 @@ pub(super) struct HubEnd {
     pub(super) parts: Rc<RefCell<HubParts>>,
     pub(super) start_at: Option<u64>,
     pub(super) erring: bool,
+    /// As those of a source.
+    pub(super) rotten: bool,
+    pub(super) full: Option<(Reservation, u64)>,
+    pub(super) lives: u32,
 }
 
 /// What the hub's process has told.
@@ -421,6 +454,8 @@ pub(super) struct HubParts {
     pub(super) refused: Option<String>,
     /// What an administrator asks for.
     pub(super) asked: VecDeque<Asked>,
+    /// Commands that have not come to their end.
+    pub(super) obeying: usize,
 }
 
 /// A command.
@@ -433,10 +468,10 @@ pub(super) enum Asked {
 impl HubEnd {
     pub(super) fn new(setup: &Setup) -> Self {
         let nvram = Arc::new(SimDevice::new("hub-nvram", ByteCount(HUB_RING_BYTES + HEADER_BYTES)));
-        let pool = Arc::new(SimDevice::new("hub-pool", ByteCount(HUB_POOL_BYTES)));
+        let mirrored = setup.mirrored.last().copied().unwrap_or_default();
+        let pool = Disk::new("hub-pool", HUB_POOL_BYTES, mirrored).with_pool(HUB.0);
         let shape = RingShape { area_bytes_min: 1 << 20, commit_bytes_max: 2 << 20 };
         Ring::create(nvram.clone(), HUB.0, shape).unwrap();
-        drop(Pool::create(pool.clone(), HUB.0, PoolOptions::default()).unwrap());
         Self {
             options: hub_options(setup),
             nvram,
@@ -448,6 +483,9 @@ impl HubEnd {
             parts: Rc::default(),
             start_at: Some(0),
             erring: false,
+            rotten: false,
+            full: None,
+            lives: 0,
         }
     }
 
@@ -455,7 +493,7 @@ impl HubEnd {
         self.inbox = Inbox::default();
         let (inbox, parts, options) =
             (self.inbox.clone(), Rc::clone(&self.parts), self.options.clone());
-        let (nvram, pool, files) = (self.nvram.clone(), self.pool.clone(), self.files.clone());
+        let (nvram, pool, files) = (self.nvram.clone(), self.pool.open(), self.files.clone());
         let nvrams = self.nvrams.clone();
         *self.parts.borrow_mut() = HubParts::default();
         let body = async move {
@@ -469,8 +507,8 @@ impl HubEnd {
                 let logs =
                     LogStore::open_with(Arc::new(files), Path::new("/logs"), HUB, log_options)
                         .map_err(|error| error.to_string())?;
-                let (nvram, pool): (Arc<dyn Device>, Arc<dyn Device>) = (nvram, pool);
-                let stores = Stores { hub: HUB, pool, logs, nvram };
+                let nvram: Arc<dyn Device> = nvram;
+                let stores = Stores { hub: HUB, pool: pool?, logs, nvram };
                 recover_on(&for_stores, stores, Arbiters::Here).map_err(|error| error.to_string())
             });
             let shared = match recovered.await.map_err(|error| error.to_string()) {
@@ -503,7 +541,23 @@ impl HubEnd {
 
     /// Whether a start may fail now.
     pub(super) fn is_excused(&self) -> bool {
-        self.erring || self.nvram.is_off() || self.pool.is_off()
+        self.erring || self.is_off()
+    }
+
+    /// The n-th change of its ring or pool does that.
+    pub(super) fn fail(&self, ring: bool, nth: u64, effect: Effect) {
+        if ring { self.nvram.fail_change(nth, effect) } else { self.pool.fail_change(nth, effect) }
+    }
+
+    /// Whether it runs, and no command is under way.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let parts = self.parts.borrow();
+        parts.shared.is_some() && parts.asked.is_empty() && parts.obeying == 0
+    }
+
+    /// Whether its power has gone in a call.
+    pub(super) fn is_off(&self) -> bool {
+        self.nvram.is_off() || self.pool.is_off() || self.files.is_dead()
     }
 
     pub(super) fn shared(&self) -> Option<Arc<Shared>> {
