@@ -25,7 +25,7 @@ use crate::units::hash::Root;
 use crate::units::ids::SourceId;
 use crate::units::machine::{self, Bell};
 use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, VolumeNumber};
+use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, TransferId, VolumeNumber};
 use crate::volume::mend::Questions;
 
 /// The cursors of one source.
@@ -313,6 +313,12 @@ impl Lane {
         cursors.undrained_bytes += record_bytes;
         cursors.under_way_bytes += transfer_bytes;
         true
+    }
+
+    /// Whether a transfer came behind a fence: it is not stored, and never acknowledged (R2).
+    pub fn is_fenced_off(&self, id: TransferId) -> bool {
+        let cursors = lock(&self.cursors);
+        cursors.fence.is_some() && id > cursors.staged.transfer
     }
 
     /// So many bytes of transfers were allowed to be under way.

@@ -77,7 +77,12 @@ pub(super) fn busy(reason: String) -> Refused {
 }
 
 impl SourceActor {
+    /// What is acknowledged as received was handed to the stager: what a fence keeps from that is
+    /// not acknowledged, though it came (R2).
     pub(super) fn acknowledge(&self, ack: Ack) {
+        if self.lane.as_ref().is_some_and(|lane| lane.is_fenced_off(ack.id)) {
+            return;
+        }
         if let Some(peer) = &self.peer {
             peer.ack.store(Arc::new(Some(ack)));
             peer.ack_bell.notify_one();
