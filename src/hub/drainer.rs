@@ -243,6 +243,10 @@ impl Drainer {
             for (lane, cp) in work.drops {
                 if let Err(error) = self.store.drop_through(lane.source(), cp) {
                     tracing::warn!(source = %lane.name(), %cp, %error, "old log not deleted");
+                    // Its logs take no more writes: it gets no credit, and must be told why.
+                    if let Some(reason) = self.store.fault(lane.source()) {
+                        lane.fault(&reason);
+                    }
                 }
                 lane.ring_bell();
             }
