@@ -251,6 +251,21 @@ impl SimDevice {
         }
     }
 
+    /// Another device with the same content.
+    pub fn copy(&self) -> Self {
+        let state = self.state();
+        let (medium, cache) = (state.medium.clone(), state.cache.clone());
+        let forgotten = state.forgotten.clone();
+        let kept = State { medium, cache, forgotten, ..State::default() };
+        Self {
+            name: Arc::clone(&self.name),
+            size: self.size,
+            alignment: self.alignment,
+            state: Mutex::new(kept),
+            changed: Condvar::new(),
+        }
+    }
+
     /// Ends a power cut.
     pub fn power_on(&self) {
         self.state().off = false;

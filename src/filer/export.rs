@@ -553,7 +553,8 @@ impl Export for VolumeExport {
 
     fn flush(&self) -> ExportFuture<'_, ()> {
         self.shared.counters.flushes.add(1);
-        let sequence = self.shared.order.last_of(self.volume);
+        let last = self.shared.order.last_of(self.volume);
+        let sequence = if machine::breaks(17) { SequenceNumber(0) } else { last };
         Box::pin(async move { self.reached(sequence).await.map(drop) })
     }
 

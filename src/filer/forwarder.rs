@@ -137,6 +137,9 @@ impl Forwarder {
         let _guard = self.shared.fail_on_panic("the forwarder panicked");
         let mut pause = self.options.backoff.least;
         let mut halted = self.start().await;
+        if machine::breaks(1) {
+            self.serve().await;
+        }
         while !self.shared.session.stopping() {
             let started = machine::now();
             let end = match halted.take() {

@@ -290,7 +290,8 @@ pub(super) enum Stop {
 
 impl From<PoolError> for Stop {
     fn from(error: PoolError) -> Self {
-        if matches!(error, PoolError::Full { .. } | PoolError::CatalogFull { .. }) {
+        let full = matches!(error, PoolError::Full { .. } | PoolError::CatalogFull { .. });
+        if full && !machine::breaks(18) {
             Self::NoSpace
         } else if error.latches() || matches!(error, PoolError::Latched { .. }) {
             Self::Faulted(format!("the hub's pool failed: {error}"))

@@ -30,6 +30,7 @@ use crate::units::bytes::{long, sixteen, word};
 use crate::units::convert::to_u64;
 use crate::units::hash::crc32c;
 use crate::units::ids::{RingId, SourceId};
+use crate::units::machine;
 use crate::units::numbers::{Epoch, LogPosition};
 
 /// Bytes of an envelope.
@@ -187,7 +188,7 @@ impl Envelope {
         if envelope.ring != ring {
             return Err(EnvelopeError::Ring { wanted: ring, met: envelope.ring });
         }
-        if envelope.position != position {
+        if envelope.position != position && !machine::breaks(3) {
             return Err(EnvelopeError::Position { wanted: position, met: envelope.position });
         }
         Ok(envelope)

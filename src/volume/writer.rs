@@ -22,6 +22,7 @@ use crate::pool::pointer::{Pointer, TreeRoot, VolumeKey};
 use crate::pool::write_set::WriteSet;
 use crate::units::BLOCK_BYTES;
 use crate::units::hash::{ContentHash, crc32c};
+use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber, Vbn};
 
 use super::error::VolumeError;
@@ -203,8 +204,9 @@ impl<'a> TreeWriter<'a> {
     }
 
     fn replace(&mut self, vbn: u64, level: u8, new: Pointer) -> Result<(), VolumeError> {
+        let unborn = new.is_hole() && machine::breaks(8);
         let node = self.open_to(vbn, level)?;
-        *node.child(vbn) = new;
+        *node.child(vbn) = if unborn { Pointer::hole(CpNumber(0)) } else { new };
         node.changed = true;
         Ok(())
     }

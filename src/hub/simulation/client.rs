@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::line::{Change, Done};
+use super::probes::Probe;
 use super::setup::{SourceSetup, VOLUME_BYTES, VOLUMES};
 use super::world::{Primary, SourceState};
 use crate::device::sim::Chance;
@@ -24,6 +25,7 @@ use crate::filer::shared::Shared;
 use crate::nbd::export::{ErrorCode, Export, Exports, Segment};
 use crate::units::convert::{low_u32, to_usize};
 use crate::units::numbers::VolumeNumber;
+use crate::units::policy::Cache;
 
 /// A request, watched: whatever is ordered while it is polled is its own.
 struct Watched<F> {
@@ -85,6 +87,7 @@ pub(super) async fn client(
             read((by, &filer), export, volume, &state, &mut chance).await
         } else {
             change((by, &filer), export, volume, (&state, &setup), &mut chance).await
+                && flush((by, &filer), export, volume, (&state, &setup), &mut chance).await
         };
         if !going_on {
             return;
@@ -119,12 +122,13 @@ async fn change(
     };
     let number = VolumeNumber(low_u32(u64::try_from(volume).unwrap()));
     let done = Done { volume: number, offset, change: change.clone() };
+    let fua = setup.policy.cache == Cache::Writeback && chance.below(8) == 0;
     let inner = async {
         match change {
-            Change::Write(data) => export.write(offset, Bytes::from(data), false).await,
-            Change::Trim(length) => export.trim(offset, low_u32(length), false).await,
+            Change::Write(data) => export.write(offset, Bytes::from(data), fua).await,
+            Change::Trim(length) => export.trim(offset, low_u32(length), fua).await,
             Change::Zeroes(length) => {
-                export.write_zeroes(offset, low_u32(length), false, false).await
+                export.write_zeroes(offset, low_u32(length), false, fua).await
             }
         }
     };
@@ -140,6 +144,8 @@ async fn change(
     };
     let (answer, sequence) = watched.await;
     match (answer, sequence) {
+        // A buffered write promises nothing before a flush.
+        (Ok(()), Some(_)) if setup.policy.cache == Cache::Writeback && !fua => {}
         (Ok(()), Some(sequence)) => state.borrow_mut().acknowledged(by, &shared, sequence),
         (Ok(()), None) => {}
         // Room may come back.
@@ -147,6 +153,29 @@ async fn change(
         (Err(_), _) => return false,
     }
     true
+}
+
+/// Under writeback now and then: every write of the volume that was answered by now is promised.
+async fn flush(
+    (by, filer): (Primary, &Filer),
+    export: &Arc<dyn Export>,
+    volume: usize,
+    (state, setup): (&Rc<RefCell<SourceState>>, &SourceSetup),
+    chance: &mut Chance,
+) -> bool {
+    if setup.policy.cache != Cache::Writeback || chance.below(4) > 0 {
+        return true;
+    }
+    let shared = filer.shared();
+    let number = VolumeNumber(low_u32(u64::try_from(volume).unwrap()));
+    let sequence = shared.order.last_of(number).0;
+    let flushed = export.flush().await.is_ok();
+    if flushed && sequence > 0 {
+        let mut state = state.borrow_mut();
+        state.probes.hit(Probe::Flushed);
+        state.acknowledged(by, &shared, sequence);
+    }
+    flushed
 }
 
 async fn read(

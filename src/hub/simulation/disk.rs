@@ -81,6 +81,12 @@ impl Disk {
         }
     }
 
+    /// Another with the same content.
+    pub(super) fn copy(&self) -> Self {
+        let legs = self.legs.iter().map(|leg| Arc::new(leg.copy())).collect();
+        Self { legs, start: self.start, data: self.data.clone() }
+    }
+
     pub(super) fn forget_faults(&self) -> usize {
         self.legs.iter().map(|leg| leg.forget_faults()).sum()
     }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::hub_end::{Asked, HubParts};
 use super::laws;
 use super::probes::Probe;
 use super::run::Simulation;
 use super::setup::{Fault, Store, Sweep, address};
-use super::world::{Asked, HubParts, Primary};
+use super::world::Primary;
 use crate::device::sim::{Chance, Effect};
 use crate::hub::mending;
 use crate::hub::shared::Shared;
@@ -21,6 +22,8 @@ use crate::volume::walk::Walk;
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
+/// So long a pool that is to be full may not be there yet.
+const BEGINNING_MS: u64 = 100;
 
 impl Simulation {
     pub(super) async fn fault(&mut self, fault: Fault) {
@@ -50,6 +53,7 @@ impl Simulation {
             }
             Fault::Failover { source } => self.ask(Asked::Failover(source)),
             Fault::Failback { source } => self.ask(Asked::Failback(source)),
+            Fault::OldCopy { source, boots } => self.restore(source, boots).await,
             fault @ (Fault::LinkCut { .. }
             | Fault::LinkHold { .. }
             | Fault::Strand { .. }
@@ -90,7 +94,7 @@ impl Simulation {
                 self.hub.files.fail(op, "", errno);
                 self.hub.erring = true;
             }
-            Fault::Full { end, ms } => self.fill(end, now + ms),
+            Fault::Full { end, ms } => drop(self.filling.insert(end, now + ms)),
             Fault::Rot { end, seed } => self.rot(end, seed),
             Fault::Lie { end, nth, astray } => {
                 let disk = self.sources.get(end).map_or(&self.hub.pool, |source| &source.pool);
@@ -105,7 +109,8 @@ impl Simulation {
             | Fault::Slow { .. }
             | Fault::Checkpoint { .. }
             | Fault::Failover { .. }
-            | Fault::Failback { .. }) => unreachable!("{fault:?} is not of link or disk"),
+            | Fault::Failback { .. }
+            | Fault::OldCopy { .. }) => unreachable!("{fault:?} is not of link or disk"),
         }
     }
 
@@ -138,6 +143,7 @@ impl Simulation {
         }
         source.nvram = source.nvram.survivor().into();
         source.pool.survive();
+        source.keep_copy();
         {
             let mut state = source.state.borrow_mut();
             (state.filer, state.mark) = (None, false);
@@ -184,18 +190,25 @@ impl Simulation {
         self.hub.erring = false;
     }
 
-    /// Holds all of a pool's free space.
-    fn fill(&mut self, end: usize, until: u64) {
-        let Some(pool) = self.pool_of(end) else { return };
-        let Some(held) = all_of(&pool) else { return };
+    /// Holds all of a pool's free space; false: it is not there yet.
+    fn fill(&mut self, end: usize, until: u64) -> bool {
+        let Some(pool) = self.pool_of(end) else { return false };
+        let Some(held) = all_of(&pool) else { return true };
         let held = Some((held, until));
         match self.sources.get_mut(end) {
             Some(source) => source.full = held,
             None => self.hub.full = held,
         }
+        true
     }
 
     pub(super) fn make_room(&mut self, now: u64) {
+        for (end, until) in std::mem::take(&mut self.filling) {
+            // A source that begins is full before its first write.
+            if !self.fill(end, until) && now < BEGINNING_MS {
+                self.filling.insert(end, until);
+            }
+        }
         let over = |full: &mut (Reservation, u64)| full.1 <= now;
         drop(self.hub.full.take_if(over));
         for source in &mut self.sources {
@@ -306,7 +319,7 @@ impl Simulation {
         };
         let before = *lives;
         *lives += 1;
-        let Some(Sweep { store, lives, nth, effect }) = self.setup.sweep else { return };
+        let Some(Sweep { store, lives, nth, effect, .. }) = self.setup.sweep else { return };
         if before != lives || store.is_of_hub() != source.is_none() {
             return;
         }
@@ -346,6 +359,12 @@ impl Simulation {
             };
             self.swept = (!left).then_some(true);
         }
+    }
+
+    /// Whether an end that stops inside a call loses its power: it does, but where a sweep kills it.
+    pub(super) fn loses_power(&self, of_hub: bool) -> bool {
+        let sweep = self.setup.sweep.filter(|sweep| sweep.store.is_of_hub() == of_hub);
+        sweep.is_none_or(|sweep| sweep.power)
     }
 
     /// A failure is told with the device that failed.

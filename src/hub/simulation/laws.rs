@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::hub_end::HubEnd;
 use super::probes::Probe;
-use super::world::{HubEnd, Primary, SourceEnd, SourceState};
+use super::world::{Primary, SourceEnd, SourceState};
 use crate::device::MemberState;
 use crate::filer::order::Lacking;
 use crate::filer::shared::{LinkState, Shared as FilerShared};
@@ -45,14 +46,20 @@ pub(super) fn hub(hub: &HubEnd, sources: &[SourceEnd]) -> Result<(), String> {
             return Err(format!("invariant 10: the actor of {name} has panicked"));
         }
         if let Some(lane) = shared.lanes.get(&name) {
-            let judged = mirrored(&shared, &lane, source, hub.rotten);
+            let copied = sources.iter().any(|source| source.state.borrow().was_copied);
+            let judged = mirrored(&shared, &lane, source, (hub.rotten, copied));
             judged.map_err(|problem| format!("{name} at the hub: {problem}"))?;
         }
     }
     Ok(())
 }
 
-fn mirrored(shared: &Shared, lane: &Lane, source: &SourceEnd, rotten: bool) -> Result<(), String> {
+fn mirrored(
+    shared: &Shared,
+    lane: &Lane,
+    source: &SourceEnd,
+    (rotten, copied): (bool, bool),
+) -> Result<(), String> {
     let cursors = lane.cursors();
     let state = &mut *source.state.borrow_mut();
     let places = [cursors.drained, cursors.durable, cursors.staged];
@@ -64,8 +71,9 @@ fn mirrored(shared: &Shared, lane: &Lane, source: &SourceEnd, rotten: bool) -> R
         let before = state.hub_durable;
         let cut = state.cut_at.take().is_some_and(|cut| durable >= cut);
         // A pass ends at its CP, and what comes behind that is sent again; the mark stands until
-        // it is there (R4).
-        if !cut && !state.mark {
+        // it is there (R4). What both ends have answered is judged below.
+        let passed = state.mark && durable >= cursors.applied.sequence.0;
+        if !cut && !passed {
             return Err(format!("it held {before} durably, and holds {durable}"));
         }
         state.hub_durable = durable;
@@ -86,7 +94,7 @@ fn mirrored(shared: &Shared, lane: &Lane, source: &SourceEnd, rotten: bool) -> R
         return Err("R19: a CP of an honest source was refused".to_owned());
     }
     // What a failover leaves behind may be refused.
-    let honest = state.epoch == 0;
+    let honest = state.epoch == 0 && !copied;
     if honest && shared.counters.refusals().keys().any(|code| *code == "diverged") {
         return Err("an honest source was refused as diverged".to_owned());
     }
@@ -153,6 +161,7 @@ pub(super) fn source(source: &SourceEnd) -> Result<(), String> {
     let Some(filer) = state.filer.clone() else { return Ok(()) };
     let shared = filer.shared();
     if shared.fenced().is_none()
+        && !state.was_copied
         && let LinkState::Halted(refused) = shared.link()
     {
         return Err(format!("{} is halted: {}", state.setup.name, refused.reason));

@@ -13,9 +13,12 @@
 //! * `rules`: with a rule off, some seed fails; * `sweep`: each call of a short run fails once
 //! * `probes`: rare branches that must be met
 
+mod apart;
 mod client;
+mod copies;
 mod disk;
 mod faults;
+mod hub_end;
 mod laws;
 mod line;
 mod probes;

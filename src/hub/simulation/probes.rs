@@ -51,6 +51,10 @@ pub(super) enum Probe {
     OldConnection,
     /// A thread took its time.
     Slow,
+    /// A source was started from an old copy of its state.
+    OldCopy,
+    /// Under writeback a flush was answered.
+    Flushed,
     /// Writers waited for room in the own pool.
     PoolFull,
     /// A CP waited for room at the hub.
@@ -87,6 +91,8 @@ pub(super) const ALL: &[Probe] = &[
     Probe::GivenBack,
     Probe::OldConnection,
     Probe::Slow,
+    Probe::Flushed,
+    Probe::OldCopy,
     Probe::PoolFull,
     Probe::HubFull,
     Probe::LegRepaired,

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tokio::task::LocalSet;
 
+use super::hub_end::{Asked, HubEnd};
 use super::laws;
 use super::probes::{Probe, Probes};
-use super::setup::{Setup, address};
-use super::world::{Asked, HubEnd, Primary, SourceEnd};
+use super::setup::{Fault, Setup, address};
+use super::world::{Primary, SourceEnd};
 use crate::device::sim::Chance;
 use crate::link::simulated::Network;
 use crate::units::convert::{to_u64, to_usize};
@@ -72,6 +73,8 @@ pub(super) struct Simulation {
     /// Whose older connections stand still, until when.
     pub(super) stranded: BTreeMap<usize, u64>,
     pub(super) slow: BTreeMap<&'static str, u64>,
+    /// Pools that are to be full, until when.
+    pub(super) filling: BTreeMap<usize, u64>,
     pub(super) reader: Option<Reader>,
     trace: blake3::Hasher,
     events: Vec<String>,
@@ -82,7 +85,14 @@ pub(super) struct Simulation {
 
 fn sources_of(setup: &Setup) -> Vec<SourceEnd> {
     let sources = setup.sources.iter().zip(&setup.mirrored);
-    sources.map(|(source, mirrored)| SourceEnd::new(source, *mirrored)).collect()
+    let mut ends: Vec<_> =
+        sources.map(|(source, mirrored)| SourceEnd::new(source, *mirrored)).collect();
+    for planned in &setup.faults {
+        if let Fault::OldCopy { source, .. } = planned.fault {
+            ends[source].is_copied = true;
+        }
+    }
+    ends
 }
 
 impl Simulation {
@@ -103,6 +113,7 @@ impl Simulation {
             held: BTreeMap::new(),
             stranded: BTreeMap::new(),
             slow: BTreeMap::new(),
+            filling: BTreeMap::new(),
             reader: None,
             trace: blake3::Hasher::new(),
             events: Vec::new(),
@@ -151,6 +162,8 @@ impl Simulation {
     async fn heal(&mut self) {
         self.tell("healed");
         self.next_fault = usize::MAX;
+        self.look_at_sweep(false);
+        self.look_at_sweep(true);
         let mut forgotten = self.hub.nvram.forget_faults() + self.hub.pool.forget_faults();
         self.hub.files.heal();
         self.hub.full = None;
@@ -163,9 +176,13 @@ impl Simulation {
             }
             self.sources[at].state.borrow_mut().resting = true;
         }
+        for at in 0..self.sources.len() {
+            self.put_back(at).await;
+        }
         self.tell(&format!("{forgotten} faults did not come"));
         self.held.clear();
         self.slow.clear();
+        self.filling.clear();
         self.paused.values_mut().for_each(|until| *until = 0);
     }
 
@@ -338,6 +355,7 @@ impl Simulation {
             }
         }
         self.look_for_ends().await?;
+        self.look_at_copies().await;
         self.starts(now);
         Ok(())
     }
@@ -347,7 +365,7 @@ impl Simulation {
             if self.hub.is_off() {
                 self.probes.hit(Probe::HubCutInside);
                 self.tell("the hub's power went inside a call");
-                self.end_hub(true).await;
+                self.end_hub(self.loses_power(true)).await;
             } else if let Some(reason) = self.hub_failed() {
                 self.probes.hit(Probe::IoError);
                 self.tell(&format!("the hub has failed: {reason}"));
@@ -363,9 +381,9 @@ impl Simulation {
             if source.nvram.is_off() || source.pool.is_off() {
                 self.probes.hit(Probe::SourceCutInside);
                 self.tell("a source's power went inside a call");
-                self.end_source(at, true).await;
+                self.end_source(at, self.loses_power(false)).await;
             } else if let Some(reason) = self.failed(at) {
-                if !self.sources[at].erring {
+                if !self.sources[at].erring && self.sources[at].copy.is_none() {
                     return Err(format!("source {at} failed: {reason}"));
                 }
                 self.probes.hit(Probe::IoError);

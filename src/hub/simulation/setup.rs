@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::apart;
 use crate::device::sim::{Chance, Effect};
 use crate::filer::Behaviour;
 use crate::filer::forwarder::ForwardOptions;
@@ -114,6 +115,12 @@ pub(super) enum Fault {
     Failback {
         source: usize,
     },
+    /// The source is restored from an old copy, which is started so many times before it is left
+    /// alone for a while.
+    OldCopy {
+        source: usize,
+        boots: u64,
+    },
 }
 
 /// A fault and when it comes, in milliseconds.
@@ -161,6 +168,8 @@ pub(super) struct Sweep {
     pub(super) lives: u32,
     pub(super) nth: u64,
     pub(super) effect: Effect,
+    /// The power goes with the process, and the page cache with it.
+    pub(super) power: bool,
 }
 
 impl Store {
@@ -184,7 +193,7 @@ impl Setup {
     pub(super) fn of(seed: u64) -> Self {
         let mut chance = Chance::new(seed.wrapping_mul(0x9e37_79b9).wrapping_add(17));
         let count = 1 + to_usize(chance.below(2));
-        let sources: Vec<_> = (0..count).map(|at| SourceSetup::of(at, &mut chance)).collect();
+        let mut sources: Vec<_> = (0..count).map(|at| SourceSetup::of(at, &mut chance)).collect();
         let work_ms = 2000 + chance.below(2500);
         let faults = 2 + chance.below(7);
         let mut faults: Vec<Planned> = (0..faults)
@@ -197,6 +206,7 @@ impl Setup {
         let delay_ms = [0, 1, 3, 20][to_usize(chance.below(4))];
         let mirrored = (0..=count).map(|_| chance.below(3) == 0).collect();
         let down_ms = 1400;
+        apart::draw(seed, &mut sources, &mut faults);
         let setup =
             Self { seed, sources, delay_ms, work_ms, down_ms, faults, mirrored, sweep: None };
         setup.within_redundancy()

@@ -1,4 +1,5 @@
-//! Each write, sync and name of a short run fails once: torn, with an error, or with the power.
+//! Each write, sync and name of a short run fails once: torn, with an error, for want of room, with
+//! the process or with the power.
 //!
 //! The run is [`Setup::scenario`]: writes, CPs, both ends killed once. What has to hold is what holds
 //! in every run ([`super::laws`]): what was answered is there after a restart, what was published
@@ -15,8 +16,17 @@ use crate::units::machine::simulated::words;
 /// The end of a sweep if calls never ran out.
 const CALLS_MAX: u64 = 100_000;
 
+/// What the call does, and whether the power goes with the process.
+const EFFECTS: [(Effect, bool); 5] = [
+    (Effect::Errno(5), false),
+    (Effect::Errno(28), false),
+    (Effect::PowerCut, true),
+    (Effect::PowerCut, false),
+    (Effect::Short(512), false),
+];
+
 /// Of how many calls one is swept in the short form.
-const STRIDE: u64 = 16;
+const STRIDE: u64 = 4;
 
 fn stride() -> u64 {
     let full = std::env::var_os("MIRRORHUB_FULL").is_some_and(|value| value == "1");
@@ -35,12 +45,12 @@ fn run(sweep: Sweep, rule: Option<u8>) -> (Option<String>, bool) {
 /// Runs until calls run out, every `stride`-th; says how many came, and which went wrong.
 fn sweep(store: Store, stride: u64) -> (u64, Vec<(Sweep, String)>) {
     let (mut came, mut bad) = (0, Vec::new());
-    let effects = [Effect::Errno(5), Effect::PowerCut, Effect::Short(512)];
-    for (at, effect) in (0..).zip(effects) {
+    for (at, (effect, power)) in (0..).zip(EFFECTS) {
         for lives in [0, 1] {
-            let first = (at * 5 + u64::from(lives) * 3) % stride;
+            // Each takes other calls.
+            let first = (at * 3 + u64::from(lives) * 7) % stride;
             for nth in (first..CALLS_MAX).step_by(usize::try_from(stride).unwrap()) {
-                let sweep = Sweep { store, lives, nth, effect };
+                let sweep = Sweep { store, lives, nth, effect, power };
                 let (problem, swept) = run(sweep, None);
                 bad.extend(problem.map(|problem| (sweep, problem)));
                 if !swept {
@@ -87,11 +97,20 @@ fn no_call_of_the_hubs_logs_loses_anything() {
     nothing_is_lost(Store::HubFiles, 60);
 }
 
+/// Its logs took no more writes, it got no credit, and nobody was told why.
+#[test]
+fn a_log_that_cannot_be_deleted_faults_its_source() {
+    let (effect, power) = (Effect::Errno(5), false);
+    let sweep = Sweep { store: Store::HubFiles, lives: 1, nth: 23, effect, power };
+    assert_eq!(run(sweep, None), (None, true));
+}
+
 /// What is acknowledged before it is durable is lost by some of these.
 #[test]
 fn control_a_sweep_finds_an_early_answer() {
     let cuts = (0..CALLS_MAX).map(|nth| {
-        let sweep = Sweep { store: Store::HubRing, lives: 0, nth, effect: Effect::PowerCut };
+        let effect = Effect::PowerCut;
+        let sweep = Sweep { store: Store::HubRing, lives: 0, nth, effect, power: true };
         run(sweep, Some(7))
     });
     let mut cuts = cuts.take_while(|(_, came)| *came);

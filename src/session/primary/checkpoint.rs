@@ -7,6 +7,7 @@
 use super::{Action, Data, PendingCp, Primary};
 use crate::record::marks::Place;
 use crate::units::hash::Root;
+use crate::units::machine;
 use crate::units::numbers::{CpNumber, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{CpEnd, CpRejected, Message, PartitionFull, VolumeRoot};
@@ -64,7 +65,7 @@ impl Primary {
         }
         pending.refusals += 1;
         pending.inline = pending.refusals >= 2;
-        pending.data = Data::Waiting;
+        pending.data = if machine::breaks(19) { Data::Parked } else { Data::Waiting };
         let repaired = pending.refusals > REFUSALS_MAX;
         actions.push(Action::Rejected { cp, reason, no_space });
         if repaired {

@@ -1,0 +1,48 @@
+//! What is drawn apart from the other draws of a seed, so that these stay what they were: caches, old
+//! copies, and faults in an order that chance alone seldom finds.
+
+use super::setup::{Fault, Planned, SourceSetup};
+use crate::device::sim::Chance;
+use crate::units::convert::{to_u64, to_usize};
+use crate::units::policy::Cache;
+
+pub(super) fn draw(seed: u64, sources: &mut [SourceSetup], faults: &mut Vec<Planned>) {
+    let mut chance = Chance::new(seed ^ 0x5eed_cace);
+    for (at, source) in sources.iter_mut().enumerate() {
+        if chance.below(5) == 0 {
+            source.policy.cache = Cache::Writeback;
+        }
+        if source.policy.never_alone() && chance.below(4) == 0 {
+            restore(at, faults, &mut chance);
+        }
+    }
+    let mut chance = Chance::new(seed ^ 0xfa11_bacd);
+    let (over_and_back, full) = (chance.below(5) == 0, chance.below(8) == 0);
+    let source = to_usize(chance.below(to_u64(sources.len())));
+    let copied = faults.iter().any(|planned| matches!(planned.fault, Fault::OldCopy { .. }));
+    if over_and_back && !copied {
+        let at_ms = 300 + chance.below(500);
+        faults.push(Planned { at_ms, fault: Fault::Failover { source } });
+        let at_ms = at_ms + 700 + chance.below(700);
+        faults.push(Planned { at_ms, fault: Fault::Failback { source } });
+    }
+    if full {
+        // From the beginning: what a source was promised once lasts for a whole small volume.
+        let ms = 300 + chance.below(900);
+        faults.push(Planned { at_ms: 0, fault: Fault::Full { end: source, ms } });
+    }
+    faults.sort_by_key(|planned| planned.at_ms);
+}
+
+/// An old copy of the source is started: it is of the moment of a kill. A source that is failed over
+/// is another history.
+fn restore(source: usize, faults: &mut Vec<Planned>, chance: &mut Chance) {
+    faults.retain(|planned| {
+        !matches!(planned.fault, Fault::Failover { .. } | Fault::Failback { .. })
+    });
+    let killed = 300 + chance.below(600);
+    let boots = chance.below(5);
+    let mut plan = |at_ms, fault| faults.push(Planned { at_ms, fault });
+    plan(killed, Fault::SourceKill { source });
+    plan(killed + 1600 + chance.below(400), Fault::OldCopy { source, boots });
+}
