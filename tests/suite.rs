@@ -41,6 +41,7 @@ mod rot;
 mod service;
 mod starts;
 mod tls;
+mod top;
 mod truth;
 mod volumes;
 mod walkthrough;

@@ -5,7 +5,7 @@
 //! of section 13 ([`failure`]).
 //!
 //! * processes: [`serve`] (`hub`, `source`), [`demo`]
-//! * commands: [`status`], [`hash`], [`checkpoint`], [`kept`], [`mod@drop`], [`verify`],
+//! * commands: [`status`], [`top`], [`hash`], [`checkpoint`], [`kept`], [`mod@drop`], [`verify`],
 //!   [`failover`], [`failback`], [`onboard`], [`forget`], [`scrub`],
 //!   [`device`], [`import`], [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
@@ -43,6 +43,8 @@ pub mod sockets;
 pub mod status;
 pub mod status_view;
 pub mod terminal;
+pub mod top;
+pub mod top_view;
 pub mod verify;
 pub mod words;
 
@@ -76,6 +78,7 @@ enum Command {
     Source(serve::SourceArguments),
     Demo(demo::DemoArguments),
     Status(status::StatusArguments),
+    Top(top::TopArguments),
     Checkpoint(checkpoint::CheckpointArguments),
     Kept(kept::KeptArguments),
     Drop(drop::DropArguments),
@@ -124,6 +127,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Scrub(scrub) => scrub::run(scrub, &terminal),
         Command::Hash(hash) => hash::run(hash, &terminal),
         Command::Status(status) => status::run(status, &terminal),
+        Command::Top(top) => top::run(top, &terminal),
         Command::Checkpoint(checkpoint) => checkpoint::run(checkpoint, &terminal),
         Command::Kept(kept) => kept::run(kept, &terminal),
         Command::Drop(drop) => drop::run(drop, &terminal),
