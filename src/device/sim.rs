@@ -695,6 +695,7 @@ mod tests {
         let written = [16, 15, 17, 18].map(|sector| read(&device, sector));
         assert_eq!(written, [9, 9, 0, 9], "the second of those in the range");
         device.write_at(0, &[3; 512]).unwrap();
+        device.flush().unwrap();
         device.write_durable_at(0, &[6; 512]).unwrap();
         device.fail(On::Read, 0, Effect::Stale);
         assert_eq!((read(&device, 0), read(&device, 0)), (3, 6));

@@ -177,6 +177,8 @@ fn a_write_is_answered_and_published_without_a_hub() {
         wanted[100..10_100].fill(7);
         assert_eq!(roots, [(VolumeNumber(0), hub::root(&wanted))]);
         assert_eq!(read_all(&export).await, wanted);
+        // The CP is told a moment before its buffers go.
+        until("the buffers go", || filer.status().order.dirty_blocks == 0).await;
         let status = filer.status();
         let ring = status.ring.unwrap();
         assert_eq!(ring.release_wanted, ring.written, "all of the ring is released");
