@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use super::load::{Kind, load, load_data_dir, load_hub, load_source};
+use super::reload::{When, reloaded_source, source_changes};
 use super::sizing;
+use crate::units::policy::Mode;
 use crate::units::retention::Retention;
 
 fn project(path: &str) -> PathBuf {
@@ -65,6 +67,42 @@ fn the_data_dir_is_found_in_a_file_that_has_other_problems() {
     assert!(said.contains("no process runs with it"), "{said}");
     std::fs::write(&file, "data_dir = 1\n").unwrap();
     assert!(load_data_dir(&file).is_err());
+}
+
+/// `[[home]]`: what those promise that live on a filer, and what a reload says of it.
+#[test]
+fn a_filer_says_what_its_guests_promise() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("source.toml");
+    let read = |more: &str| {
+        let own = "name = \"b\"\nhub = \"127.0.0.1:7420\"\n[pool]\ndevices = [{ path = \"d\", \
+                   size = \"1GiB\" }]\n[[volume]]\nname = \"v\"\nsize = \"1MiB\"\n";
+        std::fs::write(&file, format!("{own}{more}")).unwrap();
+        load_source(&file)
+    };
+    let home = "[[home]]\nname = \"a\"\n[home.replication]\n";
+    let (none, lazy) = (read("").unwrap(), read(&format!("{home}mode = \"async\"")).unwrap());
+    assert!(none.home_policies().is_empty());
+    let a = "a".parse().unwrap();
+    assert_eq!(lazy.home_policies()[&a].mode, Mode::Async);
+    assert_eq!(lazy.policy(), none.policy(), "the filer's own is not touched");
+    let strict = read(&format!("{home}on_hub_loss = \"stop\"")).unwrap();
+    let changes = source_changes(&lazy, &strict);
+    let keys: Vec<&str> = changes.iter().map(|change| change.key.as_str()).collect();
+    assert_eq!(keys, ["home a: replication.mode", "home a: replication.on_hub_loss"]);
+    assert!(changes.iter().all(|change| change.when == When::NextCp), "{changes:?}");
+    assert_eq!(reloaded_source(&lazy, strict.clone()).home_policies(), strict.home_policies());
+    for (wrong, said) in [
+        ("[[home]]\nname = \"b\"".to_owned(), "is this filer itself"),
+        ("[[home]]\ncache = \"writeback\"".to_owned(), "the source that lives here"),
+        (format!("{home}mode = \"sync\"\n{home}"), "two homes are called a"),
+        (format!("{home}mode = \"async\"\non_hub_loss = \"stop\""), "replication.on_hub_loss"),
+        (format!("{home}resync_limit = \"1MiB\""), "resync_limit"),
+        (format!("{home}modus = \"sync\""), "modus"),
+    ] {
+        let problems = read(&wrong).unwrap_err().render(false);
+        assert!(problems.contains(said), "{wrong}: {problems}");
+    }
 }
 
 #[test]
