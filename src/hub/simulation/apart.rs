@@ -27,8 +27,9 @@ pub(super) fn draw(seed: u64, sources: &mut [SourceSetup], faults: &mut Vec<Plan
         faults.push(Planned { at_ms, fault: Fault::Failback { source } });
     }
     if full {
-        let (at_ms, ms) = (200 + chance.below(1000), 300 + chance.below(900));
-        faults.push(Planned { at_ms, fault: Fault::Full { end: source, ms } });
+        // From the beginning: what a source was promised once lasts for a whole small volume.
+        let ms = 300 + chance.below(900);
+        faults.push(Planned { at_ms: 0, fault: Fault::Full { end: source, ms } });
     }
     faults.sort_by_key(|planned| planned.at_ms);
 }

@@ -22,6 +22,8 @@ use crate::volume::walk::Walk;
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
+/// So long a pool that is to be full may not be there yet.
+const BEGINNING_MS: u64 = 100;
 
 impl Simulation {
     pub(super) async fn fault(&mut self, fault: Fault) {
@@ -92,7 +94,7 @@ impl Simulation {
                 self.hub.files.fail(op, "", errno);
                 self.hub.erring = true;
             }
-            Fault::Full { end, ms } => self.fill(end, now + ms),
+            Fault::Full { end, ms } => drop(self.filling.insert(end, now + ms)),
             Fault::Rot { end, seed } => self.rot(end, seed),
             Fault::Lie { end, nth, astray } => {
                 let disk = self.sources.get(end).map_or(&self.hub.pool, |source| &source.pool);
@@ -188,18 +190,25 @@ impl Simulation {
         self.hub.erring = false;
     }
 
-    /// Holds all of a pool's free space.
-    fn fill(&mut self, end: usize, until: u64) {
-        let Some(pool) = self.pool_of(end) else { return };
-        let Some(held) = all_of(&pool) else { return };
+    /// Holds all of a pool's free space; false: it is not there yet.
+    fn fill(&mut self, end: usize, until: u64) -> bool {
+        let Some(pool) = self.pool_of(end) else { return false };
+        let Some(held) = all_of(&pool) else { return true };
         let held = Some((held, until));
         match self.sources.get_mut(end) {
             Some(source) => source.full = held,
             None => self.hub.full = held,
         }
+        true
     }
 
     pub(super) fn make_room(&mut self, now: u64) {
+        for (end, until) in std::mem::take(&mut self.filling) {
+            // A source that begins is full before its first write.
+            if !self.fill(end, until) && now < BEGINNING_MS {
+                self.filling.insert(end, until);
+            }
+        }
         let over = |full: &mut (Reservation, u64)| full.1 <= now;
         drop(self.hub.full.take_if(over));
         for source in &mut self.sources {

@@ -55,8 +55,7 @@ pub(super) enum Probe {
     OldCopy,
     /// Under writeback a flush was answered.
     Flushed,
-    /// Writers waited for room in the own pool. Counted, but no seed of the 300 has to meet it: what a
-    /// source was promised once lasts for its small volumes.
+    /// Writers waited for room in the own pool.
     PoolFull,
     /// A CP waited for room at the hub.
     HubFull,
@@ -68,7 +67,7 @@ pub(super) enum Probe {
     Mended,
 }
 
-/// Those that have to be met.
+/// All of them.
 pub(super) const ALL: &[Probe] = &[
     Probe::SourceCutInside,
     Probe::HubCutInside,
@@ -94,6 +93,7 @@ pub(super) const ALL: &[Probe] = &[
     Probe::Slow,
     Probe::Flushed,
     Probe::OldCopy,
+    Probe::PoolFull,
     Probe::HubFull,
     Probe::LegRepaired,
     Probe::LegOut,

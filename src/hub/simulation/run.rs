@@ -73,6 +73,8 @@ pub(super) struct Simulation {
     /// Whose older connections stand still, until when.
     pub(super) stranded: BTreeMap<usize, u64>,
     pub(super) slow: BTreeMap<&'static str, u64>,
+    /// Pools that are to be full, until when.
+    pub(super) filling: BTreeMap<usize, u64>,
     pub(super) reader: Option<Reader>,
     trace: blake3::Hasher,
     events: Vec<String>,
@@ -111,6 +113,7 @@ impl Simulation {
             held: BTreeMap::new(),
             stranded: BTreeMap::new(),
             slow: BTreeMap::new(),
+            filling: BTreeMap::new(),
             reader: None,
             trace: blake3::Hasher::new(),
             events: Vec::new(),
@@ -179,6 +182,7 @@ impl Simulation {
         self.tell(&format!("{forgotten} faults did not come"));
         self.held.clear();
         self.slow.clear();
+        self.filling.clear();
         self.paused.values_mut().for_each(|until| *until = 0);
     }
 
