@@ -333,8 +333,13 @@ fn mutated_sources_disturb_nobody() {
     assert!(refusals(&cluster, "protocol") > 200.0, "control: mutations do break connections");
 }
 
-/// A whole NBD connection: options, then requests.
-fn nbd_record(export: &str) -> Parts {
+/// Behind the end of every volume here: what would change something there is refused.
+const PAST_THE_END: u64 = 1 << 40;
+/// Mutated connections beside the measured ones that do change something.
+const CHANGING: usize = 400;
+
+/// A whole NBD connection: options, then requests; those that change something begin at `changes`.
+fn nbd_record(export: &str, changes: u64) -> Parts {
     let option = |code: u32, payload: &[u8]| {
         let length = u32::try_from(payload.len()).expect("small");
         [b"IHAVEOPT", &code.to_be_bytes()[..], &length.to_be_bytes(), payload].concat()
@@ -358,9 +363,9 @@ fn nbd_record(export: &str) -> Parts {
         option(8, &[]),
         option(7, &go),
         request(0, 0, 4000, 20_000),
-        [request(1, 1, 4096, 700), vec![7; 700]].concat(),
-        request(0, 6, 100, 9000),
-        request(0, 4, 0, 65_536),
+        [request(1, 1, changes + 4096, 700), vec![7; 700]].concat(),
+        request(0, 6, changes + 100, 9000),
+        request(0, 4, changes, 65_536),
         request(0, 7, 0, 1 << 20),
         request(0, 3, 0, 0),
         request(0, 2, 0, 0),
@@ -375,16 +380,21 @@ fn mutated_nbd_clients_disturb_nobody() {
         SourceSettings::new("filer-a").volumes(&[("vol0", "64MiB"), ("prey", "16MiB")])
     ]);
     cluster.checkpoint("filer-a");
-    let record = nbd_record("filer-a/prey");
-    let targets = ["filer-a/nbd.sock", "hub/nbd.sock"].map(|socket| Target {
-        door: Door::Unix(cluster.path(socket)),
-        records: vec![record.clone()],
-    });
-    targets[0].door.attack(&record);
+    let door = |socket: &str| Door::Unix(cluster.path(socket));
+    let doors = ["filer-a/nbd.sock", "hub/nbd.sock"].map(door);
+    let record = nbd_record("filer-a/prey", 0);
+    doors[0].attack(&record);
     let ids = [cluster.source_process("filer-a").id(), cluster.hub_process().id()];
     let held = ids.map(Held::by);
-    // What is left whole of them are durable writes, which are load like any other.
-    attack(&cluster, "mutated NBD clients", ("filer-a/vol0", VOLLEY * 2), &targets);
+    // What is left whole of a change is a durable write, which is load like any other: those that
+    // are measured ask for changes that are refused.
+    let refused = nbd_record("filer-a/prey", PAST_THE_END);
+    let target = |door: &Door| Target { door: door.clone(), records: vec![refused.clone()] };
+    let targets = doors.each_ref().map(target);
+    attack(&cluster, "mutated NBD clients", ("filer-a/vol0", VOLLEY), &targets);
+    let mut chance = chance();
+    let plays = doors.each_ref().map(|_| (0..CHANGING).map(|_| chance.mutated(&record)).collect());
+    volleys(&doors, &plays, VOLLEY);
     for held in held {
         held.check();
     }
