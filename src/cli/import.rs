@@ -84,7 +84,8 @@ pub fn run(arguments: &ImportArguments) -> Result<Done, Failure> {
         }
         found = take(&options, found.hub).map_err(failed)?;
     }
-    print_answer(arguments.json, &answer(&found, arguments.hub.is_some(), &file), view)?;
+    let flag = if arguments.accept_missing_devices { " --accept-missing-devices" } else { "" };
+    print_answer(arguments.json, &answer(&found, arguments.hub.is_some(), (&file, flag)), view)?;
     Ok(Done::WELL)
 }
 
@@ -95,11 +96,12 @@ fn part(part: Part) -> &'static str {
     }
 }
 
-fn answer(found: &Found, imported: bool, file: &std::path::Path) -> ImportAnswer {
+fn answer(found: &Found, imported: bool, (file, flag): (&std::path::Path, &str)) -> ImportAnswer {
+    let file = file.display();
     let next_step = if imported {
-        format!("`mirrorhub hub --config {}` starts it", file.display())
+        format!("`mirrorhub hub --config {file}{flag}` starts it")
     } else {
-        format!("`mirrorhub import {} --config {}` takes it up", found.hub, file.display())
+        format!("`mirrorhub import {} --config {file}{flag}` takes it up", found.hub)
     };
     ImportAnswer {
         schema: SCHEMA,

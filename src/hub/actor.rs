@@ -233,12 +233,7 @@ impl SourceActor {
         // What an older connection's CP had taken is not this one's.
         if let Some(lane) = &self.lane {
             lane.updates_taken();
-            if lane.welcomed(self.held) {
-                let (shared, lane) = (self.shared.clone(), lane.clone());
-                actix::spawn(async move {
-                    drop(machine::blocking(move || shared.nothing_is_missing(&lane)).await);
-                });
-            }
+            lane.welcomed(self.held);
         }
         self.look_what_came();
         tracing::info!(source = %self.name, "source is in session");
@@ -249,12 +244,20 @@ impl SourceActor {
         }
     }
 
-    /// The mark of what was lost goes when the source has sent it again.
+    /// The marks of what was lost, or may have been, go when the source has sent it again.
     fn look_what_came(&self) {
-        let Some(lane) = self.lane.as_ref().filter(|lane| lane.has_come()) else { return };
-        let (refills, source, name) = (self.shared.refills.clone(), lane.source(), &self.name);
-        tracing::info!(source = %name, "has sent again what was lost here before the import");
-        machine::aside(move || refills.forget(source));
+        let Some(lane) = &self.lane else { return };
+        let (log_lost, rot) = lane.has_come();
+        if log_lost {
+            let (refills, source) = (self.shared.refills.clone(), lane.source());
+            let name = &self.name;
+            tracing::info!(source = %name, "has sent again what was lost here before the import");
+            machine::aside(move || refills.forget(source));
+        }
+        if rot {
+            let (shared, lane) = (self.shared.clone(), lane.clone());
+            machine::aside(move || shared.nothing_is_missing(&lane));
+        }
     }
 
     fn finish(&mut self, end: CpEnd) {

@@ -179,7 +179,12 @@ fn logs_of(dir: &Path, hub: HubId) -> Result<Part, HubError> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(failed(&owner)(error)),
     }
-    match fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
+    // What a file system begins with, and what a cut import has left.
+    let draft = owner.with_extension("draft");
+    let is_nothing =
+        |entry: &fs::DirEntry| entry.file_name() == "lost+found" || entry.path() == draft;
+    let is_empty = |entries: fs::ReadDir| entries.flatten().all(|entry| is_nothing(&entry));
+    match fs::read_dir(dir).map(is_empty) {
         Ok(true) => Ok(Part::Gone),
         Ok(false) => {
             let reason = format!(
@@ -214,7 +219,10 @@ fn take_within(options: &HubOptions, hub: HubId, steps: &mut Steps) -> Result<Fo
     steps.take()?;
     if found.log_is_lost() {
         let refills = Refills::of(data_dir);
-        let marked = refills.mark(found.sources.iter().map(|source| source.id));
+        // What is served here, or was given away, has no log that another end could send again.
+        let mirrored =
+            |source: &&FoundSource| matches!(source.state, State::Mirror | State::FailingOver);
+        let marked = refills.mark(found.sources.iter().filter(mirrored).map(|source| source.id));
         marked.map_err(state(refills.directory().display().to_string()))?;
     }
     steps.take()?;

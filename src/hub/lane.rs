@@ -501,26 +501,26 @@ impl Lane {
         lost
     }
 
-    /// The source is in session: what it holds beyond this end, up to there, it sends again. Whether
-    /// it is noted durably what rot may have taken.
-    pub fn welcomed(&self, last: SequenceNumber) -> bool {
+    /// The source is in session: what it holds beyond this end, up to there, it sends again.
+    pub fn welcomed(&self, last: SequenceNumber) {
         let mut cursors = lock(&self.cursors);
-        if cursors.log_lost {
+        if cursors.log_lost || cursors.missing_bytes > 0 {
             cursors.owed = Some(last);
         } else {
             cursors.missing = None;
         }
-        std::mem::take(&mut cursors.missing_bytes) > 0
     }
 
-    /// Looks whether what was lost has come. Says whether the mark of that is to go.
-    pub fn has_come(&self) -> bool {
+    /// Looks whether what was lost, or may have been, has come. Says what is noted of it durably and
+    /// is to go: that its log was lost, and what rot may have taken.
+    pub fn has_come(&self) -> (bool, bool) {
         let mut cursors = lock(&self.cursors);
         if cursors.owed.is_none_or(|last| cursors.durable.sequence < last) {
-            return false;
+            return (false, false);
         }
         (cursors.owed, cursors.missing) = (None, None);
-        std::mem::take(&mut cursors.log_lost)
+        let rot = std::mem::take(&mut cursors.missing_bytes) > 0;
+        (std::mem::take(&mut cursors.log_lost), rot)
     }
 
     /// The applier took a frame of Updates of so many bytes.

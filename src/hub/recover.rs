@@ -41,7 +41,7 @@ use super::{HubError, HubOptions};
 use crate::device::Device;
 use crate::device::file::{Access, FileDevice};
 use crate::device::latch::Latch;
-use crate::limits::PASSES_MAX;
+use crate::limits::{LOG_MEND_BYTES_MAX, PASSES_MAX};
 use crate::nvlog::{Recovered, Ring, RingOptions};
 use crate::pool::rows::SourceRow;
 use crate::pool::{Pool, PoolOptions};
@@ -51,6 +51,7 @@ use crate::record::marks::{Fence, Place};
 use crate::record::scan::Damage;
 use crate::record::transfer::Transfer;
 use crate::sourcelog::{LogOptions, LogStore};
+use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
@@ -200,8 +201,9 @@ fn note_rot(pool: &Pool, sources: &[SourceId], damage: &[Damage]) -> Result<(), 
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let change = move |row: &mut SourceRow| {
             if let Ok(known) = Extension::of(row) {
-                // The same is found again if a cut came before the ring was written to.
-                let missing_bytes = known.missing_bytes.max(bytes);
+                // Other rot than an earlier start found; or the same, if a cut came before the ring
+                // was written to: then it is said twice, and "at most" is still right.
+                let missing_bytes = known.missing_bytes.saturating_add(bytes);
                 row.extension = Extension { missing_bytes, ..known }.encode();
             }
         };
@@ -321,6 +323,8 @@ struct Recovering {
     /// What is wrong with the logs behind `last`, and how far they are known to have reached: the
     /// ring may have all of that.
     mend: Option<(String, SequenceNumber)>,
+    /// Bytes of the ring that are held for that.
+    mend_bytes: u64,
     /// Transfers met before the one they follow: the records of a source that was faulted are
     /// copied forward (R10), so the older may lie behind the newer. Bounded by the ring.
     early: BTreeMap<SequenceNumber, (Epoch, Transfer)>,
@@ -352,11 +356,12 @@ impl Logs {
                         let (begins, applied) = (first.transfer, place.transfer);
                         format!("the log begins behind {begins}, the image ends at {applied}")
                     });
+                    // What lies behind a gap does not go on from the image: all of it is to come.
+                    let last = last.filter(|_| gap.is_none()).unwrap_or(place);
                     let damage = logs.damage().map(ToString::to_string).or(gap);
                     let ends = logs.logs.iter().flat_map(|log| [log.start, log.last, log.synced]);
                     let upto = ends.map(|place| place.sequence).max().unwrap_or_default();
                     let mend = damage.map(|damage| (damage, upto));
-                    let last = last.unwrap_or(place);
                     Recovering { mend, ..Recovering::at(row.applied, place, last, None) }
                 }
                 Err(error) => {
@@ -486,8 +491,8 @@ impl Logs {
 impl Recovering {
     fn at(applied: CpNumber, place: Place, last: Place, fault: Option<String>) -> Self {
         let (epoch, fence, early) = Default::default();
-        let (damaged, mend) = (false, None);
-        Self { applied, place, epoch, fence, last, fault, damaged, mend, early }
+        let (damaged, mend, mend_bytes) = (false, None, 0);
+        Self { applied, place, epoch, fence, last, fault, damaged, mend, mend_bytes, early }
     }
 
     /// A fence of the ring; the newest counts.
@@ -517,8 +522,15 @@ impl Recovering {
     fn take(&mut self, store: &LogStore, envelope: &Envelope, transfer: &Transfer) {
         let held = (envelope.epoch, transfer.clone());
         self.early.insert(transfer.header().first_sequence, held);
-        if self.mend.is_some() {
+        if let Some((damage, _)) = &self.mend {
             // Nothing is cut off before it is known that all of it is here.
+            self.mend_bytes += to_u64(transfer.bytes().len());
+            if self.mend_bytes > LOG_MEND_BYTES_MAX {
+                let more =
+                    format!("{damage}; more than {LOG_MEND_BYTES_MAX} bytes would be mended");
+                (self.fault, self.damaged, self.mend) = (Some(more), true, None);
+                self.early.clear();
+            }
             return;
         }
         while self.fault.is_none() {

@@ -28,6 +28,8 @@ pub const TRANSFER_ENTRIES_MAX: u64 = 4096;
 pub const RECORD_ALIGN_BYTES: u64 = 512;
 /// Bytes of one record with envelope and padding.
 pub const RECORD_BYTES_MAX: u64 = TRANSFER_BYTES_MAX + 4 * KIB;
+/// Bytes of the ring that a start holds in memory to write a damaged source log again.
+pub const LOG_MEND_BYTES_MAX: u64 = 64 * MIB;
 /// Bytes one group commit writes at most.
 pub const COMMIT_BYTES_MAX: u64 = 4 * MIB;
 /// Smallest data area of a ring.

@@ -35,6 +35,9 @@ pub struct Adding {
     pub array: ArrayId,
     /// Where they are.
     pub paths: Vec<PathBuf>,
+    /// It has come to its end while the process ran: the labels know of it.
+    #[serde(default)]
+    pub done: bool,
 }
 
 impl Adding {
@@ -96,12 +99,7 @@ pub fn open(
     options: OpenOptions,
 ) -> Result<(Arc<dyn Device>, Vec<LeftOut>), AssembleError> {
     let newest = newest_labels(devices);
-    let mut grown = newest.values().filter(|label| !label.added.is_empty());
-    let (home, other) = (grown.next(), grown.next());
-    if let (Some(one), Some(other)) = (home, other) {
-        let what = format!("arrays {} and {} are both grown", one.array, other.array);
-        return Err(AssembleError::Several { what });
-    }
+    let home = home_of(devices, &newest, wanted.adding)?;
     let (level, count) = wanted.shape;
     if home.is_none() && wanted.adding.is_empty() {
         let Opened { array, left_out } = assemble::open_as(devices, Some((level, count)), options)?;
@@ -200,6 +198,37 @@ fn check(arrays: &[Arc<Array>], wanted: (Level, usize)) -> Result<(), AssembleEr
 }
 
 /// Of each array that was finished the newest label.
+/// The newest label of the array at home, if that is a grown one. It has the most devices of those that
+/// stand for themselves: one of another hub's among them does not make them its.
+fn home_of<'a>(
+    devices: &[Arc<dyn Device>],
+    newest: &'a BTreeMap<ArrayId, Label>,
+    adding: &[Adding],
+) -> Result<Option<&'a Label>, AssembleError> {
+    let count = |label: &Label| {
+        let of = |device: &&Arc<dyn Device>| {
+            label::read(&***device).is_ok_and(|other| other.array == label.array)
+        };
+        devices.iter().filter(of).count()
+    };
+    let is_behind = |label: &Label| {
+        newest.values().any(|other| other.added.contains(&label.array))
+            || adding.iter().any(|one| one.array == label.array)
+    };
+    let fronts: Vec<(usize, &Label)> =
+        newest.values().filter(|label| !is_behind(label)).map(|l| (count(l), l)).collect();
+    let most = fronts.iter().map(|(count, _)| *count).max().unwrap_or(0);
+    let mut first = fronts.iter().filter(|(count, _)| *count == most).map(|(_, label)| *label);
+    let (one, other) = (first.next(), first.next());
+    if let (Some(one), Some(other)) = (one, other)
+        && !(one.added.is_empty() && other.added.is_empty())
+    {
+        let what = format!("arrays {} and {} have as many devices", one.array, other.array);
+        return Err(AssembleError::Several { what });
+    }
+    Ok(one.filter(|label| !label.added.is_empty()))
+}
+
 fn newest_labels(devices: &[Arc<dyn Device>]) -> BTreeMap<ArrayId, Label> {
     let mut newest: BTreeMap<ArrayId, Label> = BTreeMap::new();
     let labels = devices.iter().filter_map(|device| label::read(&**device).ok());

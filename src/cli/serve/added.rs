@@ -40,14 +40,19 @@ fn store(data_dir: &Path, added: &[Adding]) -> io::Result<()> {
     replace_durably(&data_dir.join(FILE), &serde_json::to_vec_pretty(added)?)
 }
 
-/// Puts the paths of devices that were added behind those of the file, and says which these are. Whatever
-/// the file names by itself by now is forgotten with the next start.
-pub(super) fn apply(data_dir: &Path, pool: &mut PoolConfig) -> io::Result<Vec<Adding>> {
+/// Puts the paths of devices that were added behind those of the file, and says which these are. Of what
+/// has come to its end is forgotten, with `forget`, what the file names by itself by now: what has not
+/// is gone on with at each start until it has.
+pub(super) fn apply(
+    data_dir: &Path,
+    pool: &mut PoolConfig,
+    forget: bool,
+) -> io::Result<Vec<Adding>> {
     let all = load(data_dir)?;
     let named = |path: &Path, pool: &PoolConfig| pool.devices.iter().any(|one| one.path == *path);
-    let is_new = |one: &Adding| !one.paths.iter().all(|path| named(path, pool));
+    let is_new = |one: &Adding| !one.done || !one.paths.iter().all(|path| named(path, pool));
     let left: Vec<Adding> = all.iter().filter(|one| is_new(one)).cloned().collect();
-    if left.len() < all.len() {
+    if forget && left.len() < all.len() {
         store(data_dir, &left)?;
     }
     let size = pool.devices.iter().map(|device| device.size).min().unwrap_or_default();
@@ -58,6 +63,17 @@ pub(super) fn apply(data_dir: &Path, pool: &mut PoolConfig) -> io::Result<Vec<Ad
         }
     }
     Ok(all)
+}
+
+/// A device that was added, and that the file does not name yet, is another one by now.
+pub(super) fn replaced(data_dir: &Path, old: &Path, new: &Path) -> io::Result<()> {
+    let mut added = load(data_dir)?;
+    let mut paths = added.iter_mut().flat_map(|one| &mut one.paths);
+    match paths.find(|path| **path == *old) {
+        Some(path) => new.clone_into(path),
+        None => return Ok(()),
+    }
+    store(data_dir, &added)
 }
 
 impl Devices {
@@ -78,13 +94,21 @@ impl Devices {
         let least = devices.iter().map(|device| device.size().0).min().unwrap_or(0);
         self.check_room(least)?;
         let mut added = load(&self.data_dir).map_err(|error| self.unkept(&error))?;
-        added.push(Adding { array: id, paths: paths.clone() });
+        // These devices hold nothing: an attempt with one of them that failed before has left nothing.
+        added.retain(|one| !one.paths.iter().any(|path| paths.contains(path)));
+        added.push(Adding { array: id, paths: paths.clone(), done: false });
         store(&self.data_dir, &added).map_err(|error| self.unkept(&error))?;
         let done = self.upkeep.add_devices(id, &devices);
         done.map_err(|error| {
             let next = "mend the cause and restart: what was begun is gone on with then";
             AdminError::new(code::FAILED, error.to_string(), next)
         })?;
+        if let Some(one) = added.last_mut() {
+            one.done = true;
+        }
+        if let Err(error) = store(&self.data_dir, &added) {
+            tracing::warn!(%error, "that the devices are added is found again by the next start");
+        }
         let mut config = self.config.clone();
         config.devices.extend(paths.into_iter().map(|path| DeviceConfig { path, size }));
         Ok(config)

@@ -52,8 +52,9 @@ fn store(data_dir: &Path, replaced: &Replaced) -> io::Result<()> {
 }
 
 /// Puts the paths of new devices where the file still names the old ones, and of those that were added
-/// behind them; says which these are. What the file says by itself by now is forgotten.
-pub(super) fn apply(data_dir: &Path, pool: &mut PoolConfig) -> Result<Vec<Adding>> {
+/// behind them; says which these are. What the file says by itself by now is forgotten, with `forget`:
+/// else nothing is written.
+pub(super) fn apply(data_dir: &Path, pool: &mut PoolConfig, forget: bool) -> Result<Vec<Adding>> {
     let shown = || format!("{}", data_dir.join(FILE).display());
     let mut replaced = load(data_dir).with_context(shown)?;
     let before = replaced.len();
@@ -65,10 +66,11 @@ pub(super) fn apply(data_dir: &Path, pool: &mut PoolConfig) -> Result<Vec<Adding
             device.path.clone_from(new);
         }
     }
-    if replaced.len() < before {
+    if forget && replaced.len() < before {
         store(data_dir, &replaced).with_context(shown)?;
     }
-    added::apply(data_dir, pool).with_context(|| format!("devices added in {}", data_dir.display()))
+    added::apply(data_dir, pool, forget)
+        .with_context(|| format!("devices added in {}", data_dir.display()))
 }
 
 /// What a command about devices needs of the process.
@@ -165,6 +167,7 @@ impl Devices {
     }
 
     fn remember(&self, old: &Path, new: &Path) -> io::Result<()> {
+        added::replaced(&self.data_dir, old, new)?;
         let mut replaced = load(&self.data_dir)?;
         // The file names the first of a line of them.
         match replaced.iter_mut().find(|(_, other)| other == old) {
@@ -266,15 +269,15 @@ mod tests {
         let replaced = vec![(PathBuf::from("/a"), PathBuf::from("/c"))];
         store(dir.path(), &replaced).unwrap();
         let mut file = config(&["/a", "/b"]);
-        apply(dir.path(), &mut file).unwrap();
+        apply(dir.path(), &mut file, true).unwrap();
         assert_eq!(file, config(&["/c", "/b"]));
         assert_eq!(load(dir.path()).unwrap(), replaced);
         let mut file = config(&["/c", "/b"]);
-        apply(dir.path(), &mut file).unwrap();
+        apply(dir.path(), &mut file, true).unwrap();
         assert_eq!(file, config(&["/c", "/b"]));
         assert_eq!(load(dir.path()).unwrap(), []);
         fs::write(dir.path().join(FILE), "no list").unwrap();
-        let error = apply(dir.path(), &mut file).unwrap_err();
+        let error = apply(dir.path(), &mut file, true).unwrap_err();
         assert!(format!("{error:#}").contains(FILE), "{error:#}");
     }
 }

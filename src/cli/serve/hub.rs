@@ -69,7 +69,7 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
     let metrics = crate::observe::recorder::install("hub")?;
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
-    let adding = devices::apply(&config.data_dir, &mut config.pool)?;
+    let adding = devices::apply(&config.data_dir, &mut config.pool, true)?;
     let mut options = options(&config, accept_missing);
     options.pool.adding = adding;
     options.tls = config.tls.as_ref().map(hub_tls).transpose()?.map(Arc::new);

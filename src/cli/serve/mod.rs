@@ -100,7 +100,7 @@ pub fn run_hub(arguments: &HubArguments) -> Result<Done, Failure> {
 pub(super) fn hub_options(file: &Path, accept_missing: bool) -> Result<HubOptions, Failure> {
     let around = load_around(file, None, &BTreeSet::new()).map_err(Failure::Problems)?;
     let mut config = around.config;
-    let applied = devices::apply(&config.data_dir, &mut config.pool);
+    let applied = devices::apply(&config.data_dir, &mut config.pool, false);
     let adding = applied.map_err(|error| advice::failure(&error, file))?;
     let mut options = hub::options(&config, accept_missing);
     options.pool.adding = adding;

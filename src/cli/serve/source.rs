@@ -68,7 +68,7 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
     let in_file = config.clone();
-    let adding = devices::apply(&config.data_dir, &mut config.pool)?;
+    let adding = devices::apply(&config.data_dir, &mut config.pool, true)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -231,9 +231,6 @@ struct KeepSource<'a> {
 
 impl KeepSource<'_> {
     async fn go(mut self) -> Result<Report, Refusal> {
-        if matches!(self.giver, Giver::Lost) {
-            self.give_nvram_up().await?;
-        }
         // As long as clients write: the filer's NVRAM becomes a CP.
         self.ask_filer(false).await?;
         self.over.step(Step::Round(1))?;
@@ -267,6 +264,8 @@ impl KeepSource<'_> {
         }
         if matches!(self.giver, Giver::Lost) {
             let floor = above(&self.over.follower.follow)?;
+            // Not before the filer has shown that it can: the file may be found until then.
+            self.give_nvram_up().await?;
             self.change(move |shared, row| publish_above(&shared.pool, row, floor)).await?;
         }
         self.ask_filer(true).await

@@ -258,15 +258,21 @@ fn rot_of_a_last_record_is_told_until_the_source_was_here() {
             assert_eq!(a.welcomed(hub.address()).await.last, whole.into());
             b.generation = Generation { number: 2, id: 5 };
             assert_eq!(b.welcomed(hub.address()).await.last, b.last.into());
+            let noted = |name: &str| {
+                let rows = hub.shared().pool.catalog().sources().unwrap();
+                let row = rows.iter().find(|row| row.name.as_str() == name).unwrap();
+                Extension::of(row).unwrap().missing_bytes
+            };
+            // Whoever lacks nothing is done; who was here and has sent nothing again is not.
+            until("b is done", || noted("b") == 0).await;
+            assert!(noted("a") > 0, "a mark is gone before what it is of has come");
+            a.last = whole;
+            a.put(1, 1).await;
+            a.acked().await;
             for name in ["a", "b"] {
                 until(name, || state(&hub, name) == SourceState::InSync).await;
+                until("it is noted", || noted(name) == 0).await;
                 assert!(!shown(&hub, name).reason.contains("missing"));
-                let noted = || {
-                    let rows = hub.shared().pool.catalog().sources().unwrap();
-                    let row = rows.iter().find(|row| row.name.as_str() == name).unwrap();
-                    Extension::of(row).unwrap().missing_bytes
-                };
-                until("it is noted", || noted() == 0).await;
             }
             hub.stop().await;
             drop(hub);

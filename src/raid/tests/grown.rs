@@ -15,7 +15,7 @@ fn names(count: usize) -> Vec<String> {
 
 fn adding(members: usize) -> Vec<Adding> {
     let paths = (members..2 * members).map(|n| PathBuf::from(format!("disk{n}"))).collect();
-    vec![Adding { array: ID, paths }]
+    vec![Adding { array: ID, paths, done: false }]
 }
 
 /// Opens those of the first so many devices that are not missing.
