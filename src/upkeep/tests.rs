@@ -200,6 +200,9 @@ fn a_restart_goes_on() {
         }
         upkeep.stop();
         let under_way = upkeep.scrubs_ended() == 0;
+        let before = upkeep.scrub();
+        // On a busy machine it may have come by both places before it was stopped.
+        let both = before.repaired_blocks + before.repaired_copies >= 2;
         rig = rig.reopened();
         let note = Note::load(&rig.pool);
         assert_eq!(note.next.is_some(), under_way);
@@ -208,7 +211,8 @@ fn a_restart_goes_on() {
             let upkeep = rig.upkeep();
             assert!(!upkeep.begin_scrub(), "it goes on by itself");
             let scrub = ended(&upkeep, 1);
-            assert_eq!(scrub.state, "repaired", "{cut}: {scrub:?}");
+            let as_wanted = scrub.state == "repaired" || both && scrub.state == "clean";
+            assert!(as_wanted, "{cut}: {scrub:?}, before {before:?}");
             upkeep.stop();
         }
         assert!(rig.all_fit());
