@@ -28,7 +28,7 @@ const WINDOWS_FAULTED: usize = 6;
 const FAULTED_MAX: Duration = Duration::from_secs(1);
 
 fn cycles() -> usize {
-    if std::env::var_os("MIRRORHUB_FULL").is_some() { 10 } else { 3 }
+    if std::env::var_os("MIRRORHUB_FULL").is_some() { 10 } else { 2 }
 }
 
 /// A small file system of one source's logs, unmounted when dropped.
