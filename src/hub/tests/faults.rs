@@ -213,6 +213,13 @@ fn an_unreadable_record_of_a_faulted_source_holds_up_nobody() {
     });
 }
 
+/// What the catalog says that rot may have taken of a source.
+fn noted_bytes(hub: &Hub, name: &str) -> u32 {
+    let rows = hub.shared().pool.catalog().sources().unwrap();
+    let row = rows.iter().find(|row| row.name.as_str() == name).unwrap();
+    Extension::of(row).unwrap().missing_bytes
+}
+
 /// Rot takes a source's last record, of which no chain tells: those it may concern are told that
 /// acknowledged bytes may be missing, until each was here again (R3).
 #[test]
@@ -258,11 +265,7 @@ fn rot_of_a_last_record_is_told_until_the_source_was_here() {
             assert_eq!(a.welcomed(hub.address()).await.last, whole.into());
             b.generation = Generation { number: 2, id: 5 };
             assert_eq!(b.welcomed(hub.address()).await.last, b.last.into());
-            let noted = |name: &str| {
-                let rows = hub.shared().pool.catalog().sources().unwrap();
-                let row = rows.iter().find(|row| row.name.as_str() == name).unwrap();
-                Extension::of(row).unwrap().missing_bytes
-            };
+            let noted = |name| noted_bytes(&hub, name);
             // Whoever lacks nothing is done; who was here and has sent nothing again is not.
             until("b is done", || noted("b") == 0).await;
             assert!(noted("a") > 0, "a mark is gone before what it is of has come");
