@@ -3,30 +3,17 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use serde_json::Value;
 
 use crate::crashes::check;
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{BINARY, Cluster, SourceSettings, status, try_run};
+use crate::harness::{Cluster, SourceSettings, command, done, status};
 use crate::outage::socket;
 use crate::raid::with_array;
 
 const NAME: &str = "filer-a";
 const EXPORT: &str = "filer-a/vol0";
-
-fn command(config: &Path, arguments: &[&str]) -> Output {
-    try_run(Command::new(BINARY).args(arguments).arg("--config").arg(config))
-}
-
-fn done(config: &Path, arguments: &[&str]) -> String {
-    let output = command(config, arguments);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {text}{error}");
-    text
-}
 
 fn refused(config: &Path, arguments: &[&str], why: &str) {
     let output = command(config, arguments);

@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
 use mirrorhub::nbd::client::Client;
@@ -14,7 +13,7 @@ use serde_json::Value;
 use crate::crashes::check;
 use crate::failover::{check_hub, fail_over, failing};
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{BINARY, Cluster, try_run, wait_for};
+use crate::harness::{Cluster, command, wait_for};
 use crate::outage::socket;
 
 const NAME: &str = "filer-a";
@@ -38,10 +37,6 @@ fn outside(file: &Path, devices: &[&str], more: &str) {
 const MORE: &str = "# as this test wants it\n";
 
 /// Runs `mirrorhub ARGUMENTS --config CONFIG`.
-fn command(config: &Path, arguments: &[&str]) -> Output {
-    try_run(Command::new(BINARY).args(arguments).arg("--config").arg(config))
-}
-
 fn import(cluster: &Cluster, arguments: &[&str]) -> Value {
     let output = command(&cluster.hub_config(), &[&["import", "--json"], arguments].concat());
     let error = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -2,30 +2,18 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::crashes::check;
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{BINARY, Cluster, Process, SourceSettings, run, status, try_run, wait_for};
+use crate::harness::{Cluster, Process, SourceSettings, done, run, status, try_run, wait_for};
 use crate::outage::socket;
 use crate::raid::with_array;
 
 const LIMIT: Duration = Duration::from_secs(120);
-
-fn command(config: &Path, arguments: &[&str]) -> Output {
-    try_run(Command::new(BINARY).args(arguments).arg("--config").arg(config))
-}
-
-fn done(config: &Path, arguments: &[&str]) -> String {
-    let output = command(config, arguments);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {text}{error}");
-    text
-}
 
 /// Devices of a pool, by their state.
 fn devices(config: &Path, state: &str) -> usize {

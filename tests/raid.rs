@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::crashes::check;
 use crate::harness::oracle::{Known, Writer};
 use crate::harness::{
-    BINARY, Cluster, SourceSettings, http_get, status, sum_of, try_run, wait_for,
+    BINARY, Cluster, SourceSettings, command, done, http_get, status, sum_of, try_run, wait_for,
 };
 
 const SOURCE: &str = "filer-a";
@@ -181,20 +181,6 @@ fn rot_is_read_around_and_mended() {
     assert!(!error.is_empty());
     let health = cluster.hub_status()["health"].to_string();
     assert!(health.contains("pool-damaged"), "{health}");
-}
-
-/// Runs `mirrorhub ARGUMENTS --config CONFIG`.
-fn command(config: &Path, arguments: &[&str]) -> std::process::Output {
-    try_run(Command::new(BINARY).args(arguments).arg("--config").arg(config))
-}
-
-/// The same, which must do it; what it says.
-fn done(config: &Path, arguments: &[&str]) -> String {
-    let output = command(config, arguments);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{arguments:?}: {text}{error}");
-    text
 }
 
 /// Writes the new devices into a configuration file.

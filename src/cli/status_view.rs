@@ -38,6 +38,15 @@ pub fn view(document: &StatusDocument, only: Option<&SourceName>, look: Look) ->
     text
 }
 
+/// What the terminal is told for the colour of a word.
+pub(super) const fn colour_of(word: HealthWord) -> &'static str {
+    match word {
+        HealthWord::Ok => "32",
+        HealthWord::Warning => "33",
+        HealthWord::Critical => "1;31",
+    }
+}
+
 struct Paint {
     look: Look,
 }
@@ -48,12 +57,7 @@ impl Paint {
     }
 
     fn word(&self, word: HealthWord, text: &str) -> String {
-        let code = match word {
-            HealthWord::Ok => "32",
-            HealthWord::Warning => "33",
-            HealthWord::Critical => "1;31",
-        };
-        self.with(code, text)
+        self.with(colour_of(word), text)
     }
 
     fn dim(&self, text: &str) -> String {

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::status_view::view;
+use super::status_view::{colour_of, view};
 use super::terminal::Look;
 use super::words::{count, percent, size, time};
 use crate::status::document::{SourceEntry, StatusDocument};
@@ -299,8 +299,7 @@ impl Top {
             let code = match (source.state.word(), at == Some(first + index)) {
                 (_, true) => "7",
                 (HealthWord::Ok, false) => "0",
-                (HealthWord::Warning, false) => "33",
-                (HealthWord::Critical, false) => "1;31",
+                (word, false) => colour_of(word),
             };
             lines.push(self.with(code, &text));
         }
@@ -319,11 +318,6 @@ impl Top {
         let why =
             health.reasons.first().map_or(String::new(), |reason| format!(": {}", reason.text));
         let first = cut(&format!("{whose}  {}{why}", health.word), width);
-        let code = match health.word {
-            HealthWord::Ok => "32",
-            HealthWord::Warning => "33",
-            HealthWord::Critical => "1;31",
-        };
         let rates = rows.iter().filter_map(|source| self.rates(&source.name));
         let writes: u64 = rates.map(|rates| rates.acknowledged).sum();
         let mut second = format!("{}, {}/s", count(rows.len(), "source"), size(writes));
@@ -336,7 +330,7 @@ impl Top {
                 percent(pool.total_bytes - pool.free_bytes.min(pool.total_bytes), pool.total_bytes);
             second.push_str(&format!("   pool {used}% of {}", size(pool.total_bytes)));
         }
-        vec![self.with(code, &first), cut(&second, width)]
+        vec![self.with(colour_of(health.word), &first), cut(&second, width)]
     }
 
     fn foot(&self, width: usize) -> String {

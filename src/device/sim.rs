@@ -241,14 +241,7 @@ impl SimDevice {
         let medium = std::mem::take(&mut state.medium);
         let cache = std::mem::take(&mut state.cache);
         let forgotten = std::mem::take(&mut state.forgotten);
-        let kept = State { medium, cache, forgotten, ..State::default() };
-        Self {
-            name: Arc::clone(&self.name),
-            size: self.size,
-            alignment: self.alignment,
-            state: Mutex::new(kept),
-            changed: Condvar::new(),
-        }
+        self.like(State { medium, cache, forgotten, ..State::default() })
     }
 
     /// Another device with the same content.
@@ -256,12 +249,15 @@ impl SimDevice {
         let state = self.state();
         let (medium, cache) = (state.medium.clone(), state.cache.clone());
         let forgotten = state.forgotten.clone();
-        let kept = State { medium, cache, forgotten, ..State::default() };
+        self.like(State { medium, cache, forgotten, ..State::default() })
+    }
+
+    fn like(&self, state: State) -> Self {
         Self {
             name: Arc::clone(&self.name),
             size: self.size,
             alignment: self.alignment,
-            state: Mutex::new(kept),
+            state: Mutex::new(state),
             changed: Condvar::new(),
         }
     }

@@ -66,6 +66,20 @@ pub fn try_run(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
+/// Runs `mirrorhub ARGUMENTS --config CONFIG`.
+pub fn command(config: &Path, arguments: &[&str]) -> Output {
+    try_run(Command::new(BINARY).args(arguments).arg("--config").arg(config))
+}
+
+/// The same, which must do it; what it says.
+pub fn done(config: &Path, arguments: &[&str]) -> String {
+    let output = command(config, arguments);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{arguments:?}: {text}{error}");
+    text
+}
+
 /// A started process, ended when dropped.
 #[derive(Debug)]
 pub struct Process {

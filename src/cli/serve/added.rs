@@ -5,15 +5,14 @@
 //! configuration file still names the old devices only; until it names the new ones as well the process
 //! remembers them, as it does those that were replaced. The labels say what belongs together.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::devices::{Devices, refused};
+use super::remembered;
 use crate::config::schema::{DeviceConfig, PoolConfig};
 use crate::control::message::{AdminError, code};
-use crate::device::directory::replace_durably;
 use crate::device::{Device, is_blank};
 use crate::limits::RAID_MEMBERS_MAX;
 use crate::raid::assemble::is_member;
@@ -23,21 +22,12 @@ use crate::units::ids::ArrayId;
 use crate::units::numbers::ByteCount;
 
 const FILE: &str = "added-devices";
-/// A list of more is none of ours.
-const FILE_BYTES_MAX: u64 = 64 << 10;
-
 fn load(data_dir: &Path) -> io::Result<Vec<Adding>> {
-    let path = data_dir.join(FILE);
-    match fs::metadata(&path) {
-        Ok(found) if found.len() > FILE_BYTES_MAX => Err(io::ErrorKind::InvalidData.into()),
-        Ok(_) => Ok(serde_json::from_slice(&fs::read(&path)?)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
+    remembered::load(&data_dir.join(FILE))
 }
 
 fn store(data_dir: &Path, added: &[Adding]) -> io::Result<()> {
-    replace_durably(&data_dir.join(FILE), &serde_json::to_vec_pretty(added)?)
+    remembered::store(&data_dir.join(FILE), added)
 }
 
 /// Puts the paths of devices that were added behind those of the file, and says which these are. Of what

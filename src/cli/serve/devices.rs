@@ -6,7 +6,6 @@
 //! itself; `config diff` and `status` name the difference. Without that memory the file's own path
 //! counts: its device is known to be replaced, and the array opens without that place.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,10 +14,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{added, answer, device_status};
+use super::{added, answer, device_status, remembered};
 use crate::config::schema::PoolConfig;
 use crate::control::message::{AdminError, Progress, ProgressSender, ProgressUnit, code};
-use crate::device::directory::replace_durably;
 use crate::limits::ADMIN_PROGRESS_MS;
 use crate::pool::Pool;
 use crate::raid::files::new_device;
@@ -32,23 +30,14 @@ use crate::units::numbers::ByteCount;
 use crate::upkeep::Upkeep;
 
 const FILE: &str = "replaced-devices";
-/// A list of more is none of ours.
-const FILE_BYTES_MAX: u64 = 64 << 10;
-
 type Replaced = Vec<(PathBuf, PathBuf)>;
 
 fn load(data_dir: &Path) -> io::Result<Replaced> {
-    let path = data_dir.join(FILE);
-    match fs::metadata(&path) {
-        Ok(found) if found.len() > FILE_BYTES_MAX => Err(io::ErrorKind::InvalidData.into()),
-        Ok(_) => Ok(serde_json::from_slice(&fs::read(&path)?)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
+    remembered::load(&data_dir.join(FILE))
 }
 
 fn store(data_dir: &Path, replaced: &Replaced) -> io::Result<()> {
-    replace_durably(&data_dir.join(FILE), &serde_json::to_vec_pretty(replaced)?)
+    remembered::store(&data_dir.join(FILE), replaced)
 }
 
 /// Puts the paths of new devices where the file still names the old ones, and of those that were added
@@ -248,6 +237,8 @@ async fn aside<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::config::schema::{DeviceConfig, Raid, ScrubConfig};
 

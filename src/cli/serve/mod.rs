@@ -10,6 +10,7 @@ mod devices;
 mod hub;
 mod kept;
 mod reload;
+mod remembered;
 mod source;
 mod upkeep;
 mod watch;

@@ -6,30 +6,12 @@
 use super::super::mirror::{Action, Build, Mirror};
 use super::absurd_mirror::{applied, end, joined, published, receive, settle, stage, updates};
 use super::absurd_primary::line;
+use super::refusals::{does, drive};
 use super::search::advance;
 use super::world::{Budget, Faults, Step, World, transfer};
 use crate::record::marks::Place;
 use crate::units::numbers::{CpNumber, TransferId};
 use crate::wire::message::{Message, PartitionFull};
-
-fn does(world: &mut World, step: Step) {
-    assert!(world.enabled().contains(&step), "{step:?} is not to be had: {:?}", world.enabled());
-    advance(world, step);
-    assert_eq!(world.problem, None, "behind {step:?}");
-}
-
-/// Lets happen what happens by itself, but for what is `held`.
-fn drive(world: &mut World, held: &[Step], until: impl Fn(&World) -> bool) {
-    for _ in 0..1000 {
-        if until(world) {
-            return;
-        }
-        let steps = world.enabled();
-        let next = steps.iter().find(|step| !step.is_fault() && !held.contains(step));
-        does(world, *next.unwrap_or_else(|| panic!("nothing goes on: {steps:?}")));
-    }
-    panic!("it does not come to an end");
-}
 
 /// A write on both ends, a CP cut behind it, another write on both ends; then the hub is lost, the CP
 /// is done alone, and a pass to it brings the image up.

@@ -10,14 +10,15 @@ use super::world::{Budget, Faults, Step, World};
 /// What a test lets happen itself.
 const HELD: [Step; 4] = [Step::Write, Step::Freeze, Step::Press, Step::Retry];
 
-fn does(world: &mut World, step: Step) {
+/// Takes a step that can be taken; no law may be broken behind it.
+pub(super) fn does(world: &mut World, step: Step) {
     assert!(world.enabled().contains(&step), "{step:?} is not to be had: {:?}", world.enabled());
     advance(world, step);
     assert_eq!(world.problem, None, "behind {step:?}");
 }
 
 /// Lets happen what happens by itself, but for what is `held`.
-fn drive(world: &mut World, held: &[Step], until: impl Fn(&World) -> bool) {
+pub(super) fn drive(world: &mut World, held: &[Step], until: impl Fn(&World) -> bool) {
     for _ in 0..1000 {
         if until(world) {
             return;
