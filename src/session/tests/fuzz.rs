@@ -8,7 +8,7 @@ use std::cell::Cell;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::BoxedStrategy;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use super::super::mirror::{self, Arrived, Known, Mirror, Outcome};
 use super::super::primary::{self, Held, Identity, Own, Primary};
@@ -679,11 +679,14 @@ impl MirrorShell {
 }
 
 fn cases() -> u32 {
-    if full() { 50_000 } else { 800 }
+    if full() { 50_000 } else { 4000 }
 }
 
+/// The same histories in every short run: how deep they lead is held to a bound, and with new ones
+/// each time a run in sixteen of 800 missed it. The long form draws new ones.
 fn config() -> Config {
-    Config { cases: cases(), failure_persistence: None, ..Config::default() }
+    let rng_seed = if full() { RngSeed::Random } else { RngSeed::Fixed(1) };
+    Config { cases: cases(), failure_persistence: None, rng_seed, ..Config::default() }
 }
 
 #[test]
