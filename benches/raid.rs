@@ -1,15 +1,21 @@
 //! RAID: what arrays of files cost beside a bare file, whole and with a device missing, and how fast a
 //! new device is filled and a scrub reads.
 //!
-//! Run with `cargo bench --bench raid`. All in one run and on one disk, so only the ratios say
-//! something: an array of n files on one disk writes n/k as many bytes to it. `--test` makes it small.
+//! Run with `cargo bench --bench raid`. The bare file and the arrays take turns, five rounds, and all
+//! are on one disk, so only the ratios say something: an array of n files with k of data writes n/k
+//! bytes to that disk for each of its own, and k/n of the bare rate is the most it can do. Writes are
+//! of 1 MiB and aligned, as the pool's are; before reads the page cache is emptied of the files.
+//! `--test` makes it small.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use anyhow::Result;
-use mirrorhub::device::Device;
+use anyhow::{Context, Result, ensure};
+use mirrorhub::device::buffer::AlignedBuffer;
 use mirrorhub::device::file::{Access, FileDevice};
+use mirrorhub::device::{Device, DeviceError, Durability};
 use mirrorhub::raid::array::Array;
 use mirrorhub::raid::assemble;
 use mirrorhub::raid::layout::Level;
@@ -19,32 +25,208 @@ use mirrorhub::units::convert::{low_u8, to_f64, to_u64, to_usize};
 use mirrorhub::units::numbers::ByteCount;
 
 const MIB: usize = 1 << 20;
+/// What an array of n devices with k of data is to write in sequence, over k/n of the bare rate.
+const SEQUENTIAL_MIN: f64 = 0.7;
+
+/// Counts the reads.
+#[derive(Debug)]
+struct Counted {
+    file: FileDevice,
+    reads: AtomicU64,
+}
+
+impl Device for Counted {
+    fn name(&self) -> Arc<str> {
+        self.file.name()
+    }
+
+    fn size(&self) -> ByteCount {
+        self.file.size()
+    }
+
+    fn alignment(&self) -> ByteCount {
+        self.file.alignment()
+    }
+
+    fn durability(&self) -> Durability {
+        self.file.durability()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.file.read_at(offset, buffer)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.file.write_at(offset, bytes)
+    }
+
+    fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.file.write_durable_at(offset, bytes)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.file.flush()
+    }
+}
+
+/// A bare file or an array, and what it did in each round.
+struct Subject {
+    name: String,
+    /// Share of the devices that is data.
+    data_share: f64,
+    device: Arc<dyn Device>,
+    array: Option<Arc<Array>>,
+    files: Vec<(PathBuf, Arc<Counted>)>,
+    directory: PathBuf,
+    rounds: Vec<Round>,
+}
+
+/// MiB a second, writes and reads a second.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    write: f64,
+    read: f64,
+    random_writes: f64,
+    random_reads: f64,
+}
+
+impl Subject {
+    fn new(directory: &Path, level: Option<(Level, usize)>, room: u64) -> Result<Self> {
+        let name = match level {
+            None => "bare".to_owned(),
+            Some((level, members)) => format!("{} of {members}", level.word()),
+        };
+        let directory = directory.join(name.replace(' ', "-"));
+        std::fs::create_dir(&directory)?;
+        let members = level.map_or(1, |(_, members)| members);
+        let mut files = Vec::new();
+        for n in 0..members {
+            let path = directory.join(format!("disk{n}"));
+            let file = FileDevice::create(&path, ByteCount(room), Access::Cached)?;
+            files.push((path, Arc::new(Counted { file, reads: AtomicU64::new(0) })));
+        }
+        let devices = || files.iter().map(|(_, file)| Arc::clone(file) as Arc<dyn Device>);
+        let array = match level {
+            None => None,
+            Some((level, _)) => Some(assemble::create(level, &devices().collect::<Vec<_>>())?),
+        };
+        let data_share = level.map_or(1.0, |(level, members)| {
+            let data = match level {
+                Level::None => members,
+                Level::Mirror => 1,
+                Level::Parity1 => members - 1,
+                Level::Parity2 => members - 2,
+            };
+            to_f64(to_u64(data)) / to_f64(to_u64(members))
+        });
+        let device = match &array {
+            Some(array) => Arc::clone(array) as Arc<dyn Device>,
+            None => devices().next().context("one file")?,
+        };
+        Ok(Self { name, data_share, device, array, files, directory, rounds: Vec::new() })
+    }
+
+    /// The page cache keeps nothing of the files.
+    fn forget(&self) -> Result<()> {
+        for (path, _) in &self.files {
+            let file = std::fs::File::open(path)?;
+            file.sync_all()?;
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, bytes: usize, count: u64) -> Result<()> {
+        let write = write(&*self.device, bytes)?;
+        self.forget()?;
+        let read = read(&*self.device, bytes)?;
+        let random_writes = random(&*self.device, bytes, count, true)?;
+        self.forget()?;
+        let before = self.reads();
+        let random_reads = random(&*self.device, bytes, count, false)?;
+        let cost = self.reads() - before;
+        ensure!(cost == count, "{}: {count} reads of a block cost {cost} I/Os", self.name);
+        self.rounds.push(Round { write, read, random_writes, random_reads });
+        Ok(())
+    }
+
+    fn reads(&self) -> u64 {
+        self.files.iter().map(|(_, file)| file.reads.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Median, and the median of the ratios over the same round of `bare`.
+    fn over(&self, bare: &Self, of: impl Fn(&Round) -> f64) -> (f64, f64) {
+        let own = median(self.rounds.iter().map(&of));
+        let ratios = self.rounds.iter().zip(&bare.rounds).map(|(own, bare)| of(own) / of(bare));
+        (own, median(ratios))
+    }
+
+    fn print(&self, bare: &Self) {
+        let (write, of_write) = self.over(bare, |round| round.write);
+        let (read, of_read) = self.over(bare, |round| round.read);
+        let (writes, of_writes) = self.over(bare, |round| round.random_writes);
+        let (reads, of_reads) = self.over(bare, |round| round.random_reads);
+        let wanted = self.data_share * SEQUENTIAL_MIN;
+        let word = if of_write >= wanted { "met" } else { "NOT met" };
+        println!(
+            "{:<13} in sequence: write {write:5.0} MiB/s, {of_write:.2} of bare (wanted {wanted:.2}: {word}), \
+             read {read:5.0} MiB/s, {of_read:.2}; 4 KiB at random: {writes:6.0} writes/s, {of_writes:.2}, \
+             {reads:6.0} reads/s, {of_reads:.2}, one I/O each",
+            self.name,
+        );
+    }
+
+    /// All copies read and compared, then one device taken away and another one filled.
+    fn repairs(&self, bytes: usize) -> Result<()> {
+        let Some(array) = &self.array else { return Ok(()) };
+        self.forget()?;
+        let used = to_u64(bytes) / array.stripe_bytes();
+        let began = Instant::now();
+        let blocks: u64 = (0..used).map(|stripe| array.check_stripe(stripe).blocks_read).sum();
+        let scrubbed = rate(to_usize(blocks) * 4096, began);
+        println!("{:<13} scrub reads {scrubbed:.0} MiB/s of all devices together", self.name);
+        if array.fail_device(0, "taken away").is_err() {
+            return Ok(());
+        }
+        self.forget()?;
+        let degraded = read(&**array, bytes)?;
+        let written = write(&**array, bytes)?;
+        let filled = fill(array, &self.directory, bytes)?;
+        println!(
+            "{:<13} without a device: write {written:.0} MiB/s, read {degraded:.0} MiB/s; a new one is \
+             filled at {filled:.0} MiB/s",
+            self.name
+        );
+        Ok(())
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
 
 fn rate(bytes: usize, began: Instant) -> f64 {
     let mib = to_f64(to_u64(bytes / MIB));
     mib / began.elapsed().as_secs_f64()
 }
 
-fn file(directory: &std::path::Path, name: &str, bytes: u64) -> Result<Arc<dyn Device>> {
-    let path = directory.join(name);
-    let made = FileDevice::create_unwritten(&path, ByteCount(bytes), Access::Cached);
-    Ok(Arc::new(made?))
-}
-
-/// Sequential writes of 1 MiB and one flush; then reads of the same.
-fn sequential(device: &dyn Device, bytes: usize) -> Result<(f64, f64)> {
-    let data: Vec<u8> = (0..MIB).map(|at| low_u8(to_u64(at % 251))).collect();
+/// Writes 1 MiB at a time, and flushes.
+fn write(device: &dyn Device, bytes: usize) -> Result<f64> {
+    let mut data = AlignedBuffer::new(MIB);
+    data.iter_mut().enumerate().for_each(|(at, byte)| *byte = low_u8(to_u64(at % 251)));
     let began = Instant::now();
     for at in (0..bytes).step_by(MIB) {
         device.write_at(to_u64(at), &data)?;
     }
     device.flush()?;
-    let write = rate(bytes, began);
-    Ok((write, read(device, bytes)?))
+    Ok(rate(bytes, began))
 }
 
 fn read(device: &dyn Device, bytes: usize) -> Result<f64> {
-    let mut buffer = vec![0; MIB];
+    let mut buffer = AlignedBuffer::new(MIB);
     let began = Instant::now();
     for at in (0..bytes).step_by(MIB) {
         device.read_at(to_u64(at), &mut buffer)?;
@@ -52,19 +234,25 @@ fn read(device: &dyn Device, bytes: usize) -> Result<f64> {
     Ok(rate(bytes, began))
 }
 
-/// Writes of 4 KiB all over, flushed 64 at a time.
-fn random(device: &dyn Device, bytes: usize, writes: u64) -> Result<f64> {
+/// 4 KiB all over: reads, or writes flushed 64 at a time.
+fn random(device: &dyn Device, bytes: usize, count: u64, writes: bool) -> Result<f64> {
     let blocks = to_u64(bytes / 4096);
-    let (block, mut at) = ([0x5a; 4096], 1_u64);
+    let (mut block, mut at) = (AlignedBuffer::new(4096), 1_u64);
+    block.fill(0x5a);
     let began = Instant::now();
-    for n in 0..writes {
+    for n in 0..count {
         at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        device.write_at(at % blocks * 4096, &block)?;
+        let offset = (at >> 16) % blocks * 4096;
+        if !writes {
+            device.read_at(offset, &mut block)?;
+            continue;
+        }
+        device.write_at(offset, &block)?;
         if n % 64 == 63 {
             device.flush()?;
         }
     }
-    Ok(to_f64(writes) / began.elapsed().as_secs_f64())
+    Ok(to_f64(count) / began.elapsed().as_secs_f64())
 }
 
 fn encode(data: usize, spare: usize, bytes: usize) -> f64 {
@@ -79,9 +267,10 @@ fn encode(data: usize, spare: usize, bytes: usize) -> f64 {
     rate(rounds * data * (64 << 10), began)
 }
 
-fn fill(array: &Array, directory: &std::path::Path, bytes: usize) -> Result<f64> {
-    let fresh = file(directory, "fresh", array.member_bytes())?;
-    array.replace(0, fresh)?;
+fn fill(array: &Array, directory: &Path, bytes: usize) -> Result<f64> {
+    let path = directory.join("fresh");
+    let fresh = FileDevice::create(&path, ByteCount(array.member_bytes()), Access::Cached)?;
+    array.replace(0, Arc::new(fresh))?;
     let used = to_u64(bytes / 4096);
     array.plan_rebuild(&|first, _| first < used);
     let began = Instant::now();
@@ -99,47 +288,30 @@ fn fill(array: &Array, directory: &std::path::Path, bytes: usize) -> Result<f64>
 
 fn main() -> Result<()> {
     let small = std::env::args().any(|argument| argument == "--test");
-    let (bytes, writes) = if small { (8 * MIB, 128) } else { (512 * MIB, 8192) };
+    let (bytes, count, rounds) = if small { (8 * MIB, 128, 1) } else { (256 * MIB, 4096, 5) };
     let directory = tempfile::tempdir()?;
     for (data, spare) in [(2, 1), (4, 1), (4, 2), (8, 2)] {
         let speed = encode(data, spare, bytes * 4);
         println!("encode {data}+{spare}: {speed:.0} MiB/s of data");
     }
-    let room = to_u64(bytes) * 2 + (64 << 20);
-    let bare = file(directory.path(), "bare", room)?;
-    let (write, read_rate) = sequential(&*bare, bytes)?;
-    println!("bare: write {write:.0} MiB/s, read {read_rate:.0} MiB/s");
-    println!("bare: {:.0} random writes/s", random(&*bare, bytes, writes)?);
-    for (level, members) in [
+    let room = to_u64(bytes) + (64 << 20);
+    let mut bare = Subject::new(directory.path(), None, room)?;
+    let mut arrays = Vec::new();
+    for shape in [
         (Level::None, 2),
         (Level::Mirror, 2),
         (Level::Parity1, 3),
         (Level::Parity1, 5),
         (Level::Parity2, 6),
     ] {
-        let place = tempfile::tempdir_in(directory.path())?;
-        let name = format!("{} of {members}", level.word());
-        let files = (0..members).map(|n| file(place.path(), &format!("disk{n}"), room));
-        let devices: Vec<_> = files.collect::<Result<_>>()?;
-        let array = assemble::create(level, &devices)?;
-        let (wrote, got) = sequential(&*array, bytes)?;
-        let (of_write, of_read) = (wrote / write, got / read_rate);
-        println!(
-            "{name}: write {wrote:.0} MiB/s ({of_write:.2} of bare), read {got:.0} ({of_read:.2})"
-        );
-        println!("{name}: {:.0} random writes/s", random(&*array, bytes, writes)?);
-        let began = Instant::now();
-        let used = to_u64(bytes) / array.stripe_bytes();
-        let read_blocks: u64 = (0..used).map(|stripe| array.check_stripe(stripe).blocks_read).sum();
-        let compared = rate(to_usize(read_blocks) * 4096, began);
-        println!("{name}: all copies compared at {compared:.0} MiB/s");
-        if array.fail_device(0, "taken away").is_err() {
-            continue;
-        }
-        println!("{name}: degraded read {:.0} MiB/s", read(&*array, bytes)?);
-        let (degraded, _) = sequential(&*array, bytes)?;
-        println!("{name}: degraded write {degraded:.0} MiB/s");
-        println!("{name}: a new device filled at {:.0} MiB/s", fill(&array, place.path(), bytes)?);
+        arrays.push(Subject::new(directory.path(), Some(shape), room)?);
     }
-    Ok(())
+    for _ in 0..rounds {
+        bare.round(bytes, count)?;
+        arrays.iter_mut().try_for_each(|array| array.round(bytes, count))?;
+    }
+    for subject in std::iter::once(&bare).chain(&arrays) {
+        subject.print(&bare);
+    }
+    arrays.iter().try_for_each(|array| array.repairs(bytes))
 }

@@ -7,7 +7,8 @@
 //!   writes, if a real read shows that the file system takes them; else as `Cached`.
 //! * [`Access::Cached`] (pool): the page cache, with fdatasync on flush. Aligned writes from
 //!   [`LARGE_BYTES_MIN`] on, which are a CP's new blocks, go past it where the file system takes
-//!   that: copied there, they would cost more than the disk does, and drive out what is read.
+//!   that: copied there, they would cost more than the disk does, and drive out what is read. So
+//!   do aligned durable writes: an fdatasync would wait for all else that was written before.
 //!
 //! Invariants: one process at a time (flock, and for a block device the kernel's exclusive claim);
 //! a call is answered with `Ok` only when every byte was moved. Short transfers are continued,
@@ -78,7 +79,7 @@ pub struct FileDevice {
     /// Holds the lock; the way of [`Access::Cached`].
     plain: File,
     direct: Option<Direct>,
-    /// For large writes of [`Access::Cached`].
+    /// For large and for durable writes of [`Access::Cached`].
     past: Option<Direct>,
     /// Shared by writes of whole blocks, exclusive for one that reads its edges first.
     edges: RwLock<()>,
@@ -207,6 +208,12 @@ impl Device for FileDevice {
     }
 
     fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        if let Some(past) = self.past.as_ref().filter(|past| past.takes(offset, bytes)) {
+            check_range(self, offset, bytes.len())?;
+            let written = write_fully(&past.dsync, offset, bytes, past.align);
+            let failed = |error| self.io_error("durable write", (offset, bytes.len()), error);
+            return written.map_err(failed);
+        }
         self.write("durable write", offset, bytes, |direct| &direct.dsync)?;
         if self.direct.is_none() && !bytes.is_empty() {
             self.sync((offset, bytes.len()))?;

@@ -13,6 +13,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use crate::device::buffer::AlignedBuffer;
 use crate::device::{Device, DeviceError, Durability, MemberReport, MemberState, check_range};
 use crate::units::BLOCK_BYTES;
 use crate::units::convert::{low_u32, to_u64, to_usize};
@@ -245,6 +246,8 @@ pub(super) struct Writer {
     pub(super) unfit: Option<StripeSet>,
     /// Stripes written since a device began to be filled, until it is known what it needs.
     pub(super) touched: Option<BTreeSet<u64>>,
+    /// What goes to each device of whole stripes: kept, for new memory costs as much as the copy.
+    pub(super) images: Vec<AlignedBuffer>,
 }
 
 /// Several devices as one.
@@ -291,6 +294,7 @@ impl Array {
                 area,
                 unfit: None,
                 touched: None,
+                images: Vec::new(),
             }),
             lost_rows: AtomicU64::new(0),
             pending: RwLock::default(),
@@ -471,10 +475,13 @@ impl Array {
         }
         std::thread::scope(|scope| {
             let run = &run;
-            let threads: Vec<_> = there
+            // One of them on this thread, which has nothing else to do.
+            let (own, others) = (&there[0], &there[1..]);
+            let threads: Vec<_> = others
                 .iter()
                 .map(|(place, device)| (*place, scope.spawn(move || run(*place, &**device))))
                 .collect();
+            let own = usize::from(run(own.0, &*own.1));
             let ended = threads.into_iter().map(|(place, thread)| {
                 thread.join().unwrap_or_else(|_| {
                     let what = self.lost(("write", 0, 0), "its thread panicked");
@@ -482,7 +489,20 @@ impl Array {
                     false
                 })
             });
-            ended.filter(|good| *good).count()
+            own + ended.filter(|good| *good).count()
+        })
+    }
+
+    /// Runs both, `work` on another thread, and says what `own` says.
+    pub(super) fn beside<T>(&self, own: impl FnOnce() -> T, work: impl FnOnce() + Send) -> T {
+        // One after the other in unit tests, so that a seed gives the same history again.
+        if cfg!(test) {
+            work();
+            return own();
+        }
+        std::thread::scope(|scope| {
+            let _ended_with_the_scope = scope.spawn(work);
+            own()
         })
     }
 }

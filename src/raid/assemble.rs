@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use crate::device::buffer::AlignedBuffer;
 use crate::device::{Device, DeviceError, MemberState, is_blank};
-use crate::limits::MIB;
+use crate::limits::{MIB, RAID_JOURNAL_BYTES};
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::ids::{ArrayId, MemberId, RandomError, random_u64};
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
@@ -28,7 +28,7 @@ use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use super::array::{Array, Member, Writer};
 use super::journal::{self, Area, Header, Placed, Record, StripeRun, Target};
 use super::label::{self, Entry, Label, LabelError};
-use super::layout::{Geometry, Level, Spot};
+use super::layout::{Geometry, JOURNAL_START, Level, Spot};
 use super::parity;
 
 /// Why there is no array.
@@ -150,8 +150,11 @@ pub(super) fn create_as(
         label::write(&**device, &label(0, place))?;
     }
     let life = random_u64()?;
-    for device in devices {
+    for (place, device) in devices.iter().enumerate() {
         zero_stripes(&**device, &geometry)?;
+        if place < geometry.journal_places() {
+            write_journal_once(&**device)?;
+        }
         device.write_durable_at(journal::header_offset(0), &[0; BLOCK_BYTES])?;
         let header = Header { array: id, life, counter: 1, first: 1, position: 0 };
         device.write_durable_at(header.offset(), &header.encode())?;
@@ -161,6 +164,16 @@ pub(super) fn create_as(
         label::write(&**device, &label(1, place))?;
     }
     Ok(open(devices, OpenOptions::default())?.array)
+}
+
+/// A record into space that is only allocated would cost the file system a commit of its own.
+fn write_journal_once(device: &dyn Device) -> Result<(), DeviceError> {
+    let zeroes = AlignedBuffer::new(to_usize(MIB.min(RAID_JOURNAL_BYTES)));
+    for at in (0..RAID_JOURNAL_BYTES).step_by(zeroes.len()) {
+        let length = to_usize((RAID_JOURNAL_BYTES - at).min(to_u64(zeroes.len())));
+        device.write_at(JOURNAL_START + at, &zeroes[..length])?;
+    }
+    Ok(())
 }
 
 /// Rows of zeros fit their parity. What a new file does not have already is written.

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use crate::device::buffer::AlignedBuffer;
 use crate::device::{Device, DeviceError, MemberState};
 use crate::limits::{RAID_PENDING_BLOCKS_MAX, RAID_WHOLE_STRIPES_MAX};
 use crate::units::convert::{to_u64, to_usize};
@@ -69,6 +70,7 @@ impl Array {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(), DeviceError> {
+        let mut pieces: BTreeMap<usize, Vec<(u64, &[u8])>> = BTreeMap::new();
         let (mut at, mut rest) = (offset, bytes);
         while !rest.is_empty() {
             let spot = self.geometry.spot(at);
@@ -76,12 +78,14 @@ impl Array {
             let (piece, others) = rest.split_at(length);
             let place = self.geometry.place(spot.stripe, spot.column);
             let on = self.geometry.on_member(spot.stripe, spot.within);
-            self.on_each([place].into_iter(), |_, device| device.write_at(on, piece));
-            self.record(writer)?;
+            pieces.entry(place).or_default().push((on, piece));
             at += to_u64(length);
             rest = others;
         }
-        Ok(())
+        self.on_each(pieces.keys().copied(), |place, device| {
+            pieces[&place].iter().try_for_each(|(on, piece)| device.write_at(*on, piece))
+        });
+        self.record(writer)
     }
 
     /// Takes blocks of one stripe into memory.
@@ -136,12 +140,46 @@ impl Array {
         let (n, chunk) = (geometry.members, to_usize(geometry.chunk));
         let count = bytes.len() / stripe_bytes;
         let run = StripeRun { first, count: to_u64(count) };
-        self.append(writer, &Record { blocks: Vec::new(), whole: vec![run] })?;
+        let record = Record { blocks: Vec::new(), whole: vec![run] };
+        let length = count * chunk;
+        let mut images = std::mem::take(&mut writer.images);
+        if geometry.data_columns() == 1 {
+            self.append(writer, &record)?;
+        } else {
+            if images.first().is_none_or(|image| image.len() < length) {
+                images = (0..n).map(|_| AlignedBuffer::new(length)).collect();
+            }
+            self.beside(
+                || self.append(writer, &record),
+                || self.fill_images(first, bytes, &mut images),
+            )?;
+        }
         for stripe in run.first..run.first + run.count {
             writer.touched.iter_mut().for_each(|touched| _ = touched.insert(stripe));
             writer.unfit.iter_mut().for_each(|unfit| _ = unfit.remove(stripe));
         }
-        let mut images = vec![vec![0; count * chunk]; n];
+        {
+            let _alone = self.in_place.write().unwrap_or_else(PoisonError::into_inner);
+            self.on_each(0..n, |place, device| {
+                // A mirror has all of it everywhere.
+                let image = images.get(place).map_or(bytes, |image| &image[..length]);
+                device.write_at(geometry.on_member(first, 0), image)
+            });
+        }
+        writer.images = images;
+        self.record(writer)?;
+        // Older than what was just written.
+        let blocks = geometry.stripe_bytes() / BLOCK_BYTES_U64;
+        let gone = first * blocks..(first + run.count) * blocks;
+        let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
+        pending.retain(|number, _| !gone.contains(number));
+        Ok(())
+    }
+
+    /// What each device gets of whole stripes, parity and all.
+    fn fill_images(&self, first: u64, bytes: &[u8], images: &mut [AlignedBuffer]) {
+        let geometry = &self.geometry;
+        let (stripe_bytes, chunk) = (to_usize(geometry.stripe_bytes()), to_usize(geometry.chunk));
         let mut parity = vec![vec![0; chunk]; geometry.spare()];
         for (stripe, data) in (first..).zip(bytes.chunks_exact(stripe_bytes)) {
             let columns: Vec<&[u8]> = data.chunks_exact(chunk).collect();
@@ -152,19 +190,6 @@ impl Array {
                 images[geometry.place(stripe, column)][at..at + chunk].copy_from_slice(bytes);
             }
         }
-        {
-            let _alone = self.in_place.write().unwrap_or_else(PoisonError::into_inner);
-            self.on_each(0..n, |place, device| {
-                device.write_at(geometry.on_member(first, 0), &images[place])
-            });
-        }
-        self.record(writer)?;
-        // Older than what was just written.
-        let blocks = geometry.stripe_bytes() / BLOCK_BYTES_U64;
-        let gone = first * blocks..(first + run.count) * blocks;
-        let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
-        pending.retain(|number, _| !gone.contains(number));
-        Ok(())
     }
 
     /// Puts what is held in memory in place, by way of the journal.
@@ -286,8 +311,10 @@ impl Array {
         if self.without_journal.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let bytes = record.encode(self.id, writer.area.life, writer.area.next());
-        let length = to_u64(bytes.len());
+        let record = record.encode(self.id, writer.area.life, writer.area.next());
+        let length = to_u64(record.len());
+        let mut bytes = AlignedBuffer::new(record.len());
+        bytes.copy_from_slice(&record);
         let mut room = writer.area.take(length);
         if room.is_none() {
             self.flush_members();
@@ -337,7 +364,10 @@ impl Array {
     ) -> Result<(), DeviceError> {
         let (life, counter) = (writer.area.life, writer.area.counter);
         let header = Header { array: self.id, life, counter, first, position };
-        self.on_journals(|device| device.write_durable_at(header.offset(), &header.encode()));
+        let record = header.encode();
+        let mut bytes = AlignedBuffer::new(record.len());
+        bytes.copy_from_slice(&record);
+        self.on_journals(|device| device.write_durable_at(header.offset(), &bytes));
         self.record(writer)
     }
 
