@@ -12,7 +12,7 @@
 //! * [`kept`], [`kept_row`]: CPs kept by name
 //! * [`work`]: what came of a pass that is not published yet
 //! * `store`, `region`, [`rows`], `mirror`: the catalog
-//! * [`write_set`], [`publish`]: how a CP is written and becomes durable and visible
+//! * [`write_set`], `behind`, [`publish`]: how a CP is written and becomes durable and visible
 //! * `read`, [`cache`]: verified reads
 //! * `grow`: more blocks, after devices were added
 //! * `catalog_mend`: the catalog from other copies
@@ -23,6 +23,7 @@
 //! visible only when durable, after everything they reach (R9); the first failed write or flush
 //! latches the pool (7); what is read is verified (11). Calls block; none is made from an actor.
 
+mod behind;
 pub mod bitmap;
 pub mod blockset;
 pub mod cache;

@@ -1,7 +1,8 @@
 //! The blocks of one CP that is not published yet.
 //!
-//! A write set takes free blocks in runs, writes them through one buffer of 1 MiB, and notes
-//! which published blocks the CP no longer needs. Nothing of it is visible or durable before
+//! A write set takes free blocks in runs, writes them through buffers of 1 MiB, the second and all
+//! that follow beside the filling of the next one, and notes which published blocks the CP no longer
+//! needs. Nothing of it is visible or durable before
 //! `Pool::publish` takes it; dropping it gives everything back. Builders of different CPs work
 //! side by side, each in its own runs, so each is written in sequence.
 //!
@@ -19,6 +20,7 @@ use crate::units::numbers::{BlockCount, CpNumber, Pbn};
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
 use super::Pool;
+use super::behind::{Behind, Filled};
 use super::cache::BlockCache;
 use super::error::PoolError;
 use super::pointer::{TreeRoot, VolumeKey};
@@ -108,6 +110,11 @@ pub struct WriteSet {
     buffer: Option<AlignedBuffer>,
     buffer_start: Pbn,
     queued: usize,
+    /// Full buffers are written by a thread from the second one on.
+    behind: Option<Behind>,
+    /// Whether they may be. In unit tests all is written in the order in which it is made, so that
+    /// a seed gives the same history again.
+    beside: bool,
     written: bool,
     bases: BTreeMap<VolumeKey, TreeRoot>,
     /// Trees begun and not finished: as long as there is one, this is half a CP.
@@ -125,10 +132,18 @@ impl WriteSet {
             buffer: None,
             buffer_start: Pbn(0),
             queued: 0,
+            behind: None,
+            beside: !cfg!(test),
             written: false,
             bases: BTreeMap::new(),
             unfinished: 0,
         }
+    }
+
+    /// Full buffers are written beside the filling of the next ones, as outside of unit tests.
+    #[cfg(test)]
+    pub(super) fn write_beside(&mut self) {
+        self.beside = true;
     }
 
     /// The pool it writes to.
@@ -209,17 +224,45 @@ impl WriteSet {
     /// Writes what is queued to the device, so that it can be read. Not durable by this.
     pub fn flush_buffer(&mut self) -> Result<(), PoolError> {
         let queued = std::mem::take(&mut self.queued);
-        let Some(buffer) = self.buffer.as_ref().filter(|_| queued > 0) else { return Ok(()) };
+        // What is under way comes first, and its error too.
+        let free = self.behind.as_mut().map_or(Ok(None), Behind::wait)?;
+        let Some(buffer) = self.buffer.as_ref().filter(|_| queued > 0) else {
+            self.buffer = self.buffer.take().or(free);
+            return Ok(());
+        };
         self.pool.check_latch()?;
         self.written = true;
         self.pool.write_blocks(self.buffer_start, &buffer[..queued])
     }
 
+    /// Has a full buffer written: here the first time, by a thread from then on.
+    fn hand_over(&mut self) -> Result<(), PoolError> {
+        if !self.written || !self.beside {
+            return self.flush_buffer();
+        }
+        if self.behind.is_none() {
+            match Behind::start(&self.pool) {
+                Ok(behind) => self.behind = Some(behind),
+                Err(error) => {
+                    tracing::debug!(%error, "no thread writes beside this one");
+                    return self.flush_buffer();
+                }
+            }
+        }
+        self.pool.check_latch()?;
+        let (Some(behind), Some(buffer)) = (&mut self.behind, self.buffer.take()) else {
+            return Ok(());
+        };
+        let bytes = std::mem::take(&mut self.queued);
+        self.buffer = behind.write(Filled { first: self.buffer_start, buffer, bytes })?;
+        Ok(())
+    }
+
     fn queue(&mut self, pbn: Pbn, block: &[u8; BLOCK_BYTES]) -> Result<(), PoolError> {
         let size = to_usize(POOL_IO_BYTES_MAX);
         let next = self.buffer_start.0 + to_u64(self.queued) / BLOCK_BYTES_U64;
-        if pbn.0 != next || self.queued == size {
-            self.flush_buffer()?;
+        if self.queued > 0 && (pbn.0 != next || self.queued == size) {
+            self.hand_over()?;
         }
         if self.queued == 0 {
             self.buffer_start = pbn;
@@ -256,6 +299,8 @@ impl WriteSet {
     /// Whether the device must be flushed before this CP is committed.
     pub(super) fn has_written(&self) -> bool {
         assert!(self.queued == 0, "a CP is committed with bytes still queued");
+        let under_way = self.behind.as_ref().is_some_and(Behind::is_under_way);
+        assert!(!under_way, "a CP is committed with bytes still under way");
         self.written
     }
 
@@ -301,6 +346,8 @@ impl Settled {
 
 impl Drop for WriteSet {
     fn drop(&mut self) {
+        // Nobody gets a block that is still being written. What failed has latched the pool.
+        self.behind = None;
         if self.lease.count == 0 && self.account.allocated.is_empty() && self.work.is_none() {
             return;
         }
