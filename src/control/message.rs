@@ -62,6 +62,9 @@ pub enum Request {
         /// Give up what lies behind a gap in the log.
         #[serde(default)]
         accept_gap: bool,
+        /// Of a source that was failed over: give up what its lost NVRAM held.
+        #[serde(default)]
+        accept_lost_nvram: bool,
     },
     /// Give a source that was failed over back to its filer; on a hub only:
     /// a [`crate::status::answers::FailbackAnswer`].
@@ -401,8 +404,9 @@ mod tests {
                     dry_run: true,
                     now: false,
                     accept_gap: false,
+                    accept_lost_nvram: false,
                 },
-                r#"{"schema":1,"command":"failover","source":"filer-a","dry_run":true,"now":false,"accept_gap":false}"#,
+                r#"{"schema":1,"command":"failover","source":"filer-a","dry_run":true,"now":false,"accept_gap":false,"accept_lost_nvram":false}"#,
             ),
             (
                 Request::Failback {

@@ -231,7 +231,7 @@ impl Following {
         let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         let (row, kept) = self.row()?;
         // From this CP on the state is of the hub's line: nothing in it was written alone.
-        let kept = Kept { transfer: place.transfer, alone: None, ..kept };
+        let kept = Kept { transfer: place.transfer, alone: None, unasked: None, ..kept };
         let extension = shared.keep(&row, &kept)?;
         let published = shared.pool.publish(Publish {
             write_set,
@@ -345,7 +345,8 @@ impl Following {
         let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         let (row, kept) = self.row()?;
         let alone = Some(self.alone_before(&kept, take));
-        let extension = shared.keep(&row, &Kept { transfer: there.transfer, alone, ..kept })?;
+        let extension =
+            shared.keep(&row, &Kept { transfer: there.transfer, alone, unasked: None, ..kept })?;
         let published = shared.pool.publish(Publish {
             write_set: shared.pool.begin(Budget::Reserve),
             source: shared.source,
@@ -408,7 +409,7 @@ impl Following {
         let (row, kept) = self.may_take(take)?;
         // What the hub's image lacks was written alone, until the image was brought up.
         let alone = take.own.then(|| self.alone_before(&kept, take));
-        let extension = shared.keep(&row, &Kept { fenced: None, alone, ..kept })?;
+        let extension = shared.keep(&row, &Kept { fenced: None, alone, unasked: None, ..kept })?;
         let TakeOver { epoch, generation, .. } = *take;
         shared.pool.catalog().update_source(shared.source, move |row| {
             row.epoch = epoch;

@@ -482,18 +482,26 @@ impl Forwarder {
     /// A transfer, or a CP whose room writers wait for, that gets on with nothing for
     /// `hub_timeout`, is a lost hub (section 9).
     fn look_for_progress(&mut self) -> Result<(), End> {
+        self.shared.hub_reached(self.primary.hub_sequence(), self.done);
         let full = self.shared.order.figures().lacking == Some(Lacking::Nvram);
         // A hub without room says so: under `stop` writers wait for room, not for another connection.
         let waits = self.shared.lacks_hub_room()
             && self.shared.pledge.kept().on_hub_loss == OnHubLoss::Stop;
-        let full = full && !waits;
-        let owes = self.primary.is_streaming() && (self.primary.is_sending() || full);
+        let (full, unsent) = (full && !waits, self.primary.waits_for_hub() && !waits);
+        let sending = self.primary.is_sending();
+        let owes = self.primary.is_streaming() && (sending || unsent || full);
         let now = (self.primary.hub_sequence(), self.done, self.primary.cp_taken());
         let patience = self.patience();
         let Some(stalled) = self.pulse.stalled(now, owes, patience) else { return Ok(()) };
-        let what = if full { "both partitions of the NVRAM are full and" } else { "" };
+        let what = match (full, sending) {
+            (true, _) => "both partitions of the NVRAM are full and ",
+            (false, false) => "writes wait for room in its log and ",
+            (false, true) => "",
+        };
         let seconds = stalled.as_secs();
-        Err(End::Stalled(format!("{what} the hub got on with nothing for {seconds} s")))
+        let reason = format!("{what}the hub got on with nothing for {seconds} s");
+        self.shared.set_slow(reason.clone(), self.primary.hub_sequence(), self.done);
+        Err(End::Stalled(reason))
     }
 
     /// Does all that the machine says, also behind the end of a connection: that a CP is done alone,
@@ -530,6 +538,8 @@ impl Forwarder {
             Action::DataWindow { taken, limit } => side.window(taken, limit),
             Action::Joined { hub, epoch } => {
                 self.lost = None;
+                // What the last connection waited for is none of this one's.
+                self.pulse.begin();
                 self.shared.lease.send_replace(Some(self.began));
                 self.joined(hub, epoch).await?;
             }
@@ -546,6 +556,7 @@ impl Forwarder {
             Action::Answer(answering) => self.shared.answer(answering),
             Action::MarkApart(mark) => self.mark(Some(mark), Event::Apart).await?,
             Action::ClearApart => self.mark(None, Event::Together).await?,
+            Action::Unasked(began) => self.note(move |kept| kept.unasked = began).await?,
             Action::Fence(epoch) => {
                 // First of all nobody is served any more; then it is made to last.
                 if !machine::breaks(12) {
@@ -584,6 +595,7 @@ fn keeps(action: &Action) -> bool {
         action,
         Action::Joined { .. }
             | Action::MarkApart(_)
+            | Action::Unasked(_)
             | Action::ClearApart
             | Action::Fence(_)
             | Action::InForce(_)

@@ -52,7 +52,9 @@ use crate::session::primary::{Answering, Event, Identity, Own, Primary};
 use crate::units::ids::{RandomError, SourceId, VolumeId, random_u64};
 use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
-use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, VolumeNumber};
+use crate::units::numbers::{
+    ByteCount, CpNumber, Generation, LogPosition, TransferId, VolumeNumber,
+};
 use crate::units::policy::{OnFull, Policy};
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
@@ -140,6 +142,34 @@ pub enum RecoverError {
         own.sequence, own.hash, held_after.sequence, held_after.hash
     )]
     Mismatch { cp: CpNumber, own: Place, held_after: Place },
+}
+
+impl RecoverError {
+    /// Whether it is the NVRAM that is gone, or of no use.
+    pub fn is_of_nvram(&self) -> bool {
+        match self {
+            Self::Ring(_)
+            | Self::NvramLost { .. }
+            | Self::NvramDamaged { .. }
+            | Self::SoleLost { .. }
+            | Self::SoleDamaged { .. }
+            | Self::Kind { .. }
+            | Self::Transfer { .. }
+            | Self::Freeze { .. }
+            | Self::Chain { .. }
+            | Self::Mismatch { .. } => true,
+            Self::Pool(_)
+            | Self::Random(_)
+            | Self::Volume(_)
+            | Self::Keeper(_)
+            | Self::Adopt(_)
+            | Self::Name { .. }
+            | Self::Sources(_)
+            | Self::Unknown(_)
+            | Self::VolumeGone(_)
+            | Self::VolumeSize { .. } => false,
+        }
+    }
 }
 
 /// What the source should be.
@@ -343,7 +373,7 @@ fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Star
     if let Some(freeze) = replayed.freeze {
         shared.checkpoint.frozen(freeze);
     }
-    let primary = make_primary(&shared, &replayed);
+    let primary = make_primary(&shared, &replayed, kept.unasked);
     Ok(Started { shared, primary })
 }
 
@@ -516,6 +546,7 @@ fn state_of(
         rejected: None,
         refused: Vec::new(),
         lacks_hub_room: false,
+        slow: None,
         set_back: None,
         answering: Answering::Policy,
         mark: kept.alone,
@@ -609,7 +640,7 @@ fn first_link(sole: bool) -> LinkState {
 }
 
 /// A machine that knows what is held, and the CP that was under way.
-fn make_primary(shared: &Shared, replayed: &Replayed) -> Primary {
+fn make_primary(shared: &Shared, replayed: &Replayed, unasked: Option<TransferId>) -> Primary {
     let affiliation = shared.affiliation();
     let identity = Identity {
         name: shared.name.clone(),
@@ -620,6 +651,7 @@ fn make_primary(shared: &Shared, replayed: &Replayed) -> Primary {
         volumes: shared.volumes.clone(),
         policy: shared.pledge.in_force(),
         alone: shared.mark(),
+        unasked,
     };
     let (own_cp, roots) = shared.own();
     let own = Own { cp: own_cp, roots: roots.clone() };

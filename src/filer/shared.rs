@@ -161,6 +161,8 @@ pub(super) struct SharedState {
     pub(super) refused: Vec<VolumeRefusal>,
     /// That refusal was for lack of room in the hub's pool.
     pub(super) lacks_hub_room: bool,
+    /// The hub got on with nothing although something was owed, and how far it was then.
+    pub(super) slow: Option<(String, (SequenceNumber, CpNumber))>,
     /// How the hub was set back behind what it had acknowledged, if it was since the start (R7).
     pub(super) set_back: Option<String>,
     /// How far writes are answered, as the session says.
@@ -285,6 +287,22 @@ impl Shared {
     pub fn set_no_hub_room(&self, reason: String) {
         let mut state = self.lock();
         (state.rejected, state.lacks_hub_room) = (Some(reason), true);
+    }
+
+    /// The hub counts as lost because it gets on with nothing, though it answers.
+    pub fn set_slow(&self, reason: String, sequence: SequenceNumber, done: CpNumber) {
+        self.lock().slow = Some((reason, (sequence, done)));
+    }
+
+    /// The hub is that far: got on, it is not slow any more.
+    pub fn hub_reached(&self, sequence: SequenceNumber, done: CpNumber) {
+        let mut state = self.lock();
+        state.slow.take_if(|(_, before)| sequence > before.0 || done > before.1);
+    }
+
+    /// Why the hub counted as lost although it answered, until it gets on with something.
+    pub fn slow(&self) -> Option<String> {
+        self.lock().slow.as_ref().map(|(reason, _)| reason.clone())
     }
 
     /// Whether the hub has no room for the CP that is tried again.

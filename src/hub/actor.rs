@@ -158,6 +158,7 @@ impl SourceActor {
             let mut machine = Mirror::new(known, last, 0, self.shared.grant().1);
             if let Some(source) = source {
                 machine.holds(&self.shared.store.ends(source));
+                machine.names(self.shared.store.own_durable(source));
             }
             if let Some(fault) = fault {
                 machine.step(Event::Faulted(fault.to_string()));

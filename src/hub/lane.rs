@@ -63,6 +63,8 @@ pub struct Cursors {
     pub log_lost: bool,
     /// Bytes of it that rot in the NVRAM may have taken.
     pub missing_bytes: u32,
+    /// What was acknowledged as received may have gone with this hub's memory.
+    pub unsynced: bool,
     /// The source is fenced: nothing behind this place is taken (R2).
     pub fence: Option<Fence>,
     /// How far the fence is.
@@ -70,6 +72,11 @@ pub struct Cursors {
     /// Client bytes durable here that no published CP holds, and when their first came, by CP.
     pub invisible: BTreeMap<CpNumber, (u64, Instant)>,
 }
+
+/// What is said of a source that has writes answered before they are on this hub's medium, from a
+/// start of the hub until the source was here.
+pub const UNSYNCED: &str = "its ack is \"received\": what was acknowledged and was only in this hub's \
+     memory when that ended may be missing here; the source sends it again when it connects";
 
 /// How far a fence is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -89,6 +96,14 @@ impl Cursors {
     /// When the oldest entry came that the image does not show.
     pub fn oldest_invisible(&self) -> Option<Instant> {
         self.invisible.values().map(|(_, since)| *since).min()
+    }
+
+    /// What was lost, or may have been, is here or of no interest any more. Says what was noted of it:
+    /// that its log was lost, and what rot may have taken.
+    fn nothing_is_missing(&mut self) -> (bool, bool) {
+        (self.owed, self.missing, self.unsynced) = (None, None, false);
+        let rot = std::mem::take(&mut self.missing_bytes) > 0;
+        (std::mem::take(&mut self.log_lost), rot)
     }
 }
 
@@ -285,13 +300,17 @@ impl Lane {
         self.ring_bell();
     }
 
-    /// The source was given back: it goes on behind `place`, and no fence stands any more.
-    pub fn hand_over(&self, cp: CpNumber, place: Place) {
+    /// The source was given back: it goes on behind `place`, and no fence stands any more. Nothing
+    /// of the log that has ended is missing; says whether a mark of it is to go.
+    #[must_use = "a mark that stays says so again after the next start"]
+    pub fn hand_over(&self, cp: CpNumber, place: Place) -> bool {
         let mut cursors = lock(&self.cursors);
         (cursors.applied_cp, cursors.applied) = (cp, place);
         (cursors.fence, cursors.fenced) = (None, Fenced::No);
+        let (lost, _) = cursors.nothing_is_missing();
         drop(cursors);
         self.rewind_to(place);
+        lost
     }
 
     /// As if there were no fence.
@@ -482,6 +501,15 @@ impl Lane {
         self.changed.notify_one();
     }
 
+    /// What this hub had in memory is gone, and was acknowledged as received (`ack = "received"`).
+    pub fn forgot(&self) {
+        let mut cursors = lock(&self.cursors);
+        cursors.unsynced = true;
+        cursors.missing.get_or_insert_with(|| UNSYNCED.into());
+        drop(cursors);
+        self.changed.notify_one();
+    }
+
     /// What was held of its log was lost before an import.
     pub fn lost_log(&self) {
         let mut cursors = lock(&self.cursors);
@@ -491,21 +519,19 @@ impl Lane {
         self.changed.notify_one();
     }
 
-    /// An image without what was lost has become the truth. Says whether a mark of it is to go.
-    pub fn gave_up_lost(&self) -> bool {
-        let mut cursors = lock(&self.cursors);
-        let lost = std::mem::take(&mut cursors.log_lost);
-        if lost {
-            (cursors.owed, cursors.missing) = (None, None);
-        }
-        lost
+    /// An image without what was lost, or may have been, has become the truth. Says whether a mark
+    /// of a lost log is to go.
+    #[must_use = "a mark that stays says so again after the next start"]
+    pub fn gave_up_missing(&self) -> bool {
+        lock(&self.cursors).nothing_is_missing().0
     }
 
     /// The source is in session: what it holds beyond this end, up to there, it sends again.
     pub fn welcomed(&self, last: SequenceNumber) {
         let mut cursors = lock(&self.cursors);
-        if cursors.log_lost || cursors.missing_bytes > 0 {
-            cursors.owed = Some(last);
+        if cursors.log_lost || cursors.missing_bytes > 0 || cursors.unsynced {
+            // Also what it held when it came before: until then nothing of it is known to be here.
+            cursors.owed = cursors.owed.max(Some(last));
         } else {
             cursors.missing = None;
         }
@@ -518,9 +544,7 @@ impl Lane {
         if cursors.owed.is_none_or(|last| cursors.durable.sequence < last) {
             return (false, false);
         }
-        (cursors.owed, cursors.missing) = (None, None);
-        let rot = std::mem::take(&mut cursors.missing_bytes) > 0;
-        (std::mem::take(&mut cursors.log_lost), rot)
+        cursors.nothing_is_missing()
     }
 
     /// The applier took a frame of Updates of so many bytes.

@@ -55,6 +55,7 @@ use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
+use crate::units::policy::Ack;
 use crate::wire::message::{Scanned, VolumeScan};
 
 /// A hub keeps a short history of CPs; the long one is the source's (R5).
@@ -215,9 +216,12 @@ fn note_rot(pool: &Pool, sources: &[SourceId], damage: &[Damage]) -> Result<(), 
 /// What this start or an earlier one has noted, and no session since has taken away.
 fn tell_rot(lanes: &Lanes, rows: &[SourceRow]) -> Result<(), HubError> {
     for row in rows {
-        let missing = Extension::of(row).map_err(state("catalog"))?.missing_bytes;
-        if let Some(lane) = lanes.get(&row.name) {
-            lane.may_miss(missing);
+        let known = Extension::of(row).map_err(state("catalog"))?;
+        let Some(lane) = lanes.get(&row.name) else { continue };
+        lane.may_miss(known.missing_bytes);
+        let received = known.policy.is_some_and(|policy| policy.ack == Ack::Received);
+        if received && matches!(known.state, State::Mirror | State::FailingOver) {
+            lane.forgot();
         }
     }
     Ok(())
@@ -469,6 +473,7 @@ impl Logs {
                 owed: None,
                 log_lost: false,
                 missing_bytes: 0,
+                unsynced: false,
                 fence: source.standing_fence(row),
                 fenced: Fenced::InCatalog,
                 invisible: BTreeMap::new(),

@@ -254,15 +254,15 @@ impl Snapshot {
 
     /// What a source is that this hub serves: its engine knows better than the actor.
     /// `found` is what its failover said.
-    pub fn promoted(&self, engine: &Engine, found: Option<&str>) -> Self {
+    /// `mend` is what to do about an engine that did not start.
+    pub fn promoted(&self, engine: &Engine, found: Option<&str>, mend: String) -> Self {
         let (refused, left_out) = Default::default();
         let served = Self { connected: false, heard: None, refused, left_out, ..self.clone() };
         let status = match engine {
             Engine::Running(engine) => engine.status(),
             Engine::Failed(reason) => {
                 let (state, reason) = (SourceState::Faulted, reason.to_string());
-                let next_step = "mend the cause, then restart the hub".to_owned();
-                return Self { state, reason, next_step, ..served };
+                return Self { state, reason, next_step: mend, ..served };
             }
         };
         let state = match status.state {

@@ -15,6 +15,7 @@ mod checkpoint;
 mod joining;
 mod promise;
 mod setback;
+mod unasked;
 mod volumes;
 
 use std::collections::VecDeque;
@@ -55,6 +56,9 @@ pub struct Identity {
     pub policy: Policy,
     /// The durable mark: since when writes may have been acknowledged without the hub (R4).
     pub alone: Option<AloneMark>,
+    /// Durable: the last transfer that it held when it began to serve without having asked its hub,
+    /// until it has (R1).
+    pub unasked: Option<TransferId>,
 }
 
 /// What its own stores say at the start.
@@ -165,6 +169,9 @@ pub enum Action {
     /// Note durably that the hub may lack what is acknowledged from now on; then say
     /// [`Event::Apart`] (R4).
     MarkApart(AloneMark),
+    /// Keep durably, before anything behind this, where it began to serve without having asked its
+    /// hub; or that it has asked (R1).
+    Unasked(Option<TransferId>),
     /// Take that mark away durably; then say [`Event::Together`].
     ClearApart,
     /// Start to send all that was born since `base` as the data of the own CP `cp`, which is
@@ -612,6 +619,15 @@ impl Primary {
         self.is_streaming() && self.sent > self.acked
     }
 
+    /// Whether transfers wait for the hub, sent or not, and answers with them: of those that its
+    /// credit keeps from being sent it may never say anything. A source that is answered alone
+    /// loses nothing by waiting.
+    pub fn waits_for_hub(&self) -> bool {
+        let forwards = self.identity.policy.forwards() && !self.apart.is_syncing();
+        let answers = self.answering == Answering::Policy;
+        self.is_streaming() && forwards && answers && self.acked < self.held.len()
+    }
+
     /// Bytes of CP data that the hub took on this connection.
     pub fn cp_taken(&self) -> u64 {
         self.cp_taken
@@ -635,6 +651,7 @@ impl Primary {
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         self.apart.fingerprint(to);
         (self.identity.alone, self.told_alone, self.told_welcomed).hash(to);
+        self.identity.unasked.hash(to);
         self.volumes.fingerprint(to);
         self.promise_fingerprint(to);
         self.hub_cp.hash(to);

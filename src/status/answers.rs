@@ -206,7 +206,8 @@ pub struct FailoverAnswer {
     pub source: SourceName,
     /// Nothing was done: this is what would be.
     pub dry_run: bool,
-    /// `complete`, `up-to-gap` or `nothing-to-replay`; a refusal is an error.
+    /// `complete`, `up-to-gap`, `nothing-to-replay`, `taken-back` or `nvram-given-up`; a refusal is
+    /// an error, but for what a dry run says of it.
     pub outcome: String,
     /// The epoch that fences the source.
     pub epoch: u32,

@@ -404,14 +404,20 @@ impl View {
             let (what, object, unit) = (what.to_owned(), object.clone(), ProgressUnit::Steps);
             progress.send(Progress { what, object, done, total: None, unit });
         };
+        let flags = [
+            (ask.now, " --now"),
+            (ask.accept_gap, " --accept-gap"),
+            (ask.accept_lost_nvram, " --accept-lost-nvram"),
+        ];
+        let flags: String = flags.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag).collect();
         let report =
             self.hub.failover(&source, ask, reached).await.map_err(|refusal| {
                 AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
             })?;
-        let next_step = if report.dry_run {
-            format!("`mirrorhub failover {source}` does it")
-        } else {
-            "`mirrorhub failback` gives the volumes back".to_owned()
+        let next_step = match &report.refused {
+            Some(refused) => refused.next_step.clone(),
+            None if report.dry_run => format!("`mirrorhub failover {source}{flags}` does it"),
+            None => "`mirrorhub failback` gives the volumes back".to_owned(),
         };
         answer(&FailoverAnswer {
             schema: SCHEMA,
@@ -518,9 +524,9 @@ impl Admin for View {
                     kept::drop(&self.hub, target).await
                 }
                 Request::Verify { target } => self.verify(target.as_ref(), &progress).await,
-                Request::Failover { source, dry_run, now, accept_gap } => {
+                Request::Failover { source, dry_run, now, accept_gap, accept_lost_nvram } => {
                     self.names(Some(&source))?;
-                    let ask = Ask { dry_run, now, accept_gap };
+                    let ask = Ask { dry_run, now, accept_gap, accept_lost_nvram };
                     self.failover(source, ask, progress).await
                 }
                 Request::Failback { source, keep, to, dry_run } => {

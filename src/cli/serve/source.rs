@@ -168,12 +168,10 @@ impl View {
                 let now = reloaded_source(&running, config);
                 self.filer.reload(now.policy(), now.checkpoint_interval);
                 let homes = self.homes.reload(now.checkpoint_interval, &now.home_policies());
-                if let Err(error) = homes {
-                    tracing::error!(%error, "what those promise that live here stays as it is");
-                }
                 tracing::info!(file = %file.display(), changes = changes.len(), "reloaded");
                 let failed = self.tls.as_ref().and_then(|tls| tls.files().reload().err());
-                let problems = failed.iter().map(reload::of_tls).collect();
+                let problems = failed.iter().map(reload::of_tls);
+                let problems = problems.chain(homes.problem().map(reload::of_homes)).collect();
                 self.files.taken(now, &changes, problems);
             }
             Err(problems) => self.files.refused(&file, &problems),

@@ -118,8 +118,10 @@ impl Handler<HandedOver> for SourceActor {
 
     fn handle(&mut self, HandedOver(cp, place): HandedOver, _: &mut Self::Context) {
         self.machine = None;
-        if let Some(lane) = &self.lane {
-            lane.hand_over(cp, place);
+        if let Some(lane) = &self.lane
+            && lane.hand_over(cp, place)
+        {
+            self.shared.refills.forget(lane.source());
         }
         if let Err(reason) = self.machine() {
             tracing::debug!(source = %self.name, reason, "not at rest yet");

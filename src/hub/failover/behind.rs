@@ -270,6 +270,8 @@ impl<'a, 'b> Behind<'a, 'b> {
         let kept = Extension::of(&kept).map_err(|reason| Refusal::new(reason, SEE_LOG))?;
         let (state, fence, transfer) = (State::Promoted, line.fence, line.fence.transfer);
         let (serving, left_out) = (None, Vec::new());
+        // The report says what may be missing; nobody sends it again to what is the truth now.
+        let kept = Extension { missing_bytes: 0, ..kept };
         let extension = Extension { transfer, state, fence, serving, left_out, ..kept }.encode();
         if line.from == fence {
             let change = move |row: &mut SourceRow| row.extension = extension;
@@ -327,7 +329,7 @@ impl<'a, 'b> Behind<'a, 'b> {
         }
         run.shared.drain.drop_logs(run.lane.clone(), self.published(line));
         let report = self.report(line, replayed);
-        if run.lane.gave_up_lost() {
+        if run.lane.gave_up_missing() {
             run.shared.refills.forget(run.lane.source());
         }
         let view = View::of(State::Promoted, line.row.epoch);

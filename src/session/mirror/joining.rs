@@ -158,6 +158,8 @@ impl Mirror {
             cp_credit: self.cp_credit,
             work: self.known.work,
             refused: self.known.refused.clone(),
+            // What was cut off here is none of what is held.
+            own_durable: self.own_durable.min(self.durable.transfer),
         }
     }
 }

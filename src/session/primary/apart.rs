@@ -265,6 +265,7 @@ impl Primary {
             self.answer(Answering::Held, actions);
             return;
         }
+        self.serves_unasked(actions);
         self.mark(actions);
         if self.apart.mark == Mark::Set {
             self.answer(Answering::Alone, actions);

@@ -49,6 +49,7 @@ pub(super) fn source(on_hub_loss: OnHubLoss, alone: bool) -> Primary {
         volumes: offers(),
         policy: Policy { on_hub_loss, ..Policy::default() },
         alone: alone.then_some((EPOCH, line(1)[0].place.sequence)),
+        unasked: None,
     };
     let held = line(2).into_iter().map(|arrived| Held { place: arrived.place, bytes: 100 });
     Primary::new(identity, Place::default(), held, Own::default())
@@ -68,6 +69,7 @@ pub(super) fn welcome(refused: Vec<VolumeRefusal>) -> Welcome {
         cp_credit: 1000,
         refused,
         work: false,
+        own_durable: TransferId::NONE,
     }
 }
 
