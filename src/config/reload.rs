@@ -211,6 +211,8 @@ fn rows_of(source: &HubSource) -> Rows {
         row("enabled", Now, file.enabled.to_string()),
         row("nvram_share", Now, file.nvram_share.map_or("an equal part".to_owned(), format_size)),
         row("log_limit", Now, limit),
+        row("space_limit", Now, file.space_limit.map_or("none".to_owned(), format_size)),
+        row("bandwidth_limit", Now, file.bandwidth_limit.map_or("none".to_owned(), format_size)),
         row("keep", Now, file.keep.map_or("none".to_owned(), |keep| keep.to_string())),
     ];
     for volume in &file.volumes {

@@ -126,6 +126,13 @@ pub struct SourceFile {
     /// `log_limit`: bytes that its source logs may take. Default none: its NVRAM bounds them. At
     /// least 8MiB. Live.
     pub log_limit: Option<ByteCount>,
+    /// `space_limit`: bytes of the hub's pool that its image may have together with its CPs that are kept.
+    /// A CP that would make it more is refused as by a full pool, for this source only. Default none. At
+    /// least 1MiB. Live.
+    pub space_limit: Option<ByteCount>,
+    /// `bandwidth_limit`: bytes a second that the hub reads from it, of whatever kind; what is more waits
+    /// at the source. Default none. 4MiB to 1TiB. Live.
+    pub bandwidth_limit: Option<ByteCount>,
     /// `[[volume]]`: if given, exactly these volumes with these sizes may be announced. Live.
     pub volumes: Vec<VolumeConfig>,
     /// `keep`: CPs that are kept by themselves, as `SOURCE/VOLUME@last-CP`, `@hourly-..` and
@@ -287,6 +294,12 @@ impl PoolConfig {
         }
     }
 
+    /// The same as the labels on the devices say, which alone know of a grown pool what is one array;
+    /// where there are no labels yet, as the file says.
+    pub fn size_met(&self) -> ByteCount {
+        self.files(false).labelled_bytes().map_or_else(|| self.size(), ByteCount)
+    }
+
     /// For the thread that keeps it up.
     pub fn upkeep(&self) -> crate::upkeep::Options {
         let ScrubConfig { every, limit } = self.scrub;
@@ -297,8 +310,13 @@ impl PoolConfig {
     /// For the process that opens them.
     pub fn files(&self, accept_missing: bool) -> PoolFiles {
         let devices = self.devices.iter().map(|device| (device.path.clone(), device.size));
-        let adding = Vec::new();
-        PoolFiles { level: self.raid.level(), devices: devices.collect(), accept_missing, adding }
+        PoolFiles {
+            level: self.raid.level(),
+            devices: devices.collect(),
+            accept_missing,
+            adding: Vec::new(),
+            plain: crate::pool::label::behind,
+        }
     }
 }
 

@@ -112,7 +112,7 @@ pub enum Request {
         #[serde(default)]
         wait: bool,
     },
-    /// Add devices, which are used from the next start on: the same answer.
+    /// Add devices, which are used when this is answered: the same answer.
     DeviceAdd {
         /// Their paths.
         devices: Vec<String>,

@@ -278,6 +278,8 @@ pub struct Applier {
 pub(super) enum Stop {
     Aborted,
     NoSpace,
+    /// The source may have no more of the pool.
+    OverLimit(String),
     Rejected {
         differs: Option<VolumeRoot>,
         reason: String,
@@ -290,6 +292,9 @@ pub(super) enum Stop {
 
 impl From<PoolError> for Stop {
     fn from(error: PoolError) -> Self {
+        if let PoolError::OverLimit { .. } = error {
+            return Self::OverLimit(format!("space_limit in its file on the hub: {error}"));
+        }
         let full = matches!(error, PoolError::Full { .. } | PoolError::CatalogFull { .. });
         if full && !machine::breaks(18) {
             Self::NoSpace
@@ -348,6 +353,10 @@ impl Applier {
                 }
                 Err(Stop::Aborted) => Outcome::Aborted,
                 Err(Stop::NoSpace) => Outcome::NoSpace,
+                Err(Stop::OverLimit(reason)) => {
+                    tracing::warn!(source = %job.lane.name(), cp = %job.cp, reason, "CP refused");
+                    Outcome::OverLimit { reason }
+                }
                 Err(Stop::Faulted(reason)) => {
                     job.lane.fault(&reason);
                     Outcome::Aborted
@@ -434,6 +443,7 @@ impl Applier {
         // Built on the image that is about to move on.
         work::give_up(&self.pool, source)?;
         let mut write_set = self.pool.begin(Budget::FREEING);
+        self.bound(job, &mut write_set)?;
         if job.build == Build::Replay {
             let built = self.replay(job, &mut write_set, &bases)?;
             return match inputs.next() {
@@ -471,6 +481,12 @@ impl Applier {
         }
     }
 
+    /// The source has no more of the pool than its file says.
+    fn bound(&self, job: &Job, write_set: &mut WriteSet) -> Result<(), Stop> {
+        let Some(limit) = self.shared.space_limit(job.lane.name()) else { return Ok(()) };
+        Ok(write_set.bound(job.lane.source(), limit)?)
+    }
+
     /// What a pass brings, or a comparison finds.
     fn pass(
         &self,
@@ -479,6 +495,7 @@ impl Applier {
     ) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
         let job = inputs.job;
         let mut work = Work::begin(&self.pool, job)?;
+        self.bound(job, &mut work.set)?;
         let end = if job.compares() {
             compare::build(&self.pool, inputs, &mut work, bases)?
         } else {

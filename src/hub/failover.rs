@@ -41,7 +41,6 @@ use super::hooks::Moved;
 use super::lane::{Fenced, Lane};
 use super::overlay::Builder;
 use super::promoted::Engine;
-use super::refill;
 use super::registry::Entry;
 use super::replay::{Chain, Extent, Gap, ReplayError};
 use super::shared::Shared;
@@ -373,7 +372,7 @@ impl<'a> Run<'a> {
             replayed,
             alone,
             nvram_damaged_bytes,
-            log_lost: self.lane.cursors().log_lost,
+            log_lost: self.lane.cursors().log_lost.map(|mark| mark.what().to_owned()),
             stale_reads,
             left_out: self.left_out.clone(),
             behind,
@@ -426,8 +425,8 @@ impl<'a> Run<'a> {
     fn go(&self, row: &SourceRow, state: State, plan: Plan) -> Result<Report, Refusal> {
         if matches!(state, State::Mirror | State::HandedOver) {
             self.step(Step::Checked)?;
-            if !self.ask.accept_gap && self.lane.cursors().log_lost {
-                return Err(Refusal::new(refill::LOST, ACCEPT_LOST));
+            if let (false, Some(lost)) = (self.ask.accept_gap, self.lane.cursors().log_lost) {
+                return Err(Refusal::new(lost.what(), ACCEPT_LOST));
             }
             if let (false, Some(left_out)) = (self.ask.accept_gap, self.left_out.first()) {
                 return Err(Refusal::new(left_out.clone(), ACCEPT_LEFT_OUT));

@@ -15,7 +15,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::applier::Job;
-use super::refill;
+use super::refill::{self, Mark};
 use crate::limits::cp_charge;
 use crate::nvlog::DurableToken;
 use crate::record::marks::{Fence, Place};
@@ -25,7 +25,9 @@ use crate::units::hash::Root;
 use crate::units::ids::SourceId;
 use crate::units::machine::{self, Bell};
 use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, TransferId, VolumeNumber};
+use crate::units::numbers::{
+    CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
+};
 use crate::volume::mend::Questions;
 
 /// The cursors of one source.
@@ -60,7 +62,9 @@ pub struct Cursors {
     /// here once that is.
     pub owed: Option<SequenceNumber>,
     /// What was held of its log was lost, and the mark of that still stands (R20).
-    pub log_lost: bool,
+    pub log_lost: Option<Mark>,
+    /// The boot that is in session held what is owed; or a CP shows all of that boot.
+    pub owes_all: bool,
     /// Bytes of it that rot in the NVRAM may have taken.
     pub missing_bytes: u32,
     /// The source is fenced: nothing behind this place is taken (R2).
@@ -437,6 +441,7 @@ impl Lane {
         cursors.applied = place;
         let later = cursors.invisible.split_off(&cp.next());
         let shown = std::mem::replace(&mut cursors.invisible, later);
+        cursors.owes_all |= cursors.owed.is_some_and(|last| last <= place.sequence);
         let bytes = shown.values().map(|(bytes, _)| bytes).sum();
         let visible = self.ladder.visible_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // Also what a failover has replayed.
@@ -482,11 +487,11 @@ impl Lane {
         self.changed.notify_one();
     }
 
-    /// What was held of its log was lost before an import.
-    pub fn lost_log(&self) {
+    /// What was held of its log was lost.
+    pub fn lost_log(&self, mark: Mark) {
         let mut cursors = lock(&self.cursors);
-        cursors.log_lost = true;
-        cursors.missing = Some(refill::LOST.into());
+        cursors.missing = Some(mark.what().into());
+        cursors.log_lost = Some(mark);
         drop(cursors);
         self.changed.notify_one();
     }
@@ -494,20 +499,27 @@ impl Lane {
     /// An image without what was lost has become the truth. Says whether a mark of it is to go.
     pub fn gave_up_lost(&self) -> bool {
         let mut cursors = lock(&self.cursors);
-        let lost = std::mem::take(&mut cursors.log_lost);
+        let lost = cursors.log_lost.take().is_some();
         if lost {
             (cursors.owed, cursors.missing) = (None, None);
         }
         lost
     }
 
-    /// The source is in session: what it holds beyond this end, up to there, it sends again.
-    pub fn welcomed(&self, last: SequenceNumber) {
+    /// The source is in session, with that boot: what it holds beyond this end, up to there, it sends
+    /// again.
+    pub fn welcomed(&self, last: SequenceNumber, generation: Generation) {
         let mut cursors = lock(&self.cursors);
-        if cursors.log_lost || cursors.missing_bytes > 0 {
-            cursors.owed = Some(last);
-        } else {
+        let lost = cursors.log_lost.clone();
+        if lost.is_none() && cursors.missing_bytes == 0 {
             cursors.missing = None;
+            return;
+        }
+        cursors.owed = Some(last);
+        cursors.owes_all = lost.as_ref().is_none_or(|mark| mark.generation == generation);
+        if let Some(mark) = lost.filter(|_| !cursors.owes_all) {
+            let what = format!("{}; {}", mark.what(), refill::LOST_THERE_TOO);
+            cursors.missing = Some(what.into());
         }
     }
 
@@ -515,12 +527,13 @@ impl Lane {
     /// is to go: that its log was lost, and what rot may have taken.
     pub fn has_come(&self) -> (bool, bool) {
         let mut cursors = lock(&self.cursors);
-        if cursors.owed.is_none_or(|last| cursors.durable.sequence < last) {
+        let came = cursors.owed.is_some_and(|last| last <= cursors.durable.sequence);
+        if !came || !cursors.owes_all {
             return (false, false);
         }
         (cursors.owed, cursors.missing) = (None, None);
         let rot = std::mem::take(&mut cursors.missing_bytes) > 0;
-        (std::mem::take(&mut cursors.log_lost), rot)
+        (cursors.log_lost.take().is_some(), rot)
     }
 
     /// The applier took a frame of Updates of so many bytes.

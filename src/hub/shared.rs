@@ -37,10 +37,11 @@ use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::mirror::{Known, LeftOut};
 use crate::sourcelog::{LogError, LogStore};
+use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::{SourceName, VolumeName};
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, Vbn};
+use crate::units::numbers::{BlockCount, ByteCount, CpNumber, Epoch, Generation, Vbn};
 use crate::units::policy::{AloneMark, Policy};
 use crate::units::retention::Retention;
 use crate::volume;
@@ -56,6 +57,10 @@ pub struct SourceSetting {
     pub nvram_share: Option<ByteCount>,
     /// Bytes of log the source may fill, if the file names one.
     pub log_limit: Option<ByteCount>,
+    /// Bytes of the pool that its image may have with its CPs that are kept, if the file names it.
+    pub space_limit: Option<ByteCount>,
+    /// Bytes a second that are read from it, if the file names it.
+    pub bandwidth_limit: Option<ByteCount>,
     /// Volumes the file pins; empty pins none.
     pub volumes: Vec<(VolumeName, ByteCount)>,
     /// CPs that are kept by themselves, if the file says so.
@@ -598,6 +603,17 @@ impl Shared {
     pub fn ring_room(&self, name: &SourceName, used: u64) -> u64 {
         let Some(ring) = self.stager.ring() else { return 0 };
         self.shares.room(&self.settings.load_full(), name, ring.status().capacity.0, used)
+    }
+
+    /// Blocks of the pool that a source may have.
+    pub fn space_limit(&self, name: &SourceName) -> Option<BlockCount> {
+        let limit = self.settings.load().get(name)?.space_limit?;
+        Some(BlockCount(limit.0 / BLOCK_BYTES_U64))
+    }
+
+    /// Bytes a second that may come from a source.
+    pub fn bandwidth_limit(&self, name: &SourceName) -> Option<u64> {
+        Some(self.settings.load().get(name)?.bandwidth_limit?.0)
     }
 
     /// Bytes that still fit into a source's log: what its file allows, and what the store does.

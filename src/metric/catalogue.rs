@@ -274,6 +274,8 @@ catalogue! {
         "Commits of the catalog; the CPs of several sources share one";
     POOL_CAPACITY_BYTES = "mirrorhub_pool_capacity_bytes", Bytes, Kind::Gauge, [],
         "Size of the pool";
+    POOL_PENDING_DEVICES = "mirrorhub_pool_pending_devices", Count, Kind::Gauge, [],
+        "Devices whose addition to the pool has not come to its end";
     POOL_FREE_BYTES = "mirrorhub_pool_free_bytes", Bytes, Kind::Gauge, [],
         "Bytes of the pool that are free";
     POOL_USED_BYTES = "mirrorhub_pool_used_bytes", Bytes, Kind::Gauge, [],

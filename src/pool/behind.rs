@@ -183,7 +183,8 @@ mod tests {
     fn gated() -> (Arc<Gate>, Arc<Pool>) {
         let (state, changed) = (Mutex::new((false, 0)), Condvar::new());
         let gate = Arc::new(Gate { device: new_device(64 << 20), state, changed });
-        let pool = Pool::create(Arc::clone(&gate) as _, [1; 16], PoolOptions::default()).unwrap();
+        let device: Arc<dyn Device> = Arc::<Gate>::clone(&gate);
+        let pool = Pool::create(device, [1; 16], PoolOptions::default()).unwrap();
         (gate, pool)
     }
 

@@ -4,7 +4,7 @@
 //! part in the pool's group commit.
 
 use crate::units::ids::SourceId;
-use crate::units::numbers::CpNumber;
+use crate::units::numbers::{BlockCount, CpNumber};
 
 use super::Pool;
 use super::error::PoolError;
@@ -38,6 +38,12 @@ impl Catalog<'_> {
     /// One source.
     pub fn source(&self, id: SourceId) -> Result<Option<SourceRow>, PoolError> {
         Ok(self.pool.lock()?.mirror.source(id).cloned())
+    }
+
+    /// Blocks that the image of a source has with its CPs that are kept; none if an older version has
+    /// published some of them, uncounted.
+    pub fn used(&self, source: SourceId) -> Result<Option<BlockCount>, PoolError> {
+        Ok(self.pool.lock()?.mirror.used(source).map(BlockCount))
     }
 
     /// The volumes of a source, by number.

@@ -31,6 +31,7 @@ pub(super) struct Mirror {
     kept_blocks: BTreeMap<(SourceId, CpNumber), u64>,
     works: BTreeMap<SourceId, Arc<WorkRow>>,
     notes: BTreeMap<String, Vec<u8>>,
+    used: BTreeMap<SourceId, u64>,
     row_bytes: u64,
 }
 
@@ -70,6 +71,17 @@ impl Mirror {
 
     pub(super) fn load_note(&mut self, name: String, bytes: Vec<u8>) {
         self.notes.insert(name, bytes);
+    }
+
+    pub(super) fn load_used(&mut self, source: SourceId, blocks: u64) {
+        self.used.insert(source, blocks);
+    }
+
+    /// Blocks that the roots of a source reach, published and kept; none if nobody has counted them: an
+    /// older version has published it.
+    pub(super) fn used(&self, source: SourceId) -> Option<u64> {
+        let never = || self.source(source).is_none_or(|row| row.applied == CpNumber(0));
+        self.used.get(&source).copied().or_else(|| never().then_some(0))
     }
 
     /// What a part above remembers under that name.
@@ -172,6 +184,12 @@ impl Mirror {
             }
         }
         self.merge_works(staged.works);
+        for (source, blocks) in staged.used {
+            match blocks {
+                Some(blocks) => self.used.insert(source, blocks),
+                None => self.used.remove(&source),
+            };
+        }
         self.notes.extend(staged.notes);
         for (key, blocks) in staged.kept_blocks {
             match blocks {
@@ -217,6 +235,8 @@ pub(super) struct Staged {
     pub(super) kept_blocks: BTreeMap<(SourceId, CpNumber), u64>,
     pub(super) works: BTreeMap<SourceId, Option<Arc<WorkRow>>>,
     pub(super) notes: BTreeMap<String, Vec<u8>>,
+    /// Blocks that sources have; comes with other changes only.
+    pub(super) used: BTreeMap<SourceId, Option<u64>>,
     /// What the new rows add, about; rows that shrink or go count at the merge.
     added_bytes: u64,
 }
@@ -232,6 +252,18 @@ impl Staged {
             && kept_blocks.is_empty()
             && works.is_empty()
             && notes.is_empty()
+    }
+
+    /// As [`Mirror::used`], as it will be.
+    pub(super) fn used(&self, mirror: &Mirror, source: SourceId) -> Option<u64> {
+        self.used.get(&source).copied().unwrap_or_else(|| mirror.used(source))
+    }
+
+    /// A source has so many blocks then; what is not known stays so.
+    pub(super) fn set_used(&mut self, source: SourceId, blocks: Option<u64>) {
+        if blocks.is_some() {
+            self.used.insert(source, blocks);
+        }
     }
 
     /// A source as it will be.
@@ -422,6 +454,7 @@ impl Staged {
             return Err(PoolError::RowRefused { what, why: "it still has kept CPs" });
         }
         self.sources.insert(source, None);
+        self.used.insert(source, None);
         self.history.retain(|(id, _)| *id != source);
         self.history_cut.remove(&source);
         self.history_dropped.insert(source);

@@ -367,8 +367,12 @@ impl Pool {
                 return Ok(Done::Kept(Arc::new(row)));
             }
             Change::DropKept(order) => {
+                let source = order.source();
                 let (dropped, freed) =
                     order.stage((kept, mirror, space), staged, &mut making.changes)?;
+                let less: u64 = freed.values().map(FreedBlocks::len).sum();
+                let used = staged.used(mirror, source);
+                staged.set_used(source, used.map(|used| used.saturating_sub(less)));
                 making.dropped.push(freed);
                 return Ok(Done::Dropped(dropped));
             }
@@ -442,6 +446,8 @@ struct CpRows {
     kept_upto: Option<CpNumber>,
     /// Blocks it freed that stay for that one.
     stayed: u64,
+    /// Blocks that the source has then, with the CPs of it that are kept; if that is known.
+    used: Option<u64>,
 }
 
 impl CpRows {
@@ -497,11 +503,18 @@ impl CpRows {
         if publish.write_set.must_free() {
             space.refuse_growth(publish.write_set.account(), kept_upto)?;
         }
+        let (taken, freed) = space.balance(publish.write_set.account(), kept_upto);
+        let used = staged.used(mirror, publish.source);
+        let used = used.map(|used| (used + taken).saturating_sub(freed));
+        if let (Some(bound), Some(used)) = (publish.write_set.bound_of(), used) {
+            bound.refuse(used)?;
+        }
         let stayed = space.stage(publish.write_set.account(), kept_upto, changes)?;
-        Ok(Self { source, volumes, history, keeps, kept_upto, stayed })
+        Ok(Self { source, volumes, history, keeps, kept_upto, stayed, used })
     }
 
     fn enter(self, staged: &mut Staged, mirror: &Mirror, source: SourceId, history_rows: u64) {
+        staged.set_used(source, self.used);
         staged.sources.insert(source, Some(self.source));
         staged.volumes.extend(self.volumes.into_iter().map(|row| (row.key, Some(row))));
         staged.add_history(mirror, source, self.history, history_rows);

@@ -108,6 +108,8 @@ pub enum Outcome {
     Rejected { differs: Option<VolumeRoot>, reason: String },
     /// The pool has no room; nothing was published.
     NoSpace,
+    /// The source may have no more of it; nothing was published.
+    OverLimit { reason: String },
     /// Given up on request; nothing was published.
     Aborted,
 }
@@ -263,6 +265,8 @@ pub struct Mirror {
     unshown: Option<Policy>,
     faulted: Option<String>,
     last_refusal: Option<String>,
+    /// That was for want of room.
+    lacks_room: bool,
 }
 
 impl Mirror {
@@ -287,6 +291,7 @@ impl Mirror {
             unshown: None,
             faulted: None,
             last_refusal: None,
+            lacks_room: false,
         }
     }
 

@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::added;
 use super::devices::{self, Devices};
 use super::reload::{self, Files, files_of};
 use super::upkeep;
@@ -86,11 +87,13 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         let stop = CancellationToken::new();
         let started = Instant::now();
         let kept_up = config.pool.upkeep();
+        let data_dir = config.data_dir.clone();
         let files = Files::new(config);
         let shared = hub.shared().clone();
         let mend = move || shared.mend_all();
         let upkeep = Upkeep::start(hub.shared().pool.clone(), kept_up, Box::new(mend))
             .context("cannot start the upkeep of the pool")?;
+        added::go_on(&data_dir, &hub.shared().pool, &upkeep);
         let (own, keeper) = (hub.clone(), upkeep.clone());
         let view = Arc::new(View { hub: own, server: server.clone(), started, files, upkeep });
         let images = Images::new(hub.shared().clone());
@@ -180,6 +183,8 @@ fn settings(config: &HubConfig) -> Vec<SourceSetting> {
         name: source.file.name.clone(),
         nvram_share: Some(source.nvram_share),
         log_limit: source.file.log_limit,
+        space_limit: source.file.space_limit,
+        bandwidth_limit: source.file.bandwidth_limit,
         volumes: source.file.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
         keep: source.file.keep,
     };

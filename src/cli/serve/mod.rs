@@ -317,6 +317,7 @@ fn pool_status(pool: &Pool, rot: MendFigures, upkeep: &Upkeep) -> Option<PoolSta
         repaired_blocks,
         damaged_blocks,
         devices: pool.devices().iter().zip(0..).map(device_status).collect(),
+        pending_devices: upkeep.pending(),
         scrub: Some(upkeep.scrub()).filter(|scrub| scrub.state != "never"),
         rebuild: upkeep.rebuild(),
     })
@@ -356,6 +357,8 @@ fn collect_pool(pool: &Pool, rot: MendFigures, upkeep: &Upkeep) {
         metrics::gauge!(names::POOL_FREE_BYTES.name).set(to_f64(status.free_bytes));
         metrics::gauge!(names::POOL_USED_BYTES.name).set(to_f64(status.used_bytes));
         metrics::gauge!(names::POOL_PINNED_BYTES.name).set(to_f64(status.pinned_bytes));
+        let pending = to_f64(to_u64(status.pending_devices.len()));
+        metrics::gauge!(names::POOL_PENDING_DEVICES.name).set(pending);
     }
     let devices = pool.devices();
     for state in [MemberState::In, MemberState::Failed, MemberState::Rebuilding] {

@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::added;
 use super::devices::{self, Devices};
 use super::reload::{self, Files, files_of};
 use super::upkeep;
@@ -96,6 +97,7 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         let mend = move || (mended.mend_all())();
         let upkeep = Upkeep::start(filer.pool(), kept_up, Box::new(mend))
             .context("cannot start the upkeep of the pool")?;
+        added::go_on(&files.running().data_dir, &filer.pool(), &upkeep);
         let (keeper, server_too) = (upkeep.clone(), server.clone());
         let view = View { filer: own, homes: guests, server: server_too, files, upkeep, tls };
         let view = Arc::new(view);

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::hub::refill;
 use crate::hub::replay::{Extent, Gap};
 use crate::record::marks::Place;
 use crate::units::numbers::{CpNumber, Epoch};
@@ -79,8 +78,8 @@ pub struct Report {
     pub alone: Alone,
     /// Bytes of the NVRAM that were damaged when the hub started, whoever they belonged to.
     pub nvram_damaged_bytes: u64,
-    /// What was held of its log was lost before an import, and it was not here since.
-    pub log_lost: bool,
+    /// What was held of its log was lost, and has not come again: what that was.
+    pub log_lost: Option<String>,
     /// The wait for the source to hold its reads was skipped.
     pub stale_reads: bool,
     /// Volumes that were not mirrored to the end, each a sentence (R20).
@@ -101,7 +100,7 @@ impl Report {
     pub fn may_be_lost(&self) -> bool {
         let gap = matches!(self.outcome, Outcome::UpToGap(_));
         let left_out = !self.left_out.is_empty();
-        let damaged = self.nvram_damaged_bytes > 0 || self.log_lost;
+        let damaged = self.nvram_damaged_bytes > 0 || self.log_lost.is_some();
         gap || left_out || self.alone != Alone::Nothing || damaged
     }
 
@@ -135,7 +134,7 @@ impl Report {
                 "writes behind the gap were acknowledged and are lost".to_owned()
             }
             // What was lost is said below.
-            Alone::Nothing if self.log_lost || self.nvram_damaged_bytes > 0 => {
+            Alone::Nothing if self.log_lost.is_some() || self.nvram_damaged_bytes > 0 => {
                 "nothing was acknowledged without this hub".to_owned()
             }
             Alone::Nothing if !self.left_out.is_empty() => {
@@ -151,9 +150,7 @@ impl Report {
                 heard(silent)
             ),
         });
-        if self.log_lost {
-            out.push(refill::LOST.to_owned());
-        }
+        out.extend(self.log_lost.clone());
         if self.nvram_damaged_bytes > 0 {
             let bytes = self.nvram_damaged_bytes;
             out.push(format!("at most {bytes} bytes may be missing: the NVRAM was damaged"));
@@ -187,7 +184,7 @@ mod tests {
             replayed: Extent { entries: 3, bytes: 12288, cp: CpNumber(6) },
             alone,
             nvram_damaged_bytes: 0,
-            log_lost: false,
+            log_lost: None,
             stale_reads: false,
             left_out: Vec::new(),
             behind: false,
@@ -219,7 +216,7 @@ mod tests {
         dry.dry_run = true;
         assert!(dry.sentences()[0].starts_with("a failover would end"));
         let mut lost = report(Outcome::Complete, Alone::Nothing);
-        lost.log_lost = true;
+        lost.log_lost = Some(crate::hub::refill::LOST.to_owned());
         let text = lost.sentences().join("; ");
         assert!(lost.may_be_lost() && text.contains("lost before an import"), "{text}");
         assert!(!text.contains("no acknowledged write is lost"), "{text}");

@@ -344,6 +344,8 @@ pub(super) fn hub_options(setup: &Setup) -> HubOptions {
         name: source.name.clone(),
         nvram_share: None,
         log_limit: None,
+        space_limit: None,
+        bandwidth_limit: None,
         volumes: vec![],
         keep: None,
     };

@@ -447,7 +447,8 @@ fn updates_before_partition_full_are_dropped_and_counted() {
 fn what_is_left_of_a_refused_cp_is_passed_over() {
     let line = line(2);
     let last = line[1].place;
-    for outcome in [rejected(), Outcome::NoSpace] {
+    let over = || Outcome::OverLimit { reason: "it may have no more".to_owned() };
+    for outcome in [rejected(), Outcome::NoSpace, over()] {
         let mut machine = applying(&line);
         updates(&mut machine, 1, 30);
         let actions = applied(&mut machine, 1, outcome.clone());
@@ -455,7 +456,8 @@ fn what_is_left_of_a_refused_cp_is_passed_over() {
         else {
             panic!("{actions:?}")
         };
-        assert_eq!((ack.cp_taken, no.no_space), (40, outcome == Outcome::NoSpace));
+        let for_room = matches!(outcome, Outcome::NoSpace | Outcome::OverLimit { .. });
+        assert_eq!((ack.cp_taken, no.no_space), (40, for_room));
         let actions = updates(&mut machine, 1, 20);
         assert!(matches!(actions[..], [Action::Send(Message::Ack(Ack { cp_taken: 60, .. }))]));
         // The applier says late what it took: it was counted.
