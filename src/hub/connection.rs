@@ -42,7 +42,7 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
         };
         match accepted {
             Ok((stream, address)) => {
-                let (number, room) = strangers.admit(&shared);
+                let (number, room, crowded) = strangers.admit(&shared);
                 let (shared, strangers) = (shared.clone(), strangers.clone());
                 tokio::spawn(async move {
                     let peer = address.to_string();
@@ -56,6 +56,11 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
                     }
                     lock(&strangers.waiting).remove(&number);
                 });
+                if crowded {
+                    // Those who have said who they are go first: when many come at once, as behind
+                    // a restart of this hub, none of them makes room for the next.
+                    tokio::task::yield_now().await;
+                }
             }
             // Out of descriptors: what is open goes on, the next accept waits for one to close.
             Err(error) => {
@@ -75,7 +80,8 @@ struct Strangers {
 
 impl Strangers {
     /// A place for one more; if there is none, the oldest loses its own.
-    fn admit(&self, shared: &Shared) -> (u64, CancellationToken) {
+    /// Also whether it is getting crowded.
+    fn admit(&self, shared: &Shared) -> (u64, CancellationToken, bool) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let room = CancellationToken::new();
         let mut waiting = lock(&self.waiting);
@@ -86,7 +92,7 @@ impl Strangers {
             }
         }
         waiting.insert(number, room.clone());
-        (number, room)
+        (number, room, waiting.len() > HANDSHAKES_MAX / 4)
     }
 }
 

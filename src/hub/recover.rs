@@ -447,11 +447,13 @@ impl Logs {
             tracing::warn!(records = self.unknown, "NVRAM holds records of forgotten sources");
         }
         let lanes = Lanes::default();
-        let mut by_id = BTreeMap::new();
+        let (mut by_id, mut ring_bytes) = (BTreeMap::new(), BTreeMap::<SourceId, u64>::new());
+        for kept in &self.kept {
+            *ring_bytes.entry(kept.source).or_default() += kept.bytes;
+        }
         for row in rows {
             let Some(source) = self.sources.get(&row.id) else { continue };
             let last = source.last;
-            let of_source = self.kept.iter().filter(|kept| kept.source == row.id);
             let faulted = source.fault.is_some();
             let cursors = Cursors {
                 staged: last,
@@ -460,7 +462,7 @@ impl Logs {
                 synced: if faulted { source.place } else { last },
                 applied_cp: row.applied,
                 applied: source.place,
-                ring_bytes: of_source.map(|kept| kept.bytes).sum(),
+                ring_bytes: ring_bytes.get(&row.id).copied().unwrap_or(0),
                 undrained_bytes: 0,
                 under_way_bytes: 0,
                 fault: source.fault.as_deref().map(Into::into),

@@ -296,8 +296,8 @@ impl Shared {
             work: false,
         };
         let catalog = self.pool.catalog();
-        let rows = catalog.sources().map_err(|error| error.to_string())?;
-        if let Some(row) = rows.into_iter().find(|row| row.name == *name) {
+        let row = catalog.source_named(name).map_err(|error| error.to_string())?;
+        if let Some(row) = row {
             let volumes = catalog.volumes(row.id).map_err(|error| error.to_string())?;
             known.source = Some(row.id);
             known.generation = row.generation;

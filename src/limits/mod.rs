@@ -36,8 +36,10 @@ pub const COMMIT_BYTES_MAX: u64 = 4 * MIB;
 pub const RING_BYTES_MIN: u64 = 8 * MIB;
 /// Largest data area of a ring.
 pub const RING_BYTES_MAX: u64 = 1 << 42;
-/// A source log grows ahead of need in steps of this.
+/// A source log grows ahead of need by as much as it is long, at most by this.
 pub const SOURCE_LOG_STEP_BYTES: u64 = 8 * MIB;
+/// And at least by this: logs of many sources that write little take little.
+pub const SOURCE_LOG_STEP_BYTES_MIN: u64 = 64 * KIB;
 /// Source log files open at once on a hub.
 pub const SOURCE_LOG_FILES_OPEN_MAX: usize = 1024;
 

@@ -4,6 +4,7 @@
 //! part in the pool's group commit.
 
 use crate::units::ids::SourceId;
+use crate::units::names::SourceName;
 use crate::units::numbers::CpNumber;
 
 use super::Pool;
@@ -38,6 +39,11 @@ impl Catalog<'_> {
     /// One source.
     pub fn source(&self, id: SourceId) -> Result<Option<SourceRow>, PoolError> {
         Ok(self.pool.lock()?.mirror.source(id).cloned())
+    }
+
+    /// The source of that name.
+    pub fn source_named(&self, name: &SourceName) -> Result<Option<SourceRow>, PoolError> {
+        Ok(self.pool.lock()?.mirror.source_named(name).cloned())
     }
 
     /// The volumes of a source, by number.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::limits::{NOTE_BYTES_MAX, SOURCES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::units::convert::to_u64;
 use crate::units::ids::SourceId;
-use crate::units::names::KeptName;
+use crate::units::names::{KeptName, SourceName};
 use crate::units::numbers::{CpNumber, VolumeNumber};
 
 use super::error::PoolError;
@@ -25,6 +25,8 @@ use super::work::WorkRow;
 #[derive(Debug, Default)]
 pub(super) struct Mirror {
     sources: BTreeMap<SourceId, SourceRow>,
+    /// Ids of `sources` by name.
+    names: BTreeMap<SourceName, SourceId>,
     volumes: BTreeMap<VolumeKey, VolumeRow>,
     history: BTreeMap<SourceId, u64>,
     kept: BTreeMap<SourceId, BTreeMap<KeptName, Arc<KeptRow>>>,
@@ -42,6 +44,7 @@ fn keys_of(source: SourceId) -> std::ops::RangeInclusive<VolumeKey> {
 impl Mirror {
     pub(super) fn load_source(&mut self, row: SourceRow) {
         self.row_bytes += stored(&row.encode());
+        self.names.insert(row.name.clone(), row.id);
         self.sources.insert(row.id, row);
     }
 
@@ -120,6 +123,11 @@ impl Mirror {
         self.sources.values()
     }
 
+    /// The source of that name.
+    pub(super) fn source_named(&self, name: &SourceName) -> Option<&SourceRow> {
+        self.sources.get(self.names.get(name)?)
+    }
+
     pub(super) fn volume(&self, key: VolumeKey) -> Option<&VolumeRow> {
         self.volumes.get(&key)
     }
@@ -138,6 +146,7 @@ impl Mirror {
             self.history.remove(id);
         }
         for (id, row) in staged.sources {
+            let name = row.as_ref().map(|row| row.name.clone());
             let old = match row {
                 Some(row) => {
                     self.row_bytes += stored(&row.encode());
@@ -145,7 +154,13 @@ impl Mirror {
                 }
                 None => self.sources.remove(&id),
             };
-            self.row_bytes -= old.map_or(0, |old| stored(&old.encode()));
+            self.row_bytes -= old.as_ref().map_or(0, |old| stored(&old.encode()));
+            // Another source may have taken the name over in this commit.
+            let left = old.filter(|old| Some(&old.name) != name.as_ref());
+            if let Some(left) = left.filter(|left| self.names.get(&left.name) == Some(&id)) {
+                self.names.remove(&left.name);
+            }
+            self.names.extend(name.map(|name| (name, id)));
         }
         for (key, row) in staged.volumes {
             let old = match row {
@@ -247,10 +262,20 @@ impl Staged {
         row.ok_or(PoolError::UnknownSource { source_id })
     }
 
-    /// All sources as they will be.
-    fn sources<'a>(&'a self, mirror: &'a Mirror) -> impl Iterator<Item = &'a SourceRow> {
-        let durable = mirror.sources().filter(|row| !self.sources.contains_key(&row.id));
-        durable.chain(self.sources.values().flatten())
+    /// How many sources there will be.
+    fn count_sources(&self, mirror: &Mirror) -> usize {
+        let there = |id: &SourceId| mirror.sources.contains_key(id);
+        let added = self.sources.iter().filter(|(id, row)| row.is_some() && !there(id)).count();
+        let gone = self.sources.iter().filter(|(id, row)| row.is_none() && there(id)).count();
+        mirror.sources.len() + added - gone
+    }
+
+    /// Whether a source other than that one will have the name.
+    fn is_taken(&self, mirror: &Mirror, name: &SourceName, id: SourceId) -> bool {
+        let staged = self.sources.values().flatten();
+        let durable = mirror.names.get(name).filter(|owner| !self.sources.contains_key(owner));
+        durable.is_some_and(|owner| *owner != id)
+            || staged.into_iter().any(|row| row.name == *name && row.id != id)
     }
 
     /// A volume as it will be.
@@ -336,14 +361,13 @@ impl Staged {
             }
             // A source may begin beyond CP 0: its history is known from the other end.
             Err(_) => {
-                let (met, max) = (to_u64(self.sources(mirror).count()) + 1, to_u64(SOURCES_MAX));
+                let (met, max) = (to_u64(self.count_sources(mirror)) + 1, to_u64(SOURCES_MAX));
                 if met > max {
                     return Err(PoolError::Limit { what: "sources", met, max });
                 }
             }
         }
-        let is_other = |other: &SourceRow| other.name == row.name && other.id != row.id;
-        if !named && self.sources(mirror).any(is_other) {
+        if !named && self.is_taken(mirror, &row.name, row.id) {
             return refused("another source has that name");
         }
         self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;
@@ -576,6 +600,10 @@ mod tests {
         staged.put_source(&mirror, row(3, "a"), u64::MAX).unwrap_err();
         staged.remove_source(&mirror, row(2, "a").id).unwrap();
         staged.put_source(&mirror, row(3, "a"), u64::MAX).unwrap();
+        mirror.merge(staged);
+        let named = |name: &str| mirror.source_named(&name.parse().unwrap()).map(|row| row.id);
+        let ids = [row(3, "a").id, row(1, "b").id];
+        assert_eq!([named("a"), named("b"), named("c")], [Some(ids[0]), Some(ids[1]), None]);
     }
 
     /// A source that a batch changes counts once.

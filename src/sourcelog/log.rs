@@ -19,7 +19,7 @@ use super::format::{HEADER_BYTES_U64, SECTOR_BYTES, Slot, header_with, new_heade
 use super::open::{Handle, LogName, OpenFiles};
 use super::scan::Head;
 use super::source::Shared;
-use crate::limits::RECORD_ALIGN_BYTES;
+use crate::limits::{RECORD_ALIGN_BYTES, SOURCE_LOG_STEP_BYTES_MIN};
 use crate::record::envelope::{ENVELOPE_BYTES, Envelope, RecordKind, record_bytes};
 use crate::record::marks::Place;
 use crate::record::transfer::{Transfer, TransferHead};
@@ -198,7 +198,8 @@ impl Log {
         if wanted <= self.allocated || growth.unsupported.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let step = growth.step_bytes.max(wanted - self.allocated);
+        let ahead = self.allocated.max(SOURCE_LOG_STEP_BYTES_MIN).min(growth.step_bytes);
+        let step = ahead.max(wanted - self.allocated);
         match file.allocate(self.allocated, step) {
             Ok(()) => self.allocated += step,
             Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {

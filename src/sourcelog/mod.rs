@@ -77,7 +77,7 @@ use crate::units::numbers::{CpNumber, Epoch};
 pub struct LogOptions {
     /// Log files open at once, at least 1.
     pub files_open_max: usize,
-    /// Files grow ahead of need in steps of this many bytes.
+    /// Files grow ahead of need by as much as they are long, at most by this many bytes.
     pub step_bytes: u64,
     /// Bytes of records that the logs of one source may take together. Each file takes 4 KiB
     /// more, and up to a step ahead of need.
