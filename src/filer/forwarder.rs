@@ -5,7 +5,7 @@
 //! which the hub is silent or makes no progress for `hub_timeout`, is made anew after a pause; when
 //! that takes `hub_timeout` the hub is lost, and the machine says what that means for clients.
 //! A history that does not join halts the way to the hub: state and next step are shown, and
-//! nothing is tried again before a restart; a source that serves alone goes on doing so.
+//! nothing is tried again before a restart, but for volumes that the hub does not take; a source that serves alone goes on doing so.
 
 mod durable;
 mod heard;
@@ -36,7 +36,7 @@ use crate::units::convert::low_u32;
 use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber};
 use crate::units::policy::OnHubLoss;
-use crate::wire::message::{Going, Message, Refused, Scan};
+use crate::wire::message::{Going, Message, Refused, RefusedCode, Scan};
 
 /// Pause before a CP is tried again that the hub had no room for.
 const RETRY: Duration = Duration::from_secs(5);
@@ -151,9 +151,14 @@ impl Forwarder {
                 End::Stopped => return,
                 End::Renewed => continue,
                 End::Halted(refused) => {
-                    tracing::error!(source = %self.shared.name, code = refused.code.word(),
-                        reason = %refused.reason, next_step = %refused.next_step, "halted");
-                    self.shared.set_link(LinkState::Halted(refused));
+                    let again = refused.code == RefusedCode::Volume;
+                    self.note_halt(refused);
+                    if again && self.shared.fenced().is_none() {
+                        // The hub's file of this source may change; nothing here has to.
+                        self.away(Some(RETRY)).await;
+                        drop(self.primary.step(Event::TryAgain));
+                        continue;
+                    }
                     if self.shared.fenced().is_none() && !self.shared.is_newcomer() {
                         self.away(None).await;
                     }
@@ -229,6 +234,15 @@ impl Forwarder {
 
     fn lost_at(&self) -> Option<tokio::time::Instant> {
         self.lost.map(|since| tokio::time::Instant::from_std(since + self.patience()))
+    }
+
+    fn note_halt(&self, refused: Refused) {
+        let known = matches!(self.shared.link(), LinkState::Halted(before) if before == refused);
+        if !known {
+            tracing::error!(source = %self.shared.name, code = refused.code.word(),
+                reason = %refused.reason, next_step = %refused.next_step, "halted");
+            self.shared.set_link(LinkState::Halted(refused));
+        }
     }
 
     fn note_loss(&mut self, reason: String) {
@@ -393,6 +407,10 @@ impl Forwarder {
         let mut ended = self.formed(side).await;
         let streams = self.primary.is_streaming();
         let word = self.shared.session.take(streams);
+        if let Some(volumes) = word.grown {
+            let volumes = volumes.to_vec();
+            ended = first_of(ended, self.step(Event::Grown(volumes), side).await);
+        }
         if let Some((next, behind)) = word.promised {
             ended = first_of(ended, self.step(Event::Promised { next, behind }, side).await);
         }
@@ -530,6 +548,7 @@ impl Forwarder {
             Action::DataWindow { taken, limit } => side.window(taken, limit),
             Action::Joined { hub, epoch } => {
                 self.lost = None;
+                self.shared.told.store(Arc::new(self.primary.volumes().to_vec()));
                 self.shared.lease.send_replace(Some(self.began));
                 self.joined(hub, epoch).await?;
             }

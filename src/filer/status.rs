@@ -345,11 +345,12 @@ fn volumes(shared: &Shared, roots: &Roots) -> Vec<VolumeStatus> {
     let of = |number| roots.iter().find(|(volume, _)| *volume == number).map(|(_, root)| *root);
     let refused = shared.refused();
     let refused = |number| refused.iter().find(|refusal| refusal.volume == number).cloned();
-    let status = shared.volumes.iter().map(|volume| VolumeStatus {
+    let all = shared.volumes();
+    let status = all.iter().map(|volume| VolumeStatus {
         number: volume.number,
         id: volume.id,
         name: volume.name.clone(),
-        size: volume.size,
+        size: shared.size_of(volume),
         root: of(volume.number),
         refused: refused(volume.number),
     });

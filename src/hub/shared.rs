@@ -321,8 +321,8 @@ impl Shared {
                 known.volumes.push(VolumeOffer {
                     number: volume.key.volume,
                     id: volume.id,
+                    size: volume.size(),
                     name: volume.name,
-                    size: volume.tree.size,
                 });
             }
             known.refused = refused_before(&known);
@@ -373,7 +373,13 @@ impl Shared {
         let row = self.record_row(name, cp_max, told)?;
         let present = catalog.volumes(source).map_err(text)?;
         for offer in &told.volumes {
-            if present.iter().any(|old| old.key.volume == offer.number) {
+            if let Some(old) = present.iter().find(|old| old.key.volume == offer.number) {
+                // Before Welcome: what lies behind the old end is not acknowledged sooner.
+                if offer.size > old.size() {
+                    catalog.grow_volume(old.key, offer.size).map_err(text)?;
+                    tracing::info!(source = %name, volume = %old.name, from = %old.size(),
+                        to = %offer.size, "the volume grows");
+                }
                 continue;
             }
             catalog
@@ -382,6 +388,7 @@ impl Shared {
                     id: offer.id,
                     name: offer.name.clone(),
                     tree: TreeRoot::empty(offer.size),
+                    grows_to: None,
                 })
                 .map_err(text)?;
         }

@@ -4,7 +4,7 @@
 //! part in the pool's group commit.
 
 use crate::units::ids::SourceId;
-use crate::units::numbers::CpNumber;
+use crate::units::numbers::{ByteCount, CpNumber};
 
 use super::Pool;
 use super::error::PoolError;
@@ -95,6 +95,12 @@ impl Catalog<'_> {
     /// Adds an empty volume, or renames one.
     pub fn put_volume(&self, row: VolumeRow) -> Result<(), PoolError> {
         self.change(Change::PutVolume(Box::new(row)))
+    }
+
+    /// The next trees of a volume may have that size. Nothing is done if it has announced as much
+    /// already; no volume becomes smaller.
+    pub fn grow_volume(&self, key: VolumeKey, size: ByteCount) -> Result<(), PoolError> {
+        self.change(Change::GrowVolume(key, size))
     }
 
     /// Removes a volume whose published tree is empty: a CP that trims it comes first.

@@ -13,7 +13,7 @@ use crate::limits::{NOTE_BYTES_MAX, SOURCES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::units::convert::to_u64;
 use crate::units::ids::SourceId;
 use crate::units::names::KeptName;
-use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::numbers::{ByteCount, CpNumber, VolumeNumber};
 
 use super::error::PoolError;
 use super::kept_row::KeptRow;
@@ -384,8 +384,34 @@ impl Staged {
         if others.values().any(|other| other.name == row.name && other.key != row.key) {
             return refused("another volume of the source has that name");
         }
+        // What grows is told by `grow_volume` only.
+        let grows_to = self.volume(mirror, row.key).ok().and_then(|old| old.grows_to);
+        let row = VolumeRow { grows_to, ..row };
         self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;
         self.volumes.insert(row.key, Some(row));
+        Ok(())
+    }
+
+    /// Notes the size that the next trees of a volume may have.
+    pub(super) fn grow_volume(
+        &mut self,
+        mirror: &Mirror,
+        (key, size): (VolumeKey, ByteCount),
+        max_bytes: u64,
+    ) -> Result<(), PoolError> {
+        let old = self.volume(mirror, key)?.clone();
+        if size <= old.size() {
+            return Ok(());
+        }
+        if !old.may_grow_to(size) {
+            let what = format!("volume {} ({}) of {}", key.volume, old.name, key.source);
+            let why = "its new size is no multiple of 4096, or too large";
+            return Err(PoolError::RowRefused { what, why });
+        }
+        let old_bytes = stored(&old.encode());
+        let row = VolumeRow { grows_to: Some(size), ..old };
+        self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;
+        self.volumes.insert(key, Some(row));
         Ok(())
     }
 

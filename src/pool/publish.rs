@@ -21,7 +21,7 @@ use crate::units::hash::{Root, StreamHash};
 use crate::units::ids::SourceId;
 use crate::units::machine::Bell;
 use crate::units::names::KeptName;
-use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 
 use super::blockset::{BlockSet, FreedBlocks};
 use super::error::PoolError;
@@ -84,6 +84,7 @@ pub(super) enum Change {
     UpdateSource(SourceId, RowChange),
     RemoveSource(SourceId),
     PutVolume(Box<VolumeRow>),
+    GrowVolume(VolumeKey, ByteCount),
     RemoveVolume(VolumeKey),
     PutNote(String, Vec<u8>),
 }
@@ -100,6 +101,7 @@ impl fmt::Debug for Change {
             Self::UpdateSource(..) => "UpdateSource",
             Self::RemoveSource(_) => "RemoveSource",
             Self::PutVolume(_) => "PutVolume",
+            Self::GrowVolume(..) => "GrowVolume",
             Self::RemoveVolume(_) => "RemoveVolume",
             Self::PutNote(..) => "PutNote",
         })
@@ -282,6 +284,7 @@ impl Pool {
             | Change::UpdateSource(..)
             | Change::RemoveSource(_)
             | Change::PutVolume(_)
+            | Change::GrowVolume(..)
             | Change::RemoveVolume(_)
             | Change::PutNote(..) => false,
         };
@@ -356,6 +359,7 @@ impl Pool {
             }
             Change::RemoveSource(id) => staged.remove_source(mirror, id)?,
             Change::PutVolume(row) => staged.put_volume(mirror, *row, max)?,
+            Change::GrowVolume(key, size) => staged.grow_volume(mirror, (key, size), max)?,
             Change::RemoveVolume(key) => staged.remove_volume(mirror, key)?,
             Change::PutNote(name, bytes) => staged.put_note(name, bytes)?,
             Change::Keep(source, name) => {
@@ -529,12 +533,15 @@ fn changed_volumes(
     for &(volume, tree) in &publish.volumes {
         let key = VolumeKey { source: publish.source, volume };
         let old = all.get(&key).ok_or(PoolError::UnknownVolume { key })?;
-        if old.tree.size != tree.size {
+        let grown = old.grows_to == Some(tree.size);
+        if old.tree.size != tree.size && !grown {
             return inconsistent(format!(
                 "volume {volume} has {} bytes, its new tree {}",
-                old.tree.size, tree.size
+                old.size(),
+                tree.size
             ));
         }
+        let grows_to = old.grows_to.filter(|_| !grown);
         match publish.write_set.bases().get(&key) {
             Some(base) if *base != old.tree => return Err(PoolError::BaseMoved { volume }),
             Some(_) => {}
@@ -544,7 +551,7 @@ fn changed_volumes(
         if tree.top.birth > publish.cp {
             return inconsistent(format!("volume {volume} was born after its own CP"));
         }
-        if rows.insert(key, VolumeRow { tree, ..old.clone() }).is_some() {
+        if rows.insert(key, VolumeRow { tree, grows_to, ..old.clone() }).is_some() {
             return inconsistent(format!("volume {volume} is published twice"));
         }
     }

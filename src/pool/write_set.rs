@@ -215,6 +215,11 @@ impl WriteSet {
         self.unfinished += 1;
     }
 
+    /// Whether a tree of that volume was begun in it: it is to be published.
+    pub fn has_tree(&self, key: VolumeKey) -> bool {
+        self.bases.contains_key(&key)
+    }
+
     /// That tree is complete. `Pool::publish` refuses a CP with one that is not.
     pub fn end_tree(&mut self) {
         assert!(self.unfinished > 0, "a tree ends that was not begun");

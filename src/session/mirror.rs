@@ -263,6 +263,8 @@ pub struct Mirror {
     unshown: Option<Policy>,
     faulted: Option<String>,
     last_refusal: Option<String>,
+    /// What the last accepted Hello announced.
+    offered: Vec<VolumeOffer>,
 }
 
 impl Mirror {
@@ -287,6 +289,7 @@ impl Mirror {
             unshown: None,
             faulted: None,
             last_refusal: None,
+            offered: Vec::new(),
         }
     }
 

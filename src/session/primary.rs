@@ -64,6 +64,8 @@ pub struct Own {
     pub cp: CpNumber,
     /// Roots of that CP.
     pub roots: Vec<(VolumeNumber, Root)>,
+    /// A volume of it is smaller than it is announced: it has grown since.
+    pub outgrown: bool,
 }
 
 /// A transfer the source holds.
@@ -112,6 +114,8 @@ pub enum Event {
     /// Another policy was written into a freeze, of which [`Event::Frozen`] tells next, or was met at
     /// a start: behind that sequence number both are kept.
     Promised { next: Policy, behind: SequenceNumber },
+    /// Volumes have grown, durably here: those of the own CPs to come, and of no earlier one.
+    Grown(Vec<VolumeOffer>),
     /// The own commit of the frozen CP is durable.
     Committed { cp: CpNumber, roots: Vec<(VolumeNumber, Root)> },
     /// All Updates of the newest [`Action::SendData`] were handed to the socket; what an older one
@@ -127,6 +131,8 @@ pub enum Event {
     Together,
     /// Writers wait for the room of this CP, which is committed here.
     Pressed(CpNumber),
+    /// Time to ask a hub again that takes none of the volumes: its files may have changed.
+    TryAgain,
     /// Found at the start: somebody else is primary in that epoch (R12).
     Fenced(Epoch),
 }
@@ -192,7 +198,7 @@ pub enum Action {
     /// The CP was refused and will be tried again as said.
     Rejected { cp: CpNumber, reason: String, no_space: bool },
     /// Close the connection, say [`Event::Disconnected`], connect again at once: the hub is well,
-    /// and hears of the next policy.
+    /// and hears of the next policy, or of volumes that have grown.
     Renew,
     /// The hub has noted the next policy: keep it durably, and from now on it alone.
     InForce(Policy),
@@ -307,7 +313,10 @@ impl Primary {
         own: Own,
     ) -> Self {
         let held: VecDeque<Held> = held.into_iter().collect();
-        let apart = Apart::new(identity.alone.is_some());
+        let mut apart = Apart::new(identity.alone.is_some());
+        if own.outgrown {
+            apart.outgrown(own.cp);
+        }
         let own_durable = held.back().map_or(held_after, |held| held.place).transfer;
         Self {
             identity,
@@ -342,6 +351,11 @@ impl Primary {
     /// The last transfer the source holds or held.
     pub fn last(&self) -> Place {
         self.held.back().map_or(self.held_after, |held| held.place)
+    }
+
+    /// The volumes that Hello says.
+    pub fn volumes(&self) -> &[VolumeOffer] {
+        &self.identity.volumes
     }
 
     /// Whether the hub takes transfers.
@@ -385,6 +399,7 @@ impl Primary {
             Event::OwnDurable(id) => self.own_durable = self.own_durable.max(id),
             Event::Frozen { cp, place } => self.frozen(cp, place),
             Event::Promised { next, behind } => self.promised(next, behind),
+            Event::Grown(volumes) => self.grown(volumes, &mut actions),
             Event::Committed { cp, roots } => self.committed(cp, roots),
             Event::DataSent { cp, bytes } => self.data_sent(cp, bytes),
             Event::Retry => {
@@ -393,6 +408,11 @@ impl Primary {
                     if *data == Data::Parked {
                         *data = Data::Waiting;
                     }
+                }
+            }
+            Event::TryAgain => {
+                if self.state == State::Halted && self.halted == Some(RefusedCode::Volume) {
+                    self.state = State::Away;
                 }
             }
             Event::HubLost => self.hub_lost(&mut actions),

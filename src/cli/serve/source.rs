@@ -17,6 +17,7 @@ use crate::cli::service;
 use crate::cli::signals::{Signal, Signals};
 use crate::config::reload::{reloaded_source, source_changes};
 use crate::config::schema::{PoolConfig, SourceConfig};
+use crate::config::shrink;
 use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
 use crate::control::server::{Admin, AdminServer};
 use crate::device::directory::create_durably;
@@ -41,7 +42,7 @@ use crate::status::document::{
 };
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
-use crate::units::names::SourceName;
+use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::ByteCount;
 use crate::upkeep::Upkeep;
 
@@ -127,13 +128,18 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
     })
 }
 
+/// The volumes, as large as the file has them.
+fn sizes(config: &SourceConfig) -> Vec<(VolumeName, ByteCount)> {
+    config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect()
+}
+
 fn options(config: &SourceConfig, accept: Accept) -> FilerOptions {
     FilerOptions {
         name: config.name.clone(),
         hub: config.hub,
         tls: None,
         hub_timeout: config.replication.hub_timeout,
-        volumes: config.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
+        volumes: sizes(config),
         nvram: DeviceOptions { path: config.nvram.path.clone(), size: config.nvram.size },
         pool: config.pool.files(accept.missing_devices),
         checkpoint_interval: config.checkpoint_interval,
@@ -162,11 +168,16 @@ impl View {
     fn reload(&self) {
         let running = self.files.running();
         let file = running.file.clone();
-        match load(&file) {
+        let loaded = load(&file).and_then(|config| {
+            shrink::refuse(&running, &config)?;
+            Ok(config)
+        });
+        match loaded {
             Ok(config) => {
                 let changes = source_changes(&running, &config);
                 let now = reloaded_source(&running, config);
                 self.filer.reload(now.policy(), now.checkpoint_interval);
+                self.filer.grow(sizes(&now));
                 let homes = self.homes.reload(now.checkpoint_interval, &now.home_policies());
                 if let Err(error) = homes {
                     tracing::error!(%error, "what those promise that live here stays as it is");
@@ -190,7 +201,11 @@ impl View {
     /// What a reload would do.
     fn difference(&self) -> ConfigDiffAnswer {
         let running = self.files.running();
-        match load(&running.file) {
+        let loaded = load(&running.file).and_then(|config| {
+            shrink::refuse(&running, &config)?;
+            Ok(config)
+        });
+        match loaded {
             Ok(config) => reload::difference(&source_changes(&running, &config), Vec::new()),
             Err(problems) => reload::difference(&[], reload::listed(&problems)),
         }

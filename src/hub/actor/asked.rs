@@ -147,6 +147,11 @@ impl Handler<FileChanged> for SourceActor {
                 if let Some(machine) = &mut self.machine {
                     machine.pin(pins.collect());
                 }
+                if self.machine.as_ref().is_some_and(Mirror::is_outdated) {
+                    // It comes again at once, and is judged by what its file says now.
+                    tracing::info!(source = %self.name, "its file has changed: it says Hello anew");
+                    self.hang_up();
+                }
             }
         }
         self.publish();

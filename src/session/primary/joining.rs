@@ -65,6 +65,7 @@ impl Primary {
                 return;
             }
         };
+        self.halted = None;
         self.cp_max = self.cp_max.max(welcome.cp_max);
         self.hub_cp = welcome.applied_cp;
         self.log_credit = welcome.log_credit;

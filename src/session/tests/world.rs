@@ -550,8 +550,12 @@ impl Source {
             (held, held_after, last) = (Vec::new(), own, own);
         }
         let roots = vec![(VolumeNumber(0), root_of(own))];
-        let mut machine =
-            Primary::new(self.identity(), held_after, held, Own { cp: own_cp, roots });
+        let mut machine = Primary::new(
+            self.identity(),
+            held_after,
+            held,
+            Own { cp: own_cp, roots, outgrown: false },
+        );
         if faults.next_policy_forgotten {
             self.next = None;
         }
