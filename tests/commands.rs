@@ -111,6 +111,7 @@ impl Fake {
             | Request::Verify { .. }
             | Request::ConfigDiff {}
             | Request::Forget { .. }
+            | Request::Events { .. }
             | Request::PoolCheck { .. }
             | Request::Scrub { .. }
             | Request::DeviceList {}
@@ -159,7 +160,11 @@ impl Fake {
                 let volumes = vec![VolumeRoot { name: "vol0".parse().unwrap(), root }];
                 let source =
                     CheckpointOfSource { name: "filer-a".parse().unwrap(), cp: 8, volumes };
-                json(serde_json::to_value(CheckpointAnswer { schema: 1, sources: vec![source] }))
+                json(serde_json::to_value(CheckpointAnswer {
+                    schema: 1,
+                    sources: vec![source],
+                    failed: Vec::new(),
+                }))
             }
             Request::Verify { .. } => {
                 let end = |byte| VerifyOfEnd {
@@ -207,6 +212,7 @@ impl Fake {
                 json(serde_json::to_value(ConfigDiffAnswer { schema: 1, changes, problems }))
             }
             Request::PoolCheck {}
+            | Request::Events { .. }
             | Request::Scrub { .. }
             | Request::DeviceList {}
             | Request::DeviceFail { .. }

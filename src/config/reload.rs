@@ -13,6 +13,7 @@ use super::schema::{
     VolumeConfig,
 };
 use crate::hub::hooks::HookCommand;
+use crate::link::tls::TlsFiles;
 use crate::units::numbers::ByteCount;
 use crate::units::words::words;
 
@@ -181,9 +182,12 @@ fn replication_rows(before: &str, replication: &ReplicationConfig) -> Rows {
 
 /// Which files; what is in them is read again by any reload.
 fn tls_row(tls: Option<&TlsConfig>) -> String {
-    let Some(TlsConfig { ca, cert, key, hub_name, .. }) = tls else { return "none".to_owned() };
-    let (ca, cert, key) = (ca.display(), cert.display(), key.display());
-    format!("{ca}, {cert}, {key}, hub {hub_name}")
+    let Some(tls) = tls else { return "none".to_owned() };
+    let TlsConfig { ca, cert, key, hub_name, nbd, http, .. } = tls;
+    let (ca, cert, key, served) = (ca.display(), cert.display(), key.display(), tls.served());
+    let TlsFiles { ca: clients, cert: shown, .. } = &served;
+    let (clients, shown) = (clients.display(), shown.display());
+    format!("{ca}, {cert}, {key}, hub {hub_name}, nbd {nbd}, http {http}, {shown}, {clients}")
 }
 
 fn pool_rows(pool: &PoolConfig) -> Rows {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::hub::hooks::HookCommand;
+use crate::link::tls::TlsFiles;
 use crate::raid::files::PoolFiles;
 use crate::raid::layout::{Geometry, Level};
 use crate::units::names::{SourceName, VolumeName};
@@ -242,6 +243,42 @@ pub struct TlsConfig {
     pub hub_name: String,
     /// Where the hub's own authority is.
     pub authority: Option<PathBuf>,
+    /// `tls.nbd`: how NBD over TCP is served. Default `off`, which is plain and on loopback. Restart.
+    pub nbd: Door,
+    /// `tls.http`: the same for HTTP. Restart.
+    pub http: Door,
+    /// `tls.served_cert` and `tls.served_key`: PEM files of what NBD and HTTP clients are shown; the
+    /// certificate has the addresses or names that they use. Default: `cert` and `key`; with the hub's
+    /// own authority one that it makes for the addresses of `nbd_listen` and `http_listen`.
+    pub served: (PathBuf, PathBuf),
+    /// `tls.client_ca`: PEM file of the authority of clients. Default: `ca`, and then no certificate
+    /// with a DNS name in it counts, for that is a source's.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl TlsConfig {
+    /// Whether a door for clients is behind TLS.
+    pub fn is_served(&self) -> bool {
+        [self.nbd, self.http].iter().any(|door| *door != Door::Off)
+    }
+
+    /// The files of the doors for clients.
+    pub fn served(&self) -> TlsFiles {
+        let ((cert, key), ca) = (self.served.clone(), self.client_ca.as_ref().unwrap_or(&self.ca));
+        TlsFiles { ca: ca.clone(), cert, key }
+    }
+}
+
+words! {
+    /// How clients are let in over TCP.
+    Door {
+        /// Without TLS, on this machine only.
+        Off = "off",
+        /// Under TLS; they need no certificate.
+        Server = "server",
+        /// Under TLS; each shows a certificate.
+        Mutual = "mutual",
+    }
 }
 
 /// `[pool]`.

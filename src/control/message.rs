@@ -119,6 +119,18 @@ pub enum Request {
     },
     /// Walk the pool: a [`crate::status::answers::PoolCheckAnswer`].
     PoolCheck {},
+    /// Who did what: a [`crate::status::answers::EventsAnswer`]. Answered by the socket's server itself.
+    Events {
+        /// The process that was asked before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        boot: Option<String>,
+        /// How many of its events are known.
+        #[serde(default)]
+        since: u64,
+        /// Wait some seconds for one.
+        #[serde(default)]
+        wait: bool,
+    },
 }
 
 /// One of two sides that have both written.
@@ -322,6 +334,14 @@ impl AdminError {
 pub enum AnswerLine {
     /// More will follow.
     Progress(Progress),
+    /// A part of a line that is too long to be one: the texts of all parts, one behind the other, are
+    /// that line.
+    Part {
+        /// The text.
+        text: String,
+        /// No other follows.
+        last: bool,
+    },
     /// Done; the last line.
     Result(Value),
     /// Not done; the last line.

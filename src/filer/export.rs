@@ -145,14 +145,13 @@ fn full_name(shared: &Shared, volume: &VolumeOffer) -> String {
 }
 
 fn find(shared: &Shared, name: &str) -> Option<VolumeOffer> {
-    let found = match &shared.volumes()[..] {
+    match &shared.volumes()[..] {
         [only] if name.is_empty() => Some(only.clone()),
         volumes => volumes
             .iter()
             .find(|volume| volume.name.as_str() == name || full_name(shared, volume) == name)
             .cloned(),
-    };
-    found
+    }
 }
 
 fn why_not_serving(shared: &Shared) -> Cow<'static, str> {

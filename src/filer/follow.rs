@@ -134,7 +134,7 @@ impl Following {
             epoch: row.epoch,
             fenced: kept.fenced.unwrap_or_default(),
             // As its own CPs have them: what was announced and is in none is announced again later.
-            volumes: own_sizes(&shared),
+            volumes: own_sizes(shared),
             own_cp: row.applied,
             own: own.into(),
             last,

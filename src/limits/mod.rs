@@ -281,6 +281,16 @@ pub const UNIX_PATH_BYTES_MAX: usize = 107;
 pub const ADMIN_MESSAGE_BYTES_MAX: u64 = 4 * MIB;
 /// Connections of the admin socket at once.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Events that a process remembers, and the longest text of one.
+pub const EVENTS_KEPT: usize = 1024;
+/// See [`EVENTS_KEPT`].
+pub const EVENT_TEXT_BYTES: usize = 512;
+/// Longest answer, in as many messages as it takes: the status of a full hub.
+pub const ADMIN_ANSWER_BYTES_MAX: u64 = 64 * MIB;
+/// Bytes of an answer that go in one message; quoted they are up to six times as many.
+pub const ADMIN_PART_BYTES: usize = 512 * 1024;
+/// Sources that one command has make a CP at a time.
+pub const CHECKPOINTS_AT_ONCE: usize = 64;
 /// Seconds an admin connection may take to send its request, or to take an answer line.
 pub const ADMIN_IO_SECONDS_MAX: u64 = 10;
 /// Milliseconds between two progress lines of an admin answer.

@@ -321,6 +321,8 @@ catalogue! {
         [closed("device", DEVICES)], "I/O errors; the first one latches its device";
     NBD_CONNECTIONS = "mirrorhub_nbd_connections", Count, Kind::Gauge, [],
         "NBD connections open";
+    NBD_CLIENTS_REFUSED = "mirrorhub_nbd_refused_clients_total", Count, Kind::Counter, [],
+        "NBD connections that ended for a fault of the client, a failed TLS handshake among them";
     NBD_REQUESTS = "mirrorhub_nbd_requests_total", Count, Kind::Counter,
         [closed("command", NBD_COMMANDS)], "NBD requests answered";
     NBD_REQUEST_ERRORS = "mirrorhub_nbd_request_errors_total", Count, Kind::Counter,

@@ -410,11 +410,7 @@ impl Primary {
                     }
                 }
             }
-            Event::TryAgain => {
-                if self.state == State::Halted && self.halted == Some(RefusedCode::Volume) {
-                    self.state = State::Away;
-                }
-            }
+            Event::TryAgain => self.try_again(),
             Event::HubLost => self.hub_lost(&mut actions),
             Event::Apart => self.marked(&mut actions),
             Event::Together => self.cleared(&mut actions),

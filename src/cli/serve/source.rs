@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::devices::{self, Devices};
 use super::reload::{self, Files, files_of};
 use super::upkeep;
-use super::{Doors, answer, end_of, join, pool_check, unknown_volume};
+use super::{Doors, Locks, answer, end_of, join, pool_check, unknown_volume};
 use crate::cli::service;
 use crate::cli::signals::{Signal, Signals};
 use crate::config::reload::{reloaded_source, source_changes};
@@ -27,7 +27,7 @@ use crate::filer::status::{SourceState, Status};
 use crate::filer::{CheckpointError, DeviceOptions, Filer, FilerOptions};
 use crate::link::tls::SourceTls;
 use crate::metric::catalogue as names;
-use crate::nbd::serve::{Options, Server};
+use crate::nbd::serve::Server;
 use crate::nvlog::RingStatus;
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
@@ -78,7 +78,8 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
     runtime.block_on(async {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let admin = AdminServer::bind(&config.data_dir).await?;
-        let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
+        let locks = Locks::load(config.tls.as_ref())?;
+        let doors = Doors::bind(&config.nbd_listen, &config.http_listen, &locks).await?;
         let mut options = options(&config, accept);
         options.pool.adding = adding;
         let tls = config.tls.as_ref().map(|tls| SourceTls::load(files_of(tls), &tls.hub_name));
@@ -88,8 +89,7 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         let directory = config.data_dir.join("homes");
         let policies = config.home_policies();
         let homes = Homes::start(filer.clone(), options, directory, policies).await?;
-        let server = Server::new(Options::default());
-        let stop = CancellationToken::new();
+        let (server, stop) = (Server::new(locks.nbd_options()), CancellationToken::new());
         let kept_up = config.pool.upkeep();
         let files = Files::new(config);
         let (own, guests) = (filer.clone(), homes.clone());
@@ -98,11 +98,12 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         let upkeep = Upkeep::start(filer.pool(), kept_up, Box::new(mend))
             .context("cannot start the upkeep of the pool")?;
         let (keeper, server_too) = (upkeep.clone(), server.clone());
-        let view = View { filer: own, homes: guests, server: server_too, files, upkeep, tls };
+        let view =
+            View { filer: own, homes: guests, server: server_too, files, upkeep, tls, locks };
         let view = Arc::new(view);
         view.differs(&in_file);
         let exports = HomeExports::new(homes.clone());
-        let mut tasks = doors.open(&server, exports, view.clone(), metrics, &stop);
+        let mut tasks = doors.open(&server, exports, view.clone(), metrics, admin.journal(), &stop);
         let admin_stop = CancellationToken::new();
         let admin_task = tokio::spawn(admin.run(view.clone(), admin_stop.clone()));
         service::ready(LISTENS);
@@ -160,6 +161,7 @@ struct View {
     server: Server,
     files: Files<SourceConfig>,
     tls: Option<Arc<SourceTls>>,
+    locks: Locks,
     upkeep: Arc<Upkeep>,
 }
 
@@ -184,7 +186,8 @@ impl View {
                 }
                 tracing::info!(file = %file.display(), changes = changes.len(), "reloaded");
                 let failed = self.tls.as_ref().and_then(|tls| tls.files().reload().err());
-                let problems = failed.iter().map(reload::of_tls).collect();
+                let problems =
+                    failed.iter().map(reload::of_tls).chain(self.locks.reload()).collect();
                 self.files.taken(now, &changes, problems);
             }
             Err(problems) => self.files.refused(&file, &problems),
@@ -257,7 +260,7 @@ impl View {
         };
         let volumes = roots.iter().filter_map(|&(number, root)| named(number, root)).collect();
         let sources = vec![CheckpointOfSource { name: name.clone(), cp: cp.0, volumes }];
-        answer(&CheckpointAnswer { schema: SCHEMA, sources })
+        answer(&CheckpointAnswer { schema: SCHEMA, sources, failed: Vec::new() })
     }
 
     async fn verify(
@@ -372,6 +375,7 @@ impl Admin for View {
                 Request::Scrub { wait, stop } => {
                     upkeep::scrub(&self.upkeep, wait, stop, &progress).await
                 }
+                Request::Events { .. } => Err(super::failed("events are told by the socket")),
                 Request::PoolCheck {} => pool_check(self.filer.pool(), self.homes.mend_all()).await,
             }
         })
@@ -401,7 +405,8 @@ impl View {
 
 impl Observed for View {
     fn collect(&self) {
-        super::collect_tls(self.tls.as_ref().map(|tls| tls.files().ends()));
+        let own = self.tls.as_ref().map(|tls| tls.files().ends());
+        super::collect_tls(own.into_iter().chain(self.locks.ends()));
         let status = self.filer.status();
         let homes = self.homes.statuses();
         let mut carried = [(0, 0); 3];

@@ -27,20 +27,24 @@ use crate::hub::promoted::Engine;
 use crate::hub::replay::{Extent, Gap, Replay, ReplayError};
 use crate::pool::error::PoolError;
 use crate::pool::kept::Keep;
+use crate::pool::pointer::TreeRoot;
 use crate::pool::publish::Publish;
-use crate::pool::rows::SourceRow;
-use crate::pool::write_set::{Budget, Reservation};
+use crate::pool::rows::{SourceRow, VolumeRow};
+use crate::pool::write_set::{Budget, Reservation, WriteSet};
 use crate::record::marks::Place;
 use crate::session::CP_NUMBER_MAX;
 use crate::units::machine;
 use crate::units::names::KeptName;
-use crate::units::numbers::{BlockCount, CpNumber, Epoch};
+use crate::units::numbers::{BlockCount, CpNumber, Epoch, VolumeNumber};
 use crate::volume::error::VolumeError;
 use crate::volume::work;
 use crate::volume::writer::grow;
 
 /// Time between two looks of status at how far the log is applied.
 const SHOWN_EVERY: Duration = Duration::from_secs(1);
+
+/// Trees by volume.
+type Trees = BTreeMap<VolumeNumber, TreeRoot>;
 
 /// Where a failover stands behind its fence.
 #[derive(Debug)]
@@ -248,6 +252,25 @@ impl<'a, 'b> Behind<'a, 'b> {
         Ok(())
     }
 
+    /// The trees in the sizes that clients have met, and those of them that have grown.
+    fn sized(
+        &self,
+        set: &mut WriteSet,
+        line: &Line,
+        volumes: &[VolumeRow],
+    ) -> Result<(Trees, Trees), ReplayError> {
+        let (mut bases, mut grown) = (Trees::new(), Trees::new());
+        for row in volumes {
+            let (volume, sizes) = (row.key.volume, (row.tree, row.size()));
+            let tree = grow(&self.run.shared.pool, set, row.key, sizes, line.cp)?;
+            bases.insert(volume, tree);
+            if tree != row.tree {
+                grown.insert(volume, tree);
+            }
+        }
+        Ok((bases, grown))
+    }
+
     /// Steps 7 and 8.
     fn promote(&mut self, line: &Line) -> Result<Extent, Stop> {
         let run = self.run;
@@ -258,17 +281,7 @@ impl<'a, 'b> Behind<'a, 'b> {
         // The reserve is there for what cannot be put off (section 11).
         let budget = self.room.take().map_or(Budget::Reserve, Budget::Held);
         let mut write_set = pool.begin(budget);
-        // In the size that clients have met.
-        let (mut bases, mut grown) = (BTreeMap::new(), BTreeMap::new());
-        for row in &volumes {
-            let (volume, sizes) = (row.key.volume, (row.tree, row.size()));
-            let tree = grow(pool, &mut write_set, row.key, sizes, line.cp);
-            let tree = tree.map_err(ReplayError::Volume)?;
-            bases.insert(volume, tree);
-            if tree != row.tree {
-                grown.insert(volume, tree);
-            }
-        }
+        let (bases, grown) = self.sized(&mut write_set, line, &volumes)?;
         let (mut replayed, mut shown) = (Extent::default(), machine::now());
         let replay = Replay::new(&mut write_set, run.source, line.cp, bases).leaving_out(left_out);
         let mut built = replay.run(&run.chain(line.from), line.upto, |extent| {

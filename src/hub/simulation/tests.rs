@@ -120,10 +120,10 @@ fn volumes_grow_whatever_goes_wrong() {
         runs(from.parse().unwrap()..to.parse().unwrap(), Setup::growing);
         return;
     }
-    let numbers = if full() { 0..3000 } else { 0..60 };
+    let numbers = if full() { 0..3000 } else { 0..24 };
     let probes = runs(numbers, Setup::growing);
     let met = probes.0.get(&Probe::Grown).copied().unwrap_or_default();
-    assert!(met > 20, "clients met a larger volume {met} times");
+    assert!(met > 5, "clients met a larger volume {met} times");
 }
 
 /// Under `ack = "received"` a transfer that came behind the fence was dropped, and acknowledged.

@@ -8,7 +8,7 @@
 
 use super::{Action, Primary, State};
 use crate::units::numbers::VolumeNumber;
-use crate::wire::message::{VolumeOffer, VolumeRefusal, VolumeRoot};
+use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot};
 
 /// What a session leaves out, and what it has to bring up.
 #[derive(Debug, Clone, Default)]
@@ -47,6 +47,13 @@ impl Primary {
         if self.in_session() {
             self.state = State::Closing;
             actions.push(Action::Renew);
+        }
+    }
+
+    /// A hub that took none of the volumes is asked again.
+    pub(super) fn try_again(&mut self) {
+        if self.state == State::Halted && self.halted == Some(RefusedCode::Volume) {
+            self.state = State::Away;
         }
     }
 
