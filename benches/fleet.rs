@@ -300,7 +300,7 @@ fn cost(before: &Reading, after: &Reading, reports: &[Report]) -> Figures {
     }
     let dropped = after.written.1 - before.written.1;
     let ring = after.ring - before.ring;
-    let other = after.written.0 - before.written.0 - dropped - ring;
+    let other = after.written.0 - before.written.0 - ring;
     let [nvram, log, pool] = [0, 1, 2].map(|at| (after.syncs[at] - before.syncs[at]) / transfers);
     figures.extend([
         ("CPU µs/write", (after.cpu - before.cpu) * 1e6 / writes),

@@ -106,7 +106,10 @@ impl Subject {
             let file = FileDevice::create(&path, ByteCount(room), Access::Cached)?;
             files.push((path, Arc::new(Counted { file, reads: AtomicU64::new(0) })));
         }
-        let devices = || files.iter().map(|(_, file)| Arc::clone(file) as Arc<dyn Device>);
+        let device = |(_, file): &(PathBuf, Arc<Counted>)| -> Arc<dyn Device> {
+            Arc::<Counted>::clone(file)
+        };
+        let devices = || files.iter().map(device);
         let array = match level {
             None => None,
             Some((level, _)) => Some(assemble::create(level, &devices().collect::<Vec<_>>())?),
@@ -120,8 +123,8 @@ impl Subject {
             };
             to_f64(to_u64(data)) / to_f64(to_u64(members))
         });
-        let device = match &array {
-            Some(array) => Arc::clone(array) as Arc<dyn Device>,
+        let device: Arc<dyn Device> = match &array {
+            Some(array) => Arc::<Array>::clone(array),
             None => devices().next().context("one file")?,
         };
         Ok(Self { name, data_share, device, array, files, directory, rounds: Vec::new() })

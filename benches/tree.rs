@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
     pool.catalog().put_source(SourceRow::new(KEY.source, "filer-a".parse()?))?;
     let tree = TreeRoot::empty(ByteCount(VOLUME_BYTES));
     let (id, name) = (VolumeId([1; 16]), "vol0".parse()?);
-    pool.catalog().put_volume(VolumeRow { key: KEY, id, name, tree })?;
+    pool.catalog().put_volume(VolumeRow { key: KEY, id, name, tree, grows_to: None })?;
 
     let mut bench = Bench { device, pool, tree, cp: 0, chance: Chance::new(1) };
     print_bare(&bare)?;

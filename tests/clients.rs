@@ -358,15 +358,17 @@ fn versions_are_a_cut(versions: &[u64]) -> Result<u64, usize> {
 #[test]
 fn sources_that_signal_together_share_commits() {
     let names = ["filer-a", "filer-b", "filer-c", "filer-d"];
-    let cluster = Cluster::start(&names.map(SourceSettings::new));
+    let mut cluster = Cluster::start(&names.map(SourceSettings::new));
     let limit = Duration::from_secs(20);
+    let base = cluster.path("");
     let open = |socket: &str, name: &str| {
         let export = format!("{name}/vol0");
-        Client::unix(&cluster.path(socket), &export, limit).expect("the export")
+        Client::unix(&base.join(socket), &export, limit).expect("the export")
     };
     let mut writers = names.map(|name| open(&format!("{name}/nbd.sock"), name));
+    let url = cluster.hub_url("/metrics");
     let figures = || {
-        let (_, page) = http_get(&cluster.hub_url("/metrics"));
+        let (_, page) = http_get(&url);
         let sum = |name: &str| sum_of(&page, name);
         (sum("mirrorhub_source_checkpoints_total"), sum("mirrorhub_catalog_commits_total"))
     };
@@ -395,6 +397,25 @@ fn sources_that_signal_together_share_commits() {
     println!("{cps} CPs in {commits} commits");
     assert!(cps >= 40, "{cps} CPs");
     assert!(commits < cps, "{commits} commits for {cps} CPs");
+
+    // Of all of them, one is not there: it is named, the others have their CP.
+    cluster.kill_source("filer-b");
+    writers[3].write(0, &[111; 4096]).expect("a write");
+    let output = try_run(
+        Command::new(BINARY).args(["checkpoint", "--json", "--config"]).arg(cluster.hub_config()),
+    );
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let of = |key: &str| {
+        let all = answer[key].as_array().expect("a list");
+        all.iter().map(|one| one["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (of("sources"), of("failed")),
+        (["filer-a", "filer-c", "filer-d"].map(String::from).to_vec(), vec!["filer-b".to_owned()],)
+    );
+    assert!(!answer["failed"][0]["next_step"].as_str().expect("a step").is_empty(), "{answer}");
+    assert_eq!(open("hub/nbd.sock", "filer-d").read(0, 4096).expect("a read"), [111; 4096]);
 }
 
 /// A checkpoint of a source that was never written to ends at once, at either end.

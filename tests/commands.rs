@@ -56,21 +56,19 @@ fn entry(state: State) -> SourceEntry {
     }
 }
 
+fn kept_of_source() -> KeptOfSource {
+    let volumes = vec![VolumeRoot { name: "vol0".parse().unwrap(), root: Root([0xab; 32]) }];
+    let (name, kept_at) = ("mon".parse().unwrap(), 1_795_273_400);
+    let kept = KeptCp { name, cp: 7, held_bytes: 8192, kept_at, volumes };
+    KeptOfSource { name: "filer-a".parse().unwrap(), kept: vec![kept] }
+}
+
 impl Fake {
     fn answer_kept(request: Request) -> Result<Value, AdminError> {
         let json = |value: Result<Value, serde_json::Error>| Ok(value.unwrap());
         match request {
             Request::Kept { .. } => {
-                let root = Root([0xab; 32]);
-                let volumes = vec![VolumeRoot { name: "vol0".parse().unwrap(), root }];
-                let kept = KeptCp {
-                    name: "mon".parse().unwrap(),
-                    cp: 7,
-                    held_bytes: 8192,
-                    kept_at: 1_795_273_400,
-                    volumes,
-                };
-                let source = KeptOfSource { name: "filer-a".parse().unwrap(), kept: vec![kept] };
+                let source = kept_of_source();
                 json(serde_json::to_value(KeptAnswer { schema: 1, sources: vec![source] }))
             }
             Request::Drop { target } if target.name.as_str() != "mon" => {
@@ -111,6 +109,7 @@ impl Fake {
             | Request::Verify { .. }
             | Request::ConfigDiff {}
             | Request::Forget { .. }
+            | Request::Events { .. }
             | Request::PoolCheck { .. }
             | Request::Scrub { .. }
             | Request::DeviceList {}
@@ -159,7 +158,11 @@ impl Fake {
                 let volumes = vec![VolumeRoot { name: "vol0".parse().unwrap(), root }];
                 let source =
                     CheckpointOfSource { name: "filer-a".parse().unwrap(), cp: 8, volumes };
-                json(serde_json::to_value(CheckpointAnswer { schema: 1, sources: vec![source] }))
+                json(serde_json::to_value(CheckpointAnswer {
+                    schema: 1,
+                    sources: vec![source],
+                    failed: Vec::new(),
+                }))
             }
             Request::Verify { .. } => {
                 let end = |byte| VerifyOfEnd {
@@ -207,6 +210,7 @@ impl Fake {
                 json(serde_json::to_value(ConfigDiffAnswer { schema: 1, changes, problems }))
             }
             Request::PoolCheck {}
+            | Request::Events { .. }
             | Request::Scrub { .. }
             | Request::DeviceList {}
             | Request::DeviceFail { .. }

@@ -1,5 +1,5 @@
-//! Devices are added to a pool that is full of work: it is larger after the next start, bears the same as
-//! before on each part, and nothing acknowledged is lost.
+//! Devices are added to a pool that is full of work: it is larger at once, bears the same as before on each
+//! part, and nothing acknowledged is lost; also behind a kill, and on a plain device.
 
 use std::fs;
 use std::path::Path;
@@ -32,19 +32,34 @@ fn load(cluster: &Cluster, known: Known, seed: u64, count: u64) -> Known {
     writer.finish()
 }
 
+/// Of two who add the same devices at once one does, and the other is told that they are of the pool.
+fn twice_at_once(hub: &Path, arguments: &[&str]) {
+    let both: Vec<_> = std::thread::scope(|scope| {
+        let add = || command(hub, arguments);
+        let threads = [scope.spawn(add), scope.spawn(add)];
+        threads.map(|thread| thread.join().expect("no panic")).into()
+    });
+    let (well, other): (Vec<_>, Vec<_>) = both.iter().partition(|output| output.status.success());
+    let text = String::from_utf8_lossy(&well.first().expect("one is done").stdout).into_owned();
+    assert!(text.contains("the pool is larger already"), "{text}");
+    let error =
+        String::from_utf8_lossy(&other.first().expect("one is refused").stderr).into_owned();
+    assert!(error.contains("is of the pool already"), "{error}");
+}
+
 /// Both ends grow under load, one by one; the file names the new devices later. What is refused has
 /// touched nothing.
 #[test]
 fn a_pool_grows_by_devices_that_are_added() {
     let mut cluster = Cluster::prepare(&[SourceSettings::new(NAME).interval("300ms")]);
     with_array(&cluster.hub_config(), "parity1", 3);
-    with_array(&cluster.source_config(NAME), "mirror", 2);
+    with_array(&cluster.source_config(NAME), "none", 1);
     cluster.start_all();
     let (hub, source) = (cluster.hub_config(), cluster.source_config(NAME));
     let path =
         |end: &str, n: usize| cluster.path(end).join(format!("new{n}")).display().to_string();
     let news: Vec<String> = (0..3).map(|n| path("hub", n)).collect();
-    let own: Vec<String> = (0..2).map(|n| path(NAME, n)).collect();
+    let own = vec![path(NAME, 0)];
     let before = (total(&cluster.hub_status()), total(&status(&source).expect("status")));
 
     let [one, two, three] = &news[..] else { panic!("three") };
@@ -58,9 +73,11 @@ fn a_pool_grows_by_devices_that_are_added() {
 
     let writer = Writer::start(socket(&cluster, NAME), EXPORT, Known::default(), 8, 1);
     writer.wait_answered(50);
-    let text = done(&hub, &["device", "add", one, two, three]);
-    assert!(text.contains("restart: the pool is larger then"), "{text}");
-    done(&source, &["device", "add", &own[0], &own[1]]);
+    twice_at_once(&hub, &["device", "add", one, two, three]);
+    let text = done(&source, &["device", "add", &own[0]]);
+    assert!(text.contains("none of 2 devices"), "{text}");
+    let now = (total(&cluster.hub_status()), total(&status(&source).expect("status")));
+    assert!(now.0 > before.0 * 19 / 10 && now.1 > before.1 * 19 / 10, "{before:?}, {now:?}");
     assert!(done(&hub, &["config", "diff"]).contains("new0"), "the difference is not named");
     writer.wait_answered(writer.answered() + 50);
     cluster.kill_hub();
@@ -79,12 +96,11 @@ fn a_pool_grows_by_devices_that_are_added() {
         // From now on the files name them.
         if round == 0 {
             name(&hub, "disk2", &news);
-            name(&source, "disk1", &own);
+            name(&source, "disk0", &own);
         }
     }
     cluster.start_all();
-    let shown = cluster.hub_status().to_string();
-    assert!(!shown.contains("needs_restart"), "{shown}");
+    assert!(!cluster.hub_status().to_string().contains("needs_restart"), "it is not named");
     assert!(
         !cluster.path("hub/state/added-devices").is_file() || {
             fs::read_to_string(cluster.path("hub/state/added-devices")).expect("a list") == "[]"

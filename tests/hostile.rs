@@ -430,6 +430,7 @@ pub fn welcome(hello: &Hello, version: u16) -> Message {
         log_credit: 4 << 20,
         cp_credit: 2 << 20,
         work: false,
+        own_durable: TransferId::NONE,
         refused: Vec::new(),
     })
 }

@@ -99,6 +99,16 @@ struct Fault {
     refused: &'static str,
     /// In the status.
     reason: &'static str,
+    /// Bytes of the log's own file system, in the words of mount, while it is to fail.
+    room: Option<&'static str>,
+}
+
+/// What an administrator gives a log that has met the end of its file system.
+const ROOM: &str = "256M";
+
+fn give_room(directory: &Path, size: &str) {
+    let option = format!("remount,size={size}");
+    run(Command::new("mount").args(["-o", &option]).arg(directory));
 }
 
 /// The newest log file in a directory.
@@ -135,6 +145,7 @@ fn cycle(
     writer.wait_answered(20);
     let known = writer.finish();
     cluster.kill_hub();
+    fault.room.into_iter().for_each(|size| give_room(directory, size));
     let trace = cluster.path("strace.out");
     drop(fs::remove_file(&trace));
     let arguments = (fault.arguments)(directory);
@@ -173,6 +184,8 @@ fn cycle(
     assert_eq!(cluster.on_hub(SOURCE)["state"], "faulted");
     assert_eq!(cluster.on_hub("filer-b")["state"], "in-sync");
     cluster.kill_hub();
+    // What the ring still holds of it goes into the log at the start.
+    fault.room.into_iter().for_each(|_| give_room(directory, ROOM));
     cluster.start_hub();
     let known = writer.finish();
     cluster.start_all();
@@ -190,14 +203,15 @@ fn a_full_log_faults_its_source_alone() {
     let own = own.finish();
     let directory = log_directory(&cluster, SOURCE);
     cluster.kill_hub();
-    // One step of a log has room in it, and not the next.
-    let tiny = Tiny::mount(directory.clone(), "14M");
+    // It fails when it has filled half of what it is given.
+    let tiny = Tiny::mount(directory.clone(), ROOM);
     cluster.start_all();
     cluster.checkpoint(SOURCE);
     let fault = Fault {
         arguments: |_| ["-e", "trace=fallocate,pwritev"].map(str::to_owned).to_vec(),
         refused: "ENOSPC",
         reason: "No space left on device",
+        room: Some("14M"),
     };
     only_its_source_feels(&fault, &mut cluster, &directory, own);
     cluster.end();
@@ -221,6 +235,7 @@ fn a_failing_log_faults_its_source_within_a_second() {
         },
         refused: "(INJECTED)",
         reason: "Input/output error",
+        room: None,
     };
     only_its_source_feels(&fault, &mut cluster, &directory, own);
 }

@@ -217,3 +217,119 @@ fn a_listener_hears_nothing_and_can_repeat_nothing() {
         "without TLS the tap hears nothing: the test shows nothing"
     );
 }
+
+/// Keys of a client, under the names that QEMU and libnbd look for.
+fn client_keys(cluster: &Cluster, directory: &str, authority: &Path) -> String {
+    Authority(authority).ensure("mirrorhub-hub").expect("an authority");
+    let issued = Authority(authority).issue_for("a client", &[]).expect("a certificate");
+    keys(
+        cluster,
+        directory,
+        &[("ca-cert", issued.ca), ("client-cert", issued.cert), ("client-key", issued.key)],
+    )
+}
+
+fn keys(cluster: &Cluster, directory: &str, files: &[(&str, String)]) -> String {
+    let directory = cluster.path(directory);
+    fs::create_dir_all(&directory).expect("directory");
+    for (file, text) in files {
+        fs::write(directory.join(format!("{file}.pem")), text).expect("a PEM file");
+    }
+    directory.display().to_string()
+}
+
+fn replace(file: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(file).expect("a configuration");
+    assert!(text.contains(from), "{from:?} is not in {text}");
+    fs::write(file, text.replace(from, to)).expect("a configuration");
+}
+
+/// Goal: stock clients read and write under TLS with their certificate, on a source and on the hub,
+/// and everybody else is refused and counted: plain ones, those of another authority, a source's
+/// certificate; HTTP answers under TLS and not in the clear. Method: nbdinfo, nbdcopy, qemu-img, curl;
+/// the same commands with the right keys are the control.
+#[test]
+#[expect(clippy::too_many_lines, reason = "one story and its control beside each step")]
+fn clients_come_with_certificates_or_not_at_all() {
+    let mut cluster = certified(&[NAME]);
+    let authority = cluster.path("hub/state/tls");
+    let address = cluster.hub_address().ip();
+    replace(&cluster.hub_config(), "unix:nbd.sock", &format!("{address}:10811"));
+    replace(&cluster.hub_config(), "[tls]", "[tls]\nnbd = \"mutual\"\nhttp = \"server\"");
+    let issued = Authority(&authority).issue_for(NAME, &[address.to_string()]).expect("issued");
+    keys(&cluster, NAME, &[("served-cert", issued.cert), ("served-key", issued.key)]);
+    replace(&cluster.source_config(NAME), "unix:nbd.sock", &format!("{address}:10812"));
+    let served = "served_cert = \"served-cert.pem\"\nserved_key = \"served-key.pem\"";
+    let doors = format!("[tls]\nnbd = \"mutual\"\n{served}");
+    replace(&cluster.source_config(NAME), "[tls]", &doors);
+    cluster.start_hub();
+    cluster.start_source(NAME);
+    cluster.wait_in_sync(NAME);
+
+    let right = cluster.path("client").display().to_string();
+    let mut certify = Command::new(BINARY);
+    run(certify.args(["certify", &right, "--config"]).arg(cluster.hub_config()));
+    assert!(!try_run(&mut certify).status.success(), "written over");
+    let other = client_keys(&cluster, "other", &cluster.path("other-authority"));
+    let source = Authority(&authority).issue(NAME).expect("issued");
+    let source = [("ca-cert", source.ca), ("client-cert", source.cert), ("client-key", source.key)];
+    let source = keys(&cluster, "as-source", &source);
+    let uri = |port: u16, keys: &str| {
+        format!("nbds://{address}:{port}/{NAME}/vol0?tls-certificates={keys}")
+    };
+    let image = cluster.path("image.raw");
+    let content: Vec<u8> =
+        (0..8_u32 << 20).map(|at| (at / 4096 % 251 + at % 7).to_le_bytes()[0]).collect();
+    fs::write(&image, &content).expect("an image");
+    run(Command::new("nbdcopy").arg(&image).arg(uri(10812, &right)));
+    let said = run(Command::new("nbdinfo").args(["--json", &uri(10812, &right)]));
+    let said: serde_json::Value = serde_json::from_slice(&said.stdout).expect("JSON of nbdinfo");
+    assert_eq!((&said["TLS"], &said["structured"]), (&true.into(), &true.into()), "{said}");
+    cluster.checkpoint(NAME);
+    let copy = cluster.path("copy.raw");
+    let qemu = |keys: &str, tls: bool| {
+        let object = format!("tls-creds-x509,id=tls0,endpoint=client,dir={keys}");
+        let mut options = format!("driver=nbd,host={address},port=10811,export={NAME}/vol0");
+        let mut command = Command::new("qemu-img");
+        command.arg("convert");
+        if tls {
+            options.push_str(",tls-creds=tls0");
+            command.args(["--object", &object]);
+        }
+        try_run(command.arg("--image-opts").arg(options).args(["-O", "raw"]).arg(&copy))
+    };
+    let read = qemu(&right, true);
+    assert!(read.status.success(), "{read:?}");
+    assert!(fs::read(&copy).expect("the copy")[..content.len()] == content[..], "another image");
+
+    let refused_of = |cluster: &Cluster| {
+        let page = run(Command::new("curl")
+            .args(["-sS", "--cacert", &format!("{right}/ca-cert.pem")])
+            .arg(cluster.hub_url("/metrics").replace("http:", "https:")));
+        metric_sum(
+            &String::from_utf8_lossy(&page.stdout),
+            "mirrorhub_nbd_refused_clients_total",
+            "",
+        )
+    };
+    let before = refused_of(&cluster);
+    let info = |uri: &str| try_run(Command::new("nbdinfo").args(["--size", uri]));
+    let plain = info(&format!("nbd://{address}:10811/{NAME}/vol0"));
+    assert!(!plain.status.success(), "{plain:?}");
+    assert!(String::from_utf8_lossy(&plain.stderr).contains("TLS"), "{plain:?}");
+    assert!(!qemu(&right, false).status.success());
+    for keys in [&other, &source] {
+        let met = info(&uri(10811, keys));
+        assert!(!met.status.success(), "{keys}: {met:?}");
+        assert!(!qemu(keys, true).status.success(), "{keys}");
+    }
+    assert!(info(&uri(10811, &right)).status.success(), "the control");
+    // A client of another authority ends by itself: it does not trust this server. A source's
+    // certificate is refused here.
+    assert!(refused_of(&cluster) > before);
+    let log = fs::read_to_string(cluster.path("hub.log")).expect("the log");
+    assert!(log.contains("an nbd client is refused") && log.contains(NAME), "{log}");
+    let plain = try_run(Command::new("curl").arg("-sS").arg(cluster.hub_url("/healthz")));
+    assert!(!plain.status.success() || !String::from_utf8_lossy(&plain.stdout).contains("health"));
+    run(Command::new(BINARY).args(["verify", NAME, "--config"]).arg(cluster.hub_config()));
+}

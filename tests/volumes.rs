@@ -6,7 +6,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{BINARY, Cluster, SourceSettings, http_get, run, status, try_run, wait_for};
+use crate::harness::oracle::{Known, Writer};
+use crate::harness::{
+    BINARY, Cluster, SourceSettings, command, http_get, metric_sum, run, status, try_run, wait_for,
+};
+use crate::outage::socket;
 
 const NAME: &str = "filer-a";
 const VOLUMES: [(&str, &str); 3] = [("vol0", "64MiB"), ("vol1", "32MiB"), ("vol2", "16MiB")];
@@ -168,4 +172,104 @@ fn under_stop_a_refused_volume_is_not_served() {
     let reason = own(&cluster)["reason"].as_str().expect("a reason").to_owned();
     assert!(reason.contains("vol2") && reason.contains("not served"), "{reason}");
     assert!(own(&cluster)["alone_since"].is_null());
+}
+
+/// Replaces a part of source.toml.
+fn edit(cluster: &Cluster, from: &str, to: &str) {
+    let file = cluster.source_config(NAME);
+    let text = fs::read_to_string(&file).expect("source.toml");
+    assert!(text.contains(from), "{from:?} is not in {text}");
+    fs::write(file, text.replacen(from, to, 1)).expect("source.toml");
+}
+
+/// The size that a client which connects now is told.
+fn size_of(uri: &str) -> Option<u64> {
+    let output = try_run(Command::new("nbdinfo").args(["--size", uri]));
+    String::from_utf8_lossy(&output.stdout).trim().parse().ok()
+}
+
+fn wait_size(cluster: &Cluster, bytes: u64) {
+    wait_for(&format!("both ends show {bytes} bytes"), LIMIT, || {
+        let uris = [cluster.volume(NAME, "vol2"), cluster.image(NAME, "vol2")];
+        uris.iter().all(|uri| size_of(uri) == Some(bytes))
+    });
+}
+
+/// Smaller: refused where it stands, by the process that runs and by the next; nothing changes.
+fn smaller_is_refused(cluster: &mut Cluster) {
+    edit(cluster, "\"40MiB\"", "\"8MiB\"");
+    cluster.signal_source(NAME, "HUP");
+    let mut problem = Value::Null;
+    wait_for("status names it", LIMIT, || {
+        let shown = status(&cluster.source_config(NAME)).unwrap_or_default();
+        problem = shown["config"]["problems"][0].clone();
+        !problem.is_null()
+    });
+    let text = fs::read_to_string(cluster.source_config(NAME)).expect("source.toml");
+    let line = usize::try_from(problem["line"].as_u64().expect("a line")).expect("small");
+    assert!(text.lines().nth(line - 1).expect("the line").contains("8MiB"), "{problem}");
+    assert_eq!(problem["key"], "volume.size");
+    assert!(problem["fix"].as_str().expect("a fix").contains("40MiB"), "{problem}");
+    assert_eq!(size_of(&cluster.volume(NAME, "vol2")), Some(40 << 20));
+    cluster.kill_source(NAME);
+    let refused = try_run(&mut cluster.source_command(NAME));
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(78), "{text}");
+    assert!(text.contains(&format!("source.toml:{line}: ")) && text.contains("40MiB"), "{text}");
+}
+
+/// Goal: a volume grows while a client writes to it, over a restart of both ends as well; nothing is
+/// lost, roots are equal, the image on the hub has the new size; smaller is refused with file, line,
+/// key and fix, running and at a start. Method: the third volume, 16 to 40 to 600 MiB (one more level
+/// of the tree); the hub's file first, then the source's before it.
+#[test]
+fn a_volume_grows_under_its_clients() {
+    let mut cluster = cluster("on_hub_loss = \"stop\"\nhub_timeout = \"2s\"", "16MiB");
+    start(&mut cluster);
+    wait_states(&cluster, "in-sync");
+    let writer =
+        Writer::start(socket(&cluster, NAME), &format!("{NAME}/vol2"), Known::default(), 8, 6);
+    writer.wait_answered(200);
+    pin(&cluster, "40MiB");
+    // Under `stop` a size that the hub does not take yet ends its clients.
+    wait_for("the hub takes its file", LIMIT, || {
+        let diff = command(&cluster.hub_config(), &["config", "diff"]);
+        diff.status.success() && !String::from_utf8_lossy(&diff.stdout).contains("vol2")
+    });
+    edit(&cluster, "\"16MiB\"", "\"40MiB\"");
+    let diff = command(&cluster.source_config(NAME), &["config", "diff"]);
+    let text = String::from_utf8_lossy(&diff.stdout).into_owned();
+    assert!(text.contains("volume vol2") && text.contains("16MiB -> 40MiB"), "{text}");
+    cluster.signal_source(NAME, "HUP");
+    wait_size(&cluster, 40 << 20);
+    assert!(pattern(&cluster, "vol2", "0x44", "39M"), "behind the old end");
+    writer.wait_answered(writer.answered() + 200);
+    let mut known = writer.finish();
+    cluster.checkpoint(NAME);
+    assert!(equal(&cluster, "vol2") && equal(&cluster, "vol0"));
+    known.check_export(&socket(&cluster, "hub"), "filer-a/vol2").expect("every answered write");
+
+    smaller_is_refused(&mut cluster);
+
+    // Both ends are down; the hub's file comes last, and its volumes go on meanwhile.
+    cluster.kill_hub();
+    edit(&cluster, "\"8MiB\"", "\"600MiB\"");
+    start(&mut cluster);
+    wait_states(&cluster, "behind");
+    assert_eq!(trouble(&there(&cluster), "vol2")["state"], "refused");
+    assert!(pattern(&cluster, "vol0", "0x55", "1M"));
+    pin(&cluster, "600MiB");
+    wait_states(&cluster, "in-sync");
+    wait_size(&cluster, 600 << 20);
+    let writer = Writer::start(socket(&cluster, NAME), &format!("{NAME}/vol2"), known, 8, 7);
+    writer.wait_answered(100);
+    assert!(pattern(&cluster, "vol2", "0x66", "599M"));
+    known = writer.finish();
+    cluster.checkpoint(NAME);
+    assert!(VOLUMES.iter().all(|(volume, _)| equal(&cluster, volume)));
+    known.check_export(&socket(&cluster, "hub"), "filer-a/vol2").expect("every answered write");
+    let verified = run(Command::new(BINARY).args(["verify", "--config"]).arg(cluster.hub_config()));
+    assert!(String::from_utf8_lossy(&verified.stdout).contains("vol2"));
+    let (_, page) = http_get(&cluster.hub_url("/metrics"));
+    assert_eq!(metric_sum(&page, "mirrorhub_source_rejected_checkpoints_total", ""), 0.0);
 }

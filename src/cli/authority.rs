@@ -11,6 +11,7 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -75,15 +76,49 @@ impl Authority<'_> {
         let pair = self.key(&key, &cert)?;
         if !is_there(&cert)? {
             let purpose = ExtendedKeyUsagePurpose::ServerAuth;
-            write(&cert, &self.sign(hub_name, purpose, &pair)?, 0o644)?;
+            write(&cert, &self.sign(hub_name, vec![dns(hub_name)?], purpose, &pair)?, 0o644)?;
         }
         Ok(())
+    }
+
+    /// Makes what NBD and HTTP clients are shown, for these addresses, unless it is there.
+    pub fn ensure_served(&self, hub_name: &str, at: &[IpAddr]) -> Result<(), AuthorityError> {
+        let (key, cert) = (self.path("served-key.pem"), self.path("served-cert.pem"));
+        let pair = self.key(&key, &cert)?;
+        if is_there(&cert)? {
+            return Ok(());
+        }
+        let mut names = vec![dns(hub_name)?, dns("localhost")?];
+        names.extend(at.iter().filter(|at| !at.is_unspecified()).map(|at| SanType::IpAddress(*at)));
+        let purpose = ExtendedKeyUsagePurpose::ServerAuth;
+        write(&cert, &self.sign(hub_name, names, purpose, &pair)?, 0o644)
+    }
+
+    /// A certificate for a client of NBD and HTTP, or with `at` for a server of them that runs there.
+    pub fn issue_for(&self, name: &str, at: &[String]) -> Result<Issued, AuthorityError> {
+        let pair = KeyPair::generate().map_err(make(name))?;
+        let mut names = Vec::new();
+        for at in at {
+            names.push(match at.parse() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => dns(at)?,
+            });
+        }
+        // A client's has no DNS name in it: those are of sources.
+        let purpose = if at.is_empty() {
+            ExtendedKeyUsagePurpose::ClientAuth
+        } else {
+            ExtendedKeyUsagePurpose::ServerAuth
+        };
+        let cert = self.sign(name, names, purpose, &pair)?;
+        let ca = read(&self.path("ca-cert.pem"))?;
+        Ok(Issued { ca, cert, key: pair.serialize_pem() })
     }
 
     /// A certificate for a source, with a new key that is kept nowhere here.
     pub fn issue(&self, name: &str) -> Result<Issued, AuthorityError> {
         let pair = KeyPair::generate().map_err(make(name))?;
-        let cert = self.sign(name, ExtendedKeyUsagePurpose::ClientAuth, &pair)?;
+        let cert = self.sign(name, vec![dns(name)?], ExtendedKeyUsagePurpose::ClientAuth, &pair)?;
         let ca = read(&self.path("ca-cert.pem"))?;
         Ok(Issued { ca, cert, key: pair.serialize_pem() })
     }
@@ -108,6 +143,7 @@ impl Authority<'_> {
     fn sign(
         &self,
         name: &str,
+        names: Vec<SanType>,
         purpose: ExtendedKeyUsagePurpose,
         pair: &KeyPair,
     ) -> Result<String, AuthorityError> {
@@ -116,14 +152,17 @@ impl Authority<'_> {
         let issuer = Issuer::from_ca_cert_pem(&read(&cert)?, issuer_key);
         let issuer = issuer.map_err(make("ca-cert.pem"))?;
         let mut params = lasting(CERTIFICATE_DAYS, name);
-        let dns = name.try_into().map_err(make(name))?;
-        params.subject_alt_names = vec![SanType::DnsName(dns)];
+        params.subject_alt_names = names;
         params.key_usages =
             vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![purpose];
         params.use_authority_key_identifier_extension = true;
         Ok(params.signed_by(pair, &issuer).map_err(make(name))?.pem())
     }
+}
+
+fn dns(name: &str) -> Result<SanType, AuthorityError> {
+    Ok(SanType::DnsName(name.try_into().map_err(make(name))?))
 }
 
 fn make(what: &str) -> impl FnOnce(rcgen::Error) -> AuthorityError {

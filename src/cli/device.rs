@@ -1,4 +1,4 @@
-//! `mirrorhub device`: lists, fails and replaces the devices of a pool.
+//! `mirrorhub device`: lists, fails, replaces and adds the devices of a pool.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::control::message::Request;
 use crate::status::document::PoolDeviceStatus;
 use crate::status::upkeep::{DevicesAnswer, RebuildStatus};
 
-/// List, fail and replace the devices of the pool of a hub or of a source
+/// List, fail, replace and add devices of the pool of a hub or of a source
 #[derive(Debug, Subcommand)]
 pub enum DeviceCommand {
     List(ListArguments),
@@ -53,7 +53,8 @@ pub struct FailArguments {
 /// Put a new device in the place of one, and fill it from the others
 ///
 /// A device that is still in is failed first, if the others bear that. NEW is a block device or file
-/// that begins with 1 MiB of zeros; a file that is not there is made. Only what is in use is filled.
+/// that begins with 1 MiB of zeros; a file that is not there is made. Only what is in use is filled. Of a
+/// larger one the part is used that the array has of each: `device add` makes a pool larger.
 /// Clients are served on, and a restart goes on with it. Change the path in the configuration file
 /// afterwards: `config diff` names it until that is done.
 #[derive(Debug, Args)]
@@ -76,9 +77,9 @@ pub struct ReplaceArguments {
 ///
 /// Each is a block device or file that begins with 1 MiB of zeros; a file that is not there is made, as
 /// large as the others. They make an array of their own behind the one that is there, and it bears the loss
-/// of as many devices. The pool is larger from the next start on; clients wait meanwhile. Write the new
-/// paths into pool.devices: `config diff` names them until that is done. Devices that were added cannot
-/// be taken away again.
+/// of as many devices; a pool on one plain device grows by one at a time. The pool is larger when this
+/// returns, and clients are served on meanwhile. Write the new paths into pool.devices, behind the others:
+/// `config diff` names them until that is done. Devices that were added cannot be taken away again.
 #[derive(Debug, Args)]
 pub struct AddArguments {
     /// Paths of the new ones

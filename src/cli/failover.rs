@@ -28,6 +28,9 @@ pub struct FailoverArguments {
     /// Give up what lies behind a gap in the log
     #[arg(long)]
     accept_gap: bool,
+    /// Serve the published image of a source that was failed over, without what its lost NVRAM held
+    #[arg(long)]
+    accept_lost_nvram: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -37,13 +40,15 @@ pub struct FailoverArguments {
 
 /// Runs it.
 pub fn run(arguments: &FailoverArguments, terminal: &Terminal) -> Result<Done, Failure> {
-    let FailoverArguments { source, dry_run, now, accept_gap, json, config } = arguments;
+    let FailoverArguments { source, dry_run, now, accept_gap, accept_lost_nvram, json, config } =
+        arguments;
     let asked = Asked::of(config)?;
     let request = Request::Failover {
         source: source.clone(),
         dry_run: *dry_run,
         now: *now,
         accept_gap: *accept_gap,
+        accept_lost_nvram: *accept_lost_nvram,
     };
     let what = format!("failover of {source}");
     let answer: FailoverAnswer =

@@ -5,8 +5,8 @@
 //! of section 13 ([`failure`]).
 //!
 //! * processes: [`serve`] (`hub`, `source`), [`demo`]
-//! * commands: [`status`], [`top`], [`hash`], [`checkpoint`], [`kept`], [`mod@drop`], [`verify`],
-//!   [`failover`], [`failback`], [`onboard`], [`forget`], [`scrub`],
+//! * commands: [`status`], [`top`], [`events`], [`hash`], [`checkpoint`], [`kept`], [`mod@drop`], [`verify`],
+//!   [`failover`], [`failback`], [`onboard`], [`certify`], [`forget`], [`scrub`],
 //!   [`device`], [`import`], [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
@@ -16,12 +16,14 @@
 pub mod ask;
 pub mod authority;
 pub mod bundle;
+pub mod certify;
 pub mod checkpoint;
 pub mod completions;
 pub mod config_check;
 pub mod demo;
 pub mod device;
 pub mod drop;
+pub mod events;
 pub mod failback;
 pub mod failover;
 pub mod failure;
@@ -79,6 +81,7 @@ enum Command {
     Demo(demo::DemoArguments),
     Status(status::StatusArguments),
     Top(top::TopArguments),
+    Events(events::EventsArguments),
     Checkpoint(checkpoint::CheckpointArguments),
     Kept(kept::KeptArguments),
     Drop(drop::DropArguments),
@@ -86,6 +89,7 @@ enum Command {
     Failover(failover::FailoverArguments),
     Failback(failback::FailbackArguments),
     Onboard(onboard::OnboardArguments),
+    Certify(certify::CertifyArguments),
     Forget(forget::ForgetArguments),
     Scrub(scrub::ScrubArguments),
     #[command(subcommand)]
@@ -128,6 +132,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Hash(hash) => hash::run(hash, &terminal),
         Command::Status(status) => status::run(status, &terminal),
         Command::Top(top) => top::run(top, &terminal),
+        Command::Events(events) => events::run(events, &terminal),
         Command::Checkpoint(checkpoint) => checkpoint::run(checkpoint, &terminal),
         Command::Kept(kept) => kept::run(kept, &terminal),
         Command::Drop(drop) => drop::run(drop, &terminal),
@@ -135,6 +140,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Failover(failover) => failover::run(failover, &terminal),
         Command::Failback(failback) => failback::run(failback, &terminal),
         Command::Onboard(onboard) => onboard::run(onboard),
+        Command::Certify(certify) => certify::run(certify),
         Command::Forget(forget) => forget::run(forget, &terminal),
         Command::Config(config) => config_check::run(config, &terminal),
         Command::Completions(completions) => completions::run(completions),

@@ -138,6 +138,10 @@ fn stores(document: &StatusDocument) -> String {
             };
             text.push_str(&format!("  disks  {there} of {all} in{repaired}\n"));
         }
+        if !pool.pending_devices.is_empty() {
+            let paths = pool.pending_devices.join(" ");
+            text.push_str(&format!("  disks  {paths}: not added yet\n"));
+        }
         if let Some(rebuild) = &pool.rebuild {
             text.push_str(&format!("  disks  {}\n", filling(rebuild)));
         }

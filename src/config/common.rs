@@ -11,8 +11,8 @@ use toml::Spanned;
 use super::quantity::{Unfit, format_size};
 use super::reader::{Reader, Section, resolve};
 use super::schema::{
-    DeviceConfig, Listen, NvramConfig, PoolConfig, Raid, SCRUB_EVERY, SCRUB_LIMIT, ScrubConfig,
-    TlsConfig, VolumeConfig,
+    DeviceConfig, Door, Listen, NvramConfig, PoolConfig, Raid, SCRUB_EVERY, SCRUB_LIMIT,
+    ScrubConfig, TlsConfig, VolumeConfig,
 };
 use super::unavailable::entry;
 use crate::control::socket_path;
@@ -131,8 +131,8 @@ pub(super) enum Far {
     Yes,
     /// It would be, if there was a section `[tls]`.
     WithTls,
-    /// There is no TLS for it.
-    No,
+    /// It would be, if `[tls]` said so with this key.
+    WithKey(&'static str),
 }
 
 impl Far {
@@ -141,10 +141,19 @@ impl Far {
         if tls { Self::Yes } else { Self::WithTls }
     }
 
-    fn needs(self) -> &'static str {
+    /// NBD or HTTP, by that key of `[tls]`.
+    pub(super) fn door(tls: Option<&TlsConfig>, key: &'static str) -> Self {
+        let door = tls.map(|tls| if key == "nbd" { tls.nbd } else { tls.http });
+        match door {
+            Some(Door::Server | Door::Mutual) => Self::Yes,
+            Some(Door::Off) | None => Self::WithKey(key),
+        }
+    }
+
+    fn needs(self) -> String {
         match self {
-            Self::Yes | Self::WithTls => "which needs [tls]",
-            Self::No => "and TLS, which anything else needs, is not available here in this version",
+            Self::Yes | Self::WithTls => "which needs [tls]".to_owned(),
+            Self::WithKey(key) => format!("which needs tls.{key}"),
         }
     }
 }
@@ -164,7 +173,10 @@ pub(super) fn reachable(text: &str, example: &str, far: Far) -> Result<SocketAdd
                 Far::Yes | Far::WithTls => {
                     format!("write \"127.0.0.1:{}\", or add a section [tls]", address.port())
                 }
-                Far::No => format!("write \"127.0.0.1:{}\"", address.port()),
+                Far::WithKey(key) => format!(
+                    "write \"127.0.0.1:{}\", or {key} = \"mutual\" in [tls]",
+                    address.port()
+                ),
             },
         ),
         Err(_) if text.parse::<std::net::IpAddr>().is_ok() => {
@@ -205,6 +217,15 @@ pub(super) fn tls<'d>(
         }
         Err(Unfit { met: format!("{text:?} is none"), fix: format!("write \"{HUB_NAME}\"") })
     });
+    let doors = ["nbd", "http"].map(|key| reader.choice(&section, key, Door::WORDS));
+    let [nbd, http] = doors.map(|door| door.map_or(Door::Off, Spanned::into_inner));
+    let mut path = |key| reader.path(&section, key).map(Spanned::into_inner);
+    let (client_ca, shown) = (path("client_ca"), (path("served_cert"), path("served_key")));
+    if let (Some(_), None) | (None, Some(_)) = &shown {
+        let key = if shown.0.is_some() { "served_key" } else { "served_cert" };
+        reader.missing(&section, key, "name both: certificate and key of NBD and HTTP");
+    }
+    let shown = shown.0.zip(shown.1);
     section.table?;
     let hub_name = hub_name.map_or_else(|| HUB_NAME.to_owned(), Spanned::into_inner);
     let given = ["ca", "cert", "key"].map(|key| section.has(key));
@@ -213,7 +234,19 @@ pub(super) fn tls<'d>(
         let file = |name: &str| authority.join(name);
         let (ca, cert) = (file("ca-cert.pem"), file("server-cert.pem"));
         let key = file("server-key.pem");
-        return Some(TlsConfig { ca, cert, key, hub_name, authority: Some(authority) });
+        let served = shown.unwrap_or_else(|| (file("served-cert.pem"), file("served-key.pem")));
+        let authority = Some(authority);
+        return Some(TlsConfig {
+            ca,
+            cert,
+            key,
+            hub_name,
+            authority,
+            nbd,
+            http,
+            served,
+            client_ca,
+        });
     }
     for (key, given) in ["ca", "cert", "key"].into_iter().zip(given) {
         if !given {
@@ -221,7 +254,10 @@ pub(super) fn tls<'d>(
             reader.missing(&section, key, fix);
         }
     }
-    Some(TlsConfig { ca: ca?, cert: cert?, key: key?, hub_name, authority: None })
+    let (cert, key) = (cert?, key?);
+    let served = shown.unwrap_or_else(|| (cert.clone(), key.clone()));
+    let authority = None;
+    Some(TlsConfig { ca: ca?, cert, key, hub_name, authority, nbd, http, served, client_ca })
 }
 
 /// The name in a hub's certificate, if nothing else is said.

@@ -40,9 +40,10 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Own {
     let data_dir = data_dir(&mut reader, &root);
     let tls = tls(&mut reader, &root, data_dir.as_deref());
     let far = Far::of(root.has("tls"));
+    let doors = ["nbd", "http"].map(|key| Far::door(tls.as_ref(), key));
     let sources_listen = listen(&mut reader, &root, "listen", HUB_LISTEN, false, far);
-    let nbd_listen = listen(&mut reader, &root, "nbd_listen", HUB_NBD_LISTEN, true, Far::No);
-    let http_listen = listen(&mut reader, &root, "http_listen", HUB_HTTP_LISTEN, true, Far::No);
+    let nbd_listen = listen(&mut reader, &root, "nbd_listen", HUB_NBD_LISTEN, true, doors[0]);
+    let http_listen = listen(&mut reader, &root, "http_listen", HUB_HTTP_LISTEN, true, doors[1]);
     let listeners = [&sources_listen, &nbd_listen, &http_listen];
     let listeners: Vec<_> = listeners.into_iter().flatten().collect();
     apart(&mut reader, &listeners);

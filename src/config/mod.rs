@@ -12,6 +12,7 @@
 //! * [`problem`]: one problem, and how it is shown
 //! * [`quantity`]: sizes and durations
 //! * [`reload`]: what a reload would change, and when
+//! * [`shrink`]: a volume that the file makes smaller
 //! * [`sizing`]: what `config check` prints
 //! * `text`, `reader`: places in a text; typed access to a parsed table that gathers problems
 //! * `common`, `hub`, `hooks`, `source`, `source_file`: the reading and judging of each file
@@ -28,6 +29,7 @@ pub mod quantity;
 mod reader;
 pub mod reload;
 pub mod schema;
+pub mod shrink;
 pub mod sizing;
 mod source;
 mod source_file;

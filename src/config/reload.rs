@@ -10,8 +10,11 @@ use std::collections::BTreeMap;
 use super::quantity::{format_duration, format_size};
 use super::schema::{
     HubConfig, HubSource, PoolConfig, ReplicationConfig, ScrubConfig, SourceConfig, TlsConfig,
+    VolumeConfig,
 };
 use crate::hub::hooks::HookCommand;
+use crate::link::tls::TlsFiles;
+use crate::units::numbers::ByteCount;
 use crate::units::words::words;
 
 words! {
@@ -46,13 +49,38 @@ type Rows = Vec<(String, When, String)>;
 
 /// What differs between the running source and its file.
 pub fn source_changes(running: &SourceConfig, file: &SourceConfig) -> Vec<Change> {
-    changes(&source_rows(running), &source_rows(file))
+    let mut all = changes(&source_rows(running), &source_rows(file));
+    for (volume, _) in grown(running, file) {
+        let key = volume_key(volume);
+        all.iter_mut().filter(|c| c.key == key).for_each(|change| change.when = When::NextCp);
+    }
+    all
+}
+
+/// Volumes that have grown, and what they are now.
+fn grown<'a>(
+    running: &'a SourceConfig,
+    file: &'a SourceConfig,
+) -> impl Iterator<Item = (&'a VolumeConfig, ByteCount)> {
+    running.volumes.iter().filter_map(|volume| {
+        let new = file.volumes.iter().find(|new| new.name == volume.name)?;
+        (new.size > volume.size).then_some((volume, new.size))
+    })
+}
+
+fn volume_key(volume: &VolumeConfig) -> String {
+    format!("volume {}", volume.name)
 }
 
 /// What runs after a reload: the file's, where that needs no restart.
 pub fn reloaded_source(running: &SourceConfig, file: SourceConfig) -> SourceConfig {
     let resync_limit = running.replication.resync_limit;
+    let mut volumes = running.volumes.clone();
+    for (old, size) in grown(running, &file) {
+        volumes.iter_mut().filter(|new| new.name == old.name).for_each(|new| new.size = size);
+    }
     SourceConfig {
+        volumes,
         checkpoint_interval: file.checkpoint_interval,
         replication: ReplicationConfig { resync_limit, ..file.replication },
         cache: file.cache,
@@ -131,7 +159,7 @@ fn source_rows(config: &SourceConfig) -> Rows {
     rows.push(row("tls", Restart, tls_row(config.tls.as_ref())));
     rows.push(row("pool.on_full", Restart, config.on_full.to_string()));
     for volume in &config.volumes {
-        rows.push((format!("volume {}", volume.name), Restart, format_size(volume.size)));
+        rows.push((volume_key(volume), Restart, format_size(volume.size)));
     }
     rows
 }
@@ -154,9 +182,12 @@ fn replication_rows(before: &str, replication: &ReplicationConfig) -> Rows {
 
 /// Which files; what is in them is read again by any reload.
 fn tls_row(tls: Option<&TlsConfig>) -> String {
-    let Some(TlsConfig { ca, cert, key, hub_name, .. }) = tls else { return "none".to_owned() };
-    let (ca, cert, key) = (ca.display(), cert.display(), key.display());
-    format!("{ca}, {cert}, {key}, hub {hub_name}")
+    let Some(tls) = tls else { return "none".to_owned() };
+    let TlsConfig { ca, cert, key, hub_name, nbd, http, .. } = tls;
+    let (ca, cert, key, served) = (ca.display(), cert.display(), key.display(), tls.served());
+    let TlsFiles { ca: clients, cert: shown, .. } = &served;
+    let (clients, shown) = (clients.display(), shown.display());
+    format!("{ca}, {cert}, {key}, hub {hub_name}, nbd {nbd}, http {http}, {shown}, {clients}")
 }
 
 fn pool_rows(pool: &PoolConfig) -> Rows {
@@ -211,6 +242,8 @@ fn rows_of(source: &HubSource) -> Rows {
         row("enabled", Now, file.enabled.to_string()),
         row("nvram_share", Now, file.nvram_share.map_or("an equal part".to_owned(), format_size)),
         row("log_limit", Now, limit),
+        row("space_limit", Now, file.space_limit.map_or("none".to_owned(), format_size)),
+        row("bandwidth_limit", Now, file.bandwidth_limit.map_or("none".to_owned(), format_size)),
         row("keep", Now, file.keep.map_or("none".to_owned(), |keep| keep.to_string())),
     ];
     for volume in &file.volumes {

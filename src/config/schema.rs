@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::hub::hooks::HookCommand;
+use crate::link::tls::TlsFiles;
 use crate::raid::files::PoolFiles;
 use crate::raid::layout::{Geometry, Level};
 use crate::units::names::{SourceName, VolumeName};
@@ -126,6 +127,13 @@ pub struct SourceFile {
     /// `log_limit`: bytes that its source logs may take. Default none: its NVRAM bounds them. At
     /// least 8MiB. Live.
     pub log_limit: Option<ByteCount>,
+    /// `space_limit`: bytes of the hub's pool that its image may have together with its CPs that are kept.
+    /// A CP that would make it more is refused as by a full pool, for this source only. Default none. At
+    /// least 1MiB. Live.
+    pub space_limit: Option<ByteCount>,
+    /// `bandwidth_limit`: bytes a second that the hub reads from it, of whatever kind; what is more waits
+    /// at the source. Default none. 4MiB to 1TiB. Live.
+    pub bandwidth_limit: Option<ByteCount>,
     /// `[[volume]]`: if given, exactly these volumes with these sizes may be announced. Live.
     pub volumes: Vec<VolumeConfig>,
     /// `keep`: CPs that are kept by themselves, as `SOURCE/VOLUME@last-CP`, `@hourly-..` and
@@ -242,6 +250,42 @@ pub struct TlsConfig {
     pub hub_name: String,
     /// Where the hub's own authority is.
     pub authority: Option<PathBuf>,
+    /// `tls.nbd`: how NBD over TCP is served. Default `off`, which is plain and on loopback. Restart.
+    pub nbd: Door,
+    /// `tls.http`: the same for HTTP. Restart.
+    pub http: Door,
+    /// `tls.served_cert` and `tls.served_key`: PEM files of what NBD and HTTP clients are shown; the
+    /// certificate has the addresses or names that they use. Default: `cert` and `key`; with the hub's
+    /// own authority one that it makes for the addresses of `nbd_listen` and `http_listen`.
+    pub served: (PathBuf, PathBuf),
+    /// `tls.client_ca`: PEM file of the authority of clients. Default: `ca`, and then no certificate
+    /// with a DNS name in it counts, for that is a source's.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl TlsConfig {
+    /// Whether a door for clients is behind TLS.
+    pub fn is_served(&self) -> bool {
+        [self.nbd, self.http].iter().any(|door| *door != Door::Off)
+    }
+
+    /// The files of the doors for clients.
+    pub fn served(&self) -> TlsFiles {
+        let ((cert, key), ca) = (self.served.clone(), self.client_ca.as_ref().unwrap_or(&self.ca));
+        TlsFiles { ca: ca.clone(), cert, key }
+    }
+}
+
+words! {
+    /// How clients are let in over TCP.
+    Door {
+        /// Without TLS, on this machine only.
+        Off = "off",
+        /// Under TLS; they need no certificate.
+        Server = "server",
+        /// Under TLS; each shows a certificate.
+        Mutual = "mutual",
+    }
 }
 
 /// `[pool]`.
@@ -287,6 +331,12 @@ impl PoolConfig {
         }
     }
 
+    /// The same as the labels on the devices say, which alone know of a grown pool what is one array;
+    /// where there are no labels yet, as the file says.
+    pub fn size_met(&self) -> ByteCount {
+        self.files(false).labelled_bytes().map_or_else(|| self.size(), ByteCount)
+    }
+
     /// For the thread that keeps it up.
     pub fn upkeep(&self) -> crate::upkeep::Options {
         let ScrubConfig { every, limit } = self.scrub;
@@ -297,8 +347,13 @@ impl PoolConfig {
     /// For the process that opens them.
     pub fn files(&self, accept_missing: bool) -> PoolFiles {
         let devices = self.devices.iter().map(|device| (device.path.clone(), device.size));
-        let adding = Vec::new();
-        PoolFiles { level: self.raid.level(), devices: devices.collect(), accept_missing, adding }
+        PoolFiles {
+            level: self.raid.level(),
+            devices: devices.collect(),
+            accept_missing,
+            adding: Vec::new(),
+            plain: crate::pool::label::behind,
+        }
     }
 }
 

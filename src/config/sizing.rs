@@ -99,7 +99,7 @@ pub fn of_source(source: &SourceConfig) -> Sizing {
 }
 
 fn pool_line(pool: &PoolConfig) -> SizingLine {
-    let bytes = pool.size().0;
+    let bytes = pool.size_met().0;
     // Used bytes x 1.1 have to fit.
     let used = rounded_down(bytes / 11 * 10);
     SizingLine {
@@ -122,7 +122,7 @@ fn volumes_line(
     notes: &mut Vec<String>,
 ) -> Option<SizingLine> {
     let bytes = volumes.iter().fold(0_u64, |sum, volume| sum.saturating_add(volume.size.0));
-    let percent = u128::from(bytes) * 100 / u128::from(pool.size().0.max(1));
+    let percent = u128::from(bytes) * 100 / u128::from(pool.size_met().0.max(1));
     if percent > 100 {
         notes.push("thin: the volumes together are larger than the pool".into());
     }
@@ -165,6 +165,37 @@ mod tests {
         volumes_line("volumes", &three, &pool, &mut notes).unwrap();
         assert_eq!(notes, ["thin: the volumes together are larger than the pool"]);
         assert_eq!(volumes_line("volumes", &[], &pool, &mut notes), None);
+    }
+
+    /// Goal: of a pool that was grown the labels say what it has; the count of its devices does not.
+    #[test]
+    fn a_grown_pool_is_as_large_as_its_arrays() {
+        use crate::raid::{assemble, layout::Level, span};
+        let dir = tempfile::tempdir().unwrap();
+        let device = |n: u64| DeviceConfig {
+            path: dir.path().join(format!("disk{n}")),
+            size: ByteCount(4 * MIB),
+        };
+        let mut pool = PoolConfig {
+            raid: Raid::Parity2,
+            devices: (0..4).map(device).collect(),
+            scrub: ScrubConfig::default(),
+            rebuild_limit: None,
+        };
+        let small = pool.size();
+        assert_eq!(pool.size_met(), small, "nothing is there: as the file says");
+        let open =
+            |one: &DeviceConfig| crate::raid::files::new_device(&one.path, one.size).unwrap();
+        let devices: Vec<_> = pool.devices.iter().map(open).collect();
+        let home = assemble::create(Level::Parity2, &devices).unwrap();
+        let more: Vec<DeviceConfig> = (4..8).map(device).collect();
+        let added: Vec<_> = more.iter().map(open).collect();
+        span::add(&home, crate::units::ids::ArrayId([3; 16]), &added).unwrap();
+        pool.devices.extend(more);
+        assert!(pool.size().0 > 2 * small.0, "the control: eight devices are taken for one array");
+        assert_eq!(pool.size_met().0, 2 * small.0, "while a process has them");
+        pool.devices.truncate(4);
+        assert_eq!(pool.size_met(), small, "the file does not name the others yet");
     }
 
     #[test]

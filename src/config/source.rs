@@ -31,6 +31,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
     let data_dir = data_dir(&mut reader, &root);
     let tls = tls(&mut reader, &root, None);
     let hub = hub(&mut reader, &root, Far::of(root.has("tls")));
+    let doors = ["nbd", "http"].map(|key| Far::door(tls.as_ref(), key));
     for (key, fix) in [
         ("name", "write name = \"filer-a\", the name of its file on the hub"),
         ("hub", "write hub = \"127.0.0.1:7420\", the hub's `listen`"),
@@ -39,8 +40,8 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
             reader.missing(&root, key, fix);
         }
     }
-    let nbd_listen = listen(&mut reader, &root, "nbd_listen", SOURCE_NBD_LISTEN, true, Far::No);
-    let http_listen = listen(&mut reader, &root, "http_listen", SOURCE_HTTP_LISTEN, true, Far::No);
+    let nbd_listen = listen(&mut reader, &root, "nbd_listen", SOURCE_NBD_LISTEN, true, doors[0]);
+    let http_listen = listen(&mut reader, &root, "http_listen", SOURCE_HTTP_LISTEN, true, doors[1]);
     if let (Some(nbd), Some(http)) = (&nbd_listen, &http_listen) {
         apart(&mut reader, &[nbd, http]);
     }

@@ -13,11 +13,15 @@ use super::schema::SourceFile;
 use super::text::Text;
 use super::unavailable;
 use crate::limits::{
-    NVRAM_SHARE_BYTES_MIN, POOL_DEVICE_BYTES_MAX, RING_BYTES_MAX, SOURCE_LOG_STEP_BYTES,
+    MIB, NVRAM_SHARE_BYTES_MIN, POOL_DEVICE_BYTES_MAX, RING_BYTES_MAX, SOURCE_LOG_STEP_BYTES,
 };
 use crate::units::names::SourceName;
 use crate::units::retention::Retention;
 
+/// With less a heartbeat would be stuck behind what may be under way for as long as makes a hub lost.
+const BANDWIDTH_MIN: u64 = 4 * MIB;
+/// More is no limit on any network.
+const BANDWIDTH_MAX: u64 = 1 << 40;
 /// Most that `keep` takes of each kind: all together leave room for names given by hand.
 const KEEP_LAST_MAX: u32 = 64;
 const KEEP_HOURLY_MAX: u32 = 72;
@@ -57,6 +61,8 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Judged {
     let enabled = reader.boolean(&root, "enabled").unwrap_or(true);
     let share = reader.size(&root, "nvram_share", NVRAM_SHARE_BYTES_MIN..=RING_BYTES_MAX);
     let limit = reader.size(&root, "log_limit", SOURCE_LOG_STEP_BYTES..=POOL_DEVICE_BYTES_MAX);
+    let space = reader.size(&root, "space_limit", MIB..=POOL_DEVICE_BYTES_MAX);
+    let bandwidth = reader.size(&root, "bandwidth_limit", BANDWIDTH_MIN..=BANDWIDTH_MAX);
     let volumes = volumes(&mut reader, &root);
     let keep = keep(&mut reader, &root);
     unavailable::check(&mut reader, table);
@@ -67,6 +73,8 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Judged {
         enabled,
         nvram_share: share.as_ref().map(|share| *share.get_ref()),
         log_limit: limit.map(Spanned::into_inner),
+        space_limit: space.map(Spanned::into_inner),
+        bandwidth_limit: bandwidth.map(Spanned::into_inner),
         volumes,
         keep,
     });

@@ -22,18 +22,14 @@ pub struct Unavailable {
 }
 
 const BOTH: &[Kind] = &[Kind::Hub, Kind::Source];
-const SOURCE_FILE: &[Kind] = &[Kind::SourceFile];
 
 const fn row(kinds: &'static [Kind], key: &'static str, fix: &'static str) -> Unavailable {
     Unavailable { kinds, key, fix }
 }
 
 /// All of them.
-pub const UNAVAILABLE: &[Unavailable] = &[
-    row(BOTH, "plain_networks", "take it out and listen on loopback"),
-    row(SOURCE_FILE, "space_limit", "take it out"),
-    row(SOURCE_FILE, "bandwidth_limit", "take it out"),
-];
+pub const UNAVAILABLE: &[Unavailable] =
+    &[row(BOTH, "plain_networks", "take it out and listen on loopback")];
 
 /// Whether `key` in `section` is refused by name, whatever its value.
 pub(super) fn is_named(kind: Kind, section: &str, key: &str) -> bool {

@@ -10,7 +10,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::message::{AdminError, AnswerLine, Progress, Request, request_line};
-use crate::limits::{ADMIN_IO_SECONDS_MAX, ADMIN_MESSAGE_BYTES_MAX};
+use crate::limits::{ADMIN_ANSWER_BYTES_MAX, ADMIN_IO_SECONDS_MAX, ADMIN_MESSAGE_BYTES_MAX};
+use crate::units::convert::to_u64;
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,7 @@ pub async fn call(
         .map_err(|_| broken("the process does not take the request".into()))?
         .map_err(|error| broken(error.to_string()))?;
     let mut reader = BufReader::new(stream);
+    let mut parts = String::new();
     loop {
         let next = read_answer(&mut reader);
         let answer = match patience {
@@ -67,7 +69,26 @@ pub async fn call(
                 .unwrap_or_else(|_| Err(format!("no answer within {} s", patience.as_secs()))),
             None => next.await,
         };
-        match answer.map_err(broken)? {
+        let answer = match answer.map_err(broken)? {
+            AnswerLine::Part { text, last } => {
+                if to_u64(parts.len() + text.len()) > ADMIN_ANSWER_BYTES_MAX {
+                    return Err(broken("the answer has no end".into()));
+                }
+                parts.push_str(&text);
+                if !last {
+                    continue;
+                }
+                let whole = serde_json::from_str(&std::mem::take(&mut parts));
+                whole.map_err(|error| broken(format!("the answer is not understood: {error}")))?
+            }
+            other @ (AnswerLine::Progress(_) | AnswerLine::Result(_) | AnswerLine::Error(_)) => {
+                other
+            }
+        };
+        match answer {
+            AnswerLine::Part { .. } => {
+                return Err(broken("a part of an answer is in parts".into()));
+            }
             AnswerLine::Progress(progress) => on_progress(progress),
             AnswerLine::Result(value) => return Ok(value),
             AnswerLine::Error(error) => return Err(error.into()),

@@ -62,6 +62,9 @@ pub enum Request {
         /// Give up what lies behind a gap in the log.
         #[serde(default)]
         accept_gap: bool,
+        /// Of a source that was failed over: give up what its lost NVRAM held.
+        #[serde(default)]
+        accept_lost_nvram: bool,
     },
     /// Give a source that was failed over back to its filer; on a hub only:
     /// a [`crate::status::answers::FailbackAnswer`].
@@ -112,13 +115,25 @@ pub enum Request {
         #[serde(default)]
         wait: bool,
     },
-    /// Add devices, which are used from the next start on: the same answer.
+    /// Add devices, which are used when this is answered: the same answer.
     DeviceAdd {
         /// Their paths.
         devices: Vec<String>,
     },
     /// Walk the pool: a [`crate::status::answers::PoolCheckAnswer`].
     PoolCheck {},
+    /// Who did what: a [`crate::status::answers::EventsAnswer`]. Answered by the socket's server itself.
+    Events {
+        /// The process that was asked before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        boot: Option<String>,
+        /// How many of its events are known.
+        #[serde(default)]
+        since: u64,
+        /// Wait some seconds for one.
+        #[serde(default)]
+        wait: bool,
+    },
 }
 
 /// One of two sides that have both written.
@@ -322,6 +337,14 @@ impl AdminError {
 pub enum AnswerLine {
     /// More will follow.
     Progress(Progress),
+    /// A part of a line that is too long to be one: the texts of all parts, one behind the other, are
+    /// that line.
+    Part {
+        /// The text.
+        text: String,
+        /// No other follows.
+        last: bool,
+    },
     /// Done; the last line.
     Result(Value),
     /// Not done; the last line.
@@ -401,8 +424,9 @@ mod tests {
                     dry_run: true,
                     now: false,
                     accept_gap: false,
+                    accept_lost_nvram: false,
                 },
-                r#"{"schema":1,"command":"failover","source":"filer-a","dry_run":true,"now":false,"accept_gap":false}"#,
+                r#"{"schema":1,"command":"failover","source":"filer-a","dry_run":true,"now":false,"accept_gap":false,"accept_lost_nvram":false}"#,
             ),
             (
                 Request::Failback {

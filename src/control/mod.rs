@@ -18,6 +18,7 @@
 //! reason and nobody else notices.
 
 pub mod client;
+pub mod journal;
 pub mod message;
 pub mod server;
 #[cfg(test)]

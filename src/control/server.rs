@@ -23,11 +23,13 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::journal::{Journal, words};
 use super::message::{AdminError, AnswerLine, ProgressSender, Request, code};
 use super::message::{answer_line, parse_request};
 use super::socket_path;
 use crate::limits::{
-    ADMIN_CONNECTIONS_MAX, ADMIN_IO_SECONDS_MAX, ADMIN_MESSAGE_BYTES_MAX, ADMIN_PROGRESS_MS,
+    ADMIN_ANSWER_BYTES_MAX, ADMIN_CONNECTIONS_MAX, ADMIN_IO_SECONDS_MAX, ADMIN_MESSAGE_BYTES_MAX,
+    ADMIN_PART_BYTES, ADMIN_PROGRESS_MS,
 };
 use crate::units::convert::to_u64;
 
@@ -80,6 +82,7 @@ pub enum BindError {
 pub struct AdminServer {
     listener: UnixListener,
     path: PathBuf,
+    journal: Arc<Journal>,
     /// Locked as long as this process lives, so that of two that start at once one wins.
     _lock: File,
 }
@@ -92,12 +95,17 @@ impl AdminServer {
         let lock = take_lock(&path)?;
         refuse_living(&path).await?;
         let listener = bind_private(&path)?;
-        Ok(Self { listener, path, _lock: lock })
+        Ok(Self { listener, path, journal: Arc::default(), _lock: lock })
     }
 
     /// The socket's path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where it notes the commands that it is given, and the process what else happens.
+    pub fn journal(&self) -> Arc<Journal> {
+        Arc::clone(&self.journal)
     }
 
     /// Answers requests until `stop`, then tells those under way that the process stops, and
@@ -122,8 +130,9 @@ impl AdminServer {
             match Arc::clone(&places).try_acquire_owned() {
                 Ok(place) => {
                     let (admin, stop) = (Arc::clone(&admin), stop.clone());
+                    let journal = Arc::clone(&self.journal);
                     connections.spawn(async move {
-                        converse(stream, admin, stop).await;
+                        converse(stream, (admin, journal), stop).await;
                         drop(place);
                     });
                 }
@@ -221,17 +230,49 @@ async fn refuse(stream: &UnixStream) {
     }
 }
 
-async fn converse(stream: UnixStream, admin: Arc<dyn Admin>, stop: CancellationToken) {
+async fn converse(
+    stream: UnixStream,
+    (admin, journal): (Arc<dyn Admin>, Arc<Journal>),
+    stop: CancellationToken,
+) {
+    let caller = stream.peer_cred().map(|peer| peer.uid());
+    let who = caller.map_or_else(|_| "somebody".to_owned(), |uid| format!("uid {uid}"));
     let (read, mut write) = stream.into_split();
-    let answer = match timeout(IO_TIME, read_request(read)).await {
-        Ok(Ok(Some(request))) => work(request, &admin, &mut write, &stop).await,
-        Ok(Ok(None)) => None,
-        Ok(Err(error)) => Some(Err(error)),
-        Err(_) => {
-            let message = format!("no request within {ADMIN_IO_SECONDS_MAX} s");
-            Some(Err(AdminError::new(code::BAD_REQUEST, message, "send it at once")))
-        }
-    };
+    let answer =
+        match timeout(IO_TIME, read_request(read)).await {
+            Ok(Ok(Some(Request::Events { boot, since, wait }))) => {
+                let answer = journal.behind(boot.as_deref(), since, wait);
+                let answer = tokio::select! {
+                    answer = answer => answer,
+                    () = stop.cancelled() => journal.behind(boot.as_deref(), since, false).await,
+                };
+                Some(serde_json::to_value(answer).map_err(|error| {
+                    AdminError::new(code::INTERNAL, error.to_string(), "report this")
+                }))
+            }
+            Ok(Ok(Some(request))) => {
+                let what = words(&request);
+                let answer = work(request, &admin, &mut write, &stop).await;
+                if let Some(what) = what {
+                    journal.note(
+                        &who,
+                        &what,
+                        &match &answer {
+                            Some(Ok(_)) => "done".to_owned(),
+                            Some(Err(error)) => error.message.clone(),
+                            None => "the caller went away".to_owned(),
+                        },
+                    );
+                }
+                answer
+            }
+            Ok(Ok(None)) => None,
+            Ok(Err(error)) => Some(Err(error)),
+            Err(_) => {
+                let message = format!("no request within {ADMIN_IO_SECONDS_MAX} s");
+                Some(Err(AdminError::new(code::BAD_REQUEST, message, "send it at once")))
+            }
+        };
     let Some(answer) = answer else { return };
     let line = match answer {
         Ok(value) => AnswerLine::Result(value),
@@ -319,10 +360,24 @@ async fn work(
 
 async fn send(write: &mut OwnedWriteHalf, answer: &AnswerLine) -> io::Result<()> {
     let mut line = answer_line(answer)?;
-    if to_u64(line.len()) > ADMIN_MESSAGE_BYTES_MAX {
-        let message = format!("the answer has {} bytes, too many for one line", line.len());
+    if to_u64(line.len()) > ADMIN_ANSWER_BYTES_MAX {
+        let message = format!("the answer has {} bytes, too many to be sent", line.len());
         let error = AdminError::new(code::TOO_LARGE, message, "ask for one source at a time");
         line = answer_line(&AnswerLine::Error(error))?;
     }
-    timeout(IO_TIME, write.write_all(&line)).await.map_err(|_| io::ErrorKind::TimedOut)?
+    if to_u64(line.len()) <= ADMIN_MESSAGE_BYTES_MAX {
+        return put(write, &line).await;
+    }
+    let mut text = str::from_utf8(&line).map_err(io::Error::other)?;
+    while !text.is_empty() {
+        let (part, rest) = text.split_at(text.floor_char_boundary(ADMIN_PART_BYTES));
+        let part = AnswerLine::Part { text: part.to_owned(), last: rest.is_empty() };
+        put(write, &answer_line(&part)?).await?;
+        text = rest;
+    }
+    Ok(())
+}
+
+async fn put(write: &mut OwnedWriteHalf, line: &[u8]) -> io::Result<()> {
+    timeout(IO_TIME, write.write_all(line)).await.map_err(|_| io::ErrorKind::TimedOut)?
 }

@@ -18,7 +18,7 @@ use super::client::{CallError, call};
 use super::message::{AdminError, Progress, ProgressSender, ProgressUnit, Request, code};
 use super::server::{Admin, AdminServer, BindError};
 use super::socket_path;
-use crate::limits::{ADMIN_CONNECTIONS_MAX, ADMIN_MESSAGE_BYTES_MAX};
+use crate::limits::{ADMIN_ANSWER_BYTES_MAX, ADMIN_CONNECTIONS_MAX, ADMIN_MESSAGE_BYTES_MAX};
 
 /// Answers status at once, reports progress on a checkpoint, panics on verify, and never ends a
 /// pool check but notes when it is given up.
@@ -27,6 +27,12 @@ struct Fake {
     given_up: Arc<AtomicBool>,
     /// Pool checks begun.
     begun: Arc<AtomicUsize>,
+}
+
+/// A text of that many bytes, of characters of one and of three, and quoted ones.
+fn long(bytes: u64) -> String {
+    let pattern = "\"ab\u{20ac}\n".repeat(1 << 10);
+    pattern.repeat(usize::try_from(bytes).unwrap() / pattern.len() + 1)
 }
 
 struct NoteDrop(Arc<AtomicBool>);
@@ -65,8 +71,13 @@ impl Admin for Fake {
                     }
                     Ok(json!("x".repeat(10)))
                 }
-                Request::Verify { target: Some(_) } => {
-                    Ok(json!("x".repeat(usize::try_from(ADMIN_MESSAGE_BYTES_MAX).unwrap())))
+                Request::Verify { target: Some(target) } => {
+                    let many = if target.source.as_str() == "all" {
+                        ADMIN_ANSWER_BYTES_MAX
+                    } else {
+                        ADMIN_MESSAGE_BYTES_MAX
+                    };
+                    Ok(json!(long(many)))
                 }
                 Request::Verify { target: None } => panic!("a fault of the program"),
                 Request::Kept { .. }
@@ -80,6 +91,7 @@ impl Admin for Fake {
                 | Request::Forget { .. }
                 | Request::Failover { .. }
                 | Request::Failback { .. } => Ok(Value::Null),
+                Request::Events { .. } => panic!("the server answers that"),
                 Request::PoolCheck {} => {
                     begun.fetch_add(1, Ordering::SeqCst);
                     let _note = note;
@@ -194,9 +206,19 @@ async fn a_panic_in_a_command_is_an_error_of_that_command_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_too_large_is_replaced_by_its_reason() {
     let running = Running::start().await;
-    let target = Some("a".parse().unwrap());
+    let target = Some("all".parse().unwrap());
     let error = refused(running.call(Request::Verify { target }).await);
     assert_eq!(error.code, code::TOO_LARGE);
+    running.end().await;
+}
+
+/// The status of a full hub does not fit one message: it comes in parts, whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_answer_comes_in_parts() {
+    let running = Running::start().await;
+    let target = Some("a".parse().unwrap());
+    let answer = running.call(Request::Verify { target }).await.unwrap();
+    assert!(answer == json!(long(ADMIN_MESSAGE_BYTES_MAX)), "another answer");
     running.end().await;
 }
 

@@ -125,6 +125,11 @@ impl FileDevice {
         prepare::open(path, access)
     }
 
+    /// Opens one to be read only, also while another process has it.
+    pub fn look(path: &Path) -> Result<Self, FileError> {
+        prepare::look(path)
+    }
+
     fn io_error(
         &self,
         operation: &'static str,

@@ -82,6 +82,7 @@ pub(super) fn make_rows(pool: &Pool, adopt: &Adopt, kept: Kept) -> Result<(), Ad
             id: volume.id,
             name: volume.name.clone(),
             tree: TreeRoot::empty(volume.size),
+            grows_to: None,
         })?;
     }
     Ok(())

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use super::buffers::{Buffers, Page};
 use super::feed::DurableFreeze;
+use super::growth;
 use super::keeper::Kept;
 use super::mending;
 use super::order::{Frozen, Lacking};
@@ -33,6 +34,7 @@ use super::plan::{Plan, Step};
 use super::shared::{Common, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver, Roots};
 use super::tree;
+use crate::limits::PLACE_SECONDS_MAX;
 use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -43,7 +45,7 @@ use crate::units::machine;
 use crate::units::numbers::{CpNumber, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
 use crate::volume::mend::{Depth, is_rot};
-use crate::volume::writer::{Content, TreeWriter};
+use crate::volume::writer::{Content, TreeWriter, grow};
 
 /// Pause before a CP is tried again that the own pool had no room for.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
@@ -64,6 +66,8 @@ enum Heard {
     Forced,
     /// The file asks for another policy.
     Policy,
+    /// The file asks for larger volumes.
+    Growth,
     Stop,
     Nothing,
 }
@@ -132,6 +136,11 @@ impl Checkpointer {
                 self.asked = self.shared.order.freeze_anything();
             }
             Heard::Policy => self.change_policy()?,
+            Heard::Growth => {
+                let grown = growth::grow(&self.shared);
+                self.or_fail(grown, "the own catalog")?;
+                self.asked = self.shared.order.freeze_anything();
+            }
             Heard::Nothing if machine::elapsed(self.last) >= self.shared.pledge.interval() => {
                 self.last = machine::now();
                 if self.freeze() {
@@ -192,6 +201,8 @@ impl Checkpointer {
                 Some(Heard::Wanted)
             } else if self.serving() && !self.shared.sole && self.shared.pledge.is_due() {
                 Some(Heard::Policy)
+            } else if self.serving() && growth::is_due(&self.shared) {
+                Some(Heard::Growth)
             } else {
                 None
             }
@@ -204,7 +215,8 @@ impl Checkpointer {
         let begun = machine::now();
         let freeze = self.durable_freeze(frozen.cp)?;
         let space_blocks = frozen.space_blocks;
-        let plan = self.or_fail(self.plan(&frozen.buffers), "the plan of a CP")?;
+        let plan = self.with_hub(|| self.plan(&frozen.buffers))?;
+        let plan = self.or_fail(plan, "the plan of a CP")?;
         drop(frozen);
         self.shared.order.filled(freeze.cp, &plan.filled);
         let plan = Arc::new(Plan { filled: Vec::new(), ..plan });
@@ -284,6 +296,40 @@ impl Checkpointer {
         })
     }
 
+    /// Does what may meet rot. What cannot be mended because the hub is not there for a moment, as it
+    /// connects anew, is tried again.
+    fn with_hub<T>(
+        &self,
+        mut work: impl FnMut() -> Result<T, VolumeError>,
+    ) -> Result<Result<T, VolumeError>, Stopped> {
+        let (until, mut met) = (self.patience(), self.meetings());
+        loop {
+            match work() {
+                Err(error) if is_rot(&error) && self.hub_may_come(until, &mut met) => {
+                    tracing::warn!(source = %self.shared.name, %error, "a CP waits for the hub");
+                    self.pause()?;
+                }
+                done => return Ok(done),
+            }
+        }
+    }
+
+    /// Until when a hub that is away is waited for.
+    fn patience(&self) -> Instant {
+        machine::now() + self.shared.pledge.patience() + Duration::from_secs(PLACE_SECONDS_MAX)
+    }
+
+    fn meetings(&self) -> u64 {
+        self.shared.counters.connections.get()
+    }
+
+    /// Whether the hub was not there, or not all the time since that many meetings, and may be.
+    fn hub_may_come(&self, until: Instant, met: &mut u64) -> bool {
+        let before = std::mem::replace(met, self.meetings());
+        let away = !self.shared.is_connected() || *met != before;
+        away && !self.shared.sole && machine::now() < until
+    }
+
     /// Writes and publishes the own tree, unless an earlier run of this CP has.
     fn own_tree(
         &self,
@@ -296,7 +342,7 @@ impl Checkpointer {
             return Ok(roots);
         }
         let started = machine::now();
-        let mut tries = 0;
+        let (mut tries, until, mut met) = (0, self.patience(), self.meetings());
         loop {
             let budget = self.shared.promise.lend(space_blocks);
             match self.publish(plan, freeze, budget) {
@@ -314,6 +360,9 @@ impl Checkpointer {
                 }
                 Err(error) if is_rot(&error) && tries < MEND_TRIES && self.mend_nodes(plan) => {
                     tries += 1;
+                }
+                Err(error) if is_rot(&error) && self.hub_may_come(until, &mut met) => {
+                    self.pause()?;
                 }
                 Err(error) => return self.or_fail(Err(error), "the own pool"),
             }
@@ -363,6 +412,14 @@ impl Checkpointer {
             let base = before.get(&planned.volume).ok_or(PoolError::UnknownVolume { key })?.tree();
             let root = self.write_volume(&mut write_set, key, base, freeze.cp, &planned.steps)?;
             volumes.push((planned.volume, root));
+        }
+        for (volume, base, size) in growth::outgrown(shared, &before) {
+            let built = volumes.iter().position(|(built, _)| *built == volume);
+            if built.is_none() {
+                let (pool, key) = (&shared.pool, self.key(volume));
+                let root = grow(pool, &mut write_set, key, (base, size), freeze.cp)?;
+                volumes.push((volume, root));
+            }
         }
         for (&volume, pin) in before.iter() {
             let key = self.key(volume);
@@ -415,7 +472,8 @@ impl Checkpointer {
         cp: CpNumber,
         steps: &[Step],
     ) -> Result<TreeRoot, VolumeError> {
-        let mut writer = TreeWriter::new(&self.shared.pool, set, key, base, cp)?;
+        let size = growth::size_of(&self.shared, key.volume).unwrap_or(base.size);
+        let mut writer = TreeWriter::growing(&self.shared.pool, set, key, (base, size), cp)?;
         for step in steps {
             match step {
                 Step::Block { vbn, data, .. } => writer.put(Vbn(*vbn), Content::Data(data))?,

@@ -112,7 +112,7 @@ impl SourceExports {
                 name: format!("{}@{kept}", full_name(&shared, volume)),
                 description: format!("kept CP {cp} of volume {}, read-only", volume.name),
             };
-            shared.volumes.iter().map(listed).collect::<Vec<_>>()
+            shared.volumes().iter().map(listed).collect::<Vec<_>>()
         };
         rows.iter().flat_map(|row| of(&row.row)).collect()
     }
@@ -132,7 +132,7 @@ impl SourceExports {
         if let Some(reason) = shared.not_served(volume.number) {
             return Err(OpenError::Refused(reason.into()));
         }
-        let mut info = ExportInfo::new(full_name(&shared, volume), volume.size);
+        let mut info = ExportInfo::new(full_name(&shared, &volume), shared.size_of(&volume));
         info.description = format!("volume {} of source {}", volume.name, shared.name);
         info.multi_conn = true;
         let (volume, ended) = (volume.number, self.stopping.clone());
@@ -144,12 +144,13 @@ fn full_name(shared: &Shared, volume: &VolumeOffer) -> String {
     format!("{}/{}", shared.name, volume.name)
 }
 
-fn find<'a>(shared: &'a Shared, name: &str) -> Option<&'a VolumeOffer> {
-    match &shared.volumes[..] {
-        [only] if name.is_empty() => Some(only),
+fn find(shared: &Shared, name: &str) -> Option<VolumeOffer> {
+    match &shared.volumes()[..] {
+        [only] if name.is_empty() => Some(only.clone()),
         volumes => volumes
             .iter()
-            .find(|volume| volume.name.as_str() == name || full_name(shared, volume) == name),
+            .find(|volume| volume.name.as_str() == name || full_name(shared, volume) == name)
+            .cloned(),
     }
 }
 
@@ -171,7 +172,7 @@ impl Exports for SourceExports {
             name: full_name(&shared, volume),
             description: format!("volume {} of source {}", volume.name, shared.name),
         };
-        let mut all: Vec<Listed> = shared.volumes.iter().map(listed).collect();
+        let mut all: Vec<Listed> = shared.volumes().iter().map(listed).collect();
         all.extend(self.list_kept());
         all
     }

@@ -46,10 +46,10 @@ use crate::units::policy::AloneMark;
 use crate::volume::pull::cp::{CpPuller, Step, VolumeTarget};
 use crate::volume::pull::own::PoolTree;
 use crate::volume::pull::terms::Window;
-use crate::volume::writer::TreeWriter;
+use crate::volume::writer::{TreeWriter, grow};
 use crate::wire::message::{
     Follow, Message, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PullTarget, Reached, Refused,
-    RefusedCode, TakeOver,
+    RefusedCode, TakeOver, VolumeOffer,
 };
 
 /// How often it is looked whether an own CP is published.
@@ -133,7 +133,8 @@ impl Following {
             generation: shared.generation,
             epoch: row.epoch,
             fenced: kept.fenced.unwrap_or_default(),
-            volumes: shared.volumes.clone(),
+            // As its own CPs have them: what was announced and is in none is announced again later.
+            volumes: own_sizes(shared),
             own_cp: row.applied,
             own: own.into(),
             last,
@@ -152,7 +153,7 @@ impl Following {
             && volumes
                 .iter()
                 .zip(&target.volumes)
-                .all(|(own, there)| (own.key.volume, own.tree.size) == (there.volume, there.size));
+                .all(|(own, there)| own.key.volume == there.volume && own.tree.size <= there.size);
         if !agrees {
             return Err(End::Lost("the hub's volumes are not those of this source".to_owned()));
         }
@@ -195,15 +196,22 @@ impl Following {
         let guest = shared.source != shared.filer() && self.row()?.1.guest.is_some();
         let mut set = shared.pool.begin(if guest { Budget::Ordinary } else { Budget::Reserve });
         let mut wanted = Vec::with_capacity(volumes.len());
+        let mut bases = Vec::with_capacity(volumes.len());
         for (own, there) in volumes.iter().zip(&target.volumes) {
-            let tree = PoolTree::new(&shared.pool, own.tree)?;
+            if own.tree.size < there.size {
+                // It has grown, and this end was lost before it had a CP of that size.
+                shared.pool.catalog().grow_volume(own.key, there.size)?;
+            }
+            let base = grow(&shared.pool, &mut set, own.key, (own.tree, there.size), target.cp)?;
+            bases.push(base);
+            let tree = PoolTree::new(&shared.pool, base)?;
             let (size, root) = (there.size, there.root);
             wanted.push(VolumeTarget { volume: there.volume, size, root, own: tree });
         }
         let mut puller = CpPuller::new(target.cp, wanted, Window::default(), wire.number)?;
         let mut trees = Vec::new();
-        for (own, there) in volumes.iter().zip(&target.volumes) {
-            let writer = TreeWriter::new(&shared.pool, &mut set, own.key, own.tree, target.cp)?;
+        for ((own, there), base) in volumes.iter().zip(&target.volumes).zip(bases) {
+            let writer = TreeWriter::new(&shared.pool, &mut set, own.key, base, target.cp)?;
             let tree = pull_volume(wire, &mut puller, writer)?;
             if tree.root() != there.root {
                 let reason =
@@ -231,7 +239,7 @@ impl Following {
         let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         let (row, kept) = self.row()?;
         // From this CP on the state is of the hub's line: nothing in it was written alone.
-        let kept = Kept { transfer: place.transfer, alone: None, ..kept };
+        let kept = Kept { transfer: place.transfer, alone: None, unasked: None, ..kept };
         let extension = shared.keep(&row, &kept)?;
         let published = shared.pool.publish(Publish {
             write_set,
@@ -345,7 +353,8 @@ impl Following {
         let _one = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         let (row, kept) = self.row()?;
         let alone = Some(self.alone_before(&kept, take));
-        let extension = shared.keep(&row, &Kept { transfer: there.transfer, alone, ..kept })?;
+        let extension =
+            shared.keep(&row, &Kept { transfer: there.transfer, alone, unasked: None, ..kept })?;
         let published = shared.pool.publish(Publish {
             write_set: shared.pool.begin(Budget::Reserve),
             source: shared.source,
@@ -408,7 +417,7 @@ impl Following {
         let (row, kept) = self.may_take(take)?;
         // What the hub's image lacks was written alone, until the image was brought up.
         let alone = take.own.then(|| self.alone_before(&kept, take));
-        let extension = shared.keep(&row, &Kept { fenced: None, alone, ..kept })?;
+        let extension = shared.keep(&row, &Kept { fenced: None, alone, unasked: None, ..kept })?;
         let TakeOver { epoch, generation, .. } = *take;
         shared.pool.catalog().update_source(shared.source, move |row| {
             row.epoch = epoch;
@@ -445,6 +454,13 @@ fn pull_volume(
             }
         }
     }
+}
+
+/// The volumes of the newest own CP.
+fn own_sizes(shared: &Shared) -> Vec<VolumeOffer> {
+    let sized =
+        |volume: &VolumeOffer| VolumeOffer { size: shared.own_size(volume), ..volume.clone() };
+    shared.volumes().iter().map(sized).collect()
 }
 
 /// The place of the published CP.

@@ -5,7 +5,7 @@
 //! which the hub is silent or makes no progress for `hub_timeout`, is made anew after a pause; when
 //! that takes `hub_timeout` the hub is lost, and the machine says what that means for clients.
 //! A history that does not join halts the way to the hub: state and next step are shown, and
-//! nothing is tried again before a restart; a source that serves alone goes on doing so.
+//! nothing is tried again before a restart, but for volumes that the hub does not take; a source that serves alone goes on doing so.
 
 mod durable;
 mod heard;
@@ -36,7 +36,7 @@ use crate::units::convert::low_u32;
 use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber};
 use crate::units::policy::OnHubLoss;
-use crate::wire::message::{Going, Message, Refused, Scan};
+use crate::wire::message::{Going, Message, Refused, RefusedCode, Scan};
 
 /// Pause before a CP is tried again that the hub had no room for.
 const RETRY: Duration = Duration::from_secs(5);
@@ -151,9 +151,14 @@ impl Forwarder {
                 End::Stopped => return,
                 End::Renewed => continue,
                 End::Halted(refused) => {
-                    tracing::error!(source = %self.shared.name, code = refused.code.word(),
-                        reason = %refused.reason, next_step = %refused.next_step, "halted");
-                    self.shared.set_link(LinkState::Halted(refused));
+                    let again = refused.code == RefusedCode::Volume;
+                    self.note_halt(refused);
+                    if again && self.shared.fenced().is_none() {
+                        // The hub's file of this source may change; nothing here has to.
+                        self.away(Some(RETRY)).await;
+                        drop(self.primary.step(Event::TryAgain));
+                        continue;
+                    }
                     if self.shared.fenced().is_none() && !self.shared.is_newcomer() {
                         self.away(None).await;
                     }
@@ -229,6 +234,15 @@ impl Forwarder {
 
     fn lost_at(&self) -> Option<tokio::time::Instant> {
         self.lost.map(|since| tokio::time::Instant::from_std(since + self.patience()))
+    }
+
+    fn note_halt(&self, refused: Refused) {
+        let known = matches!(self.shared.link(), LinkState::Halted(before) if before == refused);
+        if !known {
+            tracing::error!(source = %self.shared.name, code = refused.code.word(),
+                reason = %refused.reason, next_step = %refused.next_step, "halted");
+            self.shared.set_link(LinkState::Halted(refused));
+        }
     }
 
     fn note_loss(&mut self, reason: String) {
@@ -393,6 +407,10 @@ impl Forwarder {
         let mut ended = self.formed(side).await;
         let streams = self.primary.is_streaming();
         let word = self.shared.session.take(streams);
+        if let Some(volumes) = word.grown {
+            let volumes = volumes.to_vec();
+            ended = first_of(ended, self.step(Event::Grown(volumes), side).await);
+        }
         if let Some((next, behind)) = word.promised {
             ended = first_of(ended, self.step(Event::Promised { next, behind }, side).await);
         }
@@ -482,18 +500,26 @@ impl Forwarder {
     /// A transfer, or a CP whose room writers wait for, that gets on with nothing for
     /// `hub_timeout`, is a lost hub (section 9).
     fn look_for_progress(&mut self) -> Result<(), End> {
+        self.shared.hub_reached(self.primary.hub_sequence(), self.done);
         let full = self.shared.order.figures().lacking == Some(Lacking::Nvram);
         // A hub without room says so: under `stop` writers wait for room, not for another connection.
         let waits = self.shared.lacks_hub_room()
             && self.shared.pledge.kept().on_hub_loss == OnHubLoss::Stop;
-        let full = full && !waits;
-        let owes = self.primary.is_streaming() && (self.primary.is_sending() || full);
+        let (full, unsent) = (full && !waits, self.primary.waits_for_hub() && !waits);
+        let sending = self.primary.is_sending();
+        let owes = self.primary.is_streaming() && (sending || unsent || full);
         let now = (self.primary.hub_sequence(), self.done, self.primary.cp_taken());
         let patience = self.patience();
         let Some(stalled) = self.pulse.stalled(now, owes, patience) else { return Ok(()) };
-        let what = if full { "both partitions of the NVRAM are full and" } else { "" };
+        let what = match (full, sending) {
+            (true, _) => "both partitions of the NVRAM are full and ",
+            (false, false) => "writes wait for room in its log and ",
+            (false, true) => "",
+        };
         let seconds = stalled.as_secs();
-        Err(End::Stalled(format!("{what} the hub got on with nothing for {seconds} s")))
+        let reason = format!("{what}the hub got on with nothing for {seconds} s");
+        self.shared.set_slow(reason.clone(), self.primary.hub_sequence(), self.done);
+        Err(End::Stalled(reason))
     }
 
     /// Does all that the machine says, also behind the end of a connection: that a CP is done alone,
@@ -515,6 +541,15 @@ impl Forwarder {
         ended
     }
 
+    /// The ends have joined.
+    fn begins(&mut self) {
+        self.lost = None;
+        self.shared.told.store(Arc::new(self.primary.volumes().to_vec()));
+        // What the last connection waited for is none of this one's.
+        self.pulse.begin();
+        self.shared.lease.send_replace(Some(self.began));
+    }
+
     async fn act(&mut self, action: Action, side: &mut SendSide) -> Result<(), End> {
         if let Some(proof) = HubDurable::from_action(&action) {
             self.shared.outbox.acknowledged(proof.place().transfer);
@@ -529,8 +564,7 @@ impl Forwarder {
             Action::SendData { cp, inline } => side.data(cp, inline),
             Action::DataWindow { taken, limit } => side.window(taken, limit),
             Action::Joined { hub, epoch } => {
-                self.lost = None;
-                self.shared.lease.send_replace(Some(self.began));
+                self.begins();
                 self.joined(hub, epoch).await?;
             }
             Action::Serve => self.serve().await,
@@ -546,6 +580,7 @@ impl Forwarder {
             Action::Answer(answering) => self.shared.answer(answering),
             Action::MarkApart(mark) => self.mark(Some(mark), Event::Apart).await?,
             Action::ClearApart => self.mark(None, Event::Together).await?,
+            Action::Unasked(began) => self.note(move |kept| kept.unasked = began).await?,
             Action::Fence(epoch) => {
                 // First of all nobody is served any more; then it is made to last.
                 if !machine::breaks(12) {
@@ -584,6 +619,7 @@ fn keeps(action: &Action) -> bool {
         action,
         Action::Joined { .. }
             | Action::MarkApart(_)
+            | Action::Unasked(_)
             | Action::ClearApart
             | Action::Fence(_)
             | Action::InForce(_)

@@ -111,6 +111,44 @@ impl HomeError {
     }
 }
 
+/// What became of the promises of those that live here when the file was read again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reloaded {
+    /// They keep the new one, behind their next CP.
+    pub changed: Vec<SourceName>,
+    /// They go on as they promised before, and why.
+    pub kept: Vec<(SourceName, String)>,
+}
+
+impl Reloaded {
+    /// What a later start here goes by: the file, but for those whose older promise stands.
+    fn stand(&self, asked: &mut BTreeMap<SourceName, Policy>, file: &BTreeMap<SourceName, Policy>) {
+        let mut next = file.clone();
+        for (name, _) in &self.kept {
+            match asked.get(name) {
+                Some(before) => next.insert(name.clone(), *before),
+                None => next.remove(name),
+            };
+        }
+        *asked = next;
+    }
+
+    /// What an administrator is to know, if not all is as the file says.
+    pub fn problem(&self) -> Option<String> {
+        if self.kept.is_empty() {
+            return None;
+        }
+        let kept = self.kept.iter().map(|(name, why)| format!("{name} ({why})"));
+        let kept = kept.collect::<Vec<_>>().join(", ");
+        let changed = self.changed.iter().map(SourceName::as_str).collect::<Vec<_>>().join(", ");
+        let changed = if changed.is_empty() { "none".to_owned() } else { changed };
+        Some(format!(
+            "[[home]]: the older promise stays in force for {kept}; the new one is in force, behind \
+             the next CP, for: {changed}"
+        ))
+    }
+}
+
 /// How it stands with a source that lives here.
 #[derive(Debug, Clone)]
 pub enum Home {
@@ -200,24 +238,34 @@ impl Homes {
     }
 
     /// The filer's file was read again: another time between two CPs, and what those shall promise
-    /// that it names (R20: behind the next CP). One that it does not name goes on as it promised.
+    /// that it names (R20: behind the next CP). One that it does not name goes on as it promised, and
+    /// so does one whose new promise cannot be kept durably; the others are told all the same.
     pub fn reload(
         &self,
         checkpoint_interval: Duration,
         policies: &BTreeMap<SourceName, Policy>,
-    ) -> Result<(), HomeError> {
-        *self.policies.lock().unwrap_or_else(PoisonError::into_inner) = policies.clone();
+    ) -> Reloaded {
+        let mut all = Reloaded::default();
         for filer in self.running() {
             let shared = filer.shared();
             let before = shared.pledge.terms().wanted;
             let wanted = policies.get(&shared.name).copied().unwrap_or(before);
-            if wanted != before {
-                // Also what a start goes by that does not find it in the file any more.
-                shared.note(|kept| kept.guest = Some(wanted))?;
+            // Also what a start goes by that does not find it in the file any more.
+            let noted = match wanted == before {
+                true => Ok(()),
+                false => shared.note(|kept| kept.guest = Some(wanted)),
+            };
+            let now = if noted.is_ok() { wanted } else { before };
+            filer.reload(now, checkpoint_interval);
+            match noted {
+                Ok(()) if wanted == before => {}
+                Ok(()) => all.changed.push(shared.name.clone()),
+                Err(error) => all.kept.push((shared.name.clone(), error.to_string())),
             }
-            filer.reload(wanted, checkpoint_interval);
         }
-        Ok(())
+        let mut asked = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        all.stand(&mut asked, policies);
+        all
     }
 
     /// What the file wants of a source that lives here.

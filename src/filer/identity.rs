@@ -10,17 +10,17 @@
 //! | 0 | 4 | magic `MHSX` |
 //! | 4 | 2 | format version: 3 |
 //! | 6 | 1 | 1 once the NVRAM was made |
-//! | 7 | 1 | bit 0: alone, bit 1: fenced, bit 2: a policy is in force, bit 3: another follows, bit 4: it lives here by the hub's wish |
+//! | 7 | 1 | bit 0: alone, bit 1: fenced, bit 2: a policy is in force, bit 3: another follows, bit 4: it lives here by the hub's wish, bit 5: it has served without having asked its hub |
 //! | 8 | 16 | id of the hub it belongs to; zero before the first Welcome |
 //! | 24 | 12 | last transfer of the published CP: generation (4), counter (8) |
 //! | 36 | 20 | alone: epoch number (4) and id (8), sequence number (8) from which on the hub may lack acknowledged writes (R4); zero if not |
 //! | 56 | 12 | fenced: epoch number (4) and id (8) in which another end is primary (R12); zero if not |
 //! | 68 | 24 | the policy in force, as `units::policy` encodes it; zero before the first Welcome |
 //! | 92 | 24 | the one that the hub is told of next, and may know already (R20); zero if none |
-//! | 116 | 12 | reserved, zero |
+//! | 116 | 12 | last transfer that it held then (R1); zero without bit 5 |
 //! | 128 | 24 | what it promises where it lives by the hub's wish, as `units::policy` encodes it; zero without bit 4 |
 //!
-//! Version 2 has 80 bytes: those up to 68 and 12 of zero, and none of the bits 2 to 4. Version 1 has
+//! Version 2 has 80 bytes: those up to 68 and 12 of zero, and none of the bits 2 to 5. Version 1 has
 //! 48 bytes: those up to 36, 12 of zero, and no bit.
 
 use crate::units::ids::HubId;
@@ -38,11 +38,14 @@ const FENCED: u8 = 2;
 const POLICY: u8 = 4;
 const NEXT: u8 = 8;
 const GUEST: u8 = 16;
+const UNASKED: u8 = 32;
 /// Where the guest's promise lies.
 const GUEST_AT: usize = 128;
+/// Where it began to serve without having asked.
+const UNASKED_AT: usize = 116;
 const MAGIC: [u8; 4] = *b"MHSX";
 
-const _: () = assert!(EXTENSION_BYTES == GUEST_AT + POLICY_BYTES);
+const _: () = assert!(EXTENSION_BYTES == GUEST_AT + POLICY_BYTES && UNASKED_AT + 12 == GUEST_AT);
 const _: () = assert!(EXTENSION_BYTES <= crate::limits::SOURCE_EXTENSION_BYTES_MAX);
 
 /// Why bytes are no extension.
@@ -85,6 +88,8 @@ pub struct Extension {
     /// What a source promises that lives here because its hub has asked for it: no configuration
     /// of this filer says so.
     pub guest: Option<Policy>,
+    /// The last transfer held when it began to serve without having asked its hub.
+    pub unasked: Option<TransferId>,
 }
 
 impl Extension {
@@ -95,8 +100,7 @@ impl Extension {
         out[4..6].copy_from_slice(&EXTENSION_VERSION.to_le_bytes());
         out[6] = u8::from(self.nvram_made);
         out[8..24].copy_from_slice(&self.hub.unwrap_or_default().0);
-        out[24..28].copy_from_slice(&self.transfer.generation.to_le_bytes());
-        out[28..36].copy_from_slice(&self.transfer.counter.to_le_bytes());
+        out[24..36].copy_from_slice(&transfer_bytes(self.transfer));
         if let Some((epoch, from)) = self.alone {
             out[7] |= ALONE;
             out[36..48].copy_from_slice(&epoch_bytes(epoch));
@@ -105,6 +109,10 @@ impl Extension {
         if let Some(epoch) = self.fenced {
             out[7] |= FENCED;
             out[56..68].copy_from_slice(&epoch_bytes(epoch));
+        }
+        if let Some(began) = self.unasked {
+            out[7] |= UNASKED;
+            out[UNASKED_AT..GUEST_AT].copy_from_slice(&transfer_bytes(began));
         }
         let policies =
             [(POLICY, 68, self.policy), (NEXT, 92, self.next), (GUEST, GUEST_AT, self.guest)];
@@ -133,7 +141,7 @@ impl Extension {
         let (wanted, used, flags_max) = match version {
             1 => (FIRST_BYTES, 36, 0),
             2 => (SECOND_BYTES, 68, ALONE | FENCED),
-            3 => (EXTENSION_BYTES, 116, ALONE | FENCED | POLICY | NEXT | GUEST),
+            3 => (EXTENSION_BYTES, GUEST_AT, ALONE | FENCED | POLICY | NEXT | GUEST | UNASKED),
             _ => return Err(ExtensionError::Version(version)),
         };
         if bytes.len() != wanted {
@@ -161,15 +169,13 @@ impl Extension {
         Ok(Self {
             nvram_made: made == 1,
             hub: Some(HubId(hub)).filter(|hub| !hub.is_zero()),
-            transfer: TransferId {
-                generation: epoch_at(&all, 24).number,
-                counter: number_at(&all, 28),
-            },
+            transfer: transfer_at(&all, 24),
             alone: (flags & ALONE != 0).then_some(alone),
             fenced: (flags & FENCED != 0).then_some(epoch_at(&all, 56)),
             policy: policy(POLICY, 68)?,
             next: policy(NEXT, 92)?,
             guest: policy(GUEST, GUEST_AT)?,
+            unasked: (flags & UNASKED != 0).then(|| transfer_at(&all, UNASKED_AT)),
         })
     }
 }
@@ -182,6 +188,7 @@ fn stray(all: &[u8; EXTENSION_BYTES], flags: u8, used: usize) -> Option<u8> {
         (POLICY, 68, 92),
         (NEXT, 92, 116),
         (GUEST, GUEST_AT, EXTENSION_BYTES),
+        (UNASKED, UNASKED_AT, GUEST_AT),
     ];
     let unset = fields.into_iter().filter(|(flag, ..)| flags & flag == 0);
     let ranges = unset.map(|(_, from, to)| (from, to)).chain([(used, GUEST_AT)]);
@@ -199,6 +206,15 @@ fn epoch_at(all: &[u8; EXTENSION_BYTES], at: usize) -> Epoch {
     let mut number = [0; 4];
     number.copy_from_slice(&all[at..at + 4]);
     Epoch { number: u32::from_le_bytes(number), id: number_at(all, at + 4) }
+}
+
+fn transfer_bytes(transfer: TransferId) -> [u8; 12] {
+    epoch_bytes(Epoch { number: transfer.generation, id: transfer.counter })
+}
+
+fn transfer_at(all: &[u8; EXTENSION_BYTES], at: usize) -> TransferId {
+    let Epoch { number: generation, id: counter } = epoch_at(all, at);
+    TransferId { generation, counter }
 }
 
 fn number_at(all: &[u8; EXTENSION_BYTES], at: usize) -> u64 {
@@ -222,30 +238,34 @@ mod tests {
             policy: Some(Policy { mode: Mode::SemiSync, ..Policy::default() }),
             next: Some(Policy::default()),
             guest: Some(Policy::default()),
+            unasked: Some(TransferId { generation: 9, counter: 0x0a0b }),
         }
     }
 
     fn bare() -> Extension {
-        Extension { alone: None, fenced: None, policy: None, next: None, guest: None, ..sample() }
+        let (alone, fenced, unasked) = Default::default();
+        Extension { alone, fenced, unasked, policy: None, next: None, guest: None, ..sample() }
     }
 
     #[test]
     fn golden_bytes_and_back() {
         let bytes = sample().encode();
-        assert_eq!(&bytes[..9], b"MHSX\x03\0\x01\x1f\x07");
+        assert_eq!(&bytes[..9], b"MHSX\x03\0\x01\x3f\x07");
         assert_eq!(&bytes[24..36], &[2, 0, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(&bytes[36..50], &[3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 6, 5]);
         assert_eq!(&bytes[56..62], &[7, 0, 0, 0, 8, 0]);
         assert_eq!(Extension::decode(&bytes), Ok(sample()));
         assert_eq!((&bytes[68..70], &bytes[92..94]), (&[2, 1][..], &[1, 1][..]));
         assert_eq!(bytes[128..], Policy::default().encode());
+        assert_eq!(&bytes[116..128], &[9, 0, 0, 0, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0]);
         assert_eq!(Extension::decode(&bare().encode()), Ok(bare()));
         assert_eq!(Extension::decode(&[]), Ok(Extension::default()));
     }
 
     #[test]
     fn older_versions_are_read() {
-        let second = Extension { policy: None, next: None, guest: None, ..sample() };
+        let (policy, next, unasked) = Default::default();
+        let second = Extension { policy, next, unasked, guest: None, ..sample() };
         let mut bytes = second.encode()[..80].to_vec();
         bytes[4] = 2;
         assert_eq!(Extension::decode(&bytes), Ok(second));
@@ -271,11 +291,11 @@ mod tests {
         assert_eq!(bad(0, b'X'), ExtensionError::Magic(*b"XHSX"));
         assert_eq!(bad(4, 4), ExtensionError::Version(4));
         assert_eq!(bad(6, 2), ExtensionError::Field { field: "nvram made", value: 2 });
-        assert_eq!(bad(7, 32), ExtensionError::Field { field: "flags", value: 32 });
-        assert_eq!(bad(7, 15), ExtensionError::Field { field: "reserved", value: 1 });
-        assert_eq!(bad(7, 29), ExtensionError::Field { field: "reserved", value: 7 });
-        assert_eq!(bad(7, 27), ExtensionError::Field { field: "reserved", value: 2 });
-        assert_eq!(bad(127, 9), ExtensionError::Field { field: "reserved", value: 9 });
+        assert_eq!(bad(7, 64), ExtensionError::Field { field: "flags", value: 64 });
+        assert_eq!(bad(7, 47), ExtensionError::Field { field: "reserved", value: 1 });
+        assert_eq!(bad(7, 61), ExtensionError::Field { field: "reserved", value: 7 });
+        assert_eq!(bad(7, 59), ExtensionError::Field { field: "reserved", value: 2 });
+        assert_eq!(bad(7, 31), ExtensionError::Field { field: "reserved", value: 9 });
         assert!(matches!(bad(68, 9), ExtensionError::Policy(_)));
         assert!(matches!(bad(128, 9), ExtensionError::Policy(_)));
         assert_eq!(Extension::decode(&[0; 7]), Err(ExtensionError::Length(7)));

@@ -34,6 +34,8 @@ pub struct Kept {
     pub next: Option<Policy>,
     /// What it promises, of a source that lives on this filer by its hub's wish.
     pub guest: Option<Policy>,
+    /// The last transfer that it held when it began to serve without having asked its hub (R1).
+    pub unasked: Option<TransferId>,
 }
 
 /// Reads and writes the extension of a source's row.
@@ -56,16 +58,17 @@ impl FilerKeeper {
 
 impl Keeper for FilerKeeper {
     fn read(&self, row: &SourceRow) -> Result<Kept, KeeperError> {
-        let Extension { nvram_made, hub, transfer, alone, fenced, policy, next, guest } =
+        let Extension { nvram_made, hub, transfer, alone, fenced, policy, next, guest, unasked } =
             Self::decode(row)?;
-        Ok(Kept { nvram_made, hub, transfer, alone, fenced, policy, next, guest })
+        Ok(Kept { nvram_made, hub, transfer, alone, fenced, policy, next, guest, unasked })
     }
 
     fn write(&self, row: &SourceRow, kept: &Kept) -> Result<Vec<u8>, KeeperError> {
         // What is not understood is not replaced.
         Self::decode(row)?;
-        let Kept { nvram_made, hub, transfer, alone, fenced, policy, next, guest } = *kept;
-        let extension = Extension { nvram_made, hub, transfer, alone, fenced, policy, next, guest };
+        let Kept { nvram_made, hub, transfer, alone, fenced, policy, next, guest, unasked } = *kept;
+        let extension =
+            Extension { nvram_made, hub, transfer, alone, fenced, policy, next, guest, unasked };
         Ok(extension.encode().to_vec())
     }
 }
@@ -86,7 +89,9 @@ mod tests {
         let hub = Some(HubId([7; 16]));
         let (policy, next) = (Some(Policy::default()), None);
         let guest = Some(Policy::default());
-        let kept = Kept { nvram_made: true, hub, transfer, alone, fenced, policy, next, guest };
+        let unasked = Some(transfer);
+        let kept =
+            Kept { nvram_made: true, hub, transfer, alone, fenced, policy, next, guest, unasked };
         row.extension = FilerKeeper.write(&row, &kept).unwrap();
         assert_eq!(FilerKeeper.read(&row), Ok(kept));
         row.extension[0] = b'X';

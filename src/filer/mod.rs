@@ -21,6 +21,8 @@
 //! that others use as well; [`beneath`]: a log that is not in a tree yet, below everything of this
 //! engine.
 //!
+//! [`growth`]: volumes become larger while clients are connected.
+//!
 //! [`pledge`]: what the source promises, and how a reload changes it while it runs.
 
 pub mod adopt;
@@ -33,6 +35,7 @@ pub mod export;
 pub mod feed;
 pub mod follow;
 pub mod forwarder;
+pub mod growth;
 pub mod homes;
 pub mod identity;
 pub mod image;
@@ -380,6 +383,12 @@ impl Filer {
         let shared = self.shared();
         shared.pledge.want(policy, checkpoint_interval);
         shared.checkpoint.look_again();
+    }
+
+    /// Sizes that the file asks for from now on: a larger one is taken behind the next CP, which is
+    /// made for it.
+    pub fn grow(&self, volumes: Vec<(VolumeName, ByteCount)>) {
+        self.shared().want_sizes(volumes);
     }
 
     /// How long a hub that is away is waited for.

@@ -72,7 +72,7 @@ impl Newcomer {
             generation: shared.generation,
             epoch: shared.epoch(),
             fenced: shared.epoch(),
-            volumes: shared.volumes.clone(),
+            volumes: shared.volumes().to_vec(),
             own_cp: CpNumber(0),
             own: WirePlace::default(),
             last: shared.order.figures().sequence,
@@ -90,9 +90,10 @@ impl Newcomer {
         if adopt.name != shared.name || !shared.is_newcomer() {
             return Err(AdoptError::Malformed("this filer is not new, or has another name"));
         }
-        let same = adopt.volumes.len() == shared.volumes.len()
+        let here = shared.volumes();
+        let same = adopt.volumes.len() == here.len()
             && adopt.volumes.iter().all(|there| {
-                shared.volumes.iter().any(|own| (&own.name, own.size) == (&there.name, there.size))
+                here.iter().any(|own| (&own.name, own.size) == (&there.name, there.size))
             });
         if !same {
             return Err(AdoptError::Malformed("its volumes are not those of source.toml"));

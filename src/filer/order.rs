@@ -83,6 +83,7 @@ pub enum AdoptError {
 pub type PoolTakes = Box<dyn Fn(u64) -> bool + Send + Sync>;
 
 struct State {
+    shapes: BTreeMap<VolumeNumber, VolumeShape>,
     next: SequenceNumber,
     open_cp: CpNumber,
     open: Buffers,
@@ -143,7 +144,6 @@ pub struct Order {
     gate: tokio::sync::Mutex<()>,
     /// Something was released.
     room: Notify,
-    shapes: BTreeMap<VolumeNumber, VolumeShape>,
     pool_takes: PoolTakes,
     on_full: OnFull,
     /// Called without the lock when the queue has something new.
@@ -165,6 +165,7 @@ impl Order {
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
         let state = State {
+            shapes,
             next: SequenceNumber(1),
             open_cp: CpNumber(1),
             open: Buffers::default(),
@@ -186,7 +187,6 @@ impl Order {
             state: Mutex::new(state),
             gate: tokio::sync::Mutex::new(()),
             room: Notify::new(),
-            shapes,
             pool_takes,
             on_full: OnFull::Wait,
             wake,
@@ -197,6 +197,11 @@ impl Order {
     #[must_use]
     pub fn on_full(self, on_full: OnFull) -> Self {
         Self { on_full, ..self }
+    }
+
+    /// Volumes have other shapes from now on: larger ones.
+    pub fn grow(&self, shapes: BTreeMap<VolumeNumber, VolumeShape>) {
+        self.lock().shapes = shapes;
     }
 
     /// Bytes of the ring, before anything new is ordered.
@@ -408,7 +413,7 @@ impl Order {
                 return Err(AdoptError::Room { wanted, room });
             }
             for (entry, data) in transfer.iter() {
-                state.apply(self, entry, data);
+                state.apply(entry, data);
             }
             if adopt {
                 state.queue.push_back(Queued::Adopted(Box::new(transfer.clone())));
@@ -484,8 +489,9 @@ impl Order {
     }
 
     fn check_ranges(&self, transfer: &Transfer) -> Result<(), AdoptError> {
+        let state = self.lock();
         for entry in transfer.entries() {
-            let shape = self.shapes.get(&entry.volume);
+            let shape = state.shapes.get(&entry.volume);
             let size = shape.map_or(0, |shape| shape.blocks * BLOCK_BYTES_U64);
             if entry.end() > size {
                 return Err(AdoptError::Range {
@@ -533,14 +539,14 @@ impl State {
                 OnFull::Enospc | OnFull::Wait => Ok(None),
             };
         }
-        let sequence = self.apply(order, entry, data);
+        let sequence = self.apply(entry, data);
         let queued = Queued::Entry { cp: self.open_cp, entry: *entry, data: data.clone() };
         self.queue.push_back(queued);
         Ok(Some(sequence))
     }
 
     fn pool_takes(&self, order: &Order, entry: &Entry) -> bool {
-        let height = order.shapes.get(&entry.volume).map_or(0, |shape| shape.height);
+        let height = self.shapes.get(&entry.volume).map_or(0, |shape| shape.height);
         let wanted = worst(dirtied(entry).1, height);
         (order.pool_takes)(self.frozen_space + self.space_blocks() + wanted)
     }
@@ -549,13 +555,13 @@ impl State {
         self.open.blocks() + self.footprint.nodes()
     }
 
-    fn apply(&mut self, order: &Order, entry: &Entry, data: &[u8]) -> SequenceNumber {
+    fn apply(&mut self, entry: &Entry, data: &[u8]) -> SequenceNumber {
         let sequence = self.next;
         self.next = sequence.next();
         self.open.apply(entry, data);
         self.open_charge += charge(entry);
         self.last.insert(entry.volume, sequence);
-        let height = order.shapes.get(&entry.volume).map_or(0, |shape| shape.height);
+        let height = self.shapes.get(&entry.volume).map_or(0, |shape| shape.height);
         let (first, count) = dirtied(entry);
         match entry.kind {
             EntryKind::Write => self.footprint.add(entry.volume, height, first, count),

@@ -24,10 +24,10 @@ pub type Older = BTreeMap<VolumeNumber, CpNumber>;
 /// the root of that CP, or of an older one; else the trees are to be compared.
 pub fn look(shared: &Shared, welcome: &Welcome) -> Result<(Past, Older), PoolError> {
     let (cp, place) = (welcome.applied_cp, Place::from(welcome.applied));
-    let mut older = Older::new();
+    let (volumes, mut older) = (shared.volumes(), Older::new());
     if cp == CpNumber(0) {
         let is_empty = |root: &VolumeRoot| {
-            let own = shared.volumes.iter().find(|own| own.number == root.volume);
+            let own = volumes.iter().find(|own| own.number == root.volume);
             own.is_none_or(|own| empty(own) == root.root)
         };
         let past = match (place == Place::default(), welcome.roots.iter().all(is_empty)) {
@@ -40,7 +40,7 @@ pub fn look(shared: &Shared, welcome: &Welcome) -> Result<(Past, Older), PoolErr
     let row = shared.pool.catalog().history(shared.source, cp)?;
     let Some(row) = row.filter(|row| row.is_at(place)) else { return Ok((Past::No, older)) };
     let refused = |volume| welcome.refused.iter().any(|no| no.volume == volume);
-    for volume in shared.volumes.iter().filter(|volume| !refused(volume.number)) {
+    for volume in volumes.iter().filter(|volume| !refused(volume.number)) {
         let there = welcome.roots.iter().find(|root| root.volume == volume.number);
         let there = there.map_or_else(|| empty(volume), |root| root.root);
         // A volume that is new here was empty then.

@@ -61,6 +61,12 @@ impl Pulse {
         Some(left)
     }
 
+    /// Another connection: what was waited for on the one before is none of this one's. Heartbeats go
+    /// on being told apart.
+    pub fn begin(&mut self) {
+        self.reached = Self::default().reached;
+    }
+
     /// For how long a hub that `owes` something has got on with nothing, if that is longer than
     /// `hub_timeout`.
     pub fn stalled(&mut self, now: Reached, owes: bool, hub_timeout: Duration) -> Option<Duration> {

@@ -21,6 +21,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use self::replay::{Replay, Replayed};
@@ -29,6 +30,7 @@ use super::beneath::Ground;
 use super::completion::{Completion, Gate};
 use super::counters::Counters;
 use super::feed::SourceFeed;
+use super::growth;
 use super::keeper::{FilerKeeper, Keeper, KeeperError, Kept};
 use super::order::{Order, PoolTakes, VolumeShape};
 use super::outbox::Outbox;
@@ -52,7 +54,9 @@ use crate::session::primary::{Answering, Event, Identity, Own, Primary};
 use crate::units::ids::{RandomError, SourceId, VolumeId, random_u64};
 use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
-use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, VolumeNumber};
+use crate::units::numbers::{
+    ByteCount, CpNumber, Generation, LogPosition, TransferId, VolumeNumber,
+};
 use crate::units::policy::{OnFull, Policy};
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
@@ -93,8 +97,8 @@ pub enum RecoverError {
     /// A volume of the state is not in the configuration.
     #[error("volume {0} is here and not in source.toml: it cannot be left out")]
     VolumeGone(VolumeName),
-    /// Or has another size there.
-    #[error("volume {name} has {met} bytes here, source.toml says {wanted}")]
+    /// Or is smaller there.
+    #[error("volume {name} has {met} bytes here, source.toml says {wanted}: it cannot shrink")]
     VolumeSize { name: VolumeName, wanted: ByteCount, met: ByteCount },
     /// The NVRAM is gone.
     #[error(
@@ -140,6 +144,34 @@ pub enum RecoverError {
         own.sequence, own.hash, held_after.sequence, held_after.hash
     )]
     Mismatch { cp: CpNumber, own: Place, held_after: Place },
+}
+
+impl RecoverError {
+    /// Whether it is the NVRAM that is gone, or of no use.
+    pub fn is_of_nvram(&self) -> bool {
+        match self {
+            Self::Ring(_)
+            | Self::NvramLost { .. }
+            | Self::NvramDamaged { .. }
+            | Self::SoleLost { .. }
+            | Self::SoleDamaged { .. }
+            | Self::Kind { .. }
+            | Self::Transfer { .. }
+            | Self::Freeze { .. }
+            | Self::Chain { .. }
+            | Self::Mismatch { .. } => true,
+            Self::Pool(_)
+            | Self::Random(_)
+            | Self::Volume(_)
+            | Self::Keeper(_)
+            | Self::Adopt(_)
+            | Self::Name { .. }
+            | Self::Sources(_)
+            | Self::Unknown(_)
+            | Self::VolumeGone(_)
+            | Self::VolumeSize { .. } => false,
+        }
+    }
 }
 
 /// What the source should be.
@@ -230,7 +262,11 @@ pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, 
     let (keeper, offers) = (Arc::new(FilerKeeper), Offers::default());
     // Other sources may come to live in this pool at any time: each reserves its room.
     let (sole, ground) = (false, None);
-    resume(&settings, nvram, Inside { pool, row, volumes, keeper, sole, ground, offers })
+    let inside = Inside { pool, row, volumes, keeper, sole, ground, offers };
+    let started = resume(&settings, nvram, inside)?;
+    // What is larger in the file grows behind the first CP.
+    started.shared.want_sizes(wanted.volumes.clone());
+    Ok(started)
 }
 
 /// How the engine of that source runs.
@@ -288,7 +324,10 @@ pub fn again(
     let volumes = pool.catalog().volumes(source)?;
     let nvram = Store { new: false, ..nvram.clone() };
     let (sole, ground, offers) = (false, None, Arc::clone(&before.offers));
-    resume(settings, &nvram, Inside { pool, row, volumes, keeper, sole, ground, offers })
+    let inside = Inside { pool, row, volumes, keeper, sole, ground, offers };
+    let started = resume(settings, &nvram, inside)?;
+    started.shared.want_sizes(before.wanted_sizes());
+    Ok(started)
 }
 
 fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Started, RecoverError> {
@@ -319,7 +358,9 @@ fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Star
     if let Some(damage) = recovery.damage.first() {
         return Err(nvram_damaged(nvram, inside.sole, damage));
     }
-    let replayed = replay.finish(row.applied)?;
+    // A volume begins to grow when no CP is under way.
+    let grows = inside.volumes.iter().any(|volume| volume.grows_to.is_some());
+    let replayed = replay.finish(row.applied, grows)?;
     let handle = ring.handle();
     order.set_capacity(handle.status().capacity.0);
     order.raise_cp(row.applied.max(row.highest_cp).max(beneath).next());
@@ -343,7 +384,11 @@ fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Star
     if let Some(freeze) = replayed.freeze {
         shared.checkpoint.frozen(freeze);
     }
-    let primary = make_primary(&shared, &replayed);
+    let primary = make_primary(&shared, &replayed, kept.unasked);
+    if growth::outgrown(&shared, &shared.pins()).next().is_some() {
+        // A start came between the announcement and its CP.
+        shared.checkpoint.force();
+    }
     Ok(Started { shared, primary })
 }
 
@@ -394,10 +439,10 @@ fn own_volumes(
     let catalog = pool.catalog();
     let mut rows = catalog.volumes(source)?;
     for row in &rows {
-        let met = row.tree.size;
+        let met = row.size();
         match wanted.volumes.iter().find(|(name, _)| *name == row.name) {
             None => return Err(RecoverError::VolumeGone(row.name.clone())),
-            Some((name, wanted)) if *wanted != met => {
+            Some((name, wanted)) if *wanted < met => {
                 return Err(RecoverError::VolumeSize { name: name.clone(), wanted: *wanted, met });
             }
             Some(_) => {}
@@ -414,6 +459,7 @@ fn own_volumes(
             id: VolumeId::random()?,
             name: name.clone(),
             tree: TreeRoot::empty(*size),
+            grows_to: None,
         };
         catalog.put_volume(row.clone())?;
         rows.push(row);
@@ -470,7 +516,7 @@ fn make_order(
 ) -> Result<Order, RecoverError> {
     let mut shapes = BTreeMap::new();
     for row in &inside.volumes {
-        let Geometry { blocks, height } = Geometry::of(row.tree.size)?;
+        let Geometry { blocks, height } = Geometry::of(row.size())?;
         shapes.insert(row.key.volume, VolumeShape { blocks, height });
     }
     let wake = move || {
@@ -484,8 +530,9 @@ fn make_order(
 }
 
 fn offer(row: VolumeRow) -> VolumeOffer {
-    let VolumeRow { key, id, name, tree } = row;
-    VolumeOffer { number: key.volume, id, name, size: tree.size }
+    let size = row.size();
+    let VolumeRow { key, id, name, .. } = row;
+    VolumeOffer { number: key.volume, id, name, size }
 }
 
 struct Parts {
@@ -516,6 +563,7 @@ fn state_of(
         rejected: None,
         refused: Vec::new(),
         lacks_hub_room: false,
+        slow: None,
         set_back: None,
         answering: Answering::Policy,
         mark: kept.alone,
@@ -569,7 +617,9 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         name: row.name.clone(),
         source: row.id,
         generation: row.generation,
-        volumes: volumes.into_iter().map(offer).collect(),
+        volumes: ArcSwap::from_pointee(volumes.into_iter().map(offer).collect()),
+        told: ArcSwap::default(),
+        wanted: Mutex::default(),
         pledge,
         pool,
         keeper,
@@ -609,7 +659,7 @@ fn first_link(sole: bool) -> LinkState {
 }
 
 /// A machine that knows what is held, and the CP that was under way.
-fn make_primary(shared: &Shared, replayed: &Replayed) -> Primary {
+fn make_primary(shared: &Shared, replayed: &Replayed, unasked: Option<TransferId>) -> Primary {
     let affiliation = shared.affiliation();
     let identity = Identity {
         name: shared.name.clone(),
@@ -617,12 +667,14 @@ fn make_primary(shared: &Shared, replayed: &Replayed) -> Primary {
         hub: affiliation.hub,
         generation: shared.generation,
         epoch: affiliation.epoch,
-        volumes: shared.volumes.clone(),
+        volumes: shared.volumes().to_vec(),
         policy: shared.pledge.in_force(),
         alone: shared.mark(),
+        unasked,
     };
     let (own_cp, roots) = shared.own();
-    let own = Own { cp: own_cp, roots: roots.clone() };
+    let outgrown = growth::outgrown(shared, &shared.pins()).next().is_some();
+    let own = Own { cp: own_cp, roots: roots.clone(), outgrown };
     let mut primary = Primary::new(identity, replayed.held_after, shared.outbox.all(), own);
     if let Some(next) = shared.pledge.terms().next {
         // Whatever was recovered may have been answered under the one before alone.

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::beneath::{Beneath, Ground};
@@ -28,8 +29,8 @@ use crate::pool::{Pin, Pool};
 use crate::session::primary::Answering;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::machine;
-use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
+use crate::units::names::{SourceName, VolumeName};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 use crate::units::policy::{AloneMark, OnHubLoss, Policy};
 use crate::volume::mend::{Mender, Questions};
 use crate::wire::homes::Adopt;
@@ -83,7 +84,11 @@ pub struct Shared {
     /// This boot.
     pub generation: Generation,
     /// Its volumes.
-    pub volumes: Vec<VolumeOffer>,
+    pub volumes: ArcSwap<Vec<VolumeOffer>>,
+    /// The volumes as the hub has noted them, once it was met.
+    pub(super) told: ArcSwap<Vec<VolumeOffer>>,
+    /// Sizes that the file asks for.
+    pub(super) wanted: Mutex<Vec<(VolumeName, ByteCount)>>,
     /// What it promises.
     pub pledge: Pledge,
     /// Its pool.
@@ -161,6 +166,8 @@ pub(super) struct SharedState {
     pub(super) refused: Vec<VolumeRefusal>,
     /// That refusal was for lack of room in the hub's pool.
     pub(super) lacks_hub_room: bool,
+    /// The hub got on with nothing although something was owed, and how far it was then.
+    pub(super) slow: Option<(String, (SequenceNumber, CpNumber))>,
     /// How the hub was set back behind what it had acknowledged, if it was since the start (R7).
     pub(super) set_back: Option<String>,
     /// How far writes are answered, as the session says.
@@ -190,6 +197,39 @@ pub struct PassStatus {
 }
 
 impl Shared {
+    /// Its volumes, each of the size that the hub is told.
+    pub fn volumes(&self) -> Arc<Vec<VolumeOffer>> {
+        self.volumes.load_full()
+    }
+
+    /// Sizes that the file asks for.
+    pub fn wanted_sizes(&self) -> Vec<(VolumeName, ByteCount)> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The file asks for these sizes from now on.
+    pub fn want_sizes(&self, sizes: Vec<(VolumeName, ByteCount)>) {
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
+        self.checkpoint.look_again();
+    }
+
+    /// The size of a volume as its newest own CP has it.
+    pub fn own_size(&self, volume: &VolumeOffer) -> ByteCount {
+        self.lock().pins.get(&volume.number).map_or(volume.size, |pin| pin.tree().size)
+    }
+
+    /// What clients may use of a volume: what its newest own CP has, and under `stop` no more than
+    /// what the hub has noted, so that no failover makes it smaller.
+    pub fn size_of(&self, volume: &VolumeOffer) -> ByteCount {
+        let own = self.own_size(volume);
+        if self.sole || self.pledge.kept().on_hub_loss == OnHubLoss::Continue {
+            return own;
+        }
+        let told = self.told.load();
+        let told = told.iter().find(|told| told.number == volume.number);
+        told.map_or(own, |told| told.size.min(own))
+    }
+
     /// Hub and epoch.
     pub fn affiliation(&self) -> Affiliation {
         self.lock().affiliation
@@ -285,6 +325,22 @@ impl Shared {
     pub fn set_no_hub_room(&self, reason: String) {
         let mut state = self.lock();
         (state.rejected, state.lacks_hub_room) = (Some(reason), true);
+    }
+
+    /// The hub counts as lost because it gets on with nothing, though it answers.
+    pub fn set_slow(&self, reason: String, sequence: SequenceNumber, done: CpNumber) {
+        self.lock().slow = Some((reason, (sequence, done)));
+    }
+
+    /// The hub is that far: got on, it is not slow any more.
+    pub fn hub_reached(&self, sequence: SequenceNumber, done: CpNumber) {
+        let mut state = self.lock();
+        state.slow.take_if(|(_, before)| sequence > before.0 || done > before.1);
+    }
+
+    /// Why the hub counted as lost although it answered, until it gets on with something.
+    pub fn slow(&self) -> Option<String> {
+        self.lock().slow.as_ref().map(|(reason, _)| reason.clone())
     }
 
     /// Whether the hub has no room for the CP that is tried again.

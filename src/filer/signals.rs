@@ -18,7 +18,7 @@ use crate::units::machine::Bell;
 use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
 use crate::units::policy::Policy;
 use crate::wire::homes::Adopted;
-use crate::wire::message::{Frame, Scanned, WantPlace};
+use crate::wire::message::{Frame, Scanned, VolumeOffer, WantPlace};
 
 /// Scans that wait for the checkpoint thread or the forwarder.
 const SCANS_MAX: usize = 8;
@@ -154,6 +154,8 @@ pub struct SessionInbox {
     pub committed: Option<Committed>,
     /// Writers wait for the room of this CP, which is committed here.
     pub pressed: Option<CpNumber>,
+    /// The volumes, some of which have grown: the hub is told before anything else.
+    pub grown: Option<Arc<Vec<VolumeOffer>>>,
     /// Another policy follows, without a freeze: nothing was ordered behind the last one.
     pub promised: Option<(Policy, SequenceNumber)>,
     /// Ask the hub to scan a CP.
@@ -191,6 +193,11 @@ impl SessionSignals {
     /// Writers wait for the room of a CP that is committed here.
     pub fn pressed(&self, cp: CpNumber) {
         self.leave(|inbox| inbox.pressed = Some(cp));
+    }
+
+    /// Volumes have grown; durable, and in no CP yet.
+    pub fn grown(&self, volumes: Arc<Vec<VolumeOffer>>) {
+        self.leave(|inbox| inbox.grown = Some(volumes));
     }
 
     /// Another policy follows, and is kept durably.

@@ -216,8 +216,11 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
             let reason = shared.rejected().unwrap_or_default();
             (SourceState::Behind, reason, next_of_full_hub(shared))
         }
-        LinkState::Connected { .. } if shared.mark().is_some() => coming_back(shared),
-        LinkState::Connected { .. } => in_session(shared),
+        LinkState::Connected { .. } => match shared.slow() {
+            Some(reason) if shared.pass().is_none() => (SourceState::Behind, reason, slow(shared)),
+            Some(_) | None if shared.mark().is_some() => coming_back(shared),
+            Some(_) | None => in_session(shared),
+        },
     }
 }
 
@@ -250,6 +253,15 @@ fn next_of_full_hub(shared: &Shared) -> String {
         (Answering::Policy | Answering::Held, _) => "",
     };
     format!("{NEXT_OF_FULL_POOL}; it is tried again by itself{clients}")
+}
+
+/// The hub answers, and takes nothing.
+fn slow(shared: &Shared) -> String {
+    let clients = match shared.answering() {
+        Answering::Alone => "clients are served here alone meanwhile",
+        Answering::Policy | Answering::Held => "writes wait for it",
+    };
+    format!("see `mirrorhub status` on the hub: its log or NVRAM may be full; {clients}")
 }
 
 /// The hub is there, and may still lack what was acknowledged without it (R4).
@@ -345,11 +357,12 @@ fn volumes(shared: &Shared, roots: &Roots) -> Vec<VolumeStatus> {
     let of = |number| roots.iter().find(|(volume, _)| *volume == number).map(|(_, root)| *root);
     let refused = shared.refused();
     let refused = |number| refused.iter().find(|refusal| refusal.volume == number).cloned();
-    let status = shared.volumes.iter().map(|volume| VolumeStatus {
+    let all = shared.volumes();
+    let status = all.iter().map(|volume| VolumeStatus {
         number: volume.number,
         id: volume.id,
         name: volume.name.clone(),
-        size: volume.size,
+        size: shared.size_of(volume),
         root: of(volume.number),
         refused: refused(volume.number),
     });

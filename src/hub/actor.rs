@@ -158,6 +158,7 @@ impl SourceActor {
             let mut machine = Mirror::new(known, last, 0, self.shared.grant().1);
             if let Some(source) = source {
                 machine.holds(&self.shared.store.ends(source));
+                machine.names(self.shared.store.own_durable(source));
             }
             if let Some(fault) = fault {
                 machine.step(Event::Faulted(fault.to_string()));
@@ -233,7 +234,8 @@ impl SourceActor {
         // What an older connection's CP had taken is not this one's.
         if let Some(lane) = &self.lane {
             lane.updates_taken();
-            lane.welcomed(self.held);
+            let generation = self.machine.as_ref().map(|machine| machine.known().generation);
+            lane.welcomed(self.held, generation.unwrap_or_default());
         }
         self.look_what_came();
         tracing::info!(source = %self.name, "source is in session");
@@ -245,18 +247,22 @@ impl SourceActor {
     }
 
     /// The marks of what was lost, or may have been, go when the source has sent it again.
-    fn look_what_came(&self) {
+    fn look_what_came(&mut self) {
         let Some(lane) = &self.lane else { return };
         let (log_lost, rot) = lane.has_come();
         if log_lost {
             let (refills, source) = (self.shared.refills.clone(), lane.source());
             let name = &self.name;
-            tracing::info!(source = %name, "has sent again what was lost here before the import");
+            tracing::info!(source = %name, "has sent again what was lost here, or its CP shows all it has");
             machine::aside(move || refills.forget(source));
         }
         if rot {
             let (shared, lane) = (self.shared.clone(), lane.clone());
             machine::aside(move || shared.nothing_is_missing(&lane));
+        }
+        if log_lost || rot {
+            // Status says it no more.
+            self.publish();
         }
     }
 
@@ -319,11 +325,15 @@ impl SourceActor {
             {
                 machine.works(self.shared.has_work(lane.source()));
             }
-            let full = outcome == Outcome::NoSpace;
+            let full = match &outcome {
+                Outcome::NoSpace => Some("the hub's pool is full".to_owned()),
+                Outcome::OverLimit { reason } => Some(reason.clone()),
+                Outcome::Published(_) | Outcome::Rejected { .. } | Outcome::Aborted => None,
+            };
             self.step(Event::Applied { cp, outcome }, context);
-            if full {
+            if let Some(full) = full {
                 self.shared.keeping.no_room(&self.name);
-                self.fail_checkpoints();
+                self.fail_checkpoints(&full);
             }
         }
         let durable = if machine::breaks(7) { cursors.staged } else { cursors.durable };
@@ -367,9 +377,9 @@ impl SourceActor {
     }
 
     /// There is no room for the CP that they wait for (R18, R20).
-    fn fail_checkpoints(&mut self) {
+    fn fail_checkpoints(&mut self, full: &str) {
         for (cp, reply) in std::mem::take(&mut self.waiting) {
-            let reason = format!("CP {cp} is not published, the hub's pool is full");
+            let reason = format!("CP {cp} is not published, {full}");
             drop(reply.send(Err(reason)));
         }
     }

@@ -37,11 +37,11 @@ use crate::sourcelog::{LogError, LogReader, LogStore};
 use crate::units::convert::to_u64;
 use crate::units::hash::Root;
 use crate::units::machine::{self, Bell};
-use crate::units::numbers::{CpNumber, Epoch, Vbn, VolumeNumber};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
 use crate::volume::mend::{Depth, is_rot};
 use crate::volume::work;
-use crate::volume::writer::{Content, TreeWriter};
+use crate::volume::writer::{Content, TreeWriter, grow};
 use crate::wire::message::{CpEnd, Frame, Message, VolumeRoot};
 use crate::wire::pull::{Pulled, blocks_bytes_max, nodes_bytes_max};
 use crate::wire::updates::{Decoder, Run, inline_blocks};
@@ -67,8 +67,8 @@ pub struct Job {
     build: Build,
     /// The source's log behind it stays, although it is a pass.
     keeps_log: bool,
-    /// The volumes it is made of, and those whose entries in the log do not count (R20).
-    agreed: BTreeSet<VolumeNumber>,
+    /// The volumes it is made of, with the sizes that they have in this session, and those whose entries in the log do not count (R20).
+    agreed: BTreeMap<VolumeNumber, ByteCount>,
     left_out: BTreeSet<VolumeNumber>,
     /// When the source said that it is frozen.
     begun: Instant,
@@ -92,7 +92,7 @@ impl Job {
     ) -> Arc<Self> {
         let (inputs, wake) = (Mutex::default(), Bell::new());
         let (begun, epoch) = (machine::now(), machine.known().epoch);
-        let agreed = machine.agreed().map(|offer| offer.number).collect();
+        let agreed = machine.agreed().map(|offer| (offer.number, offer.size)).collect();
         let left_out = machine.known().left_out.iter().map(|left| left.volume).collect();
         let keeps_log = machine.keeps_log();
         Arc::new(Self {
@@ -139,7 +139,20 @@ impl Job {
 
     /// Whether it has that volume.
     pub(super) fn agrees(&self, volume: VolumeNumber) -> bool {
-        self.agreed.contains(&volume)
+        self.agreed.contains_key(&volume)
+    }
+
+    /// A tree in the size that the volume has in this session.
+    fn grown(
+        &self,
+        pool: &Arc<Pool>,
+        set: &mut WriteSet,
+        volume: VolumeNumber,
+        tree: TreeRoot,
+    ) -> Result<TreeRoot, Stop> {
+        let size = self.agreed.get(&volume).copied().unwrap_or(tree.size);
+        let key = VolumeKey { source: self.lane.source(), volume };
+        Ok(grow(pool, set, key, (tree, size), self.cp)?)
     }
 
     /// Whether it asks for what it is made of.
@@ -278,6 +291,8 @@ pub struct Applier {
 pub(super) enum Stop {
     Aborted,
     NoSpace,
+    /// The source may have no more of the pool.
+    OverLimit(String),
     Rejected {
         differs: Option<VolumeRoot>,
         reason: String,
@@ -290,6 +305,9 @@ pub(super) enum Stop {
 
 impl From<PoolError> for Stop {
     fn from(error: PoolError) -> Self {
+        if let PoolError::OverLimit { .. } = error {
+            return Self::OverLimit(format!("space_limit in its file on the hub: {error}"));
+        }
         let full = matches!(error, PoolError::Full { .. } | PoolError::CatalogFull { .. });
         if full && !machine::breaks(18) {
             Self::NoSpace
@@ -348,6 +366,10 @@ impl Applier {
                 }
                 Err(Stop::Aborted) => Outcome::Aborted,
                 Err(Stop::NoSpace) => Outcome::NoSpace,
+                Err(Stop::OverLimit(reason)) => {
+                    tracing::warn!(source = %job.lane.name(), cp = %job.cp, reason, "CP refused");
+                    Outcome::OverLimit { reason }
+                }
                 Err(Stop::Faulted(reason)) => {
                     job.lane.fault(&reason);
                     Outcome::Aborted
@@ -420,20 +442,24 @@ impl Applier {
         let job = inputs.job;
         let source = job.lane.source();
         let log = self.log_of(job)?;
-        let bases: BTreeMap<VolumeNumber, TreeRoot> = self
+        let mut bases: BTreeMap<VolumeNumber, TreeRoot> = self
             .pool
             .catalog()
             .volumes(source)?
             .into_iter()
-            .filter(|row| job.agreed.contains(&row.key.volume))
+            .filter(|row| job.agreed.contains_key(&row.key.volume))
             .map(|row| (row.key.volume, row.tree))
             .collect();
         if job.is_pass() {
-            return self.pass(inputs, &bases);
+            return self.pass(inputs, bases);
         }
         // Built on the image that is about to move on.
         work::give_up(&self.pool, source)?;
         let mut write_set = self.pool.begin(Budget::FREEING);
+        self.bound(job, &mut write_set)?;
+        for (&volume, base) in &mut bases {
+            *base = job.grown(&self.pool, &mut write_set, volume, *base)?;
+        }
         if job.build == Build::Replay {
             let built = self.replay(job, &mut write_set, &bases)?;
             return match inputs.next() {
@@ -471,21 +497,38 @@ impl Applier {
         }
     }
 
+    /// The source has no more of the pool than its file says.
+    fn bound(&self, job: &Job, write_set: &mut WriteSet) -> Result<(), Stop> {
+        let Some(limit) = self.shared.space_limit(job.lane.name()) else { return Ok(()) };
+        Ok(write_set.bound(job.lane.source(), limit)?)
+    }
+
     /// What a pass brings, or a comparison finds.
     fn pass(
         &self,
         inputs: &mut Inputs<'_>,
-        bases: &BTreeMap<VolumeNumber, TreeRoot>,
+        mut bases: BTreeMap<VolumeNumber, TreeRoot>,
     ) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
         let job = inputs.job;
         let mut work = Work::begin(&self.pool, job)?;
+        self.bound(job, &mut work.set)?;
+        for (&volume, base) in &mut bases {
+            let tree = *work.trees.get(&volume).unwrap_or(base);
+            let grown = job.grown(&self.pool, &mut work.set, volume, tree)?;
+            if grown != tree {
+                work.trees.insert(volume, grown);
+            }
+            if base.size != grown.size {
+                *base = grown;
+            }
+        }
         let end = if job.compares() {
-            compare::build(&self.pool, inputs, &mut work, bases)?
+            compare::build(&self.pool, inputs, &mut work, &bases)?
         } else {
-            pass::build(&self.pool, inputs, &mut work, bases)?
+            pass::build(&self.pool, inputs, &mut work, &bases)?
         };
         let Work { set, trees } = work;
-        self.finish(job, set, bases, trees, &end)
+        self.finish(job, set, &bases, trees, &end)
     }
 
     /// The log that the CP's references name; a pass has none, nor has a CP of nothing, which is made
@@ -548,6 +591,12 @@ impl Applier {
         if end.roots.len() != roots.len() {
             return Err(rejected(&"the source announced roots of volumes not agreed on"));
         }
+        for (&volume, base) in bases {
+            // It has grown, and nothing else.
+            if write_set.has_tree(VolumeKey { source: job.lane.source(), volume }) {
+                built.entry(volume).or_insert(*base);
+            }
+        }
         let rewritten = self.rewrite(job, &mut write_set, bases, &mut built)?;
         job.lane.built(job.cp);
         // Nobody else writes the row's extension from this look to the commit: a CP must not write
@@ -556,7 +605,7 @@ impl Applier {
         let row = self.pool.catalog().source(job.lane.source())?;
         let kept = row.map_or_else(|| Ok(Extension::default()), |row| Extension::of(&row));
         let mut kept = kept.map_err(Stop::Faulted)?;
-        LeftOut::published(&mut kept.left_out, job.cp, |volume| job.agreed.contains(&volume));
+        LeftOut::published(&mut kept.left_out, job.cp, |volume| job.agreed.contains_key(&volume));
         self.pool.publish(Publish {
             write_set,
             source: job.lane.source(),

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
@@ -26,6 +26,8 @@ use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, SEND_QUEUE_FRAMES};
 use crate::link::socket::{Socket, WriteHalf};
 use crate::link::{FrameReader, LinkError, Outgoing};
 use crate::record::transfer::Transfer;
+use crate::units::convert::to_u64;
+use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::wire::message::{Follow, Frame, Hello, Message, Refused, RefusedCode};
 
@@ -42,7 +44,7 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
         };
         match accepted {
             Ok((stream, address)) => {
-                let (number, room) = strangers.admit(&shared);
+                let (number, room, crowded) = strangers.admit(&shared);
                 let (shared, strangers) = (shared.clone(), strangers.clone());
                 tokio::spawn(async move {
                     let peer = address.to_string();
@@ -56,6 +58,11 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
                     }
                     lock(&strangers.waiting).remove(&number);
                 });
+                if crowded {
+                    // Those who have said who they are go first: when many come at once, as behind
+                    // a restart of this hub, none of them makes room for the next.
+                    tokio::task::yield_now().await;
+                }
             }
             // Out of descriptors: what is open goes on, the next accept waits for one to close.
             Err(error) => {
@@ -75,7 +82,8 @@ struct Strangers {
 
 impl Strangers {
     /// A place for one more; if there is none, the oldest loses its own.
-    fn admit(&self, shared: &Shared) -> (u64, CancellationToken) {
+    /// Also whether it is getting crowded.
+    fn admit(&self, shared: &Shared) -> (u64, CancellationToken, bool) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let room = CancellationToken::new();
         let mut waiting = lock(&self.waiting);
@@ -86,7 +94,7 @@ impl Strangers {
             }
         }
         waiting.insert(number, room.clone());
-        (number, room)
+        (number, room, waiting.len() > HANDSHAKES_MAX / 4)
     }
 }
 
@@ -158,8 +166,10 @@ pub(super) async fn greet(
     tracing::debug!(peer, source = %hello.name, "hello");
     let name = hello.name.clone();
     let number = shared.counters.connections.fetch_add(1, Ordering::Relaxed) + 1;
+    let (own, limits) = (name.clone(), Arc::clone(shared));
+    let limit = move || limits.bandwidth_limit(&own);
     hand_over(reader, (known, &name), shared, move |stream, rest, entry| {
-        serve(stream, rest, hello, number, entry.actor)
+        serve(stream, rest, hello, number, entry.actor, limit)
     })
     .await
 }
@@ -259,6 +269,7 @@ async fn serve(
     hello: Hello,
     number: u64,
     actor: actix::Addr<SourceActor>,
+    limit: impl Fn() -> Option<u64>,
 ) {
     let (peer, ends) = peer(number, SEND_QUEUE_FRAMES);
     let cancel = ends.cancel.clone();
@@ -272,12 +283,16 @@ async fn serve(
     let (read, write) = stream.into_split();
     let writer = actix::spawn(write_frames(write, ends));
     let mut reader = FrameReader::with_buffer(read, rest);
+    let mut pace = Pace::default();
     loop {
         let next = tokio::select! {
             biased;
             () = cancel.cancelled() => break,
             next = tokio::time::timeout(SILENCE_MAX, reader.next()) => next,
         };
+        let came =
+            next.as_ref().map_or(0, |next| next.as_ref().map_or(0, |(_, bytes)| bytes.len()));
+        let wait = limit().map(|limit| pace.after(came, limit, machine::now()));
         let content = match next {
             Err(_) => Content::Gone("silent for too long".to_owned()),
             Ok(next) => content(next),
@@ -286,10 +301,40 @@ async fn serve(
         if actor.send(FrameIn { number, content }).await.is_err() || last {
             break;
         }
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
     }
     cancel.cancel();
     if let Err(error) = writer.await {
         tracing::debug!(%error, "writer of a connection ended badly");
+    }
+}
+
+/// Bytes of a frame beside its payload, about.
+const FRAME_BYTES: usize = 64;
+
+/// Holds what is read from a source to so many bytes a second: it is read later, and never dropped. What
+/// was not used is not saved up.
+#[derive(Debug, Default)]
+struct Pace {
+    /// What has come is paid for then.
+    paid: Option<Instant>,
+}
+
+impl Pace {
+    /// How long nothing is read after so many bytes have come.
+    fn after(&mut self, bytes: usize, limit: u64, now: Instant) -> Duration {
+        let nanos =
+            u128::from(to_u64(bytes + FRAME_BYTES)) * 1_000_000_000 / u128::from(limit.max(1));
+        let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        let paid = self.paid.map_or(now, |paid| paid.max(now)) + cost;
+        self.paid = Some(paid);
+        paid.saturating_duration_since(now)
     }
 }
 
@@ -367,6 +412,23 @@ mod tests {
     use super::*;
     use crate::units::numbers::TransferId;
     use crate::wire::message::Ack;
+
+    /// Goal: whatever comes in whatever pieces, no more is read in a time than the limit says, and a pause
+    /// saves nothing up.
+    #[test]
+    fn what_is_read_is_held_to_its_rate() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let mut now = start;
+        for bytes in [0, 4096, 1 << 20, 100, 1 << 16] {
+            now += pace.after(bytes, 1 << 20, now);
+        }
+        let wanted = f64::from((4096 + (1 << 20) + 100 + (1 << 16)) + 5 * 64) / f64::from(1 << 20);
+        let met = (now - start).as_secs_f64();
+        assert!((met - wanted).abs() < 0.001, "{met} s, wanted {wanted}");
+        let later = now + Duration::from_secs(60);
+        let wait = pace.after(1 << 20, 1 << 20, later);
+        assert!(wait > Duration::from_millis(990), "a pause was saved up: {wait:?}");
+    }
 
     /// A peer that asks and does not read: what waits for it is bounded, frames and Acks alike.
     #[test]

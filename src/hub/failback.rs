@@ -37,7 +37,7 @@ pub use self::follower::{Failbacks, follow};
 use self::handover::Handover;
 pub use self::report::Report;
 use super::extension::{self, Extension, State};
-use super::failover::Refusal;
+use super::failover::{Refusal, ways_on};
 use super::promoted::Engine;
 use super::shared::Shared;
 use crate::filer::Filer;
@@ -155,10 +155,11 @@ pub async fn run(
     let engine = match shared.promoted.engine(name) {
         Some(Engine::Running(engine)) => engine,
         Some(Engine::Failed(reason)) => {
-            let next = format!(
-                "mend that and restart the hub; or `mirrorhub failback {name} --keep source`, if \
-                 what its filer has shall count"
-            );
+            let next = if shared.promoted.lacks_nvram(row.id, name) {
+                ways_on(name)
+            } else {
+                "mend that and restart the hub".to_owned()
+            };
             return Err(Refusal::new(format!("{name} is not served here: {reason}"), next));
         }
         None => return Err(Refusal::new(format!("{name} is not served here yet"), AGAIN)),

@@ -24,6 +24,7 @@
 //! the same command goes on from there. Steps 5 to 8 are in [`behind`].
 
 mod behind;
+mod lost_nvram;
 mod report;
 mod state;
 
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 use self::behind::Behind;
+pub(super) use self::lost_nvram::ways_on;
 pub use self::report::{Alone, Outcome, Refusal, Report};
 pub use self::state::{Failovers, View};
 use super::actor::{Changed, Fence as FenceSource};
@@ -41,7 +43,6 @@ use super::hooks::Moved;
 use super::lane::{Fenced, Lane};
 use super::overlay::Builder;
 use super::promoted::Engine;
-use super::refill;
 use super::registry::Entry;
 use super::replay::{Chain, Extent, Gap, ReplayError};
 use super::shared::Shared;
@@ -68,6 +69,8 @@ pub struct Ask {
     pub now: bool,
     /// Go on up to a gap in the log.
     pub accept_gap: bool,
+    /// Of a source that is promoted: serve what is published, without what its lost NVRAM held.
+    pub accept_lost_nvram: bool,
 }
 
 /// What the source's policy promises, as far as a failover must know it.
@@ -155,17 +158,22 @@ pub fn run(
     let mut run = Run::of(shared, name, ask, reached, served)?;
     let row = run.row()?;
     let extension = Extension::of(&row).map_err(|reason| Refusal::new(reason, SEE_LOG))?;
+    if ask.accept_lost_nvram && extension.state != State::Promoted {
+        let reason = format!("{name} is not served by this hub: no NVRAM of it can be lost here");
+        return Err(Refusal::new(reason, "leave --accept-lost-nvram out"));
+    }
     let checked = match extension.state {
         State::Mirror => run.plan(run.lane.cursors().durable)?,
-        State::FailingOver if ask.dry_run => run.plan(extension.fence)?,
+        State::FailingOver if ask.dry_run => {
+            // What it was asked for goes on to count.
+            run.ask.accept_gap |= extension.asked.accept_gap;
+            run.plan(extension.fence)?
+        }
         State::FailingOver => {
             run.remember(extension.asked)?;
             Plan::default()
         }
-        State::Promoted => {
-            let reason = format!("{name} was failed over already, in epoch {}", row.epoch.number);
-            return Err(Refusal::new(reason, "`mirrorhub failback` gives it back"));
-        }
+        State::Promoted => return lost_nvram::run(&run, &row),
         // Whoever was to take over is lost: the image is at the CP that was handed over (R14).
         State::HandedOver => {
             run.clear_old_nvram()?;
@@ -173,7 +181,7 @@ pub fn run(
         }
     };
     if ask.dry_run {
-        return Ok(run.dry(&row, checked));
+        return Ok(run.dry(&row, extension.state, checked));
     }
     let ended = run.go(&row, extension.state, checked);
     if let Err(Refusal { reason, next_step }) = &ended {
@@ -191,6 +199,8 @@ const SEE_LOG: &str = "see the log of the hub";
 const AGAIN: &str = "the source stays fenced; mend the cause, then run `mirrorhub failover` again";
 const ACCEPT: &str = "restart the hub, its NVRAM may hold what is missing; or give up what lies \
                       behind with `mirrorhub failover --accept-gap`";
+
+const RESTART: &str = "restart the hub, then try again";
 
 const ACCEPT_LEFT_OUT: &str = "bring the source back; or give up what it wrote to that volume \
                                with `mirrorhub failover --accept-gap`";
@@ -317,7 +327,9 @@ impl<'a> Run<'a> {
                 Ok(()) => (last, self.known_gap(last)),
             };
             if let Some(gap) = gap.as_ref().filter(|_| !self.ask.accept_gap) {
-                return Err(Refusal::new(gap.to_string(), ACCEPT));
+                // What else the same flag would give up is not to come as a surprise.
+                let more = self.obstacles().map(|also| format!("; {}", also.reason));
+                return Err(Refusal::new(format!("{gap}{}", more.unwrap_or_default()), ACCEPT));
             }
             return Ok(Plan { last, replayed: overlay.extent(), gap, overlay: Some(overlay) });
         }
@@ -330,14 +342,30 @@ impl<'a> Run<'a> {
         Some(Gap { reaches, reason: fault.to_string() })
     }
 
-    fn dry(&self, row: &SourceRow, plan: Plan) -> Report {
+    /// What a failover refuses although the log can be read, all of it: it is asked before the
+    /// fence, by a dry run as well.
+    fn obstacles(&self) -> Option<Refusal> {
+        if let Some(failed) = self.shared.stager.failure() {
+            return Some(Refusal::new(format!("the hub's NVRAM failed: {failed}"), RESTART));
+        }
+        let lost = self.lane.cursors().log_lost.map(|mark| mark.what().to_owned());
+        let next = if lost.is_some() { ACCEPT_LOST } else { ACCEPT_LEFT_OUT };
+        let all: Vec<String> = lost.into_iter().chain(self.left_out.iter().cloned()).collect();
+        let refused = !all.is_empty() && !self.ask.accept_gap;
+        refused.then(|| Refusal::new(all.join("; "), next))
+    }
+
+    fn dry(&self, row: &SourceRow, state: State, plan: Plan) -> Report {
         let Plan { last, replayed, gap, .. } = plan;
         let raised = Epoch { number: row.epoch.number + 1, id: 0 };
         let failing = row.epoch.number > 0 && self.lane.cursors().fence.is_some();
         let epoch = if failing { row.epoch } else { raised };
         let nothing = replayed.entries == 0;
         let cp = if nothing { row.applied } else { row.highest_cp.max(replayed.cp).next() };
-        self.report(epoch, cp, last, replayed, gap)
+        // Behind the fence nothing of it is asked any more.
+        let fences = matches!(state, State::Mirror | State::HandedOver);
+        let refused = self.obstacles().filter(|_| fences);
+        Report { refused, ..self.report(epoch, cp, last, replayed, gap) }
     }
 
     fn report(
@@ -373,10 +401,12 @@ impl<'a> Run<'a> {
             replayed,
             alone,
             nvram_damaged_bytes,
-            log_lost: self.lane.cursors().log_lost,
+            log_lost: self.lane.cursors().log_lost.map(|mark| mark.what().to_owned()),
+            unsynced: self.lane.cursors().unsynced,
             stale_reads,
             left_out: self.left_out.clone(),
             behind,
+            refused: None,
         }
     }
 
@@ -426,11 +456,8 @@ impl<'a> Run<'a> {
     fn go(&self, row: &SourceRow, state: State, plan: Plan) -> Result<Report, Refusal> {
         if matches!(state, State::Mirror | State::HandedOver) {
             self.step(Step::Checked)?;
-            if !self.ask.accept_gap && self.lane.cursors().log_lost {
-                return Err(Refusal::new(refill::LOST, ACCEPT_LOST));
-            }
-            if let (false, Some(left_out)) = (self.ask.accept_gap, self.left_out.first()) {
-                return Err(Refusal::new(left_out.clone(), ACCEPT_LEFT_OUT));
+            if let Some(refused) = self.obstacles() {
+                return Err(refused);
             }
             self.fence(row, &plan)?;
         }
@@ -457,7 +484,7 @@ impl<'a> Run<'a> {
         if self.lane.cursors().fenced < Fenced::InRing {
             let failed = stager.failure().map(|why| why.to_string());
             let reason = failed.unwrap_or_else(|| "the hub stops".to_owned());
-            return Err(Refusal::new(reason, "restart the hub, then try again"));
+            return Err(Refusal::new(reason, RESTART));
         }
         self.step(Step::Fenced)?;
         let change = move |row: &mut SourceRow| Extension::fail_over(row, fence);

@@ -179,9 +179,9 @@ pub(super) fn own_logs(dir: &Path, hub: HubId) -> Result<(), HubError> {
     let path = dir.join(OWNER_FILE);
     let refuse = |met: String| {
         let reason = format!(
-            "{met}; bring the hub's log directory back, or, if it is lost, write {hub} into {} \
-             to go on without: sources that still hold what was in it send it again",
-            path.display()
+            "{met}; bring the log directory of hub {hub} back, or, if it is lost, move what is in {} away: \
+             `mirrorhub import` takes the hub up without, and each source sends again what it holds",
+            dir.display()
         );
         Err(HubError::State { what: format!("source logs in {}", dir.display()), reason })
     };

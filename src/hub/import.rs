@@ -5,9 +5,13 @@
 //! devices that write to memory ([`Overlay`]), exactly as a start would, and says what is there: nothing
 //! on any disk changes, also if it cannot be opened. [`take`] makes the `data_dir` of that hub again:
 //!
-//! 1. `identity.json` with the hub's id and the ring in the list of what is being made, if it is gone;
-//! 2. if ring or logs are gone, every source is marked to send again ([`super::refill`]);
+//! 1. if ring or logs are gone, every source is marked to send again ([`super::refill`]): first, since a
+//!    start that finds the list of step 2 may make the ring before it refuses the pool;
+//! 2. `identity.json` with the hub's id and the ring in the list of what is being made, if it is gone;
 //! 3. the ring, if it is gone; 4. the log directory, if it is gone; 5. `identity.json` without the list.
+//!
+//! So does an import where `identity.json` is there and the ring or the logs are gone. Where all of it is
+//! there, nothing is to be imported.
 //!
 //! After a cut before step 5 a start refuses as before, since the pool is in no list and not blank, and
 //! the same import does the rest. What is there and is another's, or damaged, is refused by name: a
@@ -21,7 +25,7 @@ use std::sync::Arc;
 use super::extension::{Extension, State};
 use super::identity::{self, Identity, OWNER_FILE, Steps, state};
 use super::promoted;
-use super::refill::Refills;
+use super::refill::{Mark, Refills};
 use super::{HubError, HubOptions};
 use crate::device::directory::create_durably;
 use crate::device::file::{Access, FileDevice, FileError};
@@ -34,7 +38,7 @@ use crate::pool::{Pool, PoolOptions};
 use crate::raid::assemble::LeftOut;
 use crate::units::ids::{HubId, PoolId, SourceId};
 use crate::units::names::{KeptName, SourceName};
-use crate::units::numbers::CpNumber;
+use crate::units::numbers::{CpNumber, Generation};
 
 /// What may have been in the `data_dir`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +58,8 @@ pub struct FoundSource {
     pub name: SourceName,
     /// Who serves it.
     pub state: State,
+    /// Its last boot that was here.
+    pub generation: Generation,
     /// The published CP.
     pub applied: CpNumber,
     /// Its volumes.
@@ -97,8 +103,13 @@ pub fn look(options: &HubOptions) -> Result<Found, HubError> {
     let devices = device.members();
     let pool = Pool::open(device, PoolOptions::default()).map_err(state("pool"))?;
     let hub = HubId(pool.owner());
-    let listed = unfinished(&options.data_dir, hub)?;
+    let (listed, is_made) = unfinished(&options.data_dir, hub)?;
     let (nvram, logs) = (ring_of(options, hub, &listed)?, logs_of(&options.log_dir, hub)?);
+    if is_made && (nvram, logs) == (Part::Kept, Part::Kept) {
+        let reason = format!("this is hub {hub} already, with its NVRAM and its logs: start it");
+        let what = options.data_dir.join(identity::FILE).display().to_string();
+        return Err(HubError::State { what, reason });
+    }
     let mut sources = Vec::new();
     for row in pool.catalog().sources().map_err(state("catalog"))? {
         sources.push(source_of(options, &pool, row)?);
@@ -123,21 +134,20 @@ fn source_of(
         kept: kept.into_iter().map(|kept| kept.row.name.clone()).collect(),
         nvram_gone: extension.nvram_made && !there,
         state: extension.state,
+        generation: row.generation,
         applied: row.applied,
         name: row.name,
     })
 }
 
-/// What a first start, or an import, that did not come to its end was making here.
-fn unfinished(data_dir: &Path, hub: HubId) -> Result<Vec<PathBuf>, HubError> {
+/// What a first start, or an import, that did not come to its end was making here; and whether this is
+/// that hub's already.
+fn unfinished(data_dir: &Path, hub: HubId) -> Result<(Vec<PathBuf>, bool), HubError> {
     let path = data_dir.join(identity::FILE);
-    let Some(found) = identity::find(&path)? else { return Ok(Vec::new()) };
+    let Some(found) = identity::find(&path)? else { return Ok((Vec::new(), false)) };
     match found.making {
-        Some(listed) => Ok(listed),
-        None if found.hub == hub => {
-            let reason = format!("this is hub {hub} already: start it");
-            Err(HubError::State { what: path.display().to_string(), reason })
-        }
+        Some(listed) => Ok((listed, false)),
+        None if found.hub == hub => Ok((Vec::new(), true)),
         None => {
             let reason = format!(
                 "this is the data_dir of hub {}, the devices are of hub {hub}: give that hub a \
@@ -157,17 +167,39 @@ fn ring_of(options: &HubOptions, hub: HubId, listed: &[PathBuf]) -> Result<Part,
         Err(FileError::Missing(_)) => return Ok(Part::Gone),
         Err(error) => return Err(state("NVRAM")(error)),
     };
-    match Ring::open(device, hub.0, RingOptions::default(), &mut |_| {}) {
-        Ok(_) => Ok(Part::Kept),
-        Err(RingError::Blank { .. }) => Ok(Part::Gone),
-        Err(_) if path.is_file() && listed.contains(path) => Ok(Part::Gone),
-        Err(error) => {
-            let reason = format!(
-                "{error}; bring the NVRAM of hub {hub} back, or, if it is lost, move this one away"
-            );
-            Err(HubError::State { what: "NVRAM".to_owned(), reason })
-        }
-    }
+    let opened = Ring::open(device, hub.0, RingOptions::default(), &mut |_| {}).map(drop);
+    judge_ring(opened, hub, path, (path.is_file(), listed.contains(path)))
+}
+
+/// What a ring is worth that was opened, or was not. `listed`: it was being made here, and holds nothing of
+/// value; of a block device that is not believed, since its name may lead to another one by now.
+fn judge_ring(
+    opened: Result<(), RingError>,
+    hub: HubId,
+    path: &Path,
+    (is_file, listed): (bool, bool),
+) -> Result<Part, HubError> {
+    let error = match opened {
+        Ok(()) => return Ok(Part::Kept),
+        Err(RingError::Blank { .. }) => return Ok(Part::Gone),
+        Err(_) if is_file && listed => return Ok(Part::Gone),
+        Err(error) => error,
+    };
+    let bring = format!("bring the NVRAM of hub {hub} back");
+    let shown = path.display();
+    let wipe = format!("`dd if=/dev/zero of={shown} bs=1M count=1 conv=fsync`, then import again");
+    let next = match (&error, is_file, listed) {
+        (_, true, _) => format!("{bring}, or, if it is lost, move this one away"),
+        (RingError::Headers { .. }, false, true) => format!(
+            "an import or a first start that was cut was making a ring here; if {shown} still is that \
+             device, it holds nothing of value: {wipe}"
+        ),
+        (_, false, _) => format!(
+            "{bring}, or name another device in nvram.path; or, if it is lost and nothing else uses {shown}: \
+             {wipe}"
+        ),
+    };
+    Err(HubError::State { what: "NVRAM".to_owned(), reason: format!("{error}; {next}") })
 }
 
 /// Whether the source logs are there.
@@ -215,16 +247,19 @@ fn take_within(options: &HubOptions, hub: HubId, steps: &mut Steps) -> Result<Fo
     let (ring, gone) = (&options.nvram.0, found.nvram == Part::Gone);
     let making = if gone { vec![ring.clone()] } else { Vec::new() };
     steps.take()?;
-    identity::write(&path, &Identity::new(hub, Some(making)))?;
     steps.take()?;
     if found.log_is_lost() {
         let refills = Refills::of(data_dir);
         // What is served here, or was given away, has no log that another end could send again.
         let mirrored =
             |source: &&FoundSource| matches!(source.state, State::Mirror | State::FailingOver);
-        let marked = refills.mark(found.sources.iter().filter(mirrored).map(|source| source.id));
+        let mark =
+            |source: &FoundSource| (source.id, Mark { generation: source.generation, what: None });
+        let marked = refills.mark(found.sources.iter().filter(mirrored).map(mark));
         marked.map_err(state(refills.directory().display().to_string()))?;
     }
+    steps.take()?;
+    identity::write(&path, &Identity::new(hub, Some(making)))?;
     steps.take()?;
     if gone {
         make_ring(options, hub)?;

@@ -15,7 +15,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::applier::Job;
-use super::refill;
+use super::refill::{self, Mark};
 use crate::limits::cp_charge;
 use crate::nvlog::DurableToken;
 use crate::record::marks::{Fence, Place};
@@ -25,7 +25,9 @@ use crate::units::hash::Root;
 use crate::units::ids::SourceId;
 use crate::units::machine::{self, Bell};
 use crate::units::names::SourceName;
-use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, TransferId, VolumeNumber};
+use crate::units::numbers::{
+    CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
+};
 use crate::volume::mend::Questions;
 
 /// The cursors of one source.
@@ -60,9 +62,13 @@ pub struct Cursors {
     /// here once that is.
     pub owed: Option<SequenceNumber>,
     /// What was held of its log was lost, and the mark of that still stands (R20).
-    pub log_lost: bool,
+    pub log_lost: Option<Mark>,
+    /// The boot that is in session held what is owed; or a CP shows all of that boot.
+    pub owes_all: bool,
     /// Bytes of it that rot in the NVRAM may have taken.
     pub missing_bytes: u32,
+    /// What was acknowledged as received may have gone with this hub's memory.
+    pub unsynced: bool,
     /// The source is fenced: nothing behind this place is taken (R2).
     pub fence: Option<Fence>,
     /// How far the fence is.
@@ -70,6 +76,11 @@ pub struct Cursors {
     /// Client bytes durable here that no published CP holds, and when their first came, by CP.
     pub invisible: BTreeMap<CpNumber, (u64, Instant)>,
 }
+
+/// What is said of a source that has writes answered before they are on this hub's medium, from a
+/// start of the hub until the source was here.
+pub const UNSYNCED: &str = "its ack is \"received\": what was acknowledged and was only in this hub's \
+     memory when that ended may be missing here; the source sends it again when it connects";
 
 /// How far a fence is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -89,6 +100,14 @@ impl Cursors {
     /// When the oldest entry came that the image does not show.
     pub fn oldest_invisible(&self) -> Option<Instant> {
         self.invisible.values().map(|(_, since)| *since).min()
+    }
+
+    /// What was lost, or may have been, is here or of no interest any more. Says what was noted of it:
+    /// that its log was lost, and what rot may have taken.
+    fn nothing_is_missing(&mut self) -> (bool, bool) {
+        (self.owed, self.missing, self.unsynced) = (None, None, false);
+        let rot = std::mem::take(&mut self.missing_bytes) > 0;
+        (self.log_lost.take().is_some(), rot)
     }
 }
 
@@ -285,13 +304,17 @@ impl Lane {
         self.ring_bell();
     }
 
-    /// The source was given back: it goes on behind `place`, and no fence stands any more.
-    pub fn hand_over(&self, cp: CpNumber, place: Place) {
+    /// The source was given back: it goes on behind `place`, and no fence stands any more. Nothing
+    /// of the log that has ended is missing; says whether a mark of it is to go.
+    #[must_use = "a mark that stays says so again after the next start"]
+    pub fn hand_over(&self, cp: CpNumber, place: Place) -> bool {
         let mut cursors = lock(&self.cursors);
         (cursors.applied_cp, cursors.applied) = (cp, place);
         (cursors.fence, cursors.fenced) = (None, Fenced::No);
+        let (lost, _) = cursors.nothing_is_missing();
         drop(cursors);
         self.rewind_to(place);
+        lost
     }
 
     /// As if there were no fence.
@@ -437,6 +460,7 @@ impl Lane {
         cursors.applied = place;
         let later = cursors.invisible.split_off(&cp.next());
         let shown = std::mem::replace(&mut cursors.invisible, later);
+        cursors.owes_all |= cursors.owed.is_some_and(|last| last <= place.sequence);
         let bytes = shown.values().map(|(bytes, _)| bytes).sum();
         let visible = self.ladder.visible_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // Also what a failover has replayed.
@@ -482,32 +506,46 @@ impl Lane {
         self.changed.notify_one();
     }
 
-    /// What was held of its log was lost before an import.
-    pub fn lost_log(&self) {
+    /// What this hub had in memory is gone, and was acknowledged as received (`ack = "received"`).
+    pub fn forgot(&self) {
         let mut cursors = lock(&self.cursors);
-        cursors.log_lost = true;
-        cursors.missing = Some(refill::LOST.into());
+        cursors.unsynced = true;
+        cursors.missing.get_or_insert_with(|| UNSYNCED.into());
         drop(cursors);
         self.changed.notify_one();
     }
 
-    /// An image without what was lost has become the truth. Says whether a mark of it is to go.
-    pub fn gave_up_lost(&self) -> bool {
+    /// What was held of its log was lost.
+    pub fn lost_log(&self, mark: Mark) {
         let mut cursors = lock(&self.cursors);
-        let lost = std::mem::take(&mut cursors.log_lost);
-        if lost {
-            (cursors.owed, cursors.missing) = (None, None);
-        }
-        lost
+        cursors.missing = Some(mark.what().into());
+        cursors.log_lost = Some(mark);
+        drop(cursors);
+        self.changed.notify_one();
     }
 
-    /// The source is in session: what it holds beyond this end, up to there, it sends again.
-    pub fn welcomed(&self, last: SequenceNumber) {
+    /// An image without what was lost, or may have been, has become the truth. Says whether a mark
+    /// of a lost log is to go.
+    #[must_use = "a mark that stays says so again after the next start"]
+    pub fn gave_up_missing(&self) -> bool {
+        lock(&self.cursors).nothing_is_missing().0
+    }
+
+    /// The source is in session, with that boot: what it holds beyond this end, up to there, it sends
+    /// again.
+    pub fn welcomed(&self, last: SequenceNumber, generation: Generation) {
         let mut cursors = lock(&self.cursors);
-        if cursors.log_lost || cursors.missing_bytes > 0 {
-            cursors.owed = Some(last);
-        } else {
+        let lost = cursors.log_lost.clone();
+        if lost.is_none() && cursors.missing_bytes == 0 && !cursors.unsynced {
             cursors.missing = None;
+            return;
+        }
+        // Also what it held when it came before: until then nothing of it is known to be here.
+        cursors.owed = cursors.owed.max(Some(last));
+        cursors.owes_all = lost.as_ref().is_none_or(|mark| mark.generation == generation);
+        if let Some(mark) = lost.filter(|_| !cursors.owes_all) {
+            let what = format!("{}; {}", mark.what(), refill::LOST_THERE_TOO);
+            cursors.missing = Some(what.into());
         }
     }
 
@@ -515,12 +553,11 @@ impl Lane {
     /// is to go: that its log was lost, and what rot may have taken.
     pub fn has_come(&self) -> (bool, bool) {
         let mut cursors = lock(&self.cursors);
-        if cursors.owed.is_none_or(|last| cursors.durable.sequence < last) {
+        let came = cursors.owed.is_some_and(|last| last <= cursors.durable.sequence);
+        if !came || !cursors.owes_all {
             return (false, false);
         }
-        (cursors.owed, cursors.missing) = (None, None);
-        let rot = std::mem::take(&mut cursors.missing_bytes) > 0;
-        (std::mem::take(&mut cursors.log_lost), rot)
+        cursors.nothing_is_missing()
     }
 
     /// The applier took a frame of Updates of so many bytes.

@@ -229,7 +229,8 @@ impl Hub {
             None => Snapshot::clone(&snapshot),
             Some(engine) => {
                 let view = self.shared.failovers.view(name);
-                snapshot.promoted(&engine, view.as_ref().map(|view| view.reason.as_str()))
+                let found = view.as_ref().map(|view| view.reason.as_str());
+                snapshot.promoted(&engine, found, self.mends(name))
             }
         };
         if self.shared.failbacks.follows(name) {
@@ -240,6 +241,17 @@ impl Hub {
             shown.reason.push_str(trouble);
         }
         Arc::new(shown)
+    }
+
+    /// What to do about a promoted source that is not served.
+    fn mends(&self, name: &SourceName) -> String {
+        let lane = self.shared.lanes.get(name);
+        let lacks = |lane: Arc<lane::Lane>| self.shared.promoted.lacks_nvram(lane.source(), name);
+        if lane.is_some_and(lacks) {
+            failover::ways_on(name)
+        } else {
+            "mend the cause, then restart the hub".to_owned()
+        }
     }
 
     /// The engine of a source that is served here.

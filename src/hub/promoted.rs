@@ -87,8 +87,7 @@ pub enum PromotedError {
     /// The NVRAM was made and is gone.
     #[error(
         "source {name}: {path} is gone; acknowledged writes that only this NVRAM held are lost \
-         with it. Put the file back; or, if the filer's own state shall count, `mirrorhub failback \
-         {name} --keep source`", path = .path.display()
+         with it", path = .path.display()
     )]
     NvramGone { name: SourceName, path: PathBuf },
     /// It was gone, and an administrator has named the other side.
@@ -100,6 +99,25 @@ pub enum PromotedError {
     /// The panic of a helping thread.
     #[error("cannot start: {0}")]
     Thread(String),
+}
+
+impl PromotedError {
+    /// Whether it is the NVRAM that is gone, or of no use: what only that held cannot be served.
+    fn is_of_nvram(&self) -> bool {
+        match self {
+            Self::NvramGone { .. } | Self::GivenUp { .. } => true,
+            // One that somebody has open is there.
+            Self::File(error) => !matches!(error, FileError::Busy(_)),
+            Self::Start(StartError::Recover(error)) => error.is_of_nvram(),
+            Self::Pool(_)
+            | Self::Start(_)
+            | Self::Unknown(_)
+            | Self::Row(_)
+            | Self::NotPromoted { .. }
+            | Self::StillServed { .. }
+            | Self::Thread(_) => false,
+        }
+    }
 }
 
 /// The hub's rows, for an engine that runs on one.
@@ -151,6 +169,8 @@ pub struct Promoted {
     hub: HubId,
     pool: Arc<Pool>,
     engines: Mutex<BTreeMap<SourceName, Engine>>,
+    /// Those of them that did not start for want of their NVRAM, and whether that was gone.
+    nvram_lost: Mutex<BTreeMap<SourceName, bool>>,
     /// Starts and stops come one after the other.
     turn: tokio::sync::Mutex<()>,
     /// NVRAM of a simulation, by path.
@@ -161,7 +181,8 @@ pub struct Promoted {
 impl Promoted {
     /// None runs yet.
     pub fn new(data_dir: &Path, options: PromotedOptions, hub: HubId, pool: Arc<Pool>) -> Self {
-        let (engines, turn) = (Mutex::default(), tokio::sync::Mutex::default());
+        let (engines, nvram_lost) = (Mutex::default(), Mutex::default());
+        let turn = tokio::sync::Mutex::default();
         let directory = directory_in(data_dir);
         Self {
             directory,
@@ -169,6 +190,7 @@ impl Promoted {
             hub,
             pool,
             engines,
+            nvram_lost,
             turn,
             #[cfg(test)]
             simulated: std::sync::OnceLock::new(),
@@ -212,6 +234,13 @@ impl Promoted {
             Ok(engine) => Engine::Running(Arc::clone(engine)),
             Err(error) => Engine::Failed(error.to_string().into()),
         };
+        match &started {
+            Err(error) if error.is_of_nvram() => {
+                let gone = matches!(error, PromotedError::NvramGone { .. });
+                lock(&self.nvram_lost).insert(name.clone(), gone);
+            }
+            Ok(_) | Err(_) => drop(lock(&self.nvram_lost).remove(&name)),
+        }
         lock(&self.engines).insert(name, engine);
         started
     }
@@ -326,8 +355,31 @@ impl Promoted {
     }
 
     /// Whether the NVRAM that was made for a source is not there: for sure. Blocks.
-    pub fn nvram_is_gone(&self, source: SourceId) -> bool {
+    fn nvram_is_gone(&self, source: SourceId) -> bool {
         matches!(self.nvram_path(source).try_exists(), Ok(false))
+    }
+
+    /// Whether a source is not served for want of its NVRAM: it is gone, and still is, or cannot be
+    /// used. Blocks.
+    pub fn lacks_nvram(&self, source: SourceId, name: &SourceName) -> bool {
+        if !matches!(self.engine(name), Some(Engine::Failed(_))) {
+            return false;
+        }
+        // One that was put back is for a restart of the hub to look at.
+        let gone = lock(&self.nvram_lost).get(name).copied();
+        gone.is_some_and(|gone| !gone || self.nvram_is_gone(source))
+    }
+
+    /// Puts the NVRAM of a source that is not served for want of it out of the way, under another
+    /// name, for whoever can still read it. Returns that, if there was a file. Blocks.
+    pub fn set_nvram_aside(&self, source: SourceId) -> Result<Option<PathBuf>, PromotedError> {
+        let path = self.nvram_path(source);
+        #[cfg(test)]
+        if let Some(nvrams) = self.simulated.get() {
+            nvrams.remove(&path);
+            return Ok(None);
+        }
+        Ok(nvram_file::set_aside(&path)?)
     }
 
     /// How it stands with that source, if it is one of these.

@@ -7,7 +7,9 @@
 //! 4. Ring: every record from the release point on; what is not in its source log yet is put
 //!    there (the log of a source is the union by transfer id, R11). A gap faults that source only;
 //!    where its logs are damaged and the ring has all that they had behind the damage, it is cut off
-//!    and written again out of the ring.
+//!    and written again out of the ring. Where the ring lacks some of it, the source is marked
+//!    ([`super::refill`]), and its log is cut where it is sound: it has all of that, and sends it again.
+//!    Of one that is failed over nobody has: its damage stays, and the failover says what is done of it.
 //!    Nothing behind a fence counts (R2). A fence that the catalog does not know of stands for a
 //!    failover that had just begun: its epoch is raised here, and the failover goes on.
 //! 5. All logs are synced; the drainer takes over the ring's records and releases those that are
@@ -31,7 +33,7 @@ use super::hooks::Hooks;
 use super::identity::{identity, own_logs, state};
 use super::lane::{Cursors, Fenced, Lane};
 use super::promoted::Promoted;
-use super::refill::Refills;
+use super::refill::{Mark, Refills};
 use super::registry::Registry;
 use super::retention::Keeping;
 use super::shared::{Arbiters, Counters, Lanes, Shared};
@@ -42,7 +44,7 @@ use crate::device::Device;
 use crate::device::file::{Access, FileDevice};
 use crate::device::latch::Latch;
 use crate::limits::{LOG_MEND_BYTES_MAX, PASSES_MAX};
-use crate::nvlog::{Recovered, Ring, RingOptions};
+use crate::nvlog::{Recovered, Ring, RingError, RingOptions};
 use crate::pool::rows::SourceRow;
 use crate::pool::{Pool, PoolOptions};
 use crate::raid::files::PoolFiles;
@@ -50,15 +52,20 @@ use crate::record::envelope::{Envelope, RecordKind};
 use crate::record::marks::{Fence, Place};
 use crate::record::scan::Damage;
 use crate::record::transfer::Transfer;
-use crate::sourcelog::{LogOptions, LogStore};
+use crate::sourcelog::{LogError, LogOptions, LogStore};
 use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
+use crate::units::policy::Ack;
 use crate::wire::message::{Scanned, VolumeScan};
 
 /// A hub keeps a short history of CPs; the long one is the source's (R5).
 const HISTORY_ROWS: u64 = 64;
+
+/// The way on where the ring is gone.
+const WITHOUT: &str = "or, if it is lost, `mirrorhub import` takes the hub up without it, and each source \
+     sends again what it holds";
 
 /// Bytes of log a source may fill on this hub.
 const LOG_LIMIT_BYTES: u64 = 16 << 30;
@@ -92,6 +99,11 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
     own_logs(&options.log_dir, hub)?;
     let log_options = LogOptions::with_limit(LOG_LIMIT_BYTES);
     let logs = LogStore::open(&options.log_dir, hub, log_options).map_err(state("source logs"))?;
+    let path = &options.nvram.0;
+    if !path.try_exists().map_err(state(path.display().to_string()))? {
+        let reason = format!("it does not exist: bring the NVRAM of hub {hub} back, {WITHOUT}");
+        return Err(HubError::State { what: path.display().to_string(), reason });
+    }
     let nvram = open_device(&options.nvram, Access::Direct)?;
     recover_on(options, Stores { hub, pool, logs, nvram }, Arbiters::Threads(arbiters))
 }
@@ -130,12 +142,12 @@ pub(crate) fn recover_on(
     let ids: Vec<SourceId> = rows.iter().map(|row| row.id).collect();
     let visit = &mut |record| logs.replay(record);
     let told = &mut |damage: &[Damage]| note_rot(&pool, &ids, damage);
-    let (ring, _) =
-        Ring::open_telling(nvram, hub.0, ring_options, visit, told).map_err(state("NVRAM"))?;
+    let (ring, _) = Ring::open_telling(nvram, hub.0, ring_options, visit, told).map_err(no_ring)?;
     let rows = logs.raise(&pool)?;
     let failovers = Failovers::recovered(&rows).map_err(state("catalog"))?;
-    let (lanes, in_ring) = logs.finish(&rows);
-    let refills = tell_lost(&lanes, Refills::of(&options.data_dir))?;
+    let refills = Refills::of(&options.data_dir);
+    let (lanes, in_ring) = logs.finish(&rows, &refills);
+    let refills = tell_lost(&lanes, refills)?;
     tell_rot(&lanes, &rows)?;
     let stager = Stager::new();
     let drain = DrainQueue::new();
@@ -176,12 +188,25 @@ pub(crate) fn recover_on(
     Ok(Started { shared, threads })
 }
 
-/// What was lost before an import is missing until its source has sent it again.
+fn no_ring(error: RingError) -> HubError {
+    let reason = match matches!(error, RingError::Blank { .. }) {
+        true => format!("{error}: bring the hub's NVRAM back, {WITHOUT}"),
+        false => error.to_string(),
+    };
+    HubError::State { what: "NVRAM".to_owned(), reason }
+}
+
+/// What was lost is missing until its source has sent it again.
 fn tell_lost(lanes: &Lanes, refills: Refills) -> Result<Refills, HubError> {
     let lanes = lanes.all();
     let marked = refills.marked(lanes.iter().map(|lane| lane.source()));
     let marked = marked.map_err(state(refills.directory().display().to_string()))?;
-    lanes.iter().filter(|lane| marked.contains(&lane.source())).for_each(|lane| lane.lost_log());
+    for lane in &lanes {
+        if let Some(mark) = marked.get(&lane.source()) {
+            tracing::warn!(source = %lane.name(), what = mark.what(), "waits for what was lost here");
+            lane.lost_log(mark.clone());
+        }
+    }
     Ok(refills)
 }
 
@@ -215,9 +240,12 @@ fn note_rot(pool: &Pool, sources: &[SourceId], damage: &[Damage]) -> Result<(), 
 /// What this start or an earlier one has noted, and no session since has taken away.
 fn tell_rot(lanes: &Lanes, rows: &[SourceRow]) -> Result<(), HubError> {
     for row in rows {
-        let missing = Extension::of(row).map_err(state("catalog"))?.missing_bytes;
-        if let Some(lane) = lanes.get(&row.name) {
-            lane.may_miss(missing);
+        let known = Extension::of(row).map_err(state("catalog"))?;
+        let Some(lane) = lanes.get(&row.name) else { continue };
+        lane.may_miss(known.missing_bytes);
+        let received = known.policy.is_some_and(|policy| policy.ack == Ack::Received);
+        if received && matches!(known.state, State::Mirror | State::FailingOver) {
+            lane.forgot();
         }
     }
     Ok(())
@@ -320,6 +348,10 @@ struct Recovering {
     fault: Option<String>,
     /// The fault is missing or damaged history.
     damaged: bool,
+    /// Damage that the ring does not mend, of a source that has it all.
+    lost: Option<String>,
+    /// The source writes elsewhere: what is lost here can be sent again.
+    is_mirror: bool,
     /// What is wrong with the logs behind `last`, and how far they are known to have reached: the
     /// ring may have all of that.
     mend: Option<(String, SequenceNumber)>,
@@ -369,6 +401,8 @@ impl Logs {
                     Recovering::at(row.applied, place, place, fault)
                 }
             };
+            recovering.is_mirror =
+                Extension::of(row).map_err(state("catalog"))?.state == State::Mirror;
             recovering.epoch = row.epoch;
             recovering.fence = fence_of(row).map_err(state("catalog"))?;
             sources.insert(row.id, recovering);
@@ -431,12 +465,67 @@ impl Logs {
         pool.catalog().sources().map_err(state("catalog"))
     }
 
+    /// Damaged logs that the ring does not mend are cut where they are sound, behind a durable mark: the
+    /// sources send the rest again. Without the mark nothing is cut, and the source is faulted.
+    fn give_up_lost(&mut self, rows: &[SourceRow], refills: &Refills) {
+        for row in rows {
+            let Some(source) = self.sources.get_mut(&row.id) else { continue };
+            let Some(damage) = source.lost.take() else { continue };
+            // The ring may have said more of it than the catalog did: nobody sends to what is fenced.
+            if !Extension::of(row).is_ok_and(|extension| extension.state == State::Mirror) {
+                (source.fault, source.damaged) = (Some(damage), true);
+                continue;
+            }
+            let what = format!(
+                "what this hub held of its log is damaged: {damage}; writes that were acknowledged behind \
+                 transfer {} may be missing here; the source sends them again when it connects",
+                source.last.transfer
+            );
+            let mark = Mark { generation: row.generation, what: Some(what) };
+            let marked = refills.mark(std::iter::once((row.id, mark)));
+            let cut = marked.map_err(|error| format!("it cannot be marked: {error}"));
+            let cut = cut.and_then(|()| {
+                let cut = source.cut(&self.store, row.id);
+                cut.map_err(|error| format!("it cannot be cut off: {error}"))
+            });
+            match cut {
+                Ok(()) => {
+                    let last = source.last.sequence;
+                    self.kept.retain(|kept| kept.source != row.id || kept.sequence <= last);
+                    tracing::error!(source = %row.name, damage, "damaged log cut where it is sound");
+                }
+                Err(error) => {
+                    source.fault = Some(format!("{damage}; {error}"));
+                    source.damaged = true;
+                }
+            }
+        }
+    }
+
+    /// A failover waits for the log up to its fence; what ends before it here, and can come from
+    /// nowhere, is a gap, which can be accepted.
+    fn judge_fences(&mut self, rows: &[SourceRow]) {
+        for row in rows {
+            let Some(source) = self.sources.get_mut(&row.id) else { continue };
+            let Ok(extension) = Extension::of(row) else { continue };
+            let (last, fence) = (source.last.sequence, extension.fence.sequence);
+            if extension.state != State::FailingOver || last >= fence || source.fault.is_some() {
+                continue;
+            }
+            let what =
+                format!("the log ends at entry {last}, and the failover is to reach entry {fence}");
+            (source.fault, source.damaged) = (Some(what), true);
+        }
+    }
+
     /// Syncs all logs; makes the lanes and the drainer's list.
-    fn finish(mut self, rows: &[SourceRow]) -> (Lanes, VecDeque<InRing>) {
+    fn finish(mut self, rows: &[SourceRow], refills: &Refills) -> (Lanes, VecDeque<InRing>) {
         for (&id, source) in &mut self.sources {
             source.mend(&self.store, id);
             source.close();
         }
+        self.give_up_lost(rows, refills);
+        self.judge_fences(rows);
         let dirty: Vec<SourceId> = self.sources.keys().copied().collect();
         for (source, result) in self.store.sync(&dirty) {
             if let (Err(error), Some(source)) = (result, self.sources.get_mut(&source)) {
@@ -447,11 +536,13 @@ impl Logs {
             tracing::warn!(records = self.unknown, "NVRAM holds records of forgotten sources");
         }
         let lanes = Lanes::default();
-        let mut by_id = BTreeMap::new();
+        let (mut by_id, mut ring_bytes) = (BTreeMap::new(), BTreeMap::<SourceId, u64>::new());
+        for kept in &self.kept {
+            *ring_bytes.entry(kept.source).or_default() += kept.bytes;
+        }
         for row in rows {
             let Some(source) = self.sources.get(&row.id) else { continue };
             let last = source.last;
-            let of_source = self.kept.iter().filter(|kept| kept.source == row.id);
             let faulted = source.fault.is_some();
             let cursors = Cursors {
                 staged: last,
@@ -460,15 +551,17 @@ impl Logs {
                 synced: if faulted { source.place } else { last },
                 applied_cp: row.applied,
                 applied: source.place,
-                ring_bytes: of_source.map(|kept| kept.bytes).sum(),
+                ring_bytes: ring_bytes.get(&row.id).copied().unwrap_or(0),
                 undrained_bytes: 0,
                 under_way_bytes: 0,
                 fault: source.fault.as_deref().map(Into::into),
                 damaged: source.damaged,
                 missing: None,
                 owed: None,
-                log_lost: false,
+                log_lost: None,
+                owes_all: false,
                 missing_bytes: 0,
+                unsynced: false,
                 fence: source.standing_fence(row),
                 fenced: Fenced::InCatalog,
                 invisible: BTreeMap::new(),
@@ -491,8 +584,21 @@ impl Logs {
 impl Recovering {
     fn at(applied: CpNumber, place: Place, last: Place, fault: Option<String>) -> Self {
         let (epoch, fence, early) = Default::default();
-        let (damaged, mend, mend_bytes) = (false, None, 0);
-        Self { applied, place, epoch, fence, last, fault, damaged, mend, mend_bytes, early }
+        let (damaged, mend, mend_bytes, lost, is_mirror) = Default::default();
+        Self {
+            applied,
+            place,
+            epoch,
+            fence,
+            last,
+            fault,
+            damaged,
+            lost,
+            is_mirror,
+            mend,
+            mend_bytes,
+            early,
+        }
     }
 
     /// A fence of the ring; the newest counts.
@@ -520,6 +626,9 @@ impl Recovering {
 
     /// Puts a transfer of the ring into its log, if it is not there, and those that follow it.
     fn take(&mut self, store: &LogStore, envelope: &Envelope, transfer: &Transfer) {
+        if self.lost.is_some() {
+            return;
+        }
         let held = (envelope.epoch, transfer.clone());
         self.early.insert(transfer.header().first_sequence, held);
         if let Some((damage, _)) = &self.mend {
@@ -528,7 +637,8 @@ impl Recovering {
             if self.mend_bytes > LOG_MEND_BYTES_MAX {
                 let more =
                     format!("{damage}; more than {LOG_MEND_BYTES_MAX} bytes would be mended");
-                (self.fault, self.damaged, self.mend) = (Some(more), true, None);
+                self.mend = None;
+                self.lose(more);
                 self.early.clear();
             }
             return;
@@ -580,15 +690,10 @@ impl Recovering {
         }
         let whole = rest.last().is_some_and(|(_, last)| last.place() == end);
         if !whole || end.sequence < upto {
-            (self.fault, self.damaged) = (Some(damage), true);
+            self.lose(damage);
             return;
         }
-        let cut = if self.last == self.place {
-            store.reset(source, Some(self.place))
-        } else {
-            store.cut(source, self.last)
-        };
-        if let Err(error) = cut {
+        if let Err(error) = self.cut(store, source) {
             self.fault = Some(format!("{damage}; it cannot be cut off: {error}"));
             self.damaged = true;
             return;
@@ -598,6 +703,25 @@ impl Recovering {
             if self.fault.is_none() {
                 self.append(store, source, epoch, &transfer);
             }
+        }
+    }
+
+    /// Drops what lies behind `last`, damage and all.
+    fn cut(&self, store: &LogStore, source: SourceId) -> Result<(), LogError> {
+        if self.last == self.place {
+            store.reset(source, Some(self.place))
+        } else {
+            store.cut(source, self.last)
+        }
+    }
+
+    /// History is missing here. The first that is met is told.
+    fn lose(&mut self, damage: String) {
+        if self.fault.is_some() || self.lost.is_some() {
+        } else if self.is_mirror {
+            self.lost = Some(damage);
+        } else {
+            (self.fault, self.damaged) = (Some(damage), true);
         }
     }
 
@@ -615,8 +739,7 @@ impl Recovering {
             "the log has a gap: transfer {} follows {}, the last one here is {}",
             header.id, header.previous, self.last.transfer
         );
-        self.damaged |= self.fault.is_none();
-        self.fault.get_or_insert(text);
+        self.lose(text);
     }
 }
 

@@ -37,10 +37,11 @@ use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::session::mirror::{Known, LeftOut};
 use crate::sourcelog::{LogError, LogStore};
+use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::names::{SourceName, VolumeName};
-use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, Vbn};
+use crate::units::numbers::{BlockCount, ByteCount, CpNumber, Epoch, Generation, Vbn};
 use crate::units::policy::{AloneMark, Policy};
 use crate::units::retention::Retention;
 use crate::volume;
@@ -56,6 +57,10 @@ pub struct SourceSetting {
     pub nvram_share: Option<ByteCount>,
     /// Bytes of log the source may fill, if the file names one.
     pub log_limit: Option<ByteCount>,
+    /// Bytes of the pool that its image may have with its CPs that are kept, if the file names it.
+    pub space_limit: Option<ByteCount>,
+    /// Bytes a second that are read from it, if the file names it.
+    pub bandwidth_limit: Option<ByteCount>,
     /// Volumes the file pins; empty pins none.
     pub volumes: Vec<(VolumeName, ByteCount)>,
     /// CPs that are kept by themselves, if the file says so.
@@ -296,8 +301,8 @@ impl Shared {
             work: false,
         };
         let catalog = self.pool.catalog();
-        let rows = catalog.sources().map_err(|error| error.to_string())?;
-        if let Some(row) = rows.into_iter().find(|row| row.name == *name) {
+        let row = catalog.source_named(name).map_err(|error| error.to_string())?;
+        if let Some(row) = row {
             let volumes = catalog.volumes(row.id).map_err(|error| error.to_string())?;
             known.source = Some(row.id);
             known.generation = row.generation;
@@ -321,8 +326,8 @@ impl Shared {
                 known.volumes.push(VolumeOffer {
                     number: volume.key.volume,
                     id: volume.id,
+                    size: volume.size(),
                     name: volume.name,
-                    size: volume.tree.size,
                 });
             }
             known.refused = refused_before(&known);
@@ -373,7 +378,13 @@ impl Shared {
         let row = self.record_row(name, cp_max, told)?;
         let present = catalog.volumes(source).map_err(text)?;
         for offer in &told.volumes {
-            if present.iter().any(|old| old.key.volume == offer.number) {
+            if let Some(old) = present.iter().find(|old| old.key.volume == offer.number) {
+                // Before Welcome: what lies behind the old end is not acknowledged sooner.
+                if offer.size > old.size() {
+                    catalog.grow_volume(old.key, offer.size).map_err(text)?;
+                    tracing::info!(source = %name, volume = %old.name, from = %old.size(),
+                        to = %offer.size, "the volume grows");
+                }
                 continue;
             }
             catalog
@@ -382,6 +393,7 @@ impl Shared {
                     id: offer.id,
                     name: offer.name.clone(),
                     tree: TreeRoot::empty(offer.size),
+                    grows_to: None,
                 })
                 .map_err(text)?;
         }
@@ -598,6 +610,17 @@ impl Shared {
     pub fn ring_room(&self, name: &SourceName, used: u64) -> u64 {
         let Some(ring) = self.stager.ring() else { return 0 };
         self.shares.room(&self.settings.load_full(), name, ring.status().capacity.0, used)
+    }
+
+    /// Blocks of the pool that a source may have.
+    pub fn space_limit(&self, name: &SourceName) -> Option<BlockCount> {
+        let limit = self.settings.load().get(name)?.space_limit?;
+        Some(BlockCount(limit.0 / BLOCK_BYTES_U64))
+    }
+
+    /// Bytes a second that may come from a source.
+    pub fn bandwidth_limit(&self, name: &SourceName) -> Option<u64> {
+        Some(self.settings.load().get(name)?.bandwidth_limit?.0)
     }
 
     /// Bytes that still fit into a source's log: what its file allows, and what the store does.

@@ -93,7 +93,17 @@ mod tests {
             let name: SourceName = format!("filer-{at}").parse().unwrap();
             let nvram_share = share.map(ByteCount);
             let (log_limit, volumes, keep) = (None, vec![], None);
-            (name.clone(), SourceSetting { name, nvram_share, log_limit, volumes, keep })
+            let (space_limit, bandwidth_limit) = (None, None);
+            let setting = SourceSetting {
+                name: name.clone(),
+                nvram_share,
+                log_limit,
+                space_limit,
+                bandwidth_limit,
+                volumes,
+                keep,
+            };
+            (name, setting)
         };
         Arc::new(shares.iter().enumerate().map(setting).collect())
     }

@@ -21,9 +21,9 @@ use crate::wire::message::{Refused, VolumeOffer, VolumeRefusal, VolumeRoot};
 /// A failed write or sync of a log, the ring or the pool.
 const NEXT_OF_FAULT: &str = "mend the cause (disk full, disk failed), then restart the hub: what is \
      not safely in the log is written again, from the log itself and from the NVRAM";
-/// What a restart does not bring back.
+/// What is not in the NVRAM either.
 const NEXT_OF_DAMAGE: &str = "keep the source running and its state safe, it still has what is \
-     missing here; a restart of the hub does not mend this, and this version cannot fetch it again";
+     missing here; then restart the hub: its log is cut where it is sound, and the source sends the rest again";
 
 /// States of section 13 that a hub of this version can be in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,15 +254,15 @@ impl Snapshot {
 
     /// What a source is that this hub serves: its engine knows better than the actor.
     /// `found` is what its failover said.
-    pub fn promoted(&self, engine: &Engine, found: Option<&str>) -> Self {
+    /// `mend` is what to do about an engine that did not start.
+    pub fn promoted(&self, engine: &Engine, found: Option<&str>, mend: String) -> Self {
         let (refused, left_out) = Default::default();
         let served = Self { connected: false, heard: None, refused, left_out, ..self.clone() };
         let status = match engine {
             Engine::Running(engine) => engine.status(),
             Engine::Failed(reason) => {
                 let (state, reason) = (SourceState::Faulted, reason.to_string());
-                let next_step = "mend the cause, then restart the hub".to_owned();
-                return Self { state, reason, next_step, ..served };
+                return Self { state, reason, next_step: mend, ..served };
             }
         };
         let state = match status.state {
@@ -332,7 +332,11 @@ fn judge(
     }
     if machine.lacks_room() {
         let reason = machine.last_refusal().unwrap_or_default().to_owned();
-        let next = format!("{}; the source sends the CP again", filer::NEXT_OF_FULL_POOL);
+        let raise = match reason.starts_with("space_limit") {
+            true => "raise space_limit in the source's file, or ",
+            false => "",
+        };
+        let next = format!("{raise}{}; the source sends the CP again", filer::NEXT_OF_FULL_POOL);
         return (SourceState::Behind, reason, next);
     }
     if machine.last_refusal().is_some() {

@@ -36,8 +36,10 @@ pub const COMMIT_BYTES_MAX: u64 = 4 * MIB;
 pub const RING_BYTES_MIN: u64 = 8 * MIB;
 /// Largest data area of a ring.
 pub const RING_BYTES_MAX: u64 = 1 << 42;
-/// A source log grows ahead of need in steps of this.
+/// A source log grows ahead of need by as much as it is long, at most by this.
 pub const SOURCE_LOG_STEP_BYTES: u64 = 8 * MIB;
+/// And at least by this: logs of many sources that write little take little.
+pub const SOURCE_LOG_STEP_BYTES_MIN: u64 = 64 * KIB;
 /// Source log files open at once on a hub.
 pub const SOURCE_LOG_FILES_OPEN_MAX: usize = 1024;
 
@@ -281,6 +283,16 @@ pub const UNIX_PATH_BYTES_MAX: usize = 107;
 pub const ADMIN_MESSAGE_BYTES_MAX: u64 = 4 * MIB;
 /// Connections of the admin socket at once.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Events that a process remembers, and the longest text of one.
+pub const EVENTS_KEPT: usize = 1024;
+/// See [`EVENTS_KEPT`].
+pub const EVENT_TEXT_BYTES: usize = 512;
+/// Longest answer, in as many messages as it takes: the status of a full hub.
+pub const ADMIN_ANSWER_BYTES_MAX: u64 = 64 * MIB;
+/// Bytes of an answer that go in one message; quoted they are up to six times as many.
+pub const ADMIN_PART_BYTES: usize = 512 * 1024;
+/// Sources that one command has make a CP at a time.
+pub const CHECKPOINTS_AT_ONCE: usize = 64;
 /// Seconds an admin connection may take to send its request, or to take an answer line.
 pub const ADMIN_IO_SECONDS_MAX: u64 = 10;
 /// Milliseconds between two progress lines of an admin answer.

@@ -5,6 +5,10 @@
 //! move. Neither end falls back to plain TCP. Resumption is the library's; early data is never taken,
 //! so a recorded session is of no use.
 //!
+//! The doors for clients, NBD and HTTP, are behind TLS where the configuration says so
+//! ([`ServedTls`]); TLS 1.2 is taken there as well, as the NBD protocol wants. A client shows a
+//! certificate, or need not.
+//!
 //! Files are PEM. They are read at start and whenever the configuration is; what cannot be read then
 //! is an error, and what was read before stays in force.
 
@@ -22,6 +26,8 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::nbd::tls::Upgrade;
 
 /// Where the PEM files lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -180,6 +186,33 @@ fn read_server(files: &TlsFiles) -> Result<Made<ServerConfig>, TlsError> {
     Ok(Made { config, ends })
 }
 
+/// A door at which every client shows a certificate.
+fn read_mutual(files: &TlsFiles) -> Result<Made<ServerConfig>, TlsError> {
+    read_served(files, true)
+}
+
+/// A door at which a client may show one; what it shows has to be right.
+fn read_open(files: &TlsFiles) -> Result<Made<ServerConfig>, TlsError> {
+    read_served(files, false)
+}
+
+fn read_served(files: &TlsFiles, mutual: bool) -> Result<Made<ServerConfig>, TlsError> {
+    let Loaded { roots, chain, key, ends } = load(files)?;
+    let clients = WebPkiClientVerifier::builder_with_provider(roots, provider());
+    let clients = if mutual { clients } else { clients.allow_unauthenticated() };
+    let clients = clients.build().map_err(|error| TlsError::Certificate {
+        path: files.ca.clone(),
+        what: error.to_string(),
+    })?;
+    let pair = |error| TlsError::Pair { files: Box::new(files.clone()), error };
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(pair)?;
+    let config = builder.with_client_cert_verifier(clients);
+    let config = Arc::new(config.with_single_cert(chain, key).map_err(pair)?);
+    Ok(Made { config, ends })
+}
+
 fn read_client(files: &TlsFiles) -> Result<Made<ClientConfig>, TlsError> {
     let Loaded { roots, chain, key, ends } = load(files)?;
     let pair = |error| TlsError::Pair { files: Box::new(files.clone()), error };
@@ -206,6 +239,53 @@ impl HubTls {
         let stream = TlsAcceptor::from(self.config()).accept(stream).await?;
         let names = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(names_in);
         Ok((stream.into(), names.unwrap_or_default()))
+    }
+}
+
+/// A door for clients.
+#[derive(Debug)]
+pub struct ServedTls {
+    tls: Tls<ServerConfig>,
+    /// The authority signs the certificates of sources as well: these open no door.
+    shared: bool,
+}
+
+impl ServedTls {
+    /// Reads the files; `mutual`: every client shows a certificate. `shared`: that of a source, which
+    /// has its name in it, is none.
+    pub fn load(files: TlsFiles, mutual: bool, shared: bool) -> Result<Self, TlsError> {
+        let read = if mutual { read_mutual } else { read_open };
+        Ok(Self { tls: Tls::of(files, read)?, shared })
+    }
+
+    /// Files and expiry.
+    pub fn files(&self) -> &Tls<ServerConfig> {
+        &self.tls
+    }
+
+    /// The handshake. The caller says how long it may take.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<ServedStream> {
+        let stream = TlsAcceptor::from(self.tls.config()).accept(stream).await?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        self.admits(shown).map_err(io::Error::other)?;
+        Ok(stream)
+    }
+}
+
+/// A connection behind such a door.
+pub type ServedStream = tokio_rustls::server::TlsStream<TcpStream>;
+
+impl Upgrade for ServedTls {
+    fn config(&self) -> Arc<ServerConfig> {
+        self.tls.config()
+    }
+
+    fn admits(&self, shown: Option<&CertificateDer<'_>>) -> Result<(), String> {
+        let names = shown.filter(|_| self.shared).map(names_in).unwrap_or_default();
+        match names.first() {
+            None => Ok(()),
+            Some(name) => Err(format!("the certificate is that of {name}, not of a client")),
+        }
     }
 }
 

@@ -274,6 +274,8 @@ catalogue! {
         "Commits of the catalog; the CPs of several sources share one";
     POOL_CAPACITY_BYTES = "mirrorhub_pool_capacity_bytes", Bytes, Kind::Gauge, [],
         "Size of the pool";
+    POOL_PENDING_DEVICES = "mirrorhub_pool_pending_devices", Count, Kind::Gauge, [],
+        "Devices whose addition to the pool has not come to its end";
     POOL_FREE_BYTES = "mirrorhub_pool_free_bytes", Bytes, Kind::Gauge, [],
         "Bytes of the pool that are free";
     POOL_USED_BYTES = "mirrorhub_pool_used_bytes", Bytes, Kind::Gauge, [],
@@ -321,6 +323,8 @@ catalogue! {
         [closed("device", DEVICES)], "I/O errors; the first one latches its device";
     NBD_CONNECTIONS = "mirrorhub_nbd_connections", Count, Kind::Gauge, [],
         "NBD connections open";
+    NBD_CLIENTS_REFUSED = "mirrorhub_nbd_refused_clients_total", Count, Kind::Counter, [],
+        "NBD connections that ended for a fault of the client, a failed TLS handshake among them";
     NBD_REQUESTS = "mirrorhub_nbd_requests_total", Count, Kind::Counter,
         [closed("command", NBD_COMMANDS)], "NBD requests answered";
     NBD_REQUEST_ERRORS = "mirrorhub_nbd_request_errors_total", Count, Kind::Counter,

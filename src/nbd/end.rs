@@ -59,6 +59,9 @@ pub enum End {
     /// A write too long to skip.
     #[error("write of {0} bytes")]
     WriteTooLong(u32),
+    /// The TLS handshake failed, or the client is not one of those that may come.
+    #[error("TLS: {0}")]
+    Tls(String),
 }
 
 impl End {
@@ -72,7 +75,8 @@ impl End {
             | Self::TooManyOptions(_)
             | Self::OptionTooLong { .. }
             | Self::RequestMagic
-            | Self::WriteTooLong(_) => true,
+            | Self::WriteTooLong(_)
+            | Self::Tls(_) => true,
             Self::Disconnected
             | Self::Aborted
             | Self::Closed
@@ -94,6 +98,7 @@ impl End {
             | Self::Truncated(_)
             | Self::Io(_)
             | Self::Stalled(..)
+            | Self::Tls(_)
             | Self::HandshakeDeadline(_) => false,
             Self::Aborted
             | Self::NotOpened { .. }

@@ -85,11 +85,26 @@ where
     let mut bytes = [0; CLIENT_FLAGS_BYTES];
     fill(reader, &mut bytes, "client flags", true).await?;
     let flags = ClientFlags::decode(bytes).ok_or(End::ClientFlags(u32::from_be_bytes(bytes)))?;
+    haggle((reader, writer), (flags, false), exports, stopping).await
+}
+
+/// The same behind the client's flags, which came in the clear if the connection is `secured`.
+pub(super) async fn haggle<R, W>(
+    (reader, writer): (&mut R, &mut W),
+    (flags, secured): (ClientFlags, bool),
+    exports: &dyn Exports,
+    stopping: &CancellationToken,
+) -> Result<Opened, End>
+where
+    R: AsyncBufRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
     let mut handshake = Handshake {
         writer,
         exports,
         stopping,
         flags,
+        secured,
         structured: false,
         allocation_of: None,
         out: BytesMut::new(),
@@ -169,6 +184,8 @@ struct Handshake<'a, W> {
     exports: &'a dyn Exports,
     stopping: &'a CancellationToken,
     flags: ClientFlags,
+    /// TLS was initiated.
+    secured: bool,
     structured: bool,
     /// The export whose allocation context is selected, by the name the client used.
     allocation_of: Option<String>,
@@ -241,6 +258,9 @@ impl<W: AsyncWrite + Unpin> Handshake<'_, W> {
                     reply::context_selected(&mut self.out, code);
                 }
                 Ok(None)
+            }
+            OptionKind::StartTls if self.secured => {
+                Err(Refused(OptionRefusal::Invalid, "TLS was initiated already".to_owned()))
             }
             OptionKind::ExportName
             | OptionKind::Abort

@@ -1,11 +1,12 @@
 //! The NBD server that both ends share: volumes on a source, images on a hub.
 //!
 //! Floor 3. Network Block Device, fixed newstyle, after the public protocol text; no kernel
-//! module, no TLS yet (STARTTLS is answered as unknown). What it cannot do it says in its flags.
+//! module. What it cannot do it says in its flags.
 //!
 //! * [`protocol`]: bytes, pure
 //! * [`export`]: the traits that volumes and images implement
 //! * `handshake`: from the greeting to an opened export
+//! * [`tls`]: the upgrade before the handshake, where connections are encrypted
 //! * `transmission`: requests and replies of one connection; `intake` reads the former,
 //!   `execute` asks the export, `outgoing` sends the latter, `budget` bounds both
 //! * [`listen`]: TCP and unix sockets
@@ -31,6 +32,7 @@ pub mod memory;
 mod outgoing;
 pub mod protocol;
 pub mod serve;
+pub mod tls;
 mod transmission;
 
 #[cfg(test)]

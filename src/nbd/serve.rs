@@ -12,22 +12,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::budget::Pot;
 use super::counters::Counters;
 use super::end::End;
 use super::export::Exports;
-use super::handshake::negotiate;
+use super::handshake::{haggle, negotiate};
 use super::intake::discard;
 use super::listen::{Accepted, Listener};
+use super::protocol::option::ClientFlags;
+use super::tls::{Upgrade, upgrade};
 use super::transmission::{self, Surroundings, hang_up};
 use crate::limits::{
-    HANDSHAKE_SECONDS_MAX, NBD_BYTES_IN_FLIGHT_TOTAL, NBD_CONNECTIONS_MAX, NBD_DRAIN_SECONDS_MAX,
-    NBD_LINGER_SECONDS_MAX, NBD_STALL_SECONDS_MAX,
+    HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, NBD_BYTES_IN_FLIGHT_TOTAL, NBD_CONNECTIONS_MAX,
+    NBD_DRAIN_SECONDS_MAX, NBD_LINGER_SECONDS_MAX, NBD_STALL_SECONDS_MAX,
 };
 use crate::units::numbers::ByteCount;
 
@@ -52,6 +55,10 @@ pub struct Options {
     pub connections_max: usize,
     /// Bytes of requests and replies in memory, all connections together.
     pub bytes_in_flight: ByteCount,
+    /// TLS handshakes at once; further connections wait for theirs, within the handshake's deadline.
+    pub upgrades_max: usize,
+    /// How connections over TCP are encrypted; those of unix sockets are not.
+    pub tls: Option<Arc<dyn Upgrade>>,
 }
 
 impl Default for Options {
@@ -63,6 +70,8 @@ impl Default for Options {
             linger: Duration::from_secs(NBD_LINGER_SECONDS_MAX),
             connections_max: NBD_CONNECTIONS_MAX,
             bytes_in_flight: ByteCount(NBD_BYTES_IN_FLIGHT_TOTAL),
+            upgrades_max: HANDSHAKES_MAX,
+            tls: None,
         }
     }
 }
@@ -73,6 +82,7 @@ pub struct Server {
     options: Arc<Options>,
     counters: Arc<Counters>,
     places: Arc<Semaphore>,
+    upgrades: Arc<Semaphore>,
     memory: Pot,
 }
 
@@ -82,6 +92,7 @@ impl Server {
         Self {
             counters: Arc::new(Counters::default()),
             places: Arc::new(Semaphore::new(options.connections_max)),
+            upgrades: Arc::new(Semaphore::new(options.upgrades_max)),
             memory: Pot::new(options.bytes_in_flight.0),
             options: Arc::new(options),
         }
@@ -150,32 +161,78 @@ impl Server {
             (self.clone(), Arc::clone(exports), stopping.child_token());
         match accepted {
             Accepted::Tcp(stream, peer) => connections.spawn(async move {
-                let (reader, writer) = stream.into_split();
                 let caller = Caller { peer: peer.to_string(), exports, stopping };
-                server.connection(reader, writer, caller).await;
+                match server.options.tls.clone() {
+                    Some(tls) => server.encrypted(stream, tls.as_ref(), caller).await,
+                    None => {
+                        let (reader, writer) = stream.into_split();
+                        server.connection(reader, writer, caller, None).await;
+                    }
+                }
                 drop(place);
             }),
             Accepted::Unix(stream) => connections.spawn(async move {
                 let (reader, writer) = stream.into_split();
                 let caller = Caller { peer: "unix socket".into(), exports, stopping };
-                server.connection(reader, writer, caller).await;
+                server.connection(reader, writer, caller, None).await;
                 drop(place);
             }),
         };
     }
 
-    /// One connection, from the greeting to its end.
-    async fn connection<R, W>(&self, reader: R, mut writer: W, caller: Caller)
-    where
+    /// One connection that says nothing of worth before it is encrypted.
+    async fn encrypted(&self, stream: TcpStream, tls: &dyn Upgrade, caller: Caller) {
+        let begun = Instant::now();
+        let deadline = self.options.handshake_deadline;
+        // Nobody has a turn who has not even asked for TLS.
+        let upgrade = upgrade(stream, tls, &self.upgrades);
+        let end = tokio::select! {
+            upgraded = timeout(deadline, upgrade) => match upgraded {
+                Ok(Ok((stream, flags))) => {
+                    let (reader, writer) = tokio::io::split(stream);
+                    let left = deadline.saturating_sub(begun.elapsed());
+                    return self.connection(reader, writer, caller, Some((flags, left))).await;
+                }
+                Ok(Err(end)) => end,
+                Err(_) => End::HandshakeDeadline(deadline),
+            },
+            () = caller.stopping.cancelled() => End::Stopped,
+        };
+        if let End::Tls(reason) = &end {
+            tracing::warn!(peer = caller.peer, reason, "an nbd client is refused");
+        }
+        self.ended(&caller.peer, None, &end);
+    }
+
+    /// One connection, from the greeting to its end; from behind it, with the client's flags and what
+    /// is left of the time, if it was upgraded.
+    async fn connection<R, W>(
+        &self,
+        reader: R,
+        mut writer: W,
+        caller: Caller,
+        upgraded: Option<(ClientFlags, Duration)>,
+    ) where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         let Caller { peer, exports, stopping } = caller;
         let mut reader = BufReader::with_capacity(READ_AHEAD_BYTES, reader);
-        let deadline = self.options.handshake_deadline;
-        let handshake = negotiate(&mut reader, &mut writer, exports.as_ref(), &stopping);
+        let mut deadline = self.options.handshake_deadline;
+        if let Some((_, left)) = upgraded {
+            deadline = left;
+        }
+        let handshake = async {
+            match upgraded {
+                None => negotiate(&mut reader, &mut writer, exports.as_ref(), &stopping).await,
+                Some((flags, _)) => {
+                    let both = (&mut reader, &mut writer);
+                    haggle(both, (flags, true), exports.as_ref(), &stopping).await
+                }
+            }
+        };
         let (name, end) = match timeout(deadline, handshake).await {
-            Err(_) => (None, End::HandshakeDeadline(deadline)),
+            Err(_) => (None, End::HandshakeDeadline(self.options.handshake_deadline)),
             Ok(Err(end)) => {
                 hang_up(&mut writer, discard(&mut reader), &end, self.options.linger).await;
                 (None, end)
@@ -193,10 +250,14 @@ impl Server {
                 (Some(name), end)
             }
         };
+        self.ended(&peer, name.as_deref(), &end);
+    }
+
+    fn ended(&self, peer: &str, export: Option<&str>, end: &End) {
         if end.is_protocol_error() {
             self.counters.protocol_error();
         }
-        let export = name.as_deref().unwrap_or("-");
+        let export = export.unwrap_or("-");
         tracing::debug!(%peer, export, "nbd connection ended: {end}");
     }
 

@@ -77,6 +77,7 @@ where
         reading: true,
         refusing_since: None,
         linger,
+        unflushed: false,
         dead: false,
         end: None,
     };
@@ -186,6 +187,9 @@ struct Connection<'a, W> {
     /// When the first request was refused with none under way.
     refusing_since: Option<Instant>,
     linger: Duration,
+    /// Bytes may have been taken by the writer that are not with the kernel yet: one that encrypts
+    /// keeps what the socket did not take.
+    unflushed: bool,
     /// Replies can no longer be sent.
     dead: bool,
     /// Why the connection is about to end.
@@ -225,7 +229,8 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
         if let Poll::Ready(event) = self.poll_send(cx) {
             return Poll::Ready(event);
         }
-        if self.end.is_some() && self.running.is_empty() && self.outgoing.is_empty() {
+        let sent = self.outgoing.is_empty() && !self.unflushed;
+        if self.end.is_some() && self.running.is_empty() && sent {
             return Poll::Ready(Event::Idle);
         }
         Poll::Pending
@@ -233,11 +238,12 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         if self.outgoing.is_empty() {
-            return Poll::Pending;
+            return self.poll_flush(cx);
         }
         let before = self.outgoing.bytes();
         match self.outgoing.poll_write(self.writer, cx) {
             Poll::Ready(Ok(())) => {
+                self.unflushed = true;
                 self.stall.sent(before - self.outgoing.bytes());
                 Poll::Ready(Event::Sent)
             }
@@ -245,6 +251,25 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
             Poll::Pending => {
                 let after = self.stall.after;
                 self.stall.poll(before, cx).map(|()| Event::Broken(End::Stalled(after, "a reply")))
+            }
+        }
+    }
+
+    /// Ready only if it failed.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if !self.unflushed {
+            return Poll::Pending;
+        }
+        match Pin::new(&mut *self.writer).poll_flush(cx) {
+            Poll::Ready(Ok(())) => {
+                self.unflushed = false;
+                self.stall.sent(u64::MAX);
+                Poll::Pending
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Event::Broken(End::Io(error))),
+            Poll::Pending => {
+                let after = self.stall.after;
+                self.stall.poll(1, cx).map(|()| Event::Broken(End::Stalled(after, "a reply")))
             }
         }
     }
@@ -273,6 +298,7 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
     fn break_off(&mut self, end: End) {
         self.dead = true;
         self.reading = false;
+        self.unflushed = false;
         self.outgoing.clear();
         self.end = Some(end);
     }

@@ -13,6 +13,7 @@
 //! Answers come from published copies by [`server::Observed`]; a slow reader holds one of a bounded
 //! number of connections and nothing of the data path.
 
+mod encrypted;
 pub mod listener;
 pub mod live;
 pub mod page;

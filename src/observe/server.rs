@@ -22,12 +22,14 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::encrypted::Encrypted;
 use super::listener::Bounded;
 use super::live::Live;
 use super::page;
 use crate::limits::{
     HTTP_CONNECTIONS_MAX, HTTP_IDLE_SECONDS_MAX, HTTP_STOP_SECONDS_MAX, METRIC_UPKEEP_SECONDS,
 };
+use crate::link::tls::ServedTls;
 use crate::metric::catalogue::HEALTH_STATUS;
 use crate::status::SCHEMA;
 use crate::status::document::StatusDocument;
@@ -46,8 +48,10 @@ pub trait Observed: Send + Sync + 'static {
 /// Where HTTP is served.
 #[derive(Debug)]
 pub enum HttpListener {
-    /// A TCP port; loopback unless TLS stands before it.
+    /// A TCP port; loopback.
     Tcp(TcpListener),
+    /// A TCP port behind TLS.
+    Tls(TcpListener, Arc<ServedTls>),
     /// A unix socket.
     Unix(UnixListener),
 }
@@ -78,10 +82,21 @@ impl HttpListener {
             .map_err(|error| ListenError { address: format!("unix:{}", path.display()), error })
     }
 
+    /// Has TCP connections encrypted.
+    #[must_use]
+    pub fn behind(self, tls: Option<Arc<ServedTls>>) -> Self {
+        match (self, tls) {
+            (Self::Tcp(tcp), Some(tls)) => Self::Tls(tcp, tls),
+            (other, _) => other,
+        }
+    }
+
     /// The address in words, with the port that was chosen if none was asked for.
     pub fn describe(&self) -> String {
         match self {
-            Self::Tcp(tcp) => tcp.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string()),
+            Self::Tcp(tcp) | Self::Tls(tcp, _) => {
+                tcp.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string())
+            }
             Self::Unix(unix) => {
                 let path = unix.local_addr().ok();
                 let path = path.and_then(|address| address.as_pathname().map(PathBuf::from));
@@ -118,6 +133,11 @@ pub async fn serve(
         match listener {
             HttpListener::Tcp(tcp) => {
                 let bounded = Bounded::new(tcp, HTTP_CONNECTIONS_MAX, idle_max);
+                axum::serve(bounded, app).with_graceful_shutdown(stopped).await
+            }
+            HttpListener::Tls(tcp, tls) => {
+                let encrypted = Encrypted::new(tcp, tls);
+                let bounded = Bounded::new(encrypted, HTTP_CONNECTIONS_MAX, idle_max);
                 axum::serve(bounded, app).with_graceful_shutdown(stopped).await
             }
             HttpListener::Unix(unix) => {

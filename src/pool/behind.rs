@@ -66,8 +66,9 @@ impl Behind {
         if !self.under_way {
             return Ok(None);
         }
-        self.under_way = false;
+        // Of a thread that is gone it stays under way for ever: every later wait fails as well.
         let (buffer, result) = self.written.recv().map_err(|_| gone())?;
+        self.under_way = false;
         result.map(|()| Some(buffer))
     }
 
@@ -183,7 +184,8 @@ mod tests {
     fn gated() -> (Arc<Gate>, Arc<Pool>) {
         let (state, changed) = (Mutex::new((false, 0)), Condvar::new());
         let gate = Arc::new(Gate { device: new_device(64 << 20), state, changed });
-        let pool = Pool::create(Arc::clone(&gate) as _, [1; 16], PoolOptions::default()).unwrap();
+        let device: Arc<dyn Device> = Arc::<Gate>::clone(&gate);
+        let pool = Pool::create(device, [1; 16], PoolOptions::default()).unwrap();
         (gate, pool)
     }
 

@@ -44,6 +44,19 @@ impl Bitmap {
         Self { blocks, words: vec![0; pages * PAGE_WORDS], set_in_page: vec![0; pages], set: 0 }
     }
 
+    /// The same with more blocks, which are clear. Never fewer.
+    pub fn grow(&mut self, blocks: u64) {
+        assert!(
+            blocks >= self.blocks,
+            "a map of {} blocks does not shrink to {blocks}",
+            self.blocks
+        );
+        let pages = to_usize(blocks.div_ceil(PAGE_BLOCKS));
+        self.words.resize(pages * PAGE_WORDS, 0);
+        self.set_in_page.resize(pages, 0);
+        self.blocks = blocks;
+    }
+
     /// Number of pages.
     pub fn pages(&self) -> u64 {
         to_u64(self.set_in_page.len())
@@ -218,6 +231,20 @@ mod tests {
         let mut seen = Vec::new();
         bitmap.for_each(|index| seen.push(index));
         assert_eq!(seen, plain.into_iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_bitmap_that_grows_is_the_larger_one_with_the_same_bits() {
+        for (from, to) in [(5, 5), (5, 77), (PAGE_BLOCKS, PAGE_BLOCKS + 1), (7, 5 * PAGE_BLOCKS)] {
+            let (mut small, mut large) = (Bitmap::new(from), Bitmap::new(to));
+            for index in (0..from).step_by(3) {
+                small.insert(index);
+                large.insert(index);
+            }
+            small.grow(to);
+            assert_eq!(small, large, "{from} to {to}");
+            assert!(small.insert(to - 1) || (to - 1) % 3 == 0);
+        }
     }
 
     #[test]

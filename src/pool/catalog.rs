@@ -4,7 +4,8 @@
 //! part in the pool's group commit.
 
 use crate::units::ids::SourceId;
-use crate::units::numbers::CpNumber;
+use crate::units::names::SourceName;
+use crate::units::numbers::{BlockCount, ByteCount, CpNumber};
 
 use super::Pool;
 use super::error::PoolError;
@@ -38,6 +39,17 @@ impl Catalog<'_> {
     /// One source.
     pub fn source(&self, id: SourceId) -> Result<Option<SourceRow>, PoolError> {
         Ok(self.pool.lock()?.mirror.source(id).cloned())
+    }
+
+    /// Blocks that the image of a source has with its CPs that are kept; none if an older version has
+    /// published some of them, uncounted.
+    pub fn used(&self, source: SourceId) -> Result<Option<BlockCount>, PoolError> {
+        Ok(self.pool.lock()?.mirror.used(source).map(BlockCount))
+    }
+
+    /// The source of that name.
+    pub fn source_named(&self, name: &SourceName) -> Result<Option<SourceRow>, PoolError> {
+        Ok(self.pool.lock()?.mirror.source_named(name).cloned())
     }
 
     /// The volumes of a source, by number.
@@ -95,6 +107,12 @@ impl Catalog<'_> {
     /// Adds an empty volume, or renames one.
     pub fn put_volume(&self, row: VolumeRow) -> Result<(), PoolError> {
         self.change(Change::PutVolume(Box::new(row)))
+    }
+
+    /// The next trees of a volume may have that size. Nothing is done if it has announced as much
+    /// already; no volume becomes smaller.
+    pub fn grow_volume(&self, key: VolumeKey, size: ByteCount) -> Result<(), PoolError> {
+        self.change(Change::GrowVolume(key, size))
     }
 
     /// Removes a volume whose published tree is empty: a CP that trims it comes first.

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::device::DeviceError;
+use crate::raid::assemble::AssembleError;
 use crate::units::hash::ContentHash;
 use crate::units::ids::{PoolId, SourceId};
 use crate::units::names::KeptName;
@@ -54,6 +55,15 @@ pub enum PoolError {
     /// Smaller than a pool can be.
     #[error("{device}: {met} bytes are too few for a pool, at least {wanted} are needed")]
     TooSmall { device: Arc<str>, wanted: u64, met: u64 },
+    /// The arrays that were added behind a plain device, or some of them, are not there.
+    #[error(
+        "{device}: the pool has {wanted} bytes and {met} are there: devices were added behind this one; \
+         name all of them in pool.devices"
+    )]
+    AddedMissing { device: Arc<str>, wanted: u64, met: u64 },
+    /// Devices cannot be added.
+    #[error(transparent)]
+    Added(#[from] AssembleError),
     /// The device lost bytes since the pool was made.
     #[error("{device}: pool was made for {wanted} bytes, the device has {met}")]
     Shrunk { device: Arc<str>, wanted: u64, met: u64 },
@@ -86,6 +96,11 @@ pub enum PoolError {
     /// No room for more blocks. Room comes with the next CP that frees some.
     #[error("pool is full: {wanted} blocks wanted, {free} free, {reserve} of them kept in reserve")]
     Full { wanted: u64, free: u64, reserve: u64 },
+    /// The source would have more blocks of the pool than it may.
+    #[error(
+        "the source may have {limit_bytes} bytes of the pool, and would have {wanted_bytes} with its CPs that are kept"
+    )]
+    OverLimit { wanted_bytes: u64, limit_bytes: u64 },
     /// No such source.
     #[error("source {source_id} is not in the catalog")]
     UnknownSource { source_id: SourceId },
@@ -137,6 +152,8 @@ impl PoolError {
             | Self::LabelCorrupt { .. }
             | Self::WrongOwner { .. }
             | Self::TooSmall { .. }
+            | Self::AddedMissing { .. }
+            | Self::Added(_)
             | Self::Shrunk { .. }
             | Self::Corrupt { .. }
             | Self::CorruptContent { .. }
@@ -145,6 +162,7 @@ impl PoolError {
             | Self::CatalogFull { .. }
             | Self::Limit { .. }
             | Self::Full { .. }
+            | Self::OverLimit { .. }
             | Self::UnknownSource { .. }
             | Self::UnknownVolume { .. }
             | Self::Epoch { .. }

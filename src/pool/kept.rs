@@ -228,6 +228,11 @@ pub(super) struct DropOrder {
 }
 
 impl DropOrder {
+    /// Whose CP.
+    pub(super) fn source(&self) -> SourceId {
+        self.row.source
+    }
+
     /// Enters the drop into a batch, or refuses it and leaves the batch as it was. Returns what
     /// was dropped and the blocks that are free once the commit is durable.
     pub(super) fn stage(

@@ -12,7 +12,7 @@
 //! | at | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic `MIRRPOOL` |
-//! | 8 | 4 | format version, 1 |
+//! | 8 | 4 | format version: 1, or 2 if arrays were added behind a plain device |
 //! | 12 | 4 | CRC-32C of all 4096 bytes with this field zero |
 //! | 16 | 16 | pool id |
 //! | 32 | 16 | owner: id of the source or hub |
@@ -22,7 +22,8 @@
 //! | 64 | 8 | first block of the catalog |
 //! | 72 | 8 | blocks of the catalog |
 //! | 80 | 8 | first block of data; data ends where the pool ends |
-//! | 88 | 4008 | reserved, zero |
+//! | 88 | 7 x 16 | version 2: ids of the arrays that were added behind this device, in order; unused ones zero |
+//! | 200 | 3896 | reserved, zero; of version 1 from 88 on |
 //!
 //! Anything else than that is refused by name: no pool, another version, damaged.
 
@@ -31,10 +32,10 @@ use std::sync::Arc;
 use crate::device::{Device, is_blank};
 use crate::limits::{
     MIB, NODE_CHILDREN, POOL_CATALOG_BYTES_MIN, POOL_CATALOG_SHARE, POOL_CATALOG_SHARE_BYTES_MAX,
-    POOL_CATALOG_SPARE, POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN,
+    POOL_CATALOG_SPARE, POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN, RAID_ADDED_MAX,
 };
 use crate::units::hash::crc32c;
-use crate::units::ids::PoolId;
+use crate::units::ids::{ArrayId, PoolId};
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
 use super::error::PoolError;
@@ -43,8 +44,10 @@ use super::error::PoolError;
 pub const LABEL_MAGIC: [u8; 8] = *b"MIRRPOOL";
 /// First bytes of a device on which a pool is being made.
 pub const DRAFT_MAGIC: [u8; 8] = *b"MIRRDRFT";
-/// The one format this program writes and reads.
+/// The format of a pool on a device, or on arrays that name each other.
 pub const LABEL_VERSION: u32 = 1;
+/// The format of a pool on a plain device with arrays behind it; the newest that this program knows.
+pub const LABEL_VERSION_ADDED: u32 = 2;
 /// Copies of the label, in the first blocks of the device.
 pub const LABEL_COPIES: u64 = 2;
 
@@ -52,6 +55,8 @@ pub const LABEL_COPIES: u64 = 2;
 pub const POOL_BYTES_MIN: u64 = if cfg!(test) { 16 * MIB } else { POOL_DEVICE_BYTES_MIN };
 
 const FIELDS_BYTES: usize = 88;
+const ADDED_BYTES: usize = RAID_ADDED_MAX * 16;
+const NO_ARRAY: ArrayId = ArrayId([0; 16]);
 const CRC_AT: usize = 12;
 const BLOCK_BYTES_FIELD: u32 = 4096;
 const NODE_CHILDREN_FIELD: u32 = 128;
@@ -59,7 +64,7 @@ const NODE_CHILDREN_FIELD: u32 = 128;
 const _: () = {
     assert!(FIELDS_BYTES == 8 + 4 + 4 + 16 + 16 + 4 + 4 + 8 + 8 + 8 + 8);
     assert!(BLOCK_BYTES == 4096 && NODE_CHILDREN == 128);
-    assert!(FIELDS_BYTES < BLOCK_BYTES);
+    assert!(FIELDS_BYTES + ADDED_BYTES == 200);
     assert!(POOL_CATALOG_BYTES_MIN * 2 <= POOL_BYTES_MIN, "half of a pool is data at least");
 };
 
@@ -122,14 +127,44 @@ pub struct Label {
     pub owner: [u8; 16],
     /// How the device is divided.
     pub layout: Layout,
+    /// The arrays that were added behind a plain device, in order; unused ones are zero. An array that
+    /// is a pool names those behind it in its own labels.
+    pub added: [ArrayId; RAID_ADDED_MAX],
+}
+
+/// No arrays behind a pool.
+pub const NONE_ADDED: [ArrayId; RAID_ADDED_MAX] = [NO_ARRAY; RAID_ADDED_MAX];
+
+/// The arrays behind a device that is a pool, as its label names them; none if it is no pool.
+pub fn behind(device: &dyn Device) -> Option<Vec<ArrayId>> {
+    let name = device.name();
+    let good = |copy| Label::decode(&name, &read_copy(device, copy).ok()?).ok();
+    let labels: Vec<Label> = (0..LABEL_COPIES).filter_map(good).collect();
+    let fewest = labels.into_iter().map(|label| label.behind().collect::<Vec<_>>());
+    // Of a cut while one was added the copies say two things: see `grow`.
+    fewest.min_by_key(Vec::len).or_else(|| is_pool(device).then(Vec::new))
 }
 
 impl Label {
+    /// The arrays that were added behind a plain device.
+    pub fn behind(&self) -> impl Iterator<Item = ArrayId> + '_ {
+        self.added.iter().copied().take_while(|id| *id != NO_ARRAY)
+    }
+
+    /// The same with one more; none if there is no place for it.
+    pub fn with_behind(mut self, id: ArrayId) -> Option<Self> {
+        if !self.added.contains(&id) {
+            *self.added.iter_mut().find(|place| **place == NO_ARRAY)? = id;
+        }
+        Some(self)
+    }
+
     /// The 4096 bytes.
     pub fn encode(&self) -> [u8; BLOCK_BYTES] {
         let mut bytes = [0; BLOCK_BYTES];
+        let version = if self.added == NONE_ADDED { LABEL_VERSION } else { LABEL_VERSION_ADDED };
         bytes[0..8].copy_from_slice(&LABEL_MAGIC);
-        bytes[8..12].copy_from_slice(&LABEL_VERSION.to_le_bytes());
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.pool.0);
         bytes[32..48].copy_from_slice(&self.owner);
         bytes[48..52].copy_from_slice(&BLOCK_BYTES_FIELD.to_le_bytes());
@@ -140,15 +175,30 @@ impl Label {
         {
             bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
+        let places = bytes[FIELDS_BYTES..][..ADDED_BYTES].as_chunks_mut::<16>().0;
+        for (bytes, id) in places.iter_mut().zip(&self.added) {
+            *bytes = id.0;
+        }
         let crc = crc32c(&bytes);
         bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
-    /// Whether two labels differ in the number of blocks at most.
-    fn is_but_for_growth(&self, other: &Self) -> bool {
-        let layout = Layout { total: other.layout.total, ..self.layout };
-        Self { layout, ..*self } == *other
+    /// What two labels have in common that differ in the number of blocks, or in how many arrays are
+    /// behind the device, at most.
+    fn but_for_growth(&self, other: &Self) -> Option<Self> {
+        let total = self.layout.total.min(other.layout.total);
+        let least = |label: &Self, added| Self {
+            layout: Layout { total, ..label.layout },
+            added,
+            ..*label
+        };
+        let added =
+            if self.behind().count() <= other.behind().count() { self.added } else { other.added };
+        let fewer: Vec<ArrayId> = added.iter().copied().take_while(|id| *id != NO_ARRAY).collect();
+        let is_front = |label: &Self| label.added.starts_with(&fewer);
+        (is_front(self) && is_front(other) && least(self, added) == least(other, added))
+            .then(|| least(self, added))
     }
 
     /// Reads and checks one copy.
@@ -166,9 +216,14 @@ impl Label {
             let met = number(0).to_le_bytes();
             return Err(PoolError::NotAPool { device, wanted: LABEL_MAGIC, met });
         }
-        if half(8) != LABEL_VERSION {
-            return Err(PoolError::LabelVersion { device, met: half(8), known: LABEL_VERSION });
-        }
+        let fields = match half(8) {
+            LABEL_VERSION => FIELDS_BYTES,
+            LABEL_VERSION_ADDED => FIELDS_BYTES + ADDED_BYTES,
+            met => {
+                let known = LABEL_VERSION_ADDED;
+                return Err(PoolError::LabelVersion { device, met, known });
+            }
+        };
         let corrupt = |what: String| PoolError::LabelCorrupt { device, what };
         let mut bare = *bytes;
         bare[CRC_AT..CRC_AT + 4].fill(0);
@@ -176,7 +231,7 @@ impl Label {
         if wanted != met {
             return Err(corrupt(format!("wanted checksum {wanted:08x}, met {met:08x}")));
         }
-        if bytes[FIELDS_BYTES..].iter().any(|&byte| byte != 0) {
+        if bytes[fields..].iter().any(|&byte| byte != 0) {
             return Err(corrupt("reserved bytes are not zero".into()));
         }
         if (half(48), half(52)) != (BLOCK_BYTES_FIELD, NODE_CHILDREN_FIELD) {
@@ -187,7 +242,17 @@ impl Label {
         if !layout.is_sound() {
             return Err(corrupt(format!("impossible layout {layout:?}")));
         }
-        let mut label = Self { pool: PoolId::ZERO, owner: [0; 16], layout };
+        let mut added = NONE_ADDED;
+        let places = bytes[FIELDS_BYTES..][..ADDED_BYTES].as_chunks::<16>().0;
+        for (id, bytes) in added.iter_mut().zip(places) {
+            *id = ArrayId(*bytes);
+        }
+        let again = |at: usize| added[at] != NO_ARRAY && added[..at].contains(&added[at]);
+        let mut label = Self { pool: PoolId::ZERO, owner: [0; 16], layout, added };
+        let named = added.iter().filter(|id| **id != NO_ARRAY).count();
+        if label.behind().count() != named || (0..RAID_ADDED_MAX).any(again) {
+            return Err(corrupt("an array was added twice, or there is a gap".into()));
+        }
         label.pool.0.copy_from_slice(&bytes[16..32]);
         label.owner.copy_from_slice(&bytes[32..48]);
         Ok(label)
@@ -286,13 +351,13 @@ pub fn read(device: &dyn Device) -> Result<(Label, Option<u64>), PoolError> {
             (first, damaged.first().copied())
         }
         // A cut while it grew: see `grow`. Nothing lies behind the smaller end.
-        (Ok(first), Ok(second)) if first.is_but_for_growth(&second) => {
-            (if first.layout.total < second.layout.total { first } else { second }, None)
-        }
-        (Ok(_), Ok(_)) => {
-            let what = "its copies contradict each other".into();
-            return Err(PoolError::LabelCorrupt { device: name, what });
-        }
+        (Ok(first), Ok(second)) => match first.but_for_growth(&second) {
+            Some(label) => (label, None),
+            None => {
+                let what = "its copies contradict each other".into();
+                return Err(PoolError::LabelCorrupt { device: name, what });
+            }
+        },
         // A copy of another version beside a good one is no damage: someone wrote it.
         (Ok(_), Err(error @ PoolError::LabelVersion { .. }))
         | (Err(error @ PoolError::LabelVersion { .. }), Ok(_)) => return Err(error),
@@ -302,6 +367,9 @@ pub fn read(device: &dyn Device) -> Result<(Label, Option<u64>), PoolError> {
         (Err(first), Err(_)) => return Err(first),
     };
     let (wanted, met) = (label.layout.total * BLOCK_BYTES_U64, device.size().0);
+    if met < wanted && label.added != NONE_ADDED {
+        return Err(PoolError::AddedMissing { device: name, wanted, met });
+    }
     if met < wanted {
         return Err(PoolError::Shrunk { device: name, wanted, met });
     }
@@ -318,7 +386,7 @@ mod tests {
 
     fn label() -> Label {
         let layout = Layout { total: 0x1000, catalog_start: 2, catalog_blocks: 8, data_start: 10 };
-        Label { pool: PoolId([1; 16]), owner: [2; 16], layout }
+        Label { pool: PoolId([1; 16]), owner: [2; 16], layout, added: NONE_ADDED }
     }
 
     fn sealed(mut bytes: [u8; BLOCK_BYTES]) -> [u8; BLOCK_BYTES] {
@@ -345,6 +413,42 @@ mod tests {
     }
     const GOLDEN_CRC: u32 = 0xf755_5c89;
 
+    /// Goal: what is behind a plain device is in its label, and a version of before refuses that by name.
+    #[test]
+    fn arrays_behind_a_plain_device_are_in_its_label() {
+        let (one, two) = (ArrayId([7; 16]), ArrayId([8; 16]));
+        let added = label().with_behind(one).unwrap().with_behind(two).unwrap();
+        assert_eq!(added.with_behind(one), Some(added));
+        let bytes = added.encode();
+        assert_eq!(
+            (&bytes[8..12], &bytes[88..104], &bytes[104..120]),
+            (&[2, 0, 0, 0][..], &[7; 16][..], &[8; 16][..])
+        );
+        assert_eq!(Label::decode(&"d".into(), &bytes).unwrap(), added);
+        let refused = |bytes| Label::decode(&"d".into(), &sealed(bytes)).unwrap_err().to_string();
+        let mut version_1 = bytes;
+        version_1[8] = 1;
+        assert!(refused(version_1).contains("reserved"));
+        let mut gap = bytes;
+        gap[88..104].fill(0);
+        assert!(refused(gap).contains("gap"));
+        let mut twice = bytes;
+        twice[88..104].fill(8);
+        assert!(refused(twice).contains("twice"));
+        // A cut between its copies: what both say.
+        let layout = Layout { total: 0x2000, ..added.layout };
+        let grown = Label { layout, ..added };
+        for (first, second) in [(grown, label()), (label(), grown), (grown, added), (added, grown)]
+        {
+            let wanted = if [first, second].contains(&added) { added } else { label() };
+            assert_eq!(first.but_for_growth(&second), Some(wanted));
+        }
+        let other = label().with_behind(two).unwrap();
+        assert_eq!((added.but_for_growth(&other), other.but_for_growth(&added)), (None, None));
+        let full = (0..9).try_fold(label(), |label, n| label.with_behind(ArrayId([n + 1; 16])));
+        assert_eq!(full, None, "there are seven places");
+    }
+
     #[test]
     fn each_wrong_field_is_refused_by_name() {
         let device: Arc<str> = "disk0".into();
@@ -357,7 +461,7 @@ mod tests {
         let refused = |bytes| Label::decode(&device, &bytes).unwrap_err();
         assert!(matches!(refused(with(0, b'X')), PoolError::NotAPool { .. }));
         let met = refused(with(8, 9));
-        assert!(matches!(met, PoolError::LabelVersion { met: 9, known: 1, .. }), "{met}");
+        assert!(matches!(met, PoolError::LabelVersion { met: 9, known: 2, .. }), "{met}");
         assert!(refused(with(40, 9)).to_string().contains("wanted checksum"));
         assert!(refused(sealed(with(4095, 1))).to_string().contains("reserved"));
         assert!(refused(sealed(with(49, 32))).to_string().contains("blocks of 8192"));

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use crate::limits::{NOTE_BYTES_MAX, SOURCES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::units::convert::to_u64;
 use crate::units::ids::SourceId;
-use crate::units::names::KeptName;
-use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::names::{KeptName, SourceName};
+use crate::units::numbers::{ByteCount, CpNumber, VolumeNumber};
 
 use super::error::PoolError;
 use super::kept_row::KeptRow;
@@ -25,12 +25,15 @@ use super::work::WorkRow;
 #[derive(Debug, Default)]
 pub(super) struct Mirror {
     sources: BTreeMap<SourceId, SourceRow>,
+    /// Ids of `sources` by name.
+    names: BTreeMap<SourceName, SourceId>,
     volumes: BTreeMap<VolumeKey, VolumeRow>,
     history: BTreeMap<SourceId, u64>,
     kept: BTreeMap<SourceId, BTreeMap<KeptName, Arc<KeptRow>>>,
     kept_blocks: BTreeMap<(SourceId, CpNumber), u64>,
     works: BTreeMap<SourceId, Arc<WorkRow>>,
     notes: BTreeMap<String, Vec<u8>>,
+    used: BTreeMap<SourceId, u64>,
     row_bytes: u64,
 }
 
@@ -42,6 +45,7 @@ fn keys_of(source: SourceId) -> std::ops::RangeInclusive<VolumeKey> {
 impl Mirror {
     pub(super) fn load_source(&mut self, row: SourceRow) {
         self.row_bytes += stored(&row.encode());
+        self.names.insert(row.name.clone(), row.id);
         self.sources.insert(row.id, row);
     }
 
@@ -70,6 +74,17 @@ impl Mirror {
 
     pub(super) fn load_note(&mut self, name: String, bytes: Vec<u8>) {
         self.notes.insert(name, bytes);
+    }
+
+    pub(super) fn load_used(&mut self, source: SourceId, blocks: u64) {
+        self.used.insert(source, blocks);
+    }
+
+    /// Blocks that the roots of a source reach, published and kept; none if nobody has counted them: an
+    /// older version has published it.
+    pub(super) fn used(&self, source: SourceId) -> Option<u64> {
+        let never = || self.source(source).is_none_or(|row| row.applied == CpNumber(0));
+        self.used.get(&source).copied().or_else(|| never().then_some(0))
     }
 
     /// What a part above remembers under that name.
@@ -120,6 +135,11 @@ impl Mirror {
         self.sources.values()
     }
 
+    /// The source of that name.
+    pub(super) fn source_named(&self, name: &SourceName) -> Option<&SourceRow> {
+        self.sources.get(self.names.get(name)?)
+    }
+
     pub(super) fn volume(&self, key: VolumeKey) -> Option<&VolumeRow> {
         self.volumes.get(&key)
     }
@@ -137,16 +157,7 @@ impl Mirror {
         for id in &staged.history_dropped {
             self.history.remove(id);
         }
-        for (id, row) in staged.sources {
-            let old = match row {
-                Some(row) => {
-                    self.row_bytes += stored(&row.encode());
-                    self.sources.insert(id, row)
-                }
-                None => self.sources.remove(&id),
-            };
-            self.row_bytes -= old.map_or(0, |old| stored(&old.encode()));
-        }
+        self.merge_sources(staged.sources);
         for (key, row) in staged.volumes {
             let old = match row {
                 Some(row) => {
@@ -172,6 +183,12 @@ impl Mirror {
             }
         }
         self.merge_works(staged.works);
+        for (source, blocks) in staged.used {
+            match blocks {
+                Some(blocks) => self.used.insert(source, blocks),
+                None => self.used.remove(&source),
+            };
+        }
         self.notes.extend(staged.notes);
         for (key, blocks) in staged.kept_blocks {
             match blocks {
@@ -185,6 +202,26 @@ impl Mirror {
         for (source, cut) in staged.history_cut {
             let count = self.history.entry(source).or_default();
             *count = count.saturating_sub(cut);
+        }
+    }
+
+    fn merge_sources(&mut self, sources: BTreeMap<SourceId, Option<SourceRow>>) {
+        for (id, row) in sources {
+            let name = row.as_ref().map(|row| row.name.clone());
+            let old = match row {
+                Some(row) => {
+                    self.row_bytes += stored(&row.encode());
+                    self.sources.insert(id, row)
+                }
+                None => self.sources.remove(&id),
+            };
+            self.row_bytes -= old.as_ref().map_or(0, |old| stored(&old.encode()));
+            // Another source may have taken the name over in this commit.
+            let left = old.filter(|old| Some(&old.name) != name.as_ref());
+            if let Some(left) = left.filter(|left| self.names.get(&left.name) == Some(&id)) {
+                self.names.remove(&left.name);
+            }
+            self.names.extend(name.map(|name| (name, id)));
         }
     }
 
@@ -217,6 +254,8 @@ pub(super) struct Staged {
     pub(super) kept_blocks: BTreeMap<(SourceId, CpNumber), u64>,
     pub(super) works: BTreeMap<SourceId, Option<Arc<WorkRow>>>,
     pub(super) notes: BTreeMap<String, Vec<u8>>,
+    /// Blocks that sources have; comes with other changes only.
+    pub(super) used: BTreeMap<SourceId, Option<u64>>,
     /// What the new rows add, about; rows that shrink or go count at the merge.
     added_bytes: u64,
 }
@@ -234,6 +273,18 @@ impl Staged {
             && notes.is_empty()
     }
 
+    /// As [`Mirror::used`], as it will be.
+    pub(super) fn used(&self, mirror: &Mirror, source: SourceId) -> Option<u64> {
+        self.used.get(&source).copied().unwrap_or_else(|| mirror.used(source))
+    }
+
+    /// A source has so many blocks then; what is not known stays so.
+    pub(super) fn set_used(&mut self, source: SourceId, blocks: Option<u64>) {
+        if blocks.is_some() {
+            self.used.insert(source, blocks);
+        }
+    }
+
     /// A source as it will be.
     pub(super) fn source<'a>(
         &'a self,
@@ -247,10 +298,20 @@ impl Staged {
         row.ok_or(PoolError::UnknownSource { source_id })
     }
 
-    /// All sources as they will be.
-    fn sources<'a>(&'a self, mirror: &'a Mirror) -> impl Iterator<Item = &'a SourceRow> {
-        let durable = mirror.sources().filter(|row| !self.sources.contains_key(&row.id));
-        durable.chain(self.sources.values().flatten())
+    /// How many sources there will be.
+    fn count_sources(&self, mirror: &Mirror) -> usize {
+        let there = |id: &SourceId| mirror.sources.contains_key(id);
+        let added = self.sources.iter().filter(|(id, row)| row.is_some() && !there(id)).count();
+        let gone = self.sources.iter().filter(|(id, row)| row.is_none() && there(id)).count();
+        mirror.sources.len() + added - gone
+    }
+
+    /// Whether a source other than that one will have the name.
+    fn is_taken(&self, mirror: &Mirror, name: &SourceName, id: SourceId) -> bool {
+        let staged = self.sources.values().flatten();
+        let durable = mirror.names.get(name).filter(|owner| !self.sources.contains_key(owner));
+        durable.is_some_and(|owner| *owner != id)
+            || staged.into_iter().any(|row| row.name == *name && row.id != id)
     }
 
     /// A volume as it will be.
@@ -336,14 +397,13 @@ impl Staged {
             }
             // A source may begin beyond CP 0: its history is known from the other end.
             Err(_) => {
-                let (met, max) = (to_u64(self.sources(mirror).count()) + 1, to_u64(SOURCES_MAX));
+                let (met, max) = (to_u64(self.count_sources(mirror)) + 1, to_u64(SOURCES_MAX));
                 if met > max {
                     return Err(PoolError::Limit { what: "sources", met, max });
                 }
             }
         }
-        let is_other = |other: &SourceRow| other.name == row.name && other.id != row.id;
-        if !named && self.sources(mirror).any(is_other) {
+        if !named && self.is_taken(mirror, &row.name, row.id) {
             return refused("another source has that name");
         }
         self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;
@@ -384,8 +444,34 @@ impl Staged {
         if others.values().any(|other| other.name == row.name && other.key != row.key) {
             return refused("another volume of the source has that name");
         }
+        // What grows is told by `grow_volume` only.
+        let grows_to = self.volume(mirror, row.key).ok().and_then(|old| old.grows_to);
+        let row = VolumeRow { grows_to, ..row };
         self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;
         self.volumes.insert(row.key, Some(row));
+        Ok(())
+    }
+
+    /// Notes the size that the next trees of a volume may have.
+    pub(super) fn grow_volume(
+        &mut self,
+        mirror: &Mirror,
+        (key, size): (VolumeKey, ByteCount),
+        max_bytes: u64,
+    ) -> Result<(), PoolError> {
+        let old = self.volume(mirror, key)?.clone();
+        if size <= old.size() {
+            return Ok(());
+        }
+        if !old.may_grow_to(size) {
+            let what = format!("volume {} ({}) of {}", key.volume, old.name, key.source);
+            let why = "its new size is no multiple of 4096, or too large";
+            return Err(PoolError::RowRefused { what, why });
+        }
+        let old_bytes = stored(&old.encode());
+        let row = VolumeRow { grows_to: Some(size), ..old };
+        self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;
+        self.volumes.insert(key, Some(row));
         Ok(())
     }
 
@@ -422,6 +508,7 @@ impl Staged {
             return Err(PoolError::RowRefused { what, why: "it still has kept CPs" });
         }
         self.sources.insert(source, None);
+        self.used.insert(source, None);
         self.history.retain(|(id, _)| *id != source);
         self.history_cut.remove(&source);
         self.history_dropped.insert(source);
@@ -576,6 +663,10 @@ mod tests {
         staged.put_source(&mirror, row(3, "a"), u64::MAX).unwrap_err();
         staged.remove_source(&mirror, row(2, "a").id).unwrap();
         staged.put_source(&mirror, row(3, "a"), u64::MAX).unwrap();
+        mirror.merge(staged);
+        let named = |name: &str| mirror.source_named(&name.parse().unwrap()).map(|row| row.id);
+        let ids = [row(3, "a").id, row(1, "b").id];
+        assert_eq!([named("a"), named("b"), named("c")], [Some(ids[0]), Some(ids[1]), None]);
     }
 
     /// A source that a batch changes counts once.

@@ -131,7 +131,14 @@ pub struct Pool {
     device: Arc<dyn Device>,
     /// The device, if it is an array.
     array: Option<Arc<Span>>,
+    /// The device with what was added behind it since the open, if it is a plain one.
+    behind: OnceLock<Arc<Span>>,
+    /// As it was when the pool was opened.
     label: Label,
+    /// As it is by now; held while devices are added.
+    growing: Mutex<Label>,
+    /// Blocks by now.
+    total: AtomicU64,
     options: PoolOptions,
     state: Mutex<State>,
     cache: BlockCache,
@@ -155,7 +162,7 @@ impl Pool {
         let layout = Layout::for_device(&*device)?;
         let pool =
             PoolId::random().map_err(|error| PoolError::Random { what: error.to_string() })?;
-        let label = Label { pool, owner, layout };
+        let label = Label { pool, owner, layout, added: label::NONE_ADDED };
         label::write_draft(&*device)?;
         let store = Store::create(Arc::clone(&device), &label, options.catalog_cache_bytes)?;
         label::write_all(&*device, &label)?;
@@ -223,7 +230,10 @@ impl Pool {
             cache: BlockCache::new(options.node_cache_bytes),
             mended: Mended::default(),
             device,
+            behind: OnceLock::new(),
             label,
+            growing: Mutex::new(label),
+            total: AtomicU64::new(label.layout.total),
             options,
             state: Mutex::new(State {
                 space,
@@ -317,11 +327,16 @@ impl Pool {
     }
 
     fn device(&self) -> &dyn Device {
-        &*self.device
+        match self.array() {
+            Some(array) => &**array,
+            None => &*self.device,
+        }
     }
 
-    fn label(&self) -> &Label {
-        &self.label
+    /// The label by now, but for what was added behind a plain device since the open.
+    fn label(&self) -> Label {
+        let total = self.total.load(Ordering::Acquire);
+        Label { layout: Layout { total, ..self.label.layout }, ..self.label }
     }
 
     fn options(&self) -> &PoolOptions {

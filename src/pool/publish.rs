@@ -21,7 +21,7 @@ use crate::units::hash::{Root, StreamHash};
 use crate::units::ids::SourceId;
 use crate::units::machine::Bell;
 use crate::units::names::KeptName;
-use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 
 use super::blockset::{BlockSet, FreedBlocks};
 use super::error::PoolError;
@@ -84,6 +84,7 @@ pub(super) enum Change {
     UpdateSource(SourceId, RowChange),
     RemoveSource(SourceId),
     PutVolume(Box<VolumeRow>),
+    GrowVolume(VolumeKey, ByteCount),
     RemoveVolume(VolumeKey),
     PutNote(String, Vec<u8>),
 }
@@ -100,6 +101,7 @@ impl fmt::Debug for Change {
             Self::UpdateSource(..) => "UpdateSource",
             Self::RemoveSource(_) => "RemoveSource",
             Self::PutVolume(_) => "PutVolume",
+            Self::GrowVolume(..) => "GrowVolume",
             Self::RemoveVolume(_) => "RemoveVolume",
             Self::PutNote(..) => "PutNote",
         })
@@ -282,6 +284,7 @@ impl Pool {
             | Change::UpdateSource(..)
             | Change::RemoveSource(_)
             | Change::PutVolume(_)
+            | Change::GrowVolume(..)
             | Change::RemoveVolume(_)
             | Change::PutNote(..) => false,
         };
@@ -356,6 +359,7 @@ impl Pool {
             }
             Change::RemoveSource(id) => staged.remove_source(mirror, id)?,
             Change::PutVolume(row) => staged.put_volume(mirror, *row, max)?,
+            Change::GrowVolume(key, size) => staged.grow_volume(mirror, (key, size), max)?,
             Change::RemoveVolume(key) => staged.remove_volume(mirror, key)?,
             Change::PutNote(name, bytes) => staged.put_note(name, bytes)?,
             Change::Keep(source, name) => {
@@ -367,8 +371,12 @@ impl Pool {
                 return Ok(Done::Kept(Arc::new(row)));
             }
             Change::DropKept(order) => {
+                let source = order.source();
                 let (dropped, freed) =
                     order.stage((kept, mirror, space), staged, &mut making.changes)?;
+                let less: u64 = freed.values().map(FreedBlocks::len).sum();
+                let used = staged.used(mirror, source);
+                staged.set_used(source, used.map(|used| used.saturating_sub(less)));
                 making.dropped.push(freed);
                 return Ok(Done::Dropped(dropped));
             }
@@ -442,6 +450,8 @@ struct CpRows {
     kept_upto: Option<CpNumber>,
     /// Blocks it freed that stay for that one.
     stayed: u64,
+    /// Blocks that the source has then, with the CPs of it that are kept; if that is known.
+    used: Option<u64>,
 }
 
 impl CpRows {
@@ -497,11 +507,18 @@ impl CpRows {
         if publish.write_set.must_free() {
             space.refuse_growth(publish.write_set.account(), kept_upto)?;
         }
+        let (taken, freed) = space.balance(publish.write_set.account(), kept_upto);
+        let used = staged.used(mirror, publish.source);
+        let used = used.map(|used| (used + taken).saturating_sub(freed));
+        if let (Some(bound), Some(used)) = (publish.write_set.bound_of(), used) {
+            bound.refuse(used)?;
+        }
         let stayed = space.stage(publish.write_set.account(), kept_upto, changes)?;
-        Ok(Self { source, volumes, history, keeps, kept_upto, stayed })
+        Ok(Self { source, volumes, history, keeps, kept_upto, stayed, used })
     }
 
     fn enter(self, staged: &mut Staged, mirror: &Mirror, source: SourceId, history_rows: u64) {
+        staged.set_used(source, self.used);
         staged.sources.insert(source, Some(self.source));
         staged.volumes.extend(self.volumes.into_iter().map(|row| (row.key, Some(row))));
         staged.add_history(mirror, source, self.history, history_rows);
@@ -529,12 +546,15 @@ fn changed_volumes(
     for &(volume, tree) in &publish.volumes {
         let key = VolumeKey { source: publish.source, volume };
         let old = all.get(&key).ok_or(PoolError::UnknownVolume { key })?;
-        if old.tree.size != tree.size {
+        let grown = old.grows_to == Some(tree.size);
+        if old.tree.size != tree.size && !grown {
             return inconsistent(format!(
                 "volume {volume} has {} bytes, its new tree {}",
-                old.tree.size, tree.size
+                old.size(),
+                tree.size
             ));
         }
+        let grows_to = old.grows_to.filter(|_| !grown);
         match publish.write_set.bases().get(&key) {
             Some(base) if *base != old.tree => return Err(PoolError::BaseMoved { volume }),
             Some(_) => {}
@@ -544,7 +564,7 @@ fn changed_volumes(
         if tree.top.birth > publish.cp {
             return inconsistent(format!("volume {volume} was born after its own CP"));
         }
-        if rows.insert(key, VolumeRow { tree, ..old.clone() }).is_some() {
+        if rows.insert(key, VolumeRow { tree, grows_to, ..old.clone() }).is_some() {
             return inconsistent(format!("volume {volume} is published twice"));
         }
     }

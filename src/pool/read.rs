@@ -189,7 +189,7 @@ impl Pool {
 
     /// Where blocks of the data area are on the device; others have no business here.
     pub(super) fn offset(&self, first: Pbn, count: u64) -> Result<u64, PoolError> {
-        let layout = &self.label().layout;
+        let layout = self.label().layout;
         let end = first.0.checked_add(count).filter(|&end| end <= layout.total);
         if first.0 < layout.data_start || end.is_none() {
             return Err(PoolError::OutOfPool { pbn: first });

@@ -4,19 +4,19 @@
 //! payload, little-endian, fields in the order of the structs; a name or extension is a length
 //! and its bytes. The checksum covers table, key, the first four header bytes and payload, so
 //! that neither a flipped bit nor a row under a wrong key is ever believed (`redb` checks its
-//! own pages only when it repairs).
+//! own pages only when it repairs). A volume that grows has one field more, its new size.
 //!
 //! Pure. Bytes that do not decode whole are [`PoolError::CatalogCorrupt`].
 
 use std::fmt;
 
-use crate::limits::{SOURCE_EXTENSION_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
+use crate::limits::{SOURCE_EXTENSION_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::record::marks::Place;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::hash::{Root, StreamHash, crc32c_parts};
 use crate::units::ids::{SourceId, VolumeId};
 use crate::units::names::{NAME_BYTES_MAX, SourceName, VolumeName};
-use crate::units::numbers::{CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
+use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 
 use super::error::PoolError;
 use super::pointer::{TREE_ROOT_BYTES, TreeRoot, VolumeKey, keyed, unkeyed};
@@ -81,6 +81,8 @@ pub struct VolumeRow {
     pub name: VolumeName,
     /// Size and published tree. The tree is written by `publish` only.
     pub tree: TreeRoot,
+    /// The size that its next tree may have, if that is a larger one.
+    pub grows_to: Option<ByteCount>,
 }
 
 /// One published CP, for R5.
@@ -183,6 +185,11 @@ impl<'a> Fields<'a> {
         Ok(std::str::from_utf8(self.bytes(length)?)?)
     }
 
+    /// Whether anything is left.
+    fn more(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     pub(super) fn end<T>(self, row: T) -> Result<T, Bad> {
         if self.0.is_empty() {
             Ok(row)
@@ -263,6 +270,10 @@ impl VolumeRow {
         let mut bytes = self.id.0.to_vec();
         put_text(&mut bytes, self.name.as_str());
         bytes.extend(self.tree.encode());
+        // Behind everything else, and only as long as it grows.
+        if let Some(size) = self.grows_to {
+            bytes.extend(size.0.to_le_bytes());
+        }
         seal(Self::TABLE, &self.key.encode(), &bytes)
     }
 
@@ -274,9 +285,23 @@ impl VolumeRow {
                 id: VolumeId(fields.array()?),
                 name: fields.text()?.parse()?,
                 tree: TreeRoot::decode(&fields.array::<TREE_ROOT_BYTES>()?)?,
+                grows_to: fields.more().then(|| fields.u64().map(ByteCount)).transpose()?,
             };
+            if row.grows_to.is_some_and(|size| !row.may_grow_to(size)) {
+                return Err(Bad("it grows to what is not larger".to_owned()));
+            }
             fields.end(row)
         })
+    }
+
+    /// Its size: the one that was announced, also before a tree has it.
+    pub fn size(&self) -> ByteCount {
+        self.grows_to.unwrap_or(self.tree.size)
+    }
+
+    /// Whether a volume can have that size, and it is a larger one than its tree has.
+    pub(super) fn may_grow_to(&self, size: ByteCount) -> bool {
+        size > self.tree.size && size.is_whole_blocks() && size.0 <= VOLUME_BYTES_MAX
     }
 }
 
@@ -348,7 +373,7 @@ mod tests {
     use super::*;
     use crate::pool::pointer::Pointer;
     use crate::units::hash::ContentHash;
-    use crate::units::numbers::{ByteCount, Pbn};
+    use crate::units::numbers::Pbn;
 
     fn source() -> SourceRow {
         SourceRow {
@@ -371,6 +396,7 @@ mod tests {
             id: VolumeId([5; 16]),
             name: "vol0".parse().unwrap(),
             tree: TreeRoot { size: ByteCount(4096), top },
+            grows_to: None,
         }
     }
 
@@ -400,6 +426,12 @@ mod tests {
         expected.extend(b"vol0");
         expected.extend(volume().tree.encode());
         assert_eq!(volume().encode()[8..], expected);
+        expected.extend([0, 0x20, 0, 0, 0, 0, 0, 0]);
+        let grows = VolumeRow { grows_to: Some(ByteCount(8192)), ..volume() };
+        assert_eq!(grows.encode()[8..], expected);
+        assert_eq!(VolumeRow::decode(&grows.key.encode(), &grows.encode()).unwrap(), grows);
+        let shrinks = VolumeRow { grows_to: Some(ByteCount(4096)), ..volume() };
+        assert!(VolumeRow::decode(&shrinks.key.encode(), &shrinks.encode()).is_err());
 
         let bytes = history().encode(SourceId([1; 16]));
         assert_eq!(bytes[8..16], [4, 0, 0, 0, 0, 0, 0, 0]);

@@ -36,7 +36,7 @@ pub enum Scrubbed {
 impl Pool {
     /// The array it lies on, if it does.
     pub fn array(&self) -> Option<&Arc<Span>> {
-        self.array.as_ref()
+        self.behind.get().or(self.array.as_ref())
     }
 
     /// Reads blocks side by side, as the pointers ask for them, from the medium. `content`
@@ -97,9 +97,10 @@ impl Pool {
         self.check_latch()?;
         if let Some(array) = self.array().filter(|array| array.is_redundant()) {
             self.device().flush().map_err(|error| self.latch(error.into()))?;
-            return catalog_mend::mend(&self.device, array, self.label());
+            return catalog_mend::mend(&self.device, array, &self.label());
         }
-        Store::verify(Arc::new(Overlay::new(Arc::clone(&self.device))), self.label()).map(|()| 0)
+        let label = &self.label();
+        Store::verify(Arc::new(Overlay::new(Arc::clone(&self.device))), label).map(|()| 0)
     }
 }
 

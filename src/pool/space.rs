@@ -89,6 +89,11 @@ pub(super) struct MapChanges {
     pub(super) freed: BlockSet,
 }
 
+/// Blocks kept back of a pool.
+fn reserve(layout: &Layout) -> u64 {
+    (layout.data_blocks() / 20).max(POOL_RESERVE_BYTES_MIN / BLOCK_BYTES_U64)
+}
+
 /// The free map.
 #[derive(Debug)]
 pub(super) struct SpaceMap {
@@ -123,12 +128,11 @@ impl SpaceMap {
     /// by kept CPs only and `work` by work trees only.
     pub(super) fn new(layout: &Layout, stored: Bitmap, kept: u64, work: u64) -> Self {
         assert_eq!(stored.blocks(), layout.data_blocks());
-        let least = POOL_RESERVE_BYTES_MIN / BLOCK_BYTES_U64;
         Self {
             first: layout.data_start,
             stripe: 1,
             busy: stored.clone(),
-            reserve: (layout.data_blocks() / 20).max(least),
+            reserve: reserve(layout),
             stored,
             cursor: 0,
             held: 0,
@@ -143,6 +147,13 @@ impl SpaceMap {
             #[cfg(test)]
             forgets_kept: false,
         }
+    }
+
+    /// There are more blocks, all of them free.
+    pub(super) fn grow(&mut self, layout: &Layout) {
+        self.stored.grow(layout.data_blocks());
+        self.busy.grow(layout.data_blocks());
+        self.reserve = reserve(layout);
     }
 
     /// The same on a device of such stripes.
@@ -308,12 +319,18 @@ impl SpaceMap {
         account: &Account,
         kept_upto: Option<CpNumber>,
     ) -> Result<(), PoolError> {
+        let (taken, freed) = self.balance(account, kept_upto);
+        if freed < taken { Err(self.full(taken)) } else { Ok(()) }
+    }
+
+    /// Blocks that a CP adds to what published and kept roots reach, and those that it gives back.
+    pub(super) fn balance(&self, account: &Account, kept_upto: Option<CpNumber>) -> (u64, u64) {
         let taken = account.allocated.len() - account.dropped.len();
         let mut freed = 0;
         for blocks in account.freed.values() {
             blocks.for_each_born(|_, birth| freed += u64::from(!self.stays(birth, kept_upto)));
         }
-        if freed < taken { Err(self.full(taken)) } else { Ok(()) }
+        (taken, freed)
     }
 
     /// Enters a CP into the stored map, in memory; the caller stores the changes noted in

@@ -10,6 +10,7 @@
 //! | `free_log` | commit (8, little-endian) | see the free log |
 //! | `work` | see work trees; an older pool has no such table | |
 //! | `kept`, `kept_blocks` | see kept CPs; an older pool has no such tables | |
+//! | `used` | source id (16) | blocks that its published and kept roots reach (8); an older pool has no such table, and no row of a source it has published |
 //! | `notes` | name of the note (text) | what a part above remembers, opaque; an older pool has no such table |
 //!
 //! Every row is sealed as catalog rows are. A page of the free map is 32,192 blocks of the data area
@@ -52,6 +53,7 @@ const FREE_LOG_NAME: &str = "free_log";
 /// Cache of the database while it is only verified.
 const VERIFY_CACHE_BYTES: u64 = crate::limits::MIB;
 const NOTES_NAME: &str = "notes";
+const USED_NAME: &str = "used";
 const META_NAME: &str = "meta";
 const OWNER_KEY: &str = "pool";
 /// Bytes of a stored page: header of a row, commit and bits. With its key it fills one page of
@@ -68,6 +70,7 @@ const KEPT: TableDefinition<&[u8], &[u8]> = TableDefinition::new(KeptRow::TABLE)
 const KEPT_BLOCKS: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(KeptBlocks::TABLE);
 const WORK: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new(WorkRow::TABLE);
 const NOTES: TableDefinition<&str, &[u8]> = TableDefinition::new(NOTES_NAME);
+const USED: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new(USED_NAME);
 const FREE_LOG: TableDefinition<u64, &[u8]> = TableDefinition::new(FREE_LOG_NAME);
 const FREE_MAP: TableDefinition<u64, &[u8; FREE_PAGE_BYTES]> = TableDefinition::new(FREE_MAP_NAME);
 
@@ -263,9 +266,15 @@ impl Store {
         grown: &Label,
         cache_bytes: u64,
     ) -> Result<(), PoolError> {
+        let open = || Self::open_verified(device, label, cache_bytes);
+        let (store, _) = guarded(open, stopped("grow"))?;
+        store.grow_to(grown)
+    }
+
+    /// The same of a catalog that is open. No commit goes on meanwhile.
+    pub(super) fn grow_to(&self, grown: &Label) -> Result<(), PoolError> {
         let grow = || {
-            let (store, _) = Self::open_verified(device, label, cache_bytes)?;
-            let transaction = store.begin()?;
+            let transaction = self.begin()?;
             {
                 let mut meta = transaction.open_table(META).map_err(failed("open meta"))?;
                 meta.insert(OWNER_KEY, &*owner_bytes(grown)).map_err(failed("write meta"))?;
@@ -333,7 +342,28 @@ impl Store {
         Self::load_kept(&reader, &mut mirror)?;
         Self::load_works(&reader, &mut mirror)?;
         Self::load_notes(&reader, &mut mirror)?;
+        Self::load_used(&reader, &mut mirror)?;
         Ok(mirror)
+    }
+
+    fn load_used(reader: &ReadTransaction, mirror: &mut Mirror) -> Result<(), PoolError> {
+        let used = match reader.open_table(USED) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+            used => used.map_err(failed("open used"))?,
+        };
+        for row in used.iter().map_err(failed("read used"))? {
+            let (key, value) = row.map_err(failed("read used"))?;
+            let source = SourceId(key.value());
+            let payload = unseal(USED_NAME, &source.0, value.value())?;
+            let blocks =
+                <&[u8; 8]>::try_from(payload).ok().filter(|_| mirror.source(source).is_some());
+            let Some(blocks) = blocks else {
+                let what = "its source is missing, or it is no number".to_string();
+                return Err(corrupt(USED_NAME, &source.0, what));
+            };
+            mirror.load_used(source, u64::from_le_bytes(*blocks));
+        }
+        Ok(())
     }
 
     fn load_notes(reader: &ReadTransaction, mirror: &mut Mirror) -> Result<(), PoolError> {
@@ -478,6 +508,7 @@ impl Store {
         Self::commit_kept(&transaction, staged)?;
         Self::commit_works(&transaction, staged)?;
         Self::commit_notes(&transaction, staged)?;
+        Self::commit_used(&transaction, staged)?;
         transaction.commit().map_err(failed("commit"))
     }
 
@@ -509,6 +540,23 @@ impl Store {
         for (name, bytes) in &staged.notes {
             let sealed = seal(NOTES_NAME, name.as_bytes(), bytes);
             table.insert(&**name, &*sealed).map_err(failed("write notes"))?;
+        }
+        Ok(())
+    }
+
+    fn commit_used(transaction: &WriteTransaction, staged: &Staged) -> Result<(), PoolError> {
+        if staged.used.is_empty() {
+            return Ok(());
+        }
+        let mut table = transaction.open_table(USED).map_err(failed("open used"))?;
+        for (source, blocks) in &staged.used {
+            match blocks {
+                Some(blocks) => {
+                    table.insert(&source.0, &*seal(USED_NAME, &source.0, &blocks.to_le_bytes()))
+                }
+                None => table.remove(&source.0),
+            }
+            .map_err(failed("write used"))?;
         }
         Ok(())
     }
@@ -632,7 +680,12 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let layout = Layout { total: 0x1234, catalog_start: 2, catalog_blocks: 8, data_start: 10 };
-        let label = Label { pool: PoolId([1; 16]), owner: [2; 16], layout };
+        let label = Label {
+            pool: PoolId([1; 16]),
+            owner: [2; 16],
+            layout,
+            added: super::super::label::NONE_ADDED,
+        };
         let payload = [&[1; 16][..], &[2; 16], &[0x34, 0x12, 0, 0, 0, 0, 0, 0]].concat();
         let wanted = [header("meta", b"pool", &payload), payload].concat();
         assert_eq!(owner_bytes(&label), wanted);

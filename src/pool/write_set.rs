@@ -119,6 +119,27 @@ pub struct WriteSet {
     bases: BTreeMap<VolumeKey, TreeRoot>,
     /// Trees begun and not finished: as long as there is one, this is half a CP.
     unfinished: u32,
+    /// Blocks that its source may have.
+    bound: Option<Bound>,
+}
+
+/// How much of the pool a source may have, with the CPs of it that are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bound {
+    /// What it had when the CP was begun.
+    pub(super) used: u64,
+    /// What it may have; more only if it has more already, and the CP makes that no more.
+    pub(super) limit: u64,
+}
+
+impl Bound {
+    pub(super) fn refuse(self, wanted: u64) -> Result<(), PoolError> {
+        if wanted <= self.limit.max(self.used) {
+            return Ok(());
+        }
+        let (wanted_bytes, limit_bytes) = (wanted * BLOCK_BYTES_U64, self.limit * BLOCK_BYTES_U64);
+        Err(PoolError::OverLimit { wanted_bytes, limit_bytes })
+    }
 }
 
 impl WriteSet {
@@ -137,6 +158,7 @@ impl WriteSet {
             written: false,
             bases: BTreeMap::new(),
             unfinished: 0,
+            bound: None,
         }
     }
 
@@ -144,6 +166,14 @@ impl WriteSet {
     #[cfg(test)]
     pub(super) fn write_beside(&mut self) {
         self.beside = true;
+    }
+
+    /// Its source may have so many blocks of the pool, as far as it is known what it has: a CP that makes
+    /// it more is refused when it is published, or as soon as its own blocks are more.
+    pub fn bound(&mut self, source: SourceId, blocks: BlockCount) -> Result<(), PoolError> {
+        let used = self.pool.catalog().used(source)?;
+        self.bound = used.map(|used| Bound { used: used.0, limit: blocks.0 });
+        Ok(())
     }
 
     /// The pool it writes to.
@@ -215,6 +245,11 @@ impl WriteSet {
         self.unfinished += 1;
     }
 
+    /// Whether a tree of that volume was begun in it: it is to be published.
+    pub fn has_tree(&self, key: VolumeKey) -> bool {
+        self.bases.contains_key(&key)
+    }
+
     /// That tree is complete. `Pool::publish` refuses a CP with one that is not.
     pub fn end_tree(&mut self) {
         assert!(self.unfinished > 0, "a tree ends that was not begun");
@@ -275,6 +310,10 @@ impl WriteSet {
 
     fn take_lease(&mut self, wanted: u64) -> Result<Run, PoolError> {
         self.pool.check_latch()?;
+        if let Some(bound) = self.bound {
+            // All of these are of its newest CP.
+            bound.refuse(self.blocks().0 + 1)?;
+        }
         if let Budget::Freeing { drew: drew @ false } = &mut self.budget {
             match self.pool.take(wanted, Draw::Ordinary) {
                 Ok((start, count)) => return Ok(Run { start, count }),
@@ -294,6 +333,10 @@ impl WriteSet {
     /// Whether it may be published only if it gives back at least what it takes.
     pub(super) fn must_free(&self) -> bool {
         matches!(self.budget, Budget::Freeing { drew: true })
+    }
+
+    pub(super) fn bound_of(&self) -> Option<Bound> {
+        self.bound
     }
 
     /// Whether the device must be flushed before this CP is committed.

@@ -267,6 +267,8 @@ pub struct Array {
     pub(super) lost_rows: AtomicU64,
     /// Writes nothing into the journal: the negative control of the write hole's tests.
     pub(super) without_journal: AtomicBool,
+    /// One plain device as it is, without labels: see [`Array::bare`].
+    bare: bool,
 }
 
 impl fmt::Debug for Array {
@@ -302,7 +304,33 @@ impl Array {
             broken: OnceLock::new(),
             syncs: AtomicU64::new(0),
             without_journal: AtomicBool::new(false),
+            bare: false,
         }
+    }
+
+    /// A plain device, as if it were an array of one: all of it, byte for byte, in one stripe. It has no
+    /// label and no journal, and none is written.
+    pub fn bare(device: Arc<dyn Device>) -> Arc<Self> {
+        let (name, size) = (device.name(), device.size().0);
+        let geometry =
+            Geometry { level: Level::None, members: 1, chunk: size, data_start: 0, stripes: 1 };
+        let id = MemberId([0; 16]);
+        let entry = Entry { id, state: MemberState::In, rebuilt: 0, first: 0, sparse: false };
+        let member = Member::present(entry, device, 1);
+        let (none, area) = (ArrayId([0; 16]), Area::new(0, 0));
+        let array = Self::new((none, geometry), vec![member], (0, Vec::new()), area);
+        array.lock().recorded = vec![entry];
+        Arc::new(Self { name, bare: true, ..array })
+    }
+
+    /// Bytes that an array of so many devices of `bytes` each has; 0 if they are too few or small.
+    pub fn bytes_of(level: Level, members: usize, bytes: u64) -> u64 {
+        Geometry::new(level, members, bytes).map_or(0, |geometry| geometry.size())
+    }
+
+    /// Whether it is a plain device.
+    pub fn is_bare(&self) -> bool {
+        self.bare
     }
 
     /// Its id.
@@ -426,7 +454,7 @@ impl Array {
 
     /// Writes the next label to all that are in or become so.
     pub(super) fn write_labels(&self, writer: &mut Writer, entries: Vec<Entry>) {
-        if machine::breaks(9) {
+        if machine::breaks(9) || self.bare {
             writer.recorded = entries;
             return;
         }

@@ -12,7 +12,7 @@ use crate::units::numbers::ByteCount;
 
 use super::assemble::{self, AssembleError, LeftOut, OpenOptions};
 use super::layout::Level;
-use super::span::{self, Adding, Wanted};
+use super::span::{self, Adding, Behind, Wanted};
 
 /// A device that takes the place of another: one that is there, or a new file of that size.
 pub fn new_device(path: &std::path::Path, size: ByteCount) -> Result<Arc<dyn Device>, FileError> {
@@ -36,6 +36,8 @@ pub struct PoolFiles {
     pub accept_missing: bool,
     /// Devices that were being added when the process ended, or before.
     pub adding: Vec<Adding>,
+    /// What a device that is a pool by itself says of those that were added behind it.
+    pub plain: Behind,
 }
 
 /// What the devices make.
@@ -67,7 +69,8 @@ impl PoolFiles {
     /// One file or block device, without an array.
     pub fn plain(path: PathBuf, size: ByteCount) -> Self {
         let devices = vec![(path, size)];
-        Self { level: Level::None, devices, accept_missing: false, adding: Vec::new() }
+        let (adding, plain): (_, Behind) = (Vec::new(), |_| None);
+        Self { level: Level::None, devices, accept_missing: false, adding, plain }
     }
 
     /// The one device that is the pool's as it is; `None` if there is an array.
@@ -76,6 +79,16 @@ impl PoolFiles {
             [device] if self.level == Level::None => Some(device),
             _ => None,
         }
+    }
+
+    /// Bytes that the devices have together by their labels, which alone know how they were added; none if
+    /// there are none yet. Nothing is opened for use: a process may have them.
+    pub fn labelled_bytes(&self) -> Option<u64> {
+        let look = |(path, _): &(PathBuf, ByteCount)| -> Option<Arc<dyn Device>> {
+            Some(Arc::new(FileDevice::look(path).ok()?))
+        };
+        let there: Devices = self.devices.iter().filter_map(look).collect();
+        span::bytes_of(&there, self.level, self.plain)
     }
 
     /// Opens the array.
@@ -160,7 +173,7 @@ impl PoolFiles {
         let names: Vec<_> =
             self.devices.iter().map(|(path, _)| path.display().to_string()).collect();
         let shape = (self.level, self.devices.len());
-        let wanted = Wanted { shape, names: &names, adding: &self.adding };
+        let wanted = Wanted { shape, names: &names, adding: &self.adding, plain: self.plain };
         let (array, mut left_out) = span::open(there, wanted, options).map_err(failed)?;
         left_out.extend_from_slice(gone);
         for LeftOut { name, reason } in gone {

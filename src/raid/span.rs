@@ -5,12 +5,15 @@
 //! the loss of as many devices as the level says. To whoever manages devices they are one: places and
 //! stripes are counted through.
 //!
-//! A pool on one array has a span of one.
+//! A pool on one array has a span of one. A pool on a plain device ([`Array::bare`]) that was grown has
+//! that one at home, and its own label names the others.
+//!
+//! Others come behind while the span is in use ([`Span::push`]); none ever goes, and none moves.
 
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +27,7 @@ use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use super::array::Array;
 use super::assemble::{self, AssembleError, LeftOut, OpenOptions, Opened};
 use super::label::{self, Label};
-use super::layout::{Geometry, Level};
+use super::layout::Level;
 use super::rebuild::{Filling, ManageError, Step};
 use super::scrub::{Row, StripeCheck};
 
@@ -55,35 +58,56 @@ pub struct Wanted<'a> {
     pub names: &'a [String],
     /// Those that were being added when the process ended, or before.
     pub adding: &'a [Adding],
+    /// What a device that is a pool by itself says of the arrays behind it.
+    pub plain: Behind,
 }
+
+/// The arrays that are behind a device which is no part of an array and a pool by itself; none if it is
+/// no pool.
+pub type Behind = fn(&dyn Device) -> Option<Vec<ArrayId>>;
 
 // ---- add ----
 
 /// Makes an array with that id out of devices that begin with zeros, and names it in the labels of the
 /// one at home: from then on whoever opens that has it. What an earlier call left is taken up; a finished
 /// array of another id is not.
-pub fn add(home: &Array, id: ArrayId, devices: &[Arc<dyn Device>]) -> Result<(), AssembleError> {
-    if home.added().contains(&id) {
-        return Ok(());
+pub fn add(
+    home: &Array,
+    id: ArrayId,
+    devices: &[Arc<dyn Device>],
+) -> Result<Arc<Array>, AssembleError> {
+    let added = home.added();
+    if !added.contains(&id) && added.len() >= RAID_ADDED_MAX {
+        return Err(AssembleError::Grown { max: RAID_ADDED_MAX });
     }
-    let shape = (home.level(), home.members().len());
+    let array = make(id, (home.level(), home.members().len()), devices)?;
+    home.note_added(id)?;
+    Ok(array)
+}
+
+/// Makes an array that is to be added, or opens it if an earlier call has made it. Nobody names it yet.
+pub fn make(
+    id: ArrayId,
+    shape: (Level, usize),
+    devices: &[Arc<dyn Device>],
+) -> Result<Arc<Array>, AssembleError> {
     if devices.len() != shape.1 {
         return Err(AssembleError::OtherShape {
             wanted: said(shape),
             met: said((shape.0, devices.len())),
         });
     }
-    if home.added().len() >= RAID_ADDED_MAX {
-        return Err(AssembleError::Grown { max: RAID_ADDED_MAX });
-    }
-    let made = |device: &Arc<dyn Device>| {
-        label::read(&**device).is_ok_and(|label| label.array == id && label.commit > 0)
-    };
     // The labels are finished one after the other: one that is says that all the rest was durable.
-    if !devices.iter().any(made) {
-        assemble::create_as(id, shape.0, devices)?;
+    if devices.iter().any(|device| is_of(&**device, id)) {
+        let found = assemble::open_as(devices, Some(shape), OpenOptions::default())?;
+        return Ok(found.array);
     }
-    Ok(home.note_added(id)?)
+    assemble::create_as(id, shape.0, devices)
+}
+
+/// Whether a device is of that array, which was finished.
+fn is_of(device: &dyn Device, id: ArrayId) -> bool {
+    label::read(device).is_ok_and(|label| label.array == id && label.commit > 0)
 }
 
 fn said((level, members): (Level, usize)) -> String {
@@ -92,12 +116,39 @@ fn said((level, members): (Level, usize)) -> String {
 
 // ---- find ----
 
+/// Bytes that these devices have together, as their labels say: of the array at home and of those behind
+/// it. None if no such label is there, or one is not. `plain` says what is behind a pool by itself, and its
+/// bytes.
+pub fn bytes_of(devices: &[Arc<dyn Device>], level: Level, plain: Behind) -> Option<u64> {
+    let newest = newest_labels(devices);
+    let size = |id: &ArrayId| newest.get(id).map(|label| label.geometry.size());
+    if level == Level::None
+        && let Some((home, behind)) = devices.iter().find_map(|device| {
+            let member = assemble::is_member(&**device);
+            Some((device, plain(&**device).filter(|_| !member)?))
+        })
+    {
+        return behind.iter().map(size).sum::<Option<u64>>().map(|more| home.size().0 + more);
+    }
+    let home = home_of(devices, &newest, &[]).ok()?;
+    let home = match home {
+        Some(home) => home,
+        None if newest.len() == 1 => newest.values().next()?,
+        None => return None,
+    };
+    let behind = home.added.iter().map(size).sum::<Option<u64>>()?;
+    (home.geometry.level == level).then(|| home.geometry.size() + behind)
+}
+
 /// Opens what these devices are: an array, or several one behind the other.
 pub fn open(
     devices: &[Arc<dyn Device>],
     wanted: Wanted<'_>,
     options: OpenOptions,
 ) -> Result<(Arc<dyn Device>, Vec<LeftOut>), AssembleError> {
+    if let Some((home, behind)) = plain_home(devices, &wanted)? {
+        return open_behind(&home, &behind, devices, wanted, options);
+    }
     let newest = newest_labels(devices);
     let home = home_of(devices, &newest, wanted.adding)?;
     let (level, count) = wanted.shape;
@@ -131,6 +182,65 @@ pub fn open(
         [_] => Ok((arrays.remove(0), left_out)),
         _ => Ok((Arc::new(Span::new(arrays)), left_out)),
     }
+}
+
+/// A device that is a pool by itself, and what it says of those behind it.
+type PlainHome = (Arc<dyn Device>, Vec<ArrayId>);
+
+/// The one among these.
+fn plain_home(
+    devices: &[Arc<dyn Device>],
+    wanted: &Wanted<'_>,
+) -> Result<Option<PlainHome>, AssembleError> {
+    if wanted.shape.0 != Level::None {
+        return Ok(None);
+    }
+    let of = |device: &Arc<dyn Device>| {
+        let behind = if assemble::is_member(&**device) { None } else { (wanted.plain)(&**device) };
+        Some((Arc::clone(device), behind?))
+    };
+    let mut homes = devices.iter().filter_map(of);
+    match (homes.next(), homes.next()) {
+        (Some((one, _)), Some((other, _))) => {
+            let what = format!("{} and {} are pools by themselves", one.name(), other.name());
+            Err(AssembleError::Several { what })
+        }
+        (home, _) => Ok(home),
+    }
+}
+
+/// A plain device and the arrays behind it. Those that are being added and that it does not name yet are
+/// gone on with when the pool is open.
+fn open_behind(
+    home: &Arc<dyn Device>,
+    behind: &[ArrayId],
+    devices: &[Arc<dyn Device>],
+    wanted: Wanted<'_>,
+    options: OpenOptions,
+) -> Result<(Arc<dyn Device>, Vec<LeftOut>), AssembleError> {
+    let mut arrays = vec![Array::bare(Arc::clone(home))];
+    let mut left_out = Vec::new();
+    for id in behind {
+        let own: Vec<_> = devices.iter().filter(|device| is_of(&***device, *id)).cloned().collect();
+        if own.is_empty() {
+            return Err(AssembleError::AddedMissing { array: *id });
+        }
+        let opened = assemble::open(&own, options)?;
+        left_out.extend(opened.left_out);
+        arrays.push(opened.array);
+    }
+    let mut pending = 0;
+    for device in devices.iter().filter(|device| !Arc::ptr_eq(device, home)) {
+        let name = device.name();
+        if wanted.adding.iter().any(|one| one.has(&name) && !behind.contains(&one.array)) {
+            pending += 1;
+        } else if !behind.iter().any(|id| is_of(&**device, *id)) {
+            let reason = format!("is not one of those that were added behind {}", home.name());
+            left_out.push(LeftOut { name, reason });
+        }
+    }
+    check(&arrays, (Level::None, wanted.shape.1.saturating_sub(pending)))?;
+    Ok((Arc::new(Span::new(arrays)), left_out))
 }
 
 /// The devices among which those at home are looked for, and foreign ones. What was added, or is being
@@ -244,23 +354,44 @@ fn newest_labels(devices: &[Arc<dyn Device>]) -> BTreeMap<ArrayId, Label> {
 /// The arrays, in order.
 #[derive(Debug)]
 pub struct Span {
-    arrays: Vec<Arc<Array>>,
-    /// Where each begins, in bytes.
-    starts: Vec<u64>,
-    size: u64,
+    home: Arc<Array>,
+    /// The others, and where each begins, in bytes. One that is there stays.
+    behind: [OnceLock<(u64, Arc<Array>)>; RAID_ADDED_MAX],
 }
 
 impl Span {
     /// The first one is at home; all have stripes of one size.
     pub fn new(arrays: Vec<Arc<Array>>) -> Self {
-        let (mut starts, mut size) = (Vec::new(), 0);
-        for array in &arrays {
-            assert_eq!(array.stripe_bytes(), arrays[0].stripe_bytes(), "stripes of two sizes");
-            starts.push(size);
-            size += array.size().0;
+        let mut arrays = arrays.into_iter();
+        let Some(home) = arrays.next() else { panic!("a span of nothing") };
+        let span = Self { home, behind: Default::default() };
+        arrays.for_each(|array| assert!(span.push(array), "more arrays than a label can name"));
+        span
+    }
+
+    /// One more behind the others, at once: whoever reads or writes meanwhile sees none of it, since
+    /// nothing lies there yet. One that is there already is not put there again. False: there is no
+    /// place for another. One call at a time.
+    #[must_use = "what has no place is not used"]
+    pub fn push(&self, array: Arc<Array>) -> bool {
+        let same = self.is_plain_at_home() || array.stripe_bytes() == self.home.stripe_bytes();
+        assert!(same, "stripes of two sizes");
+        if self.each().any(|one| one.id() == array.id()) {
+            return true;
         }
-        assert!(!arrays.is_empty(), "a span of nothing");
-        Self { arrays, starts, size }
+        let start = self.size().0;
+        let free = self.behind.iter().find(|place| place.get().is_none());
+        free.is_some_and(|place| place.set((start, array)).is_ok())
+    }
+
+    /// Whether the one at home is a plain device, which is a pool by itself.
+    pub fn is_plain_at_home(&self) -> bool {
+        self.home.is_bare()
+    }
+
+    /// The ids of those behind the one at home.
+    pub fn behind(&self) -> Vec<ArrayId> {
+        self.each().skip(1).map(Array::id).collect()
     }
 
     /// What a device is made of, if it is an array or several.
@@ -273,7 +404,7 @@ impl Span {
 
     /// Whether it is more than one.
     pub fn is_grown(&self) -> bool {
-        self.arrays.len() > 1
+        self.behind[0].get().is_some()
     }
 
     /// Devices of each array.
@@ -283,22 +414,29 @@ impl Span {
 
     /// Bytes that so many devices more would add, of `bytes` each.
     pub fn added_bytes(&self, bytes: u64) -> u64 {
-        Geometry::new(self.home().level(), self.width(), bytes).map_or(0, |more| more.size())
+        Array::bytes_of(self.home().level(), self.width(), bytes)
     }
 
     /// The array that has the catalog, and names the others.
     pub fn home(&self) -> &Arc<Array> {
-        &self.arrays[0]
+        &self.home
     }
 
     fn each(&self) -> impl Iterator<Item = &Array> {
-        self.arrays.iter().map(|array| &**array)
+        self.parts_of().map(|(_, array)| array)
+    }
+
+    /// Each with its first byte.
+    fn parts_of(&self) -> impl Iterator<Item = (u64, &Array)> {
+        let behind = self.behind.iter().map_while(OnceLock::get);
+        std::iter::once((0, &*self.home)).chain(behind.map(|(start, array)| (*start, &**array)))
     }
 
     /// The array that has that byte, and where it is there.
     fn at(&self, offset: u64) -> (&Array, u64) {
-        let behind = self.starts.partition_point(|start| *start <= offset);
-        (&self.arrays[behind - 1], offset - self.starts[behind - 1])
+        let before = |(start, _): &(u64, &Array)| *start <= offset;
+        let (start, array) = self.parts_of().take_while(before).last().unwrap_or((0, &*self.home));
+        (array, offset - start)
     }
 
     fn of_stripe(&self, stripe: u64) -> (&Array, u64) {
@@ -309,7 +447,8 @@ impl Span {
     /// The array that has that device, and its place there.
     fn of_place(&self, place: usize) -> (&Array, usize) {
         let each = self.width();
-        (&self.arrays[(place / each).min(self.arrays.len() - 1)], place % each)
+        let array = self.each().nth(place / each);
+        (array.unwrap_or(&self.home), place % each)
     }
 
     /// Calls `work` with each part of these bytes.
@@ -458,7 +597,7 @@ impl Span {
 
     /// As [`Array::plan_rebuild`].
     pub fn plan_rebuild(&self, in_use: &dyn Fn(u64, u64) -> bool) {
-        for (array, start) in self.each().zip(&self.starts) {
+        for (start, array) in self.parts_of() {
             let before = start / BLOCK_BYTES_U64;
             array.plan_rebuild(&|first, count| in_use(before + first, count));
         }
@@ -497,7 +636,8 @@ impl Device for Span {
     }
 
     fn size(&self) -> ByteCount {
-        ByteCount(self.size)
+        let (start, last) = self.parts_of().last().unwrap_or((0, &*self.home));
+        ByteCount(start + last.size().0)
     }
 
     fn alignment(&self) -> ByteCount {
@@ -531,7 +671,7 @@ impl Device for Span {
     }
 
     fn stripe(&self) -> ByteCount {
-        self.home().stripe()
+        if self.is_plain_at_home() { self.alignment() } else { self.home().stripe() }
     }
 
     fn alternatives(&self) -> u32 {
@@ -559,7 +699,7 @@ impl Device for Span {
     }
 
     fn note_unused(&self, in_use: &dyn Fn(u64, u64) -> bool) {
-        for (array, start) in self.each().zip(&self.starts) {
+        for (start, array) in self.parts_of() {
             let before = start / BLOCK_BYTES_U64;
             array.note_unused(&|first, count| in_use(before + first, count));
         }

@@ -22,7 +22,7 @@ use crate::record::marks::Place;
 use crate::record::transfer::TransferHeader;
 use crate::units::hash::Root;
 use crate::units::ids::{HubId, SourceId};
-use crate::units::numbers::{CpNumber, Epoch, Generation, VolumeNumber};
+use crate::units::numbers::{CpNumber, Epoch, Generation, TransferId, VolumeNumber};
 use crate::units::policy::{self, AloneMark, Policy};
 use crate::wire::message::{
     Ack, CpEnd, Hello, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot,
@@ -108,6 +108,8 @@ pub enum Outcome {
     Rejected { differs: Option<VolumeRoot>, reason: String },
     /// The pool has no room; nothing was published.
     NoSpace,
+    /// The source may have no more of it; nothing was published.
+    OverLimit { reason: String },
     /// Given up on request; nothing was published.
     Aborted,
 }
@@ -256,6 +258,8 @@ pub struct Mirror {
     cp_taken: u64,
     /// The CP whose apply ended last without being published.
     given_up: Option<CpNumber>,
+    /// The last transfer that one received names as durable at the source (R1).
+    own_durable: TransferId,
     /// The newest connection of the source's boot whose Hello was accepted.
     connection: u64,
     /// What a source promises that may not have heard any Welcome: until it shows that it has, it
@@ -263,6 +267,10 @@ pub struct Mirror {
     unshown: Option<Policy>,
     faulted: Option<String>,
     last_refusal: Option<String>,
+    /// What the last accepted Hello announced.
+    offered: Vec<VolumeOffer>,
+    /// That was for want of room.
+    lacks_room: bool,
 }
 
 impl Mirror {
@@ -283,10 +291,13 @@ impl Mirror {
             cp_came: 0,
             cp_taken: 0,
             given_up: None,
+            own_durable: TransferId::NONE,
             connection: 0,
             unshown: None,
             faulted: None,
             last_refusal: None,
+            offered: Vec::new(),
+            lacks_room: false,
         }
     }
 
@@ -314,6 +325,12 @@ impl Mirror {
         if let Some((newest, _)) = self.labels.last() {
             self.known.cp_max = self.known.cp_max.max(CpNumber(newest.0 - 1));
         }
+    }
+
+    /// What the source's log says of the source: the last transfer that was durable there; told once,
+    /// after a start.
+    pub fn names(&mut self, own_durable: TransferId) {
+        self.own_durable = own_durable;
     }
 
     /// Why the last CP was refused, until one is published.
@@ -496,6 +513,7 @@ impl Mirror {
             return;
         }
         self.received = *place;
+        self.own_durable = self.own_durable.max(header.own_durable);
         // A label of n says that the source has cut every CP below n, also if it has lost its
         // record of that: no number is used twice (R6).
         self.known.cp_max = self.known.cp_max.max(CpNumber(header.cp.0 - 1));

@@ -15,6 +15,7 @@ mod checkpoint;
 mod joining;
 mod promise;
 mod setback;
+mod unasked;
 mod volumes;
 
 use std::collections::VecDeque;
@@ -55,6 +56,9 @@ pub struct Identity {
     pub policy: Policy,
     /// The durable mark: since when writes may have been acknowledged without the hub (R4).
     pub alone: Option<AloneMark>,
+    /// Durable: the last transfer that it held when it began to serve without having asked its hub,
+    /// until it has (R1).
+    pub unasked: Option<TransferId>,
 }
 
 /// What its own stores say at the start.
@@ -64,6 +68,8 @@ pub struct Own {
     pub cp: CpNumber,
     /// Roots of that CP.
     pub roots: Vec<(VolumeNumber, Root)>,
+    /// A volume of it is smaller than it is announced: it has grown since.
+    pub outgrown: bool,
 }
 
 /// A transfer the source holds.
@@ -112,6 +118,8 @@ pub enum Event {
     /// Another policy was written into a freeze, of which [`Event::Frozen`] tells next, or was met at
     /// a start: behind that sequence number both are kept.
     Promised { next: Policy, behind: SequenceNumber },
+    /// Volumes have grown, durably here: those of the own CPs to come, and of no earlier one.
+    Grown(Vec<VolumeOffer>),
     /// The own commit of the frozen CP is durable.
     Committed { cp: CpNumber, roots: Vec<(VolumeNumber, Root)> },
     /// All Updates of the newest [`Action::SendData`] were handed to the socket; what an older one
@@ -127,6 +135,8 @@ pub enum Event {
     Together,
     /// Writers wait for the room of this CP, which is committed here.
     Pressed(CpNumber),
+    /// Time to ask a hub again that takes none of the volumes: its files may have changed.
+    TryAgain,
     /// Found at the start: somebody else is primary in that epoch (R12).
     Fenced(Epoch),
 }
@@ -165,6 +175,9 @@ pub enum Action {
     /// Note durably that the hub may lack what is acknowledged from now on; then say
     /// [`Event::Apart`] (R4).
     MarkApart(AloneMark),
+    /// Keep durably, before anything behind this, where it began to serve without having asked its
+    /// hub; or that it has asked (R1).
+    Unasked(Option<TransferId>),
     /// Take that mark away durably; then say [`Event::Together`].
     ClearApart,
     /// Start to send all that was born since `base` as the data of the own CP `cp`, which is
@@ -192,7 +205,7 @@ pub enum Action {
     /// The CP was refused and will be tried again as said.
     Rejected { cp: CpNumber, reason: String, no_space: bool },
     /// Close the connection, say [`Event::Disconnected`], connect again at once: the hub is well,
-    /// and hears of the next policy.
+    /// and hears of the next policy, or of volumes that have grown.
     Renew,
     /// The hub has noted the next policy: keep it durably, and from now on it alone.
     InForce(Policy),
@@ -307,7 +320,10 @@ impl Primary {
         own: Own,
     ) -> Self {
         let held: VecDeque<Held> = held.into_iter().collect();
-        let apart = Apart::new(identity.alone.is_some());
+        let mut apart = Apart::new(identity.alone.is_some());
+        if own.outgrown {
+            apart.outgrown(own.cp);
+        }
         let own_durable = held.back().map_or(held_after, |held| held.place).transfer;
         Self {
             identity,
@@ -344,6 +360,11 @@ impl Primary {
         self.held.back().map_or(self.held_after, |held| held.place)
     }
 
+    /// The volumes that Hello says.
+    pub fn volumes(&self) -> &[VolumeOffer] {
+        &self.identity.volumes
+    }
+
     /// Whether the hub takes transfers.
     pub fn is_streaming(&self) -> bool {
         self.state == State::Streaming
@@ -373,18 +394,11 @@ impl Primary {
                     self.refilled(held, previous, hash_before, &mut actions);
                 }
             }
-            Event::Formed(held) => {
-                let last = self.last();
-                let rises = held.place.sequence > last.sequence;
-                assert!(
-                    rises && held.place.transfer > last.transfer,
-                    "transfers are formed in order"
-                );
-                self.held.push_back(held);
-            }
+            Event::Formed(held) => self.formed(held),
             Event::OwnDurable(id) => self.own_durable = self.own_durable.max(id),
             Event::Frozen { cp, place } => self.frozen(cp, place),
             Event::Promised { next, behind } => self.promised(next, behind),
+            Event::Grown(volumes) => self.grown(volumes, &mut actions),
             Event::Committed { cp, roots } => self.committed(cp, roots),
             Event::DataSent { cp, bytes } => self.data_sent(cp, bytes),
             Event::Retry => {
@@ -395,6 +409,7 @@ impl Primary {
                     }
                 }
             }
+            Event::TryAgain => self.try_again(),
             Event::HubLost => self.hub_lost(&mut actions),
             Event::Apart => self.marked(&mut actions),
             Event::Together => self.cleared(&mut actions),
@@ -406,6 +421,13 @@ impl Primary {
         self.pump_promise(&mut actions);
         self.check();
         actions
+    }
+
+    fn formed(&mut self, held: Held) {
+        let last = self.last();
+        let rises = held.place.sequence > last.sequence;
+        assert!(rises && held.place.transfer > last.transfer, "transfers are formed in order");
+        self.held.push_back(held);
     }
 
     /// Whether frames of the peer count: not behind a Close or Halt, nor without a connection.
@@ -612,6 +634,15 @@ impl Primary {
         self.is_streaming() && self.sent > self.acked
     }
 
+    /// Whether transfers wait for the hub, sent or not, and answers with them: of those that its
+    /// credit keeps from being sent it may never say anything. A source that is answered alone
+    /// loses nothing by waiting.
+    pub fn waits_for_hub(&self) -> bool {
+        let forwards = self.identity.policy.forwards() && !self.apart.is_syncing();
+        let answers = self.answering == Answering::Policy;
+        self.is_streaming() && forwards && answers && self.acked < self.held.len()
+    }
+
     /// Bytes of CP data that the hub took on this connection.
     pub fn cp_taken(&self) -> u64 {
         self.cp_taken
@@ -635,6 +666,7 @@ impl Primary {
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         self.apart.fingerprint(to);
         (self.identity.alone, self.told_alone, self.told_welcomed).hash(to);
+        self.identity.unasked.hash(to);
         self.volumes.fingerprint(to);
         self.promise_fingerprint(to);
         self.hub_cp.hash(to);

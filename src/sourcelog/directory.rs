@@ -11,7 +11,7 @@ use super::format::{self, HEADER_BYTES, HEADER_BYTES_U64, HeaderError, Identity,
 use super::log::{LOG_BYTES_MAX, Log, NEW_SUFFIX};
 use super::removal::remove_path;
 use super::source::{Shared, SourceLogs, Unreadable, file_name};
-use crate::units::numbers::{CpNumber, LogPosition};
+use crate::units::numbers::CpNumber;
 
 /// One file, as found.
 enum FileState {
@@ -123,7 +123,7 @@ fn read_file(shared: &Shared, logs: &SourceLogs, cp: CpNumber) -> Result<FileSta
     let (slot, damage) = match format::newest_slot(&header, &identity) {
         Ok(slot) => (slot, None),
         Err(bad) => {
-            let slot = Slot { number: 2, synced: LogPosition(0), place: identity.start };
+            let slot = Slot::unsynced(2, &identity);
             (slot, Some(name.corrupt(bad.offset(), bad)))
         }
     };

@@ -41,7 +41,8 @@
 //! | 24 | 8 | number of this slot write, rising |
 //! | 32 | 8 | synced: bytes of records known to be on the medium |
 //! | 40 | 36 | place at that position |
-//! | 76 | 432 | reserved, zero |
+//! | 76 | 12 | last transfer that one in here names as durable at its source (R1); zero if none |
+//! | 88 | 420 | reserved, zero |
 //! | 508 | 4 | CRC-32C of bytes 0..508 |
 //!
 //! A place is generation (4) and counter (8) of the last transfer, its last sequence number (8)
@@ -74,11 +75,13 @@ const PLACE_BYTES: usize = 36;
 const IDENTITY_PLACE_AT: usize = 72;
 const AFTER_AT: usize = 108;
 const SLOT_PLACE_AT: usize = 40;
+const SLOT_OWN_AT: usize = 76;
+const SLOT_BYTES: usize = 88;
 
 const _: () = {
     assert!(CRC_AT + 4 == SECTOR_BYTES);
     assert!(IDENTITY_PLACE_AT + PLACE_BYTES == AFTER_AT);
-    assert!(SLOT_PLACE_AT + PLACE_BYTES == 76);
+    assert!(SLOT_PLACE_AT + PLACE_BYTES == SLOT_OWN_AT && SLOT_OWN_AT + 12 == SLOT_BYTES);
     assert!(HEADER_BYTES_U64.is_multiple_of(RECORD_ALIGN_BYTES));
     assert!(SLOT_OFFSETS[1] + 512 <= HEADER_BYTES_U64 && SLOT_OFFSETS[0] + 512 <= SLOT_OFFSETS[1]);
 };
@@ -149,6 +152,8 @@ pub struct Slot {
     pub synced: LogPosition,
     /// Place at that position.
     pub place: Place,
+    /// The last transfer that one in here names as durable at its source (R1).
+    pub own_durable: TransferId,
 }
 
 impl Identity {
@@ -196,6 +201,12 @@ impl Identity {
 }
 
 impl Slot {
+    /// Nothing is synced.
+    pub fn unsynced(number: u64, identity: &Identity) -> Self {
+        let own_durable = TransferId::NONE;
+        Self { number, synced: LogPosition(0), place: identity.start, own_durable }
+    }
+
     /// The 512 bytes, for the log with that id.
     pub fn encode(&self, log: RingId) -> [u8; SECTOR_BYTES] {
         let mut out = [0; SECTOR_BYTES];
@@ -204,6 +215,7 @@ impl Slot {
         out[24..32].copy_from_slice(&self.number.to_le_bytes());
         out[32..40].copy_from_slice(&self.synced.0.to_le_bytes());
         put_place(&mut out, SLOT_PLACE_AT, &self.place);
+        put_transfer(&mut out, SLOT_OWN_AT, self.own_durable);
         seal(&mut out);
         out
     }
@@ -212,7 +224,7 @@ impl Slot {
     pub fn decode(bytes: &[u8; SECTOR_BYTES], log: RingId, at: u64) -> Result<Self, HeaderError> {
         check_sector(bytes, SLOT_MAGIC)?;
         check_zero(bytes, 4..8, at)?;
-        check_zero(bytes, SLOT_PLACE_AT + PLACE_BYTES..CRC_AT, at)?;
+        check_zero(bytes, SLOT_BYTES..CRC_AT, at)?;
         let met = RingId(sixteen(bytes, 8));
         if met != log {
             return Err(HeaderError::Log { wanted: log, met });
@@ -225,7 +237,9 @@ impl Slot {
         if number == 0 || number == u64::MAX {
             return Err(HeaderError::Field { field: "slot number", value: number });
         }
-        Ok(Self { number, synced: LogPosition(synced), place: place(bytes, SLOT_PLACE_AT) })
+        let own_durable = transfer(bytes, SLOT_OWN_AT);
+        let place = place(bytes, SLOT_PLACE_AT);
+        Ok(Self { number, synced: LogPosition(synced), place, own_durable })
     }
 
     /// The slot area a write with this number goes to: in turn, so that the newest valid one is
@@ -237,7 +251,7 @@ impl Slot {
 
 /// The 4 KiB of a new file: nothing is synced, both slots say so.
 pub fn new_header(identity: &Identity) -> [u8; HEADER_BYTES] {
-    let slot = |number| Slot { number, synced: LogPosition(0), place: identity.start };
+    let slot = |number| Slot::unsynced(number, identity);
     header_with(identity, [1, 2].map(slot))
 }
 
@@ -278,7 +292,7 @@ pub fn read_identity(header: &[u8; HEADER_BYTES]) -> Result<Identity, HeaderErro
 /// synced: a power cut took them from a new file.
 pub fn newest_slot(header: &[u8; HEADER_BYTES], identity: &Identity) -> Result<Slot, HeaderError> {
     if SLOT_OFFSETS.iter().all(|at| *sector(header, to_usize(*at)) == [0; SECTOR_BYTES]) {
-        return Ok(Slot { number: 2, synced: LogPosition(0), place: identity.start });
+        return Ok(Slot::unsynced(2, identity));
     }
     let read = |at: u64| Slot::decode(sector(header, to_usize(at)), identity.log, at);
     match (read(SLOT_OFFSETS[0]), read(SLOT_OFFSETS[1])) {
@@ -323,15 +337,23 @@ fn check_zero(bytes: &[u8], range: std::ops::Range<usize>, base: u64) -> Result<
 }
 
 fn put_place(out: &mut [u8; SECTOR_BYTES], at: usize, place: &Place) {
-    out[at..at + 4].copy_from_slice(&place.transfer.generation.to_le_bytes());
-    out[at + 4..at + 12].copy_from_slice(&place.transfer.counter.to_le_bytes());
+    put_transfer(out, at, place.transfer);
     out[at + 12..at + 20].copy_from_slice(&place.sequence.0.to_le_bytes());
     out[at + 20..at + 36].copy_from_slice(&place.hash.0);
 }
 
+fn put_transfer(out: &mut [u8; SECTOR_BYTES], at: usize, id: TransferId) {
+    out[at..at + 4].copy_from_slice(&id.generation.to_le_bytes());
+    out[at + 4..at + 12].copy_from_slice(&id.counter.to_le_bytes());
+}
+
+fn transfer(bytes: &[u8; SECTOR_BYTES], at: usize) -> TransferId {
+    TransferId { generation: word(bytes, at), counter: long(bytes, at + 4) }
+}
+
 fn place(bytes: &[u8; SECTOR_BYTES], at: usize) -> Place {
     Place {
-        transfer: TransferId { generation: word(bytes, at), counter: long(bytes, at + 4) },
+        transfer: transfer(bytes, at),
         sequence: SequenceNumber(long(bytes, at + 12)),
         hash: StreamHash(sixteen(bytes, at + 20)),
     }
@@ -374,12 +396,14 @@ mod tests {
     #[test]
     fn golden_bytes_of_a_slot() {
         let start = identity().start;
-        let slot = Slot { number: 0x0102, synced: LogPosition(1024), place: start };
+        let own_durable = TransferId { generation: 5, counter: 0x0607 };
+        let slot = Slot { number: 0x0102, synced: LogPosition(1024), place: start, own_durable };
         let bytes = slot.encode(RingId([1; 16]));
         assert_eq!(&bytes[..8], b"MHSS\0\0\0\0");
         assert_eq!(bytes[8..24], [1; 16]);
         assert_eq!(&bytes[24..40], b"\x02\x01\0\0\0\0\0\0\0\x04\0\0\0\0\0\0");
         assert_eq!(&bytes[40..60], b"\x07\0\0\0\x08\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0");
+        assert_eq!(&bytes[76..90], b"\x05\0\0\0\x07\x06\0\0\0\0\0\0\0\0");
         assert_eq!(bytes[508..], ::crc32c::crc32c(&bytes[..508]).to_le_bytes());
         assert_eq!(Slot::decode(&bytes, RingId([1; 16]), 1024), Ok(slot));
         assert_eq!(slot.offset(), 1024);
@@ -427,7 +451,7 @@ mod tests {
     fn a_torn_header_is_told_from_a_damaged_one() {
         let fresh = new_header(&identity());
         let mut synced = fresh;
-        let slot = Slot { number: 3, synced: LogPosition(512), place: identity().start };
+        let slot = Slot { synced: LogPosition(512), ..Slot::unsynced(3, &identity()) };
         synced[2048..2560].copy_from_slice(&slot.encode(identity().log));
         for (header, was_synced) in [(fresh, false), (synced, true)] {
             for lost in 0..8 {
@@ -448,7 +472,7 @@ mod tests {
 
     #[test]
     fn a_bad_slot_is_named_and_two_bad_slots_are_no_header() {
-        let good = Slot { number: 3, synced: LogPosition(0), place: Place::default() };
+        let good = Slot::unsynced(3, &identity());
         let log = RingId([1; 16]);
         let decode = |slot: Slot| Slot::decode(&slot.encode(log), log, SLOT_OFFSETS[1]);
         assert!(decode(good).is_ok());

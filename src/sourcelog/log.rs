@@ -19,13 +19,13 @@ use super::format::{HEADER_BYTES_U64, SECTOR_BYTES, Slot, header_with, new_heade
 use super::open::{Handle, LogName, OpenFiles};
 use super::scan::Head;
 use super::source::Shared;
-use crate::limits::RECORD_ALIGN_BYTES;
+use crate::limits::{RECORD_ALIGN_BYTES, SOURCE_LOG_STEP_BYTES_MIN};
 use crate::record::envelope::{ENVELOPE_BYTES, Envelope, RecordKind, record_bytes};
 use crate::record::marks::Place;
 use crate::record::transfer::{Transfer, TransferHead};
 use crate::units::convert::{low_u32, to_u64, u32_to_usize};
 use crate::units::hash::crc32c;
-use crate::units::numbers::{ByteCount, Epoch, LogPosition};
+use crate::units::numbers::{ByteCount, Epoch, LogPosition, TransferId};
 
 /// Bytes of records in one file: the offset table counts sectors in 32 bits.
 pub(super) const LOG_BYTES_MAX: u64 = (1 << 32) * RECORD_ALIGN_BYTES - HEADER_BYTES_U64;
@@ -49,6 +49,9 @@ pub(super) struct Log {
     pub(super) end: LogPosition,
     /// Place there.
     pub(super) last: Place,
+    /// The last transfer that one in here names as durable at its source (R1). Never less: what a
+    /// transfer says of its source stays true, also when it is cut off.
+    pub(super) own_durable: TransferId,
     /// How far it is durable, and durably says so.
     pub(super) slot: Slot,
     /// Number of the last slot write, durable or not.
@@ -91,7 +94,7 @@ impl Log {
             }
             return Err(error);
         }
-        let slot = Slot { number: 2, synced: LogPosition(0), place: name.identity.start };
+        let slot = Slot::unsynced(2, &name.identity);
         Ok(Self::recovered(name, slot, LogPosition(0), slot.place))
     }
 
@@ -107,8 +110,9 @@ impl Log {
     /// Takes over a file that recovery has read up to `end`.
     pub(super) fn recovered(name: Arc<LogName>, slot: Slot, end: LogPosition, last: Place) -> Self {
         let allocated = HEADER_BYTES_U64 + end.0;
-        let slot_number = slot.number;
-        Self { name, end, last, slot, slot_number, allocated, extent: end.0, damage: None }
+        let (slot_number, own_durable) = (slot.number, slot.own_durable);
+        let (extent, damage) = (end.0, None);
+        Self { name, end, last, own_durable, slot, slot_number, allocated, extent, damage }
     }
 
     /// Whether everything appended is durable, and durably known to be.
@@ -145,6 +149,7 @@ impl Log {
         self.end = self.end.after(ByteCount(total));
         self.extent = self.end.0;
         self.last = transfer.place();
+        self.own_durable = self.own_durable.max(transfer.header().own_durable);
         Ok(())
     }
 
@@ -176,6 +181,7 @@ impl Log {
         }
         self.end = head.end();
         self.last = head.place();
+        self.own_durable = self.own_durable.max(head.transfer.header().own_durable);
         Ok(())
     }
 
@@ -185,8 +191,7 @@ impl Log {
         if !shared.rewrite {
             return Ok(());
         }
-        let Slot { synced, place, .. } = self.slot;
-        let slots = [1, 2].map(|more| Slot { number: self.slot_number + more, synced, place });
+        let slots = [1, 2].map(|more| Slot { number: self.slot_number + more, ..self.slot });
         self.slot_number += 2;
         handle
             .write_at(0, &[&header_with(&self.name.identity, slots)])
@@ -198,7 +203,8 @@ impl Log {
         if wanted <= self.allocated || growth.unsupported.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let step = growth.step_bytes.max(wanted - self.allocated);
+        let ahead = self.allocated.max(SOURCE_LOG_STEP_BYTES_MIN).min(growth.step_bytes);
+        let step = ahead.max(wanted - self.allocated);
         match file.allocate(self.allocated, step) {
             Ok(()) => self.allocated += step,
             Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
@@ -220,7 +226,8 @@ impl Log {
     ) -> Result<Slot, LogError> {
         assert!(synced <= self.end, "nothing behind the end can be synced");
         self.slot_number += 1;
-        let slot = Slot { number: self.slot_number, synced, place };
+        let own_durable = self.own_durable;
+        let slot = Slot { number: self.slot_number, synced, place, own_durable };
         open.writing(&self.name)?
             .write_at(slot.offset(), &[&slot.encode(self.name.identity.log)])
             .map_err(io_error(&self.name.text, "write of synced slot"))?;

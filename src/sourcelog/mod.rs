@@ -70,14 +70,14 @@ use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
-use crate::units::numbers::{CpNumber, Epoch};
+use crate::units::numbers::{CpNumber, Epoch, TransferId};
 
 /// How the store uses files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogOptions {
     /// Log files open at once, at least 1.
     pub files_open_max: usize,
-    /// Files grow ahead of need in steps of this many bytes.
+    /// Files grow ahead of need by as much as they are long, at most by this many bytes.
     pub step_bytes: u64,
     /// Bytes of records that the logs of one source may take together. Each file takes 4 KiB
     /// more, and up to a step ahead of need.
@@ -251,6 +251,12 @@ impl LogStore {
     pub fn ends(&self, source: SourceId) -> Vec<(CpNumber, Place)> {
         let ends = |logs: &SourceLogs| logs.logs.iter().map(|(cp, log)| (*cp, log.last)).collect();
         self.ask(source, ends).unwrap_or_default()
+    }
+
+    /// The last transfer that one in the source's logs names as durable at the source (R1).
+    pub fn own_durable(&self, source: SourceId) -> TransferId {
+        let newest = |logs: &SourceLogs| logs.logs.values().map(|log| log.own_durable).max();
+        self.ask(source, newest).flatten().unwrap_or(TransferId::NONE)
     }
 
     /// CP of the newest log of the source: the label of its last transfer. Never waits for a medium.

@@ -6,7 +6,8 @@
 //! descriptor is set aside first, then the file is opened.
 //!
 //! Invariant: a file that is not open has no unsynced writes. A dirty file is closed only after
-//! its own fdatasync, through the descriptor that wrote it; if that fails the source is faulted.
+//! its own fdatasync, through the descriptor that wrote it, or, where many are dirty, a sync of the
+//! whole file system; if that fails the source is faulted.
 //! What was written before a sync began is known by stamps: each write takes one when it has
 //! returned, a sync covers every stamp taken before it began.
 
@@ -21,6 +22,9 @@ use super::error::{FaultLatch, LogError, io_error};
 use super::files::{Files, LogFile};
 use super::format::{Identity, SECTOR_BYTES};
 use crate::units::ids::RingId;
+
+/// Up to this many files and directories are synced one by one.
+pub(super) const SYNC_EACH_MAX: usize = 16;
 
 /// A log file by name: where it lies, whose it is, and whom its errors fault.
 #[derive(Debug)]
@@ -90,6 +94,8 @@ pub(super) struct OpenFiles {
     open_max: usize,
     /// Syncs that the kernel was asked for.
     syncs: AtomicU64,
+    /// Held while the whole file system is synced.
+    whole: Mutex<()>,
 }
 
 /// One open file, for the length of a call.
@@ -125,7 +131,8 @@ impl OpenFiles {
     pub(super) fn new(files: Arc<dyn Files>, open_max: usize) -> Self {
         assert!(open_max > 0, "a store without descriptors cannot work");
         let (table, released) = (Mutex::default(), Condvar::new());
-        Self { files, table, released, open_max, syncs: AtomicU64::new(0) }
+        let (syncs, whole) = (AtomicU64::new(0), Mutex::default());
+        Self { files, table, released, open_max, syncs, whole }
     }
 
     /// Syncs that the kernel was asked for.
@@ -165,12 +172,12 @@ impl OpenFiles {
     }
 
     /// Everything written so far is covered by a sync that begins after this call.
-    pub(super) fn stamp(&self) -> u64 {
+    fn stamp(&self) -> u64 {
         self.lock().stamp
     }
 
     /// A sync of the whole file system that began at that stamp has succeeded.
-    pub(super) fn all_synced(&self, stamp: u64) {
+    fn all_synced(&self, stamp: u64) {
         for open in self.lock().open.values_mut() {
             open.synced = open.synced.max(stamp.min(open.written));
         }
@@ -180,8 +187,31 @@ impl OpenFiles {
         self.lock().current(log).is_some_and(Open::is_dirty)
     }
 
+    /// One sync for everything; `false` if it reports an error and each file was asked. One at a
+    /// time: the file system reports an error once, and what another one covers with a success must
+    /// have latched by then.
+    pub(super) fn sync_all(&self) -> bool {
+        let _one = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = self.stamp();
+        self.count_sync();
+        let error = match self.files().sync_file_system() {
+            Ok(()) => {
+                self.all_synced(stamp);
+                return true;
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(%error, "syncfs of the source logs failed, asking each file");
+        for name in self.dirty_names() {
+            if let Err(error) = self.sync_one(&name) {
+                tracing::warn!(%error, "source log did not reach the medium");
+            }
+        }
+        false
+    }
+
     /// All files with writes that no sync has covered, of whatever source.
-    pub(super) fn dirty_names(&self) -> Vec<Arc<LogName>> {
+    fn dirty_names(&self) -> Vec<Arc<LogName>> {
         let table = self.lock();
         let dirty = table.open.values().filter(|open| open.is_dirty());
         dirty.map(|open| Arc::clone(&open.name)).collect()
@@ -354,7 +384,12 @@ impl OpenFiles {
         };
         let name = Arc::clone(&open.name);
         if open.is_dirty() {
+            let many = table.open.values().filter(|open| open.is_dirty()).count() > SYNC_EACH_MAX;
             drop(table);
+            if many && self.sync_all() {
+                // The next ones that are closed need no sync of their own.
+                return self.lock();
+            }
             // A failed sync faults the file's own source; the file may be closed then, since
             // nothing behind its synced place is trusted any more.
             let failed = self.sync_one(&name).is_err();

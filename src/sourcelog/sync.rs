@@ -22,14 +22,11 @@ use std::sync::Arc;
 
 use super::error::{LogError, io_error};
 use super::format::Slot;
-use super::open::{LogName, OpenFiles};
+use super::open::{LogName, OpenFiles, SYNC_EACH_MAX};
 use super::source::{Shared, SourceCell, SourceLogs};
 use crate::record::marks::Place;
 use crate::units::ids::SourceId;
 use crate::units::numbers::LogPosition;
-
-/// Up to this many files and directories are synced one by one.
-pub(super) const SYNC_EACH_MAX: usize = 16;
 
 /// A log and how far it shall be durable.
 #[derive(Debug)]
@@ -83,7 +80,7 @@ fn sync_data(shared: &Shared, root: &Path, plans: &mut [Option<Plan<'_>>]) {
         .flatten()
         .map(|plan| dirty(plan) + usize::from(plan.new_names.is_some()))
         .sum();
-    if count > SYNC_EACH_MAX && sync_all(open) {
+    if count > SYNC_EACH_MAX && open.sync_all() {
         return;
     }
     let wants_root = plans.iter().flatten().any(|plan| plan.new_names.is_some());
@@ -100,32 +97,11 @@ fn sync_data(shared: &Shared, root: &Path, plans: &mut [Option<Plan<'_>>]) {
 fn sync_slots(shared: &Shared, plans: &mut [Option<Plan<'_>>]) {
     let written = |plan: &Plan<'_>| plan.targets.iter().filter(|t| t.slot.is_some()).count();
     let count: usize = plans.iter().flatten().map(written).sum();
-    if count > SYNC_EACH_MAX && sync_all(&shared.open) {
+    if count > SYNC_EACH_MAX && shared.open.sync_all() {
         return;
     }
     for plan in plans.iter_mut().flatten() {
         plan.sync_files(&shared.open);
-    }
-}
-
-/// One sync for everything; `false` if it reports an error and each file has to be asked.
-fn sync_all(open: &OpenFiles) -> bool {
-    let stamp = open.stamp();
-    open.count_sync();
-    match open.files().sync_file_system() {
-        Ok(()) => {
-            open.all_synced(stamp);
-            true
-        }
-        Err(error) => {
-            tracing::warn!(%error, "syncfs of the source logs failed, asking each file");
-            for name in open.dirty_names() {
-                if let Err(error) = open.sync_one(&name) {
-                    tracing::warn!(%error, "source log did not reach the medium");
-                }
-            }
-            false
-        }
     }
 }
 

@@ -13,6 +13,50 @@ pub struct CheckpointAnswer {
     pub schema: u32,
     /// One of each source asked for, by name.
     pub sources: Vec<CheckpointOfSource>,
+    /// Those of which none came, where several were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<CheckpointFailed>,
+}
+
+/// What happened at a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsAnswer {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// This run of the process.
+    pub boot: String,
+    /// The number that the next event will have.
+    pub next: u64,
+    /// Events behind the one that was asked for which are not kept any more.
+    pub passed_over: u64,
+    /// The others, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counted from 0 at the start of the process.
+    pub number: u64,
+    /// When, in seconds since 1970.
+    pub at_seconds: i64,
+    /// Who: the user of a command, a source, the files.
+    pub who: String,
+    /// What.
+    pub what: String,
+    /// What came of it.
+    pub result: String,
+}
+
+/// A source without a new CP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointFailed {
+    /// Name.
+    pub name: SourceName,
+    /// Why.
+    pub reason: String,
+    /// What to do; may be empty.
+    pub next_step: String,
 }
 
 /// The CP of one source.
@@ -206,7 +250,8 @@ pub struct FailoverAnswer {
     pub source: SourceName,
     /// Nothing was done: this is what would be.
     pub dry_run: bool,
-    /// `complete`, `up-to-gap` or `nothing-to-replay`; a refusal is an error.
+    /// `complete`, `up-to-gap`, `nothing-to-replay`, `taken-back` or `nvram-given-up`; a refusal is
+    /// an error, but for what a dry run says of it.
     pub outcome: String,
     /// The epoch that fences the source.
     pub epoch: u32,

@@ -271,6 +271,9 @@ pub struct PoolStatus {
     /// The devices of the array, by place; none if the pool is one plain device.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<PoolDeviceStatus>,
+    /// Devices whose addition has not come to its end, by path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending_devices: Vec<String>,
     /// The scrub under way, or the last one; not there if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scrub: Option<ScrubStatus>,

@@ -197,7 +197,9 @@ fn of_pool(pool: &PoolStatus) -> Option<HealthReason> {
         word,
         object: "pool".into(),
         text: format!("{free}% of the pool is free"),
-        next_step: "trim unused space in the volumes, or give the pool a larger device".into(),
+        next_step:
+            "trim unused space in the volumes, or `mirrorhub device add` makes the pool larger"
+                .into(),
     })
 }
 
@@ -234,6 +236,18 @@ fn of_devices(pool: &PoolStatus) -> Vec<HealthReason> {
             object: "pool".into(),
             text: format!("{lost} blocks of a new device could not be had from the others"),
             next_step: "`mirrorhub scrub --wait` names what is lost, and asks the other end".into(),
+        });
+    }
+    if !pool.pending_devices.is_empty() {
+        let paths = pool.pending_devices.join(" ");
+        reasons.push(HealthReason {
+            code: "pool-addition-pending".into(),
+            word: HealthWord::Warning,
+            object: "pool".into(),
+            text: format!("the addition of {paths} to the pool has not come to its end"),
+            next_step: format!(
+                "the log says why; mend that, then `mirrorhub device add {paths}` or a restart goes on"
+            ),
         });
     }
     if pool.damaged_blocks > 0 {

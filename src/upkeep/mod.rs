@@ -132,6 +132,9 @@ pub struct Upkeep {
     pool: Arc<Pool>,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    devices: Mutex<()>,
+    /// Devices whose addition has not come to its end.
+    pending: Mutex<Vec<String>>,
 }
 
 impl fmt::Debug for Upkeep {
@@ -152,7 +155,28 @@ impl Upkeep {
             let keeper = Keeper { pool, shared, options, mend, note };
             machine::spawn("upkeep", move || keeper.run())?
         };
-        Ok(Arc::new(Self { pool, shared, thread: Mutex::new(Some(thread)) }))
+        Ok(Arc::new(Self {
+            pool,
+            shared,
+            thread: Mutex::new(Some(thread)),
+            devices: Mutex::default(),
+            pending: Mutex::default(),
+        }))
+    }
+
+    /// Whoever changes the devices of the pool holds this from looking at them to the end.
+    pub fn devices_turn(&self) -> MutexGuard<'_, ()> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Devices whose addition has not come to its end, by path.
+    pub fn pending(&self) -> Vec<String> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// These are the ones.
+    pub fn set_pending(&self, paths: Vec<String>) {
+        *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = paths;
     }
 
     /// Begins a scrub; `false` if one is under way.

@@ -6,13 +6,11 @@ use std::time::Instant;
 use crate::device::Device;
 use crate::limits::REBUILD_STRIPES_NOTED;
 use crate::pool::error::PoolError;
-use crate::raid::assemble::AssembleError;
 use crate::raid::rebuild::{ManageError, Step};
-use crate::raid::span::{self, Span};
+use crate::raid::span::Span;
 use crate::status::upkeep::RebuildStatus;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{to_f64, to_u64};
-use crate::units::ids::ArrayId;
 use crate::units::machine;
 
 use super::pace::Pace;
@@ -50,23 +48,6 @@ impl Upkeep {
     /// Whether a device can take that place.
     pub fn check_device(&self, place: usize, device: &dyn Device) -> Result<(), ManageError> {
         self.array()?.check_new(place, device)
-    }
-
-    /// Devices that are added at once, and the pool of so many bytes that they make, if they have
-    /// `bytes` each.
-    pub fn added_size(&self, bytes: u64) -> Result<(usize, u64), ManageError> {
-        let array = self.array()?;
-        Ok((array.width(), array.size().0 + array.added_bytes(bytes)))
-    }
-
-    /// Makes an array of new devices, and names it as added: the next start has it.
-    pub fn add_devices(
-        &self,
-        array: ArrayId,
-        devices: &[Arc<dyn Device>],
-    ) -> Result<(), AssembleError> {
-        let home = self.array().map_err(|_| AssembleError::None)?.home();
-        span::add(home, array, devices)
     }
 
     /// Closes a device that is out.

@@ -158,6 +158,9 @@ impl<'a> Scrub<'a> {
                 break;
             }
             let end = (at / SCRUB_SLICE_BLOCKS + 1) * SCRUB_SLICE_BLOCKS;
+            // Devices may have been added since; what is held lies where there were blocks by now.
+            let blocks_now = self.pool.blocks_in_use()?.data_blocks();
+            self.reached.grow(blocks_now.max(self.reached.blocks()));
             let shares = target.order.kind != Kind::Published;
             let Target { key, cp, .. } = *target;
             let cp = held.as_ref().map_or(cp, Pin::cp);

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
 use crate::pool::kept::{DropTree, Dropped, KeptDrop};
-use crate::pool::pointer::{Pointer, VolumeKey};
+use crate::pool::pointer::{Pointer, TreeRoot, VolumeKey};
 use crate::units::ids::SourceId;
 use crate::units::names::KeptName;
 
@@ -37,16 +37,29 @@ pub fn drop_kept(
 /// Finds what is given back.
 pub(super) fn compare(pool: &Pool, dropping: &mut KeptDrop) -> Result<(), VolumeError> {
     for DropTree { key, tree, newer } in dropping.trees().to_vec() {
-        if newer.is_some_and(|newer| newer.size != tree.size) {
-            let what = format!("volume {} changed its size since it was kept", key.volume);
+        if newer.is_some_and(|newer| newer.size < tree.size) {
+            let what = format!("volume {} is smaller than when it was kept", key.volume);
             return Err(PoolError::Inconsistent { what }.into());
         }
         let geometry = Geometry::of(tree.size)?;
-        let newer = newer.map_or(Pointer::ZERO, |newer| newer.top);
+        let newer = newer.map_or(Ok(Pointer::ZERO), |newer| within(pool, &newer, geometry.height));
+        let newer = newer?;
         let mut comparison = Comparison { pool, key, dropping: &mut *dropping };
         comparison.compare(geometry.height, &tree.top, &newer)?;
     }
     Ok(())
+}
+
+/// What a tree has of the blocks that one of that height, before the volume has grown, covers.
+fn within(pool: &Pool, tree: &TreeRoot, height: u8) -> Result<Pointer, VolumeError> {
+    let mut pointer = tree.top;
+    for _ in height..Geometry::of(tree.size)?.height {
+        if pointer.is_hole() {
+            return Ok(Pointer::ZERO);
+        }
+        pointer = Node::read(pool, &pointer)?.child(0)?;
+    }
+    Ok(pointer)
 }
 
 /// One tree against the next newer one.

@@ -71,7 +71,9 @@ pub(crate) fn add_volume(pool: &Pool, key: VolumeKey, blocks: u64) {
     let tree = TreeRoot::empty(ByteCount(blocks * 4096));
     let name = format!("vol{}", key.volume).parse().unwrap();
     let [id, ..] = key.volume.0.to_le_bytes();
-    pool.catalog().put_volume(VolumeRow { key, id: VolumeId([id; 16]), name, tree }).unwrap();
+    pool.catalog()
+        .put_volume(VolumeRow { key, id: VolumeId([id; 16]), name, tree, grows_to: None })
+        .unwrap();
 }
 
 /// The volume as last published.

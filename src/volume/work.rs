@@ -62,13 +62,12 @@ fn tell(pool: &Pool, set: &mut WriteSet, row: &WorkRow) -> Result<(), VolumeErro
     for (key, tree) in row.keyed() {
         let volume = pool.catalog().volume(key)?.ok_or(PoolError::UnknownVolume { key })?;
         let base = volume.tree;
-        if base.size != tree.size {
+        if base.size > tree.size {
             return Err(VolumeError::SizesDiffer { left: base.size, right: tree.size });
         }
         set.begin_tree(key, base);
         set.end_tree();
-        let geometry = Geometry::of(tree.size)?;
-        Comparison { pool, key, set: &mut *set }.compare(geometry.height, &base.top, &tree.top)?;
+        Comparison { pool, key, set: &mut *set }.grown(&base, &tree)?;
     }
     Ok(())
 }
@@ -81,6 +80,25 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
+    /// The work tree may be of a volume that has grown: then the published one lies below its first
+    /// children.
+    fn grown(&mut self, base: &TreeRoot, work: &TreeRoot) -> Result<(), VolumeError> {
+        let low = Geometry::of(base.size)?.height;
+        let mut pointer = work.top;
+        for level in (low..Geometry::of(work.size)?.height).rev() {
+            if pointer.is_hole() {
+                break;
+            }
+            self.set.adopt(pointer.pbn)?;
+            let children = self.children(&pointer)?;
+            for child in &children.0[1..] {
+                self.compare(level, &Pointer::ZERO, child)?;
+            }
+            pointer = children.0[0];
+        }
+        self.compare(low, &base.top, &pointer)
+    }
+
     /// Both pointers are for the same blocks of the volume. The depth is that of a tree.
     fn compare(&mut self, level: u8, base: &Pointer, work: &Pointer) -> Result<(), VolumeError> {
         let both_holes = base.is_hole() && work.is_hole();

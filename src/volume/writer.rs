@@ -94,6 +94,35 @@ impl<'a> TreeWriter<'a> {
         Ok(Self { pool, set, key, cp, size, geometry, top, open: Vec::new(), next: 0 })
     }
 
+    /// Begins the tree of `cp` on `base` for a volume that has grown to `size`. What was there stays
+    /// where it is, below nodes that are new; the rest was never written, and so is a hole of no CP.
+    pub fn growing(
+        pool: &Arc<Pool>,
+        set: &'a mut WriteSet,
+        key: VolumeKey,
+        (base, size): (TreeRoot, ByteCount),
+        cp: CpNumber,
+    ) -> Result<Self, VolumeError> {
+        if size < base.size {
+            return Err(VolumeError::SizesDiffer { left: base.size, right: size });
+        }
+        let geometry = Geometry::of(size)?;
+        let mut writer = Self::new(pool, set, key, base, cp)?;
+        let below = std::mem::replace(&mut writer.geometry, geometry).height;
+        writer.size = size;
+        if !base.top.is_hole() {
+            for level in (below + 1..=geometry.height).rev() {
+                let mut children = Children::of_nothing();
+                if level == below + 1 {
+                    children.0[0] = base.top;
+                }
+                let (first, old, changed) = (0, Pointer::ZERO, true);
+                writer.open.push(OpenNode { level, first, old, children, changed });
+            }
+        }
+        Ok(writer)
+    }
+
     /// Writes the node of that level which holds `vbn` to a new place, as it is: what the device
     /// holds of it is bad. A node comes before what is put below it.
     pub fn rewrite_node(&mut self, vbn: Vbn, level: u8) -> Result<(), VolumeError> {
@@ -281,6 +310,20 @@ impl<'a> TreeWriter<'a> {
         }
         self.free(pointer)
     }
+}
+
+/// The tree of a volume that has grown to `size`, as of `cp`; the same tree if it has that size.
+pub fn grow(
+    pool: &Arc<Pool>,
+    set: &mut WriteSet,
+    key: VolumeKey,
+    (base, size): (TreeRoot, ByteCount),
+    cp: CpNumber,
+) -> Result<TreeRoot, VolumeError> {
+    if base.size == size {
+        return Ok(base);
+    }
+    TreeWriter::growing(pool, set, key, (base, size), cp)?.finish()
 }
 
 #[cfg(test)]

@@ -128,6 +128,10 @@ pub struct Welcome {
     /// An image that was not brought up to its end is kept here: comparing goes on from it (R19).
     #[serde(default)]
     pub work: bool,
+    /// The last transfer that one in the log here names as durable at the source: up to there it was
+    /// acknowledged for sure (R1).
+    #[serde(default)]
+    pub own_durable: TransferId,
 }
 
 /// One volume that the hub does not mirror, while it does the source's others (R20).

@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use crate::cli::failure::{CONFIGURATION, FAILED, Failure};
+use crate::config::shrink;
 use crate::control::server::BindError;
 use crate::device::file::FileError;
 use crate::filer::StartError;
@@ -22,8 +23,9 @@ pub(super) fn failure(error: &anyhow::Error, config: &Path) -> Failure {
     let found = error.chain().find_map(known);
     let (code, fix) =
         found.unwrap_or((FAILED, "mend the cause named above and start again".into()));
-    let next = match code {
-        CONFIGURATION => format!("{}: {fix}", config.display()),
+    let next = match (code, error.chain().find_map(|cause| line(cause, config))) {
+        (CONFIGURATION, Some(line)) => format!("{}:{line}: {fix}", config.display()),
+        (CONFIGURATION, None) => format!("{}: {fix}", config.display()),
         _ => fix,
     };
     Failure::Message { code, what, next }
@@ -37,6 +39,16 @@ fn wrong(fix: impl Into<String>) -> Advice {
 
 fn later(fix: impl Into<String>) -> Advice {
     (FAILED, fix.into())
+}
+
+/// The line of the file that is to be changed, where one is known.
+fn line(cause: &(dyn std::error::Error + 'static), config: &Path) -> Option<usize> {
+    let recover = match cause.downcast_ref::<StartError>() {
+        Some(StartError::Recover(error)) => Some(error),
+        _ => cause.downcast_ref::<RecoverError>(),
+    };
+    let Some(RecoverError::VolumeSize { name, .. }) = recover else { return None };
+    Some(shrink::place(config, name)?.line)
 }
 
 fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Advice> {
@@ -84,7 +96,7 @@ fn of_recovery(error: &RecoverError) -> Option<Advice> {
         RecoverError::VolumeSize { name, met, .. } => {
             let met = size(met.0);
             let key = format!("key `size` of [[volume]] {name}");
-            Some(wrong(format!("{key}: \"{met}\", as it was made; it cannot change")))
+            Some(wrong(format!("{key}: \"{met}\" or more; a volume does not become smaller")))
         }
         RecoverError::Sources(_) | RecoverError::Unknown(_) => {
             Some(wrong("key `pool.devices`: the device of this source"))
@@ -231,9 +243,9 @@ mod tests {
         };
         let (code, text) = met(StartError::Recover(size).into());
         assert_eq!(code, CONFIGURATION);
-        assert!(
-            text.contains("/etc/mirrorhub/source.toml: key `size` of [[volume]] vol0: \"1MiB\"")
-        );
+        assert!(text.contains(
+            "/etc/mirrorhub/source.toml: key `size` of [[volume]] vol0: \"1MiB\" or more"
+        ));
         let full = FileError::Io {
             path: "/x".into(),
             operation: "allocate",

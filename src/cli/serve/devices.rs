@@ -77,6 +77,14 @@ pub(super) fn refused(error: &ManageError) -> AdminError {
     AdminError::new(code::REFUSED, error.to_string(), next)
 }
 
+/// What goes on with devices whose addition has not come to its end.
+fn pending_next(paths: &[String]) -> String {
+    let paths = paths.join(" ");
+    format!(
+        "{paths}: the addition has not come to its end; `mirrorhub device add {paths}` goes on with it"
+    )
+}
+
 impl Devices {
     fn answer(&self, next_step: String) -> Result<Value, AdminError> {
         let mut devices: Vec<PoolDeviceStatus> =
@@ -96,11 +104,16 @@ impl Devices {
 
     /// How each is.
     fn list(&self) -> Result<Value, AdminError> {
-        self.answer(String::new())
+        let pending = self.upkeep.pending();
+        self.answer(match pending.is_empty() {
+            true => String::new(),
+            false => pending_next(&pending),
+        })
     }
 
     /// Takes one out.
     fn fail(&self, device: &str) -> Result<Value, AdminError> {
+        let _turn = self.upkeep.devices_turn();
         let (place, name) = self.upkeep.find_device(device).map_err(|error| refused(&error))?;
         let failed = self.upkeep.fail_device(place, "failed by hand");
         failed.map_err(|error| refused(&error))?;
@@ -108,8 +121,9 @@ impl Devices {
     }
 
     /// Fills a new device in the place of one. Says what runs from now on.
-    fn replace(&self, old: &str, new: &str) -> Result<PoolConfig, AdminError> {
+    fn replace(&self, old: &str, new: &str) -> Result<(PoolConfig, Option<String>), AdminError> {
         let upkeep = &self.upkeep;
+        let _turn = upkeep.devices_turn();
         let (place, name) = upkeep.find_device(old).map_err(|error| refused(&error))?;
         let wanted = upkeep.device_bytes(place).map_err(|error| refused(&error))?;
         let named = |device: &&crate::config::schema::DeviceConfig| {
@@ -134,6 +148,13 @@ impl Devices {
             let next = "name a block device or a file that nothing else uses";
             AdminError::new(code::REFUSED, error.to_string(), next)
         })?;
+        let larger = (device.size().0 > wanted).then(|| {
+            let (met, more) = (device.size().0, "`mirrorhub device add` does");
+            format!(
+                "the array uses {wanted} of its {met} bytes: larger devices in the place of others do not \
+                 make a pool larger, {more}"
+            )
+        });
         // Whatever speaks against it is met before the old one is given up.
         upkeep.check_device(place, &*device).map_err(|error| refused(&error))?;
         match upkeep.fail_device(place, &format!("replaced by {}", new.display())) {
@@ -152,7 +173,7 @@ impl Devices {
         for device in config.devices.iter_mut().filter(|device| device.path == slot.path) {
             device.path.clone_from(&new);
         }
-        Ok(config)
+        Ok((config, larger))
     }
 
     fn remember(&self, old: &Path, new: &Path) -> io::Result<()> {
@@ -188,9 +209,10 @@ impl Devices {
         runs: impl FnOnce(&PoolConfig),
     ) -> Result<Value, AdminError> {
         let worker = self.clone();
-        self.config = aside(move || worker.replace(&old, &new)).await?;
+        let larger;
+        (self.config, larger) = aside(move || worker.replace(&old, &new)).await?;
         runs(&self.config);
-        self.filled(wait, progress).await
+        self.filled(wait, larger, progress).await
     }
 
     /// Answers `device add`. `runs` is told what the file is to name.
@@ -202,12 +224,17 @@ impl Devices {
         let worker = self.clone();
         runs(&aside(move || worker.add(&devices)).await?);
         self.answer(format!(
-            "restart: the pool is larger then; and write the new paths into pool.devices of {}",
+            "the pool is larger already; write the new paths into pool.devices of {}, behind the others",
             self.file.display()
         ))
     }
 
-    async fn filled(&self, wait: bool, progress: &ProgressSender) -> Result<Value, AdminError> {
+    async fn filled(
+        &self,
+        wait: bool,
+        larger: Option<String>,
+        progress: &ProgressSender,
+    ) -> Result<Value, AdminError> {
         let mut tick = tokio::time::interval(Duration::from_millis(ADMIN_PROGRESS_MS));
         let filling = || self.upkeep.rebuild().filter(|rebuild| wait && rebuild.devices > 0);
         while let Some(rebuild) = filling() {
@@ -223,7 +250,9 @@ impl Devices {
                 unit: ProgressUnit::Blocks,
             });
         }
-        self.answer(format!("write the new path into pool.devices of {}", self.file.display()))
+        let larger = larger.map(|larger| format!("; {larger}")).unwrap_or_default();
+        let file = self.file.display();
+        self.answer(format!("write the new path into pool.devices of {file}{larger}"))
     }
 }
 

@@ -7,15 +7,17 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::added;
 use super::devices::{self, Devices};
 use super::reload::{self, Files, files_of};
 use super::upkeep;
 use super::watch::Watch;
 use super::{
-    Doors, answer, collect_source, end_of, failed, join, kept, pool_check, unknown_volume,
+    Doors, Locks, answer, collect_source, end_of, failed, join, kept, pool_check, unknown_volume,
 };
 use crate::cli::authority::Authority;
 use crate::cli::service;
@@ -23,7 +25,7 @@ use crate::cli::signals::{Signal, Signals};
 use crate::config::around::{Around, load_around};
 use crate::config::problem::Problems;
 use crate::config::reload::{hub_changes, reloaded_hub};
-use crate::config::schema::{HubConfig, HubSource, PoolConfig, TlsConfig};
+use crate::config::schema::{self, HubConfig, HubSource, PoolConfig, TlsConfig};
 use crate::control::message as control;
 use crate::control::message::{
     AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
@@ -40,15 +42,16 @@ use crate::hub::settle::Settled;
 use crate::hub::shared::SourceSetting;
 use crate::hub::status::{Snapshot, SourceState, Totals};
 use crate::hub::{Hub, HubOptions};
+use crate::limits::CHECKPOINTS_AT_ONCE;
 use crate::link::tls::HubTls;
 use crate::metric::catalogue as names;
 use crate::nbd::listen::Listen;
-use crate::nbd::serve::{Options, Server};
+use crate::nbd::serve::Server;
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
 use crate::status::answers::{
-    CheckpointAnswer, CheckpointOfSource, FailbackAnswer, FailoverAnswer, ForgetAnswer, Unproven,
-    Verdict, VerifyAnswer, VerifyOfVolume, VolumeRoot,
+    CheckpointAnswer, CheckpointFailed, CheckpointOfSource, FailbackAnswer, FailoverAnswer,
+    ForgetAnswer, Unproven, Verdict, VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
 use crate::status::config::{ConfigDiffAnswer, ConfigProblem};
 use crate::status::document::{
@@ -79,22 +82,26 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let mut watch = Watch::new(&sources_dir);
         let admin = AdminServer::bind(&config.data_dir).await?;
-        let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
+        let locks = locks(&config)?;
+        let doors = Doors::bind(&config.nbd_listen, &config.http_listen, &locks).await?;
         options.hooks.export = uri_of(doors.nbd.listens_on());
         let hub = Arc::new(Hub::start(options).await?);
-        let server = Server::new(Options::default());
+        let server = Server::new(locks.nbd_options());
         let stop = CancellationToken::new();
         let started = Instant::now();
         let kept_up = config.pool.upkeep();
+        let data_dir = config.data_dir.clone();
         let files = Files::new(config);
         let shared = hub.shared().clone();
         let mend = move || shared.mend_all();
         let upkeep = Upkeep::start(hub.shared().pool.clone(), kept_up, Box::new(mend))
             .context("cannot start the upkeep of the pool")?;
+        added::go_on(&data_dir, &hub.shared().pool, &upkeep);
         let (own, keeper) = (hub.clone(), upkeep.clone());
-        let view = Arc::new(View { hub: own, server: server.clone(), started, files, upkeep });
+        let view =
+            Arc::new(View { hub: own, server: server.clone(), started, files, upkeep, locks });
         let images = Images::new(hub.shared().clone());
-        let mut tasks = doors.open(&server, images, view.clone(), metrics, &stop);
+        let mut tasks = doors.open(&server, images, view.clone(), metrics, admin.journal(), &stop);
         tasks.push(tokio::spawn(admin.run(view.clone(), stop.clone())));
         // What changed since the files were read, and what was wrong in them.
         view.reload(watch.written()).await;
@@ -128,6 +135,22 @@ fn hub_tls(config: &TlsConfig) -> Result<HubTls> {
         Authority(authority).ensure(&config.hub_name)?;
     }
     Ok(HubTls::load(files_of(config))?)
+}
+
+/// What the doors for clients are behind; what they are shown is made, where the authority is own.
+fn locks(config: &HubConfig) -> Result<Locks> {
+    if let Some(tls) = config.tls.as_ref().filter(|tls| tls.is_served())
+        && let Some(authority) = &tls.authority
+        && tls.served.0.starts_with(authority)
+    {
+        let at = [&config.nbd_listen, &config.http_listen].map(|listen| match listen {
+            schema::Listen::Tcp(address) => Some(address.ip()),
+            schema::Listen::Unix(_) => None,
+        });
+        let at: Vec<_> = at.into_iter().flatten().collect();
+        Authority(authority).ensure_served(&tls.hub_name, &at)?;
+    }
+    Locks::load(config.tls.as_ref())
 }
 
 pub(super) fn options(config: &HubConfig, accept_missing: bool) -> HubOptions {
@@ -180,6 +203,8 @@ fn settings(config: &HubConfig) -> Vec<SourceSetting> {
         name: source.file.name.clone(),
         nvram_share: Some(source.nvram_share),
         log_limit: source.file.log_limit,
+        space_limit: source.file.space_limit,
+        bandwidth_limit: source.file.bandwidth_limit,
         volumes: source.file.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
         keep: source.file.keep,
     };
@@ -194,6 +219,7 @@ struct View {
     started: Instant,
     files: Files<HubConfig>,
     upkeep: Arc<Upkeep>,
+    locks: Locks,
 }
 
 impl View {
@@ -224,6 +250,7 @@ impl View {
                 }
                 if let Some(tls) = &self.hub.shared().tls {
                     problems.extend(tls.reload().err().map(|error| reload::of_tls(&error)));
+                    problems.extend(self.locks.reload());
                 }
                 self.files.taken(now, &changes, problems);
                 let Settled { added, changed, retired, .. } = settled;
@@ -270,43 +297,72 @@ impl View {
         keep: Option<&KeptName>,
         progress: &ProgressSender,
     ) -> Result<Value, AdminError> {
-        let (names, mut sources) = (self.names(only)?, Vec::new());
+        let names = self.names(only)?;
         if let Some(keep) = keep {
             // Before anything is done: with several sources it is done for all or for none.
             names.iter().try_for_each(|name| kept::refuse_taken(&self.hub, name, keep))?;
         }
-        for name in names {
-            let offline = |reason: String| {
-                let message = format!("checkpoint of {name}: {reason}");
-                let now = self.snapshot(&name).ok();
-                let behind = now.filter(|now| now.state == SourceState::Behind);
-                let next = behind.map(|now| now.next_step.clone());
-                let next = next.unwrap_or_else(|| "start the source or its network".to_owned());
-                AdminError::new(code::SOURCE_OFFLINE, message, next)
-            };
-            let before = self.snapshot(&name)?.totals;
-            let total = before.staged_bytes.saturating_sub(before.visible_bytes);
-            let show = || {
-                let blocks = self.snapshot(&name).map_or(0, |now| carried(&now.totals));
-                let done = blocks.saturating_sub(carried(&before));
-                progress.send(super::publishing(&name, done, total));
-            };
-            let published = super::showing(self.hub.checkpoint(&name), show).await;
-            let (cp, roots) = published.map_err(offline)?;
-            let snapshot = self.snapshot(&name)?;
-            if keep.is_some() && cp.0 == 0 {
-                let message = format!("nothing was written to {name} yet: there is no CP to keep");
-                return Err(AdminError::new(code::REFUSED, message, "write to it first"));
-            }
-            sources.push(match keep {
-                Some(keep) => kept::keep(&self.hub, name, keep).await?,
-                None => {
-                    let volumes = volume_roots(&snapshot, &roots);
-                    CheckpointOfSource { name, cp: cp.0, volumes }
-                }
-            });
+        if let Some(name) = only {
+            let sources = vec![self.checkpoint_of(name, keep, progress).await?];
+            return answer(&CheckpointAnswer { schema: SCHEMA, sources, failed: Vec::new() });
         }
-        answer(&CheckpointAnswer { schema: SCHEMA, sources })
+        // One that is not there, or slow, keeps no other from its CP.
+        let asked = names.into_iter().map(|name| async move {
+            let done = self.checkpoint_of(&name, keep, progress).await;
+            done.map_err(|error| {
+                let AdminError { message: reason, next_step, .. } = error;
+                CheckpointFailed { name, reason, next_step }
+            })
+        });
+        let asked = stream::iter(asked).buffer_unordered(CHECKPOINTS_AT_ONCE);
+        let (mut sources, mut failed) = (Vec::new(), Vec::new());
+        for done in asked.collect::<Vec<_>>().await {
+            match done {
+                Ok(source) => sources.push(source),
+                Err(source) => failed.push(source),
+            }
+        }
+        sources.sort_by(|a, b| a.name.cmp(&b.name));
+        failed.sort_by(|a, b| a.name.cmp(&b.name));
+        answer(&CheckpointAnswer { schema: SCHEMA, sources, failed })
+    }
+
+    /// A CP of one source, published here.
+    async fn checkpoint_of(
+        &self,
+        name: &SourceName,
+        keep: Option<&KeptName>,
+        progress: &ProgressSender,
+    ) -> Result<CheckpointOfSource, AdminError> {
+        let offline = |reason: String| {
+            let message = format!("checkpoint of {name}: {reason}");
+            let now = self.snapshot(name).ok();
+            let behind = now.filter(|now| now.state == SourceState::Behind);
+            let next = behind.map(|now| now.next_step.clone());
+            let next = next.unwrap_or_else(|| "start the source or its network".to_owned());
+            AdminError::new(code::SOURCE_OFFLINE, message, next)
+        };
+        let before = self.snapshot(name)?.totals;
+        let total = before.staged_bytes.saturating_sub(before.visible_bytes);
+        let show = || {
+            let blocks = self.snapshot(name).map_or(0, |now| carried(&now.totals));
+            let done = blocks.saturating_sub(carried(&before));
+            progress.send(super::publishing(name, done, total));
+        };
+        let published = super::showing(self.hub.checkpoint(name), show).await;
+        let (cp, roots) = published.map_err(offline)?;
+        let snapshot = self.snapshot(name)?;
+        if keep.is_some() && cp.0 == 0 {
+            let message = format!("nothing was written to {name} yet: there is no CP to keep");
+            return Err(AdminError::new(code::REFUSED, message, "write to it first"));
+        }
+        match keep {
+            Some(keep) => kept::keep(&self.hub, name.clone(), keep).await,
+            None => {
+                let volumes = volume_roots(&snapshot, &roots);
+                Ok(CheckpointOfSource { name: name.clone(), cp: cp.0, volumes })
+            }
+        }
     }
 
     fn snapshot(&self, name: &SourceName) -> Result<Arc<Snapshot>, AdminError> {
@@ -404,14 +460,20 @@ impl View {
             let (what, object, unit) = (what.to_owned(), object.clone(), ProgressUnit::Steps);
             progress.send(Progress { what, object, done, total: None, unit });
         };
+        let flags = [
+            (ask.now, " --now"),
+            (ask.accept_gap, " --accept-gap"),
+            (ask.accept_lost_nvram, " --accept-lost-nvram"),
+        ];
+        let flags: String = flags.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag).collect();
         let report =
             self.hub.failover(&source, ask, reached).await.map_err(|refusal| {
                 AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
             })?;
-        let next_step = if report.dry_run {
-            format!("`mirrorhub failover {source}` does it")
-        } else {
-            "`mirrorhub failback` gives the volumes back".to_owned()
+        let next_step = match &report.refused {
+            Some(refused) => refused.next_step.clone(),
+            None if report.dry_run => format!("`mirrorhub failover {source}{flags}` does it"),
+            None => "`mirrorhub failback` gives the volumes back".to_owned(),
         };
         answer(&FailoverAnswer {
             schema: SCHEMA,
@@ -518,9 +580,9 @@ impl Admin for View {
                     kept::drop(&self.hub, target).await
                 }
                 Request::Verify { target } => self.verify(target.as_ref(), &progress).await,
-                Request::Failover { source, dry_run, now, accept_gap } => {
+                Request::Failover { source, dry_run, now, accept_gap, accept_lost_nvram } => {
                     self.names(Some(&source))?;
-                    let ask = Ask { dry_run, now, accept_gap };
+                    let ask = Ask { dry_run, now, accept_gap, accept_lost_nvram };
                     self.failover(source, ask, progress).await
                 }
                 Request::Failback { source, keep, to, dry_run } => {
@@ -545,6 +607,7 @@ impl Admin for View {
                 Request::Scrub { wait, stop } => {
                     upkeep::scrub(&self.upkeep, wait, stop, &progress).await
                 }
+                Request::Events { .. } => Err(failed("events are told by the socket")),
                 Request::PoolCheck {} => {
                     let shared = self.hub.shared().clone();
                     pool_check(shared.pool.clone(), move || shared.mend_all()).await
@@ -693,7 +756,8 @@ fn collect_one(view: &View, snapshot: &Snapshot) {
 }
 
 fn collect(view: &View) {
-    super::collect_tls(view.hub.shared().tls.as_ref().map(|tls| tls.ends()));
+    let own = view.hub.shared().tls.as_ref().map(|tls| tls.ends());
+    super::collect_tls(own.into_iter().chain(view.locks.ends()));
     let shared = view.hub.shared();
     let mut carried: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
     let mut log_errors = 0;

@@ -9,6 +9,7 @@ mod advice;
 mod devices;
 mod hub;
 mod kept;
+mod noted;
 mod reload;
 mod remembered;
 mod source;
@@ -28,17 +29,20 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::reload::of_tls;
 use super::bundle;
 use super::failure::Failure;
 use super::locate::ConfigArgument;
 use super::logging::{self, LogFormat};
 use super::{Done, sockets};
 use crate::config::around::load_around;
-use crate::config::schema::Listen;
+use crate::config::schema::{Door, Listen, TlsConfig};
+use crate::control::journal::Journal;
 use crate::control::message::{AdminError, Progress, ProgressUnit, code};
 use crate::device::{MemberReport, MemberState};
 use crate::hub::{HubError, HubOptions};
 use crate::limits::ADMIN_PROGRESS_MS;
+use crate::link::tls::ServedTls;
 use crate::metric::catalogue as names;
 use crate::nbd;
 use crate::nbd::protocol::request::Operation;
@@ -46,6 +50,7 @@ use crate::observe::server::{HttpListener, Observed};
 use crate::pool::Pool;
 use crate::status::SCHEMA;
 use crate::status::answers::{PoolCheckAnswer, VerifyOfEnd};
+use crate::status::config::ConfigProblem;
 use crate::status::document::{
     Policy, PoolDeviceStatus, PoolStatus, RotStatus, SourceEntry, State,
 };
@@ -145,6 +150,55 @@ fn ended(result: Result<()>, file: &Path) -> Result<Done, Failure> {
     }
 }
 
+/// What the doors for clients are behind; none where they are plain.
+#[derive(Debug, Default)]
+struct Locks {
+    nbd: Option<Arc<ServedTls>>,
+    http: Option<Arc<ServedTls>>,
+}
+
+impl Locks {
+    /// Reads the files.
+    fn load(tls: Option<&TlsConfig>) -> Result<Self> {
+        let Some(tls) = tls else { return Ok(Self::default()) };
+        let lock = |door: Door| {
+            let mutual = match door {
+                Door::Off => return Ok(None),
+                Door::Server => false,
+                Door::Mutual => true,
+            };
+            let lock = ServedTls::load(tls.served(), mutual, tls.client_ca.is_none())?;
+            anyhow::Ok(Some(Arc::new(lock)))
+        };
+        Ok(Self { nbd: lock(tls.nbd)?, http: lock(tls.http)? })
+    }
+
+    /// Reads them again; what cannot be read leaves what was read before.
+    fn reload(&self) -> Vec<ConfigProblem> {
+        let locks = [&self.nbd, &self.http].into_iter().flatten();
+        let failed = locks.filter_map(|lock| lock.files().reload().err());
+        let mut problems: Vec<_> = failed.map(|error| of_tls(&error)).collect();
+        // Both are of the same files.
+        problems.dedup();
+        problems
+    }
+
+    /// For the NBD server.
+    fn nbd_options(&self) -> nbd::serve::Options {
+        let tls = self.nbd.clone().map(|tls| {
+            let tls: Arc<dyn nbd::tls::Upgrade> = tls;
+            tls
+        });
+        nbd::serve::Options { tls, ..nbd::serve::Options::default() }
+    }
+
+    /// When the certificate that they show ends, if there is one.
+    fn ends(&self) -> Option<i64> {
+        let lock = self.nbd.as_ref().or(self.http.as_ref())?;
+        Some(lock.files().ends())
+    }
+}
+
 /// The listeners of a process, bound before it says that it is up.
 #[derive(Debug)]
 struct Doors {
@@ -154,7 +208,7 @@ struct Doors {
 
 impl Doors {
     /// Binds both.
-    async fn bind(nbd_listen: &Listen, http_listen: &Listen) -> Result<Self> {
+    async fn bind(nbd_listen: &Listen, http_listen: &Listen, locks: &Locks) -> Result<Self> {
         let listen = match nbd_listen {
             Listen::Tcp(address) => nbd::listen::Listen::Tcp(*address),
             Listen::Unix(path) => nbd::listen::Listen::Unix(path.clone()),
@@ -168,7 +222,7 @@ impl Doors {
                 HttpListener::unix(path)?
             }
         };
-        Ok(Self { nbd, http })
+        Ok(Self { nbd, http: http.behind(locks.http.clone()) })
     }
 
     /// Serves until `stop`.
@@ -178,12 +232,15 @@ impl Doors {
         exports: Arc<dyn nbd::export::Exports>,
         observed: Arc<dyn Observed>,
         metrics: PrometheusHandle,
+        journal: Arc<Journal>,
         stop: &CancellationToken,
     ) -> Vec<JoinHandle<()>> {
         let (server, nbd_stop, http_stop) = (server.clone(), stop.clone(), stop.clone());
         let http = self.http;
         tracing::info!(http = http.describe(), "metrics and status");
+        let noted = noted::watch(observed.clone(), journal, stop.clone());
         vec![
+            tokio::spawn(noted),
             tokio::spawn(async move { server.run(self.nbd, exports, nbd_stop).await }),
             tokio::spawn(async move {
                 let served = crate::observe::server::serve(http, observed, metrics, http_stop);
@@ -317,6 +374,7 @@ fn pool_status(pool: &Pool, rot: MendFigures, upkeep: &Upkeep) -> Option<PoolSta
         repaired_blocks,
         damaged_blocks,
         devices: pool.devices().iter().zip(0..).map(device_status).collect(),
+        pending_devices: upkeep.pending(),
         scrub: Some(upkeep.scrub()).filter(|scrub| scrub.state != "never"),
         rebuild: upkeep.rebuild(),
     })
@@ -356,6 +414,8 @@ fn collect_pool(pool: &Pool, rot: MendFigures, upkeep: &Upkeep) {
         metrics::gauge!(names::POOL_FREE_BYTES.name).set(to_f64(status.free_bytes));
         metrics::gauge!(names::POOL_USED_BYTES.name).set(to_f64(status.used_bytes));
         metrics::gauge!(names::POOL_PINNED_BYTES.name).set(to_f64(status.pinned_bytes));
+        let pending = to_f64(to_u64(status.pending_devices.len()));
+        metrics::gauge!(names::POOL_PENDING_DEVICES.name).set(pending);
     }
     let devices = pool.devices();
     for state in [MemberState::In, MemberState::Failed, MemberState::Rebuilding] {
@@ -377,7 +437,9 @@ fn collect_pool(pool: &Pool, rot: MendFigures, upkeep: &Upkeep) {
 }
 
 /// When the own certificate ends; not a number without TLS.
-fn collect_tls(ends: Option<i64>) {
+/// The certificate that ends first counts.
+fn collect_tls(ends: impl IntoIterator<Item = i64>) {
+    let ends = ends.into_iter().min();
     let seconds = ends.and_then(|ends| u64::try_from(ends).ok()).map_or(f64::NAN, to_f64);
     metrics::gauge!(names::TLS_CERTIFICATE_ENDS.name).set(seconds);
 }
@@ -392,6 +454,7 @@ fn collect_carried(kind: &'static str, blocks: u64, bytes: u64) {
 fn collect_nbd(server: &nbd::serve::Server) {
     let counters = server.counters();
     metrics::gauge!(names::NBD_CONNECTIONS.name).set(to_f64(counters.connections_open()));
+    metrics::counter!(names::NBD_CLIENTS_REFUSED.name).absolute(counters.protocol_errors());
     for operation in Operation::ALL.into_iter().filter(|operation| *operation != Operation::Unknown)
     {
         let (command, totals) = (operation.name(), counters.operation(operation));

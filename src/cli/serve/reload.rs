@@ -97,6 +97,17 @@ pub fn of_tls(error: &TlsError) -> ConfigProblem {
     }
 }
 
+/// Promises of those that live here which do not follow the file: the older ones stay in force.
+pub fn of_homes(met: String) -> ConfigProblem {
+    ConfigProblem {
+        file: "source.toml".to_owned(),
+        line: None,
+        key: "home".to_owned(),
+        met,
+        fix: "mend the cause named there, then reload".to_owned(),
+    }
+}
+
 /// Where they lie.
 pub fn files_of(config: &TlsConfig) -> TlsFiles {
     let TlsConfig { ca, cert, key, .. } = config.clone();

@@ -9,14 +9,16 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::added;
 use super::devices::{self, Devices};
 use super::reload::{self, Files, files_of};
 use super::upkeep;
-use super::{Doors, answer, end_of, join, pool_check, unknown_volume};
+use super::{Doors, Locks, answer, end_of, join, pool_check, unknown_volume};
 use crate::cli::service;
 use crate::cli::signals::{Signal, Signals};
 use crate::config::reload::{reloaded_source, source_changes};
 use crate::config::schema::{PoolConfig, SourceConfig};
+use crate::config::shrink;
 use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
 use crate::control::server::{Admin, AdminServer};
 use crate::device::directory::create_durably;
@@ -26,7 +28,7 @@ use crate::filer::status::{SourceState, Status};
 use crate::filer::{CheckpointError, DeviceOptions, Filer, FilerOptions};
 use crate::link::tls::SourceTls;
 use crate::metric::catalogue as names;
-use crate::nbd::serve::{Options, Server};
+use crate::nbd::serve::Server;
 use crate::nvlog::RingStatus;
 use crate::observe::server::Observed;
 use crate::status::SCHEMA;
@@ -41,7 +43,7 @@ use crate::status::document::{
 };
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
-use crate::units::names::SourceName;
+use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::ByteCount;
 use crate::upkeep::Upkeep;
 
@@ -62,6 +64,11 @@ pub struct Accept {
 /// For `systemctl status`. Volumes are served once the hub was met, or need not be.
 const LISTENS: &str = "listening; `mirrorhub status` shows how each volume stands";
 
+fn two_workers() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().context("cannot start the async runtime")
+}
+
 /// Runs a source until it is told to stop.
 pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
     let metrics = crate::observe::recorder::install("source")?;
@@ -69,15 +76,11 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
     let in_file = config.clone();
     let adding = devices::apply(&config.data_dir, &mut config.pool, true)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("cannot start the async runtime")?;
-    runtime.block_on(async {
+    two_workers()?.block_on(async {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let admin = AdminServer::bind(&config.data_dir).await?;
-        let doors = Doors::bind(&config.nbd_listen, &config.http_listen).await?;
+        let locks = Locks::load(config.tls.as_ref())?;
+        let doors = Doors::bind(&config.nbd_listen, &config.http_listen, &locks).await?;
         let mut options = options(&config, accept);
         options.pool.adding = adding;
         let tls = config.tls.as_ref().map(|tls| SourceTls::load(files_of(tls), &tls.hub_name));
@@ -87,8 +90,7 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         let directory = config.data_dir.join("homes");
         let policies = config.home_policies();
         let homes = Homes::start(filer.clone(), options, directory, policies).await?;
-        let server = Server::new(Options::default());
-        let stop = CancellationToken::new();
+        let (server, stop) = (Server::new(locks.nbd_options()), CancellationToken::new());
         let kept_up = config.pool.upkeep();
         let files = Files::new(config);
         let (own, guests) = (filer.clone(), homes.clone());
@@ -96,12 +98,14 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         let mend = move || (mended.mend_all())();
         let upkeep = Upkeep::start(filer.pool(), kept_up, Box::new(mend))
             .context("cannot start the upkeep of the pool")?;
+        added::go_on(&files.running().data_dir, &filer.pool(), &upkeep);
         let (keeper, server_too) = (upkeep.clone(), server.clone());
-        let view = View { filer: own, homes: guests, server: server_too, files, upkeep, tls };
+        let view =
+            View { filer: own, homes: guests, server: server_too, files, upkeep, tls, locks };
         let view = Arc::new(view);
         view.differs(&in_file);
         let exports = HomeExports::new(homes.clone());
-        let mut tasks = doors.open(&server, exports, view.clone(), metrics, &stop);
+        let mut tasks = doors.open(&server, exports, view.clone(), metrics, admin.journal(), &stop);
         let admin_stop = CancellationToken::new();
         let admin_task = tokio::spawn(admin.run(view.clone(), admin_stop.clone()));
         service::ready(LISTENS);
@@ -127,13 +131,18 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
     })
 }
 
+/// The volumes, as large as the file has them.
+fn sizes(config: &SourceConfig) -> Vec<(VolumeName, ByteCount)> {
+    config.volumes.iter().map(|volume| (volume.name.clone(), volume.size)).collect()
+}
+
 fn options(config: &SourceConfig, accept: Accept) -> FilerOptions {
     FilerOptions {
         name: config.name.clone(),
         hub: config.hub,
         tls: None,
         hub_timeout: config.replication.hub_timeout,
-        volumes: config.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
+        volumes: sizes(config),
         nvram: DeviceOptions { path: config.nvram.path.clone(), size: config.nvram.size },
         pool: config.pool.files(accept.missing_devices),
         checkpoint_interval: config.checkpoint_interval,
@@ -154,6 +163,7 @@ struct View {
     server: Server,
     files: Files<SourceConfig>,
     tls: Option<Arc<SourceTls>>,
+    locks: Locks,
     upkeep: Arc<Upkeep>,
 }
 
@@ -162,18 +172,21 @@ impl View {
     fn reload(&self) {
         let running = self.files.running();
         let file = running.file.clone();
-        match load(&file) {
+        let loaded = load(&file).and_then(|config| {
+            shrink::refuse(&running, &config)?;
+            Ok(config)
+        });
+        match loaded {
             Ok(config) => {
                 let changes = source_changes(&running, &config);
                 let now = reloaded_source(&running, config);
                 self.filer.reload(now.policy(), now.checkpoint_interval);
+                self.filer.grow(sizes(&now));
                 let homes = self.homes.reload(now.checkpoint_interval, &now.home_policies());
-                if let Err(error) = homes {
-                    tracing::error!(%error, "what those promise that live here stays as it is");
-                }
                 tracing::info!(file = %file.display(), changes = changes.len(), "reloaded");
                 let failed = self.tls.as_ref().and_then(|tls| tls.files().reload().err());
-                let problems = failed.iter().map(reload::of_tls).collect();
+                let problems = failed.iter().map(reload::of_tls).chain(self.locks.reload());
+                let problems = problems.chain(homes.problem().map(reload::of_homes)).collect();
                 self.files.taken(now, &changes, problems);
             }
             Err(problems) => self.files.refused(&file, &problems),
@@ -190,7 +203,11 @@ impl View {
     /// What a reload would do.
     fn difference(&self) -> ConfigDiffAnswer {
         let running = self.files.running();
-        match load(&running.file) {
+        let loaded = load(&running.file).and_then(|config| {
+            shrink::refuse(&running, &config)?;
+            Ok(config)
+        });
+        match loaded {
             Ok(config) => reload::difference(&source_changes(&running, &config), Vec::new()),
             Err(problems) => reload::difference(&[], reload::listed(&problems)),
         }
@@ -242,7 +259,7 @@ impl View {
         };
         let volumes = roots.iter().filter_map(|&(number, root)| named(number, root)).collect();
         let sources = vec![CheckpointOfSource { name: name.clone(), cp: cp.0, volumes }];
-        answer(&CheckpointAnswer { schema: SCHEMA, sources })
+        answer(&CheckpointAnswer { schema: SCHEMA, sources, failed: Vec::new() })
     }
 
     async fn verify(
@@ -357,6 +374,7 @@ impl Admin for View {
                 Request::Scrub { wait, stop } => {
                     upkeep::scrub(&self.upkeep, wait, stop, &progress).await
                 }
+                Request::Events { .. } => Err(super::failed("events are told by the socket")),
                 Request::PoolCheck {} => pool_check(self.filer.pool(), self.homes.mend_all()).await,
             }
         })
@@ -386,7 +404,8 @@ impl View {
 
 impl Observed for View {
     fn collect(&self) {
-        super::collect_tls(self.tls.as_ref().map(|tls| tls.files().ends()));
+        let own = self.tls.as_ref().map(|tls| tls.files().ends());
+        super::collect_tls(own.into_iter().chain(self.locks.ends()));
         let status = self.filer.status();
         let homes = self.homes.statuses();
         let mut carried = [(0, 0); 3];

@@ -53,6 +53,19 @@ pub(super) fn open(path: &Path, access: Access) -> Result<FileDevice, FileError>
     device(path, plain, size, access)
 }
 
+/// Without the lock and for reading only.
+pub(super) fn look(path: &Path) -> Result<FileDevice, FileError> {
+    let kind = std::fs::metadata(path).map_err(|error| failed(path, "stat", error))?.file_type();
+    if !kind.is_block_device() && !kind.is_file() {
+        return Err(FileError::Kind(path.into()));
+    }
+    let mut plain = File::open(path).map_err(|error| failed(path, "open", error))?;
+    let size = plain.seek(SeekFrom::End(0)).map_err(|error| failed(path, "seek", error))?;
+    let (name, edges) = (path.to_string_lossy().into(), RwLock::new(()));
+    let size = size - size % FILE_SIZE_UNIT_BYTES;
+    Ok(FileDevice { name, size, plain, direct: None, past: None, edges })
+}
+
 pub(super) fn create(
     path: &Path,
     size: u64,

@@ -128,8 +128,13 @@ impl<'a> Replay<'a> {
         self.order.resume(held_after.sequence, CpNumber(0));
     }
 
-    /// What was found, if ring and pool are of one history.
-    pub(super) fn finish(mut self, own_cp: CpNumber) -> Result<Replayed, RecoverError> {
+    /// What was found, if ring and pool are of one history. `own_done`: the own CP is known to be
+    /// done, whatever the release mark says.
+    pub(super) fn finish(
+        mut self,
+        own_cp: CpNumber,
+        own_done: bool,
+    ) -> Result<Replayed, RecoverError> {
         if let Some(error) = self.error.take() {
             return Err(error);
         }
@@ -142,6 +147,12 @@ impl<'a> Replay<'a> {
         let wanted = committed.map_or(held_after, |freeze| freeze.place);
         if wanted != self.own {
             return Err(RecoverError::Mismatch { cp: own_cp, own: self.own, held_after });
+        }
+        if let Some(freeze) = committed.filter(|_| own_done) {
+            self.order.thaw(freeze.cp);
+            self.outbox.drop_upto(freeze.cp, false);
+            let (held_after, last, done) = (freeze.place, self.last, Some(freeze.end));
+            return Ok(Replayed { held_after, last, freeze: None, done });
         }
         let Self { last, freeze, done, .. } = self;
         Ok(Replayed { held_after, last, freeze, done })

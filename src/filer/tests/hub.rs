@@ -18,10 +18,12 @@ use crate::record::transfer::Transfer;
 use crate::session::mirror::{Action, Arrived, Build, Event, Known, Mirror, Outcome};
 use crate::units::hash::{Root, StreamHash};
 use crate::units::ids::HubId;
-use crate::units::numbers::{CpNumber, Epoch, Generation, TransferId, VolumeNumber};
+use crate::units::numbers::{
+    CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
+};
 use crate::units::policy::Policy;
 use crate::volume::root::hash_reader;
-use crate::wire::message::{CpEnd, Frame, Message, Scanned, VolumeRoot, VolumeScan};
+use crate::wire::message::{CpEnd, Frame, Message, Ping, Scanned, VolumeRoot, VolumeScan};
 use crate::wire::updates::{Decoder, Run, inline_blocks};
 
 type Images = BTreeMap<VolumeNumber, Vec<u8>>;
@@ -41,6 +43,8 @@ pub(super) struct Control {
     pub(super) reject: u32,
     /// Nothing more is read.
     pub(super) deaf: bool,
+    /// CPs are refused for lack of room.
+    pub(super) no_space: bool,
 }
 
 /// What was counted.
@@ -55,6 +59,7 @@ pub(super) struct Seen {
     pub(super) replayed: u64,
     pub(super) rejected: u64,
     pub(super) checkpoint_at: CpNumber,
+    pub(super) pongs: u64,
 }
 
 pub(super) struct State {
@@ -177,6 +182,21 @@ impl Hub {
         self.lock().mirror.known().policy
     }
 
+    /// Gives that much credit for transfers from now on.
+    pub(super) fn credit(&self, bytes: u64) {
+        self.lock().step(Event::Credit(bytes), None);
+        self.poke.notify_one();
+    }
+
+    /// What was sent until now has been taken in by the source.
+    pub(super) async fn is_heard(&self) {
+        let before = self.seen().pongs;
+        let ping = Message::Ping(Ping { sequence: SequenceNumber(0), token: u64::MAX });
+        self.lock().send(&ping, Bytes::new());
+        self.poke.notify_one();
+        super::until("the source has heard", || self.seen().pongs > before).await;
+    }
+
     pub(super) fn want_checkpoint(&self) {
         self.lock().step(Event::WantCheckpoint(1), None);
         self.poke.notify_one();
@@ -235,6 +255,7 @@ impl State {
                 return;
             }
         }
+        self.seen.pongs += u64::from(matches!(message, Message::Pong(_)));
         if let Message::Hello(hello) = message {
             for offer in &hello.volumes {
                 let bytes = usize::try_from(offer.size.0).unwrap();
@@ -434,7 +455,10 @@ impl State {
         self.applying = false;
         let refuse = std::mem::take(&mut self.control.reject);
         self.control.reject = refuse.saturating_sub(1);
-        let outcome = if met == announced && !self.unusable && refuse == 0 {
+        let outcome = if self.control.no_space {
+            self.seen.rejected += 1;
+            Outcome::NoSpace
+        } else if met == announced && !self.unusable && refuse == 0 {
             self.images = std::mem::take(&mut self.work);
             self.seen.published += 1;
             Outcome::Published(met)

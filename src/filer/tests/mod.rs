@@ -2,11 +2,13 @@
 //! again.
 
 mod changes;
+mod credit;
 mod hub;
 mod life;
 mod loss;
 mod promises;
 mod sole;
+mod unasked;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -95,7 +95,7 @@ fn put_source(pool: &Pool, row: SourceRow, bytes: u64) {
     pool.catalog().put_source(row).unwrap();
     let (id, name) = (VolumeId(key.source.0), "vol0".parse().unwrap());
     let tree = TreeRoot::empty(ByteCount(bytes));
-    pool.catalog().put_volume(VolumeRow { key, id, name, tree }).unwrap();
+    pool.catalog().put_volume(VolumeRow { key, id, name, tree, grows_to: None }).unwrap();
 }
 
 /// A row as a failover leaves it, in the middle of a history.

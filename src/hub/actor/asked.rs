@@ -118,8 +118,10 @@ impl Handler<HandedOver> for SourceActor {
 
     fn handle(&mut self, HandedOver(cp, place): HandedOver, _: &mut Self::Context) {
         self.machine = None;
-        if let Some(lane) = &self.lane {
-            lane.hand_over(cp, place);
+        if let Some(lane) = &self.lane
+            && lane.hand_over(cp, place)
+        {
+            self.shared.refills.forget(lane.source());
         }
         if let Err(reason) = self.machine() {
             tracing::debug!(source = %self.name, reason, "not at rest yet");
@@ -146,6 +148,11 @@ impl Handler<FileChanged> for SourceActor {
                 let pins = setting.volumes.iter().map(|(name, size)| (name.to_string(), size.0));
                 if let Some(machine) = &mut self.machine {
                     machine.pin(pins.collect());
+                }
+                if self.machine.as_ref().is_some_and(Mirror::is_outdated) {
+                    // It comes again at once, and is judged by what its file says now.
+                    tracing::info!(source = %self.name, "its file has changed: it says Hello anew");
+                    self.hang_up();
                 }
             }
         }

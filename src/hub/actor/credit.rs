@@ -20,6 +20,9 @@ impl SourceActor {
         // Many small transfers fill a log faster than their bytes say.
         let log = log / LOG_BYTES_PER_TRANSFER_BYTE;
         let most = self.shared.grant().0;
+        // Transfers that stand before a heartbeat are read within half a second.
+        let paced = self.shared.bandwidth_limit(&self.name).map(|limit| limit / 2);
+        let most = paced.map_or(most, |paced| most.min(paced.max(2 * TRANSFER_BYTES_MAX)));
         let credit = ring.min(log).min(most);
         if credit < RECORD_BYTES_MAX {
             // What is less than a transfer would end in a full log. Others may have the room.

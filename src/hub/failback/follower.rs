@@ -249,7 +249,9 @@ fn accepts(shared: &Shared, follow: &Follow) -> Result<SourceRow, Refused> {
         && volumes.iter().all(|own| {
             follow.volumes.iter().any(|there| {
                 let same = (there.number, there.id) == (own.key.volume, own.id);
-                (new || same) && there.size == own.tree.size && there.name == own.name
+                // One that has grown may be larger here: its last CP came from the log.
+                let fits = there.size <= own.tree.size && (!new || there.size == own.tree.size);
+                (new || same) && fits && there.name == own.name
             })
         });
     if !agrees {

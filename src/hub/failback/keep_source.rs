@@ -14,7 +14,7 @@
 //!    written alone; then epoch and end of the fence. Its Hello makes this hub a mirror, whose image is
 //!    at the place of an own CP of the source with another content: it is compared and brought up (R5).
 //!
-//! If the NVRAM that the hub served with is gone, nobody serves, and what only that held is lost: what
+//! If the NVRAM that the hub served with is gone or damaged, nobody serves, and what only that held is lost: what
 //! was published here is this side. Then it is recorded first that this NVRAM is not looked for any
 //! more, so that nothing is served with it again behind the CP of 2, which has the content of the one
 //! before it and another number. A cut: the command is given again.
@@ -52,7 +52,7 @@ enum Giver {
     Engine(Arc<Filer>),
     /// Nobody: the log cannot be applied, and no client was served over it.
     Nobody,
-    /// Nobody any more: the NVRAM is gone.
+    /// Nobody any more: the NVRAM is gone, or cannot be used.
     Lost,
 }
 
@@ -132,7 +132,7 @@ fn giver(shared: &Shared, row: &SourceRow, extension: &Extension) -> Result<Give
     match (extension.state, shared.promoted.engine(name)) {
         (State::Promoted, Some(Engine::Running(engine))) => Ok(Giver::Engine(engine)),
         (State::Promoted, Some(Engine::Failed(_)))
-            if extension.own || shared.promoted.nvram_is_gone(row.id) =>
+            if extension.own || shared.promoted.lacks_nvram(row.id, name) =>
         {
             Ok(Giver::Lost)
         }
@@ -266,6 +266,7 @@ impl KeepSource<'_> {
             let floor = above(&self.over.follower.follow)?;
             // Not before the filer has shown that it can: the file may be found until then.
             self.give_nvram_up().await?;
+            self.set_nvram_aside().await?;
             self.change(move |shared, row| publish_above(&shared.pool, row, floor)).await?;
         }
         self.ask_filer(true).await
@@ -284,6 +285,19 @@ impl KeepSource<'_> {
             shared.pool.catalog().update_source(row.id, change)
         })
         .await
+    }
+
+    /// One that cannot be used stays, under another name, for whoever can still read it.
+    async fn set_nvram_aside(&self) -> Result<(), Refusal> {
+        let (shared, row) = (self.over.shared.clone(), row_of(self.over.shared, self.over.name)?);
+        let aside = machine::blocking(move || shared.promoted.set_nvram_aside(row.id)).await;
+        let aside = aside.map_err(|error| Refusal::new(error.to_string(), AGAIN))?;
+        let aside = aside.map_err(|error| Refusal::new(error.to_string(), AGAIN))?;
+        if let Some(path) = aside {
+            let (source, path) = (self.over.name, path.display());
+            tracing::warn!(%source, %path, "what is left of the lost NVRAM stays");
+        }
+        Ok(())
     }
 
     /// Changes something of the row as it is now.

@@ -202,8 +202,8 @@ async fn question(
     let offer = |row: VolumeRow| VolumeOffer {
         number: row.key.volume,
         id: row.id,
+        size: row.size(),
         name: row.name,
-        size: row.tree.size,
     };
     let (counting, source) = (shared.clone(), row.id);
     let used = machine::blocking(move || used(&counting, source)).await;

@@ -27,19 +27,24 @@ use crate::hub::promoted::Engine;
 use crate::hub::replay::{Extent, Gap, Replay, ReplayError};
 use crate::pool::error::PoolError;
 use crate::pool::kept::Keep;
+use crate::pool::pointer::TreeRoot;
 use crate::pool::publish::Publish;
-use crate::pool::rows::SourceRow;
-use crate::pool::write_set::{Budget, Reservation};
+use crate::pool::rows::{SourceRow, VolumeRow};
+use crate::pool::write_set::{Budget, Reservation, WriteSet};
 use crate::record::marks::Place;
 use crate::session::CP_NUMBER_MAX;
 use crate::units::machine;
 use crate::units::names::KeptName;
-use crate::units::numbers::{BlockCount, CpNumber, Epoch};
+use crate::units::numbers::{BlockCount, CpNumber, Epoch, VolumeNumber};
 use crate::volume::error::VolumeError;
 use crate::volume::work;
+use crate::volume::writer::grow;
 
 /// Time between two looks of status at how far the log is applied.
 const SHOWN_EVERY: Duration = Duration::from_secs(1);
+
+/// Trees by volume.
+type Trees = BTreeMap<VolumeNumber, TreeRoot>;
 
 /// Where a failover stands behind its fence.
 #[derive(Debug)]
@@ -54,6 +59,8 @@ struct Line {
     cp: CpNumber,
     /// The row says so, and clients were or are served.
     serving: bool,
+    /// A volume was announced larger than its image is.
+    grows: bool,
 }
 
 /// The steps behind the fence.
@@ -109,13 +116,16 @@ impl<'a, 'b> Behind<'a, 'b> {
             return Err(Refusal::new(reason, SEE_LOG));
         }
         let upto = self.upto.unwrap_or(fence);
-        Ok(Line { row, from, fence, upto, cp, serving: extension.serving.is_some() })
+        let volumes = run.shared.pool.catalog().volumes(run.source).map_err(|why| pool(&why))?;
+        let grows = volumes.iter().any(|volume| volume.grows_to.is_some());
+        Ok(Line { row, from, fence, upto, cp, serving: extension.serving.is_some(), grows })
     }
 
     fn bring_up(&mut self, line: &Line, overlay: Option<Builder>) -> Result<Extent, Stop> {
         // Once clients were served, the old source was silent.
         self.silent |= line.serving;
-        if self.upto.is_none() && line.from != line.fence && !self.is_served() {
+        // A tree that is smaller than its volume cannot be served with the log over it.
+        if self.upto.is_none() && line.from != line.fence && !line.grows && !self.is_served() {
             self.serve(line, overlay)?;
         }
         self.promote(line)
@@ -242,20 +252,39 @@ impl<'a, 'b> Behind<'a, 'b> {
         Ok(())
     }
 
+    /// The trees in the sizes that clients have met, and those of them that have grown.
+    fn sized(
+        &self,
+        set: &mut WriteSet,
+        line: &Line,
+        volumes: &[VolumeRow],
+    ) -> Result<(Trees, Trees), ReplayError> {
+        let (mut bases, mut grown) = (Trees::new(), Trees::new());
+        for row in volumes {
+            let (volume, sizes) = (row.key.volume, (row.tree, row.size()));
+            let tree = grow(&self.run.shared.pool, set, row.key, sizes, line.cp)?;
+            bases.insert(volume, tree);
+            if tree != row.tree {
+                grown.insert(volume, tree);
+            }
+        }
+        Ok((bases, grown))
+    }
+
     /// Steps 7 and 8.
     fn promote(&mut self, line: &Line) -> Result<Extent, Stop> {
         let run = self.run;
         let (pool, catalog) = (&run.shared.pool, run.shared.pool.catalog());
         let volumes = catalog.volumes(run.source)?;
-        let bases: BTreeMap<_, _> = volumes.iter().map(|row| (row.key.volume, row.tree)).collect();
         let extension = Extension::of(&line.row).map_err(|reason| Refusal::new(reason, SEE_LOG))?;
         let left_out = extension.left_out.iter().map(|left| left.volume).collect();
         // The reserve is there for what cannot be put off (section 11).
         let budget = self.room.take().map_or(Budget::Reserve, Budget::Held);
         let mut write_set = pool.begin(budget);
+        let (bases, grown) = self.sized(&mut write_set, line, &volumes)?;
         let (mut replayed, mut shown) = (Extent::default(), machine::now());
         let replay = Replay::new(&mut write_set, run.source, line.cp, bases).leaving_out(left_out);
-        let built = replay.run(&run.chain(line.from), line.upto, |extent| {
+        let mut built = replay.run(&run.chain(line.from), line.upto, |extent| {
             replayed = *extent;
             if machine::elapsed(shown) >= SHOWN_EVERY {
                 shown = machine::now();
@@ -270,8 +299,13 @@ impl<'a, 'b> Behind<'a, 'b> {
         let kept = Extension::of(&kept).map_err(|reason| Refusal::new(reason, SEE_LOG))?;
         let (state, fence, transfer) = (State::Promoted, line.fence, line.fence.transfer);
         let (serving, left_out) = (None, Vec::new());
+        // The report says what may be missing; nobody sends it again to what is the truth now.
+        let kept = Extension { missing_bytes: 0, ..kept };
         let extension = Extension { transfer, state, fence, serving, left_out, ..kept }.encode();
-        if line.from == fence {
+        for (volume, tree) in grown {
+            built.entry(volume).or_insert(tree);
+        }
+        if line.from == fence && built.is_empty() {
             let change = move |row: &mut SourceRow| row.extension = extension;
             catalog.update_source(run.source, change)?;
             return Ok(replayed);
@@ -327,7 +361,7 @@ impl<'a, 'b> Behind<'a, 'b> {
         }
         run.shared.drain.drop_logs(run.lane.clone(), self.published(line));
         let report = self.report(line, replayed);
-        if run.lane.gave_up_lost() {
+        if run.lane.gave_up_missing() {
             run.shared.refills.forget(run.lane.source());
         }
         let view = View::of(State::Promoted, line.row.epoch);

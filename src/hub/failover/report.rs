@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::hub::refill;
+use crate::hub::lane::UNSYNCED;
 use crate::hub::replay::{Extent, Gap};
 use crate::record::marks::Place;
 use crate::units::numbers::{CpNumber, Epoch};
@@ -35,6 +35,9 @@ pub enum Outcome {
     NothingToReplay,
     /// It was handed over in that epoch, and whoever was to take over has never said that it did.
     TakenBack(Epoch),
+    /// It was promoted before, and what its lost NVRAM held is given up; where that lies now, if
+    /// there still was a file.
+    NvramGivenUp(Option<String>),
 }
 
 impl Outcome {
@@ -45,6 +48,7 @@ impl Outcome {
             Self::UpToGap(_) => "up-to-gap",
             Self::NothingToReplay => "nothing-to-replay",
             Self::TakenBack(_) => "taken-back",
+            Self::NvramGivenUp(_) => "nvram-given-up",
         }
     }
 }
@@ -79,14 +83,20 @@ pub struct Report {
     pub alone: Alone,
     /// Bytes of the NVRAM that were damaged when the hub started, whoever they belonged to.
     pub nvram_damaged_bytes: u64,
-    /// What was held of its log was lost before an import, and it was not here since.
-    pub log_lost: bool,
+    /// What was held of its log was lost, and has not come again: what that was.
+    pub log_lost: Option<String>,
+    /// What was acknowledged as received may have gone with the hub's memory: the hub was started
+    /// since, and the source was not here.
+    pub unsynced: bool,
     /// The wait for the source to hold its reads was skipped.
     pub stale_reads: bool,
     /// Volumes that were not mirrored to the end, each a sentence (R20).
     pub left_out: Vec<String>,
     /// Clients are served, and the log is still being applied behind.
     pub behind: bool,
+    /// Of a dry run: what a failover that is asked for the same would refuse, though it says where
+    /// the image would end.
+    pub refused: Option<Refusal>,
 }
 
 fn heard(silent: Option<Duration>) -> String {
@@ -99,9 +109,9 @@ fn heard(silent: Option<Duration>) -> String {
 impl Report {
     /// Whether the loss of an acknowledged write is known or cannot be excluded.
     pub fn may_be_lost(&self) -> bool {
-        let gap = matches!(self.outcome, Outcome::UpToGap(_));
+        let gap = matches!(self.outcome, Outcome::UpToGap(_) | Outcome::NvramGivenUp(_));
         let left_out = !self.left_out.is_empty();
-        let damaged = self.nvram_damaged_bytes > 0 || self.log_lost;
+        let damaged = self.nvram_damaged_bytes > 0 || self.log_lost.is_some() || self.unsynced;
         gap || left_out || self.alone != Alone::Nothing || damaged
     }
 
@@ -128,6 +138,7 @@ impl Report {
                 "{would} {end}: taken back from the hand-over of epoch {number}, which no filer has \
                  taken up here; everything that this hub has acknowledged is in that CP"
             ),
+            Outcome::NvramGivenUp(aside) => return self.of_lost_nvram(aside.as_deref()),
         }];
         out.extend(self.left_out.iter().cloned());
         out.push(match self.alone {
@@ -135,7 +146,9 @@ impl Report {
                 "writes behind the gap were acknowledged and are lost".to_owned()
             }
             // What was lost is said below.
-            Alone::Nothing if self.log_lost || self.nvram_damaged_bytes > 0 => {
+            Alone::Nothing
+                if self.log_lost.is_some() || self.nvram_damaged_bytes > 0 || self.unsynced =>
+            {
                 "nothing was acknowledged without this hub".to_owned()
             }
             Alone::Nothing if !self.left_out.is_empty() => {
@@ -151,8 +164,15 @@ impl Report {
                 heard(silent)
             ),
         });
-        if self.log_lost {
-            out.push(refill::LOST.to_owned());
+        self.doubts(&mut out);
+        out
+    }
+
+    /// What cannot be excluded beside what the source did alone, and what a dry run is refused for.
+    fn doubts(&self, out: &mut Vec<String>) {
+        out.extend(self.log_lost.clone());
+        if self.unsynced {
+            out.push(UNSYNCED.to_owned());
         }
         if self.nvram_damaged_bytes > 0 {
             let bytes = self.nvram_damaged_bytes;
@@ -163,7 +183,23 @@ impl Report {
                 "the source may still answer reads, of older data, until it hears of this".into(),
             );
         }
-        out
+        if let Some(refused) = &self.refused {
+            out.push(format!("but as asked for it is refused: {}", refused.reason));
+        }
+    }
+
+    fn of_lost_nvram(&self, aside: Option<&str>) -> Vec<String> {
+        let (does, cp) = (if self.dry_run { "would be" } else { "is" }, self.cp);
+        let first = format!(
+            "the image of CP {cp}, up to entry {}, {does} served on, in epoch {}",
+            self.last.sequence, self.epoch.number
+        );
+        let lost =
+            "writes that clients were acknowledged here behind that CP were only in the NVRAM \
+                    that is lost: they are given up"
+                .to_owned();
+        let where_it_is = aside.map(|path| format!("what is left of that NVRAM stays as {path}"));
+        [first, lost].into_iter().chain(where_it_is).collect()
     }
 }
 
@@ -187,10 +223,12 @@ mod tests {
             replayed: Extent { entries: 3, bytes: 12288, cp: CpNumber(6) },
             alone,
             nvram_damaged_bytes: 0,
-            log_lost: false,
+            log_lost: None,
+            unsynced: false,
             stale_reads: false,
             left_out: Vec::new(),
             behind: false,
+            refused: None,
         }
     }
 
@@ -219,10 +257,25 @@ mod tests {
         dry.dry_run = true;
         assert!(dry.sentences()[0].starts_with("a failover would end"));
         let mut lost = report(Outcome::Complete, Alone::Nothing);
-        lost.log_lost = true;
+        lost.log_lost = Some(crate::hub::refill::LOST.to_owned());
         let text = lost.sentences().join("; ");
         assert!(lost.may_be_lost() && text.contains("lost before an import"), "{text}");
         assert!(!text.contains("no acknowledged write is lost"), "{text}");
+        let mut received = report(Outcome::Complete, Alone::Nothing);
+        received.unsynced = true;
+        let text = received.sentences().join("; ");
+        assert!(received.may_be_lost() && text.contains("memory"), "{text}");
+        assert!(!text.contains("no acknowledged write is lost"), "{text}");
+        for aside in [None, Some("promoted/a.nvram.lost-1".to_owned())] {
+            let lost = report(Outcome::NvramGivenUp(aside.clone()), Alone::Nothing);
+            let text = lost.sentences().join("; ");
+            assert!(lost.may_be_lost() && text.contains("CP 7") && text.contains("given up"));
+            assert_eq!(text.contains("lost-1"), aside.is_some(), "{text}");
+            assert!(!text.contains("no acknowledged write is lost"), "{text}");
+        }
+        let mut refused = report(Outcome::Complete, Alone::Nothing);
+        refused.refused = Some(Refusal::new("a volume", "--accept-gap"));
+        assert!(refused.sentences().join("; ").ends_with("it is refused: a volume"));
         dry.nvram_damaged_bytes = 512;
         dry.stale_reads = true;
         assert_eq!(dry.sentences().len(), 4);

@@ -56,8 +56,13 @@ fn a_first_start_with_an_array_is_taken_up() {
     end_at_each_step(|dir| {
         let device = |n| (dir.join(format!("disk{n}")), ByteCount(16 << 20));
         let devices = (0..3).map(device).collect();
-        let pool =
-            PoolFiles { level: Level::Parity1, devices, accept_missing: false, adding: vec![] };
+        let pool = PoolFiles {
+            level: Level::Parity1,
+            devices,
+            accept_missing: false,
+            adding: vec![],
+            plain: |_| None,
+        };
         HubOptions { pool, ..options(dir) }
     });
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::super::identity::identity;
+use super::super::recover;
 use super::*;
 use crate::raid::files::PoolFiles;
 use crate::raid::layout::Level;
@@ -18,7 +19,13 @@ fn options(dir: &Path) -> HubOptions {
         tls: None,
         nvram: (dir.join("state/nvram"), ByteCount(16 << 20)),
         log_dir: dir.join("state/logs"),
-        pool: PoolFiles { level: Level::Parity1, devices, accept_missing: false, adding: vec![] },
+        pool: PoolFiles {
+            level: Level::Parity1,
+            devices,
+            accept_missing: false,
+            adding: vec![],
+            plain: |_| None,
+        },
         sources: vec![],
         image_pin: Duration::from_secs(1),
         promoted: promoted::PromotedOptions::default(),
@@ -80,6 +87,75 @@ fn an_import_ended_at_any_step_is_done_by_the_next() {
     }
 }
 
+/// Goal: a hub that has its identity, and lost its ring or its logs, is told by its start to import, and the
+/// import makes it whole behind marks: neither sends to the other for ever. Ended anywhere it is done by
+/// the next, also if a start that was refused has made the ring meanwhile.
+#[test]
+fn what_a_hub_lost_beside_its_identity_is_made_again() {
+    for (lost, first) in [("nvram", 0), ("logs", 99)] {
+        for steps in first.. {
+            let dir = tempfile::tempdir().unwrap();
+            let (options, hub) = made(dir.path());
+            let gone = options.data_dir.join(lost);
+            if gone.is_dir() { fs::remove_dir_all(&gone) } else { fs::remove_file(&gone) }.unwrap();
+            let start =
+                || recover::recover(&options, Vec::new()).map(drop).unwrap_err().to_string();
+            if steps == first {
+                let said = start();
+                assert!(said.contains("mirrorhub import"), "{said}");
+            }
+            let found = look(&options).unwrap();
+            assert_eq!(
+                (found.nvram == Part::Gone, found.logs == Part::Gone),
+                (lost == "nvram", lost == "logs")
+            );
+            let done = take_within(&options, hub, &mut Steps(steps));
+            if done.is_err() {
+                drop(identity(&options));
+                match take(&options, hub) {
+                    Ok(again) => assert_eq!(again.hub, hub),
+                    // All is there by now, and the start says nothing else.
+                    Err(error) => assert!(error.to_string().contains("start it"), "{error}"),
+                }
+            }
+            assert_eq!(identity(&options).unwrap(), hub);
+            if steps > 0 {
+                assert_eq!(marked(&options), 2, "{lost}, ended at step {steps}");
+            }
+            assert!(look(&options).unwrap_err().to_string().contains("start it"));
+            if done.is_ok() {
+                assert!(steps > 3, "{steps}");
+                break;
+            }
+        }
+    }
+}
+
+/// Goal: of a ring that cannot be opened it is said what it is and what ends it; on a block device nothing
+/// is believed but zeros.
+#[test]
+fn a_torn_ring_is_judged_by_where_it_lies() {
+    let (dir, hub) = (tempfile::tempdir().unwrap(), HubId([4; 16]));
+    let path = dir.path().join("ring");
+    drop(FileDevice::create(&path, ByteCount(16 << 20), Access::Direct).unwrap());
+    let torn = || {
+        // Both headers: of one the other is as good.
+        let device: Arc<dyn Device> = Arc::new(FileDevice::open(&path, Access::Cached).unwrap());
+        device.write_durable_at(0, &[7; 16 << 10]).unwrap();
+        Ring::open(device, hub.0, RingOptions::default(), &mut |_| {}).map(drop)
+    };
+    let judged = |is_file, listed| judge_ring(torn(), hub, &path, (is_file, listed));
+    assert_eq!(judged(true, true).unwrap(), Part::Gone, "it was being made, and is a file");
+    let said = |is_file, listed| judged(is_file, listed).unwrap_err().to_string();
+    assert!(said(true, false).contains("move this one away"));
+    for listed in [true, false] {
+        let text = said(false, listed);
+        assert!(text.contains("dd if=/dev/zero") && text.contains("then import again"), "{text}");
+        assert_eq!(text.contains("that was cut"), listed, "{text}");
+    }
+    assert_eq!(judge_ring(Ok(()), hub, &path, (false, false)).unwrap(), Part::Kept);
+}
+
 /// Somebody has started a hub before: it was refused, and may have left an id and a ring of its own.
 #[test]
 fn what_a_first_start_has_begun_is_in_nobodys_way() {
@@ -139,7 +215,7 @@ fn what_is_anothers_or_nothing_is_refused_by_name() {
     let theirs = HubOptions { pool: others.pool.clone(), ..with(&new) };
     refused(&theirs, &format!("these devices are of hub {other}, not of {hub}"));
     refused(&with(&others.data_dir), &format!("data_dir of hub {other}"));
-    refused(&with(&options.data_dir), "already: start it");
+    refused(&with(&options.data_dir), "already, with its NVRAM and its logs: start it");
     refused(&HubOptions { log_dir: others.log_dir.clone(), ..with(&new) }, &other.to_string());
     refused(&HubOptions { nvram: others.nvram.clone(), ..with(&new) }, "belongs to");
     let mut mixed = with(&new);

@@ -17,14 +17,14 @@ use bytes::Bytes;
 
 use super::line::{Change, Done};
 use super::probes::Probe;
-use super::setup::{SourceSetup, VOLUME_BYTES, VOLUMES};
+use super::setup::{SourceSetup, VOLUMES};
 use super::world::{Primary, SourceState};
 use crate::device::sim::Chance;
 use crate::filer::Filer;
 use crate::filer::shared::Shared;
 use crate::nbd::export::{ErrorCode, Export, Exports, Segment};
 use crate::units::convert::{low_u32, to_usize};
-use crate::units::numbers::VolumeNumber;
+use crate::units::numbers::{ByteCount, VolumeNumber};
 use crate::units::policy::Cache;
 
 /// A request, watched: whatever is ordered while it is polled is its own.
@@ -82,6 +82,20 @@ pub(super) async fn client(
             continue;
         }
         let volume = to_usize(chance.below(u64::from(VOLUMES)));
+        if setup.grows && chance.below(8) == 0 {
+            // Who connects anew sees how large it is by now; it does not become smaller.
+            let before = volumes[volume].info().size;
+            let Ok(export) = filer.exports().open(&format!("vol{volume}")).await else { return };
+            let after = export.info().size;
+            if after > before {
+                state.borrow_mut().probes.hit(Probe::Grown);
+            }
+            if after < before {
+                let problem = format!("volume {volume} had {before} bytes and has {after}");
+                state.borrow_mut().judge::<()>(Err(problem));
+            }
+            volumes[volume] = export;
+        }
         let export = &volumes[volume];
         let going_on = if chance.below(8) == 0 {
             read((by, &filer), export, volume, &state, &mut chance).await
@@ -96,10 +110,11 @@ pub(super) async fn client(
 }
 
 /// Where a request begins, and how long it is.
-fn range(chance: &mut Chance, bytes_max: u64) -> (u64, u64) {
+fn range(chance: &mut Chance, export: &Arc<dyn Export>, bytes_max: u64) -> (u64, u64) {
+    let ByteCount(size) = export.info().size;
     let (unit, most) = if chance.below(3) == 0 { (1, bytes_max) } else { (4096, bytes_max) };
-    let length = (1 + chance.below(most)).next_multiple_of(unit).min(VOLUME_BYTES);
-    let offset = chance.below(VOLUME_BYTES - length + 1) / unit * unit;
+    let length = (1 + chance.below(most)).next_multiple_of(unit).min(size);
+    let offset = chance.below(size - length + 1) / unit * unit;
     (offset, length)
 }
 
@@ -110,7 +125,7 @@ async fn change(
     (state, setup): (&Rc<RefCell<SourceState>>, &SourceSetup),
     chance: &mut Chance,
 ) -> bool {
-    let (offset, length) = range(chance, setup.request_bytes);
+    let (offset, length) = range(chance, export, setup.request_bytes);
     let change = match chance.below(12) {
         0 => Change::Trim(length),
         1 => Change::Zeroes(length),
@@ -185,7 +200,7 @@ async fn read(
     state: &Rc<RefCell<SourceState>>,
     chance: &mut Chance,
 ) -> bool {
-    let (offset, length) = range(chance, 32 << 10);
+    let (offset, length) = range(chance, export, 32 << 10);
     let shared = filer.shared();
     let before = shared.order.figures().sequence.0;
     let Ok(segments) = export.read(offset, low_u32(length)).await else { return false };

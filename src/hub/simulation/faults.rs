@@ -51,6 +51,7 @@ impl Simulation {
                     filer.shared().checkpoint.want();
                 }
             }
+            Fault::Grow { source } => self.grow(source),
             Fault::Failover { source } => self.ask(Asked::Failover(source)),
             Fault::Failback { source } => self.ask(Asked::Failback(source)),
             Fault::OldCopy { source, boots } => self.restore(source, boots).await,
@@ -108,9 +109,19 @@ impl Simulation {
             | Fault::PauseHub { .. }
             | Fault::Slow { .. }
             | Fault::Checkpoint { .. }
+            | Fault::Grow { .. }
             | Fault::Failover { .. }
             | Fault::Failback { .. }
             | Fault::OldCopy { .. }) => unreachable!("{fault:?} is not of link or disk"),
+        }
+    }
+
+    /// A source that does not run reads its file when it starts.
+    fn grow(&self, at: usize) {
+        let mut state = self.sources[at].state.borrow_mut();
+        state.setup.grown = true;
+        if let Some(filer) = state.filer.as_ref().filter(|_| self.sources[at].running.is_some()) {
+            filer.grow(state.setup.volumes());
         }
     }
 

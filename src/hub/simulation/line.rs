@@ -31,7 +31,8 @@ pub(super) struct Done {
 #[derive(Debug)]
 pub(super) struct Line {
     volumes: Vec<VolumeNumber>,
-    bytes: usize,
+    /// The size of each volume, and the one it grows to.
+    bytes: [usize; 2],
     entries: Vec<Done>,
     acknowledged: u64,
     /// What a restart cut off, behind which entry: the hub may have it all the same.
@@ -43,7 +44,7 @@ pub(super) struct Line {
 const KEPT_MAX: usize = 6;
 
 impl Line {
-    pub(super) fn new(volumes: u32, bytes: usize) -> Self {
+    pub(super) fn new(volumes: u32, bytes: [usize; 2]) -> Self {
         let volumes = (0..volumes).map(VolumeNumber).collect();
         Self {
             volumes,
@@ -110,13 +111,11 @@ impl Line {
         roots: &[(VolumeNumber, Root)],
         cut: bool,
     ) -> Result<bool, String> {
-        if sequence <= self.last() && self.roots(sequence)? == roots {
+        if sequence <= self.last() && self.has_roots(sequence, roots)? {
             return Ok(true);
         }
         match self.other() {
-            Some(mut other) if cut && sequence <= other.last() => {
-                Ok(other.roots(sequence)? == roots)
-            }
+            Some(mut other) if cut && sequence <= other.last() => other.has_roots(sequence, roots),
             Some(_) | None => Ok(false),
         }
     }
@@ -132,7 +131,22 @@ impl Line {
         Some(other)
     }
 
-    /// The content of all volumes at `sequence`.
+    /// Whether each volume had that root at `sequence`, in the size it was made with or in the one it
+    /// has grown to.
+    fn has_roots(&mut self, sequence: u64, roots: &[(VolumeNumber, Root)]) -> Result<bool, String> {
+        let [made, grown] = self.bytes;
+        let large = self.roots(sequence, grown)?;
+        if large == roots || made == grown {
+            return Ok(large == roots);
+        }
+        let small = self.roots(sequence, made)?;
+        let fits = |(at, met): (usize, &(VolumeNumber, Root))| {
+            small.get(at) == Some(met) || large.get(at) == Some(met)
+        };
+        Ok(roots.len() == large.len() && roots.iter().enumerate().all(fits))
+    }
+
+    /// The content of all volumes at `sequence`, as large as they become.
     pub(super) fn content(&mut self, sequence: u64) -> Result<&Vec<Vec<u8>>, String> {
         if sequence > self.last() {
             return Err(format!("{sequence} is beyond what was written, {}", self.last()));
@@ -140,7 +154,7 @@ impl Line {
         if !self.kept.contains_key(&sequence) {
             let before = self.kept.range(..sequence).next_back();
             let (from, mut content) = before.map_or_else(
-                || (0, vec![vec![0; self.bytes]; self.volumes.len()]),
+                || (0, vec![vec![0; self.bytes[1]]; self.volumes.len()]),
                 |(from, content)| (*from, content.clone()),
             );
             for done in &self.entries[to_usize(from)..to_usize(sequence)] {
@@ -155,12 +169,16 @@ impl Line {
         Ok(&self.kept[&sequence])
     }
 
-    /// The roots of all volumes at `sequence`.
-    pub(super) fn roots(&mut self, sequence: u64) -> Result<Vec<(VolumeNumber, Root)>, String> {
+    /// The roots of all volumes at `sequence`, in that size. What is written behind it makes the root
+    /// one that no image has.
+    fn roots(&mut self, sequence: u64, bytes: usize) -> Result<Vec<(VolumeNumber, Root)>, String> {
         let volumes = self.volumes.clone();
         let contents = self.content(sequence)?;
-        let root = |bytes: &Vec<u8>| {
-            hash_reader(&bytes[..], ByteCount(to_u64(bytes.len())))
+        let root = |content: &Vec<u8>| {
+            if content[bytes..].iter().any(|byte| *byte != 0) {
+                return Ok(Root([0; 32]));
+            }
+            hash_reader(&content[..bytes], ByteCount(to_u64(bytes)))
                 .map_err(|error| error.to_string())
         };
         volumes

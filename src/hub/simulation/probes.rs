@@ -65,6 +65,8 @@ pub(super) enum Probe {
     LegOut,
     /// A block was mended by the other end.
     Mended,
+    /// A client met a larger volume: only in runs where they grow.
+    Grown,
 }
 
 /// All of them.

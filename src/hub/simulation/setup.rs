@@ -18,13 +18,15 @@ use crate::nvlog::{RingOptions, RingShape};
 use crate::pool::PoolOptions;
 use crate::raid::files::PoolFiles;
 use crate::sourcelog::sim::Op;
-use crate::units::convert::to_usize;
-use crate::units::names::SourceName;
+use crate::units::convert::{to_u64, to_usize};
+use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::ByteCount;
 use crate::units::policy::{Ack, Apply, Mode, OnFull, OnHubLoss, Policy};
 
 /// Bytes of each volume.
 pub(super) const VOLUME_BYTES: u64 = 256 << 10;
+/// Bytes of each volume of a source whose file was made to say so: a tree of one more level.
+pub(super) const GROWN_BYTES: u64 = 600 << 10;
 /// Volumes of each source.
 pub(super) const VOLUMES: u32 = 2;
 pub(super) const HUB_RING_BYTES: u64 = 8 << 20;
@@ -115,6 +117,10 @@ pub(super) enum Fault {
     Failback {
         source: usize,
     },
+    /// The source's file makes its volumes larger, and is read again if it runs.
+    Grow {
+        source: usize,
+    },
     /// The source is restored from an old copy, which is started so many times before it is left
     /// alone for a while.
     OldCopy {
@@ -142,6 +148,9 @@ pub(super) struct SourceSetup {
     pub(super) think_ms: u64,
     /// Largest request.
     pub(super) request_bytes: u64,
+    /// Its volumes will grow in this run; its file says so by now.
+    pub(super) grows: bool,
+    pub(super) grown: bool,
 }
 
 /// A run.
@@ -212,6 +221,25 @@ impl Setup {
         setup.within_redundancy()
     }
 
+    /// The run of that seed in which the volumes of each source grow at some moment, most with some
+    /// of the time close to another fault.
+    pub(super) fn growing(seed: u64) -> Self {
+        let mut setup = Self::of(seed);
+        let mut chance = Chance::new(seed ^ 0x6709);
+        for at in 0..setup.sources.len() {
+            setup.sources[at].grows = true;
+            let near = &setup.faults[to_usize(chance.below(to_u64(setup.faults.len())))];
+            let at_ms = if chance.below(3) > 0 {
+                near.at_ms.saturating_sub(chance.below(60))
+            } else {
+                chance.below(setup.work_ms)
+            };
+            setup.faults.push(Planned { at_ms, fault: Fault::Grow { source: at } });
+        }
+        setup.faults.sort_by_key(|planned| planned.at_ms);
+        setup
+    }
+
     /// What is lost at one end and on one device is at the other end only as long as nothing moves.
     fn within_redundancy(mut self) -> Self {
         let ends: Vec<usize> = self.faults.iter().filter_map(|planned| planned.rots()).collect();
@@ -237,6 +265,8 @@ impl Setup {
             clients: 1,
             think_ms: 10,
             request_bytes: 12 << 10,
+            grows: false,
+            grown: false,
         };
         let planned = |at_ms, fault| Planned { at_ms, fault };
         Self {
@@ -293,17 +323,23 @@ impl SourceSetup {
             clients: 1 + to_usize(chance.below(2)),
             think_ms: [6, 30, 80][to_usize(chance.below(3))],
             request_bytes: [4096, 12 << 10, 64 << 10][to_usize(chance.below(3))],
+            grows: false,
+            grown: false,
         }
+    }
+
+    /// Its volumes, as its file has them.
+    pub(super) fn volumes(&self) -> Vec<(VolumeName, ByteCount)> {
+        let size = ByteCount(if self.grown { GROWN_BYTES } else { VOLUME_BYTES });
+        (0..VOLUMES).map(|number| (format!("vol{number}").parse().unwrap(), size)).collect()
     }
 
     /// How its process is told to run.
     pub(super) fn behaviour(&self, at: usize, accept_lost_nvram: bool) -> Behaviour {
-        let volume =
-            |number: u32| (format!("vol{number}").parse().unwrap(), ByteCount(VOLUME_BYTES));
         Behaviour {
             wanted: Wanted {
                 name: self.name.clone(),
-                volumes: (0..VOLUMES).map(volume).collect(),
+                volumes: self.volumes(),
                 policy: self.policy,
                 checkpoint_interval: self.interval,
                 accept_lost_nvram,
@@ -344,6 +380,8 @@ pub(super) fn hub_options(setup: &Setup) -> HubOptions {
         name: source.name.clone(),
         nvram_share: None,
         log_limit: None,
+        space_limit: None,
+        bandwidth_limit: None,
         volumes: vec![],
         keep: None,
     };

@@ -26,7 +26,7 @@ const EFFECTS: [(Effect, bool); 5] = [
 ];
 
 /// Of how many calls one is swept in the short form.
-const STRIDE: u64 = 4;
+const STRIDE: u64 = 6;
 
 fn stride() -> u64 {
     let full = std::env::var_os("MIRRORHUB_FULL").is_some_and(|value| value == "1");

@@ -4,7 +4,7 @@ use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::probes::Probes;
+use super::probes::{Probe, Probes};
 use super::run::{Outcome, run};
 use super::setup::Setup;
 use crate::units::convert::to_u64;
@@ -34,13 +34,17 @@ fn seed(number: u64) -> Outcome {
 }
 
 /// A seed's outcome; a panic is a problem as well.
-fn outcome_of(number: u64) -> Result<Outcome, String> {
-    let ended = catch_unwind(AssertUnwindSafe(|| run(&Setup::of(number))));
+fn outcome_of(setup: &Setup) -> Result<Outcome, String> {
+    let ended = catch_unwind(AssertUnwindSafe(|| run(setup)));
     ended.map_err(|panic| words(&*panic))
 }
 
 /// Runs seeds, as many at a time as there are cores, and tells those that went wrong.
 fn seeds(seeds: std::ops::Range<u64>) -> Probes {
+    runs(seeds, Setup::of)
+}
+
+fn runs(seeds: std::ops::Range<u64>, setup_of: fn(u64) -> Setup) -> Probes {
     let begun = machine::now();
     let next = AtomicU64::new(seeds.start);
     let (mut probes, mut acknowledged, mut virtual_ms) = (Probes::default(), 0, 0);
@@ -52,7 +56,7 @@ fn seeds(seeds: std::ops::Range<u64>) -> Probes {
             if number >= seeds.end {
                 return mine;
             }
-            mine.push((number, outcome_of(number)));
+            mine.push((number, outcome_of(&setup_of(number))));
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -104,6 +108,22 @@ fn the_seeds_that_are_asked_for() {
     if let Some((from, to)) = some.as_ref().and_then(|some| some.split_once('-')) {
         seeds(from.parse().unwrap()..to.parse().unwrap());
     }
+}
+
+/// Goal: volumes that grow at any moment lose nothing, at no end, and no CP is refused for it. Method:
+/// the runs of other seeds with a growth each, mostly shortly before a fault.
+#[test]
+fn volumes_grow_whatever_goes_wrong() {
+    let some = std::env::var("MIRRORHUB_GROWING").ok();
+    let some = some.as_ref().and_then(|some| some.split_once('-'));
+    if let Some((from, to)) = some {
+        runs(from.parse().unwrap()..to.parse().unwrap(), Setup::growing);
+        return;
+    }
+    let numbers = if full() { 0..3000 } else { 0..24 };
+    let probes = runs(numbers, Setup::growing);
+    let met = probes.0.get(&Probe::Grown).copied().unwrap_or_default();
+    assert!(met > 5, "clients met a larger volume {met} times");
 }
 
 /// Under `ack = "received"` a transfer that came behind the fence was dropped, and acknowledged.

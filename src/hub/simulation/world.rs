@@ -13,7 +13,7 @@ use super::disk::Disk;
 use super::line::Line;
 use super::probes::{Probe, Probes};
 use super::process::Running;
-use super::setup::{SOURCE_POOL_BYTES, SourceSetup, VOLUME_BYTES, VOLUMES};
+use super::setup::{GROWN_BYTES, SOURCE_POOL_BYTES, SourceSetup, VOLUME_BYTES, VOLUMES};
 use crate::device::sim::{Chance, Effect, SimDevice};
 use crate::filer::Filer;
 use crate::filer::recover::Store;
@@ -111,9 +111,10 @@ pub(super) struct SourceState {
 
 impl SourceState {
     fn new(setup: SourceSetup) -> Self {
+        let grown = if setup.grows { GROWN_BYTES } else { VOLUME_BYTES };
         Self {
             setup,
-            line: Line::new(VOLUMES, to_usize(VOLUME_BYTES)),
+            line: Line::new(VOLUMES, [VOLUME_BYTES, grown].map(to_usize)),
             resting: false,
             serving: false,
             filer: None,

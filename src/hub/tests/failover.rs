@@ -22,7 +22,8 @@ use crate::units::policy::{OnHubLoss, Policy};
 use crate::volume::check::{Depth, check};
 use crate::wire::message::{Message, RefusedCode};
 
-pub(super) const NOW: Ask = Ask { dry_run: false, now: true, accept_gap: false };
+pub(super) const NOW: Ask =
+    Ask { dry_run: false, now: true, accept_gap: false, accept_lost_nvram: false };
 
 pub(super) fn name(source: &Fake) -> SourceName {
     source.name.parse().unwrap()

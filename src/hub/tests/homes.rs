@@ -12,13 +12,14 @@ use super::failback::{
 };
 use super::*;
 use crate::filer::Filer;
-use crate::filer::homes::{Home, HomeExports, Homes};
+use crate::filer::homes::{Home, HomeExports, Homes, Reloaded};
 use crate::filer::status::SourceState as End;
 use crate::hub::extension::State;
 use crate::hub::failback::{self, Ask, Step};
 use crate::hub::failover;
 use crate::link::{FrameReader, Outgoing};
 use crate::nbd::export::Exports;
+use crate::pool::rows::SourceRow;
 use crate::units::hash::StreamHash;
 use crate::units::ids::SourceId;
 use crate::units::names::SourceName;
@@ -296,6 +297,27 @@ fn another_filer_becomes_the_home() {
     });
 }
 
+/// What cannot be kept durably is not promised, and said by name; the next reload tries again.
+fn reloaded_half_way(b: &Beside, asked: &BTreeMap<SourceName, Policy>) {
+    let hour = Duration::from_secs(3600);
+    let rows = b.filer.pool().catalog().sources().unwrap();
+    let row = rows.into_iter().find(|row| row.name == name()).unwrap();
+    let write = |bytes: Vec<u8>| {
+        let change = move |row: &mut SourceRow| row.extension = bytes;
+        b.filer.pool().catalog().update_source(row.id, change).unwrap();
+    };
+    let before = b.home().shared().pledge.terms().wanted;
+    write(vec![9; 3]);
+    let half = b.homes.reload(hour, asked);
+    assert_eq!((half.changed.len(), half.kept.len()), (0, 1), "{half:?}");
+    let problem = half.problem().unwrap();
+    assert!(problem.contains("stays in force for a (") && problem.contains("for: none"));
+    assert_eq!(b.home().shared().pledge.terms().wanted, before);
+    write(row.extension.clone());
+    let all = b.homes.reload(hour, asked);
+    assert_eq!((&all.changed, all.problem()), (&vec![name()], None));
+}
+
 /// What a source promises that lives elsewhere changes by that filer's file: on both ends, kept by a
 /// start whose file does not say it, and changed by one whose file says something else.
 #[test]
@@ -314,10 +336,10 @@ fn what_a_guest_promises_changes_by_a_reload() {
         let hour = Duration::from_secs(3600);
         // What is said of others, or of nobody, changes nothing.
         let others = BTreeMap::from([("c".parse().unwrap(), go_on())]);
-        b.homes.reload(hour, &others).unwrap();
+        assert_eq!(b.homes.reload(hour, &others), Reloaded::default());
         assert!(stops(home.shared().pledge.terms().wanted));
         let lazy = Policy { mode: Mode::Async, ..go_on() };
-        b.homes.reload(hour, &BTreeMap::from([(name(), lazy)])).unwrap();
+        reloaded_half_way(&b, &BTreeMap::from([(name(), lazy)]));
         let promises = async |home: &Filer, policy: Policy| {
             until("both ends know what it promises", || {
                 let here = home.status();

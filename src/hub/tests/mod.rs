@@ -11,6 +11,7 @@ mod homes;
 mod hostile;
 mod keep_source;
 mod kept;
+mod limits;
 mod overlay;
 mod panics;
 mod promises;
@@ -52,6 +53,8 @@ fn options(dir: &Path, names: &[&str]) -> HubOptions {
                 name: name.parse().unwrap(),
                 nvram_share: None,
                 log_limit: None,
+                space_limit: None,
+                bandwidth_limit: None,
                 volumes: vec![],
                 keep: None,
             })

@@ -293,7 +293,7 @@ fn a_restart_goes_by_what_was_asked() {
             let image = a.image.clone();
             a.put(20, 0x77).await;
             a.acked().await;
-            let ask = Ask { dry_run: false, now: accept_gap, accept_gap };
+            let ask = Ask { now: accept_gap, accept_gap, ..Ask::default() };
             let reached = |step: &Step| *step == Step::Drained;
             let stopped = stop_at(&hub, &a, ask, dir.path(), reached).await;
             assert!(stopped.report.is_err());

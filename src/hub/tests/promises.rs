@@ -1,6 +1,7 @@
 //! What a source asks the hub for, and what the hub keeps of its promise.
 
 use super::*;
+use crate::hub::failover;
 use crate::record::marks::Place;
 use crate::units::numbers::{Epoch, SequenceNumber};
 use crate::units::policy::{Ack, Mode, OnHubLoss, Policy};
@@ -58,6 +59,22 @@ fn received_is_acknowledged_within_the_credit() {
         until("all is durable", || lane.cursors().durable == source.last).await;
         let welcome = source.welcomed(hub.address()).await;
         assert_eq!(Place::from(welcome.last), source.last);
+        let name = "a".parse().unwrap();
+        let dry = failover::Ask { dry_run: true, now: true, ..failover::Ask::default() };
+        let complete = hub.failover(&name, dry, |_| {}).await.unwrap();
+        assert!(!complete.unsynced, "{:?}", complete.sentences());
+        hub.stop().await;
+        drop((hub, lane));
+        // What was in memory is gone, and only the source knows what that was.
+        let hub = start_again(options(dir.path(), &["a"])).await;
+        let lost = hub.failover(&name, dry, |_| {}).await.unwrap();
+        assert!(lost.may_be_lost() && lost.sentences().join("; ").contains("memory"), "{lost:?}");
+        source.generation.number += 1;
+        source.welcomed(hub.address()).await;
+        let lane = hub.shared().lanes.get(&name).unwrap();
+        until("it has it all", || !lane.cursors().unsynced).await;
+        let complete = hub.failover(&name, dry, |_| {}).await.unwrap();
+        assert!(!complete.unsynced, "{:?}", complete.sentences());
         hub.stop().await;
     });
 }

@@ -1,8 +1,10 @@
 //! A source that the hub serves itself, beside one that is mirrored.
 
+use super::failover::{NOW, fail_over};
 use super::*;
 use crate::filer::keeper::{Keeper, Kept};
 use crate::hub::extension::{Extension, State};
+use crate::hub::failover::Ask;
 use crate::hub::images::Images;
 use crate::hub::promoted::{Engine, HubKeeper, PromotedError};
 use crate::nbd::export::{Export, Exports, OpenError, Segment};
@@ -183,12 +185,74 @@ fn a_killed_hub_serves_the_acknowledged_writes_again() {
         assert!(matches!(hub.shared().promoted.engine(&name(&a)), Some(Engine::Failed(_))));
         assert_eq!(hub.snapshots()[0].state, SourceState::Faulted);
         assert!(hub.checkpoint(&name(&a)).await.unwrap_err().contains("is gone"));
+        assert!(hub.snapshots()[0].next_step.contains("--accept-lost-nvram"));
         let mut b = Fake::new("b");
         b.generation.number = 2;
         b.welcomed(hub.address()).await;
         b.put(0, 1).await;
         b.acked().await;
         hub.stop().await;
+    });
+}
+
+/// The NVRAM of a promoted source is gone or damaged, and its filer never comes: what is published is
+/// served again by who accepts that, and only by him; what was in a damaged one stays beside.
+#[test]
+fn a_lost_nvram_can_be_given_up() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (hub, a, _b) = promoted_hub(dir.path()).await;
+        let export = open(&hub, "a/vol0").await.unwrap();
+        let copies = [copy_of(dir.path()), copy_of(dir.path())];
+        export.write(8192, Bytes::from(vec![7; 5000]), true).await.unwrap();
+        let nvram = hub.shared().promoted.nvram_path(a.id);
+        let nvram = nvram.strip_prefix(dir.path()).unwrap().to_owned();
+        drop(export);
+        hub.stop().await;
+        let accept = Ask { accept_lost_nvram: true, ..NOW };
+        for (damaged, copy) in copies.iter().enumerate() {
+            let (path, damaged) = (copy.path().join(&nvram), damaged == 1);
+            if damaged {
+                let mut bytes = std::fs::read(&path).unwrap();
+                bytes[..8192].fill(0xa5);
+                std::fs::write(&path, bytes).unwrap();
+            } else {
+                std::fs::remove_file(&path).unwrap();
+            }
+            let hub = Hub::start(options(copy.path(), &["a", "b"])).await.unwrap();
+            refused(&hub, "a/vol0").await;
+            for ask in [NOW, Ask { dry_run: true, ..NOW }] {
+                let no = fail_over(&hub, &a, ask).await.unwrap_err();
+                assert!(no.next_step.contains("--accept-lost-nvram"), "{no:?}");
+                assert!(no.reason.contains("behind CP 1"), "{no:?}");
+            }
+            let dry = fail_over(&hub, &a, Ask { dry_run: true, ..accept }).await.unwrap();
+            assert!(dry.may_be_lost(), "{dry:?}");
+            refused(&hub, "a/vol0").await;
+            let report = fail_over(&hub, &a, accept).await.unwrap();
+            assert_eq!((report.outcome.word(), report.cp), ("nvram-given-up", CpNumber(1)));
+            let shown = hub.snapshots()[0].clone();
+            assert!(shown.reason.contains("are given up"), "{}", shown.reason);
+            let aside = copy.path().join(format!("{}.lost-1", nvram.display()));
+            assert_eq!(aside.try_exists().unwrap(), damaged);
+            let export = open(&hub, "a/vol0").await.unwrap();
+            assert_eq!(read_all(&export).await, a.image, "the published image");
+            export.write(0, Bytes::from(vec![9; 5000]), true).await.unwrap();
+            drop(export);
+            let again = fail_over(&hub, &a, accept).await.unwrap_err();
+            assert!(again.reason.contains("failed over already"), "{again:?}");
+            hub.stop().await;
+            drop(hub);
+            let hub = start_again(options(copy.path(), &["a", "b"])).await;
+            let mut image = a.image.clone();
+            image[..5000].fill(9);
+            assert_eq!(read_all(&open(&hub, "a/vol0").await.unwrap()).await, image);
+            let report = check(&hub.shared().pool, Depth::Data).unwrap();
+            assert!(report.is_clean(), "{:?}", report.findings);
+            let b = fail_over(&hub, &Fake::new("b"), accept).await.unwrap_err();
+            assert!(b.next_step.contains("leave"), "{b:?}");
+            hub.stop().await;
+        }
     });
 }
 

@@ -53,7 +53,7 @@ pub enum OptionKind {
     Abort,
     /// List the exports.
     List,
-    /// Encrypt from here on. Not built: answered as unknown.
+    /// Encrypt from here on.
     StartTls,
     /// Describe an export.
     Info,

@@ -30,6 +30,8 @@ pub enum OptionRefusal {
     Policy,
     /// Malformed.
     Invalid,
+    /// Nothing is taken before TLS.
+    TlsRequired,
     /// No such export.
     Unknown,
     /// The server is being stopped.
@@ -44,6 +46,7 @@ impl OptionRefusal {
             Self::Unsupported => 1,
             Self::Policy => 2,
             Self::Invalid => 3,
+            Self::TlsRequired => 5,
             Self::Unknown => 6,
             Self::Shutdown => 7,
             Self::TooBig => 9,

@@ -12,6 +12,7 @@ pub(super) const ACK: u32 = 1;
 pub(super) const ERR_UNSUP: u32 = 0x8000_0001;
 pub(super) const ERR_POLICY: u32 = 0x8000_0002;
 pub(super) const ERR_INVALID: u32 = 0x8000_0003;
+pub(super) const ERR_TLS_REQD: u32 = 0x8000_0005;
 pub(super) const ERR_UNKNOWN: u32 = 0x8000_0006;
 pub(super) const ERR_SHUTDOWN: u32 = 0x8000_0007;
 pub(super) const ERR_TOO_BIG: u32 = 0x8000_0009;

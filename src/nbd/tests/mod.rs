@@ -9,6 +9,7 @@ mod exports;
 mod handshake;
 mod mutation;
 mod stopping;
+mod tls;
 mod transmission;
 
 use std::net::SocketAddr;

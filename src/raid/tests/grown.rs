@@ -28,7 +28,7 @@ fn open(
     let there = (0..count).filter(|place| !missing.contains(place));
     let there: Vec<_> = there.map(|place| rig.device(place)).collect();
     let names = names(count);
-    let wanted = Wanted { shape: (level, count), names: &names, adding };
+    let wanted = Wanted { shape: (level, count), names: &names, adding, plain: |_| None };
     let options = OpenOptions { accept_missing: true };
     span::open(&there, wanted, options).map(|(device, out)| (device, out.len()))
 }
@@ -65,7 +65,7 @@ fn add(rig: &Rig, level: Level, members: usize) -> Result<(), AssembleError> {
     let home: Vec<_> = (0..members).map(|place| rig.device(place)).collect();
     let home = assemble::open_as(&home, Some((level, members)), OpenOptions::default())?.array;
     let new: Vec<_> = (members..2 * members).map(|place| rig.device(place)).collect();
-    span::add(&home, ID, &new)
+    span::add(&home, ID, &new).map(drop)
 }
 
 /// Goal: each level is twice as large afterwards, keeps what it held, bears what it bore on either part,

@@ -18,7 +18,7 @@ const NO_ROOM: &str = "the hub's pool is full";
 impl Mirror {
     /// Whether the last CP was refused because it finds no room here.
     pub fn lacks_room(&self) -> bool {
-        self.last_refusal.as_deref() == Some(NO_ROOM)
+        self.last_refusal.is_some() && self.lacks_room
     }
 
     pub(super) fn partition_full(&mut self, full: &PartitionFull, actions: &mut Vec<Action>) {
@@ -208,8 +208,14 @@ impl Mirror {
             Outcome::Published(_) => None,
             Outcome::Rejected { reason, .. } => Some(reason.clone()),
             Outcome::NoSpace => Some(NO_ROOM.to_owned()),
+            Outcome::OverLimit { reason } => Some(reason.clone()),
             Outcome::Aborted => self.last_refusal.take(),
         };
+        match &outcome {
+            Outcome::NoSpace | Outcome::OverLimit { .. } => self.lacks_room = true,
+            Outcome::Published(_) | Outcome::Rejected { .. } => self.lacks_room = false,
+            Outcome::Aborted => {}
+        }
         match outcome {
             Outcome::Published(roots) => {
                 self.known.applied_cp = cp;
@@ -237,7 +243,11 @@ impl Mirror {
             Outcome::NoSpace if joined => {
                 actions.push(reject(None, NO_ROOM.to_owned(), true));
             }
-            Outcome::Rejected { .. } | Outcome::NoSpace | Outcome::Aborted => {}
+            Outcome::OverLimit { reason } if joined => actions.push(reject(None, reason, true)),
+            Outcome::Rejected { .. }
+            | Outcome::NoSpace
+            | Outcome::OverLimit { .. }
+            | Outcome::Aborted => {}
         }
     }
 }

@@ -37,6 +37,7 @@ impl Mirror {
         self.known.generation = hello.generation;
         self.known.cp_max = self.known.cp_max.max(hello.cp_max);
         self.agree(&hello.volumes, left_out);
+        self.offered.clone_from(&hello.volumes);
         let never = hello.hub.is_none();
         self.unshown = never.then_some(hello.policy);
         self.known.policy = Some(if never { usable_at_once(hello.policy) } else { hello.policy });
@@ -158,6 +159,8 @@ impl Mirror {
             cp_credit: self.cp_credit,
             work: self.known.work,
             refused: self.known.refused.clone(),
+            // What was cut off here is none of what is held.
+            own_durable: self.own_durable.min(self.durable.transfer),
         }
     }
 }

@@ -13,7 +13,8 @@ use crate::units::hash::Root;
 use crate::units::numbers::{CpNumber, VolumeNumber};
 use crate::wire::message::{Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot};
 
-const NEXT: &str = "make source.toml and the source's file on the hub agree, then restart the hub";
+const NEXT: &str =
+    "make source.toml and the source's file on the hub agree: the larger size, first on the hub";
 
 /// A volume whose entries in the log do not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -83,7 +84,14 @@ impl Mirror {
         let same = |old: &&VolumeOffer| {
             old.number == offer.number || old.name == *name || old.id == offer.id
         };
-        if let Some(old) = self.known.volumes.iter().filter(same).find(|old| *old != offer) {
+        let mut known = self.known.volumes.iter().filter(same);
+        if let Some(old) = known.clone().find(|old| old.size > offer.size && is_one(old, offer)) {
+            return Some(format!(
+                "volume {name} has {} bytes, and {} here: a volume does not become smaller",
+                offer.size, old.size
+            ));
+        }
+        if let Some(old) = known.find(|old| !is_one(old, offer)) {
             return Some(format!(
                 "volume {name} (number {}, id {}, {} bytes) is known here as {} (number {}, id \
                  {}, {} bytes)",
@@ -95,12 +103,28 @@ impl Mirror {
         }
         match self.known.pinned.iter().find(|(pin, _)| pin == name.as_str()) {
             None => Some(format!("volume {name} is not in the source's file on the hub")),
+            // The hub's file comes first: what has not grown yet is what it was.
+            Some((_, size)) if *size > offer.size.0 && self.knows_as_is(offer) => None,
             Some((_, size)) if *size != offer.size.0 => Some(format!(
                 "volume {name} has {} bytes, the source's file on the hub pins {size}",
                 offer.size.0
             )),
             Some(_) => None,
         }
+    }
+
+    fn knows_as_is(&self, offer: &VolumeOffer) -> bool {
+        self.known.volumes.contains(offer)
+    }
+
+    /// Whether a Hello like the last one would be judged otherwise by now: the hub's file has
+    /// changed. The source is to say it again.
+    pub fn is_outdated(&self) -> bool {
+        let fits = |no: &VolumeRefusal| {
+            let mut offered = self.offered.iter();
+            offered.any(|offer| offer.number == no.volume && self.differs(offer).is_none())
+        };
+        self.is_joined() && self.known.refused.iter().any(fits)
     }
 
     /// What an accepted Hello announces is known from now on, and what is left out.
@@ -121,8 +145,10 @@ impl Mirror {
         });
         left_out.extend(behind.map(|old| left(old.volume, false)));
         for offer in offers.iter().filter(|offer| !is_refused(offer.number)) {
-            if !known.volumes.iter().any(|old| old.number == offer.number) {
-                known.volumes.push(offer.clone());
+            match known.volumes.iter_mut().find(|old| old.number == offer.number) {
+                // From here on its CPs have that size, and its entries may.
+                Some(old) => old.size = offer.size,
+                None => known.volumes.push(offer.clone()),
             }
         }
         known.left_out = left_out;
@@ -145,6 +171,11 @@ impl Mirror {
         known.roots.extend(roots.iter().map(|&(volume, root)| VolumeRoot { volume, root }));
         known.roots.sort_by_key(|root| root.volume);
     }
+}
+
+/// Whether both are one volume, of whatever size.
+fn is_one(one: &VolumeOffer, other: &VolumeOffer) -> bool {
+    (&one.name, one.number, one.id) == (&other.name, other.number, other.id)
 }
 
 fn refusal(offer: &VolumeOffer, reason: String) -> VolumeRefusal {

@@ -88,7 +88,8 @@ enum Way {
 pub(super) struct Apart {
     mark: Mark,
     way: Way,
-    /// The newest CP that was refused so often that only a comparison with a newer one helps.
+    /// The newest CP that is of no use to the hub: it was refused so often that only a comparison
+    /// with a newer one helps, or a volume has grown since.
     refused: Option<CpNumber>,
     /// A comparison was refused: no newer CP is asked for.
     faulted: bool,
@@ -102,6 +103,11 @@ impl Apart {
     pub(super) fn new(marked: bool) -> Self {
         let mark = if marked { Mark::Set } else { Mark::Absent };
         Self { mark, way: Way::None, refused: None, faulted: false }
+    }
+
+    /// A volume has grown since CP `own`: only a newer one has the size that the hub is told.
+    pub(super) fn outgrown(&mut self, own: CpNumber) {
+        self.refused = self.refused.max(Some(own));
     }
 
     /// Whether the mark may be found after a crash.
@@ -265,6 +271,7 @@ impl Primary {
             self.answer(Answering::Held, actions);
             return;
         }
+        self.serves_unasked(actions);
         self.mark(actions);
         if self.apart.mark == Mark::Set {
             self.answer(Answering::Alone, actions);

@@ -65,6 +65,7 @@ impl Primary {
                 return;
             }
         };
+        self.halted = None;
         self.cp_max = self.cp_max.max(welcome.cp_max);
         self.hub_cp = welcome.applied_cp;
         self.log_credit = welcome.log_credit;
@@ -72,6 +73,7 @@ impl Primary {
         self.identity.hub = Some(welcome.hub);
         self.identity.epoch = welcome.epoch;
         actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
+        self.has_asked(actions);
         self.hold_to(welcome, actions);
         self.leave_out(&welcome.refused, actions);
         self.noted(actions);
@@ -174,6 +176,9 @@ impl Primary {
                         with --keep, names the side that stays; see docs/operations.md";
             Err(refused(code, reason, next))
         };
+        if let Some(lost) = self.has_lost(welcome) {
+            return Err(lost);
+        }
         let beyond = hub_last.sequence > self.last().sequence;
         if beyond && (self.serving || self.apart.is_marked()) {
             let reason = format!(

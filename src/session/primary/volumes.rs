@@ -6,9 +6,9 @@
 //! that no failover and no failback takes what it holds for nothing. Under `stop` the shell does
 //! not serve it.
 
-use super::{Action, Primary};
+use super::{Action, Primary, State};
 use crate::units::numbers::VolumeNumber;
-use crate::wire::message::{VolumeRefusal, VolumeRoot};
+use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot};
 
 /// What a session leaves out, and what it has to bring up.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +36,25 @@ impl Primary {
     /// Said by the shell before Welcome is judged.
     pub(super) fn volumes_behind(&mut self, behind: bool) {
         self.volumes.behind = behind;
+    }
+
+    /// Volumes have grown. In one session all CPs are of one size, the one that its Hello says: what
+    /// is under way is of no use, and the hub hears of the size before it gets an entry or a CP of it.
+    pub(super) fn grown(&mut self, volumes: Vec<VolumeOffer>, actions: &mut Vec<Action>) {
+        assert!(self.pending.is_none(), "no CP is under way that is of the size before");
+        self.identity.volumes = volumes;
+        self.apart.outgrown(self.own_cp);
+        if self.in_session() {
+            self.state = State::Closing;
+            actions.push(Action::Renew);
+        }
+    }
+
+    /// A hub that took none of the volumes is asked again.
+    pub(super) fn try_again(&mut self) {
+        if self.state == State::Halted && self.halted == Some(RefusedCode::Volume) {
+            self.state = State::Away;
+        }
     }
 
     /// What a Welcome leaves out, of what there is here.

@@ -447,7 +447,8 @@ fn updates_before_partition_full_are_dropped_and_counted() {
 fn what_is_left_of_a_refused_cp_is_passed_over() {
     let line = line(2);
     let last = line[1].place;
-    for outcome in [rejected(), Outcome::NoSpace] {
+    let over = || Outcome::OverLimit { reason: "it may have no more".to_owned() };
+    for outcome in [rejected(), Outcome::NoSpace, over()] {
         let mut machine = applying(&line);
         updates(&mut machine, 1, 30);
         let actions = applied(&mut machine, 1, outcome.clone());
@@ -455,7 +456,8 @@ fn what_is_left_of_a_refused_cp_is_passed_over() {
         else {
             panic!("{actions:?}")
         };
-        assert_eq!((ack.cp_taken, no.no_space), (40, outcome == Outcome::NoSpace));
+        let for_room = matches!(outcome, Outcome::NoSpace | Outcome::OverLimit { .. });
+        assert_eq!((ack.cp_taken, no.no_space), (40, for_room));
         let actions = updates(&mut machine, 1, 20);
         assert!(matches!(actions[..], [Action::Send(Message::Ack(Ack { cp_taken: 60, .. }))]));
         // The applier says late what it took: it was counted.
@@ -584,6 +586,48 @@ fn volumes_are_held_to_what_is_known() {
     assert_eq!(machine.known().volumes, offers());
     assert_eq!(code(&mut machine, with(vec![first(), second()])), None, "a new one");
     assert_eq!(code(&mut machine, with(vec![second(), first()])), None, "in any order");
+}
+
+/// A volume becomes larger with a Hello, never smaller, and never beyond what the hub's file pins; a
+/// file that comes to fit is a reason to ask the source again.
+#[test]
+fn a_volume_grows_with_a_hello() {
+    let sized = |size: u64| VolumeOffer { size: ByteCount(size), ..offers().remove(0) };
+    let other = VolumeOffer {
+        number: VolumeNumber(1),
+        id: VolumeId([8; 16]),
+        name: "other".parse().unwrap(),
+        size: ByteCount(4096),
+    };
+    let with = |size| Hello { volumes: vec![sized(size), other.clone()], ..hello(1) };
+    let pin = |size: u64| vec![("vol0".to_owned(), size), ("other".to_owned(), 4096)];
+    let (small, large) = (1 << 20, 1 << 21);
+    let mut machine = joined();
+    let sizes = |machine: &Mirror| machine.agreed().map(|offer| offer.size.0).collect::<Vec<_>>();
+    machine.pin(pin(small));
+    assert_eq!(code(&mut machine, with(small)), None);
+    machine.step(Event::Recorded);
+    // Source first: it is refused until the file fits.
+    assert_eq!(code(&mut machine, with(large)), None);
+    let actions = machine.step(Event::Recorded);
+    assert_eq!(welcomes(&actions).expect("welcome").refused.len(), 1);
+    assert_eq!((sizes(&machine), machine.is_outdated()), (vec![4096], false));
+    machine.pin(pin(large));
+    assert!(machine.is_outdated(), "it is to come again");
+    assert_eq!(code(&mut machine, with(large)), None);
+    machine.step(Event::Recorded);
+    assert_eq!((sizes(&machine), machine.is_outdated()), (vec![large, 4096], false));
+    assert_eq!(machine.known().volumes[0].size, ByteCount(large), "entries behind the old end");
+    // Hub first: what has not grown yet is as it was.
+    machine.pin(pin(large * 2));
+    assert_eq!(code(&mut machine, with(large)), None);
+    let actions = machine.step(Event::Recorded);
+    assert_eq!(welcomes(&actions).expect("welcome").refused.len(), 0);
+    // Never smaller.
+    assert_eq!(code(&mut machine, with(small)), None);
+    let actions = machine.step(Event::Recorded);
+    let refused = &welcomes(&actions).expect("welcome").refused;
+    assert!(refused[0].reason.contains("does not become smaller"), "{refused:?}");
 }
 
 /// R20: a volume that is not what the hub knows or pins is refused alone, and what is left out is

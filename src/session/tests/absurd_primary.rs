@@ -59,6 +59,7 @@ fn source_that(line: &[Arrived], count: usize, on_hub_loss: OnHubLoss) -> Primar
         volumes: offers(),
         policy: Policy { on_hub_loss, ..Policy::default() },
         alone: None,
+        unasked: None,
     };
     Primary::new(identity, Place::default(), line[..count].iter().map(held), Own::default())
 }
@@ -76,6 +77,7 @@ fn welcome(last: Place) -> Welcome {
         log_credit: CREDIT,
         cp_credit: CREDIT,
         work: false,
+        own_durable: TransferId::NONE,
         refused: Vec::new(),
     }
 }
@@ -479,6 +481,7 @@ fn the_first_hub_is_believed_and_no_other_afterwards() {
         volumes: offers(),
         policy: Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() },
         alone: None,
+        unasked: None,
     };
     let mut machine = Primary::new(identity, Place::default(), [], Own::default());
     machine.step(Event::Connected);
@@ -601,6 +604,7 @@ fn a_source_without_nvram_sends_its_own_cp() {
         volumes: offers(),
         policy: Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() },
         alone: None,
+        unasked: None,
     };
     let mut machine = Primary::new(identity, place, [], Own { cp, ..Own::default() });
     machine.step(Event::Frozen { cp, place });

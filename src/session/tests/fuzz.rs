@@ -95,6 +95,7 @@ fn welcome() -> BoxedStrategy<Message> {
                 log_credit,
                 cp_credit,
                 work: false,
+                own_durable: TransferId::NONE,
                 refused: Vec::new(),
             })
         })
@@ -274,6 +275,7 @@ impl PrimaryShell {
             volumes: offers(),
             policy: Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() },
             alone: None,
+            unasked: None,
         };
         let line = line(5);
         let held = line[..held].iter().map(|t| Held { place: t.place, bytes: 100 });
@@ -308,6 +310,7 @@ impl PrimaryShell {
             log_credit: 1000,
             cp_credit: 1000,
             work: false,
+            own_durable: TransferId::NONE,
             refused: Vec::new(),
         }
     }
@@ -408,7 +411,8 @@ impl PrimaryShell {
                     (self.halted, self.connected) = (true, false);
                 }
                 Action::HubDurable(place) => self.hub_durable = place,
-                Action::DataWindow { .. }
+                Action::Unasked(_)
+                | Action::DataWindow { .. }
                 | Action::Adopt
                 | Action::Joined { .. }
                 | Action::LeaveOut(_)

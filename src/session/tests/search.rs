@@ -217,6 +217,9 @@ fn no_refusal_goes_wrong() {
 fn no_change_of_credit_goes_wrong() {
     let budget = Budget { writes: 2, cps: 1, credits: 3, ..NONE };
     holds(budget, Budget { source_crashes: 1, ..budget });
+    // Lost for want of credit: hung up on, served alone, met again.
+    let budget = Budget { writes: 1, cps: 1, credits: 4, losses: 1, cuts: 1, ..NONE };
+    holds(Budget { cps: 0, credits: 3, ..budget }, budget);
 }
 
 /// `continue`: the hub counts as lost at any moment, the source serves alone, both come back.

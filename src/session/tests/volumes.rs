@@ -10,7 +10,8 @@ use crate::units::ids::VolumeId;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, TransferId, VolumeNumber};
 use crate::units::policy::{OnHubLoss, Policy};
 use crate::wire::message::{
-    Ack, CpDone, CpEnd, Message, VolumeOffer, VolumeRefusal, VolumeRoot, Welcome,
+    Ack, CpDone, CpEnd, Message, Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot,
+    Welcome,
 };
 
 const EPOCH: Epoch = Epoch { number: 1, id: 8 };
@@ -49,6 +50,7 @@ pub(super) fn source(on_hub_loss: OnHubLoss, alone: bool) -> Primary {
         volumes: offers(),
         policy: Policy { on_hub_loss, ..Policy::default() },
         alone: alone.then_some((EPOCH, line(1)[0].place.sequence)),
+        unasked: None,
     };
     let held = line(2).into_iter().map(|arrived| Held { place: arrived.place, bytes: 100 });
     Primary::new(identity, Place::default(), held, Own::default())
@@ -68,6 +70,7 @@ pub(super) fn welcome(refused: Vec<VolumeRefusal>) -> Welcome {
         cp_credit: 1000,
         refused,
         work: false,
+        own_durable: TransferId::NONE,
     }
 }
 
@@ -208,5 +211,111 @@ fn a_hub_that_was_set_back_is_told_once() {
         machine.step(Event::Disconnected);
         let actions = come(&mut machine, less, false);
         assert!(!actions.contains(&Action::SetBack { had, has }), "told once");
+    }
+}
+
+fn grown() -> Vec<VolumeOffer> {
+    let mut volumes = offers();
+    volumes[1].size = ByteCount(2 << 20);
+    volumes
+}
+
+fn hello(actions: &[Action]) -> Option<Vec<VolumeOffer>> {
+    actions.iter().find_map(|action| match action {
+        Action::Send(Message::Hello(hello)) => Some(hello.volumes.clone()),
+        _ => None,
+    })
+}
+
+/// In one session all CPs and entries are of the sizes that its Hello says.
+#[test]
+fn what_has_grown_is_told_by_a_new_hello() {
+    let mut machine = source(OnHubLoss::Stop, false);
+    come(&mut machine, welcome(Vec::new()), false);
+    let last = line(2)[1].place;
+    ack(&mut machine, last.transfer);
+    let actions = machine.step(Event::Grown(grown()));
+    assert_eq!(actions, [Action::Renew]);
+    let cp = CpNumber(1);
+    let actions = machine.step(Event::Frozen { cp, place: last });
+    assert_eq!(actions, [], "the session is over");
+    machine.step(Event::Disconnected);
+    assert_eq!(hello(&machine.step(Event::Connected)), Some(grown()));
+    let there = Welcome { last: last.into(), ..welcome(Vec::new()) };
+    let actions = machine.step(Event::Welcomed { welcome: there, past: Past::Known });
+    let full =
+        |a: &Action| matches!(a, Action::Send(Message::PartitionFull(full)) if full.cp == cp);
+    assert!(at(&actions, full).is_some(), "{actions:?}");
+    // Without a session there is nothing to renew.
+    machine.step(Event::Disconnected);
+    let mut away = source(OnHubLoss::Stop, false);
+    assert_eq!(away.step(Event::Grown(grown())), []);
+    assert_eq!(hello(&away.step(Event::Connected)), Some(grown()));
+}
+
+/// An own CP of before has another size than the hub was told: no pass sends it. The control: it is
+/// sent where nothing has grown. A start that finds a volume outgrown is the same.
+#[test]
+fn no_cp_of_before_is_sent_behind_a_growth() {
+    let sends = |a: &Action| matches!(a, Action::SendPass { .. } | Action::SendCompare { .. });
+    for grows in [false, true] {
+        let mut machine = source(OnHubLoss::Continue, true);
+        let (cp, place) = (CpNumber(1), line(2)[1].place);
+        machine.step(Event::Frozen { cp, place });
+        machine.step(Event::HubLost);
+        let actions = machine.step(Event::Committed { cp, roots: roots(1) });
+        assert!(at(&actions, |a| *a == Action::Done { cp, alone: true }).is_some(), "{actions:?}");
+        if grows {
+            machine.step(Event::Grown(grown()));
+        }
+        let actions = come(&mut machine, welcome(Vec::new()), true);
+        assert_eq!(at(&actions, sends).is_none(), grows, "{actions:?}");
+        if !grows {
+            continue;
+        }
+        assert!(at(&actions, |a| *a == Action::Freeze).is_some(), "{actions:?}");
+        let cp = CpNumber(2);
+        machine.step(Event::Frozen { cp, place });
+        let actions = machine.step(Event::Committed { cp, roots: roots(2) });
+        // Compared: births are of another size (R8).
+        let pass = Action::SendCompare { cp, base: CpNumber(0) };
+        assert!(actions.contains(&pass), "{actions:?}");
+    }
+    for outgrown in [false, true] {
+        let (cp, place) = (CpNumber(1), line(2)[1].place);
+        let identity = Identity {
+            name: "filer-a".parse().unwrap(),
+            source: source_id(),
+            hub: Some(hub_id()),
+            generation: generation(2),
+            epoch: EPOCH,
+            volumes: grown(),
+            policy: Policy { on_hub_loss: OnHubLoss::Continue, ..Policy::default() },
+            alone: Some((EPOCH, place.sequence)),
+            unasked: None,
+        };
+        let own = Own { cp, roots: roots(1), outgrown };
+        let mut machine = Primary::new(identity, place, [], own);
+        let actions = come(&mut machine, welcome(Vec::new()), true);
+        assert_eq!(at(&actions, sends).is_none(), outgrown, "{actions:?}");
+    }
+}
+
+/// A hub whose file does not fit is asked again, since only that file has to change; whatever else
+/// it refuses stays so.
+#[test]
+fn only_a_refusal_of_the_volumes_is_tried_again() {
+    for code in [RefusedCode::Volume, RefusedCode::Diverged] {
+        let mut machine = source(OnHubLoss::Stop, false);
+        machine.step(Event::Connected);
+        let (reason, next_step) = ("pinned".to_owned(), "agree".to_owned());
+        let refused = Message::Refused(Refused { code, reason, next_step });
+        let actions = machine.step(Event::Received(refused));
+        assert!(at(&actions, |a| matches!(a, Action::Halt(_))).is_some(), "{actions:?}");
+        machine.step(Event::Disconnected);
+        assert_eq!(machine.step(Event::Connected), [], "halted");
+        machine.step(Event::TryAgain);
+        let said = hello(&machine.step(Event::Connected));
+        assert_eq!(said.is_some(), code == RefusedCode::Volume);
     }
 }

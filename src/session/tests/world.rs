@@ -58,6 +58,8 @@ pub(super) struct Faults {
     pub alone_before_mark: bool,
     /// The mark goes when the logs join.
     pub mark_cleared_early: bool,
+    /// The hub does not say what its log names as durable at the source.
+    pub rollback_unjudged: bool,
     /// A pass is begun from an image that is not this source's past.
     pub past_unchecked: bool,
     /// A pass drops all of the hub's log, also what was acknowledged behind its CP.
@@ -296,6 +298,8 @@ pub(super) struct Source {
     pub base: Place,
     /// The durable mark: the hub may lack what was acknowledged.
     pub apart: bool,
+    /// Durable: where it began to serve without having asked.
+    pub unasked: Option<TransferId>,
     pub continues: bool,
     /// What the file asks for, what is in force durably, and what is kept durably to follow.
     pub wanted: Policy,
@@ -461,6 +465,7 @@ impl Source {
             own: Default::default(),
             base: Place::default(),
             apart: false,
+            unasked: None,
             continues: false,
             wanted: stops(),
             policy: stops(),
@@ -493,6 +498,7 @@ impl Source {
             volumes: offers(),
             policy: Policy { on_hub_loss, ..self.policy },
             alone: self.apart.then_some((self.epoch, SequenceNumber(1))),
+            unasked: self.unasked,
         }
     }
 
@@ -550,8 +556,12 @@ impl Source {
             (held, held_after, last) = (Vec::new(), own, own);
         }
         let roots = vec![(VolumeNumber(0), root_of(own))];
-        let mut machine =
-            Primary::new(self.identity(), held_after, held, Own { cp: own_cp, roots });
+        let mut machine = Primary::new(
+            self.identity(),
+            held_after,
+            held,
+            Own { cp: own_cp, roots, outgrown: false },
+        );
         if faults.next_policy_forgotten {
             self.next = None;
         }
@@ -654,6 +664,8 @@ impl Hub {
         if !faults.labels_not_counted {
             machine.holds(&self.ends());
         }
+        let named = self.log.iter().map(|arrived| arrived.header.own_durable);
+        machine.names(named.max().unwrap_or(TransferId::NONE));
         self.up = Some(HubUp {
             machine,
             connection: None,
@@ -767,7 +779,15 @@ impl World {
 
     /// Whether nothing goes on although the ends are not in step.
     pub(super) fn is_stuck(&self, steps: &[Step]) -> bool {
-        steps.iter().all(|step| step.is_fault()) && !self.has_converged()
+        steps.iter().all(|step| step.is_fault()) && !self.has_converged() && !self.lacks_credit()
+    }
+
+    /// The hub gives no credit, and the source knows that somebody waits for it, or has gone on
+    /// without.
+    pub(super) fn lacks_credit(&self) -> bool {
+        let (Some(source), Some(hub)) = (&self.source.up, &self.hub.up) else { return false };
+        let known = source.machine.waits_for_hub() || source.answering == Answering::Alone;
+        hub.log_credit == 0 && source.machine.is_streaming() && known
     }
 
     fn enabled_at_source(&self, steps: &mut Vec<Step>) {
@@ -953,7 +973,7 @@ impl World {
             _ => {
                 spend(&mut self.budget.credits);
                 let up = self.hub_up();
-                up.log_credit = (up.log_credit + 2 * TRANSFER_BYTES) % (4 * TRANSFER_BYTES);
+                up.log_credit = (up.log_credit + 3 * TRANSFER_BYTES) % (4 * TRANSFER_BYTES);
                 let credit = up.log_credit;
                 self.step_hub(mirror::Event::Credit(credit), None);
             }

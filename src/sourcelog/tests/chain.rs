@@ -276,3 +276,24 @@ fn a_reset_begins_a_new_chain() {
     append(&store, a, &next);
     assert_eq!(store.reader(a, CpNumber(3)).unwrap().start(), base);
 }
+
+/// More logs are written in turn than may be open: who closes one syncs many, and all is read again.
+#[test]
+fn many_logs_are_closed_behind_one_sync() {
+    let files = SimFiles::default();
+    let store = store_with(&files, LogOptions { files_open_max: 32, ..options() });
+    let mut lines: Vec<Line> = (1..=96).map(Line::new).collect();
+    for n in 1..=96 {
+        store.recover(source(n), CpNumber(0)).unwrap();
+    }
+    for _ in 0..3 {
+        for (n, line) in (1..).zip(&mut lines) {
+            append(&store, source(n), &line.small(1));
+        }
+    }
+    assert!(store.syncs() < 32, "{} syncs for 288 writes", store.syncs());
+    for (n, line) in (1..).zip(&lines) {
+        let reader = store.reader(source(n), CpNumber(1)).unwrap();
+        assert_eq!(ids(&reader).unwrap().last(), Some(&line.place.transfer));
+    }
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::device::sim::{Effect, SimDevice};
 use crate::pool::error::PoolError;
 use crate::pool::label::POOL_BYTES_MIN;
-use crate::pool::label::{LABEL_VERSION, Layout};
+use crate::pool::label::{LABEL_VERSION_ADDED, Layout};
 use crate::pool::testing::{Chance, block_at, changes, copied, crashed, new_device};
 use crate::pool::{Pool, PoolOptions};
 use crate::units::convert::to_u64;
@@ -279,9 +279,12 @@ fn a_foreign_device_is_refused_by_name() {
     assert!(met.to_string().contains(&id.to_string()), "{met}");
     let own = PoolOptions { owner: Some(SOURCE.0), ..options() };
     drop(Pool::open(device.clone(), own).unwrap());
-    device.rot(8, &[3]);
+    device.rot(8, &[9]);
     let met = Pool::open(device.clone(), options()).unwrap_err();
-    assert!(met.to_string().contains(&format!("this program knows {LABEL_VERSION}")), "{met}");
+    assert!(
+        met.to_string().contains(&format!("this program knows {LABEL_VERSION_ADDED}")),
+        "{met}"
+    );
 }
 
 /// The label of one pool before the catalog of another: a device put together wrongly.

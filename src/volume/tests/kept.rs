@@ -170,7 +170,13 @@ fn a_kept_cp_outlives_its_volume() {
     let mut row = pool.catalog().kept(SOURCE).unwrap()[0].row.volumes[0].clone();
     row.id.0[0] ^= 1;
     let tree_of = crate::pool::pointer::TreeRoot::empty(row.tree.size);
-    let new = crate::pool::rows::VolumeRow { key: KEY, id: row.id, name: row.name, tree: tree_of };
+    let new = crate::pool::rows::VolumeRow {
+        key: KEY,
+        id: row.id,
+        name: row.name,
+        tree: tree_of,
+        grows_to: None,
+    };
     pool.catalog().put_volume(new).unwrap();
     cp(&pool, 3, &some(3)).unwrap();
     cp(&pool, 4, &some(4)).unwrap();

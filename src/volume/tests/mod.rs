@@ -2,6 +2,7 @@
 
 mod births;
 mod faults;
+mod grown;
 mod kept;
 mod mend;
 mod model;

@@ -148,7 +148,7 @@ impl World {
         let cp = self.hub_up().job.take().unwrap().cp;
         match outcome {
             Outcome::Published(_) | Outcome::Rejected { .. } => self.hub.work = None,
-            Outcome::NoSpace | Outcome::Aborted => {}
+            Outcome::NoSpace | Outcome::OverLimit { .. } | Outcome::Aborted => {}
         }
         let work = self.hub.work.is_some();
         self.hub_up().machine.works(work);

@@ -20,7 +20,9 @@ impl World {
         up.counter += 1;
         let generation = if faults.generation_not_in_id { 1 } else { generation };
         let id = TransferId { generation, counter: up.counter };
-        let arrived = transfer(up.last, id, up.label, content);
+        let mut arrived = transfer(up.last, id, up.label, content);
+        arrived.header.own_durable = self.source.last_of(self.source.durable).transfer;
+        let up = self.source_up();
         let before = std::mem::replace(&mut up.last, arrived.place);
         self.parents.insert(arrived.place.hash, before);
         self.source.ring.push(Record::Transfer(arrived));
@@ -186,7 +188,10 @@ impl World {
             return;
         }
         match frame {
-            Frame::Message(Message::Welcome(welcome)) => {
+            Frame::Message(Message::Welcome(mut welcome)) => {
+                if self.faults.rollback_unjudged {
+                    welcome.own_durable = TransferId::NONE;
+                }
                 let place = Place::from(welcome.applied);
                 let known = self.committed.get(&welcome.applied_cp) == Some(&place);
                 let past = match known || welcome.applied_cp.0 == 0 || self.faults.past_unchecked {
@@ -308,6 +313,7 @@ impl World {
                 (self.source.policy, self.source.next) = (policy, None);
             }
             Action::Renew => self.lose_source_side(),
+            Action::Unasked(began) => self.source.unasked = began,
             Action::Close { reason } => {
                 if !self.link_lied {
                     self.fail(format!("the source closes: {reason}"));

@@ -1,0 +1,84 @@
+//! What a source may have of the hub's pool: more is refused as by a full pool, for that source only, and
+//! a reload changes it.
+
+use super::fake::Fake;
+use super::{in_system, options, start_again, until};
+use crate::hub::Hub;
+use crate::hub::status::SourceState;
+use crate::units::BLOCK_BYTES_U64;
+use crate::units::names::KeptName;
+use crate::units::numbers::ByteCount;
+use crate::volume::check::{Depth, check};
+use crate::wire::message::Message;
+
+async fn writes(source: &mut Fake, vbn: u64, fill: u8, blocks: usize) -> Message {
+    let transfer = source.write(vbn, fill, blocks);
+    source.send_transfer(&transfer).await;
+    source.acked().await;
+    source.checkpoint_by_replay().await
+}
+
+fn used(hub: &Hub, source: &Fake) -> u64 {
+    hub.shared().pool.catalog().used(source.id).unwrap().expect("it is counted").0
+}
+
+/// What all sources have is what the pool says is in use.
+fn all_is_counted(hub: &Hub, sources: &[&Fake]) {
+    let space = hub.shared().pool.space().unwrap();
+    let sum: u64 = sources.iter().map(|source| used(hub, source)).sum();
+    assert_eq!(sum, space.used.0 + space.kept.0, "{space:?}");
+}
+
+/// Goal: a CP over the limit is refused with that reason and the way on, another source notices nothing;
+/// what does not grow is published; more room by a reload, or by a kept CP that goes, is room at once.
+#[test]
+fn a_source_over_its_space_is_refused_alone() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = options(dir.path(), &["a", "b"]);
+        settings.sources[0].space_limit = Some(ByteCount(40 * BLOCK_BYTES_U64));
+        let hub = start_again(settings.clone()).await;
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        b.welcomed(hub.address()).await;
+        assert!(matches!(writes(&mut a, 0, 1, 32).await, Message::CpDone(_)));
+        assert!((32..40).contains(&used(&hub, &a)), "{}", used(&hub, &a));
+        // In place: no more than before.
+        assert!(matches!(writes(&mut a, 0, 2, 32).await, Message::CpDone(_)));
+        let Message::CpRejected(no) = writes(&mut a, 64, 3, 32).await else {
+            panic!("it is taken")
+        };
+        assert!(no.no_space && no.reason.contains("space_limit"), "{no:?}");
+        until("a is behind", || hub.snapshots()[0].state == SourceState::Behind).await;
+        let shown = hub.snapshots()[0].clone();
+        assert!(shown.reason.contains("space_limit"), "{}", shown.reason);
+        assert!(shown.next_step.contains("raise space_limit"), "{}", shown.next_step);
+        assert!(matches!(writes(&mut b, 0, 1, 60).await, Message::CpDone(_)));
+        all_is_counted(&hub, &[&a, &b]);
+        settings.sources[0].space_limit = Some(ByteCount(80 * BLOCK_BYTES_U64));
+        hub.settle(settings.sources.clone()).await;
+        assert!(matches!(a.checkpoint_by_replay().await, Message::CpDone(_)), "there is room");
+        until("a is in sync", || hub.snapshots()[0].state == SourceState::InSync).await;
+
+        // With a kept CP the same blocks count twice, until it is dropped; also behind a restart.
+        let (pool, name) = (hub.shared().pool.clone(), "monday".parse::<KeptName>().unwrap());
+        pool.keep(a.id, KeptName::clone(&name)).unwrap();
+        let Message::CpRejected(no) = writes(&mut a, 0, 4, 32).await else { panic!("it is taken") };
+        assert!(no.no_space, "{no:?}");
+        all_is_counted(&hub, &[&a, &b]);
+        let before = used(&hub, &a);
+        drop(pool);
+        hub.stop().await;
+        drop(hub);
+        let hub = start_again(settings).await;
+        assert_eq!(used(&hub, &a), before);
+        a.generation.number += 1;
+        a.welcomed(hub.address()).await;
+        crate::volume::kept::drop_kept(&hub.shared().pool, a.id, &name).unwrap();
+        assert!(matches!(a.checkpoint_by_replay().await, Message::CpDone(_)));
+        all_is_counted(&hub, &[&a, &b]);
+        let report = check(&hub.shared().pool, Depth::Data).unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
+        hub.stop().await;
+    });
+}
