@@ -100,6 +100,8 @@ pub struct Forwarder {
     /// When the newest connection was begun.
     began: Instant,
     pulse: Pulse,
+    /// The same clock for what waits for the hub's credit on this connection.
+    credit: Pulse,
 }
 
 impl Forwarder {
@@ -129,6 +131,7 @@ impl Forwarder {
             retry_pause: RETRY,
             began: now,
             pulse,
+            credit: Pulse::default(),
         }
     }
 
@@ -507,10 +510,14 @@ impl Forwarder {
             && self.shared.pledge.kept().on_hub_loss == OnHubLoss::Stop;
         let (full, unsent) = (full && !waits, self.primary.waits_for_hub() && !waits);
         let sending = self.primary.is_sending();
-        let owes = self.primary.is_streaming() && (sending || unsent || full);
+        // A hub that takes connections and does nothing else does not begin anew with each of them.
+        let streaming = self.primary.is_streaming();
+        let (owes, waits) = (streaming && (sending || full), streaming && unsent);
         let now = (self.primary.hub_sequence(), self.done, self.primary.cp_taken());
         let patience = self.patience();
-        let Some(stalled) = self.pulse.stalled(now, owes, patience) else { return Ok(()) };
+        let credit = self.credit.stalled(now, waits, patience);
+        let stalled = self.pulse.stalled(now, owes, patience).or(credit);
+        let Some(stalled) = stalled else { return Ok(()) };
         let what = match (full, sending) {
             (true, _) => "both partitions of the NVRAM are full and ",
             (false, false) => "writes wait for room in its log and ",
@@ -546,7 +553,7 @@ impl Forwarder {
         self.lost = None;
         self.shared.told.store(Arc::new(self.primary.volumes().to_vec()));
         // What the last connection waited for is none of this one's.
-        self.pulse.begin();
+        self.credit.begin();
         self.shared.lease.send_replace(Some(self.began));
     }
 

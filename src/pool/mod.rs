@@ -197,6 +197,13 @@ impl Pool {
         let cache_bytes = options.catalog_cache_bytes;
         let label = grow::grown(&device, label, cache_bytes)?;
         let (store, mirror, free_map) = Store::open(Arc::clone(&device), &label, cache_bytes)?;
+        let (wanted, met) = (free_map.0.blocks(), label.layout.data_blocks());
+        if wanted != met {
+            // A cut came between the catalog and the label, and what was added is not here.
+            let bytes = |blocks| (label.layout.data_start + blocks) * BLOCK_BYTES_U64;
+            let (device, wanted, met) = (device.name(), bytes(wanted), bytes(met));
+            return Err(PoolError::AddedMissing { device, wanted, met });
+        }
         let (kept, stored) = (mirror.all_kept_blocks(), free_map.0.count());
         if kept.is_none_or(|kept| kept > stored) {
             let what = format!("the deadlists are longer than {stored} blocks in use");

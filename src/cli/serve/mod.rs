@@ -161,13 +161,19 @@ impl Locks {
     /// Reads the files.
     fn load(tls: Option<&TlsConfig>) -> Result<Self> {
         let Some(tls) = tls else { return Ok(Self::default()) };
+        // The authority of the sources under another name is still theirs.
+        let theirs = |own: &PathBuf| {
+            let (own, theirs) = (std::fs::read(own), std::fs::read(&tls.ca));
+            matches!((own, theirs), (Ok(own), Ok(theirs)) if own == theirs)
+        };
+        let shared = tls.client_ca.as_ref().is_none_or(theirs);
         let lock = |door: Door| {
             let mutual = match door {
                 Door::Off => return Ok(None),
                 Door::Server => false,
                 Door::Mutual => true,
             };
-            let lock = ServedTls::load(tls.served(), mutual, tls.client_ca.is_none())?;
+            let lock = ServedTls::load(tls.served(), mutual, shared)?;
             anyhow::Ok(Some(Arc::new(lock)))
         };
         Ok(Self { nbd: lock(tls.nbd)?, http: lock(tls.http)? })
