@@ -57,6 +57,8 @@ fn received_is_acknowledged_within_the_credit() {
         }
         let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
         until("all is durable", || lane.cursors().durable == source.last).await;
+        // Then no credit is on its way any more.
+        until("all is drained", || lane.cursors().drained == source.last).await;
         let welcome = source.welcomed(hub.address()).await;
         assert_eq!(Place::from(welcome.last), source.last);
         let name = "a".parse().unwrap();
