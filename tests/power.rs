@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use crate::crashes::check;
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{Cluster, Process, SourceSettings, pause, run, status, try_run, wait_for};
+use crate::harness::{
+    Cluster, Process, SourceSettings, is_full, pause, run, status, try_run, wait_for,
+};
 
 /// Bytes of a disk; sparse below.
 const DISK_BYTES: u64 = 1 << 30;
@@ -140,7 +142,10 @@ impl Disk {
         let power = self.power.as_mut().expect("it is on");
         power.mounted = false;
         power.detach();
-        run(Command::new("umount").arg(&power.file));
+        // The kernel lets go of a loop device behind the back of `losetup`.
+        wait_for("the disk below is free", Duration::from_secs(20), || {
+            try_run(Command::new("umount").arg(&power.file)).status.success()
+        });
         power.nbdkit.stop(Duration::from_secs(20));
         self.power = None;
     }
@@ -287,7 +292,7 @@ pub fn seed(default: u64) -> u64 {
 }
 
 fn cuts(normal: u64) -> u64 {
-    if std::env::var_os("MIRRORHUB_FULL").is_some() { 200 } else { normal }
+    if is_full() { 200 } else { normal }
 }
 
 /// The next of a row of numbers that a seed makes (splitmix64).
