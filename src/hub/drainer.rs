@@ -2,8 +2,8 @@
 //!
 //! One thread, in ring order, never waiting for one source (R10): a record of a faulted source is
 //! passed over, and copied forward to the head of the ring when it would hold the ring's end. Log
-//! writes are not synced at once; when ring room is wanted, one sync makes all dirty logs durable
-//! and the ring moves on. A log whose CP was published before that is never synced. A source with
+//! writes are not synced at once; when ring room is wanted, because half of the ring is used or a
+//! source has used its share of it, one sync makes all dirty logs durable and the ring moves on. A log whose CP was published before that is never synced. A source with
 //! `ack = "filed"` waits for the sync: it comes behind each batch that was drained for one.
 //!
 //! A record that cannot be read when it should be copied is lost: its source is told so by name,
@@ -47,6 +47,8 @@ struct Inbox {
     drops: Vec<(Arc<Lane>, CpNumber)>,
     /// Sources without credit, told when room comes back. Each at most once.
     without_room: BTreeMap<SourceId, Arc<Lane>>,
+    /// One of them waits for room of the ring.
+    room_wanted: bool,
     sync_wanted: bool,
     stopping: bool,
     failed: bool,
@@ -83,9 +85,16 @@ impl DrainQueue {
         self.wake.notify_one();
     }
 
-    /// Has the source's bell rung once room of ring or log comes back, whoever had it.
+    /// Has the source's bell rung once room of ring or log comes back, whoever had it. Room that came
+    /// back before this was called is not told: who asks looks once more.
     pub fn wants_room(&self, lane: Arc<Lane>) {
         lock(&self.inbox).without_room.insert(lane.source(), lane);
+    }
+
+    /// Room of the ring is wanted by one of those, however much of the ring others leave free.
+    pub fn make_room(&self) {
+        lock(&self.inbox).room_wanted = true;
+        self.wake.notify_one();
     }
 
     fn tell_of_room(&self) {
@@ -112,6 +121,7 @@ impl DrainQueue {
         while inbox.records.is_empty()
             && inbox.drops.is_empty()
             && !inbox.sync_wanted
+            && !inbox.room_wanted
             && !inbox.stopping
             && !inbox.failed
         {
@@ -252,10 +262,13 @@ impl Drainer {
             }
             self.file(filing, work.sync_wanted);
             self.release();
-            if work.stopping || self.oldest_half() > 0 {
+            let wanted = self.wanted(work.room_wanted);
+            if work.stopping || wanted > 0 {
+                let before = self.in_ring.len();
                 self.sync();
                 self.release();
-                self.copy_forward();
+                let released = before - self.in_ring.len();
+                self.copy_forward(wanted.saturating_sub(released).max(self.oldest_half()));
                 // What was found lost is passed at once: nothing may ever wake this thread for it.
                 self.release();
             }
@@ -336,6 +349,18 @@ impl Drainer {
         }
     }
 
+    /// How many of the oldest records have to leave: those of the oldest half, and all up to the last
+    /// of a source that waits for room of its share.
+    fn wanted(&self, by_share: bool) -> usize {
+        let half = self.oldest_half();
+        if !by_share {
+            return half;
+        }
+        let waiting = lock(&self.queue.inbox).without_room.clone();
+        let waits = |record: &InRing| waiting.contains_key(&record.lane.source());
+        half.max(self.in_ring.iter().rposition(waits).map_or(0, |last| last + 1))
+    }
+
     /// How many of the oldest records lie in the half of the ring that is wanted back.
     fn oldest_half(&self) -> usize {
         let Some(ring) = self.stager.ring() else { return 0 };
@@ -383,9 +408,9 @@ impl Drainer {
         }
     }
 
-    /// Where a faulted source holds the ring's end, its records move to the head (R10).
-    fn copy_forward(&mut self) {
-        let oldest = self.oldest_half();
+    /// Where a faulted source holds the ring's end, its records among the `oldest` move to the head
+    /// (R10).
+    fn copy_forward(&mut self, oldest: usize) {
         let Some(ring) = self.stager.ring() else { return };
         let to_copy = |record: &InRing| {
             let settled = record.fence || record.copied || record.copying || record.lost;

@@ -14,19 +14,22 @@ impl SourceActor {
     /// What the source may have under way: what it may have of the ring, and of its log, whichever is
     /// less (section 8).
     pub(super) fn credit(&self, lane: &Arc<Lane>) -> u64 {
-        let ring = self.shared.ring_room(&self.name, lane.cursors().ring_bytes);
-        let log = self.shared.log_room(&self.name, lane.source());
-        let log = log.saturating_sub(lane.cursors().undrained_bytes);
-        // Many small transfers fill a log faster than their bytes say.
-        let log = log / LOG_BYTES_PER_TRANSFER_BYTE;
+        let (mut ring, mut log) = self.room(lane);
+        if ring.min(log) < RECORD_BYTES_MAX {
+            self.shared.drain.wants_room(lane.clone());
+            // What came back meanwhile was told to nobody.
+            (ring, log) = self.room(lane);
+            if ring < RECORD_BYTES_MAX {
+                self.shared.drain.make_room();
+            }
+        }
         let most = self.shared.grant().0;
         // Transfers that stand before a heartbeat are read within half a second.
         let paced = self.shared.bandwidth_limit(&self.name).map(|limit| limit / 2);
         let most = paced.map_or(most, |paced| most.min(paced.max(2 * TRANSFER_BYTES_MAX)));
         let credit = ring.min(log).min(most);
         if credit < RECORD_BYTES_MAX {
-            // What is less than a transfer would end in a full log. Others may have the room.
-            self.shared.drain.wants_room(lane.clone());
+            // What is less than a transfer would end in a full log.
             return 0;
         }
         let unsynced = self.unsynced_bytes(lane);
@@ -38,6 +41,15 @@ impl SourceActor {
         let credit = credit - credit % (TRANSFER_BYTES_MAX / 4);
         lane.give_credit(unsynced + credit);
         credit
+    }
+
+    /// Bytes of transfers that the ring and the source's log have room for.
+    fn room(&self, lane: &Arc<Lane>) -> (u64, u64) {
+        let ring = self.shared.ring_room(&self.name, lane.cursors().ring_bytes);
+        let log = self.shared.log_room(&self.name, lane.source());
+        let log = log.saturating_sub(lane.cursors().undrained_bytes);
+        // Many small transfers fill a log faster than their bytes say.
+        (ring, log / LOG_BYTES_PER_TRANSFER_BYTE)
     }
 
     /// What is acknowledged as received still waits for the ring: it counts as under way, so that

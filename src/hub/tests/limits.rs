@@ -1,11 +1,12 @@
-//! What a source may have of the hub's pool: more is refused as by a full pool, for that source only, and
-//! a reload changes it.
+//! What a source may have of the hub's pool and ring: more is refused as by a full pool, or waits for
+//! credit, for that source only; a reload changes what it may have.
 
 use super::fake::Fake;
 use super::{in_system, options, start_again, until};
 use crate::hub::Hub;
 use crate::hub::status::SourceState;
 use crate::units::BLOCK_BYTES_U64;
+use crate::units::convert::to_u64;
 use crate::units::names::KeptName;
 use crate::units::numbers::ByteCount;
 use crate::volume::check::{Depth, check};
@@ -81,4 +82,43 @@ fn a_source_over_its_space_is_refused_alone() {
         assert!(report.is_clean(), "{:?}", report.findings);
         hub.stop().await;
     });
+}
+
+/// R10: a source that has used its share of the ring goes on, though others write nothing and half of
+/// the ring is free; also behind the record of a source whose log takes nothing.
+#[test]
+fn a_source_goes_on_behind_its_share_of_the_ring() {
+    for faulted in [false, true] {
+        in_system(async {
+            let dir = tempfile::tempdir().unwrap();
+            let mut settings = options(dir.path(), &["a", "b", "c"]);
+            let shares = [4, 4, 8].map(|mib| Some(ByteCount(mib << 20)));
+            for (setting, share) in settings.sources.iter_mut().zip(shares) {
+                setting.nvram_share = share;
+            }
+            let share = 4 << 20;
+            let hub = start_again(settings).await;
+            let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+            b.welcomed(hub.address()).await;
+            b.put(0, 1).await;
+            b.acked().await;
+            if faulted {
+                hub.shared().lanes.get(&b.name.parse().unwrap()).unwrap().fault("a bad place");
+            }
+            let mut credit = a.welcomed(hub.address()).await.log_credit;
+            let mut sent = 0;
+            while sent < 4 * share {
+                let transfer = a.write(0, 1, 64);
+                let bytes = to_u64(transfer.bytes().len());
+                while credit < bytes {
+                    let Some(Message::Ack(ack)) = a.receive().await else { panic!("no credit") };
+                    credit = ack.log_credit;
+                }
+                a.send_transfer(&transfer).await;
+                sent += bytes;
+                credit = a.acked().await.log_credit;
+            }
+            hub.stop().await;
+        });
+    }
 }
