@@ -158,6 +158,11 @@ impl Member {
         if self.state() == MemberState::Failed {
             return None;
         }
+        self.attached()
+    }
+
+    /// The device, also after it failed: what was on it before still is.
+    pub(super) fn attached(&self) -> Option<Arc<dyn Device>> {
         let device = self.device.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         Some(device)
     }

@@ -87,10 +87,18 @@ impl Array {
         Ok(())
     }
 
-    /// Reads part of a column from the device that has it; `false` if it does not give it.
+    /// Reads part of a column from the device that has it; `false` if it does not give it. Without
+    /// redundancy a device that failed a write is read on, as behind a [`Latch`]: nothing was
+    /// written since that it could lack.
+    ///
+    /// [`Latch`]: crate::device::latch::Latch
     pub(super) fn read_column(&self, spot: Spot, piece: &mut [u8]) -> bool {
         let member = &self.members[self.geometry.place(spot.stripe, spot.column)];
-        let Some(device) = member.usable(spot.stripe) else { return false };
+        let device = match self.geometry.spare() {
+            0 => member.attached(),
+            _ => member.usable(spot.stripe),
+        };
+        let Some(device) = device else { return false };
         match device.read_at(self.geometry.on_member(spot.stripe, spot.within), piece) {
             Ok(()) => true,
             Err(error) => {

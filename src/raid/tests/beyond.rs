@@ -1,15 +1,18 @@
 //! One fault more than a level bears: an error that names the blocks, never wrong data.
 
+use std::sync::Arc;
+
 use super::{Rig, SHAPES, block, read_block, version_of};
 use crate::device::sim::{Effect, On};
 use crate::device::{Device, DeviceError};
 use crate::limits::RAID_CHUNK_BYTES;
+use crate::raid::array::Array;
 use crate::raid::layout::{Level, data_start};
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
 const STRIPES: u64 = 6;
 
-fn filled(level: Level, members: usize) -> (Rig, std::sync::Arc<crate::raid::array::Array>, u64) {
+fn filled(level: Level, members: usize) -> (Rig, Arc<Array>, u64) {
     let rig = Rig::blank(members, STRIPES);
     let array = rig.create(level);
     let blocks = array.size().0 / BLOCK_BYTES_U64;
@@ -47,8 +50,26 @@ fn too_many_failed_devices_are_an_error() {
                 }
             }
         }
-        assert!(errors > 0 || level == Level::Mirror, "{level:?}");
+        match level {
+            // What lies above knows what of it is right.
+            Level::None => assert_eq!(errors, 0),
+            Level::Mirror | Level::Parity1 | Level::Parity2 => assert!(errors > 0, "{level:?}"),
+        }
     }
+}
+
+/// A plain device of a pool that grew refuses writes after its first failed one, and is read on.
+#[test]
+fn a_plain_device_that_failed_a_write_is_read_on() {
+    let rig = Rig::blank(1, STRIPES);
+    let array = Array::bare(rig.sims[0].clone());
+    array.write_at(0, &block(0, 1)).unwrap();
+    array.flush().unwrap();
+    rig.sims[0].fail(On::Write, 0, Effect::Errno(5));
+    array.write_at(BLOCK_BYTES_U64, &block(1, 1)).unwrap_err();
+    let refused = array.write_at(BLOCK_BYTES_U64, &block(1, 1));
+    assert!(matches!(refused, Err(DeviceError::Latched { .. })), "{refused:?}");
+    assert_eq!(version_of(0, &read_block(&array, 0).unwrap()), Some(1));
 }
 
 /// One device missing too many: there is no array, and it says who is there and what is needed.
