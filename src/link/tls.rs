@@ -317,7 +317,7 @@ impl SourceTls {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs;
 
     use bytes::Bytes;
@@ -330,17 +330,17 @@ mod tests {
     use crate::wire::message::{Frame, Message};
 
     /// An authority that lives as long as the test.
-    struct Ca(CertificateParams, KeyPair);
+    pub(crate) struct Ca(CertificateParams, KeyPair);
 
     impl Ca {
-        fn new() -> Self {
+        pub(crate) fn new() -> Self {
             let mut params = CertificateParams::default();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             Self(params, KeyPair::generate().unwrap())
         }
 
         /// Files of a certificate with that name, which ends so many days from now.
-        fn files(&self, directory: &Path, name: &str, days: i64) -> TlsFiles {
+        pub(crate) fn files(&self, directory: &Path, name: &str, days: i64) -> TlsFiles {
             let Self(ca, key) = self;
             let at = |file: &str| directory.join(format!("{name}-{file}.pem"));
             let (of_it, mut params) = (KeyPair::generate().unwrap(), CertificateParams::default());

@@ -1,8 +1,9 @@
 //! A TCP listener whose connections are handed on once their TLS handshake is done.
 //!
 //! Handshakes go on beside each other, at most `HANDSHAKES_MAX` of them; one that is not done in time
-//! is dropped. So nobody waits for a client that says nothing.
+//! is dropped, and the oldest makes room for a new one. So nobody waits for clients that say nothing.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use axum::serve::Listener;
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{AbortHandle, Abortable, BoxFuture};
 use futures_util::stream::FuturesUnordered;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -25,18 +26,25 @@ type Done = (SocketAddr, Option<ServedStream>);
 pub(super) struct Encrypted {
     inner: TcpListener,
     tls: Arc<ServedTls>,
-    handshakes: FuturesUnordered<BoxFuture<'static, Done>>,
+    handshakes: FuturesUnordered<Abortable<BoxFuture<'static, Done>>>,
+    /// Who can be made to give way, oldest first; of those that are done some may be among them.
+    oldest: VecDeque<AbortHandle>,
 }
 
 impl Encrypted {
     /// A listener whose connections are encrypted.
     pub(super) fn new(inner: TcpListener, tls: Arc<ServedTls>) -> Self {
-        Self { inner, tls, handshakes: FuturesUnordered::new() }
+        Self { inner, tls, handshakes: FuturesUnordered::new(), oldest: VecDeque::new() }
     }
 
-    fn begin(&self, stream: TcpStream, peer: SocketAddr) {
+    fn begin(&mut self, stream: TcpStream, peer: SocketAddr) {
+        if self.oldest.len() == HANDSHAKES_MAX
+            && let Some(oldest) = self.oldest.pop_front()
+        {
+            oldest.abort();
+        }
         let tls = Arc::clone(&self.tls);
-        self.handshakes.push(Box::pin(async move {
+        let handshake: BoxFuture<'static, Done> = Box::pin(async move {
             let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
             match timeout(deadline, tls.accept(stream)).await {
                 Ok(Ok(stream)) => (peer, Some(stream)),
@@ -46,7 +54,10 @@ impl Encrypted {
                 }
                 Err(_) => (peer, None),
             }
-        }));
+        });
+        let (handle, registration) = AbortHandle::new_pair();
+        self.handshakes.push(Abortable::new(handshake, registration));
+        self.oldest.push_back(handle);
     }
 }
 
@@ -56,22 +67,53 @@ impl Listener for Encrypted {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
-            let free = self.handshakes.len() < HANDSHAKES_MAX;
             tokio::select! {
-                Some((peer, stream)) = self.handshakes.next() => {
-                    if let Some(stream) = stream {
+                Some(done) = self.handshakes.next() => {
+                    if let Ok((peer, Some(stream))) = done {
                         return (stream, peer);
                     }
                 }
                 // As for plain connections: what fails is tried again, after a pause where it has to be.
-                (stream, peer) = Listener::accept(&mut self.inner), if free => {
-                    self.begin(stream, peer);
-                }
+                (stream, peer) = Listener::accept(&mut self.inner) => self.begin(stream, peer),
             }
         }
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
         self.inner.local_addr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::link::tls::SourceTls;
+    use crate::link::tls::tests::Ca;
+
+    /// Goal: a client is served at once though all places are held by clients that say nothing; the
+    /// oldest of them is closed for it, and no other.
+    #[tokio::test]
+    async fn the_oldest_silent_client_makes_room() {
+        let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+        let door = ServedTls::load(ca.files(directory.path(), "hub", 9), true, false).unwrap();
+        let client = SourceTls::load(ca.files(directory.path(), "client", 9), "hub").unwrap();
+        let inner = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = inner.local_addr().unwrap();
+        let mut listener = Encrypted::new(inner, Arc::new(door));
+        let mut silent = Vec::new();
+        for _ in 0..HANDSHAKES_MAX {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let come = async { client.connect(TcpStream::connect(address).await?).await };
+        let long = Duration::from_secs(HANDSHAKE_SECONDS_MAX / 2);
+        let both = async { tokio::join!(listener.accept(), come) };
+        let (_served, come) = timeout(long, both).await.expect("before any of them is given up");
+        come.unwrap();
+        let mut byte = [0; 1];
+        assert_eq!(silent[0].read(&mut byte).await.unwrap_or(0), 0, "the oldest is closed");
+        let kept = silent[1].try_read(&mut byte).unwrap_err();
+        assert_eq!(kept.kind(), io::ErrorKind::WouldBlock, "the next stays");
     }
 }
