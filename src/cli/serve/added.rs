@@ -13,6 +13,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::task::JoinHandle;
+
 use super::devices::Devices;
 use super::remembered;
 use crate::config::schema::{DeviceConfig, PoolConfig};
@@ -85,8 +87,14 @@ fn tell(upkeep: &Upkeep, all: &[Adding], pool: &Pool) {
 }
 
 /// Goes on with what an earlier process was adding and the open did not, since a plain device is at home.
-/// What cannot be is pending.
-pub(super) fn go_on(data_dir: &Path, pool: &Pool, upkeep: &Upkeep) {
+/// Until it is done, and if it cannot be, it is pending. Beside everything else: that may take long, and
+/// clients do not wait for it.
+pub(super) fn go_on(data_dir: &Path, pool: Arc<Pool>, upkeep: Arc<Upkeep>) -> JoinHandle<()> {
+    let data_dir = data_dir.to_owned();
+    tokio::task::spawn_blocking(move || go_on_now(&data_dir, &pool, &upkeep))
+}
+
+fn go_on_now(data_dir: &Path, pool: &Pool, upkeep: &Upkeep) {
     let _turn = upkeep.devices_turn();
     let all = match load(data_dir) {
         Ok(all) => all,
@@ -95,6 +103,7 @@ pub(super) fn go_on(data_dir: &Path, pool: &Pool, upkeep: &Upkeep) {
             return;
         }
     };
+    tell(upkeep, &all, pool);
     for one in open_ones(&all, pool).iter().filter(|_| pool.is_plain_at_home()) {
         let opened: Result<Vec<_>, _> =
             one.paths.iter().map(|path| new_device(path, ByteCount(0))).collect();

@@ -90,19 +90,19 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         let stop = CancellationToken::new();
         let started = Instant::now();
         let kept_up = config.pool.upkeep();
-        let data_dir = config.data_dir.clone();
         let files = Files::new(config);
         let shared = hub.shared().clone();
         let mend = move || shared.mend_all();
         let upkeep = Upkeep::start(hub.shared().pool.clone(), kept_up, Box::new(mend))
             .context("cannot start the upkeep of the pool")?;
-        added::go_on(&data_dir, &hub.shared().pool, &upkeep);
         let (own, keeper) = (hub.clone(), upkeep.clone());
         let view =
             Arc::new(View { hub: own, server: server.clone(), started, files, upkeep, locks });
         let images = Images::new(hub.shared().clone());
         let mut tasks = doors.open(&server, images, view.clone(), metrics, admin.journal(), &stop);
         tasks.push(tokio::spawn(admin.run(view.clone(), stop.clone())));
+        let data_dir = &view.files.running().data_dir;
+        tasks.push(added::go_on(data_dir, hub.shared().pool.clone(), keeper.clone()));
         // What changed since the files were read, and what was wrong in them.
         view.reload(watch.written()).await;
         loop {

@@ -16,6 +16,7 @@ use super::upkeep;
 use super::{Doors, Locks, answer, end_of, join, pool_check, unknown_volume};
 use crate::cli::service;
 use crate::cli::signals::{Signal, Signals};
+use crate::config::problem::Problems;
 use crate::config::reload::{reloaded_source, source_changes};
 use crate::config::schema::{PoolConfig, SourceConfig};
 use crate::config::shrink;
@@ -98,7 +99,6 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         let mend = move || (mended.mend_all())();
         let upkeep = Upkeep::start(filer.pool(), kept_up, Box::new(mend))
             .context("cannot start the upkeep of the pool")?;
-        added::go_on(&files.running().data_dir, &filer.pool(), &upkeep);
         let (keeper, server_too) = (upkeep.clone(), server.clone());
         let view =
             View { filer: own, homes: guests, server: server_too, files, upkeep, tls, locks };
@@ -106,6 +106,8 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         view.differs(&in_file);
         let exports = HomeExports::new(homes.clone());
         let mut tasks = doors.open(&server, exports, view.clone(), metrics, admin.journal(), &stop);
+        let data_dir = &view.files.running().data_dir;
+        tasks.push(added::go_on(data_dir, filer.pool(), keeper.clone()));
         let admin_stop = CancellationToken::new();
         let admin_task = tokio::spawn(admin.run(view.clone(), admin_stop.clone()));
         service::ready(LISTENS);
@@ -129,6 +131,13 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         join(tasks).await;
         anyhow::Ok(())
     })
+}
+
+/// Reads the file of what runs again, and refuses what cannot become of it.
+fn reread(running: &SourceConfig) -> Result<SourceConfig, Problems> {
+    let config = load(&running.file)?;
+    shrink::refuse(running, &config)?;
+    Ok(config)
 }
 
 /// The volumes, as large as the file has them.
@@ -172,11 +181,7 @@ impl View {
     fn reload(&self) {
         let running = self.files.running();
         let file = running.file.clone();
-        let loaded = load(&file).and_then(|config| {
-            shrink::refuse(&running, &config)?;
-            Ok(config)
-        });
-        match loaded {
+        match reread(&running) {
             Ok(config) => {
                 let changes = source_changes(&running, &config);
                 let now = reloaded_source(&running, config);
@@ -203,11 +208,7 @@ impl View {
     /// What a reload would do.
     fn difference(&self) -> ConfigDiffAnswer {
         let running = self.files.running();
-        let loaded = load(&running.file).and_then(|config| {
-            shrink::refuse(&running, &config)?;
-            Ok(config)
-        });
-        match loaded {
+        match reread(&running) {
             Ok(config) => reload::difference(&source_changes(&running, &config), Vec::new()),
             Err(problems) => reload::difference(&[], reload::listed(&problems)),
         }
@@ -569,6 +570,6 @@ pub(super) fn bytes_of(blocks: crate::units::numbers::BlockCount) -> u64 {
 }
 
 /// The configuration of a source, or why there is none.
-pub fn load(file: &Path) -> Result<SourceConfig, crate::config::problem::Problems> {
+pub fn load(file: &Path) -> Result<SourceConfig, Problems> {
     crate::config::load::load_source(file)
 }
