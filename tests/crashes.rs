@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{Cluster, SourceSettings, wait_for};
+use crate::harness::{Cluster, SourceSettings, is_full, wait_for};
 
 fn socket(cluster: &Cluster, owner: &str) -> PathBuf {
     cluster.path(owner).join("nbd.sock")
@@ -30,7 +30,7 @@ fn settings() -> SourceSettings {
 }
 
 fn repeat() -> u64 {
-    if std::env::var_os("MIRRORHUB_FULL").is_some() { 40 } else { 4 }
+    if is_full() { 40 } else { 4 }
 }
 
 #[test]

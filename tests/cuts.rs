@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use crate::crashes::check;
 use crate::failover::{check_fenced, check_hub, fail_over, failing, open};
 use crate::harness::oracle::{Known, Writer, content};
-use crate::harness::{BINARY, Cluster, SourceSettings, pause, run, status, try_run, wait_for};
-use crate::outage::{is_full, socket};
+use crate::harness::{
+    BINARY, Cluster, SourceSettings, is_full, pause, run, status, try_run, wait_for,
+};
+use crate::outage::socket;
 
 const NAME: &str = "filer-a";
 const EXPORT: &str = "filer-a/vol0";

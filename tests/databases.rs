@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use crate::failover::{fail_over, failing, open};
 use crate::filesystems::{Attached, Loop, Mount, nbdcopy, need_kernel};
-use crate::harness::{Cluster, Process, run, wait_for};
-use crate::outage::{is_full, socket};
+use crate::harness::{Cluster, Process, is_full, run, wait_for};
+use crate::outage::socket;
 
 const NAME: &str = "filer-a";
 const LIMIT: Duration = Duration::from_secs(40);

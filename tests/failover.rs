@@ -12,8 +12,8 @@ use mirrorhub::units::convert::to_f64;
 use serde_json::Value;
 
 use crate::harness::oracle::{Known, Writer, content};
-use crate::harness::{BINARY, Cluster, SourceSettings, pause, run, status, wait_for};
-use crate::outage::{is_full, socket, wait_settled};
+use crate::harness::{BINARY, Cluster, SourceSettings, is_full, pause, run, status, wait_for};
+use crate::outage::{socket, wait_settled};
 
 const NAME: &str = "filer-a";
 const EXPORT: &str = "filer-a/vol0";

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use crate::failover::{check_hub, fail_over, failing, open};
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{BINARY, Cluster, SourceSettings, status, try_run, wait_for};
-use crate::outage::{is_full, socket};
+use crate::harness::{BINARY, Cluster, SourceSettings, is_full, status, try_run, wait_for};
+use crate::outage::socket;
 
 const LOST: &str = "filer-a";
 const OTHER: &str = "filer-b";

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::crashes::check;
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{BINARY, Cluster, SourceSettings, pause, status, wait_for};
+use crate::harness::{BINARY, Cluster, SourceSettings, is_full, pause, status, wait_for};
 
 const SOURCE: &str = "filer-a";
 const EXPORT: &str = "filer-a/vol0";
@@ -104,7 +104,7 @@ const SOURCE_ROWS: [Row; 7] = [
 /// Which calls of a row, when `all` are made: in the normal run spread evenly by ratio, from the
 /// first to one of the last.
 fn counts(row: Row, all: u64) -> Vec<u64> {
-    if std::env::var_os("MIRRORHUB_FULL").is_some() {
+    if is_full() {
         return (1..=all).collect();
     }
     let last = f64::from(u32::try_from(all).expect("few calls")) * 0.8;

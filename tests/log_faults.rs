@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::crashes::check;
 use crate::harness::oracle::{Known, Writer};
 use crate::harness::windows::Bystander;
-use crate::harness::{BINARY, Cluster, SourceSettings, pause, run, wait_for};
+use crate::harness::{BINARY, Cluster, SourceSettings, is_full, pause, run, wait_for};
 
 const SOURCE: &str = "filer-a";
 const WINDOW: Duration = Duration::from_millis(400);
@@ -28,7 +28,7 @@ const WINDOWS_FAULTED: usize = 6;
 const FAULTED_MAX: Duration = Duration::from_secs(1);
 
 fn cycles() -> usize {
-    if std::env::var_os("MIRRORHUB_FULL").is_some() { 10 } else { 2 }
+    if is_full() { 10 } else { 2 }
 }
 
 /// A small file system of one source's logs, unmounted when dropped.

@@ -15,9 +15,9 @@ use serde_json::Value;
 use crate::cuts::{CUTS, Cut, Namespace};
 use crate::failover::{check_fenced, check_hub, fail_over, failing};
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{BINARY, Cluster, Process, pause, wait_for};
+use crate::harness::{BINARY, Cluster, Process, is_full, pause, wait_for};
 use crate::homes::{ask, checked, on_hub, roots_meet};
-use crate::outage::{is_full, socket};
+use crate::outage::socket;
 use crate::power::{Cache, Disk, next, seed};
 
 const NAME: &str = "filer-a";

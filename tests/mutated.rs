@@ -19,7 +19,7 @@ use crate::crashes::check;
 use crate::harness::oracle::{Known, Writer};
 use crate::harness::windows::Bystander;
 use crate::harness::{
-    Cluster, SourceSettings, http_get, metric_sum, pause, resident_kib, wait_for,
+    Cluster, SourceSettings, http_get, is_full, metric_sum, pause, resident_kib, wait_for,
 };
 use crate::hostile::{PATIENCE, Record, refusals};
 
@@ -94,7 +94,7 @@ pub fn chance() -> Chance {
 
 /// Windows of each kind in one round: 2,000 connections, in the full run 10,000.
 pub fn pairs() -> usize {
-    if std::env::var_os("MIRRORHUB_FULL").is_some() { 105 } else { 21 }
+    if is_full() { 105 } else { 21 }
 }
 
 /// A door that is attacked.

@@ -13,18 +13,13 @@ use serde_json::Value;
 use crate::crashes::check;
 use crate::harness::oracle::{Known, Writer};
 use crate::harness::{
-    BINARY, Cluster, SourceSettings, http_get, metric_sum, pause, run, status, wait_for,
+    BINARY, Cluster, SourceSettings, http_get, is_full, metric_sum, pause, run, status, wait_for,
 };
 
 const NAME: &str = "filer-a";
 const EXPORT: &str = "filer-a/vol0";
 const LIMIT: Duration = Duration::from_secs(30);
 const BLOCK: usize = 4096;
-
-/// Whether the long forms run.
-pub fn is_full() -> bool {
-    std::env::var_os("MIRRORHUB_FULL").is_some()
-}
 
 /// NBD socket of the hub or a source.
 pub fn socket(cluster: &Cluster, owner: &str) -> PathBuf {

@@ -20,8 +20,10 @@ use mirrorhub::units::numbers::{CpNumber, SequenceNumber, Vbn};
 use mirrorhub::volume::writer::{Content, TreeWriter};
 
 use crate::harness::oracle::{Known, Writer, content};
-use crate::harness::{Cluster, SourceSettings, http_get, metric_sum, pause, status, wait_for};
-use crate::outage::{is_full, socket, wire_bytes};
+use crate::harness::{
+    Cluster, SourceSettings, http_get, is_full, metric_sum, pause, status, wait_for,
+};
+use crate::outage::{socket, wire_bytes};
 
 const NAME: &str = "filer-a";
 const EXPORT: &str = "filer-a/vol0";

@@ -238,41 +238,30 @@ async fn converse(
     let caller = stream.peer_cred().map(|peer| peer.uid());
     let who = caller.map_or_else(|_| "somebody".to_owned(), |uid| format!("uid {uid}"));
     let (read, mut write) = stream.into_split();
-    let answer =
-        match timeout(IO_TIME, read_request(read)).await {
-            Ok(Ok(Some(Request::Events { boot, since, wait }))) => {
-                let answer = journal.behind(boot.as_deref(), since, wait);
-                let answer = tokio::select! {
-                    answer = answer => answer,
-                    () = stop.cancelled() => journal.behind(boot.as_deref(), since, false).await,
+    let answer = match timeout(IO_TIME, read_request(read)).await {
+        Ok(Ok(Some(Request::Events { boot, since, wait }))) => {
+            Some(events(&journal, (boot.as_deref(), since, wait), &stop).await)
+        }
+        Ok(Ok(Some(request))) => {
+            let what = words(&request);
+            let answer = work(request, &admin, &mut write, &stop).await;
+            if let Some(what) = what {
+                let result = match &answer {
+                    Some(Ok(_)) => "done",
+                    Some(Err(error)) => &error.message,
+                    None => "the caller went away",
                 };
-                Some(serde_json::to_value(answer).map_err(|error| {
-                    AdminError::new(code::INTERNAL, error.to_string(), "report this")
-                }))
+                journal.note(&who, &what, result);
             }
-            Ok(Ok(Some(request))) => {
-                let what = words(&request);
-                let answer = work(request, &admin, &mut write, &stop).await;
-                if let Some(what) = what {
-                    journal.note(
-                        &who,
-                        &what,
-                        &match &answer {
-                            Some(Ok(_)) => "done".to_owned(),
-                            Some(Err(error)) => error.message.clone(),
-                            None => "the caller went away".to_owned(),
-                        },
-                    );
-                }
-                answer
-            }
-            Ok(Ok(None)) => None,
-            Ok(Err(error)) => Some(Err(error)),
-            Err(_) => {
-                let message = format!("no request within {ADMIN_IO_SECONDS_MAX} s");
-                Some(Err(AdminError::new(code::BAD_REQUEST, message, "send it at once")))
-            }
-        };
+            answer
+        }
+        Ok(Ok(None)) => None,
+        Ok(Err(error)) => Some(Err(error)),
+        Err(_) => {
+            let message = format!("no request within {ADMIN_IO_SECONDS_MAX} s");
+            Some(Err(AdminError::new(code::BAD_REQUEST, message, "send it at once")))
+        }
+    };
     let Some(answer) = answer else { return };
     let line = match answer {
         Ok(value) => AnswerLine::Result(value),
@@ -281,6 +270,20 @@ async fn converse(
     if let Err(error) = send(&mut write, &line).await {
         tracing::debug!(%error, "an admin caller did not take its answer");
     }
+}
+
+/// What happened behind `since` of that boot, or, if it shall `wait`, what happens next.
+async fn events(
+    journal: &Journal,
+    (boot, since, wait): (Option<&str>, u64, bool),
+    stop: &CancellationToken,
+) -> Result<Value, AdminError> {
+    let answer = tokio::select! {
+        answer = journal.behind(boot, since, wait) => answer,
+        () = stop.cancelled() => journal.behind(boot, since, false).await,
+    };
+    serde_json::to_value(answer)
+        .map_err(|error| AdminError::new(code::INTERNAL, error.to_string(), "report this"))
 }
 
 /// `None` if the caller sent nothing at all, as a probe does.

@@ -148,12 +148,9 @@ impl FileDevice {
         choose: impl Fn(&Direct) -> &File,
     ) -> Result<(), DeviceError> {
         check_range(self, offset, bytes.len())?;
-        let past = self
-            .past
-            .as_ref()
-            .filter(|past| bytes.len() >= LARGE_BYTES_MIN && past.takes(offset, bytes));
+        let past = self.past.as_ref().filter(|_| bytes.len() >= LARGE_BYTES_MIN);
         let result = match &self.direct {
-            None => match past {
+            None => match past.filter(|past| past.takes(offset, bytes)) {
                 Some(past) => write_fully(&past.io, offset, bytes, past.align),
                 None => write_fully(&self.plain, offset, bytes, 1),
             },
@@ -213,13 +210,17 @@ impl Device for FileDevice {
     }
 
     fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
-        if let Some(past) = self.past.as_ref().filter(|past| past.takes(offset, bytes)) {
+        const OPERATION: &str = "durable write";
+        if let Some(past) = self.past.as_ref().filter(|past| past.has_whole(offset, bytes)) {
             check_range(self, offset, bytes.len())?;
-            let written = write_fully(&past.dsync, offset, bytes, past.align);
-            let failed = |error| self.io_error("durable write", (offset, bytes.len()), error);
-            return written.map_err(failed);
+            let written = if past.takes(offset, bytes) {
+                write_fully(&past.dsync, offset, bytes, past.align)
+            } else {
+                past.write_bounced(&past.dsync, offset, bytes)
+            };
+            return written.map_err(|error| self.io_error(OPERATION, (offset, bytes.len()), error));
         }
-        self.write("durable write", offset, bytes, |direct| &direct.dsync)?;
+        self.write(OPERATION, offset, bytes, |direct| &direct.dsync)?;
         if self.direct.is_none() && !bytes.is_empty() {
             self.sync((offset, bytes.len()))?;
         }
@@ -232,10 +233,14 @@ impl Device for FileDevice {
 }
 
 impl Direct {
+    /// Whole blocks in memory that the kernel takes as it is.
     fn takes(&self, offset: u64, bytes: &[u8]) -> bool {
-        offset.is_multiple_of(to_u64(self.align))
-            && bytes.len().is_multiple_of(self.align)
-            && AlignedBuffer::is_aligned(bytes, self.align)
+        self.has_whole(offset, bytes) && AlignedBuffer::is_aligned(bytes, self.align)
+    }
+
+    /// Whole blocks: nothing at their edges has to be read before.
+    fn has_whole(&self, offset: u64, bytes: &[u8]) -> bool {
+        offset.is_multiple_of(to_u64(self.align)) && bytes.len().is_multiple_of(self.align)
     }
 
     /// Calls `step` with pieces of `offset..offset + length`: the whole blocks around the piece

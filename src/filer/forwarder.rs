@@ -5,7 +5,8 @@
 //! which the hub is silent or makes no progress for `hub_timeout`, is made anew after a pause; when
 //! that takes `hub_timeout` the hub is lost, and the machine says what that means for clients.
 //! A history that does not join halts the way to the hub: state and next step are shown, and
-//! nothing is tried again before a restart, but for volumes that the hub does not take; a source that serves alone goes on doing so.
+//! nothing is tried again before a restart, but for volumes that the hub does not take; a source
+//! that serves alone goes on doing so.
 
 mod durable;
 mod heard;

@@ -170,6 +170,7 @@ mod tests {
     use crate::raid::tests::Rig;
     use crate::units::BLOCK_BYTES;
     use crate::units::ids::{ArrayId, SourceId};
+    use crate::units::is_full;
     use crate::units::numbers::ByteCount;
 
     const SOURCE: SourceId = SourceId([3; 16]);
@@ -206,8 +207,7 @@ mod tests {
     #[test]
     fn a_pool_grows_whenever_the_power_goes() {
         let (made, before) = added();
-        let full = std::env::var_os("MIRRORHUB_FULL").is_some_and(|value| value == "1");
-        for nth in (0..).step_by(if full { 1 } else { 3 }) {
+        for nth in (0..).step_by(if is_full() { 1 } else { 3 }) {
             let rig = made.copy();
             rig.cut_at(nth);
             let opened = open(&rig).is_some() && !rig.is_off();

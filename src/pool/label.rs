@@ -193,12 +193,11 @@ impl Label {
             added,
             ..*label
         };
-        let added =
-            if self.behind().count() <= other.behind().count() { self.added } else { other.added };
-        let fewer: Vec<ArrayId> = added.iter().copied().take_while(|id| *id != NO_ARRAY).collect();
-        let is_front = |label: &Self| label.added.starts_with(&fewer);
-        (is_front(self) && is_front(other) && least(self, added) == least(other, added))
-            .then(|| least(self, added))
+        let fewer = if self.behind().count() <= other.behind().count() { self } else { other };
+        let is_front =
+            |label: &Self| fewer.behind().eq(label.behind().take(fewer.behind().count()));
+        let common = least(self, fewer.added);
+        (is_front(self) && is_front(other) && common == least(other, fewer.added)).then_some(common)
     }
 
     /// Reads and checks one copy.

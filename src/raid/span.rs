@@ -307,7 +307,6 @@ fn check(arrays: &[Arc<Array>], wanted: (Level, usize)) -> Result<(), AssembleEr
     Ok(())
 }
 
-/// Of each array that was finished the newest label.
 /// The newest label of the array at home, if that is a grown one. It has the most devices of those that
 /// stand for themselves: one of another hub's among them does not make them its.
 fn home_of<'a>(
@@ -339,6 +338,7 @@ fn home_of<'a>(
     Ok(one.filter(|label| !label.added.is_empty()))
 }
 
+/// Of each array that was finished the newest label.
 fn newest_labels(devices: &[Arc<dyn Device>]) -> BTreeMap<ArrayId, Label> {
     let mut newest: BTreeMap<ArrayId, Label> = BTreeMap::new();
     let labels = devices.iter().filter_map(|device| label::read(&**device).ok());

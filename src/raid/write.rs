@@ -313,8 +313,6 @@ impl Array {
         }
         let record = record.encode(self.id, writer.area.life, writer.area.next());
         let length = to_u64(record.len());
-        let mut bytes = AlignedBuffer::new(record.len());
-        bytes.copy_from_slice(&record);
         let mut room = writer.area.take(length);
         if room.is_none() {
             self.flush_members();
@@ -327,7 +325,7 @@ impl Array {
             return Err(self.break_with(("write", 0, length), "no room in an empty journal"));
         };
         let written = self.on_journals(|device| {
-            device.write_durable_at(journal::record_offset(position), &bytes)
+            device.write_durable_at(journal::record_offset(position), &record)
         });
         self.record(writer)?;
         if written == 0 {
@@ -365,9 +363,7 @@ impl Array {
         let (life, counter) = (writer.area.life, writer.area.counter);
         let header = Header { array: self.id, life, counter, first, position };
         let record = header.encode();
-        let mut bytes = AlignedBuffer::new(record.len());
-        bytes.copy_from_slice(&record);
-        self.on_journals(|device| device.write_durable_at(header.offset(), &bytes));
+        self.on_journals(|device| device.write_durable_at(header.offset(), &record));
         self.record(writer)
     }
 

@@ -15,6 +15,12 @@ pub mod rate;
 pub mod retention;
 pub mod words;
 
+/// Whether the long forms of the tests were asked for: `MIRRORHUB_FULL=1`.
+#[cfg(test)]
+pub(crate) fn is_full() -> bool {
+    std::env::var_os("MIRRORHUB_FULL").is_some_and(|value| value == "1")
+}
+
 /// Bytes in one block of a volume and in one node of its tree.
 pub const BLOCK_BYTES: usize = 4096;
 /// The same, as the type that offsets have.

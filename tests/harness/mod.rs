@@ -42,6 +42,11 @@ pub fn wait_for(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Whether the long forms were asked for: `MIRRORHUB_FULL=1`.
+pub fn is_full() -> bool {
+    std::env::var_os("MIRRORHUB_FULL").is_some_and(|value| value == "1")
+}
+
 /// A pause of the test itself, on a channel that nobody sends on.
 pub fn pause(length: Duration) {
     let (_sender, receiver) = std::sync::mpsc::channel::<()>();

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use mirrorhub::nbd::client::Client;
 
+use super::is_full;
+
 /// What the issue allows a disturbance to do to others: 20 %.
 const BOUND: f64 = 1.2;
 
@@ -108,8 +110,7 @@ impl Judgement {
     /// of a shared machine would cost it minutes, and can only have made the disturbance look worse
     /// or, seldom, hidden it.
     fn is_enough(&self) -> bool {
-        let is_full = std::env::var_os("MIRRORHUB_FULL").is_some_and(|value| value == "1");
-        self.is_within() || !is_full && self.harm <= BOUND
+        self.is_within() || !is_full() && self.harm <= BOUND
     }
 
     /// What counts when no more windows are taken. On a machine that is never quiet nothing less

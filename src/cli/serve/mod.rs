@@ -442,8 +442,7 @@ fn collect_pool(pool: &Pool, rot: MendFigures, upkeep: &Upkeep) {
         .absolute(u64::from(pool.first_error().is_some()));
 }
 
-/// When the own certificate ends; not a number without TLS.
-/// The certificate that ends first counts.
+/// When the own certificate that ends first does so; not a number without TLS.
 fn collect_tls(ends: impl IntoIterator<Item = i64>) {
     let ends = ends.into_iter().min();
     let seconds = ends.and_then(|ends| u64::try_from(ends).ok()).map_or(f64::NAN, to_f64);

@@ -10,8 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::run::run_without;
 use super::setup::{Setup, Store, Sweep};
 use crate::device::sim::Effect;
-use crate::units::machine;
 use crate::units::machine::simulated::words;
+use crate::units::{is_full, machine};
 
 /// The end of a sweep if calls never ran out.
 const CALLS_MAX: u64 = 100_000;
@@ -29,8 +29,7 @@ const EFFECTS: [(Effect, bool); 5] = [
 const STRIDE: u64 = 6;
 
 fn stride() -> u64 {
-    let full = std::env::var_os("MIRRORHUB_FULL").is_some_and(|value| value == "1");
-    if full { 1 } else { STRIDE }
+    if is_full() { 1 } else { STRIDE }
 }
 
 /// What went wrong, and whether the call came.

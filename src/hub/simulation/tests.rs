@@ -8,16 +8,12 @@ use super::probes::{Probe, Probes};
 use super::run::{Outcome, run};
 use super::setup::Setup;
 use crate::units::convert::to_u64;
-use crate::units::machine;
 use crate::units::machine::simulated::words;
+use crate::units::{is_full, machine};
 
 /// Seeds of a short run, and of a long one.
 const SEEDS: u64 = 300;
 const SEEDS_FULL: u64 = 10_000;
-
-fn full() -> bool {
-    std::env::var_os("MIRRORHUB_FULL").is_some_and(|value| value == "1")
-}
 
 /// Runs a seed; a problem is told with all that happened.
 fn seed(number: u64) -> Outcome {
@@ -90,7 +86,7 @@ fn runs(seeds: std::ops::Range<u64>, setup_of: fn(u64) -> Setup) -> Probes {
 /// together they meet every rare branch.
 #[test]
 fn no_seed_goes_wrong() {
-    let never = seeds(0..if full() { SEEDS_FULL } else { SEEDS }).never();
+    let never = seeds(0..if is_full() { SEEDS_FULL } else { SEEDS }).never();
     assert!(never.is_empty(), "never met: {never:?}");
 }
 
@@ -120,7 +116,7 @@ fn volumes_grow_whatever_goes_wrong() {
         runs(from.parse().unwrap()..to.parse().unwrap(), Setup::growing);
         return;
     }
-    let numbers = if full() { 0..3000 } else { 0..24 };
+    let numbers = if is_full() { 0..3000 } else { 0..24 };
     let probes = runs(numbers, Setup::growing);
     let met = probes.0.get(&Probe::Grown).copied().unwrap_or_default();
     assert!(met > 5, "clients met a larger volume {met} times");

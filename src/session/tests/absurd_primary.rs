@@ -50,7 +50,13 @@ fn source(line: &[Arrived], count: usize) -> Primary {
 }
 
 fn source_that(line: &[Arrived], count: usize, on_hub_loss: OnHubLoss) -> Primary {
-    let identity = Identity {
+    let held = line[..count].iter().map(held);
+    Primary::new(identity(on_hub_loss), Place::default(), held, Own::default())
+}
+
+/// A source of generation 2 that knows its hub.
+pub(super) fn identity(on_hub_loss: OnHubLoss) -> Identity {
+    Identity {
         name: "filer-a".parse().unwrap(),
         source: source_id(),
         hub: Some(hub_id()),
@@ -60,8 +66,7 @@ fn source_that(line: &[Arrived], count: usize, on_hub_loss: OnHubLoss) -> Primar
         policy: Policy { on_hub_loss, ..Policy::default() },
         alone: None,
         unasked: None,
-    };
-    Primary::new(identity, Place::default(), line[..count].iter().map(held), Own::default())
+    }
 }
 
 fn welcome(last: Place) -> Welcome {
@@ -472,17 +477,8 @@ fn a_hub_rolled_back_behind_what_was_released_is_a_gap() {
 
 #[test]
 fn the_first_hub_is_believed_and_no_other_afterwards() {
-    let identity = Identity {
-        name: "filer-a".parse().unwrap(),
-        source: source_id(),
-        hub: None,
-        generation: generation(1),
-        epoch: Epoch::default(),
-        volumes: offers(),
-        policy: Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() },
-        alone: None,
-        unasked: None,
-    };
+    let (generation, epoch) = (generation(1), Epoch::default());
+    let identity = Identity { hub: None, generation, epoch, ..identity(OnHubLoss::Stop) };
     let mut machine = Primary::new(identity, Place::default(), [], Own::default());
     machine.step(Event::Connected);
     let actions = receive(&mut machine, Message::Welcome(welcome(Place::default())));
@@ -595,18 +591,8 @@ fn welcome_settles_a_cp_that_is_published() {
 fn a_source_without_nvram_sends_its_own_cp() {
     let line = line(3);
     let (cp, place) = (CpNumber(1), line[1].place);
-    let identity = Identity {
-        name: "filer-a".parse().unwrap(),
-        source: source_id(),
-        hub: Some(hub_id()),
-        generation: generation(2),
-        epoch: EPOCH,
-        volumes: offers(),
-        policy: Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() },
-        alone: None,
-        unasked: None,
-    };
-    let mut machine = Primary::new(identity, place, [], Own { cp, ..Own::default() });
+    let own = Own { cp, ..Own::default() };
+    let mut machine = Primary::new(identity(OnHubLoss::Stop), place, [], own);
     machine.step(Event::Frozen { cp, place });
     machine.step(Event::Committed { cp, roots: vec![] });
     machine.step(Event::Connected);

@@ -13,11 +13,11 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use super::super::mirror::{self, Arrived, Known, Mirror, Outcome};
 use super::super::primary::{self, Held, Identity, Own, Primary};
 use super::absurd_primary::{line, received};
-use super::search::full;
 use super::world::{generation, hub_id, offers, root_of, source_id, transfer};
 use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
 use crate::units::ids::{HubId, SourceId};
+use crate::units::is_full;
 use crate::units::numbers::{
     CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
 };
@@ -683,13 +683,13 @@ impl MirrorShell {
 }
 
 fn cases() -> u32 {
-    if full() { 50_000 } else { 4000 }
+    if is_full() { 50_000 } else { 4000 }
 }
 
 /// The same histories in every short run: how deep they lead is held to a bound, and with new ones
 /// each time a run in sixteen of 800 missed it. The long form draws new ones.
 fn config() -> Config {
-    let rng_seed = if full() { RngSeed::Random } else { RngSeed::Fixed(1) };
+    let rng_seed = if is_full() { RngSeed::Random } else { RngSeed::Fixed(1) };
     Config { cases: cases(), failure_persistence: None, rng_seed, ..Config::default() }
 }
 

@@ -9,6 +9,7 @@ use std::hash::Hasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::world::{Budget, Faults, Step, World};
+use crate::units::is_full;
 
 /// How a search ended.
 #[derive(Debug)]
@@ -131,16 +132,11 @@ fn violation(problem: String, parents: &[(usize, Step)], mut index: usize) -> Fo
     Found::Violation { problem, path, states: parents.len() }
 }
 
-/// Whether the long forms were asked for.
-pub(super) fn full() -> bool {
-    std::env::var_os("MIRRORHUB_FULL").is_some_and(|value| value == "1")
-}
-
 /// Searches all of `budget` with every rule on; the long form has more of it.
 fn holds(budget: Budget, more: Budget) {
-    let budget = if full() { more } else { budget };
+    let budget = if is_full() { more } else { budget };
     let shapes: &[(u32, u64)] =
-        if full() || budget.rejects > 0 { &[(1, 10), (2, 10)] } else { &[(1, 10)] };
+        if is_full() || budget.rejects > 0 { &[(1, 10), (2, 10)] } else { &[(1, 10)] };
     for &shape in shapes {
         let states = search(Faults::default(), budget, shape, 30_000_000).nothing();
         println!("{states} histories, {shape:?}, {budget:?}");
@@ -283,7 +279,7 @@ fn no_change_of_what_the_loss_of_the_hub_means_goes_wrong() {
 /// Only in the long form: [`super::refusals`] has its shortest ways.
 #[test]
 fn no_refused_pass_with_newer_cps_goes_wrong() {
-    if !full() {
+    if !is_full() {
         return;
     }
     let budget = Budget { writes: 2, cps: 2, losses: 1, no_space: 1, ..NONE };
@@ -451,7 +447,7 @@ fn no_comparison_goes_wrong() {
         Budget { rejects: 1, no_space: 1, ..one },
     ];
     for budget in budgets {
-        let budget = if full() { Budget { writes: 2, cps: 2, ..budget } } else { budget };
+        let budget = if is_full() { Budget { writes: 2, cps: 2, ..budget } } else { budget };
         let states = search(faults, budget, (1, 10), 30_000_000).nothing();
         println!("{states} histories, {budget:?}");
     }

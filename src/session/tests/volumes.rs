@@ -2,13 +2,13 @@
 //! volume comes back.
 
 use super::super::primary::{Action, Event, Held, Identity, Own, Past, Primary};
-use super::absurd_primary::line;
-use super::world::{generation, hub_id, source_id};
+use super::absurd_primary::{identity, line};
+use super::world::hub_id;
 use crate::record::marks::Place;
 use crate::units::hash::Root;
 use crate::units::ids::VolumeId;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, TransferId, VolumeNumber};
-use crate::units::policy::{OnHubLoss, Policy};
+use crate::units::policy::OnHubLoss;
 use crate::wire::message::{
     Ack, CpDone, CpEnd, Message, Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot,
     Welcome,
@@ -41,17 +41,8 @@ fn refusal() -> VolumeRefusal {
 
 /// A source of three volumes that holds two transfers of CP 1.
 pub(super) fn source(on_hub_loss: OnHubLoss, alone: bool) -> Primary {
-    let identity = Identity {
-        name: "filer-a".parse().unwrap(),
-        source: source_id(),
-        hub: Some(hub_id()),
-        generation: generation(2),
-        epoch: EPOCH,
-        volumes: offers(),
-        policy: Policy { on_hub_loss, ..Policy::default() },
-        alone: alone.then_some((EPOCH, line(1)[0].place.sequence)),
-        unasked: None,
-    };
+    let alone = alone.then_some((EPOCH, line(1)[0].place.sequence));
+    let identity = Identity { volumes: offers(), alone, ..identity(on_hub_loss) };
     let held = line(2).into_iter().map(|arrived| Held { place: arrived.place, bytes: 100 });
     Primary::new(identity, Place::default(), held, Own::default())
 }
@@ -283,17 +274,8 @@ fn no_cp_of_before_is_sent_behind_a_growth() {
     }
     for outgrown in [false, true] {
         let (cp, place) = (CpNumber(1), line(2)[1].place);
-        let identity = Identity {
-            name: "filer-a".parse().unwrap(),
-            source: source_id(),
-            hub: Some(hub_id()),
-            generation: generation(2),
-            epoch: EPOCH,
-            volumes: grown(),
-            policy: Policy { on_hub_loss: OnHubLoss::Continue, ..Policy::default() },
-            alone: Some((EPOCH, place.sequence)),
-            unasked: None,
-        };
+        let alone = Some((EPOCH, place.sequence));
+        let identity = Identity { volumes: grown(), alone, ..identity(OnHubLoss::Continue) };
         let own = Own { cp, roots: roots(1), outgrown };
         let mut machine = Primary::new(identity, place, [], own);
         let actions = come(&mut machine, welcome(Vec::new()), true);

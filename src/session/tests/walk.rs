@@ -7,8 +7,9 @@
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use super::search::{advance, full};
+use super::search::advance;
 use super::world::{Budget, Faults, Step, World};
+use crate::units::is_full;
 
 /// Steps without a fault after which both ends are in step.
 const SETTLE_STEPS_MAX: usize = 4000;
@@ -156,14 +157,14 @@ fn seeds() -> Vec<u64> {
         return vec![seed.parse().unwrap()];
     }
     let fresh = RandomState::new().build_hasher().finish();
-    (1..if full() { 400 } else { 20 }).chain([fresh]).collect()
+    (1..if is_full() { 400 } else { 20 }).chain([fresh]).collect()
 }
 
 #[test]
 fn long_histories_keep_every_promise_and_come_to_rest() {
     for lying in [false, true] {
         for seed in seeds() {
-            let rounds = if full() { 400 } else { 40 };
+            let rounds = if is_full() { 400 } else { 40 };
             let walk = match walk(seed, Faults::default(), lying, rounds) {
                 Ok(walk) => walk,
                 Err(problem) => panic!("{problem}"),
