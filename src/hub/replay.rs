@@ -3,9 +3,9 @@
 //! Called by the applier for a CP that comes without updates, and by failover for everything
 //! behind the image. Entries gather in the same buffers as at a source, the newest byte wins, and
 //! are planned and written by the same code, so the same entries give the same trees however they
-//! came. When [`REPLAY_BLOCKS_MAX`] blocks or [`REPLAY_ENTRIES_MAX`] entries have gathered they
-//! are written through, on top of what was written before: memory does not go by the log's length.
-//! From the second such batch on that is done beside the reading, on a thread of its own.
+//! came. When [`REPLAY_BLOCKS_MAX`] blocks or [`REPLAY_ENTRIES_MAX`] entries have gathered, at first
+//! less, they are written through, on top of what was written before: memory does not go by the log's
+//! length. That is done beside the reading of what comes next, on a thread of its own.
 //!
 //! Invariant: what is applied joins the image without a gap, transfer by transfer, and every
 //! header and all data has passed its checksum again (invariant 11). Whatever is missing or
@@ -20,7 +20,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use crate::filer::buffers::Buffers;
 use crate::filer::plan::{Plan, Step};
-use crate::limits::{REPLAY_BLOCKS_MAX, REPLAY_ENTRIES_MAX};
+use crate::limits::{REPLAY_BLOCKS_FIRST, REPLAY_BLOCKS_MAX, REPLAY_ENTRIES_MAX};
 use crate::pool::Pool;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::write_set::WriteSet;
@@ -209,6 +209,7 @@ impl<'a> Replay<'a> {
         let sizes = trees.trees.iter().map(|(volume, tree)| (*volume, tree.size)).collect();
         let (mut extent, mut buffers, mut last) =
             (Extent::default(), Buffers::default(), chain.from);
+        let mut most = REPLAY_BLOCKS_FIRST;
         std::thread::scope(|scope| {
             let mut writer = Writer { scope, here: Some(trees), beside: None };
             let walked = chain.walk(upto, |_, transfer| {
@@ -223,9 +224,9 @@ impl<'a> Replay<'a> {
                 }
                 last = transfer.place();
                 extent.add(transfer);
-                if buffers.blocks() >= REPLAY_BLOCKS_MAX || buffers.entries() >= REPLAY_ENTRIES_MAX
-                {
+                if buffers.blocks() >= most || buffers.entries() >= REPLAY_ENTRIES_MAX {
                     writer.take_on(std::mem::take(&mut buffers))?;
+                    most = REPLAY_BLOCKS_MAX.min(most * 2);
                 }
                 if goes_on(&extent) { Ok(()) } else { Err(ReplayError::Stopped) }
             });

@@ -227,7 +227,10 @@ pub const NBD_DRAIN_SECONDS_MAX: u64 = 30;
 
 /// Blocks that gather before a replay writes them through; twice as many are in memory, since the
 /// next gather meanwhile. Unit tests shrink it, so that each takes several passes.
-pub const REPLAY_BLOCKS_MAX: u64 = if cfg!(test) { 6 } else { 16_384 };
+pub const REPLAY_BLOCKS_MAX: u64 = if cfg!(test) { 6 } else { 8192 };
+/// Blocks that gather before the first time: each time twice as many, so that reading and writing
+/// soon go on beside each other.
+pub const REPLAY_BLOCKS_FIRST: u64 = if cfg!(test) { 6 } else { 1024 };
 /// Entries that gather before a replay writes them through: what they know of blocks in part, and
 /// the holes they make, takes memory as well.
 pub const REPLAY_ENTRIES_MAX: u64 = if cfg!(test) { 9 } else { 262_144 };

@@ -5,8 +5,9 @@
 //! passed over silently: the caller decides whether it is a torn tail or damage. Memory is one
 //! window and, for whole records, one record.
 
-use bytes::Bytes;
 use std::sync::Arc;
+
+use bytes::BytesMut;
 
 use super::error::{LogError, io_error};
 use super::format::HEADER_BYTES_U64;
@@ -113,11 +114,14 @@ pub(super) struct Scanner<'a> {
     extent: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// Where the last whole record was read into: its memory serves the next one if that is gone by then.
+    spare: BytesMut,
 }
 
 impl<'a> Scanner<'a> {
     pub(super) fn new(open: &'a OpenFiles, name: &'a Arc<LogName>, extent: u64) -> Self {
-        Self { open, name, extent, window: Vec::new(), window_at: 0 }
+        let (window, spare) = Default::default();
+        Self { open, name, extent, window, window_at: 0, spare }
     }
 
     /// Reads and checks the head of the record at `at`.
@@ -138,7 +142,8 @@ impl<'a> Scanner<'a> {
             Found::End => return Ok(Found::End),
             Found::Bad(bad) => return Ok(Found::Bad(bad)),
         };
-        let mut body = vec![0; u32_to_usize(head.envelope.body_bytes)];
+        let mut body = std::mem::take(&mut self.spare);
+        body.resize(u32_to_usize(head.envelope.body_bytes), 0);
         let start = at.0 + to_u64(ENVELOPE_BYTES);
         let held = self.copy_from_window(start, &mut body);
         if held < body.len() {
@@ -151,7 +156,9 @@ impl<'a> Scanner<'a> {
         if let Err(bad) = head.envelope.check_body(&body) {
             return Ok(Found::Bad(bad.into()));
         }
-        match Transfer::parse(Bytes::from(body)) {
+        let whole = body.split().freeze();
+        self.spare = body;
+        match Transfer::parse(whole) {
             Ok(transfer) => Ok(Found::Record((head, transfer))),
             Err(bad) => Ok(Found::Bad(bad.into())),
         }
