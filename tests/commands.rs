@@ -52,6 +52,8 @@ fn entry(state: State) -> SourceEntry {
         drained_bytes: Some(4096),
         applied_bytes: Some(4096),
         visible_bytes: 4096,
+        pool_used_bytes: None,
+        pool_limit_bytes: None,
         volumes: Vec::new(),
     }
 }

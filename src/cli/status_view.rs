@@ -299,6 +299,12 @@ fn details(source: &SourceEntry, paint: &Paint) -> String {
     if let Some(next) = &source.policy_next {
         lines.push(("next", format!("{}; behind a CP that the hub has", promise(next))));
     }
+    if let Some(used) = source.pool_used_bytes {
+        let limit = source.pool_limit_bytes;
+        let most =
+            limit.map_or_else(String::new, |limit| format!(" of {} that it may", size(limit)));
+        lines.push(("space", format!("its CPs have {} of the pool{most}", size(used))));
+    }
     let id = source.id.map_or_else(|| "not known yet".to_owned(), |id| id.to_string());
     lines.push(("id", id));
     lines.push(("epoch", format!("{}, generation {}", source.epoch, source.generation)));
@@ -408,6 +414,8 @@ mod tests {
             drained_bytes: Some(ladder[2]),
             applied_bytes: Some(ladder[3]),
             visible_bytes: ladder[4],
+            pool_used_bytes: None,
+            pool_limit_bytes: None,
             volumes: vec![
                 VolumeStatus {
                     name: "vol0".parse().unwrap(),

@@ -433,6 +433,8 @@ mod tests {
             state: *state,
             acknowledged_bytes: *acknowledged,
             visible_bytes: *visible,
+            pool_used_bytes: None,
+            pool_limit_bytes: None,
             lag_seconds: Some(if acknowledged > visible { 2.0 } else { 0.0 }),
             name: name.parse().unwrap(),
             ..entry()

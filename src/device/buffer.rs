@@ -27,6 +27,18 @@ impl AlignedBuffer {
         Self { memory, start, length }
     }
 
+    /// All pieces, one behind the other. The caller has bounded what they are together.
+    pub fn gathered(pieces: &[&[u8]]) -> Self {
+        let mut gathered = Self::new(pieces.iter().map(|piece| piece.len()).sum());
+        let mut rest: &mut [u8] = &mut gathered;
+        for piece in pieces {
+            let (own, others) = rest.split_at_mut(piece.len());
+            own.copy_from_slice(piece);
+            rest = others;
+        }
+        gathered
+    }
+
     /// Whether `bytes` begins at a multiple of `align`, a power of two.
     pub fn is_aligned(bytes: &[u8], align: usize) -> bool {
         bytes.as_ptr().align_offset(align) == 0

@@ -3,6 +3,7 @@
 //! Called from the tests of each implementation (file, latch, sim, RAID) with a closure that makes
 //! a fresh device of at least 256 KiB. A broken promise is a panic with the name of the check.
 
+use super::buffer::AlignedBuffer;
 use super::{Device, DeviceError};
 use crate::units::convert::{to_u64, to_usize};
 
@@ -15,6 +16,38 @@ pub fn suite(make: impl Fn() -> Box<dyn Device>) {
     takes_the_edges(&*make());
     agrees_with_plain_memory(&*make());
     keeps_neighbours_of_many_threads(&*make());
+    writes_pieces_as_one(&*make());
+}
+
+/// Pieces of odd and of even sizes, aligned in memory and not, few and more than a call takes.
+fn writes_pieces_as_one(device: &dyn Device) {
+    let bytes = AlignedBuffer::gathered(&[&pattern(21, 3 * 65_536)]);
+    let cuts: [&[usize]; 5] = [
+        &[],
+        &[65_536, 65_536, 65_536],
+        &[4096, 61_440, 131_072],
+        &[1, 0, 4095, 70_000, 122_512],
+        &[64; 1100],
+    ];
+    for (offset, cuts) in [(4096, 0), (4096, 1), (0, 2), (8192, 3), (777, 1), (4096, 4)]
+        .map(|(offset, at)| (offset, cuts[at]))
+    {
+        write(device, 0, &[3; 256 << 10], false);
+        let mut rest: &[u8] = &bytes;
+        let mut pieces = Vec::new();
+        for length in cuts {
+            let (piece, others) = rest.split_at(*length);
+            pieces.push(piece);
+            rest = others;
+        }
+        good(device.write_pieces_at(offset, &pieces), "write of pieces");
+        let mut wanted = vec![3; 256 << 10];
+        let whole = pieces.concat();
+        wanted[to_usize(offset)..][..whole.len()].copy_from_slice(&whole);
+        assert!(read(device, 0, 256 << 10) == wanted, "{} pieces at {offset}", pieces.len());
+    }
+    let outside = device.write_pieces_at(device.size().0 - 4096, &[&bytes[..4096], &bytes[..1]]);
+    assert!(matches!(outside, Err(DeviceError::OutOfRange { .. })), "pieces beyond the end");
 }
 
 fn says_the_same_about_itself(device: &dyn Device) {

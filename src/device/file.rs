@@ -21,10 +21,12 @@
 mod prepare;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+
+use rustix::io::Errno;
 
 use super::buffer::AlignedBuffer;
 use super::directory::create_durably;
@@ -36,6 +38,8 @@ use crate::units::numbers::ByteCount;
 const BOUNCE_BYTES_MAX: usize = 1 << 20;
 /// Writes of so much are not copied into the page cache.
 const LARGE_BYTES_MIN: usize = 64 << 10;
+/// Pieces that the kernel takes with one call.
+const PIECES_MAX: usize = 1024;
 /// A file device is made of whole blocks of this.
 pub const FILE_SIZE_UNIT_BYTES: u64 = 4096;
 
@@ -209,6 +213,22 @@ impl Device for FileDevice {
         self.write("write", offset, bytes, |direct| &direct.io)
     }
 
+    fn write_pieces_at(&self, offset: u64, pieces: &[&[u8]]) -> Result<(), DeviceError> {
+        let length = pieces.iter().map(|piece| piece.len()).sum();
+        check_range(self, offset, length)?;
+        match (pieces, &self.direct) {
+            ([bytes], _) => return self.write_at(offset, bytes),
+            (_, Some(_)) => return self.write_at(offset, &AlignedBuffer::gathered(pieces)),
+            (_, None) => {}
+        }
+        let past = self.past.as_ref().filter(|past| {
+            length >= LARGE_BYTES_MIN && pieces.iter().all(|piece| past.takes(offset, piece))
+        });
+        let (file, align) = past.map_or((&self.plain, 1), |past| (&past.io, past.align));
+        let written = write_pieces(file, offset, pieces, align);
+        written.map_err(|error| self.io_error("write", (offset, length), error))
+    }
+
     fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         const OPERATION: &str = "durable write";
         if let Some(past) = self.past.as_ref().filter(|past| past.has_whole(offset, bytes)) {
@@ -326,6 +346,26 @@ fn write_fully(file: &File, offset: u64, bytes: &[u8], align: usize) -> io::Resu
     transfer(bytes.len(), align, io::ErrorKind::WriteZero, |done| {
         file.write_at(&bytes[done..], offset + to_u64(done))
     })
+}
+
+/// With as few calls as the kernel allows; what a short one left goes out piece by piece.
+fn write_pieces(file: &File, offset: u64, pieces: &[&[u8]], align: usize) -> io::Result<()> {
+    let mut at = offset;
+    for some in pieces.chunks(PIECES_MAX) {
+        let slices: Vec<IoSlice<'_>> = some.iter().map(|piece| IoSlice::new(piece)).collect();
+        let mut done = match rustix::io::pwritev(file, &slices, at) {
+            Ok(moved) => moved - moved % align,
+            Err(Errno::INTR) => 0,
+            Err(errno) => return Err(errno.into()),
+        };
+        for piece in some {
+            let skip = done.min(piece.len());
+            write_fully(file, at + to_u64(skip), &piece[skip..], align)?;
+            done -= skip;
+            at += to_u64(piece.len());
+        }
+    }
+    Ok(())
 }
 
 /// Repeats `step(done)` until `length` bytes were moved. What a short call moved of its last

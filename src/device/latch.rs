@@ -84,6 +84,10 @@ impl<D: Device> Device for Latch<D> {
         self.guard(|inner| inner.write_at(offset, bytes))
     }
 
+    fn write_pieces_at(&self, offset: u64, pieces: &[&[u8]]) -> Result<(), DeviceError> {
+        self.guard(|inner| inner.write_pieces_at(offset, pieces))
+    }
+
     fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         self.guard(|inner| inner.write_durable_at(offset, bytes))?;
         self.syncs.fetch_add(1, Ordering::Relaxed);
@@ -150,6 +154,10 @@ impl<D: Device + ?Sized> Device for Arc<D> {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         (**self).write_at(offset, bytes)
+    }
+
+    fn write_pieces_at(&self, offset: u64, pieces: &[&[u8]]) -> Result<(), DeviceError> {
+        (**self).write_pieces_at(offset, pieces)
     }
 
     fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {

@@ -98,6 +98,14 @@ pub trait Device: Send + Sync + fmt::Debug {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError>;
     /// Writes `bytes` at `offset`; durable after the next successful [`Device::flush`].
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError>;
+    /// Writes all pieces, one behind the other, as one [`Device::write_at`]. Who can hands them to the
+    /// kernel as they are; here they are copied together.
+    fn write_pieces_at(&self, offset: u64, pieces: &[&[u8]]) -> Result<(), DeviceError> {
+        match pieces {
+            [bytes] => self.write_at(offset, bytes),
+            _ => self.write_at(offset, &buffer::AlignedBuffer::gathered(pieces)),
+        }
+    }
     /// Writes `bytes` at `offset`; durable when it returns `Ok`. Says nothing about earlier
     /// `write_at` calls.
     fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError>;

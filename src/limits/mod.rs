@@ -143,6 +143,9 @@ pub const HISTORY_ROWS_MAX: u64 = 65_536;
 pub const POOL_LEASE_BLOCKS: u64 = 256;
 /// Bytes of one device write or read of the pool.
 pub const POOL_IO_BYTES_MAX: u64 = MIB;
+/// Bytes of one write to a pool's device that has stripes: each write waits for the journal and for the
+/// slowest device, whatever its length. Unit tests shrink it.
+pub const POOL_STRIPED_IO_BYTES_MAX: u64 = if cfg!(test) { MIB } else { 4 * MIB };
 /// Catalog changes that gather while a commit runs; more callers wait.
 pub const POOL_GROUP_CHANGES_MAX: usize = 1024;
 

@@ -87,6 +87,13 @@ impl Mirror {
         self.used.get(&source).copied().or_else(|| never().then_some(0))
     }
 
+    /// The same of each source of which it is known, those that are counted and are no source's among them.
+    pub(super) fn all_used(&self) -> impl Iterator<Item = (SourceId, u64)> {
+        let known = self.sources.keys().filter(|source| !self.used.contains_key(source));
+        let never = known.filter_map(|source| Some((*source, self.used(*source)?)));
+        never.chain(self.used.iter().map(|(source, blocks)| (*source, *blocks)))
+    }
+
     /// What a part above remembers under that name.
     pub(super) fn note(&self, name: &str) -> Option<&Vec<u8>> {
         self.notes.get(name)

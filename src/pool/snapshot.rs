@@ -4,8 +4,10 @@
 //! tree in it is pinned as long as the snapshot lives, so it can be walked while CPs go on; no
 //! kept CP is dropped meanwhile.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::units::ids::SourceId;
 use crate::units::numbers::CpNumber;
 
 use super::bitmap::Bitmap;
@@ -25,6 +27,9 @@ pub struct Snapshot {
     pub busy: Bitmap,
     /// The counts.
     pub space: Space,
+    /// Blocks that the catalog counts for each source, as far as it does: what its published and kept
+    /// roots reach.
+    pub used: BTreeMap<SourceId, u64>,
     /// Every published tree.
     pub published_trees: Vec<(VolumeKey, CpNumber, TreeRoot)>,
     /// Every kept tree, newest CP first.
@@ -47,6 +52,7 @@ impl Pool {
         let space = state.space.report();
         let (stored, busy) = state.space.maps();
         let (stored, busy) = (stored.clone(), busy.clone());
+        let used = state.mirror.all_used().collect();
         let mut pinned = Vec::new();
         state.space.pins.for_each(|key, cp, tree| pinned.push((key, cp, tree)));
         let mut published_trees = Vec::new();
@@ -73,6 +79,7 @@ impl Pool {
             stored,
             busy,
             space,
+            used,
             published_trees,
             kept_trees,
             work_trees,

@@ -103,6 +103,11 @@ impl Pool {
         state.mirror.load_volume(row);
     }
 
+    /// Has the catalog count other blocks for a source.
+    pub(crate) fn break_used(&self, source: SourceId, blocks: u64) {
+        self.lock().unwrap().mirror.load_used(source, blocks);
+    }
+
     /// Makes a source's applied CP another one.
     pub(crate) fn break_cp(&self, source: SourceId, cp: CpNumber) {
         let mut state = self.lock().unwrap();

@@ -1,6 +1,7 @@
 //! The blocks of one CP that is not published yet.
 //!
-//! A write set takes free blocks in runs, writes them through buffers of 1 MiB, the second and all
+//! A write set takes free blocks in runs, writes them through buffers of 1 MiB, of 4 MiB to an array,
+//! the second and all
 //! that follow beside the filling of the next one, and notes which published blocks the CP no longer
 //! needs. Nothing of it is visible or durable before
 //! `Pool::publish` takes it; dropping it gives everything back. Builders of different CPs work
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::device::buffer::AlignedBuffer;
-use crate::limits::{POOL_IO_BYTES_MAX, POOL_LEASE_BLOCKS};
+use crate::limits::{POOL_IO_BYTES_MAX, POOL_LEASE_BLOCKS, POOL_STRIPED_IO_BYTES_MAX};
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::ids::SourceId;
 use crate::units::numbers::{BlockCount, CpNumber, Pbn};
@@ -109,6 +110,7 @@ pub struct WriteSet {
     /// Bytes not written yet, for the blocks from `buffer_start` on; made with the first block.
     buffer: Option<AlignedBuffer>,
     buffer_start: Pbn,
+    buffer_bytes: usize,
     queued: usize,
     /// Full buffers are written by a thread from the second one on.
     behind: Option<Behind>,
@@ -144,7 +146,13 @@ impl Bound {
 
 impl WriteSet {
     pub(super) fn new(pool: Arc<Pool>, budget: Budget) -> Self {
+        let device = pool.device();
+        let buffer_bytes = match device.stripe() > device.alignment() {
+            true => POOL_STRIPED_IO_BYTES_MAX,
+            false => POOL_IO_BYTES_MAX,
+        };
         Self {
+            buffer_bytes: to_usize(buffer_bytes),
             pool,
             budget,
             account: Account::default(),
@@ -294,7 +302,7 @@ impl WriteSet {
     }
 
     fn queue(&mut self, pbn: Pbn, block: &[u8; BLOCK_BYTES]) -> Result<(), PoolError> {
-        let size = to_usize(POOL_IO_BYTES_MAX);
+        let size = self.buffer_bytes;
         let next = self.buffer_start.0 + to_u64(self.queued) / BLOCK_BYTES_U64;
         if self.queued > 0 && (pbn.0 != next || self.queued == size) {
             self.hand_over()?;

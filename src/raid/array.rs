@@ -21,6 +21,7 @@ use crate::units::ids::{ArrayId, MemberId};
 use crate::units::machine;
 use crate::units::numbers::ByteCount;
 
+use super::crew::{self, Ended};
 use super::journal::Area;
 use super::label::{self, Entry, Label};
 use super::layout::{Geometry, Level};
@@ -251,8 +252,8 @@ pub(super) struct Writer {
     pub(super) unfit: Option<StripeSet>,
     /// Stripes written since a device began to be filled, until it is known what it needs.
     pub(super) touched: Option<BTreeSet<u64>>,
-    /// What goes to each device of whole stripes: kept, for new memory costs as much as the copy.
-    pub(super) images: Vec<AlignedBuffer>,
+    /// Parity of whole stripes on its way, by column: kept, for new memory costs more than it does.
+    pub(super) parity: Vec<AlignedBuffer>,
 }
 
 /// Several devices as one.
@@ -301,7 +302,7 @@ impl Array {
                 area,
                 unfit: None,
                 touched: None,
-                images: Vec::new(),
+                parity: Vec::new(),
             }),
             lost_rows: AtomicU64::new(0),
             pending: RwLock::default(),
@@ -502,41 +503,13 @@ impl Array {
                 false
             }
         };
-        // One after the other in unit tests, so that a seed gives the same history again.
-        if cfg!(test) || there.len() < 2 {
-            return there.iter().filter(|(place, device)| run(*place, &**device)).count();
+        let ended = crew::each(&there, |(place, device)| run(*place, &**device));
+        for ((place, _), _) in there.iter().zip(&ended).filter(|(_, end)| **end == Ended::Panicked)
+        {
+            let what = self.lost(("write", 0, 0), "its thread panicked");
+            self.members[*place].fail(&what);
         }
-        std::thread::scope(|scope| {
-            let run = &run;
-            // One of them on this thread, which has nothing else to do.
-            let (own, others) = (&there[0], &there[1..]);
-            let threads: Vec<_> = others
-                .iter()
-                .map(|(place, device)| (*place, scope.spawn(move || run(*place, &**device))))
-                .collect();
-            let own = usize::from(run(own.0, &*own.1));
-            let ended = threads.into_iter().map(|(place, thread)| {
-                thread.join().unwrap_or_else(|_| {
-                    let what = self.lost(("write", 0, 0), "its thread panicked");
-                    self.members[place].fail(&what);
-                    false
-                })
-            });
-            own + ended.filter(|good| *good).count()
-        })
-    }
-
-    /// Runs both, `work` on another thread, and says what `own` says.
-    pub(super) fn beside<T>(&self, own: impl FnOnce() -> T, work: impl FnOnce() + Send) -> T {
-        // One after the other in unit tests, so that a seed gives the same history again.
-        if cfg!(test) {
-            work();
-            return own();
-        }
-        std::thread::scope(|scope| {
-            let _ended_with_the_scope = scope.spawn(work);
-            own()
-        })
+        ended.into_iter().filter(|end| *end == Ended::With(true)).count()
     }
 }
 

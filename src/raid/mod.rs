@@ -26,6 +26,7 @@
 
 pub mod array;
 pub mod assemble;
+mod crew;
 pub mod files;
 mod journal;
 pub mod label;

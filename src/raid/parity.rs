@@ -114,17 +114,18 @@ pub fn add_times(target: &mut [u8], source: &[u8], factor: u8) {
 }
 
 /// Computes the parity of `data`: no, one or two columns.
-pub fn encode<D: AsRef<[u8]>>(data: &[D], parity: &mut [Vec<u8>]) {
+pub fn encode<D: AsRef<[u8]>, P: AsMut<[u8]>>(data: &[D], parity: &mut [P]) {
     match parity {
         [] => {}
         [p] => {
+            let p = p.as_mut();
             p.fill(0);
             data.iter().for_each(|column| add(p, column.as_ref()));
         }
-        [p, q] => encode_both(data, p, q),
+        [p, q] => encode_both(data, p.as_mut(), q.as_mut()),
         copies => {
             assert!(data.len() == 1, "only copies are more than two");
-            copies.iter_mut().for_each(|copy| copy.copy_from_slice(data[0].as_ref()));
+            copies.iter_mut().for_each(|copy| copy.as_mut().copy_from_slice(data[0].as_ref()));
         }
     }
 }

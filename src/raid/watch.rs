@@ -119,6 +119,12 @@ impl Device for Watched {
         self.timed(|| self.device.write_at(offset, bytes))
     }
 
+    fn write_pieces_at(&self, offset: u64, pieces: &[&[u8]]) -> Result<(), DeviceError> {
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        self.written.fetch_add(to_u64(length), Ordering::Relaxed);
+        self.timed(|| self.device.write_pieces_at(offset, pieces))
+    }
+
     fn write_durable_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         self.written.fetch_add(to_u64(bytes.len()), Ordering::Relaxed);
         self.timed(|| self.device.write_durable_at(offset, bytes))

@@ -26,6 +26,7 @@ use crate::units::convert::{to_u64, to_usize};
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
 use super::array::{Array, Block, Writer};
+use super::crew;
 use super::journal::{self, Header, Placed, Record, StripeRun, Target};
 use super::layout::Spot;
 use super::parity;
@@ -33,6 +34,13 @@ use super::read::overlap;
 
 /// The new blocks of one row, by column.
 type Row = BTreeMap<usize, Block>;
+
+/// What one device gets of a write: bytes side by side on it.
+struct Stretch<'a> {
+    on: u64,
+    end: u64,
+    pieces: Vec<&'a [u8]>,
+}
 
 impl Array {
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
@@ -70,7 +78,8 @@ impl Array {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(), DeviceError> {
-        let mut pieces: BTreeMap<usize, Vec<(u64, &[u8])>> = BTreeMap::new();
+        // Of each device one stretch: what lies in one column behind the other lies there so as well.
+        let mut stretches: BTreeMap<usize, Stretch<'_>> = BTreeMap::new();
         let (mut at, mut rest) = (offset, bytes);
         while !rest.is_empty() {
             let spot = self.geometry.spot(at);
@@ -78,12 +87,16 @@ impl Array {
             let (piece, others) = rest.split_at(length);
             let place = self.geometry.place(spot.stripe, spot.column);
             let on = self.geometry.on_member(spot.stripe, spot.within);
-            pieces.entry(place).or_default().push((on, piece));
+            let stretch =
+                stretches.entry(place).or_insert(Stretch { on, end: on, pieces: Vec::new() });
+            assert_eq!(stretch.end, on, "what a device gets of one write lies side by side");
+            stretch.end += to_u64(length);
+            stretch.pieces.push(piece);
             at += to_u64(length);
             rest = others;
         }
-        self.on_each(pieces.keys().copied(), |place, device| {
-            pieces[&place].iter().try_for_each(|(on, piece)| device.write_at(*on, piece))
+        self.on_each(stretches.keys().copied(), |place, device| {
+            device.write_pieces_at(stretches[&place].on, &stretches[&place].pieces)
         });
         self.record(writer)
     }
@@ -136,23 +149,18 @@ impl Array {
         bytes: &[u8],
     ) -> Result<(), DeviceError> {
         let geometry = &self.geometry;
-        let stripe_bytes = to_usize(geometry.stripe_bytes());
-        let (n, chunk) = (geometry.members, to_usize(geometry.chunk));
-        let count = bytes.len() / stripe_bytes;
+        let count = bytes.len() / to_usize(geometry.stripe_bytes());
         let run = StripeRun { first, count: to_u64(count) };
         let record = Record { blocks: Vec::new(), whole: vec![run] };
-        let length = count * chunk;
-        let mut images = std::mem::take(&mut writer.images);
+        let length = count * to_usize(geometry.chunk);
+        let mut parity = std::mem::take(&mut writer.parity);
         if geometry.data_columns() == 1 {
             self.append(writer, &record)?;
         } else {
-            if images.first().is_none_or(|image| image.len() < length) {
-                images = (0..n).map(|_| AlignedBuffer::new(length)).collect();
+            if parity.first().is_none_or(|column| column.len() < length) {
+                parity = (0..geometry.spare()).map(|_| AlignedBuffer::new(length)).collect();
             }
-            self.beside(
-                || self.append(writer, &record),
-                || self.fill_images(first, bytes, &mut images),
-            )?;
+            crew::beside(|| self.append(writer, &record), || self.fill_parity(bytes, &mut parity))?;
         }
         for stripe in run.first..run.first + run.count {
             writer.touched.iter_mut().for_each(|touched| _ = touched.insert(stripe));
@@ -160,13 +168,12 @@ impl Array {
         }
         {
             let _alone = self.in_place.write().unwrap_or_else(PoisonError::into_inner);
-            self.on_each(0..n, |place, device| {
-                // A mirror has all of it everywhere.
-                let image = images.get(place).map_or(bytes, |image| &image[..length]);
-                device.write_at(geometry.on_member(first, 0), image)
+            self.on_each(0..geometry.members, |place, device| {
+                let pieces = self.pieces_of(place, run, bytes, &parity);
+                device.write_pieces_at(geometry.on_member(first, 0), &pieces)
             });
         }
-        writer.images = images;
+        writer.parity = parity;
         self.record(writer)?;
         // Older than what was just written.
         let blocks = geometry.stripe_bytes() / BLOCK_BYTES_U64;
@@ -176,20 +183,38 @@ impl Array {
         Ok(())
     }
 
-    /// What each device gets of whole stripes, parity and all.
-    fn fill_images(&self, first: u64, bytes: &[u8], images: &mut [AlignedBuffer]) {
-        let geometry = &self.geometry;
-        let (stripe_bytes, chunk) = (to_usize(geometry.stripe_bytes()), to_usize(geometry.chunk));
-        let mut parity = vec![vec![0; chunk]; geometry.spare()];
-        for (stripe, data) in (first..).zip(bytes.chunks_exact(stripe_bytes)) {
+    /// The parity of whole stripes: of each column that of all stripes, one behind the other.
+    fn fill_parity(&self, bytes: &[u8], parity: &mut [AlignedBuffer]) {
+        let stripe_bytes = to_usize(self.geometry.stripe_bytes());
+        let chunk = to_usize(self.geometry.chunk);
+        for (data, at) in bytes.chunks_exact(stripe_bytes).zip((0..).step_by(chunk)) {
             let columns: Vec<&[u8]> = data.chunks_exact(chunk).collect();
-            parity::encode(&columns, &mut parity);
-            let all = columns.into_iter().chain(parity.iter().map(Vec::as_slice));
-            let at = to_usize(stripe - first) * chunk;
-            for (column, bytes) in all.enumerate() {
-                images[geometry.place(stripe, column)][at..at + chunk].copy_from_slice(bytes);
-            }
+            let mut made: Vec<&mut [u8]> =
+                parity.iter_mut().map(|column| &mut column[at..at + chunk]).collect();
+            parity::encode(&columns, &mut made);
         }
+    }
+
+    /// What a device gets of a run of whole stripes, in order.
+    fn pieces_of<'a>(
+        &self,
+        place: usize,
+        run: StripeRun,
+        bytes: &'a [u8],
+        parity: &'a [AlignedBuffer],
+    ) -> Vec<&'a [u8]> {
+        let geometry = &self.geometry;
+        let (k, chunk) = (geometry.data_columns(), to_usize(geometry.chunk));
+        if k == 1 {
+            // A mirror has all of it everywhere.
+            return vec![bytes];
+        }
+        let stripes = (run.first..run.first + run.count).enumerate();
+        let pieces = stripes.map(|(nth, stripe)| match geometry.column(stripe, place) {
+            column if column < k => &bytes[(nth * k + column) * chunk..][..chunk],
+            column => &parity[column - k][nth * chunk..][..chunk],
+        });
+        pieces.collect()
     }
 
     /// Puts what is held in memory in place, by way of the journal.

@@ -36,6 +36,7 @@ mod error;
 pub mod files;
 pub mod format;
 mod log;
+mod names;
 mod open;
 mod reader;
 mod recover;

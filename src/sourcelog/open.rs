@@ -13,14 +13,16 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::error::{FaultLatch, LogError, io_error};
 use super::files::{Files, LogFile};
 use super::format::{Identity, SECTOR_BYTES};
+use super::names::NewNames;
 use crate::units::ids::RingId;
 
 /// Up to this many files and directories are synced one by one.
@@ -96,6 +98,8 @@ pub(super) struct OpenFiles {
     syncs: AtomicU64,
     /// Held while the whole file system is synced.
     whole: Mutex<()>,
+    /// Directories with names that no sync has covered yet.
+    pub(super) new_names: NewNames,
 }
 
 /// One open file, for the length of a call.
@@ -132,7 +136,7 @@ impl OpenFiles {
         assert!(open_max > 0, "a store without descriptors cannot work");
         let (table, released) = (Mutex::default(), Condvar::new());
         let (syncs, whole) = (AtomicU64::new(0), Mutex::default());
-        Self { files, table, released, open_max, syncs, whole }
+        Self { files, table, released, open_max, syncs, whole, new_names: NewNames::default() }
     }
 
     /// Syncs that the kernel was asked for.
@@ -146,6 +150,14 @@ impl OpenFiles {
 
     pub(super) fn files(&self) -> &dyn Files {
         &*self.files
+    }
+
+    /// Makes the names in a directory durable.
+    pub(super) fn sync_dir(&self, dir: &Path) -> Result<(), LogError> {
+        self.count_sync();
+        self.files()
+            .sync_dir(dir)
+            .map_err(io_error(&dir.to_string_lossy().into(), "fsync directory"))
     }
 
     /// The file, for reading.
@@ -187,7 +199,8 @@ impl OpenFiles {
         self.lock().current(log).is_some_and(Open::is_dirty)
     }
 
-    /// One sync for everything; `false` if it reports an error and each file was asked. One at a
+    /// One sync for everything; `false` if it reports an error and each file and each directory with new
+    /// names was asked, of all sources: the next one would cover them with a success. One at a
     /// time: the file system reports an error once, and what another one covers with a success must
     /// have latched by then.
     pub(super) fn sync_all(&self) -> bool {
@@ -201,12 +214,13 @@ impl OpenFiles {
             }
             Err(error) => error,
         };
-        tracing::warn!(%error, "syncfs of the source logs failed, asking each file");
+        tracing::warn!(%error, "syncfs of the source logs failed, asking each");
         for name in self.dirty_names() {
             if let Err(error) = self.sync_one(&name) {
                 tracing::warn!(%error, "source log did not reach the medium");
             }
         }
+        self.new_names.sync(self);
         false
     }
 
@@ -301,7 +315,7 @@ impl OpenFiles {
         self.open_reserved(table, name, for_write, |files| {
             let file = match files.open(&name.path) {
                 Ok(file) => file,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(name.gone());
                 }
                 Err(error) => return Err(io_error(&name.text, "open")(error)),

@@ -119,6 +119,7 @@ pub(super) fn recover(
     if logs.logs.values().any(|log| log.slot.synced.0 == 0 || !log.is_synced()) {
         // Their names may be in memory only, too.
         logs.names_made = 1;
+        shared.open.new_names.begin(&logs.dir, logs.names_made, &logs.fault);
     }
     logs.last = sound_end(&logs);
     let mut report = describe(&logs, report);

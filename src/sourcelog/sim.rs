@@ -51,6 +51,10 @@ struct State {
     medium_names: BTreeMap<PathBuf, usize>,
     dirs: BTreeSet<PathBuf>,
     medium_dirs: BTreeSet<PathBuf>,
+    /// Names given up after a failed writeback of their directory.
+    lost_names: BTreeSet<PathBuf>,
+    /// Such directories that no fsync has reported yet, and whether a syncfs has.
+    dir_errors: BTreeMap<PathBuf, bool>,
     rules: Vec<(Op, String, i32)>,
     open: usize,
     open_peak: usize,
@@ -293,6 +297,36 @@ impl State {
         self.medium_names.retain(|path, _| there(path));
     }
 
+    /// Writes all names back, or gives those up whose directory cannot be written; says whether there is
+    /// an error to tell that no syncfs has told.
+    fn write_names_back(&mut self) -> bool {
+        let fails = |dir: &Path| {
+            let text = dir.to_string_lossy();
+            self.rules
+                .iter()
+                .any(|(op, part, _)| *op == Op::SyncDir && text.contains(part.as_str()))
+        };
+        let new =
+            self.names.iter().filter(|(path, inode)| self.medium_names.get(*path) != Some(*inode));
+        let lost: Vec<PathBuf> = new
+            .filter(|(path, _)| path.parent().is_some_and(fails))
+            .map(|(path, _)| path.clone())
+            .filter(|path| !self.lost_names.contains(path))
+            .collect();
+        for path in lost {
+            self.dir_errors.extend(path.parent().map(|dir| (dir.to_owned(), false)));
+            self.lost_names.insert(path);
+        }
+        if !self.no_sync {
+            let kept = |(path, _): &(&PathBuf, &usize)| !self.lost_names.contains(*path);
+            let names = self.names.iter().filter(kept);
+            self.medium_names = names.map(|(path, inode)| (path.clone(), *inode)).collect();
+            self.medium_dirs = self.dirs.clone();
+        }
+        let untold = self.dir_errors.values_mut().filter(|told| !**told);
+        untold.map(|told| *told = true).count() > 0
+    }
+
     /// Writes an inode back, or gives its dirty sectors up.
     fn write_back(&mut self, path: &Path, inode: usize) {
         let text = path.to_string_lossy();
@@ -452,6 +486,9 @@ impl Files for SimFiles {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.with(|s| {
             s.step(Some(Op::SyncDir), path)?;
+            if s.dir_errors.remove(path).is_some() {
+                return Err(io::Error::from_raw_os_error(5));
+            }
             if s.no_sync {
                 return Ok(());
             }
@@ -472,12 +509,10 @@ impl Files for SimFiles {
             for (path, inode) in s.names.clone() {
                 s.write_back(&path, inode);
             }
-            if !s.no_sync {
-                s.medium_names = s.names.clone();
-                s.medium_dirs = s.dirs.clone();
-            }
+            // Told once, and told again by each directory's own fsync.
+            let names_failed = s.write_names_back();
             // Told once, and told again by each file's own fdatasync.
-            let failed = s.inodes.iter().any(|inode| inode.error);
+            let failed = names_failed || s.inodes.iter().any(|inode| inode.error);
             if failed { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
         })
     }

@@ -187,8 +187,9 @@ impl SourceLogs {
         let header = transfer.header();
         let files = shared.open.files();
         let dir_text: Arc<str> = self.dir.to_string_lossy().into();
-        files.create_dir(&self.dir).map_err(io_error(&dir_text, "create directory"))?;
         self.names_made += 1;
+        shared.open.new_names.begin(&self.dir, self.names_made, &self.fault);
+        files.create_dir(&self.dir).map_err(io_error(&dir_text, "create directory"))?;
         let log = RingId::random().map_err(|error| LogError::Random(error.to_string().into()))?;
         let start = self.last.unwrap_or_else(|| before(transfer));
         let (source, hub, cp) = (self.source, shared.hub, header.cp);

@@ -13,14 +13,15 @@
 //! older logs of its source as well, because 2 covers them all.
 //!
 //! If `syncfs` reports an error, which may be another file's, each file is synced through the
-//! descriptor it was written by, which reports its own errors exactly: those sources are faulted,
-//! the others go on. Each file: also those of sources that nobody asked for now, because `syncfs`
-//! reports an error once, and the next one would cover them with a success.
+//! descriptor it was written by, which reports its own errors exactly, and each directory with new
+//! names through its own fsync: those sources are faulted, the others go on. Each: also those of
+//! sources that nobody asked for now, because `syncfs` reports an error once, and the next one would
+//! cover them with a success.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{LogError, io_error};
+use super::error::LogError;
 use super::format::Slot;
 use super::open::{LogName, OpenFiles, SYNC_EACH_MAX};
 use super::source::{Shared, SourceCell, SourceLogs};
@@ -60,7 +61,7 @@ pub(super) fn sync(
         cells.iter().map(|(_, cell)| Plan::make(cell.as_deref()?)).collect();
     sync_data(shared, root, &mut plans);
     for plan in plans.iter_mut().flatten() {
-        plan.names_are_durable();
+        plan.names_are_durable(&shared.open);
         plan.write_slots(&shared.open);
     }
     sync_slots(shared, &mut plans);
@@ -84,11 +85,11 @@ fn sync_data(shared: &Shared, root: &Path, plans: &mut [Option<Plan<'_>>]) {
         return;
     }
     let wants_root = plans.iter().flatten().any(|plan| plan.new_names.is_some());
-    let root_synced = if wants_root { sync_dir(open, root) } else { Ok(()) };
+    let root_synced = if wants_root { open.sync_dir(root) } else { Ok(()) };
     for plan in plans.iter_mut().flatten() {
         plan.sync_files(open);
         if let Some((dir, _)) = &plan.new_names {
-            let synced = root_synced.clone().and_then(|()| sync_dir(open, dir));
+            let synced = root_synced.clone().and_then(|()| open.sync_dir(dir));
             plan.note(plan.cell.fault.latching(synced));
         }
     }
@@ -103,12 +104,6 @@ fn sync_slots(shared: &Shared, plans: &mut [Option<Plan<'_>>]) {
     for plan in plans.iter_mut().flatten() {
         plan.sync_files(&shared.open);
     }
-}
-
-fn sync_dir(open: &OpenFiles, dir: &Path) -> Result<(), LogError> {
-    let text: Arc<str> = dir.to_string_lossy().into();
-    open.count_sync();
-    open.files().sync_dir(dir).map_err(io_error(&text, "fsync directory"))
 }
 
 impl<'a> Plan<'a> {
@@ -147,11 +142,16 @@ impl<'a> Plan<'a> {
         self.note(first_error.map_or(Ok(()), Err));
     }
 
-    fn names_are_durable(&self) {
-        if let (None, Some((_, names)), Some(logs)) =
+    /// A source that was faulted meanwhile may be so for a name of its own.
+    fn names_are_durable(&self, open: &OpenFiles) {
+        if self.cell.fault.check_io().is_err() {
+            return;
+        }
+        if let (None, Some((dir, names)), Some(logs)) =
             (&self.failed, &self.new_names, &mut *self.cell.lock())
         {
             logs.names_durable = logs.names_durable.max(*names);
+            open.new_names.are_durable(dir, *names);
         }
     }
 

@@ -224,6 +224,13 @@ pub struct SourceEntry {
     pub applied_bytes: Option<u64>,
     /// In the published CP.
     pub visible_bytes: u64,
+    /// What its published CP and its kept ones have of the hub's pool; not there on a source, and as long
+    /// as nobody has counted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_used_bytes: Option<u64>,
+    /// What it may have there, by `space_limit` in its file; not there without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_limit_bytes: Option<u64>,
     /// Volumes, by name.
     pub volumes: Vec<VolumeStatus>,
     /// What the source's file asks for, until it is in force; only a source knows it.
@@ -497,6 +504,8 @@ pub(crate) mod tests {
             drained_bytes: Some(12_288),
             applied_bytes: Some(12_288),
             visible_bytes: 12_288,
+            pool_used_bytes: None,
+            pool_limit_bytes: None,
             volumes: vec![VolumeStatus {
                 name: "vol0".parse().unwrap(),
                 size_bytes: 1 << 30,

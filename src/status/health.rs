@@ -307,6 +307,8 @@ mod tests {
             drained_bytes: Some(0),
             applied_bytes: Some(0),
             visible_bytes: 0,
+            pool_used_bytes: None,
+            pool_limit_bytes: None,
             volumes: Vec::new(),
         }
     }

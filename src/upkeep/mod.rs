@@ -18,6 +18,7 @@ mod rebuild;
 mod scrub;
 #[cfg(test)]
 mod tests;
+pub mod turn;
 
 use std::fmt;
 use std::io;
@@ -34,6 +35,7 @@ use crate::units::numbers::ByteCount;
 
 use self::note::{Note, Word};
 use self::scrub::Scrub;
+use self::turn::{Taken, Turn, Turns};
 
 /// Between two looks whether something is due.
 const LOOK: Duration = Duration::from_secs(10);
@@ -132,7 +134,7 @@ pub struct Upkeep {
     pool: Arc<Pool>,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    devices: Mutex<()>,
+    devices: Turns,
     /// Devices whose addition has not come to its end.
     pending: Mutex<Vec<String>>,
 }
@@ -159,14 +161,19 @@ impl Upkeep {
             pool,
             shared,
             thread: Mutex::new(Some(thread)),
-            devices: Mutex::default(),
+            devices: Turns::default(),
             pending: Mutex::default(),
         }))
     }
 
     /// Whoever changes the devices of the pool holds this from looking at them to the end.
-    pub fn devices_turn(&self) -> MutexGuard<'_, ()> {
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn devices_turn(&self, what: &str) -> Result<Turn<'_>, Taken> {
+        self.devices.take(what)
+    }
+
+    /// The same for what nobody would ask for again: it waits.
+    pub fn wait_devices_turn(&self, what: &str) -> Turn<'_> {
+        self.devices.wait(what)
     }
 
     /// Devices whose addition has not come to its end, by path.

@@ -8,6 +8,7 @@
 //! reachable from kept roots only         = the lengths of the kept CPs' deadlists
 //! reachable from work trees only         = what their rows say
 //! reachable from pins and none of those  = what only pins hold
+//! reachable from a source's published or kept roots = what the catalog counts for it, if it does
 //! all those, and the blocks of CPs under way = all that is not free
 //! ```
 //!
@@ -16,6 +17,7 @@
 //! so CPs go on being published; what they change does not concern the accounts taken at the
 //! start. Findings are counted all and listed up to a bound.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ use crate::pool::pointer::{Pointer, TreeRoot, VolumeKey};
 use crate::pool::snapshot::Snapshot;
 use crate::units::BLOCK_BYTES;
 use crate::units::convert::to_u64;
+use crate::units::ids::SourceId;
 use crate::units::numbers::{CpNumber, Pbn, Vbn};
 
 use super::error::VolumeError;
@@ -55,6 +58,8 @@ pub enum Finding {
     Work { counted: u64, only_work: u64 },
     /// So many blocks are in deadlists, so many are reached only by pins.
     Deadlists { dead: u64, only_pinned: u64 },
+    /// So many blocks are counted for a source, so many are reached by its published and kept roots.
+    Used { source: SourceId, counted: u64, reached: u64 },
     /// A pointer is younger than its CP.
     TooYoung { key: VolumeKey, vbn: Vbn, birth: CpNumber, cp: CpNumber },
 }
@@ -85,6 +90,9 @@ impl fmt::Display for Finding {
             }
             Self::Deadlists { dead, only_pinned } => {
                 write!(f, "{dead} blocks in deadlists, {only_pinned} reached only by pins")
+            }
+            Self::Used { source, counted, reached } => {
+                write!(f, "{counted} blocks counted for source {source}, its CPs reach {reached}")
             }
             Self::TooYoung { key, vbn, birth, cp } => {
                 let VolumeKey { source, volume } = key;
@@ -190,6 +198,8 @@ struct Checker<'a> {
     kept: Bitmap,
     work: Bitmap,
     pinned: Bitmap,
+    /// Blocks that published and kept roots of each source reach.
+    of_source: BTreeMap<SourceId, u64>,
     batch: Vec<Pointer>,
     /// Something could not be entered: what lies below it is unseen.
     hidden: bool,
@@ -213,6 +223,7 @@ impl<'a> Checker<'a> {
             kept: Bitmap::new(blocks),
             work: Bitmap::new(blocks),
             pinned: Bitmap::new(blocks),
+            of_source: BTreeMap::new(),
             batch: Vec::new(),
             hidden: false,
             report,
@@ -279,12 +290,16 @@ impl<'a> Checker<'a> {
         };
         match kind {
             Kind::Published => {
-                if !self.published.insert(index) {
+                if self.published.insert(index) {
+                    *self.of_source.entry(key.source).or_default() += 1;
+                } else {
                     self.report.add(Finding::ReachedTwice { key, vbn, pbn });
                 }
             }
             Kind::Kept => {
-                self.kept.insert(index);
+                // One that is published, too, is not walked once more.
+                let new = self.kept.insert(index);
+                *self.of_source.entry(key.source).or_default() += u64::from(new);
             }
             Kind::Work => {
                 self.work.insert(index);
@@ -345,6 +360,16 @@ impl<'a> Checker<'a> {
         }
     }
 
+    /// What each source has.
+    fn compare_used(&mut self) {
+        for (&source, &counted) in &self.snapshot.used {
+            let reached = self.of_source.get(&source).copied().unwrap_or(0);
+            if counted != reached {
+                self.report.add(Finding::Used { source, counted, reached });
+            }
+        }
+    }
+
     /// Compares the accounts.
     fn finish(mut self) -> CheckReport {
         let Snapshot { first, stored, busy, space, .. } = self.snapshot;
@@ -397,6 +422,9 @@ impl<'a> Checker<'a> {
         let counted = space.work.0;
         if whole && counted != only_work {
             self.report.add(Finding::Work { counted, only_work });
+        }
+        if whole {
+            self.compare_used();
         }
         let dead = space.pinned.0;
         if whole && dead != only_pinned {

@@ -95,14 +95,18 @@ pub(super) fn go_on(data_dir: &Path, pool: Arc<Pool>, upkeep: Arc<Upkeep>) -> Jo
 }
 
 fn go_on_now(data_dir: &Path, pool: &Pool, upkeep: &Upkeep) {
-    let _turn = upkeep.devices_turn();
-    let all = match load(data_dir) {
+    let load = || match load(data_dir) {
         Ok(all) => all,
         Err(error) => {
             tracing::error!(%error, "what is being added is not known");
-            return;
+            Vec::new()
         }
     };
+    if open_ones(&load(), pool).is_empty() {
+        return;
+    }
+    let _turn = upkeep.wait_devices_turn("what an earlier `device add` began");
+    let all = load();
     tell(upkeep, &all, pool);
     for one in open_ones(&all, pool).iter().filter(|_| pool.is_plain_at_home()) {
         let opened: Result<Vec<_>, _> =
@@ -121,7 +125,7 @@ fn go_on_now(data_dir: &Path, pool: &Pool, upkeep: &Upkeep) {
 impl Devices {
     /// Adds devices. Says what runs from then on.
     pub(super) fn add(&self, paths: &[String]) -> Result<PoolConfig, AdminError> {
-        let _turn = self.upkeep.devices_turn();
+        let _turn = self.turn(&format!("device add {}", paths.join(" ")))?;
         let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
         let size = self.config.devices.iter().map(|device| device.size).min().unwrap_or_default();
         let (width, _) = self.pool.added_size(size.0);

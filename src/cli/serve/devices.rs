@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{added, answer, device_status, remembered};
+use crate::cli::words::time_of_day;
 use crate::config::schema::PoolConfig;
 use crate::control::message::{AdminError, Progress, ProgressSender, ProgressUnit, code};
 use crate::limits::ADMIN_PROGRESS_MS;
@@ -28,6 +29,7 @@ use crate::status::upkeep::DevicesAnswer;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::numbers::ByteCount;
 use crate::upkeep::Upkeep;
+use crate::upkeep::turn::{Taken, Turn};
 
 const FILE: &str = "replaced-devices";
 type Replaced = Vec<(PathBuf, PathBuf)>;
@@ -86,6 +88,15 @@ fn pending_next(paths: &[String]) -> String {
 }
 
 impl Devices {
+    /// For whoever changes the devices, from looking at them to the end: at once or not at all.
+    pub(super) fn turn(&self, what: &str) -> Result<Turn<'_>, AdminError> {
+        self.upkeep.devices_turn(what).map_err(|Taken { what, since }| {
+            let message =
+                format!("another device command runs since {}: {what}", time_of_day(since));
+            AdminError::new(code::BUSY, message, "give the command again when that one has ended")
+        })
+    }
+
     fn answer(&self, next_step: String) -> Result<Value, AdminError> {
         let mut devices: Vec<PoolDeviceStatus> =
             self.pool.devices().iter().zip(0..).map(device_status).collect();
@@ -113,7 +124,7 @@ impl Devices {
 
     /// Takes one out.
     fn fail(&self, device: &str) -> Result<Value, AdminError> {
-        let _turn = self.upkeep.devices_turn();
+        let _turn = self.turn(&format!("device fail {device}"))?;
         let (place, name) = self.upkeep.find_device(device).map_err(|error| refused(&error))?;
         let failed = self.upkeep.fail_device(place, "failed by hand");
         failed.map_err(|error| refused(&error))?;
@@ -123,7 +134,7 @@ impl Devices {
     /// Fills a new device in the place of one. Says what runs from now on.
     fn replace(&self, old: &str, new: &str) -> Result<(PoolConfig, Option<String>), AdminError> {
         let upkeep = &self.upkeep;
-        let _turn = upkeep.devices_turn();
+        let _turn = self.turn(&format!("device replace {old} {new}"))?;
         let (place, name) = upkeep.find_device(old).map_err(|error| refused(&error))?;
         let wanted = upkeep.device_bytes(place).map_err(|error| refused(&error))?;
         let named = |device: &&crate::config::schema::DeviceConfig| {
@@ -270,6 +281,10 @@ mod tests {
 
     use super::*;
     use crate::config::schema::{DeviceConfig, Raid, ScrubConfig};
+    use crate::device::Device;
+    use crate::pool::PoolOptions;
+    use crate::pool::testing::new_device as sim_device;
+    use crate::upkeep::Options;
 
     fn config(paths: &[&str]) -> PoolConfig {
         let device = |path: &&str| DeviceConfig { path: path.into(), size: ByteCount(1 << 30) };
@@ -280,6 +295,46 @@ mod tests {
             scrub: ScrubConfig::default(),
             rebuild_limit: None,
         }
+    }
+
+    /// A command that comes while another one changes the devices is told so at once, and by which;
+    /// what only looks is answered.
+    #[test]
+    fn a_second_command_is_refused_and_told_what_runs() {
+        let device: Arc<dyn Device> = sim_device(64 << 20);
+        let pool = Pool::create(device, [1; 16], PoolOptions::default()).unwrap();
+        let upkeep = Upkeep::start(pool.clone(), Options::default(), Box::new(|| {})).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (data_dir, file) = (dir.path().to_owned(), dir.path().join("hub.toml"));
+        let devices = Devices {
+            upkeep: Arc::clone(&upkeep),
+            pool,
+            config: PoolConfig { raid: Raid::None, ..config(&["/a"]) },
+            data_dir,
+            file,
+        };
+        let turn = upkeep.devices_turn("device add /b").unwrap();
+        let commands = || {
+            let path = dir.path().join("new").display().to_string();
+            [
+                devices.fail("0").map(drop),
+                devices.replace("0", &path).map(drop),
+                devices.add(&[path]).map(drop),
+            ]
+        };
+        for refused in commands() {
+            let error = refused.unwrap_err();
+            assert_eq!(error.code, code::BUSY);
+            let message = &error.message;
+            assert!(message.contains("another device command runs since 20"), "{message}");
+            assert!(message.ends_with("UTC: device add /b"), "{message}");
+        }
+        devices.list().unwrap();
+        drop(turn);
+        for refused in commands().into_iter().take(2) {
+            assert_ne!(refused.unwrap_err().code, code::BUSY);
+        }
+        upkeep.stop();
     }
 
     /// The file names the old device until somebody writes the new one; then nothing is remembered.

@@ -59,7 +59,7 @@ use crate::status::document::{
 };
 use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{KeptName, SourceName, VolumeName};
-use crate::units::numbers::VolumeNumber;
+use crate::units::numbers::{BlockCount, VolumeNumber};
 use crate::upkeep::Upkeep;
 use crate::wire::message as wire;
 
@@ -648,8 +648,15 @@ impl Observed for View {
 
     fn status(&self) -> StatusDocument {
         let shared = self.hub.shared();
-        let sources =
-            self.hub.snapshots().iter().map(|snapshot| entry(snapshot, self.started)).collect();
+        let bytes = |blocks: BlockCount| Some(blocks.bytes()?.0);
+        // A pool that does not answer has latched, and says so itself.
+        let used = shared.pool.catalog().used_by_all().unwrap_or_default();
+        let of_pool = |snapshot: &Snapshot| SourceEntry {
+            pool_used_bytes: snapshot.source.and_then(|id| bytes(*used.get(&id)?)),
+            pool_limit_bytes: shared.space_limit(&snapshot.name).and_then(bytes),
+            ..entry(snapshot, self.started)
+        };
+        let sources = self.hub.snapshots().iter().map(|snapshot| of_pool(snapshot)).collect();
         let ring = shared.stager.ring().map(|ring| ring.status());
         let nvram = ring.as_ref().map(super::source::nvram_status);
         let pool = super::pool_status(&shared.pool, shared.mender.figures(|_| true), &self.upkeep);
@@ -703,6 +710,8 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         drained_bytes: Some(totals.drained_bytes),
         applied_bytes: Some(totals.applied_bytes),
         visible_bytes: totals.visible_bytes,
+        pool_used_bytes: None,
+        pool_limit_bytes: None,
         volumes: snapshot
             .volumes
             .iter()

@@ -473,6 +473,8 @@ fn broken(name: SourceName, reason: &str) -> SourceEntry {
         drained_bytes: None,
         applied_bytes: None,
         visible_bytes: 0,
+        pool_used_bytes: None,
+        pool_limit_bytes: None,
         volumes: Vec::new(),
     }
 }
@@ -546,6 +548,8 @@ fn entry(status: &Status) -> SourceEntry {
         drained_bytes: None,
         applied_bytes: None,
         visible_bytes: visible,
+        pool_used_bytes: None,
+        pool_limit_bytes: None,
         volumes: status
             .volumes
             .iter()

@@ -182,7 +182,7 @@ let opened = null;
 const open = (name) => {
   opened = name;
   set(find("detail-name"), name);
-  for (const id of ["detail-policy", "detail-rate", "detail-lag"]) set(find(id), "");
+  for (const id of ["detail-policy", "detail-space", "detail-rate", "detail-lag"]) set(find(id), "");
   find("volumes").replaceChildren();
   find("detail-rate-line").replaceChildren();
   find("detail-lag-line").replaceChildren();
@@ -240,6 +240,8 @@ const detailVolumes = async (name) => {
   set(find("detail-policy"), policy
     ? `mode ${policy.mode}, ack ${policy.ack}, apply ${policy.apply}, on_hub_loss ${policy.on_hub_loss}, cache ${policy.cache}; epoch ${source.epoch}, generation ${source.generation}`
     : "not known yet");
+  const most = source.pool_limit_bytes === undefined ? "" : ` of ${bytes(source.pool_limit_bytes)} that it may have`;
+  set(find("detail-space"), source.pool_used_bytes === undefined ? "" : `Space: ${bytes(source.pool_used_bytes)}${most}`);
   find("volumes").replaceChildren(...source.volumes.map((volume) => {
     const item = make("li", `${volume.name}, ${bytes(volume.size_bytes)} `);
     item.append(make("code", volume.root ?? "no CP yet"));

@@ -175,6 +175,41 @@ fn a_failed_syncfs_faults_only_the_sources_it_hit() {
     assert_eq!(sync(&store, sources[35]).unwrap(), lines[35].place);
 }
 
+/// The same of names: a syncfs that only made room for a descriptor reports that a directory was not
+/// written. The next one would not tell of it, and the log would be gone at a power cut.
+#[test]
+fn names_that_a_syncfs_gave_up_fault_their_source() {
+    let files = SimFiles::default();
+    let sources: Vec<SourceId> = (1..=21).map(source).collect();
+    let store = store_with(&files, LogOptions { files_open_max: 20, ..options() });
+    let mut lines: Vec<Line> = (1..=21).map(Line::new).collect();
+    let hit = sources[2];
+    for (source, line) in sources.iter().zip(&mut lines) {
+        if *source == sources[20] {
+            files.fail(Op::SyncDir, &hit.to_string(), EIO);
+        }
+        store.recover(*source, CpNumber(0)).unwrap();
+        append(&store, *source, &line.small(1));
+    }
+    assert_eq!(files.syncs().1, 1, "one made room for the last descriptor");
+    files.heal();
+    assert!(store.fault(hit).unwrap().contains("fsync directory"));
+    for ((source, result), line) in store.sync(&sources).iter().zip(&lines) {
+        match result {
+            Ok(place) => assert_eq!(*place, line.place),
+            Err(error) => assert_eq!(*source, hit, "{error}"),
+        }
+        assert_eq!(
+            (result.is_err(), store.fault(*source).is_some()),
+            (*source == hit, *source == hit)
+        );
+    }
+    let after = reopen(&files.power_cut(&mut Chance::new(5), true));
+    for (source, line) in sources.iter().zip(&lines).filter(|(source, _)| **source != hit) {
+        assert_eq!(after.recover(*source, CpNumber(0)).unwrap().last, Some(line.place));
+    }
+}
+
 #[test]
 fn many_sources_take_two_syncfs_and_few_take_none() {
     let files = SimFiles::default();

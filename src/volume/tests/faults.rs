@@ -10,6 +10,7 @@ use crate::pool::testing::{Chance, block_at, changes, copied, crashed, new_devic
 use crate::pool::{Pool, PoolOptions};
 use crate::units::convert::to_u64;
 use crate::units::hash::Root;
+use crate::units::ids::SourceId;
 use crate::units::numbers::CpNumber;
 use crate::volume::check::{Depth, Finding, check};
 use crate::volume::error::VolumeError;
@@ -520,6 +521,23 @@ fn check_finds_lost_shared_and_freed_blocks() {
         findings.iter().any(|f| matches!(f, Finding::ReachableButFree { pbn } if *pbn == used)),
         "{findings:?}"
     );
+    // A count of a source that is not what its trees reach: one too many, one too few, of nobody.
+    let (_, pool) = pool_with(POOL_BYTES_MIN, 1000);
+    cp(&pool, 1, &[data(1, 1), data(2, 2)]).unwrap();
+    let right = pool.catalog().used(SOURCE).unwrap().unwrap().0;
+    let other = SourceId([0x77; 16]);
+    for (source, wrong, reached) in
+        [(SOURCE, right + 1, right), (SOURCE, right - 1, right), (other, 1, 0)]
+    {
+        pool.break_used(SOURCE, right);
+        assert_clean(&pool);
+        pool.break_used(source, wrong);
+        let findings = report(&pool);
+        let [Finding::Used { source: met, counted, reached: reaches }] = findings[..] else {
+            panic!("{findings:?}")
+        };
+        assert_eq!((met, counted, reaches), (source, wrong, reached));
+    }
     // One tree under two volumes: every block has two owners.
     let (_, pool) = pool_with(POOL_BYTES_MIN, 1000);
     cp(&pool, 1, &[data(1, 1)]).unwrap();
