@@ -249,18 +249,18 @@ impl SourceActor {
     /// The marks of what was lost, or may have been, go when the source has sent it again.
     fn look_what_came(&mut self) {
         let Some(lane) = &self.lane else { return };
-        let (log_lost, rot) = lane.has_come();
+        let (log_lost, noted) = lane.has_come();
         if log_lost {
             let (refills, source) = (self.shared.refills.clone(), lane.source());
             let name = &self.name;
             tracing::info!(source = %name, "has sent again what was lost here, or its CP shows all it has");
             machine::aside(move || refills.forget(source));
         }
-        if rot {
+        if noted {
             let (shared, lane) = (self.shared.clone(), lane.clone());
             machine::aside(move || shared.nothing_is_missing(&lane));
         }
-        if log_lost || rot {
+        if log_lost || noted {
             // Status says it no more.
             self.publish();
         }

@@ -360,11 +360,13 @@ fn content(next: Result<(Message, Bytes), LinkError>) -> Content {
 }
 
 async fn write_frames(mut stream: WriteHalf, ends: PeerEnds) {
-    let PeerEnds { mut frames, ack, bell, cancel, ended: _alive } = ends;
+    let PeerEnds { mut frames, ack, bell, welcome, cancel, ended: _alive } = ends;
     let mut outgoing = Outgoing::default();
     let none = Arc::new(None);
-    let take_ack = |outgoing: &mut Outgoing| {
-        if let Some(ack) = *ack.swap(none.clone()) {
+    // No Ack goes before Welcome, which was queued before any Ack was stored.
+    let (mut taken, mut welcomed) = (0_u64, false);
+    let take_ack = |outgoing: &mut Outgoing, welcomed: bool| {
+        if welcomed && let Some(ack) = *ack.swap(none.clone()) {
             outgoing.push(Frame::new(&Message::Ack(ack), Bytes::new()));
         }
     };
@@ -377,11 +379,12 @@ async fn write_frames(mut stream: WriteHalf, ends: PeerEnds) {
             // when that is full its connection ends.
             frame = frames.recv(), if outgoing.is_shallow() => {
                 // What is acknowledged goes before what builds on it.
-                take_ack(&mut outgoing);
+                take_ack(&mut outgoing, welcomed);
                 let Some(frame) = frame else { break };
                 outgoing.push(frame);
+                taken += 1;
             }
-            () = bell.notified(), if outgoing.is_shallow() => take_ack(&mut outgoing),
+            () = bell.notified(), if outgoing.is_shallow() => take_ack(&mut outgoing, welcomed),
             written = outgoing.write_some(&mut stream), if !outgoing.is_empty() => {
                 if written.is_err() {
                     cancel.cancel();
@@ -392,6 +395,13 @@ async fn write_frames(mut stream: WriteHalf, ends: PeerEnds) {
         while outgoing.is_shallow() {
             let Ok(frame) = frames.try_recv() else { break };
             outgoing.push(frame);
+            taken += 1;
+        }
+        if !welcomed {
+            let at = welcome.load(Ordering::Acquire);
+            welcomed = at > 0 && at <= taken;
+            // The bell may have been heard before.
+            take_ack(&mut outgoing, welcomed);
         }
     }
     // A reason that was queued is delivered before the connection closes.
@@ -410,8 +420,10 @@ async fn write_frames(mut stream: WriteHalf, ends: PeerEnds) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::numbers::TransferId;
-    use crate::wire::message::Ack;
+    use crate::record::marks::Place;
+    use crate::units::ids::HubId;
+    use crate::units::numbers::{CpNumber, Epoch, TransferId};
+    use crate::wire::message::{Ack, Pong, Welcome};
 
     /// Goal: whatever comes in whatever pieces, no more is read in a time than the limit says, and a pause
     /// saves nothing up.
@@ -430,6 +442,59 @@ mod tests {
         assert!(wait > Duration::from_millis(990), "a pause was saved up: {wait:?}");
     }
 
+    fn some_ack() -> Ack {
+        let id = TransferId { generation: 1, counter: 1 };
+        Ack { id, log_credit: 1, cp_taken: 0 }
+    }
+
+    fn some_welcome() -> Message {
+        Message::Welcome(Welcome {
+            version: 1,
+            hub: HubId([1; 16]),
+            epoch: Epoch::default(),
+            applied_cp: CpNumber(0),
+            roots: vec![],
+            applied: Place::default().into(),
+            last: Place::default().into(),
+            cp_max: CpNumber(0),
+            log_credit: 1,
+            cp_credit: 1,
+            work: false,
+            refused: vec![],
+            own_durable: TransferId::NONE,
+        })
+    }
+
+    /// What an actor says in one turn: heartbeats are answered, it welcomes, and its credit changes
+    /// before anything has left.
+    #[test]
+    fn no_ack_leaves_before_welcome() {
+        actix::System::new().block_on(async {
+            for before in 0..3 {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let source = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+                let (stream, _) = listener.accept().await.unwrap();
+                let (_keep, write) = Socket::Tcp(stream).into_split();
+                let (mut peer, ends) = peer(1, 8);
+                for token in 0..before {
+                    assert!(peer.send(&Message::Pong(Pong { token })));
+                }
+                assert!(peer.send(&some_welcome()));
+                peer.acknowledge(some_ack());
+                let writer = actix::spawn(write_frames(write, ends));
+                let (mut reader, mut met) = (FrameReader::new(source), Vec::new());
+                for _ in 0..before + 2 {
+                    met.push(reader.next().await.unwrap().0.name());
+                }
+                let mut wanted = vec!["Pong"; usize::try_from(before).unwrap()];
+                wanted.extend(["Welcome", "Ack"]);
+                assert_eq!(met, wanted);
+                drop(peer);
+                writer.await.unwrap();
+            }
+        });
+    }
+
     /// A peer that asks and does not read: what waits for it is bounded, frames and Acks alike.
     #[test]
     fn a_peer_that_does_not_read_is_sent_no_more() {
@@ -438,18 +503,17 @@ mod tests {
             let deaf = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (stream, _) = listener.accept().await.unwrap();
             let (_keep, write) = Socket::Tcp(stream).into_split();
-            let (peer, ends) = peer(1, 4);
+            let (mut peer, ends) = peer(1, 4);
             let writer = actix::spawn(write_frames(write, ends));
             let frame = || Frame::new(&Message::Refill, Bytes::from_static(&[7; 65_536]));
-            let mut taken = 0_u32;
+            assert!(peer.send(&some_welcome()));
+            let mut taken = 1_u32;
             let wait = Duration::from_millis(500);
             while tokio::time::timeout(wait, peer.frames.send(frame())).await.is_ok() {
                 taken += 1;
                 assert!(taken < 512, "{taken} frames of 64 KiB were taken for a deaf peer");
             }
-            let id = TransferId { generation: 1, counter: 1 };
-            peer.ack.store(Arc::new(Some(Ack { id, log_credit: 1, cp_taken: 0 })));
-            peer.ack_bell.notify_one();
+            peer.acknowledge(some_ack());
             tokio::task::yield_now().await;
             tokio::time::sleep(Duration::from_millis(50)).await;
             assert!(peer.ack.load().is_some(), "an Ack waits where the next one replaces it");

@@ -3,12 +3,12 @@
 //!
 //! The row has sequence number and stream hash; with the transfer id they make the place at which
 //! the source's log goes on. They are written with every CP, and when a failover or a hand-over
-//! changes the state, in one commit with the epoch (R13). Version 4, little-endian, 132 bytes and
+//! changes the state, in one commit with the epoch (R13). Version 5, little-endian, 144 bytes and
 //! 12 for each volume that is left out:
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |
-//! | 0 | 4 | format version: 4 |
+//! | 0 | 4 | format version: 5 |
 //! | 4 | 12 | last transfer of the published CP: generation (4), counter (8) |
 //! | 16 | 1 | state: 0 mirror, 1 failing over, 2 promoted, 3 handed over |
 //! | 17 | 1 | 1 once this hub has made an NVRAM to serve the volumes with; only while it is promoted |
@@ -25,13 +25,14 @@
 //! | 92 | 12 | alone: epoch number (4) and id (8); zero if it was not |
 //! | 104 | 8 | alone: first sequence number that may be acknowledged without this hub |
 //! | 112 | 16 | id of the filer that it was given to last; zero if that is the one it was made on |
-//! | 128 | 4 | volumes that are left out: entries of them in the log do not count (R20) |
-//! | 132 + 12 n | 4 | number of the volume |
-//! | 136 + 12 n | 4 | the CP that its image is of; 0 if it has none |
-//! | 140 + 12 n | 1 | 1 if it is refused; 0 if its image is to be brought up |
-//! | 141 + 12 n | 3 | reserved, zero |
+//! | 128 | 12 | the boot (number 4, id 8) that held what may be missing here, once another is recorded; else zero |
+//! | 140 | 4 | volumes that are left out: entries of them in the log do not count (R20) |
+//! | 144 + 12 n | 4 | number of the volume |
+//! | 148 + 12 n | 4 | the CP that its image is of; 0 if it has none |
+//! | 152 + 12 n | 1 | 1 if it is refused; 0 if its image is to be brought up |
+//! | 153 + 12 n | 3 | reserved, zero |
 //!
-//! Version 3 lacks the 16 bytes of the filer. Version 2 is the first 112 bytes with zeros from 18 to
+//! Version 4 lacks the 12 bytes of that boot, version 3 also the 16 of the filer. Version 2 is the first 112 bytes with zeros from 18 to
 //! 24, and leaves nothing out; version 1 is the first 16, and its state is mirror. They are read,
 //! and no longer written.
 
@@ -42,11 +43,13 @@ use crate::session::mirror::LeftOut;
 use crate::units::convert::{low_u32, to_u64, to_usize};
 use crate::units::hash::StreamHash;
 use crate::units::ids::SourceId;
-use crate::units::numbers::{CpNumber, Epoch, SequenceNumber, TransferId, VolumeNumber};
+use crate::units::numbers::{
+    CpNumber, Epoch, Generation, SequenceNumber, TransferId, VolumeNumber,
+};
 use crate::units::policy::{AloneMark, POLICY_BYTES, Policy};
 
-const VERSION: u32 = 4;
-const EXTENSION_BYTES: usize = 132;
+const VERSION: u32 = 5;
+const EXTENSION_BYTES: usize = 144;
 const LEFT_OUT_BYTES: usize = 12;
 const EXTENSION_BYTES_V2: usize = 112;
 const EXTENSION_BYTES_V1: usize = 16;
@@ -166,9 +169,18 @@ pub struct Extension {
     /// Bytes of acknowledged history that rot in the NVRAM may have taken: found by a start, told
     /// until the source was here and has sent again what it holds (R3).
     pub missing_bytes: u32,
+    /// The boot that held what may be missing here, by rot or since it was only received: noted with the
+    /// first other one that is recorded.
+    pub doubted: Option<Generation>,
 }
 
 impl Extension {
+    /// Nothing is missing here any more.
+    #[must_use]
+    pub fn without_doubts(self) -> Self {
+        Self { missing_bytes: 0, doubted: None, ..self }
+    }
+
     /// A mirror whose published CP ends with that transfer.
     pub fn mirror(transfer: TransferId) -> Self {
         Self { transfer, ..Self::default() }
@@ -218,6 +230,9 @@ impl Extension {
         bytes.extend_from_slice(&epoch.id.to_le_bytes());
         bytes.extend_from_slice(&sequence.0.to_le_bytes());
         bytes.extend_from_slice(&self.home.unwrap_or_default().0);
+        let doubted = self.doubted.unwrap_or_default();
+        bytes.extend_from_slice(&doubted.number.to_le_bytes());
+        bytes.extend_from_slice(&doubted.id.to_le_bytes());
         bytes.extend_from_slice(&low_u32(to_u64(self.left_out.len())).to_le_bytes());
         assert!(bytes.len() == EXTENSION_BYTES, "an extension is as long as its table says");
         assert!(self.left_out.len() <= VOLUMES_PER_SOURCE_MAX, "a source has no more volumes");
@@ -254,20 +269,22 @@ fn put_transfer(bytes: &mut Vec<u8>, transfer: TransferId) {
 fn decode(bytes: &[u8]) -> Option<Extension> {
     let (version, rest) = bytes.split_first_chunk()?;
     let number = u32::from_le_bytes(*version);
-    let (fixed, home, left_out) = match number {
+    let (fixed, home, doubted, left_out) = match number {
         1 if bytes.len() == EXTENSION_BYTES_V1 => {
             return Some(Extension::mirror(take_transfer(rest)?.0));
         }
-        2 if bytes.len() == EXTENSION_BYTES_V2 => (rest, None, Vec::new()),
+        2 if bytes.len() == EXTENSION_BYTES_V2 => (rest, None, None, Vec::new()),
         3 => {
             let (fixed, left_out) = rest.split_at_checked(EXTENSION_BYTES_V2 - version.len())?;
-            (fixed, None, take_left_out(left_out)?)
+            (fixed, None, None, take_left_out(left_out)?)
         }
-        VERSION => {
+        4 | VERSION => {
             let (fixed, rest) = rest.split_at_checked(EXTENSION_BYTES_V2 - version.len())?;
-            let (home, left_out) = rest.split_first_chunk()?;
+            let (home, rest) = rest.split_first_chunk()?;
             let home = Some(SourceId(*home)).filter(|home| *home != SourceId::default());
-            (fixed, home, take_left_out(left_out)?)
+            let (doubted, left_out) =
+                if number == VERSION { take_generation(rest)? } else { (None, rest) };
+            (fixed, home, doubted, take_left_out(left_out)?)
         }
         _ => return None,
     };
@@ -281,7 +298,7 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
     let (hash, rest) = rest.split_first_chunk()?;
     let (policy, alone, missing_bytes) = take_promise(rest)?;
     let nvram_made = *made == 1;
-    let zero = *made <= 1 && older && (number >= VERSION || missing_bytes == 0);
+    let zero = *made <= 1 && older && (number >= 4 || missing_bytes == 0);
     let asked = Asked::of(*asked)?;
     let serving = (serving > 0).then_some(CpNumber(serving));
     let sequence = SequenceNumber(u64::from_le_bytes(*sequence));
@@ -293,7 +310,7 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
     let fits = fits && (*own == 0 || *own == 1 && owns);
     let own = *own == 1;
     let promised =
-        Extension { policy, alone, home, left_out, missing_bytes, ..Extension::default() };
+        Extension { policy, alone, home, left_out, missing_bytes, doubted, ..Extension::default() };
     fits.then_some(Extension {
         transfer,
         state,
@@ -304,6 +321,14 @@ fn decode(bytes: &[u8]) -> Option<Extension> {
         fence,
         ..promised
     })
+}
+
+fn take_generation(bytes: &[u8]) -> Option<(Option<Generation>, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    let (id, rest) = rest.split_first_chunk()?;
+    let (number, id) = (u32::from_le_bytes(*number), u64::from_le_bytes(*id));
+    let generation = Generation { number, id };
+    Some((Some(generation).filter(|known| *known != Generation::default()), rest))
 }
 
 /// What stands behind the mark: a count and so many volumes.
@@ -388,16 +413,24 @@ mod tests {
         let left_out = vec![left(0x0102, 7, true), left(3, 0, false)];
         let home = Some(SourceId([0x0a; 16]));
         let missing_bytes = 0x0203;
-        let promised =
-            Extension { policy, alone, home, left_out, missing_bytes, ..Extension::default() };
+        let doubted = Some(Generation { number: 0x0104, id: 0x0605 });
+        let promised = Extension {
+            policy,
+            alone,
+            home,
+            left_out,
+            missing_bytes,
+            doubted,
+            ..Extension::default()
+        };
         Extension { transfer, state, nvram_made, asked, serving, fence, ..promised }
     }
 
     #[test]
     fn golden_bytes_and_back() {
         let bytes = sample().encode();
-        assert_eq!(bytes.len(), 132 + 2 * 12);
-        assert_eq!(bytes[..17], [4, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(bytes.len(), 144 + 2 * 12);
+        assert_eq!(bytes[..17], [5, 0, 0, 0, 3, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!(bytes[17..24], [1, 3, 0, 0x0b, 0x0a, 0, 0]);
         assert_eq!(bytes[24..44], [4, 0, 0, 0, 5, 1, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[44..64], [[7; 16].as_slice(), &[3, 0, 0, 0]].concat());
@@ -405,16 +438,19 @@ mod tests {
         assert_eq!(bytes[88..96], [3, 2, 0, 0, 5, 0, 0, 0]);
         assert_eq!(bytes[96..112], [7, 8, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[112..128], [0x0a; 16]);
-        assert_eq!(bytes[128..144], [2, 0, 0, 0, 2, 1, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0]);
-        assert_eq!(bytes[144..], [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[128..140], [4, 1, 0, 0, 5, 6, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[140..156], [2, 0, 0, 0, 2, 1, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(bytes[156..], [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         let left_out = Vec::new();
-        let told = Extension { policy: None, alone: None, missing_bytes: 0, ..sample() };
+        let told = Extension { policy: None, alone: None, ..sample().without_doubts() };
         let never = Extension { home: None, left_out, ..told };
-        assert_eq!(never.encode()[60..], [0; 72]);
-        let mut before = [&[3, 0, 0, 0], &bytes[4..112], &bytes[128..]].concat();
+        assert_eq!(never.encode()[60..], [0; 84]);
+        let before = [&[4, 0, 0, 0], &bytes[4..128], &bytes[140..]].concat();
+        assert_eq!(decode(&before), Some(Extension { doubted: None, ..sample() }), "version 4");
+        let mut before = [&[3, 0, 0, 0], &bytes[4..112], &bytes[140..]].concat();
         assert_eq!(decode(&before), None, "version 3 knows of nothing that is missing");
         before[88..90].fill(0);
-        let older = Extension { home: None, missing_bytes: 0, ..sample() };
+        let older = Extension { home: None, ..sample().without_doubts() };
         assert_eq!(decode(&before), Some(older), "version 3");
         assert_eq!(decode(&never.encode()), Some(never));
         assert_eq!(decode(&bytes), Some(sample()));
@@ -432,7 +468,7 @@ mod tests {
         assert_eq!(decode(&bytes), None, "version 2 has zeros where something was asked for");
         let (asked, serving) = (Asked::default(), None);
         let (left_out, missing_bytes) = (Vec::new(), 0);
-        let asked = Extension { asked, serving, missing_bytes, ..sample() };
+        let asked = Extension { asked, serving, missing_bytes, doubted: None, ..sample() };
         let older = Extension { left_out, home: None, ..asked };
         let mut bytes = older.encode();
         bytes.truncate(112);
@@ -465,12 +501,13 @@ mod tests {
             bytes[at] = value;
             decode(&bytes)
         };
-        assert_eq!(bad(0, 5), None, "a later version");
+        assert_eq!(bad(0, 6), None, "a later version");
+        assert_eq!(bad(0, 4), None, "version 4 has no boot");
         assert_eq!(bad(0, 3), None, "version 3 has no filer");
         assert_eq!(bad(0, 2), None, "version 2 is shorter");
-        assert_eq!(bad(128, 3), None, "not so many");
-        assert_eq!(bad(140, 2), None, "refused or not");
-        assert_eq!(bad(141, 1), None, "reserved");
+        assert_eq!(bad(140, 3), None, "not so many");
+        assert_eq!(bad(152, 2), None, "refused or not");
+        assert_eq!(bad(153, 1), None, "reserved");
         assert_eq!(bad(0, 1), None, "version 1 is shorter");
         assert_eq!(bad(16, 4), None, "no such state");
         assert_eq!(bad(17, 2), None, "made or not");
@@ -482,9 +519,9 @@ mod tests {
         assert_eq!(bad(60, 1), None, "a mark that is not set");
         assert_eq!(bad(61, 1), None, "reserved");
         assert_eq!(bad(64, 9), None, "no such mode");
-        assert_eq!(decode(&sample().encode()[..155]), None);
-        assert_eq!(decode(&sample().encode()[..144]), None, "two are said to follow");
+        assert_eq!(decode(&sample().encode()[..167]), None);
+        assert_eq!(decode(&sample().encode()[..156]), None, "two are said to follow");
         assert_eq!(decode(&sample().encode()[..112]), None);
-        assert_eq!(decode(&sample().encode()[..16]), None, "version 4 is longer");
+        assert_eq!(decode(&sample().encode()[..16]), None, "version 5 is longer");
     }
 }

@@ -38,6 +38,7 @@ pub(super) use self::lost_nvram::ways_on;
 pub use self::report::{Alone, Outcome, Refusal, Report};
 pub use self::state::{Failovers, View};
 use super::actor::{Changed, Fence as FenceSource};
+use super::doubts::Doubts;
 use super::extension::{self, Asked, Extension, State};
 use super::hooks::Moved;
 use super::lane::{Fenced, Lane};
@@ -348,7 +349,7 @@ impl<'a> Run<'a> {
         if let Some(failed) = self.shared.stager.failure() {
             return Some(Refusal::new(format!("the hub's NVRAM failed: {failed}"), RESTART));
         }
-        let lost = self.lane.cursors().log_lost.map(|mark| mark.what().to_owned());
+        let lost = self.lane.cursors().doubts.lost_in_words();
         let next = if lost.is_some() { ACCEPT_LOST } else { ACCEPT_LEFT_OUT };
         let all: Vec<String> = lost.into_iter().chain(self.left_out.iter().cloned()).collect();
         let refused = !all.is_empty() && !self.ask.accept_gap;
@@ -377,6 +378,12 @@ impl<'a> Run<'a> {
         gap: Option<Gap>,
     ) -> Report {
         let behind = false;
+        let doubts = self.lane.cursors().doubts;
+        let Doubts { missing_bytes, unsynced, there_too, .. } = doubts;
+        let log_lost = doubts.lost_in_words();
+        // What can be read is whole, and it is known that it was more.
+        let cut = log_lost.clone().map(|reason| Gap { reaches: last, reason });
+        let (gap, log_lost) = if gap.is_some() { (gap, log_lost) } else { (cut, None) };
         let outcome = match (gap, self.handed_over) {
             (Some(gap), _) => Outcome::UpToGap(gap),
             (None, Some(epoch)) => Outcome::TakenBack(epoch),
@@ -389,8 +396,6 @@ impl<'a> Run<'a> {
             Some(_) => Alone::Possible(silent),
             None => Alone::Unknown(silent),
         };
-        let lane = self.shared.lanes.get(self.name);
-        let nvram_damaged_bytes = lane.map_or(0, |lane| u64::from(lane.cursors().missing_bytes));
         let (dry_run, stale_reads) = (self.ask.dry_run, self.ask.now);
         Report {
             dry_run,
@@ -400,9 +405,10 @@ impl<'a> Run<'a> {
             last,
             replayed,
             alone,
-            nvram_damaged_bytes,
-            log_lost: self.lane.cursors().log_lost.map(|mark| mark.what().to_owned()),
-            unsynced: self.lane.cursors().unsynced,
+            nvram_damaged_bytes: u64::from(missing_bytes),
+            log_lost,
+            unsynced,
+            there_too: there_too && (unsynced || missing_bytes > 0),
             stale_reads,
             left_out: self.left_out.clone(),
             behind,

@@ -15,7 +15,8 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::applier::Job;
-use super::refill::{self, Mark};
+use super::doubts::Doubts;
+use super::refill::Mark;
 use crate::limits::cp_charge;
 use crate::nvlog::DurableToken;
 use crate::record::marks::{Fence, Place};
@@ -55,20 +56,8 @@ pub struct Cursors {
     pub fault: Option<Arc<str>>,
     /// The fault is missing or damaged history: a restart finds it again.
     pub damaged: bool,
-    /// Acknowledged history that is or may be missing here, until the source has said in a
-    /// session what it holds itself (R3).
-    pub missing: Option<Arc<str>>,
-    /// The last write that the source held when it came, if its log was lost here: what is missing is
-    /// here once that is.
-    pub owed: Option<SequenceNumber>,
-    /// What was held of its log was lost, and the mark of that still stands (R20).
-    pub log_lost: Option<Mark>,
-    /// The boot that is in session held what is owed; or a CP shows all of that boot.
-    pub owes_all: bool,
-    /// Bytes of it that rot in the NVRAM may have taken.
-    pub missing_bytes: u32,
-    /// What was acknowledged as received may have gone with this hub's memory.
-    pub unsynced: bool,
+    /// What may be missing here (R3).
+    pub doubts: Doubts,
     /// The source is fenced: nothing behind this place is taken (R2).
     pub fence: Option<Fence>,
     /// How far the fence is.
@@ -76,11 +65,6 @@ pub struct Cursors {
     /// Client bytes durable here that no published CP holds, and when their first came, by CP.
     pub invisible: BTreeMap<CpNumber, (u64, Instant)>,
 }
-
-/// What is said of a source that has writes answered before they are on this hub's medium, from a
-/// start of the hub until the source was here.
-pub const UNSYNCED: &str = "its ack is \"received\": what was acknowledged and was only in this hub's \
-     memory when that ended may be missing here; the source sends it again when it connects";
 
 /// How far a fence is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -100,14 +84,6 @@ impl Cursors {
     /// When the oldest entry came that the image does not show.
     pub fn oldest_invisible(&self) -> Option<Instant> {
         self.invisible.values().map(|(_, since)| *since).min()
-    }
-
-    /// What was lost, or may have been, is here or of no interest any more. Says what was noted of it:
-    /// that its log was lost, and what rot may have taken.
-    fn nothing_is_missing(&mut self) -> (bool, bool) {
-        (self.owed, self.missing, self.unsynced) = (None, None, false);
-        let rot = std::mem::take(&mut self.missing_bytes) > 0;
-        (self.log_lost.take().is_some(), rot)
     }
 }
 
@@ -311,7 +287,7 @@ impl Lane {
         let mut cursors = lock(&self.cursors);
         (cursors.applied_cp, cursors.applied) = (cp, place);
         (cursors.fence, cursors.fenced) = (None, Fenced::No);
-        let (lost, _) = cursors.nothing_is_missing();
+        let (lost, _) = cursors.doubts.end();
         drop(cursors);
         self.rewind_to(place);
         lost
@@ -460,7 +436,7 @@ impl Lane {
         cursors.applied = place;
         let later = cursors.invisible.split_off(&cp.next());
         let shown = std::mem::replace(&mut cursors.invisible, later);
-        cursors.owes_all |= cursors.owed.is_some_and(|last| last <= place.sequence);
+        cursors.doubts.shown(place.sequence);
         let bytes = shown.values().map(|(bytes, _)| bytes).sum();
         let visible = self.ladder.visible_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // Also what a failover has replayed.
@@ -483,44 +459,26 @@ impl Lane {
     pub fn lose(&self, what: &str) {
         let mut cursors = lock(&self.cursors);
         cursors.damaged = true;
-        cursors.missing.get_or_insert_with(|| what.into());
+        cursors.doubts.lose(what);
         drop(cursors);
         self.fault(what);
     }
 
     /// Something that a start found damaged may have been this source's.
-    pub fn may_miss(&self, bytes: u32) {
-        if bytes == 0 {
-            return;
-        }
-        let mut cursors = lock(&self.cursors);
-        cursors.missing_bytes = bytes;
-        cursors.missing.get_or_insert_with(|| {
-            format!(
-                "at most {bytes} bytes of acknowledged history may be missing: the NVRAM is \
-                 damaged; the source sends them again when it connects"
-            )
-            .into()
-        });
-        drop(cursors);
+    pub fn may_miss(&self, bytes: u32, since: Generation, newest: Generation) {
+        lock(&self.cursors).doubts.may_miss(bytes, since, newest);
         self.changed.notify_one();
     }
 
     /// What this hub had in memory is gone, and was acknowledged as received (`ack = "received"`).
-    pub fn forgot(&self) {
-        let mut cursors = lock(&self.cursors);
-        cursors.unsynced = true;
-        cursors.missing.get_or_insert_with(|| UNSYNCED.into());
-        drop(cursors);
+    pub fn forgot(&self, since: Generation, newest: Generation) {
+        lock(&self.cursors).doubts.forgot(since, newest);
         self.changed.notify_one();
     }
 
     /// What was held of its log was lost.
-    pub fn lost_log(&self, mark: Mark) {
-        let mut cursors = lock(&self.cursors);
-        cursors.missing = Some(mark.what().into());
-        cursors.log_lost = Some(mark);
-        drop(cursors);
+    pub fn lost_log(&self, mark: Mark, newest: Generation) {
+        lock(&self.cursors).doubts.lost_log(mark, newest);
         self.changed.notify_one();
     }
 
@@ -528,36 +486,21 @@ impl Lane {
     /// of a lost log is to go.
     #[must_use = "a mark that stays says so again after the next start"]
     pub fn gave_up_missing(&self) -> bool {
-        lock(&self.cursors).nothing_is_missing().0
+        lock(&self.cursors).doubts.end().0
     }
 
     /// The source is in session, with that boot: what it holds beyond this end, up to there, it sends
     /// again.
     pub fn welcomed(&self, last: SequenceNumber, generation: Generation) {
-        let mut cursors = lock(&self.cursors);
-        let lost = cursors.log_lost.clone();
-        if lost.is_none() && cursors.missing_bytes == 0 && !cursors.unsynced {
-            cursors.missing = None;
-            return;
-        }
-        // Also what it held when it came before: until then nothing of it is known to be here.
-        cursors.owed = cursors.owed.max(Some(last));
-        cursors.owes_all = lost.as_ref().is_none_or(|mark| mark.generation == generation);
-        if let Some(mark) = lost.filter(|_| !cursors.owes_all) {
-            let what = format!("{}; {}", mark.what(), refill::LOST_THERE_TOO);
-            cursors.missing = Some(what.into());
-        }
+        lock(&self.cursors).doubts.welcomed(last, generation);
     }
 
-    /// Looks whether what was lost, or may have been, has come. Says what is noted of it durably and
-    /// is to go: that its log was lost, and what rot may have taken.
+    /// Looks whether what was lost, or may have been, has come. Says which durable notes of it are to
+    /// go: the mark of a lost log, and those in the source's row.
     pub fn has_come(&self) -> (bool, bool) {
         let mut cursors = lock(&self.cursors);
-        let came = cursors.owed.is_some_and(|last| last <= cursors.durable.sequence);
-        if !came || !cursors.owes_all {
-            return (false, false);
-        }
-        cursors.nothing_is_missing()
+        let durable = cursors.durable.sequence;
+        cursors.doubts.has_come(durable)
     }
 
     /// The applier took a frame of Updates of so many bytes.

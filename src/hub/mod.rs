@@ -26,6 +26,7 @@ pub mod actor;
 pub mod applier;
 mod compare;
 pub mod connection;
+pub mod doubts;
 pub mod drainer;
 pub mod extension;
 pub mod failback;

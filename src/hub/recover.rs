@@ -25,6 +25,7 @@ use std::thread::JoinHandle;
 use actix::ArbiterHandle;
 
 use super::applier::{Applier, JobQueue};
+use super::doubts::Doubts;
 use super::drainer::{DrainQueue, Drainer, InRing};
 use super::extension::{self, Extension, State};
 use super::failback::Failbacks;
@@ -147,7 +148,7 @@ pub(crate) fn recover_on(
     let failovers = Failovers::recovered(&rows).map_err(state("catalog"))?;
     let refills = Refills::of(&options.data_dir);
     let (lanes, in_ring) = logs.finish(&rows, &refills);
-    let refills = tell_lost(&lanes, refills)?;
+    let refills = tell_lost(&lanes, &rows, refills)?;
     tell_rot(&lanes, &rows)?;
     let stager = Stager::new();
     let drain = DrainQueue::new();
@@ -196,15 +197,20 @@ fn no_ring(error: RingError) -> HubError {
     HubError::State { what: "NVRAM".to_owned(), reason }
 }
 
-/// What was lost is missing until its source has sent it again.
-fn tell_lost(lanes: &Lanes, refills: Refills) -> Result<Refills, HubError> {
-    let lanes = lanes.all();
-    let marked = refills.marked(lanes.iter().map(|lane| lane.source()));
+/// What was lost is missing until its source has sent it again. Of one that was promoted or handed over
+/// nothing is: a cut has left the mark behind the commit that made the image the truth.
+fn tell_lost(lanes: &Lanes, rows: &[SourceRow], refills: Refills) -> Result<Refills, HubError> {
+    let marked = refills.marked(rows.iter().map(|row| row.id));
     let marked = marked.map_err(state(refills.directory().display().to_string()))?;
-    for lane in &lanes {
-        if let Some(mark) = marked.get(&lane.source()) {
-            tracing::warn!(source = %lane.name(), what = mark.what(), "waits for what was lost here");
-            lane.lost_log(mark.clone());
+    for row in rows {
+        let Some(mark) = marked.get(&row.id) else { continue };
+        match Extension::of(row).map_err(state("catalog"))?.state {
+            State::Mirror | State::FailingOver => {
+                let Some(lane) = lanes.get(&row.name) else { continue };
+                tracing::warn!(source = %row.name, what = mark.what(), "waits for what was lost here");
+                lane.lost_log(mark.clone(), row.generation);
+            }
+            State::Promoted | State::HandedOver => refills.forget(row.id),
         }
     }
     Ok(refills)
@@ -242,10 +248,11 @@ fn tell_rot(lanes: &Lanes, rows: &[SourceRow]) -> Result<(), HubError> {
     for row in rows {
         let known = Extension::of(row).map_err(state("catalog"))?;
         let Some(lane) = lanes.get(&row.name) else { continue };
-        lane.may_miss(known.missing_bytes);
+        let since = known.doubted.unwrap_or(row.generation);
+        lane.may_miss(known.missing_bytes, since, row.generation);
         let received = known.policy.is_some_and(|policy| policy.ack == Ack::Received);
         if received && matches!(known.state, State::Mirror | State::FailingOver) {
-            lane.forgot();
+            lane.forgot(since, row.generation);
         }
     }
     Ok(())
@@ -556,12 +563,7 @@ impl Logs {
                 under_way_bytes: 0,
                 fault: source.fault.as_deref().map(Into::into),
                 damaged: source.damaged,
-                missing: None,
-                owed: None,
-                log_lost: None,
-                owes_all: false,
-                missing_bytes: 0,
-                unsynced: false,
+                doubts: Doubts::default(),
                 fence: source.standing_fence(row),
                 fenced: Fenced::InCatalog,
                 invisible: BTreeMap::new(),

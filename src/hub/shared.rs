@@ -413,10 +413,17 @@ impl Shared {
         let _row = lane.row();
         let change = |row: &mut SourceRow| {
             if let Ok(known) = Extension::of(row) {
-                row.extension = Extension { missing_bytes: 0, ..known }.encode();
+                row.extension = known.without_doubts().encode();
             }
         };
-        if let Err(error) = self.pool.catalog().update_source(lane.source(), change) {
+        let catalog = self.pool.catalog();
+        let row = catalog.source(lane.source());
+        if let Ok(Some(row)) = &row
+            && Extension::of(row).is_ok_and(|known| known == known.clone().without_doubts())
+        {
+            return;
+        }
+        if let Err(error) = row.and_then(|_| catalog.update_source(lane.source(), change)) {
             tracing::warn!(source = %lane.name(), %error, "the next start says it once more");
         }
     }
@@ -453,7 +460,8 @@ impl Shared {
         };
         let before_state = was.state;
         let (policy, alone, left_out) = (Some(promise.0), promise.1, told.left_out.clone());
-        let now = Extension { policy, alone, left_out, state, ..was.clone() };
+        let doubted = was.doubted.or_else(|| self.doubted(name, &base, generation));
+        let now = Extension { policy, alone, left_out, state, doubted, ..was.clone() };
         let known = base.generation == generation && base.epoch == epoch;
         if before.is_none() || !known || was != now || base.highest_cp < cp_max {
             let change = move |row: &mut SourceRow| {
@@ -477,6 +485,18 @@ impl Shared {
             self.moved(Moved::FailedBack, name, epoch, base.applied);
         }
         Ok(base)
+    }
+
+    /// The boot of before, if this one may not hold what that was acknowledged and is missing here: known
+    /// from the commit on that would have it forgotten.
+    fn doubted(
+        &self,
+        name: &SourceName,
+        base: &SourceRow,
+        comes: Generation,
+    ) -> Option<Generation> {
+        let since = self.lanes.get(name)?.cursors().doubts.since?;
+        (since != comes && base.generation != comes).then_some(since)
     }
 
     /// Begins the log of a source that has no lane. A start makes the lane of each that has been

@@ -185,7 +185,7 @@ impl Snapshot {
             Some(view) => (SourceState::FailedOver, view.reason.clone(), view.next_step.clone()),
             None => judge(machine, &cursors, connected, refused),
         };
-        if let Some(missing) = &cursors.missing
+        if let Some(missing) = &cursors.doubts.missing
             && !reason.contains(&**missing)
         {
             reason = format!("{reason}; {missing}");

@@ -93,7 +93,7 @@ impl Handover<'_> {
                 let (state, nvram_made, serving) = (State::HandedOver, false, None);
                 let given = Extension { state, nvram_made, serving, own, home, ..known };
                 // What was missing is of a log that has ended.
-                let gone = Extension { missing_bytes: 0, ..given };
+                let gone = given.without_doubts();
                 row.extension = Extension { policy, alone: None, ..gone }.encode();
             }
         };

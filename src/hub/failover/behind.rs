@@ -300,7 +300,7 @@ impl<'a, 'b> Behind<'a, 'b> {
         let (state, fence, transfer) = (State::Promoted, line.fence, line.fence.transfer);
         let (serving, left_out) = (None, Vec::new());
         // The report says what may be missing; nobody sends it again to what is the truth now.
-        let kept = Extension { missing_bytes: 0, ..kept };
+        let kept = kept.without_doubts();
         let extension = Extension { transfer, state, fence, serving, left_out, ..kept }.encode();
         for (volume, tree) in grown {
             built.entry(volume).or_insert(tree);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::hub::lane::UNSYNCED;
+use crate::hub::doubts::UNSYNCED;
+use crate::hub::refill::LOST_THERE_TOO;
 use crate::hub::replay::{Extent, Gap};
 use crate::record::marks::Place;
 use crate::units::numbers::{CpNumber, Epoch};
@@ -29,7 +30,8 @@ impl Refusal {
 pub enum Outcome {
     /// Everything this hub has acknowledged, and some of it was replayed.
     Complete,
-    /// Everything up to a gap that the administrator has accepted.
+    /// Everything up to a gap that the administrator has accepted: what can be read ends there, or
+    /// what was damaged behind it was cut off by a start.
     UpToGap(Gap),
     /// The image held everything already.
     NothingToReplay,
@@ -83,11 +85,13 @@ pub struct Report {
     pub alone: Alone,
     /// Bytes of the NVRAM that were damaged when the hub started, whoever they belonged to.
     pub nvram_damaged_bytes: u64,
-    /// What was held of its log was lost, and has not come again: what that was.
+    /// What was held of its log was lost as well, beside the gap: what that was.
     pub log_lost: Option<String>,
     /// What was acknowledged as received may have gone with the hub's memory: the hub was started
     /// since, and the source was not here.
     pub unsynced: bool,
+    /// The source was started anew since: it may have lost the same.
+    pub there_too: bool,
     /// The wait for the source to hold its reads was skipped.
     pub stale_reads: bool,
     /// Volumes that were not mirrored to the end, each a sentence (R20).
@@ -143,7 +147,7 @@ impl Report {
         out.extend(self.left_out.iter().cloned());
         out.push(match self.alone {
             Alone::Nothing if matches!(self.outcome, Outcome::UpToGap(_)) => {
-                "writes behind the gap were acknowledged and are lost".to_owned()
+                "writes that were acknowledged behind the gap are lost".to_owned()
             }
             // What was lost is said below.
             Alone::Nothing
@@ -177,6 +181,9 @@ impl Report {
         if self.nvram_damaged_bytes > 0 {
             let bytes = self.nvram_damaged_bytes;
             out.push(format!("at most {bytes} bytes may be missing: the NVRAM was damaged"));
+        }
+        if self.there_too {
+            out.push(LOST_THERE_TOO.to_owned());
         }
         if self.stale_reads {
             out.push(
@@ -225,6 +232,7 @@ mod tests {
             nvram_damaged_bytes: 0,
             log_lost: None,
             unsynced: false,
+            there_too: false,
             stale_reads: false,
             left_out: Vec::new(),
             behind: false,
@@ -262,9 +270,10 @@ mod tests {
         assert!(lost.may_be_lost() && text.contains("lost before an import"), "{text}");
         assert!(!text.contains("no acknowledged write is lost"), "{text}");
         let mut received = report(Outcome::Complete, Alone::Nothing);
-        received.unsynced = true;
+        (received.unsynced, received.there_too) = (true, true);
         let text = received.sentences().join("; ");
         assert!(received.may_be_lost() && text.contains("memory"), "{text}");
+        assert!(text.ends_with(LOST_THERE_TOO), "{text}");
         assert!(!text.contains("no acknowledged write is lost"), "{text}");
         for aside in [None, Some("promoted/a.nvram.lost-1".to_owned())] {
             let lost = report(Outcome::NvramGivenUp(aside.clone()), Alone::Nothing);

@@ -46,7 +46,7 @@ pub(super) async fn fail_over(hub: &Hub, source: &Fake, ask: Ask) -> Result<Repo
 }
 
 /// Fails over as far as `last`, then the hub is as if it had been stopped there.
-async fn up_to(hub: &Hub, source: &Fake, last: Step) -> Result<Report, Refusal> {
+pub(super) async fn up_to(hub: &Hub, source: &Fake, last: Step) -> Result<Report, Refusal> {
     let (shared, name) = (hub.shared().clone(), name(source));
     tokio::task::spawn_blocking(move || run(&shared, &name, NOW, &|step| *step != last, &|_| ()))
         .await

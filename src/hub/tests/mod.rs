@@ -3,6 +3,7 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test names the one message it wants")]
 
 mod bounds;
+mod doubts;
 mod failback;
 mod failover;
 mod fake;
