@@ -29,6 +29,7 @@ use super::export::SourceExports;
 use super::forwarder::ForwardOptions;
 use super::keeper::{FilerKeeper, Keeper, KeeperError, Kept};
 use super::nvram_file::{self, NvramFileError};
+use super::promise::SpaceLimit;
 use super::recover::Settings;
 use super::status::Status;
 use super::{BACKOFF, EngineOptions, Filer, FilerOptions, StartError};
@@ -421,6 +422,7 @@ impl Homes {
                 ring_shape: RingShape::default(),
             },
             stop_timeout: self.options.stop_timeout,
+            space_limit: SpaceLimit::none(),
         };
         let filer = Filer::start_in(self.own.pool(), nvram, options).await?;
         self.lock().insert(row.name, Home::Running(Arc::new(filer)));

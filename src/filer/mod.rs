@@ -83,6 +83,7 @@ use self::export::SourceExports;
 use self::follow::wire::Idle;
 use self::forwarder::{ForwardOptions, Forwarder};
 use self::keeper::Keeper;
+use self::promise::SpaceLimit;
 use self::recover::{Guest, RecoverError, Settings, Started, Store, Wanted};
 use self::shared::{Backoff, Shared};
 use self::signals::Roots;
@@ -265,6 +266,8 @@ pub struct EngineOptions {
     pub settings: Settings,
     /// How long a stop waits for the last CP.
     pub stop_timeout: Duration,
+    /// What it may have of the pool.
+    pub space_limit: SpaceLimit,
 }
 
 /// How a source behaves, apart from its stores.
@@ -344,14 +347,15 @@ impl Filer {
         nvram: Store,
         options: EngineOptions,
     ) -> Result<Self, StartError> {
-        let EngineOptions { source, keeper, forward, ground, settings, .. } = options;
+        let EngineOptions { source, keeper, forward, ground, settings, space_limit, .. } = options;
         let sole = forward.is_none();
         let linked = forward.map(|forward| {
             let (nvram, settings) = (nvram.clone(), settings.clone());
             Linked { forward, nvram, settings }
         });
         let recovered = machine::blocking(move || {
-            recover::recover_in(Guest { pool, source, keeper, sole, ground }, &settings, &nvram)
+            let guest = Guest { pool, source, keeper, sole, ground, space_limit };
+            recover::recover_in(guest, &settings, &nvram)
         });
         let started = joined(recovered.await)??;
         if sole {

@@ -5,18 +5,51 @@
 //! later: there each entry's worst case is reserved. A CP draws on what was promised for it; what
 //! it did not need goes back when it is published.
 //!
+//! Where a source may have only so much of the pool ([`SpaceLimit`]), no more is promised than keeps it there,
+//! whatever room there is. What is overwritten comes free with the CP only, and who has all that it may
+//! must still be able to overwrite: so up to [`OVER_LIMIT_BLOCKS`] are promised beyond.
+//!
 //! Called by `order` (under its lock) and by `checkpoint`. Invariant: what is held and what is
 //! lent to the CP under way is never less than what [`Promise::takes`] has said yes to, but for
 //! entries recovered from the ring, which were promised room before the restart.
 
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::pool::Pool;
 use crate::pool::write_set::{Budget, Reservation};
+use crate::units::ids::SourceId;
 use crate::units::numbers::BlockCount;
 
 /// Asked for at once, so that not every entry takes the pool's lock.
 const STEP_BLOCKS: u64 = 256;
+
+/// Promised beyond the limit, for what is overwritten in place: two of the longest entries, and the nodes
+/// above them. Unit tests shrink it.
+const OVER_LIMIT_BLOCKS: u64 = if cfg!(test) { 32 } else { 512 };
+
+/// Blocks of the pool that a source may have at that moment; none if it may have what there is.
+#[derive(Clone)]
+pub struct SpaceLimit(Arc<dyn Fn() -> Option<BlockCount> + Send + Sync>);
+
+impl SpaceLimit {
+    /// Asked before each entry.
+    pub fn new(ask: impl Fn() -> Option<BlockCount> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    /// None, ever.
+    pub fn none() -> Self {
+        Self::new(|| None)
+    }
+}
+
+impl fmt::Debug for SpaceLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SpaceLimit").field(&(self.0)()).finish()
+    }
+}
 
 #[derive(Debug, Default)]
 struct Held {
@@ -29,22 +62,52 @@ struct Held {
 #[derive(Debug)]
 pub struct Promise {
     pool: Arc<Pool>,
+    limit: SpaceLimit,
+    source: SourceId,
+    /// What the source had at the start: it may go on to have that.
+    had: u64,
+    limited: AtomicBool,
     state: Mutex<Held>,
 }
 
 impl Promise {
     /// Nothing is promised yet.
-    pub fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, state: Mutex::default() }
+    pub fn new(pool: Arc<Pool>, source: SourceId, limit: SpaceLimit) -> Self {
+        let (limited, state) = (AtomicBool::new(false), Mutex::default());
+        let mut promise = Self { pool, limit, source, had: 0, limited, state };
+        promise.had = promise.has().unwrap_or(0);
+        promise
+    }
+
+    /// Blocks that its published and kept CPs have, as far as they are counted.
+    fn has(&self) -> Option<u64> {
+        // A pool that does not answer has latched, and refuses the CP.
+        Some(self.pool.catalog().used(self.source).ok()??.0)
+    }
+
+    /// Whether so many beside what it has would be too many.
+    fn is_over_limit(&self, blocks: u64) -> bool {
+        let Some(limit) = (self.limit.0)() else { return false };
+        let most = limit.0.max(self.had);
+        self.has().is_some_and(|has| has > most || has + blocks > most + OVER_LIMIT_BLOCKS)
+    }
+
+    /// Whether it was the limit that spoke against the last entry.
+    pub fn is_limited(&self) -> bool {
+        self.limited.load(Ordering::Relaxed)
     }
 
     /// Whether `blocks` are promised, the CP under way counted; asks the pool for what is missing.
     pub fn takes(&self, blocks: u64) -> bool {
         let mut state = self.lock();
         let missing = blocks.saturating_sub(state.lent + state.held());
-        missing == 0
+        let room = missing == 0
             || self.more(&mut state, missing.max(STEP_BLOCKS))
-            || self.more(&mut state, missing)
+            || self.more(&mut state, missing);
+        drop(state);
+        let limited = room && self.is_over_limit(blocks);
+        self.limited.store(limited, Ordering::Relaxed);
+        room && !limited
     }
 
     /// Room for the CP under way that needs at most `blocks`. If it is tried again, what it took

@@ -35,7 +35,7 @@ use super::keeper::{FilerKeeper, Keeper, KeeperError, Kept};
 use super::order::{Order, PoolTakes, VolumeShape};
 use super::outbox::Outbox;
 use super::pledge::Pledge;
-use super::promise::Promise;
+use super::promise::{Promise, SpaceLimit};
 use super::shared::{Affiliation, LinkState, Pins, Shared, SharedState};
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::device::Device;
@@ -231,6 +231,8 @@ struct Inside {
     ground: Option<Ground>,
     /// Who looks after other sources that shall live here.
     offers: Offers,
+    /// What it may have of the pool.
+    space_limit: SpaceLimit,
 }
 
 type Offers = Arc<watch::Sender<Option<Adopt>>>;
@@ -262,7 +264,8 @@ pub fn recover(wanted: &Wanted, nvram: &Store, pool: &Store) -> Result<Started, 
     let (keeper, offers) = (Arc::new(FilerKeeper), Offers::default());
     // Other sources may come to live in this pool at any time: each reserves its room.
     let (sole, ground) = (false, None);
-    let inside = Inside { pool, row, volumes, keeper, sole, ground, offers };
+    let space_limit = SpaceLimit::none();
+    let inside = Inside { pool, row, volumes, keeper, sole, ground, offers, space_limit };
     let started = resume(&settings, nvram, inside)?;
     // What is larger in the file grows behind the first CP.
     started.shared.want_sizes(wanted.volumes.clone());
@@ -295,6 +298,8 @@ pub struct Guest {
     pub sole: bool,
     /// What lies between the published CP and its first entry.
     pub ground: Option<Ground>,
+    /// What it may have of the pool.
+    pub space_limit: SpaceLimit,
 }
 
 /// Recovers a guest. The committing thread runs when this returns.
@@ -303,11 +308,12 @@ pub fn recover_in(
     settings: &Settings,
     nvram: &Store,
 ) -> Result<Started, RecoverError> {
-    let Guest { pool, source, keeper, sole, ground } = guest;
+    let Guest { pool, source, keeper, sole, ground, space_limit } = guest;
     let row = pool.catalog().source(source)?.ok_or(RecoverError::Unknown(source))?;
     let volumes = pool.catalog().volumes(source)?;
     let offers = Offers::default();
-    resume(settings, nvram, Inside { pool, row, volumes, keeper, sole, ground, offers })
+    let inside = Inside { pool, row, volumes, keeper, sole, ground, offers, space_limit };
+    resume(settings, nvram, inside)
 }
 
 /// Recovers a source whose engine has come to rest in this process, in the pool it had, on the same
@@ -324,7 +330,8 @@ pub fn again(
     let volumes = pool.catalog().volumes(source)?;
     let nvram = Store { new: false, ..nvram.clone() };
     let (sole, ground, offers) = (false, None, Arc::clone(&before.offers));
-    let inside = Inside { pool, row, volumes, keeper, sole, ground, offers };
+    let space_limit = SpaceLimit::none();
+    let inside = Inside { pool, row, volumes, keeper, sole, ground, offers, space_limit };
     let started = resume(settings, &nvram, inside)?;
     started.shared.want_sizes(before.wanted_sizes());
     Ok(started)
@@ -344,7 +351,8 @@ fn resume(settings: &Settings, nvram: &Store, mut inside: Inside) -> Result<Star
     let beneath = inside.ground.as_ref().map_or(CpNumber(0), |ground| ground.cp);
     make_ring(settings, nvram, &inside, &kept)?;
     let ring_cell = Arc::new(OnceLock::new());
-    let promise = Arc::new(Promise::new(Arc::clone(&inside.pool)));
+    let limit = inside.space_limit.clone();
+    let promise = Arc::new(Promise::new(Arc::clone(&inside.pool), row.id, limit));
     let order = make_order(&inside, &promise, Arc::clone(&ring_cell))?.on_full(settings.on_full);
     let outbox = Outbox::default();
     let mut replay = Replay::new(&order, &outbox, own);
@@ -606,7 +614,7 @@ fn promised(
 }
 
 fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, RecoverError> {
-    let Inside { pool, row, volumes, keeper, sole, ground, offers } = inside;
+    let Inside { pool, row, volumes, keeper, sole, ground, offers, .. } = inside;
     let Parts { order, outbox, completion, promise, pledge, ring } = parts;
     let pins = pool.pin_source(row.id)?;
     let pins: Pins =

@@ -231,7 +231,7 @@ fn in_session(shared: &Shared) -> (SourceState, String, String) {
         return (SourceState::Behind, reason, next.to_owned());
     }
     let all = ("every acknowledged write is durable on the hub", "");
-    let (reason, next) = waits(shared.order.figures().lacking).unwrap_or(all);
+    let (reason, next) = waits(shared).unwrap_or(all);
     match shared.set_back() {
         None => (SourceState::InSync, reason.to_owned(), next.to_owned()),
         Some(what) => {
@@ -335,13 +335,17 @@ fn sole(shared: &Shared) -> (SourceState, String, String) {
         "served here; acknowledged writes are durable in this NVRAM only",
         "`mirrorhub failback` gives it back to a filer",
     );
-    let (reason, next) = waits(shared.order.figures().lacking).unwrap_or(all);
+    let (reason, next) = waits(shared).unwrap_or(all);
     (SourceState::FailedOver, reason.to_owned(), next.to_owned())
 }
 
 /// What writers wait for, and what makes it better.
-fn waits(lacking: Option<Lacking>) -> Option<(&'static str, &'static str)> {
-    match lacking? {
+fn waits(shared: &Shared) -> Option<(&'static str, &'static str)> {
+    match shared.order.figures().lacking? {
+        Lacking::Pool if shared.promise.is_limited() => Some((
+            "writes wait: the source has as much of the pool as space_limit lets it",
+            "raise space_limit in its file on the hub, drop kept CPs, or trim what is not needed",
+        )),
         Lacking::Nvram => Some((
             "writes wait: both partitions of the NVRAM are full",
             "they go on with the next checkpoint; a larger NVRAM makes it rarer",

@@ -13,6 +13,7 @@
 //! the place in it and nothing else.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::device::file::FileError;
 use crate::filer::beneath::Ground;
 use crate::filer::keeper::{Keeper, KeeperError, Kept};
 use crate::filer::nvram_file::{self, NvramFileError};
+use crate::filer::promise::SpaceLimit;
 use crate::filer::recover::{Settings, Store};
 use crate::filer::{CheckpointError, EngineOptions, Filer, StartError};
 use crate::nvlog::{RingOptions, RingShape};
@@ -32,7 +34,7 @@ use crate::pool::rows::SourceRow;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::machine;
 use crate::units::names::SourceName;
-use crate::units::numbers::ByteCount;
+use crate::units::numbers::{BlockCount, ByteCount};
 use crate::units::policy::{OnFull, Policy};
 
 /// How long a start waits for the NVRAM of an engine that was stopped before, and between two looks.
@@ -161,6 +163,29 @@ pub enum Engine {
     Failed(Arc<str>),
 }
 
+/// What a source may have of the pool, asked by its name at any time.
+pub struct Limits(Arc<Ask>);
+
+type Ask = dyn Fn(&SourceName) -> Option<BlockCount> + Send + Sync;
+
+impl Limits {
+    /// As `ask` says.
+    pub fn new(ask: impl Fn(&SourceName) -> Option<BlockCount> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    fn of(&self, name: &SourceName) -> SpaceLimit {
+        let (ask, name) = (Arc::clone(&self.0), name.clone());
+        SpaceLimit::new(move || ask(&name))
+    }
+}
+
+impl fmt::Debug for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limits").finish_non_exhaustive()
+    }
+}
+
 /// All promoted sources of a hub.
 #[derive(Debug)]
 pub struct Promoted {
@@ -168,6 +193,7 @@ pub struct Promoted {
     options: PromotedOptions,
     hub: HubId,
     pool: Arc<Pool>,
+    limits: Limits,
     engines: Mutex<BTreeMap<SourceName, Engine>>,
     /// Those of them that did not start for want of their NVRAM, and whether that was gone.
     nvram_lost: Mutex<BTreeMap<SourceName, bool>>,
@@ -180,7 +206,12 @@ pub struct Promoted {
 
 impl Promoted {
     /// None runs yet.
-    pub fn new(data_dir: &Path, options: PromotedOptions, hub: HubId, pool: Arc<Pool>) -> Self {
+    pub fn new(
+        data_dir: &Path,
+        options: PromotedOptions,
+        hub: HubId,
+        (pool, limits): (Arc<Pool>, Limits),
+    ) -> Self {
         let (engines, nvram_lost) = (Mutex::default(), Mutex::default());
         let turn = tokio::sync::Mutex::default();
         let directory = directory_in(data_dir);
@@ -189,6 +220,7 @@ impl Promoted {
             options,
             hub,
             pool,
+            limits,
             engines,
             nvram_lost,
             turn,
@@ -295,6 +327,7 @@ impl Promoted {
                 ring_shape: RingShape::default(),
             },
             stop_timeout: self.options.stop_timeout,
+            space_limit: self.limits.of(&row.name),
         };
         Ok(Filer::start_in(Arc::clone(&self.pool), nvram, options).await?)
     }

@@ -33,11 +33,11 @@ use super::failover::Failovers;
 use super::hooks::Hooks;
 use super::identity::{identity, own_logs, state};
 use super::lane::{Cursors, Fenced, Lane};
-use super::promoted::Promoted;
+use super::promoted::{Limits, Promoted};
 use super::refill::{Mark, Refills};
 use super::registry::Registry;
 use super::retention::Keeping;
-use super::shared::{Arbiters, Counters, Lanes, Shared};
+use super::shared::{Arbiters, Counters, Lanes, Settings, Shared, space_limit};
 use super::shares::Shares;
 use super::stager::{COPY_ROOM_BYTES, Stager, StagerFeed};
 use super::{HubError, HubOptions};
@@ -155,8 +155,8 @@ pub(crate) fn recover_on(
     let handle = ring.start(Box::new(StagerFeed::new(stager.clone(), drain.clone())));
     stager.start(handle);
     let (jobs, passes) = (JobQueue::new(), JobQueue::new());
-    let settings = options.sources.iter().map(|s| (s.name.clone(), s.clone())).collect();
-    let promoted = Promoted::new(&options.data_dir, options.promoted, hub, pool.clone());
+    let settings = settings_of(options);
+    let promoted = promoted(options, (hub, &pool), &settings);
     let shared = Arc::new(Shared {
         hub,
         pool,
@@ -170,7 +170,7 @@ pub(crate) fn recover_on(
         promoted,
         arbiters,
         image_pin: options.image_pin,
-        settings: arc_swap::ArcSwap::from_pointee(settings),
+        settings,
         failovers,
         hooks: Arc::new(Hooks::new(options.hooks.clone())),
         keeping: Keeping::default(),
@@ -187,6 +187,22 @@ pub(crate) fn recover_on(
     shared.stager.belongs_to(&shared);
     let threads = start_threads(&shared, in_ring, options.appliers)?;
     Ok(Started { shared, threads })
+}
+
+fn settings_of(options: &HubOptions) -> Settings {
+    let settings = options.sources.iter().map(|s| (s.name.clone(), s.clone()));
+    Arc::new(arc_swap::ArcSwap::from_pointee(settings.collect()))
+}
+
+/// Each may have of the pool what the settings of that moment say.
+fn promoted(
+    options: &HubOptions,
+    (hub, pool): (HubId, &Arc<Pool>),
+    settings: &Settings,
+) -> Promoted {
+    let settings = Arc::clone(settings);
+    let limits = Limits::new(move |name| space_limit(&settings.load(), name));
+    Promoted::new(&options.data_dir, options.promoted, hub, (Arc::clone(pool), limits))
 }
 
 fn no_ring(error: RingError) -> HubError {

@@ -249,7 +249,7 @@ pub struct Shared {
     /// How long a reader may pin an image.
     pub image_pin: Duration,
     /// What the files say.
-    pub settings: arc_swap::ArcSwap<BTreeMap<SourceName, SourceSetting>>,
+    pub settings: Settings,
     /// Sources that were failed over.
     pub failovers: Failovers,
     /// What is run when volumes have moved.
@@ -634,8 +634,7 @@ impl Shared {
 
     /// Blocks of the pool that a source may have.
     pub fn space_limit(&self, name: &SourceName) -> Option<BlockCount> {
-        let limit = self.settings.load().get(name)?.space_limit?;
-        Some(BlockCount(limit.0 / BLOCK_BYTES_U64))
+        space_limit(&self.settings.load(), name)
     }
 
     /// Bytes a second that may come from a source.
@@ -649,4 +648,16 @@ impl Shared {
         let room = limit.map(|limit| limit.0.saturating_sub(self.store.bytes(source)));
         self.store.room(source).min(room.unwrap_or(u64::MAX))
     }
+}
+
+/// What the files say of each source now.
+pub type Settings = Arc<arc_swap::ArcSwap<BTreeMap<SourceName, SourceSetting>>>;
+
+/// Blocks of the pool that a source may have by these settings.
+pub(super) fn space_limit(
+    settings: &BTreeMap<SourceName, SourceSetting>,
+    name: &SourceName,
+) -> Option<BlockCount> {
+    let limit = settings.get(name)?.space_limit?;
+    Some(BlockCount(limit.0 / BLOCK_BYTES_U64))
 }

@@ -5,7 +5,7 @@ use super::*;
 use crate::device::sim::{Chance, Effect};
 use crate::filer::EngineOptions;
 use crate::filer::keeper::{FilerKeeper, Keeper, Kept};
-use crate::filer::promise::Promise;
+use crate::filer::promise::{Promise, SpaceLimit};
 use crate::filer::recover::Settings;
 use crate::filer::status::SourceState;
 use crate::filer::tests::life::change;
@@ -144,6 +144,7 @@ fn engine_options(source: SourceId) -> EngineOptions {
             ring_shape: RingShape { area_bytes_min: 1 << 20, commit_bytes_max: 512 << 10 },
         },
         stop_timeout: Duration::from_secs(10),
+        space_limit: SpaceLimit::none(),
     }
 }
 
@@ -487,7 +488,7 @@ fn a_promise_is_kept_and_given_back() {
         space.free.0 - space.reserve.0 - space.held.0
     };
     let all = room();
-    let (one, two) = (Promise::new(Arc::clone(&pool)), Promise::new(Arc::clone(&pool)));
+    let [one, two] = [A, B].map(|source| Promise::new(pool.clone(), source, SpaceLimit::none()));
     assert!(one.takes(all - 10));
     assert!(!two.takes(11) && two.takes(10), "what one has the other does not get");
     assert_eq!(room(), 0);

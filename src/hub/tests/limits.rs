@@ -1,7 +1,12 @@
 //! What a source may have of the hub's pool and ring: more is refused as by a full pool, or waits for
 //! credit, for that source only; a reload changes what it may have.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
+
 use super::fake::Fake;
+use super::promoted::{open, promoted_by};
 use super::{in_system, options, start_again, until};
 use crate::hub::Hub;
 use crate::hub::status::SourceState;
@@ -80,6 +85,56 @@ fn a_source_over_its_space_is_refused_alone() {
         all_is_counted(&hub, &[&a, &b]);
         let report = check(&hub.shared().pool, Depth::Data).unwrap();
         assert!(report.is_clean(), "{:?}", report.findings);
+        hub.stop().await;
+    });
+}
+
+/// Goal: a source that the hub serves has no more than its file says either: what would make it more waits,
+/// and status says for what; more by a reload is room at once; what is overwritten in place never waits
+/// for ever, with nothing left.
+#[test]
+fn a_served_source_has_no_more_than_its_space() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = options(dir.path(), &["a", "b"]);
+        let mut limit = |blocks: u64| {
+            settings.sources[0].space_limit = Some(ByteCount(blocks * BLOCK_BYTES_U64));
+            settings.clone()
+        };
+        let (hub, a, _b) = promoted_by(limit(64)).await;
+        let export = open(&hub, "a/vol0").await.unwrap();
+        let fill = |blocks: u64, byte: u8| {
+            let export = Arc::clone(&export);
+            tokio::task::spawn_local(async move {
+                for vbn in 0..blocks {
+                    let block = Bytes::from(vec![byte; 4096]);
+                    export.write(vbn * BLOCK_BYTES_U64, block, false).await.unwrap();
+                }
+            })
+        };
+        let filling = fill(200, 7);
+        let name = a.name.parse().unwrap();
+        let reason = || {
+            let all = hub.snapshots();
+            all.iter().find(|s| s.name == name).unwrap().reason.clone()
+        };
+        until("its writes wait", || reason().contains("space_limit")).await;
+        until("its CPs are published", || used(&hub, &a) > 64).await;
+        assert!(!filling.is_finished() && used(&hub, &a) <= 64 + 32, "{}", used(&hub, &a));
+        hub.settle(limit(300).sources).await;
+        filling.await.unwrap();
+        hub.checkpoint(&name).await.unwrap();
+        let has = used(&hub, &a);
+        assert!(has > 200 && !reason().contains("space_limit"), "{has}: {}", reason());
+        hub.settle(limit(has).sources).await;
+        for round in 8..10 {
+            fill(100, round).await.unwrap();
+        }
+        hub.checkpoint(&name).await.unwrap();
+        assert_eq!(used(&hub, &a), has);
+        let report = check(&hub.shared().pool, Depth::Data).unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings);
+        drop(export);
         hub.stop().await;
     });
 }

@@ -70,7 +70,12 @@ pub(super) fn copy(from: &Path, to: &Path) {
 
 /// A hub with `a` promoted after one CP and `b` in session.
 async fn promoted_hub(dir: &Path) -> (Hub, Fake, Fake) {
-    let hub = Hub::start(options(dir, &["a", "b"])).await.unwrap();
+    promoted_by(options(dir, &["a", "b"])).await
+}
+
+/// The same by these options.
+pub(super) async fn promoted_by(options: HubOptions) -> (Hub, Fake, Fake) {
+    let hub = Hub::start(options).await.unwrap();
     let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
     a.welcomed(hub.address()).await;
     b.welcomed(hub.address()).await;
