@@ -16,7 +16,7 @@ use crate::harness::{
 };
 
 /// A file of `size` bytes with seeded content, holes and zero blocks among it.
-fn make_image(path: &Path, size: u64, seed: u64) {
+pub fn make_image(path: &Path, size: u64, seed: u64) {
     use std::os::unix::fs::FileExt;
     let file = fs::File::create(path).expect("image file");
     file.set_len(size).expect("image size");

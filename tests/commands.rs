@@ -111,6 +111,9 @@ impl Fake {
             | Request::Verify { .. }
             | Request::ConfigDiff {}
             | Request::Forget { .. }
+            | Request::Seed { .. }
+            | Request::SeedDiscard { .. }
+            | Request::Seeds {}
             | Request::Events { .. }
             | Request::PoolCheck { .. }
             | Request::Scrub { .. }
@@ -212,6 +215,9 @@ impl Fake {
                 json(serde_json::to_value(ConfigDiffAnswer { schema: 1, changes, problems }))
             }
             Request::PoolCheck {}
+            | Request::Seed { .. }
+            | Request::SeedDiscard { .. }
+            | Request::Seeds {}
             | Request::Events { .. }
             | Request::Scrub { .. }
             | Request::DeviceList {}

@@ -36,7 +36,7 @@ fn continuing(more: &str) -> SourceSettings {
 }
 
 /// So many blocks of a volume, the same ones each time.
-fn some(blocks: u64, count: u64) -> BTreeSet<u64> {
+pub fn some(blocks: u64, count: u64) -> BTreeSet<u64> {
     let mut chosen = BTreeSet::new();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     while u64::try_from(chosen.len()).expect("small") < count {
@@ -48,7 +48,7 @@ fn some(blocks: u64, count: u64) -> BTreeSet<u64> {
     chosen
 }
 
-fn fill(client: &mut Client, mib: u64) {
+pub fn fill(client: &mut Client, mib: u64) {
     for n in 0..mib {
         let blocks = n * 256..(n + 1) * 256;
         let chunk: Vec<u8> = blocks.flat_map(|block| content(block, 1)).collect();
@@ -56,7 +56,7 @@ fn fill(client: &mut Client, mib: u64) {
     }
 }
 
-fn change(client: &mut Client, blocks: &BTreeSet<u64>, version: u64) {
+pub fn change(client: &mut Client, blocks: &BTreeSet<u64>, version: u64) {
     for &block in blocks {
         client.write(block * BLOCK, &content(block, version)).expect("a block is changed");
     }
@@ -68,7 +68,7 @@ fn pass_bytes(cluster: &Cluster) -> f64 {
     metric_sum(&page, "mirrorhub_source_resync_bytes_total", NAME)
 }
 
-fn wait_settled(cluster: &Cluster) {
+pub fn wait_settled(cluster: &Cluster) {
     let root = || cluster.own_status(NAME)["volumes"][0]["root"].clone();
     let (mut last, mut since) = (root(), Instant::now());
     wait_for("the own CPs have come to an end", LIMIT, || {
@@ -80,7 +80,7 @@ fn wait_settled(cluster: &Cluster) {
     });
 }
 
-fn wait_together(cluster: &mut Cluster) {
+pub fn wait_together(cluster: &mut Cluster) {
     wait_for("both are together", LIMIT, || {
         // One that was just started may not answer yet.
         let own = status(&cluster.source_config(NAME)).map(|own| own["source"].clone());

@@ -95,6 +95,28 @@ fn a_new_filer_joins_with_its_bundle() {
     let (_, page) = http_get(&cluster.hub_url("/metrics"));
     let ends = metric_sum(&page, "mirrorhub_tls_certificate_expiry_timestamp_seconds", "");
     assert!(ends > 1.0e9, "the end of the hub's certificate is not shown");
+    // A copy of the bundle on another machine: it has been used, and makes nobody a source.
+    let copied = cluster.path("copied/source.toml");
+    fs::create_dir_all(cluster.path("copied")).expect("directory");
+    let mut command = Command::new(BINARY);
+    command.args(["source", "--join"]).arg(&bundle).arg("--config").arg(&copied);
+    // On this machine the ports are taken: what it has written is kept.
+    assert!(!try_run(&mut command).status.success(), "two have the same ports");
+    let text = fs::read_to_string(&copied).expect("source.toml");
+    fs::write(
+        &copied,
+        format!("nbd_listen = \"unix:n.sock\"\nhttp_listen = \"unix:h.sock\"\n{text}"),
+    )
+    .expect("source.toml");
+    let log = cluster.path("copied.log");
+    let mut command = Command::new(BINARY);
+    let mut copy = Process::start(NAME, log, command.arg("source").arg("--config").arg(&copied));
+    wait_for("the copy is told why", LIMIT, || {
+        assert!(copy.runs(), "{}", copy.output());
+        status(&copied).unwrap_or_default().to_string().contains("belongs to source")
+    });
+    assert_eq!(cluster.on_hub(NAME)["state"], "in-sync", "the first one does not notice");
+    copy.stop(LIMIT);
     source.stop(LIMIT);
 }
 

@@ -1,16 +1,19 @@
 //! Asks a running process over its admin socket.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::sync::mpsc;
 
 use super::failure::{Failure, UNREACHABLE, USAGE};
 use super::locate::{ConfigArgument, Located};
 use super::progress::ProgressShow;
 use super::terminal::Look;
-use crate::control::client::{CallError, call};
+use crate::control::client::{CallError, call, call_feeding};
+use crate::control::feed::Piece;
 use crate::control::message::Request;
 
 /// A process that can be asked.
@@ -31,19 +34,19 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 /// Has `name`, which `warning` is about, typed once more before `command` takes what cannot be had
 /// back. Without somebody at a terminal nothing is done.
 pub fn confirm(command: &str, warning: &str, name: &str) -> Result<(), Failure> {
-    if !std::io::stdin().is_terminal() {
+    if !io::stdin().is_terminal() {
         let what = format!("{command}: nobody is there to confirm it");
         let next = "run it in a terminal, or add --yes".into();
         return Err(Failure::Message { code: USAGE, what, next });
     }
-    let unread = |error: std::io::Error| {
+    let unread = |error: io::Error| {
         Failure::failed(format!("{command}: no confirmation can be read: {error}"), "")
     };
-    let mut out = std::io::stderr();
+    let mut out = io::stderr();
     write!(out, "{warning} Type its name to confirm: ").map_err(unread)?;
     out.flush().map_err(unread)?;
     let mut line = String::new();
-    std::io::stdin().read_line(&mut line).map_err(unread)?;
+    io::stdin().read_line(&mut line).map_err(unread)?;
     is_confirmed(command, name, &line)
 }
 
@@ -52,6 +55,13 @@ fn is_confirmed(command: &str, name: &str, line: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::failed(format!("{command}: not confirmed, nothing is done"), ""))
+}
+
+fn understood<T: DeserializeOwned>(what: &str, value: Value) -> Result<T, Failure> {
+    serde_json::from_value(value).map_err(|error| {
+        let next = "is it of another version? see `mirrorhub --version` on both ends";
+        Failure::failed(format!("{what}: the answer is not understood: {error}"), next)
+    })
 }
 
 impl Asked {
@@ -74,14 +84,29 @@ impl Asked {
             .await
             .map_err(|error| self.failure(what, error))?;
         show.end();
-        serde_json::from_value(value).map_err(|error| {
-            let next = "is it of another version? see `mirrorhub --version` on both ends";
-            Failure::failed(format!("{what}: the answer is not understood: {error}"), next)
-        })
+        understood(what, value)
+    }
+
+    /// As [`Asked::ask`], with a file behind the request.
+    pub async fn feed<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        what: &str,
+        pieces: mpsc::Receiver<io::Result<Piece>>,
+        error_look: Look,
+    ) -> Result<T, Failure> {
+        let mut show = ProgressShow::new(error_look);
+        let mut shown = |progress| show.update(&progress);
+        let value = call_feeding(&self.0.socket, request, pieces, &mut shown)
+            .await
+            .map_err(|error| self.failure(what, error))?;
+        show.end();
+        understood(what, value)
     }
 
     fn failure(&self, what: &str, error: CallError) -> Failure {
         match error {
+            CallError::Unread(error) => Failure::failed(format!("{what}: {error}"), ""),
             CallError::Unreachable { socket, error } => {
                 let next = self.way_to(&socket, error.kind());
                 let what = format!("{what}: no process answers at {}: {error}", socket.display());

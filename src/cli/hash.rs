@@ -60,7 +60,7 @@ fn hash(file: &Path, look: Look) -> Result<Root, Failure> {
 }
 
 /// The file and its size; a pipe or directory has none.
-fn open(file: &Path) -> io::Result<(File, ByteCount)> {
+pub(super) fn open(file: &Path) -> io::Result<(File, ByteCount)> {
     let mut opened = File::open(file)?;
     let kind = opened.metadata()?.file_type();
     if !kind.is_file() && !kind.is_block_device() {

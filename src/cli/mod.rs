@@ -6,7 +6,7 @@
 //!
 //! * processes: [`serve`] (`hub`, `source`), [`demo`]
 //! * commands: [`status`], [`top`], [`events`], [`hash`], [`checkpoint`], [`kept`], [`mod@drop`], [`verify`],
-//!   [`failover`], [`failback`], [`onboard`], [`certify`], [`forget`], [`scrub`],
+//!   [`failover`], [`failback`], [`onboard`], [`certify`], [`forget`], [`seed`], [`scrub`],
 //!   [`device`], [`import`], [`config_check`], [`completions`], [`man`]
 //! * [`locate`]: which configuration file, which admin socket
 //! * [`ask`]: asks a running process, with progress
@@ -38,6 +38,7 @@ pub mod new_file;
 pub mod onboard;
 pub mod progress;
 pub mod scrub;
+pub mod seed;
 pub mod serve;
 pub mod service;
 pub mod signals;
@@ -91,6 +92,7 @@ enum Command {
     Onboard(onboard::OnboardArguments),
     Certify(certify::CertifyArguments),
     Forget(forget::ForgetArguments),
+    Seed(seed::SeedArguments),
     Scrub(scrub::ScrubArguments),
     #[command(subcommand)]
     Device(device::DeviceCommand),
@@ -142,6 +144,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Onboard(onboard) => onboard::run(onboard),
         Command::Certify(certify) => certify::run(certify),
         Command::Forget(forget) => forget::run(forget, &terminal),
+        Command::Seed(seed) => seed::run(seed, &terminal),
         Command::Config(config) => config_check::run(config, &terminal),
         Command::Completions(completions) => completions::run(completions),
         Command::Man(man) => man::run(man),

@@ -7,8 +7,11 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::feed::{self, Piece};
 use super::message::{AdminError, AnswerLine, Progress, Request, request_line};
 use crate::limits::{ADMIN_ANSWER_BYTES_MAX, ADMIN_IO_SECONDS_MAX, ADMIN_MESSAGE_BYTES_MAX};
 use crate::units::convert::to_u64;
@@ -32,6 +35,9 @@ pub enum CallError {
         /// How it ended.
         what: String,
     },
+    /// What was to be sent could not be read.
+    #[error("{0}")]
+    Unread(io::Error),
     /// The process said no.
     #[error(transparent)]
     Refused(#[from] AdminError),
@@ -47,6 +53,40 @@ pub async fn call(
     patience: Option<Duration>,
     on_progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Value, CallError> {
+    let (reader, _write) = begin(socket, request).await?;
+    answer(socket, reader, patience, on_progress).await
+}
+
+/// As [`call`], with a file behind the request: what comes out of `pieces` is sent. Its first error, or
+/// an answer, ends it.
+pub async fn call_feeding(
+    socket: &Path,
+    request: &Request,
+    mut pieces: mpsc::Receiver<io::Result<Piece>>,
+    on_progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Value, CallError> {
+    let (reader, mut write) = begin(socket, request).await?;
+    let sent = async {
+        while let Some(piece) = pieces.recv().await {
+            let piece = piece.map_err(CallError::Unread)?;
+            if feed::send(&mut write, &piece).await.is_err() {
+                // It takes no more: its answer says why.
+                break;
+            }
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        answer = answer(socket, reader, None, on_progress) => answer,
+        error = sent => error,
+    }
+}
+
+async fn begin(
+    socket: &Path,
+    request: &Request,
+) -> Result<(BufReader<OwnedReadHalf>, OwnedWriteHalf), CallError> {
     let unreachable = |error| CallError::Unreachable { socket: socket.to_owned(), error };
     let broken = |what: String| CallError::Broken { socket: socket.to_owned(), what };
     let io_time = Duration::from_secs(ADMIN_IO_SECONDS_MAX);
@@ -59,7 +99,17 @@ pub async fn call(
         .await
         .map_err(|_| broken("the process does not take the request".into()))?
         .map_err(|error| broken(error.to_string()))?;
-    let mut reader = BufReader::new(stream);
+    let (read, write) = stream.into_split();
+    Ok((BufReader::new(read), write))
+}
+
+async fn answer(
+    socket: &Path,
+    mut reader: BufReader<OwnedReadHalf>,
+    patience: Option<Duration>,
+    on_progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Value, CallError> {
+    let broken = |what: String| CallError::Broken { socket: socket.to_owned(), what };
     let mut parts = String::new();
     loop {
         let next = read_answer(&mut reader);
@@ -96,7 +146,7 @@ pub async fn call(
     }
 }
 
-async fn read_answer(reader: &mut BufReader<UnixStream>) -> Result<AnswerLine, String> {
+async fn read_answer(reader: &mut BufReader<OwnedReadHalf>) -> Result<AnswerLine, String> {
     let mut line = Vec::new();
     let mut bounded = reader.take(ADMIN_MESSAGE_BYTES_MAX);
     let length = bounded.read_until(b'\n', &mut line).await.map_err(|error| error.to_string())?;

@@ -96,6 +96,7 @@ pub(super) fn words(request: &Request) -> Option<String> {
         | Request::Kept { .. }
         | Request::ConfigDiff {}
         | Request::DeviceList {}
+        | Request::Seeds {}
         | Request::Events { .. } => true,
         Request::Checkpoint { .. }
         | Request::Drop { .. }
@@ -103,6 +104,8 @@ pub(super) fn words(request: &Request) -> Option<String> {
         | Request::Failover { .. }
         | Request::Failback { .. }
         | Request::Forget { .. }
+        | Request::Seed { .. }
+        | Request::SeedDiscard { .. }
         | Request::Scrub { .. }
         | Request::DeviceFail { .. }
         | Request::DeviceReplace { .. }

@@ -87,6 +87,22 @@ pub enum Request {
         /// Which.
         source: SourceName,
     },
+    /// Fill the image of a volume with a file, whose pieces follow ([`super::feed`]):
+    /// a [`crate::status::answers::SeedAnswer`]; a hub only.
+    Seed {
+        /// Which.
+        target: Target,
+        /// Size of the file, if it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size_bytes: Option<u64>,
+    },
+    /// Give a seed up: a [`crate::status::answers::SeedsAnswer`] of that one; a hub only.
+    SeedDiscard {
+        /// Which.
+        target: Target,
+    },
+    /// The seeds whose sources have not come: a [`crate::status::answers::SeedsAnswer`]; a hub only.
+    Seeds {},
     /// What a reload would do: a [`crate::status::config::ConfigDiffAnswer`].
     ConfigDiff {},
     /// Scrub the pool, or say how far it is: a [`crate::status::upkeep::ScrubAnswer`].

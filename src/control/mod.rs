@@ -10,6 +10,7 @@
 //!  or {"error":{"message":"..","next_step":"..","code":"hub-lost"}}
 //! ```
 //!
+//! * [`feed`]: a file that follows a request
 //! * [`message`]: requests, progress, errors, and their lines
 //! * [`server`]: listens, hands requests to an [`server::Admin`]
 //! * [`client`]: asks, for the command line
@@ -18,6 +19,7 @@
 //! reason and nobody else notices.
 
 pub mod client;
+pub mod feed;
 pub mod journal;
 pub mod message;
 pub mod server;

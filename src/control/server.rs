@@ -23,6 +23,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::feed::Feed;
 use super::journal::{Journal, words};
 use super::message::{AdminError, AnswerLine, ProgressSender, Request, code};
 use super::message::{answer_line, parse_request};
@@ -48,6 +49,17 @@ pub trait Admin: Send + Sync + 'static {
         request: Request,
         progress: ProgressSender,
     ) -> BoxFuture<'_, Result<Value, AdminError>>;
+
+    /// Does one request behind which more may follow.
+    fn take(
+        &self,
+        request: Request,
+        feed: Feed,
+        progress: ProgressSender,
+    ) -> BoxFuture<'_, Result<Value, AdminError>> {
+        drop(feed);
+        self.handle(request, progress)
+    }
 }
 
 /// Why the socket cannot be had.
@@ -239,12 +251,12 @@ async fn converse(
     let who = caller.map_or_else(|_| "somebody".to_owned(), |uid| format!("uid {uid}"));
     let (read, mut write) = stream.into_split();
     let answer = match timeout(IO_TIME, read_request(read)).await {
-        Ok(Ok(Some(Request::Events { boot, since, wait }))) => {
+        Ok(Ok(Some((Request::Events { boot, since, wait }, _)))) => {
             Some(events(&journal, (boot.as_deref(), since, wait), &stop).await)
         }
-        Ok(Ok(Some(request))) => {
+        Ok(Ok(Some((request, feed)))) => {
             let what = words(&request);
-            let answer = work(request, &admin, &mut write, &stop).await;
+            let answer = work((request, feed), &admin, &mut write, &stop).await;
             if let Some(what) = what {
                 let result = match &answer {
                     Some(Ok(_)) => "done",
@@ -287,12 +299,14 @@ async fn events(
 }
 
 /// `None` if the caller sent nothing at all, as a probe does.
-async fn read_request(read: OwnedReadHalf) -> Result<Option<Request>, AdminError> {
+async fn read_request(read: OwnedReadHalf) -> Result<Option<(Request, Feed)>, AdminError> {
     let mut line = Vec::new();
     let mut bounded = BufReader::new(read).take(ADMIN_MESSAGE_BYTES_MAX);
     match bounded.read_until(b'\n', &mut line).await {
         Ok(0) => Ok(None),
-        Ok(_) if line.last() == Some(&b'\n') => parse_request(&line).map(Some),
+        Ok(_) if line.last() == Some(&b'\n') => {
+            parse_request(&line).map(|request| Some((request, Feed::new(bounded.into_inner()))))
+        }
         Ok(_) if to_u64(line.len()) == ADMIN_MESSAGE_BYTES_MAX => {
             let message = format!("the request is longer than {ADMIN_MESSAGE_BYTES_MAX} bytes");
             Err(AdminError::new(code::BAD_REQUEST, message, "send a shorter one"))
@@ -319,7 +333,7 @@ impl<T> Drop for AbortOnDrop<T> {
 
 /// Does the request and reports on the way; `None` if the caller has gone.
 async fn work(
-    request: Request,
+    (request, feed): (Request, Feed),
     admin: &Arc<dyn Admin>,
     write: &mut OwnedWriteHalf,
     stop: &CancellationToken,
@@ -327,7 +341,8 @@ async fn work(
     let (sender, mut newest) = ProgressSender::new();
     let admin = Arc::clone(admin);
     // A task of its own: a panic in the command is an error of that command.
-    let mut task = AbortOnDrop(tokio::spawn(async move { admin.handle(request, sender).await }));
+    let mut task =
+        AbortOnDrop(tokio::spawn(async move { admin.take(request, feed, sender).await }));
     let mut tick = interval(PROGRESS_TIME);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

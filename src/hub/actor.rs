@@ -548,11 +548,18 @@ impl Handler<Recorded> for SourceActor {
                     // What was drained before nobody waited for it.
                     self.shared.drain.file();
                 }
+                if let Some(machine) = &mut self.machine {
+                    // A seed may have become its work tree.
+                    machine.works(self.shared.has_work(lane.source()));
+                }
                 self.step(Event::Credit(credit), context);
                 self.step(Event::Recorded, context);
                 self.progressed(context);
             }
-            Err(reason) => self.refuse(busy(reason)),
+            Err(reason) => {
+                self.refuse(busy(reason));
+                self.publish();
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ use super::Hub;
 use super::extension::{Extension, State};
 use super::failover::Refusal;
 use super::lane::Lane;
+use super::seed;
 use super::shared::Shared;
 use crate::pool::publish::Publish;
 use crate::pool::write_set::Budget;
@@ -65,6 +66,7 @@ impl Hub {
 }
 
 fn forget(shared: &Arc<Shared>, name: &SourceName) -> Result<Forgotten, Refusal> {
+    seed::forget(shared, name)?;
     let Some(lane) = shared.lanes.get(name) else {
         return Ok(Forgotten { volumes: 0, kept: 0, freed: BlockCount(0) });
     };
@@ -118,6 +120,8 @@ fn empty(shared: &Shared, lane: &Lane) -> Result<usize, String> {
         return Ok(0);
     };
     let volumes = catalog.volumes(source).map_err(|error| error.to_string())?;
+    // What came of a first pass that never ended.
+    volume::work::give_up(pool, source).map_err(|error| error.to_string())?;
     if volumes.iter().any(|volume| !volume.tree.top.is_hole()) {
         let cp = CpNumber(row.highest_cp.max(row.applied).0 + 1);
         let mut write_set = pool.begin(Budget::Reserve);

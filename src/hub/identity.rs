@@ -147,7 +147,8 @@ fn read(path: &Path, text: &str) -> Result<Identity, HubError> {
     let identity: Identity =
         serde_json::from_str(text).map_err(state(path.display().to_string()))?;
     if identity.schema != SCHEMA {
-        let reason = format!("schema {} is not known here", identity.schema);
+        let reason =
+            format!("schema {} is not known here, this program reads {SCHEMA}", identity.schema);
         return Err(HubError::State { what: path.display().to_string(), reason });
     }
     Ok(identity)

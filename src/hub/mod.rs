@@ -16,6 +16,7 @@
 //! * [`failback`]: a filer follows, and is given its volumes back
 //! * [`promoted`]: sources that the hub serves itself
 //! * [`hooks`]: commands that are run when volumes have moved
+//! * [`seed`]: images that are filled from a disk before their source comes
 //! * [`import`]: a hub whose state directory is gone; [`refill`]: who has to send again then
 //! * [`recover`]: what a start does before anything else
 //!
@@ -47,6 +48,7 @@ pub mod refill;
 pub mod registry;
 pub mod replay;
 pub mod retention;
+pub mod seed;
 pub mod settle;
 pub mod shared;
 pub mod shares;

@@ -183,6 +183,7 @@ pub(crate) fn recover_on(
         mender: Default::default(),
         counters: Counters::default(),
         recording: Default::default(),
+        seeding: Default::default(),
     });
     shared.stager.belongs_to(&shared);
     let threads = start_threads(&shared, in_ring, options.appliers)?;

@@ -22,6 +22,7 @@ use super::promoted::Promoted;
 use super::refill::Refills;
 use super::registry::Registry;
 use super::retention::Keeping;
+use super::seed::{self, Seeding};
 use super::shares::Shares;
 use super::stager::Stager;
 use crate::limits::{
@@ -274,6 +275,8 @@ pub struct Shared {
     pub counters: Counters,
     /// Held while a source is recorded; which one, its id says.
     pub recording: [Mutex<()>; 16],
+    /// Seeds that are being filled.
+    pub seeding: Arc<Seeding>,
 }
 
 impl Shared {
@@ -375,6 +378,7 @@ impl Shared {
         let lane = self.lanes.get(name);
         let _row = lane.as_ref().map(|lane| lane.row());
         let text = |error: PoolError| error.to_string();
+        let seeds = seed::waiting(self, name, told)?;
         let row = self.record_row(name, cp_max, told)?;
         let present = catalog.volumes(source).map_err(text)?;
         for offer in &told.volumes {
@@ -397,6 +401,7 @@ impl Shared {
                 })
                 .map_err(text)?;
         }
+        seed::adopt(self, &row, seeds)?;
         if lane.is_none() {
             self.begin_log(&row)?;
         }

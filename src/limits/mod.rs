@@ -303,6 +303,10 @@ pub const CHECKPOINTS_AT_ONCE: usize = 64;
 pub const ADMIN_IO_SECONDS_MAX: u64 = 10;
 /// Milliseconds between two progress lines of an admin answer.
 pub const ADMIN_PROGRESS_MS: u64 = 100;
+/// Bytes of a piece of a file that is sent to the admin socket.
+pub const SEED_PIECE_BYTES_MAX: u64 = MIB;
+/// Pieces that wait until they are written to a seed.
+pub const SEED_PIECES_WAITING: usize = 4;
 /// HTTP connections of one process.
 pub const HTTP_CONNECTIONS_MAX: usize = 64;
 /// Seconds an HTTP connection may stand without a byte in either direction.

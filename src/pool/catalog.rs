@@ -139,7 +139,7 @@ impl Catalog<'_> {
         self.change(Change::PutNote(name.to_owned(), bytes))
     }
 
-    fn change(&self, change: Change) -> Result<(), PoolError> {
+    pub(super) fn change(&self, change: Change) -> Result<(), PoolError> {
         self.pool.check_latch()?;
         self.pool.committer().submit(self.pool, change).map(|_| ())
     }

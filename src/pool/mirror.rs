@@ -541,10 +541,12 @@ impl Staged {
         row: WorkRow,
         max_bytes: u64,
     ) -> Result<(), PoolError> {
-        let owner = self.source(mirror, row.source)?;
-        if owner.applied != row.base || row.cp <= row.base {
-            let (cp, applied) = (row.cp, owner.applied);
-            return Err(PoolError::CpNotNewer { cp, applied });
+        if !row.is_seed() {
+            let owner = self.source(mirror, row.source)?;
+            if owner.applied != row.base || row.cp <= row.base {
+                let (cp, applied) = (row.cp, owner.applied);
+                return Err(PoolError::CpNotNewer { cp, applied });
+            }
         }
         let old_bytes = self.work(mirror, row.source).map_or(0, |old| stored(&old.encode()));
         self.refuse_growth(mirror, old_bytes, stored(&row.encode()), max_bytes)?;

@@ -45,6 +45,7 @@ mod region;
 mod room;
 pub mod rows;
 pub mod scrub;
+pub mod seed;
 pub mod snapshot;
 pub mod space;
 mod store;

@@ -30,6 +30,7 @@ use super::kept_row::KeptRow;
 use super::mirror::{Mirror, Staged};
 use super::pointer::{TreeRoot, VolumeKey};
 use super::rows::{HistoryRow, SourceRow, VolumeRow, check_extension, history_rows};
+use super::seed::AdoptOrder;
 use super::space::{MapChanges, SpaceMap};
 use super::store::FreeMapUpdate;
 use super::work::{GiveUp, KeepOrder};
@@ -80,6 +81,7 @@ pub(super) enum Change {
     DropKept(Box<DropOrder>),
     KeepWork(Box<KeepOrder>),
     GiveUp(GiveUp),
+    AdoptSeeds(AdoptOrder),
     PutSource(Box<SourceRow>),
     UpdateSource(SourceId, RowChange),
     RemoveSource(SourceId),
@@ -97,6 +99,7 @@ impl fmt::Debug for Change {
             Self::DropKept(_) => "DropKept",
             Self::KeepWork(_) => "KeepWork",
             Self::GiveUp(_) => "GiveUp",
+            Self::AdoptSeeds(_) => "AdoptSeeds",
             Self::PutSource(_) => "PutSource",
             Self::UpdateSource(..) => "UpdateSource",
             Self::RemoveSource(_) => "RemoveSource",
@@ -279,6 +282,7 @@ impl Pool {
             Change::KeepWork(order) => !order.taken.is_empty(),
             Change::PutSource(_)
             | Change::GiveUp(_)
+            | Change::AdoptSeeds(_)
             | Change::Keep(..)
             | Change::DropKept(_)
             | Change::UpdateSource(..)
@@ -348,9 +352,14 @@ impl Pool {
         change: Change,
         transaction: u64,
     ) -> Outcome {
+        if let Change::AdoptSeeds(order) = change {
+            order.stage(state, &mut making.staged, self.row_bytes_max())?;
+            return Ok(Done::Row);
+        }
         let State { mirror, space, kept, .. } = state;
         let (staged, max) = (&mut making.staged, self.row_bytes_max());
         match change {
+            Change::AdoptSeeds(_) => {}
             Change::PutSource(row) => staged.put_source(mirror, *row, max)?,
             Change::UpdateSource(id, change) => {
                 let mut row = staged.source(mirror, id)?.clone();
@@ -382,9 +391,11 @@ impl Pool {
             }
             Change::KeepWork(order) => {
                 let KeepOrder { row, epoch, taken, gone } = *order;
-                let recorded = staged.source(mirror, row.source)?.epoch;
-                if epoch != recorded {
-                    return Err(PoolError::Epoch { named: epoch, recorded });
+                if !row.is_seed() {
+                    let recorded = staged.source(mirror, row.source)?.epoch;
+                    if epoch != recorded {
+                        return Err(PoolError::Epoch { named: epoch, recorded });
+                    }
                 }
                 staged.keep_work(mirror, row, max)?;
                 space.stage_work(&taken, &gone, &mut making.changes);

@@ -9,6 +9,7 @@
 //! | `free_map` | page (8, little-endian), from 0 without a gap | commit that wrote it (8), bits (4024) |
 //! | `free_log` | commit (8, little-endian) | see the free log |
 //! | `work` | see work trees; an older pool has no such table | |
+//! | `seeds` | see seeds; an older pool has no such table | |
 //! | `kept`, `kept_blocks` | see kept CPs; an older pool has no such tables | |
 //! | `used` | source id (16) | blocks that its published and kept roots reach (8); an older pool has no such table, and no row of a source it has published |
 //! | `notes` | name of the note (text) | what a part above remembers, opaque; an older pool has no such table |
@@ -69,6 +70,7 @@ const HISTORY: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(HistoryRo
 const KEPT: TableDefinition<&[u8], &[u8]> = TableDefinition::new(KeptRow::TABLE);
 const KEPT_BLOCKS: TableDefinition<[u8; 20], &[u8]> = TableDefinition::new(KeptBlocks::TABLE);
 const WORK: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new(WorkRow::TABLE);
+const SEEDS: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new(WorkRow::SEEDS);
 const NOTES: TableDefinition<&str, &[u8]> = TableDefinition::new(NOTES_NAME);
 const USED: TableDefinition<[u8; 16], &[u8]> = TableDefinition::new(USED_NAME);
 const FREE_LOG: TableDefinition<u64, &[u8]> = TableDefinition::new(FREE_LOG_NAME);
@@ -341,6 +343,7 @@ impl Store {
         }
         Self::load_kept(&reader, &mut mirror)?;
         Self::load_works(&reader, &mut mirror)?;
+        Self::load_seeds(&reader, &mut mirror)?;
         Self::load_notes(&reader, &mut mirror)?;
         Self::load_used(&reader, &mut mirror)?;
         Ok(mirror)
@@ -393,6 +396,24 @@ impl Store {
             if applied != Some(row.base) || !row.keyed().all(known) {
                 let what = "its source has not published the CP that it is built on".to_string();
                 return Err(corrupt(WorkRow::TABLE, &key.value(), what));
+            }
+            mirror.load_work(row);
+        }
+        Ok(())
+    }
+
+    /// The seeds, of sources that have not come yet.
+    fn load_seeds(reader: &ReadTransaction, mirror: &mut Mirror) -> Result<(), PoolError> {
+        let seeds = match reader.open_table(SEEDS) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+            seeds => seeds.map_err(failed("open seeds"))?,
+        };
+        for row in seeds.iter().map_err(failed("read seeds"))? {
+            let (key, value) = row.map_err(failed("read seeds"))?;
+            let row = WorkRow::decode_seed(&key.value(), value.value())?;
+            if mirror.source(row.source).is_some() || mirror.work(row.source).is_some() {
+                let what = "its id is that of a source".to_string();
+                return Err(corrupt(WorkRow::SEEDS, &key.value(), what));
             }
             mirror.load_work(row);
         }
@@ -565,13 +586,17 @@ impl Store {
         if staged.works.is_empty() {
             return Ok(());
         }
-        let mut table = transaction.open_table(WORK).map_err(failed("open work"))?;
-        for (source, row) in &staged.works {
-            match row {
-                Some(row) => table.insert(&source.0, &*row.encode()),
-                None => table.remove(&source.0),
+        // A row that goes is in one of the two.
+        for (definition, seeds) in [(WORK, false), (SEEDS, true)] {
+            let mut table = transaction.open_table(definition).map_err(failed("open work"))?;
+            for (source, row) in &staged.works {
+                match row {
+                    Some(row) if row.is_seed() != seeds => continue,
+                    Some(row) => table.insert(&source.0, &*row.encode()),
+                    None => table.remove(&source.0),
+                }
+                .map_err(failed("write work"))?;
             }
-            .map_err(failed("write work"))?;
         }
         Ok(())
     }

@@ -17,6 +17,9 @@
 //! them was born later), the number of blocks that only they have (8), the number of trees (2), and
 //! for each its volume's number (4) and its root as in a volume's row.
 //!
+//! A **seed** is the work tree of a volume whose source has not published anything here yet, filled from a
+//! file; see `pool::seed`. Until the source comes it stands under an id of its own, in a table of its own.
+//!
 //! A keep is one commit: blocks flushed, then row and free map. A block that an earlier keep had and
 //! this one has not is free in the stored map from then on; in memory it stays busy until the write
 //! set ends, for the pass may still read the tree that it began with.
@@ -33,6 +36,7 @@ use super::error::PoolError;
 use super::pointer::{TREE_ROOT_BYTES, TreeRoot, VolumeKey};
 use super::publish::Change;
 use super::rows::{put_count, read, seal};
+use super::seed::Seed;
 use super::write_set::{Budget, WriteSet};
 
 /// The work tree of a source, as its row says.
@@ -48,6 +52,8 @@ pub struct WorkRow {
     pub blocks: u64,
     /// The trees that differ from the published ones, by number.
     pub trees: Vec<(VolumeNumber, TreeRoot)>,
+    /// What it is filled for, if its source is not here yet; then `source` is an id of its own.
+    pub seed: Option<Seed>,
 }
 
 impl WorkRow {
@@ -63,7 +69,10 @@ impl WorkRow {
             bytes.extend(volume.0.to_le_bytes());
             bytes.extend(tree.encode());
         }
-        seal(Self::TABLE, &self.source.0, &bytes)
+        match &self.seed {
+            None => seal(Self::TABLE, &self.source.0, &bytes),
+            Some(seed) => self.encode_seed(seed),
+        }
     }
 
     pub(super) fn decode(key: &[u8; 16], bytes: &[u8]) -> Result<Self, PoolError> {
@@ -76,7 +85,7 @@ impl WorkRow {
                 let volume = VolumeNumber(fields.u32()?);
                 trees.push((volume, TreeRoot::decode(&fields.array::<TREE_ROOT_BYTES>()?)?));
             }
-            fields.end(Self { source: SourceId(*key), base, cp, blocks, trees })
+            fields.end(Self { source: SourceId(*key), base, cp, blocks, trees, seed: None })
         })
     }
 
@@ -171,9 +180,15 @@ impl WriteSet {
         self.flush_buffer()?;
         assert!(self.is_finished(), "half a tree is not kept");
         assert!(self.work.is_none_or(|known| known == source), "a work tree has one source");
-        let pool = Arc::clone(self.pool());
-        let base = pool.catalog().source(source)?;
+        let base = self.pool().catalog().source(source)?;
         let base = base.ok_or(PoolError::UnknownSource { source_id: source })?.applied;
+        let row = WorkRow { source, base, cp, blocks: 0, trees, seed: None };
+        self.keep_row(row, epoch).map(|()| true)
+    }
+
+    /// Keeps the row; what it names is complete.
+    pub(super) fn keep_row(&mut self, row: WorkRow, epoch: Epoch) -> Result<(), PoolError> {
+        let (source, pool) = (row.source, Arc::clone(self.pool()));
         if self.work.is_none() {
             if !pool.lock()?.works_open.insert(source) {
                 return Err(PoolError::WorkKept { source_id: source });
@@ -195,14 +210,14 @@ impl WriteSet {
                 gone.insert(pbn);
             }
         });
-        let row = WorkRow { source, base, cp, blocks: live.len(), trees };
+        let row = WorkRow { blocks: live.len(), ..row };
         let order = KeepOrder { row, epoch, taken, gone };
         let kept = pool.committer().submit(&pool, Change::KeepWork(Box::new(order)));
         // After an error in doubt nobody is given anything back.
         if kept.is_ok() || pool.first_error().is_some() {
             self.account.stored = live;
         }
-        kept.map(|_| true)
+        kept.map(|_| ())
     }
 
     /// Gives the work tree up that this set goes on with, and nothing else was done with: all its
@@ -229,7 +244,8 @@ mod tests {
         let top = Pointer { pbn: Pbn(1), birth: CpNumber(2), crc: 3, hash: ContentHash([4; 16]) };
         let tree = TreeRoot { size: ByteCount(4096), top };
         let (source, base, cp) = (SourceId([1; 16]), CpNumber(5), CpNumber(6));
-        let row = WorkRow { source, base, cp, blocks: 7, trees: vec![(VolumeNumber(8), tree)] };
+        let trees = vec![(VolumeNumber(8), tree)];
+        let row = WorkRow { source, base, cp, blocks: 7, trees, seed: None };
         let mut expected = vec![5, 0, 0, 0, 6, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1, 0, 8, 0, 0, 0];
         expected.extend(tree.encode());
         let bytes = row.encode();

@@ -6,6 +6,49 @@ use serde::{Deserialize, Serialize};
 use crate::units::hash::Root;
 use crate::units::names::{KeptName, SourceName, VolumeName};
 
+/// A seed that was filled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedAnswer {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// Source.
+    pub source: SourceName,
+    /// Volume.
+    pub volume: VolumeName,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Root of what is in it, as `mirrorhub hash` prints it of the file.
+    pub root: Root,
+    /// What it takes of the pool.
+    pub pool_bytes: u64,
+    /// What to do.
+    pub next_step: String,
+}
+
+/// Seeds whose sources have not come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedsAnswer {
+    /// [`super::SCHEMA`].
+    pub schema: u32,
+    /// One each.
+    pub seeds: Vec<SeedEntry>,
+}
+
+/// A seed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedEntry {
+    /// Source.
+    pub source: SourceName,
+    /// Volume.
+    pub volume: VolumeName,
+    /// Its size; null for one that was given up.
+    pub size_bytes: Option<u64>,
+    /// What it takes, or has given back, of the pool.
+    pub pool_bytes: u64,
+    /// `finished`, `unfinished` (its source waits) or `given up`.
+    pub state: String,
+}
+
 /// A CP that is published on the hub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointAnswer {

@@ -475,6 +475,13 @@ fn targets(pool: &Pool) -> Result<Vec<Target>, PoolError> {
             }
         }
     }
+    for row in catalog.seeds()? {
+        for (key, _) in row.keyed() {
+            let (source, volume) = (key.source, key.volume.0);
+            let order = Order { kind: Kind::Work, source, age: 0, volume };
+            all.push(Target { order, key, cp: row.cp, name: None });
+        }
+    }
     all.sort_by_key(|target| target.order);
     all.dedup_by_key(|target| target.order);
     Ok(all)

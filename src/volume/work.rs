@@ -60,8 +60,10 @@ pub fn give_up(pool: &Arc<Pool>, source: SourceId) -> Result<(), VolumeError> {
 
 fn tell(pool: &Pool, set: &mut WriteSet, row: &WorkRow) -> Result<(), VolumeError> {
     for (key, tree) in row.keyed() {
-        let volume = pool.catalog().volume(key)?.ok_or(PoolError::UnknownVolume { key })?;
-        let base = volume.tree;
+        let base = match &row.seed {
+            Some(_) => TreeRoot::empty(tree.size),
+            None => pool.catalog().volume(key)?.ok_or(PoolError::UnknownVolume { key })?.tree,
+        };
         if base.size > tree.size {
             return Err(VolumeError::SizesDiffer { left: base.size, right: tree.size });
         }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::added;
 use super::devices::{self, Devices};
 use super::reload::{self, Files, files_of};
+use super::seed;
 use super::upkeep;
 use super::watch::Watch;
 use super::{
@@ -26,6 +27,7 @@ use crate::config::around::{Around, load_around};
 use crate::config::problem::Problems;
 use crate::config::reload::{hub_changes, reloaded_hub};
 use crate::config::schema::{self, HubConfig, HubSource, PoolConfig, TlsConfig};
+use crate::control::feed::Feed;
 use crate::control::message as control;
 use crate::control::message::{
     AdminError, Progress, ProgressSender, ProgressUnit, Request, Target, code,
@@ -551,6 +553,19 @@ fn volume_roots(snapshot: &Snapshot, roots: &[wire::VolumeRoot]) -> Vec<VolumeRo
 }
 
 impl Admin for View {
+    fn take(
+        &self,
+        request: Request,
+        feed: Feed,
+        progress: ProgressSender,
+    ) -> BoxFuture<'_, Result<Value, AdminError>> {
+        if let Request::Seed { target, size_bytes } = request {
+            return Box::pin(self.seed((target, size_bytes), feed, progress));
+        }
+        drop(feed);
+        self.handle(request, progress)
+    }
+
     fn handle(
         &self,
         request: Request,
@@ -597,6 +612,8 @@ impl Admin for View {
                     self.names(Some(&source))?;
                     self.forget(source).await
                 }
+                Request::SeedDiscard { target } => seed::discard(&self.hub, target).await,
+                Request::Seeds {} => seed::list(&self.hub),
                 Request::ConfigDiff {} => answer(&self.difference()),
                 Request::DeviceList {} => self.devices().listed().await,
                 Request::DeviceFail { device } => self.devices().failed(device).await,
@@ -607,7 +624,7 @@ impl Admin for View {
                 Request::Scrub { wait, stop } => {
                     upkeep::scrub(&self.upkeep, wait, stop, &progress).await
                 }
-                Request::Events { .. } => Err(failed("events are told by the socket")),
+                Request::Events { .. } | Request::Seed { .. } => Err(failed("asked elsewhere")),
                 Request::PoolCheck {} => {
                     let shared = self.hub.shared().clone();
                     pool_check(shared.pool.clone(), move || shared.mend_all()).await
@@ -618,6 +635,20 @@ impl Admin for View {
 }
 
 impl View {
+    async fn seed(
+        &self,
+        (target, size): (Target, Option<u64>),
+        feed: Feed,
+        progress: ProgressSender,
+    ) -> Result<Value, AdminError> {
+        // One that is held off by `enabled = false` has a file as well.
+        let mut files = self.files.running().sources.clone().into_iter();
+        if !files.any(|source| source.file.name == target.source) {
+            self.names(Some(&target.source))?;
+        }
+        seed::fill(&self.hub, (target, size), feed, progress).await
+    }
+
     async fn forget(&self, source: SourceName) -> Result<Value, AdminError> {
         let gone =
             self.hub.forget(&source).await.map_err(|refusal| {

@@ -12,6 +12,7 @@ mod kept;
 mod noted;
 mod reload;
 mod remembered;
+mod seed;
 mod source;
 mod upkeep;
 mod watch;

@@ -365,6 +365,13 @@ impl Admin for View {
                     "this is a source, and a hub forgets",
                     "name the configuration of the hub with --config",
                 )),
+                Request::Seed { .. } | Request::SeedDiscard { .. } | Request::Seeds {} => {
+                    Err(AdminError::new(
+                        code::HUB_ONLY,
+                        "this is a source, and a hub is seeded",
+                        "name the configuration of the hub with --config",
+                    ))
+                }
                 Request::ConfigDiff {} => answer(&self.difference()),
                 Request::DeviceList {} => self.devices().listed().await,
                 Request::DeviceFail { device } => self.devices().failed(device).await,

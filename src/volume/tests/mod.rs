@@ -11,6 +11,7 @@ mod pull;
 mod pull_cost;
 mod pull_hostile;
 mod pulling;
+mod seeds;
 mod serve;
 mod space;
 mod together;

@@ -1,0 +1,147 @@
+//! The Debian package: what `Cargo.toml` says belongs to it is there, and nothing is forgotten.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::{BINARY, is_full, run, try_run};
+
+fn project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn manifest() -> toml::Table {
+    fs::read_to_string(project("Cargo.toml")).expect("Cargo.toml").parse().expect("TOML")
+}
+
+fn deb(manifest: &toml::Table) -> &toml::Table {
+    manifest["package"]["metadata"]["deb"].as_table().expect("the package")
+}
+
+/// From where, to where.
+fn assets(deb: &toml::Table) -> Vec<(String, String)> {
+    let text = |value: &toml::Value| value.as_str().expect("a path").to_owned();
+    let rows = deb["assets"].as_array().expect("assets");
+    rows.iter().map(|row| (text(&row[0]), text(&row[1]))).collect()
+}
+
+fn names(directory: &str) -> Vec<String> {
+    let entries = fs::read_dir(project(directory)).unwrap_or_else(|e| panic!("{directory}: {e}"));
+    entries.map(|e| e.expect("a file").file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Whether a name is meant by the last part of a path, which may have one `*`.
+fn is_meant(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        Some((front, back)) => name.starts_with(front) && name.ends_with(back),
+        None => pattern == name,
+    }
+}
+
+fn packs(assets: &[(String, String)], file: &str) -> bool {
+    let (directory, name) = file.rsplit_once('/').unwrap_or(("", file));
+    assets.iter().any(|(from, _)| {
+        let (at, pattern) = from.rsplit_once('/').unwrap_or(("", from));
+        at == directory && is_meant(pattern, name)
+    })
+}
+
+/// Every file that is named exists, or is made by `packaging/build`; every unit, example, dashboard and
+/// document is in the package.
+#[test]
+fn the_package_has_what_it_names_and_forgets_nothing() {
+    let manifest = manifest();
+    let deb = deb(&manifest);
+    let assets = assets(deb);
+    let build = fs::read_to_string(project("packaging/build")).expect("packaging/build");
+    for (from, to) in &assets {
+        assert!(!to.starts_with('/') && !to.starts_with("etc/"), "{to}: nothing is below /etc");
+        let (directory, pattern) = from.rsplit_once('/').unwrap_or(("", from));
+        if from == "target/release/mirrorhub" {
+            continue;
+        }
+        if directory.starts_with("packaging/generated") {
+            assert!(build.contains("generated=packaging/generated"), "{from} is made by nobody");
+            let shell = pattern.strip_prefix("mirrorhub.");
+            let made = shell.map_or_else(|| build.contains(" man "), |shell| build.contains(shell));
+            assert!(made, "{from} is made by nobody");
+            continue;
+        }
+        assert!(names(directory).iter().any(|name| is_meant(pattern, name)), "{from} is not there");
+    }
+    for directory in ["config", "config/sources.d", "docs"] {
+        for name in
+            names(directory).iter().filter(|name| name.contains('.') && !name.ends_with(".d"))
+        {
+            let file = format!("{directory}/{name}");
+            assert!(packs(&assets, &file), "{file} is not in the package");
+        }
+    }
+    assert!(packs(&assets, "config/systemd/mirrorhub.sysusers"), "nobody makes the user");
+    let units = deb["systemd-units"].as_array().expect("units");
+    let named: Vec<&str> = units.iter().filter_map(|unit| unit["unit-name"].as_str()).collect();
+    for name in names("config/systemd") {
+        let Some(unit) = name.strip_suffix(".service") else { continue };
+        assert!(named.contains(&unit), "{name} is not in the package");
+    }
+    // Negative controls of this test itself.
+    assert!(!packs(&assets, "config/forgotten.toml") && !is_meant("*.json", "alerts.yml"));
+    let scripts = project(deb["maintainer-scripts"].as_str().expect("a directory"));
+    for script in ["postinst", "postrm"] {
+        let text = fs::read_to_string(scripts.join(script)).expect("a script");
+        assert!(text.contains("#DEBHELPER#") && text.contains("set -e"), "{script}");
+        run(Command::new("sh").arg("-n").arg(scripts.join(script)));
+    }
+    for file in [&deb["license-file"][0], &deb["changelog"]] {
+        let file = project(file.as_str().expect("a path"));
+        assert!(fs::metadata(&file).is_ok(), "{} is not there", file.display());
+    }
+    let version = manifest["package"]["version"].as_str().expect("a version");
+    let changelog = fs::read_to_string(project("packaging/deb/changelog")).expect("a changelog");
+    assert!(
+        changelog.starts_with(&format!("mirrorhub ({version}-")),
+        "another version than {version}"
+    );
+}
+
+/// The program writes its manual and completions as `packaging/build` wants them.
+#[test]
+fn what_is_generated_for_the_package_can_be() {
+    let directory = tempfile::tempdir().expect("a directory");
+    run(Command::new(BINARY).arg("man").arg(directory.path()));
+    let pages: Vec<_> = fs::read_dir(directory.path()).expect("pages").collect();
+    assert!(pages.len() > 20, "{} pages", pages.len());
+    for unit in ["mirrorhub-hub.1", "mirrorhub-source.1", "mirrorhub.1", "mirrorhub-seed.1"] {
+        assert!(fs::metadata(directory.path().join(unit)).is_ok(), "{unit} is named by a unit");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(Command::new(BINARY).args(["completions", shell]));
+        assert!(output.stdout.len() > 1000, "{shell}");
+    }
+}
+
+/// The long form: the package is built, and lintian has nothing to say.
+#[test]
+fn the_package_is_built_and_lintian_clean() {
+    let tools = [("cargo", "deb"), ("lintian", "--version")];
+    let there = |(program, argument): (&str, &str)| {
+        let version = if argument == "deb" { vec!["deb", "--version"] } else { vec![argument] };
+        Command::new(program).args(version).output().is_ok_and(|output| output.status.success())
+    };
+    if !is_full() || !tools.into_iter().all(there) {
+        println!("skipped: MIRRORHUB_FULL=1 with cargo-deb and lintian builds the package");
+        return;
+    }
+    let built = try_run(Command::new(project("packaging/build")).current_dir(project(".")));
+    let said = [built.stdout, built.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(built.status.success(), "{said}");
+    let package = said.lines().rev().find(|line| line.ends_with(".deb")).expect("a package");
+    let listed = run(Command::new("dpkg").arg("-c").arg(package));
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    for file in
+        ["usr/bin/mirrorhub", "mirrorhub-hub.service", "man1/mirrorhub-seed.1.gz", "_mirrorhub"]
+    {
+        assert!(listed.contains(file), "{file} is not in\n{listed}");
+    }
+}
