@@ -29,8 +29,8 @@ pub(super) struct Outcome {
     pub(super) acknowledged: u64,
     pub(super) virtual_ms: u64,
     pub(super) events: Vec<String>,
-    /// Whether the swept call came.
-    pub(super) swept: bool,
+    /// What kind of call was swept, if it came.
+    pub(super) swept: Option<String>,
 }
 
 /// Runs a setup to its end.
@@ -79,8 +79,8 @@ pub(super) struct Simulation {
     trace: blake3::Hasher,
     events: Vec<String>,
     pub(super) probes: Probes,
-    /// The swept call has come.
-    pub(super) swept: Option<bool>,
+    /// A sweep is planned, and what kind of call it fell on.
+    pub(super) swept: Option<Option<String>>,
 }
 
 fn sources_of(setup: &Setup) -> Vec<SourceEnd> {
@@ -467,7 +467,7 @@ impl Simulation {
             acknowledged,
             virtual_ms,
             events: std::mem::take(&mut self.events),
-            swept: self.swept == Some(true),
+            swept: self.swept.flatten(),
         }
     }
 }
