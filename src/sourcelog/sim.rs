@@ -212,6 +212,19 @@ impl SimFiles {
         });
     }
 
+    /// A byte of a file rots, on the medium as well.
+    pub(crate) fn rot(&self, path: &Path, at: usize) {
+        self.with(|s| {
+            let Some(inode) = s.names.get(path).copied() else { return };
+            let Inode { cache, medium, .. } = &mut s.inodes[inode];
+            for bytes in [cache, medium] {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= 0x11;
+                }
+            }
+        });
+    }
+
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.with(|s| s.names.keys().cloned().collect())
     }

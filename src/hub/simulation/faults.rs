@@ -55,6 +55,8 @@ impl Simulation {
             Fault::Failover { source } => self.ask(Asked::Failover(source)),
             Fault::Failback { source } => self.ask(Asked::Failback(source)),
             Fault::OldCopy { source, boots } => self.restore(source, boots).await,
+            Fault::RotRing { end, power, seed } => self.rot_ring(end, power, seed).await,
+            Fault::RotLog { power, seed } => self.rot_log(power, seed).await,
             fault @ (Fault::LinkCut { .. }
             | Fault::LinkHold { .. }
             | Fault::Strand { .. }
@@ -112,6 +114,8 @@ impl Simulation {
             | Fault::Grow { .. }
             | Fault::Failover { .. }
             | Fault::Failback { .. }
+            | Fault::RotRing { .. }
+            | Fault::RotLog { .. }
             | Fault::OldCopy { .. }) => unreachable!("{fault:?} is not of link or disk"),
         }
     }

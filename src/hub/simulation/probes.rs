@@ -65,6 +65,13 @@ pub(super) enum Probe {
     LegOut,
     /// A block was mended by the other end.
     Mended,
+    /// Rot in a ring of the hub, of a source, in a source log.
+    RotOfHubRing,
+    RotOfSourceRing,
+    RotOfLog,
+    /// The hub said that something may be missing; something was, and its source was given up.
+    RotTold,
+    RotLost,
     /// A client met a larger volume: only in runs where they grow.
     Grown,
 }
@@ -100,6 +107,10 @@ pub(super) const ALL: &[Probe] = &[
     Probe::LegRepaired,
     Probe::LegOut,
     Probe::Mended,
+    Probe::RotOfHubRing,
+    Probe::RotOfSourceRing,
+    Probe::RotOfLog,
+    Probe::RotTold,
 ];
 
 /// How often each was met.

@@ -127,6 +127,18 @@ pub(super) enum Fault {
         source: usize,
         boots: u64,
     },
+    /// An end goes down, with its power or without; a record of its ring, that was acknowledged for sure,
+    /// has rotted when it comes up. The hub comes behind the sources.
+    RotRing {
+        end: usize,
+        power: bool,
+        seed: u64,
+    },
+    /// The same of a source log of the hub.
+    RotLog {
+        power: bool,
+        seed: u64,
+    },
 }
 
 /// A fault and when it comes, in milliseconds.
@@ -256,7 +268,10 @@ impl Setup {
     /// A short run of one source: both ends are killed once, and a CP is made now and then.
     pub(super) fn scenario(sweep: Sweep, stop: bool) -> Self {
         let on_hub_loss = if stop { OnHubLoss::Stop } else { OnHubLoss::Continue };
-        let policy = Policy { on_hub_loss, hub_timeout: HUB_TIMEOUT, ..Policy::default() };
+        // Else nobody waits for the sync of a log in so short a run.
+        let filed = sweep.store == Store::HubFiles && sweep.nth % 3 == 1;
+        let ack = if filed { Ack::Filed } else { Ack::Durable };
+        let policy = Policy { ack, on_hub_loss, hub_timeout: HUB_TIMEOUT, ..Policy::default() };
         let source = SourceSetup {
             name: "filer-a".parse().unwrap(),
             policy,

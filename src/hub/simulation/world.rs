@@ -100,6 +100,12 @@ pub(super) struct SourceState {
     pub(super) fenced_at: u64,
     /// A client may have been answered by the source alone since its last CP at both ends.
     pub(super) was_alone: bool,
+    /// Rot has taken what its hub held; it is said to be missing there, or another end is to be primary.
+    pub(super) rotten_at_hub: bool,
+    /// A source log of the hub has rotted: a reference into it cannot be used.
+    pub(super) log_rotten: bool,
+    /// What rot has taken was said.
+    pub(super) rot_told: bool,
     /// An old copy of its state was started once.
     pub(super) was_copied: bool,
     /// It has served since.
@@ -129,6 +135,9 @@ impl SourceState {
             epoch: 0,
             fenced_at: 0,
             was_alone: false,
+            rotten_at_hub: false,
+            rot_told: false,
+            log_rotten: false,
             was_copied: false,
             has_served: false,
             problem: None,
@@ -199,6 +208,12 @@ impl SourceState {
             self.probes.hit(Probe::SplitBrain);
             self.line.give_up(sequence);
         }
+        if self.rot_told && self.rotten_at_hub && sequence < self.line.acknowledged() {
+            // Said beforehand as well.
+            self.probes.hit(Probe::RotLost);
+            self.line.give_up(sequence);
+        }
+        self.rotten_at_hub = false;
         let resumed = self.line.resumed(sequence);
         self.judge(resumed);
         (self.primary, self.was_alone, self.by_both) = (primary, false, 0);
@@ -220,6 +235,9 @@ pub(super) struct SourceEnd {
     pub(super) erring: bool,
     /// Blocks that only the other end has.
     pub(super) rotten: bool,
+    /// A record of its NVRAM has rotted; it is to be started without.
+    pub(super) nvram_rotten: bool,
+    pub(super) accept_lost_nvram: bool,
     /// What keeps its pool full, until when.
     pub(super) full: Option<(Reservation, u64)>,
     /// How often it was started.
@@ -241,6 +259,8 @@ impl SourceEnd {
             start_at: Some(0),
             erring: false,
             rotten: false,
+            nvram_rotten: false,
+            accept_lost_nvram: false,
             full: None,
             lives: 0,
             is_copied: false,
@@ -251,7 +271,11 @@ impl SourceEnd {
 
     /// Whether a start may fail now.
     pub(super) fn is_excused(&self) -> bool {
-        self.erring || self.copy.is_some() || self.nvram.is_off() || self.pool.is_off()
+        self.erring
+            || self.nvram_rotten
+            || self.copy.is_some()
+            || self.nvram.is_off()
+            || self.pool.is_off()
     }
 
     /// The n-th change of its ring or pool does that.
@@ -264,12 +288,12 @@ impl SourceEnd {
         let (nvram, pool) = (Store { device: nvram, new: false }, self.pool.open());
         let state = Rc::clone(&self.state);
         let seed = chance.next_u64();
-        let setup = state.borrow().setup.clone();
+        let (setup, accept) = (state.borrow().setup.clone(), self.accept_lost_nvram);
         let body = async move {
             let started = match pool {
                 Ok(device) => {
                     let pool = Store { device, new: false };
-                    let started = Filer::start_on(setup.behaviour(at, false), nvram, pool).await;
+                    let started = Filer::start_on(setup.behaviour(at, accept), nvram, pool).await;
                     started.map_err(|error| error.to_string())
                 }
                 Err(reason) => Err(reason),
