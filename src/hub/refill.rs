@@ -86,7 +86,9 @@ impl Refills {
         #[cfg(test)]
         if let Some(all) = &self.simulated {
             let mut all = all.lock().unwrap();
-            sources.for_each(|(source, mark)| drop(all.entry(source).or_insert(mark)));
+            for (source, mark) in sources {
+                all.entry(source).or_insert(mark);
+            }
             return Ok(());
         }
         let mut sources = sources.peekable();

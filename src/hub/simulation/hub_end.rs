@@ -75,6 +75,9 @@ async fn administer(
 fn promoted(shared: &Shared, name: &SourceName, state: &Rc<RefCell<SourceState>>, sequence: u64) {
     let state = &mut *state.borrow_mut();
     let Some(lane) = shared.lanes.get(name) else { return };
+    if state.primary == Primary::Source {
+        state.own_line = Some(state.line.clone());
+    }
     match laws::published_in(&shared.pool, lane.source()) {
         // Nothing is ordered behind the CP of a failover when its engine begins.
         Ok((_, at, roots)) if at == sequence && state.was_alone => {
@@ -110,9 +113,16 @@ async fn obey(asked: Asked, shared: Arc<Shared>, sources: Sources) {
         }
         Asked::Failback(at) => {
             let name = sources[at].borrow().setup.name.clone();
-            let ask = failback::Ask { keep: Some(failback::Side::Hub), ..failback::Ask::default() };
-            // Refused, it is asked again.
-            drop(failback::run(&shared, &name, ask, Box::new(|_| true)).await);
+            let keeps = sources[at].borrow().setup.keeps;
+            let sides = [failback::Side::Source, failback::Side::Hub];
+            for side in sides.into_iter().skip(usize::from(!keeps)) {
+                let ask = failback::Ask { keep: Some(side), ..failback::Ask::default() };
+                let given = failback::run(&shared, &name, ask, Box::new(|_| true)).await;
+                // Refused, it is asked again; where only one side has written there is nothing to choose.
+                if !given.is_err_and(|refused| refused.reason.contains("never had")) {
+                    break;
+                }
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What has to hold after every step (section 5 of the design), and what in the end.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::hub_end::HubEnd;
 use super::probes::Probe;
@@ -14,6 +15,7 @@ use crate::hub::failover::View;
 use crate::hub::lane::{Cursors, Lane};
 use crate::hub::shared::Shared;
 use crate::pool::Pool;
+use crate::pool::kept::Kept;
 use crate::session::primary::Answering;
 use crate::units::convert::to_usize;
 use crate::units::hash::Root;
@@ -94,10 +96,8 @@ fn mirrored(
         state.was_alone = false;
     }
     // What the hub's device lost is sent again.
-    if !rotten
-        && !state.log_rotten
-        && lane.ladder.rejected.load(std::sync::atomic::Ordering::Relaxed) > 0
-    {
+    let rejected = lane.ladder.rejected.load(Ordering::Relaxed);
+    if rejected > 0 && !rotten && !state.log_rotten {
         return Err("R19: a CP of an honest source was refused".to_owned());
     }
     // What a failover leaves behind may be refused.
@@ -105,7 +105,7 @@ fn mirrored(
     if honest && shared.counters.refusals().keys().any(|code| *code == "diverged") {
         return Err("an honest source was refused as diverged".to_owned());
     }
-    if lane.ladder.replayed.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+    if lane.ladder.replayed.load(Ordering::Relaxed) > 0 {
         state.probes.hit(Probe::Replayed);
     }
     if published < state.published {
@@ -311,6 +311,15 @@ pub(super) fn in_the_end(hub: &HubEnd, source: &SourceEnd) -> Result<(), String>
         return Err(format!("{last} was written, the CP is of {}", here.1));
     }
     same("the image", state, (here.0, last), &here.2)?;
+    if let Some(split) = &state.split {
+        let kept = shared.pool.catalog().kept(own.source).map_err(|error| error.to_string())?;
+        let roots = |kept: &Kept| -> Roots {
+            kept.row.volumes.iter().map(|kept| (kept.number, kept.tree.root())).collect()
+        };
+        if !kept.iter().any(|kept| roots(kept) == *split) {
+            return Err("what the hub had served is kept under no name".to_owned());
+        }
+    }
     let contents = state.line.content(last)?.clone();
     for pool in [&own.pool, &shared.pool] {
         let rows = pool.catalog().volumes(own.source).map_err(|error| error.to_string())?;

@@ -72,6 +72,8 @@ pub(super) enum Probe {
     /// The hub said that something may be missing; something was, and its source was given up.
     RotTold,
     RotLost,
+    /// Both ends had written, or the hub could not apply its log, and the source's side was kept.
+    KeptSource,
     /// A client met a larger volume: only in runs where they grow.
     Grown,
 }

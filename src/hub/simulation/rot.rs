@@ -19,7 +19,6 @@ use crate::nvlog::format::{HEADER_BYTES, device_offset};
 use crate::sourcelog::format::HEADER_BYTES as LOG_HEADER_BYTES;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::numbers::{ByteCount, LogPosition};
-use crate::units::policy::{Ack, Mode};
 
 /// Bytes into a record: in its envelope, in its body.
 const PLACES: [u64; 2] = [40, 200];
@@ -57,11 +56,9 @@ impl Simulation {
     /// Whether the hub has everything that a source was ever answered for, and is asked first by it.
     fn is_held_by_the_hub(&self, at: usize) -> bool {
         let state = self.sources[at].state.borrow();
-        let policy = &state.setup.policy;
-        let promises = policy.mode == Mode::Sync && policy.ack != Ack::Received;
         let here = state.primary == Primary::Source && state.serving && !state.was_alone;
         let all = state.line.acknowledged() <= state.hub_durable && !state.mark;
-        policy.never_alone() && promises && here && all && self.sources[at].copy.is_none()
+        state.setup.asks_first() && here && all && self.sources[at].copy.is_none()
     }
 
     /// A record of a ring rots, while its end is down.

@@ -200,7 +200,10 @@ impl Simulation {
             if self.sources[at].state.borrow().primary == Primary::Hub {
                 self.ask(Asked::Failback(at));
             } else if self.is_failing_over(at) {
-                // It waits for what has rotted.
+                // It waits for what has rotted: the source has it, or it is given up.
+                if self.sources[at].state.borrow().setup.keeps {
+                    self.ask(Asked::Failback(at));
+                }
                 self.ask(Asked::Accept(at));
             }
         }

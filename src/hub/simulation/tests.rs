@@ -146,6 +146,23 @@ fn control_rot_is_told() {
     assert!(untold.is_some(), "no seed notices that rot is not told");
 }
 
+/// Goal: where both ends have written and the source's side is kept, what it had is what counts, at both ends,
+/// and what the hub served is there under a name. Method: the runs of other seeds, with a link that is held
+/// while the hub is promoted.
+#[test]
+fn the_sources_side_is_kept_whatever_goes_wrong() {
+    let some = std::env::var("MIRRORHUB_KEEPING").ok();
+    let some = some.as_ref().and_then(|some| some.split_once('-'));
+    if let Some((from, to)) = some {
+        runs(from.parse().unwrap()..to.parse().unwrap(), Setup::keeping);
+        return;
+    }
+    let numbers = if is_full() { 0..3000 } else { 0..24 };
+    let probes = runs(numbers, Setup::keeping);
+    let met = probes.0.get(&Probe::KeptSource).copied().unwrap_or_default();
+    assert!(met > 5, "the source's side was kept {met} times");
+}
+
 /// Under `ack = "received"` a transfer that came behind the fence was dropped, and acknowledged.
 #[test]
 fn seed_132_what_comes_behind_a_fence_is_not_acknowledged() {
