@@ -117,6 +117,8 @@ struct State {
     off: bool,
     held: bool,
     waiting: u64,
+    /// What the last planned fault fell on.
+    struck: Option<On>,
 }
 
 /// A device in memory.
@@ -171,6 +173,11 @@ impl SimDevice {
     /// Drops faults that were planned and have not happened; says how many.
     pub fn forget_faults(&self) -> usize {
         std::mem::take(&mut self.state().plan).len()
+    }
+
+    /// The kind of call that a planned fault fell on last.
+    pub fn struck(&self) -> Option<On> {
+        self.state().struck
     }
 
     /// The calls so far, at most the first [`TRACE_CALLS_MAX`] since [`SimDevice::clear_trace`].
@@ -417,6 +424,7 @@ impl State {
             };
             if *left == 0 && due.is_none() {
                 due = Some(*effect);
+                self.struck = Some(on);
                 return false;
             }
             *left = left.saturating_sub(1);

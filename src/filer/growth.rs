@@ -14,6 +14,12 @@
 //! reaches the hub before it is durable there. A cut behind 1 is gone on with by the start: it forces
 //! the CP. Between 1 and 4 no CP of the older size is sent: passes wait for that CP.
 //!
+//! The forwarder takes word of a larger size behind transfers that are formed, and still nothing leaves too
+//! early: who may write behind the old end was let in by step 4, so the word lay there before such a transfer
+//! was formed; it is taken in the same round, before anything of that round is sent, and ends the session.
+//! Of a CP none is under way then: this thread asks for the size between two CPs, and the session has
+//! let go of one before it says that it is done. The simulation judges each transfer that comes to its hub.
+//!
 //! The content hash of a tree covers content only, and what is behind the end counts as zero: growing
 //! writes the nodes above the old top and nothing else.
 

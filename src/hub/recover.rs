@@ -106,7 +106,8 @@ pub fn recover(options: &HubOptions, arbiters: Vec<ArbiterHandle>) -> Result<Sta
         return Err(HubError::State { what: path.display().to_string(), reason });
     }
     let nvram = open_device(&options.nvram, Access::Direct)?;
-    recover_on(options, Stores { hub, pool, logs, nvram }, Arbiters::Threads(arbiters))
+    let refills = Refills::of(&options.data_dir);
+    recover_on(options, Stores { hub, pool, logs, nvram, refills }, Arbiters::Threads(arbiters))
 }
 
 /// Where a hub keeps what it has.
@@ -120,6 +121,8 @@ pub(crate) struct Stores {
     pub(crate) logs: LogStore,
     /// Of the ring.
     pub(crate) nvram: Arc<dyn Device>,
+    /// Which sources have to send again.
+    pub(crate) refills: Refills,
 }
 
 /// The same on stores that are open.
@@ -128,7 +131,7 @@ pub(crate) fn recover_on(
     stores: Stores,
     arbiters: Arbiters,
 ) -> Result<Started, HubError> {
-    let Stores { hub, pool: device, logs: store, nvram } = stores;
+    let Stores { hub, pool: device, logs: store, nvram, refills } = stores;
     let pool_options =
         PoolOptions { owner: Some(hub.0), history_rows: HISTORY_ROWS, ..PoolOptions::default() };
     let pool = Pool::open(device, pool_options).map_err(state("pool"))?;
@@ -146,7 +149,6 @@ pub(crate) fn recover_on(
     let (ring, _) = Ring::open_telling(nvram, hub.0, ring_options, visit, told).map_err(no_ring)?;
     let rows = logs.raise(&pool)?;
     let failovers = Failovers::recovered(&rows).map_err(state("catalog"))?;
-    let refills = Refills::of(&options.data_dir);
     let (lanes, in_ring) = logs.finish(&rows, &refills);
     let refills = tell_lost(&lanes, &rows, refills)?;
     tell_rot(&lanes, &rows)?;
@@ -262,7 +264,7 @@ fn note_rot(pool: &Pool, sources: &[SourceId], damage: &[Damage]) -> Result<(), 
 
 /// What this start or an earlier one has noted, and no session since has taken away.
 fn tell_rot(lanes: &Lanes, rows: &[SourceRow]) -> Result<(), HubError> {
-    for row in rows {
+    for row in rows.iter().filter(|_| !machine::breaks(22)) {
         let known = Extension::of(row).map_err(state("catalog"))?;
         let Some(lane) = lanes.get(&row.name) else { continue };
         let since = known.doubted.unwrap_or(row.generation);

@@ -53,28 +53,51 @@ impl Mark {
 
 /// The marks of one hub.
 #[derive(Debug, Clone)]
-pub struct Refills(PathBuf);
+pub struct Refills {
+    directory: PathBuf,
+    /// In a simulation there is no directory.
+    #[cfg(test)]
+    simulated: Option<std::sync::Arc<std::sync::Mutex<BTreeMap<SourceId, Mark>>>>,
+}
 
 impl Refills {
     /// In that `data_dir`.
     pub fn of(data_dir: &Path) -> Self {
-        Self(data_dir.join("refill"))
+        Self {
+            directory: data_dir.join("refill"),
+            #[cfg(test)]
+            simulated: None,
+        }
+    }
+
+    /// Those of a simulated hub, which survive its processes.
+    #[cfg(test)]
+    pub(super) fn simulated() -> Self {
+        Self { directory: PathBuf::new(), simulated: Some(Default::default()) }
     }
 
     /// Where they are.
     pub fn directory(&self) -> &Path {
-        &self.0
+        &self.directory
     }
 
     /// Marks these, durably. One that stands already stays: it is of an older boot.
     pub fn mark(&self, sources: impl Iterator<Item = (SourceId, Mark)>) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(all) = &self.simulated {
+            let mut all = all.lock().unwrap();
+            for (source, mark) in sources {
+                all.entry(source).or_insert(mark);
+            }
+            return Ok(());
+        }
         let mut sources = sources.peekable();
         if sources.peek().is_none() {
             return Ok(());
         }
-        create_durably(&self.0)?;
+        create_durably(&self.directory)?;
         for (source, mark) in sources {
-            let path = self.0.join(source.to_string());
+            let path = self.directory.join(source.to_string());
             let standing = read(&path)?.unwrap_or_default();
             let mark = if standing == Mark::default() { mark } else { standing };
             replace_durably(&path, &serde_json::to_vec_pretty(&mark)?)?;
@@ -87,9 +110,13 @@ impl Refills {
         &self,
         of: impl Iterator<Item = SourceId>,
     ) -> io::Result<BTreeMap<SourceId, Mark>> {
+        #[cfg(test)]
+        if let Some(all) = &self.simulated {
+            return Ok(all.lock().unwrap().clone());
+        }
         let mut marked = BTreeMap::new();
         for source in of {
-            if let Some(mark) = read(&self.0.join(source.to_string()))? {
+            if let Some(mark) = read(&self.directory.join(source.to_string()))? {
                 marked.insert(source, mark);
             }
         }
@@ -98,7 +125,12 @@ impl Refills {
 
     /// Nobody waits for it any more. A mark that stays says so again after the next start.
     pub fn forget(&self, source: SourceId) {
-        match fs::remove_file(self.0.join(source.to_string())) {
+        #[cfg(test)]
+        if let Some(all) = &self.simulated {
+            all.lock().unwrap().remove(&source);
+            return;
+        }
+        match fs::remove_file(self.directory.join(source.to_string())) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 tracing::warn!(%error, %source, "the mark of what was lost stays");
             }

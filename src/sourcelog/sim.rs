@@ -32,6 +32,13 @@ pub(crate) enum Op {
     Writeback,
     SyncDir,
     Remove,
+    MakeDir,
+    List,
+    Open,
+    Rename,
+    /// Of one file, and of the whole file system.
+    Sync,
+    SyncAll,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +69,8 @@ struct State {
     die_at: Option<u64>,
     /// The call that fails, and how.
     fail_at: Option<(u64, i32)>,
+    /// What the call was that failed so, or died.
+    struck: Option<Op>,
     no_allocate: bool,
     no_sync: bool,
     file_syncs: u64,
@@ -153,6 +162,11 @@ impl SimFiles {
         })
     }
 
+    /// The call that failed by its number, or at which the process died.
+    pub(crate) fn struck(&self) -> Option<Op> {
+        self.with(|s| s.struck)
+    }
+
     /// Whether the process is as good as dead.
     pub(crate) fn is_dead(&self) -> bool {
         self.with(|s| s.die_at.is_some_and(|at| s.calls >= at))
@@ -195,6 +209,19 @@ impl SimFiles {
             let dir = path.parent().unwrap().to_owned();
             s.dirs.insert(dir.clone());
             s.medium_dirs.insert(dir);
+        });
+    }
+
+    /// A byte of a file rots, on the medium as well.
+    pub(crate) fn rot(&self, path: &Path, at: usize) {
+        self.with(|s| {
+            let Some(inode) = s.names.get(path).copied() else { return };
+            let Inode { cache, medium, .. } = &mut s.inodes[inode];
+            for bytes in [cache, medium] {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= 0x11;
+                }
+            }
         });
     }
 
@@ -269,18 +296,20 @@ impl SimFiles {
 }
 
 impl State {
-    fn step(&mut self, op: Option<Op>, path: &Path) -> io::Result<()> {
+    fn step(&mut self, op: Op, path: &Path) -> io::Result<()> {
         self.calls += 1;
         if self.die_at.is_some_and(|at| self.calls >= at) {
+            self.struck.get_or_insert(op);
             return Err(io::Error::other("the process is dead"));
         }
         if let Some((at, errno)) = self.fail_at
             && at == self.calls
         {
+            self.struck = Some(op);
             return Err(io::Error::from_raw_os_error(errno));
         }
         let text = path.to_string_lossy();
-        match self.rules.iter().find(|(rule, part, _)| Some(*rule) == op && text.contains(part)) {
+        match self.rules.iter().find(|(rule, part, _)| *rule == op && text.contains(part)) {
             Some((_, _, errno)) => Err(io::Error::from_raw_os_error(*errno)),
             None => Ok(()),
         }
@@ -429,14 +458,14 @@ fn put_sector(content: &mut Vec<u8>, number: usize, bytes: &[u8]) {
 impl Files for SimFiles {
     fn create_dir(&self, path: &Path) -> io::Result<bool> {
         self.with(|s| {
-            s.step(None, path)?;
+            s.step(Op::MakeDir, path)?;
             Ok(s.dirs.insert(path.to_owned()))
         })
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
         self.with(|s| {
-            s.step(None, path)?;
+            s.step(Op::List, path)?;
             let inside = s.names.keys().filter(|name| name.parent() == Some(path));
             Ok(inside.filter_map(|name| name.file_name()).map(OsString::from).collect())
         })
@@ -444,7 +473,7 @@ impl Files for SimFiles {
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
         self.with(|s| {
-            s.step(Some(Op::Create), path)?;
+            s.step(Op::Create, path)?;
             if s.names.contains_key(path) {
                 return Err(io::Error::from(io::ErrorKind::AlreadyExists));
             }
@@ -458,7 +487,7 @@ impl Files for SimFiles {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
         self.1.pass(path);
         let inode = self.with(|s| {
-            s.step(None, path)?;
+            s.step(Op::Open, path)?;
             let inode = s.names.get(path).copied().ok_or(io::ErrorKind::NotFound)?;
             s.open += 1;
             s.open_peak = s.open_peak.max(s.open);
@@ -469,7 +498,7 @@ impl Files for SimFiles {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.with(|s| {
-            s.step(None, to)?;
+            s.step(Op::Rename, to)?;
             let inode = s.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
             s.names.insert(to.to_owned(), inode);
             Ok(())
@@ -478,14 +507,14 @@ impl Files for SimFiles {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.with(|s| {
-            s.step(Some(Op::Remove), path)?;
+            s.step(Op::Remove, path)?;
             s.names.remove(path).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
         })
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.with(|s| {
-            s.step(Some(Op::SyncDir), path)?;
+            s.step(Op::SyncDir, path)?;
             if s.dir_errors.remove(path).is_some() {
                 return Err(io::Error::from_raw_os_error(5));
             }
@@ -505,7 +534,7 @@ impl Files for SimFiles {
     fn sync_file_system(&self) -> io::Result<()> {
         self.with(|s| {
             s.system_syncs += 1;
-            s.step(None, Path::new(""))?;
+            s.step(Op::SyncAll, Path::new(""))?;
             for (path, inode) in s.names.clone() {
                 s.write_back(&path, inode);
             }
@@ -537,8 +566,8 @@ impl LogFile for SimFile {
         self.files.1.pass(&self.path);
         self.files.with(|s| {
             let bytes = parts.concat();
-            s.step(Some(Op::Write), &self.path)?;
-            let short = s.step(Some(Op::ShortWrite), &self.path);
+            s.step(Op::Write, &self.path)?;
+            let short = s.step(Op::ShortWrite, &self.path);
             let written = if short.is_ok() { bytes.len() } else { bytes.len() / 2 };
             let inode = &mut s.inodes[self.inode];
             let end = to_usize(offset) + written;
@@ -559,13 +588,13 @@ impl LogFile for SimFile {
             if s.no_allocate {
                 return Err(io::ErrorKind::Unsupported.into());
             }
-            s.step(Some(Op::Allocate), &self.path)
+            s.step(Op::Allocate, &self.path)
         })
     }
 
     fn truncate(&self, length: u64) -> io::Result<()> {
         self.files.with(|s| {
-            s.step(Some(Op::Truncate), &self.path)?;
+            s.step(Op::Truncate, &self.path)?;
             let inode = &mut s.inodes[self.inode];
             inode.cache.resize(to_usize(length), 0);
             inode.lost.retain(|number, _| *number < to_usize(length) / SECTOR);
@@ -576,7 +605,7 @@ impl LogFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         self.files.with(|s| {
             s.file_syncs += 1;
-            s.step(None, &self.path)?;
+            s.step(Op::Sync, &self.path)?;
             s.write_back(&self.path, self.inode);
             // The kernel reports a failed writeback once to a descriptor.
             if std::mem::take(&mut s.inodes[self.inode].error) {

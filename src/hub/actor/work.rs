@@ -19,6 +19,24 @@ use crate::units::machine;
 use crate::units::numbers::CpNumber;
 use crate::wire::message::{Frame, Message, Scanned, WantPlace};
 
+/// In a simulation: an honest source sends nothing behind the end of a volume before this hub durably
+/// knows of it, or a restart in between would find a log that it cannot apply.
+#[cfg(test)]
+fn is_within(known: &crate::session::mirror::Known, transfer: &crate::record::transfer::Transfer) {
+    if !machine::simulated::is_here() {
+        return;
+    }
+    for entry in transfer.entries() {
+        let volume = known.volumes.iter().find(|volume| volume.number == entry.volume);
+        let end = entry.offset + u64::from(entry.length);
+        assert!(
+            volume.is_none_or(|volume| end <= volume.size.0),
+            "transfer {} ends at {end} of {volume:?}",
+            transfer.id()
+        );
+    }
+}
+
 impl SourceActor {
     pub(super) fn stage(&mut self) {
         let Some(Content::Transfer(transfer)) = self.current.take() else {
@@ -27,6 +45,8 @@ impl SourceActor {
         let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else {
             panic!("a transfer is staged without a lane");
         };
+        #[cfg(test)]
+        is_within(machine.known(), &transfer);
         let bytes = transfer.data_bytes();
         lane.ladder.received_bytes.fetch_add(bytes, Ordering::Relaxed);
         lane.ladder.transfers.fetch_add(1, Ordering::Relaxed);

@@ -31,7 +31,42 @@ pub(super) fn draw(seed: u64, sources: &mut [SourceSetup], faults: &mut Vec<Plan
         let ms = 300 + chance.below(900);
         faults.push(Planned { at_ms: 0, fault: Fault::Full { end: source, ms } });
     }
+    rot(seed, sources, faults);
     faults.sort_by_key(|planned| planned.at_ms);
+}
+
+/// Of every eleven seeds four have rot of a ring or a log, so that the others stay what they were. Where an
+/// old copy is started, or data rots as well, nobody might have what was lost.
+fn rot(seed: u64, sources: &[SourceSetup], faults: &mut Vec<Planned>) {
+    let of = seed % 11;
+    let copied = |planned: &Planned| matches!(planned.fault, Fault::OldCopy { .. });
+    let rots = |planned: &Planned| matches!(planned.fault, Fault::Rot { .. } | Fault::Lie { .. });
+    // What a source has lost is in the hub's log or image, which data rot leaves readable from here.
+    if faults.iter().any(|planned| copied(planned) || rots(planned) && of != 9) {
+        return;
+    }
+    let mut chance = Chance::new(seed ^ 0x0707_1211);
+    let source = to_usize(chance.below(to_u64(sources.len())));
+    // One that asks its hub before it serves, if there is one.
+    let waits = sources.iter().position(SourceSetup::asks_first);
+    let at_ms = 400 + chance.below(1500);
+    let (seed, power) = (chance.next_u64(), chance.below(2) == 0);
+    let fault = match of {
+        4 => Fault::RotRing { end: sources.len(), power: true, seed },
+        7 => Fault::RotLog { power, seed },
+        9 => match waits {
+            Some(end) => Fault::RotRing { end, power, seed },
+            None => return,
+        },
+        10 => Fault::RotRing { end: sources.len(), power, seed },
+        _ => return,
+    };
+    if of == 10 {
+        // In the middle of it.
+        let at_ms = at_ms.saturating_sub(20 + chance.below(900));
+        faults.push(Planned { at_ms, fault: Fault::Failover { source } });
+    }
+    faults.push(Planned { at_ms, fault });
 }
 
 /// An old copy of the source is started: it is of the moment of a kill. A source that is failed over

@@ -49,9 +49,14 @@ impl<T, F: Future<Output = T>> Future for Watched<F> {
         {
             self.sequence = Some(after);
             let mut state = self.state.borrow_mut();
-            // What is ordered by an end that is not primary is of another line.
+            // What is ordered by an end that is not primary is of another line: the source's is known.
             if state.primary == self.by {
                 let noted = state.line.ordered(after, done);
+                state.judge(noted);
+            } else if self.by == Primary::Source
+                && let Some(own) = &mut state.own_line
+            {
+                let noted = own.ordered(after, done);
                 state.judge(noted);
             }
         }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::device::Device;
-use crate::device::sim::{Effect, SimDevice};
+use crate::device::sim::{Effect, On, SimDevice};
 use crate::limits::RAID_CHUNK_BYTES;
 use crate::pool::label::Layout;
 use crate::pool::{Pool, PoolOptions};
@@ -89,6 +89,11 @@ impl Disk {
 
     pub(super) fn forget_faults(&self) -> usize {
         self.legs.iter().map(|leg| leg.forget_faults()).sum()
+    }
+
+    /// What a planned fault of the first leg fell on.
+    pub(super) fn struck(&self) -> Option<On> {
+        self.legs[0].struck()
     }
 
     /// The n-th write or flush from now does that.

@@ -9,7 +9,7 @@ use super::probes::Probe;
 use super::run::Simulation;
 use super::setup::{Fault, Store, Sweep, address};
 use super::world::Primary;
-use crate::device::sim::{Chance, Effect};
+use crate::device::sim::{Chance, Effect, On};
 use crate::hub::mending;
 use crate::hub::shared::Shared;
 use crate::pool::Pool;
@@ -55,6 +55,8 @@ impl Simulation {
             Fault::Failover { source } => self.ask(Asked::Failover(source)),
             Fault::Failback { source } => self.ask(Asked::Failback(source)),
             Fault::OldCopy { source, boots } => self.restore(source, boots).await,
+            Fault::RotRing { end, power, seed } => self.rot_ring(end, power, seed).await,
+            Fault::RotLog { power, seed } => self.rot_log(power, seed).await,
             fault @ (Fault::LinkCut { .. }
             | Fault::LinkHold { .. }
             | Fault::Strand { .. }
@@ -112,6 +114,8 @@ impl Simulation {
             | Fault::Grow { .. }
             | Fault::Failover { .. }
             | Fault::Failback { .. }
+            | Fault::RotRing { .. }
+            | Fault::RotLog { .. }
             | Fault::OldCopy { .. }) => unreachable!("{fault:?} is not of link or disk"),
         }
     }
@@ -347,7 +351,7 @@ impl Simulation {
                 }
             },
         }
-        self.swept = Some(false);
+        self.swept = Some(None);
         if source.is_some() {
             self.sources[0].erring = true;
         } else {
@@ -360,16 +364,27 @@ impl Simulation {
         let Some(sweep) = self.setup.sweep.filter(|sweep| sweep.store.is_of_hub() == of_hub) else {
             return;
         };
-        if self.swept == Some(false) {
-            let left = match sweep.store {
-                Store::SourceRing => self.sources[0].nvram.forget_faults() > 0,
-                Store::SourcePool => self.sources[0].pool.forget_faults() > 0,
-                Store::HubRing => self.hub.nvram.forget_faults() > 0,
-                Store::HubPool => self.hub.pool.forget_faults() > 0,
-                Store::HubFiles => self.hub.files.will_fail(),
-            };
-            self.swept = (!left).then_some(true);
+        if self.swept != Some(None) {
+            return;
         }
+        let word = |on: Option<On>| on.map(|on| format!("{on:?}"));
+        let (left, struck) = match sweep.store {
+            Store::SourceRing => {
+                let nvram = &self.sources[0].nvram;
+                (nvram.forget_faults() > 0, word(nvram.struck()))
+            }
+            Store::SourcePool => {
+                let pool = &self.sources[0].pool;
+                (pool.forget_faults() > 0, word(pool.struck()))
+            }
+            Store::HubRing => (self.hub.nvram.forget_faults() > 0, word(self.hub.nvram.struck())),
+            Store::HubPool => (self.hub.pool.forget_faults() > 0, word(self.hub.pool.struck())),
+            Store::HubFiles => {
+                let files = &self.hub.files;
+                (files.will_fail(), files.struck().map(|op| format!("{op:?}")))
+            }
+        };
+        self.swept = if left { None } else { Some(struck) };
     }
 
     /// Whether an end that stops inside a call loses its power: it does, but where a sweep kills it.

@@ -18,6 +18,7 @@ use crate::filer::Filer;
 use crate::hub::connection::{Known, greet};
 use crate::hub::promoted::Engine;
 use crate::hub::recover::{Stores, recover_on};
+use crate::hub::refill::Refills;
 use crate::hub::shared::{Arbiters, Shared};
 use crate::hub::{HubOptions, bring_up, failback, failover};
 use crate::link::simulated::Inbox;
@@ -74,6 +75,9 @@ async fn administer(
 fn promoted(shared: &Shared, name: &SourceName, state: &Rc<RefCell<SourceState>>, sequence: u64) {
     let state = &mut *state.borrow_mut();
     let Some(lane) = shared.lanes.get(name) else { return };
+    if state.primary == Primary::Source {
+        state.own_line = Some(state.line.clone());
+    }
     match laws::published_in(&shared.pool, lane.source()) {
         // Nothing is ordered behind the CP of a failover when its engine begins.
         Ok((_, at, roots)) if at == sequence && state.was_alone => {
@@ -97,20 +101,28 @@ fn promoted(shared: &Shared, name: &SourceName, state: &Rc<RefCell<SourceState>>
 
 async fn obey(asked: Asked, shared: Arc<Shared>, sources: Sources) {
     match asked {
-        Asked::Failover(at) => {
+        Asked::Failover(at) | Asked::Accept(at) => {
+            let accept_gap = matches!(asked, Asked::Accept(_));
             let name = sources[at].borrow().setup.name.clone();
             let (parts, of) = (Arc::clone(&shared), name.clone());
-            let run =
-                move || failover::run(&parts, &of, failover::Ask::default(), &|_| true, &|_| ());
+            let ask = failover::Ask { accept_gap, ..failover::Ask::default() };
+            let run = move || failover::run(&parts, &of, ask, &|_| true, &|_| ());
             if let Ok(Ok(_)) = machine::blocking(run).await {
                 failover::serve(&shared, &name).await;
             }
         }
         Asked::Failback(at) => {
             let name = sources[at].borrow().setup.name.clone();
-            let ask = failback::Ask { keep: Some(failback::Side::Hub), ..failback::Ask::default() };
-            // Refused, it is asked again.
-            drop(failback::run(&shared, &name, ask, Box::new(|_| true)).await);
+            let keeps = sources[at].borrow().setup.keeps;
+            let sides = [failback::Side::Source, failback::Side::Hub];
+            for side in sides.into_iter().skip(usize::from(!keeps)) {
+                let ask = failback::Ask { keep: Some(side), ..failback::Ask::default() };
+                let given = failback::run(&shared, &name, ask, Box::new(|_| true)).await;
+                // Refused, it is asked again; where only one side has written there is nothing to choose.
+                if !given.is_err_and(|refused| refused.reason.contains("never had")) {
+                    break;
+                }
+            }
         }
     }
 }
@@ -123,6 +135,7 @@ pub(super) struct HubEnd {
     pub(super) pool: Disk,
     pub(super) files: SimFiles,
     pub(super) nvrams: Nvrams,
+    refills: Refills,
     pub(super) running: Option<Running>,
     pub(super) inbox: Inbox,
     pub(super) parts: Rc<RefCell<HubParts>>,
@@ -149,6 +162,8 @@ pub(super) struct HubParts {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Asked {
     Failover(usize),
+    /// What cannot be read any more is given up.
+    Accept(usize),
     Failback(usize),
 }
 
@@ -165,6 +180,7 @@ impl HubEnd {
             pool,
             files: SimFiles::default(),
             nvrams: Nvrams::default(),
+            refills: Refills::simulated(),
             running: None,
             inbox: Inbox::default(),
             parts: Rc::default(),
@@ -181,7 +197,7 @@ impl HubEnd {
         let (inbox, parts, options) =
             (self.inbox.clone(), Rc::clone(&self.parts), self.options.clone());
         let (nvram, pool, files) = (self.nvram.clone(), self.pool.open(), self.files.clone());
-        let nvrams = self.nvrams.clone();
+        let (nvrams, refills) = (self.nvrams.clone(), self.refills.clone());
         *self.parts.borrow_mut() = HubParts::default();
         let body = async move {
             let for_stores = options.clone();
@@ -195,7 +211,7 @@ impl HubEnd {
                     LogStore::open_with(Arc::new(files), Path::new("/logs"), HUB, log_options)
                         .map_err(|error| error.to_string())?;
                 let nvram: Arc<dyn Device> = nvram;
-                let stores = Stores { hub: HUB, pool: pool?, logs, nvram };
+                let stores = Stores { hub: HUB, pool: pool?, logs, nvram, refills };
                 recover_on(&for_stores, stores, Arbiters::Here).map_err(|error| error.to_string())
             });
             let shared = match recovered.await.map_err(|error| error.to_string()) {

@@ -1,17 +1,21 @@
 //! What has to hold after every step (section 5 of the design), and what in the end.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::hub_end::HubEnd;
 use super::probes::Probe;
+use super::rot;
 use super::setup::{GROWN_BYTES, VOLUME_BYTES};
 use super::world::{Primary, SourceEnd, SourceState};
 use crate::device::MemberState;
 use crate::filer::order::Lacking;
 use crate::filer::shared::{LinkState, Shared as FilerShared};
-use crate::hub::lane::Lane;
+use crate::hub::failover::View;
+use crate::hub::lane::{Cursors, Lane};
 use crate::hub::shared::Shared;
 use crate::pool::Pool;
+use crate::pool::kept::Kept;
 use crate::session::primary::Answering;
 use crate::units::convert::to_usize;
 use crate::units::hash::Root;
@@ -74,7 +78,7 @@ fn mirrored(
         // A pass ends at its CP, and what comes behind that is sent again; the mark stands until
         // it is there (R4). What both ends have answered is judged below.
         let passed = state.mark && durable >= cursors.applied.sequence.0;
-        if !cut && !passed {
+        if !cut && !passed && !state.rotten_at_hub {
             return Err(format!("it held {before} durably, and holds {durable}"));
         }
         state.hub_durable = durable;
@@ -83,7 +87,8 @@ fn mirrored(
         state.cut_at = None;
     }
     state.hub_durable = durable.max(state.hub_durable);
-    if state.by_both > state.hub_durable {
+    rot_is_told(shared, lane, state, &cursors)?;
+    if state.by_both > state.hub_durable && !state.rotten_at_hub {
         let (answered, held) = (state.by_both, state.hub_durable);
         return Err(format!("invariant 1: {answered} was answered, it holds {held} durably"));
     }
@@ -91,7 +96,8 @@ fn mirrored(
         state.was_alone = false;
     }
     // What the hub's device lost is sent again.
-    if !rotten && lane.ladder.rejected.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+    let rejected = lane.ladder.rejected.load(Ordering::Relaxed);
+    if rejected > 0 && !rotten && !state.log_rotten {
         return Err("R19: a CP of an honest source was refused".to_owned());
     }
     // What a failover leaves behind may be refused.
@@ -99,7 +105,7 @@ fn mirrored(
     if honest && shared.counters.refusals().keys().any(|code| *code == "diverged") {
         return Err("an honest source was refused as diverged".to_owned());
     }
-    if lane.ladder.replayed.load(std::sync::atomic::Ordering::Relaxed) > 0 {
+    if lane.ladder.replayed.load(Ordering::Relaxed) > 0 {
         state.probes.hit(Probe::Replayed);
     }
     if published < state.published {
@@ -122,6 +128,41 @@ fn mirrored(
         }
         same("invariant 3: the image", state, (cp, sequence), &roots)?;
     }
+    Ok(())
+}
+
+/// What rot has taken at the hub is said of the source as long as it is not there (R3).
+fn rot_is_told(
+    shared: &Shared,
+    lane: &Lane,
+    state: &mut SourceState,
+    cursors: &Cursors,
+) -> Result<(), String> {
+    if !state.rotten_at_hub {
+        return Ok(());
+    }
+    let durable = cursors.durable.sequence.0;
+    state.hub_durable = durable;
+    let view = shared.failovers.view(lane.name());
+    // Or by a failover, which reads what no start reads.
+    let gap = |view: &View| view.reason.contains("and no further");
+    let told = rot::is_told(cursors) || view.as_ref().is_some_and(gap);
+    if told && !state.rot_told {
+        state.probes.hit(Probe::RotTold);
+    }
+    state.rot_told |= told;
+    // What was said before a failover counts, until another end is primary.
+    let fails_over = view.is_some();
+    if told || (fails_over && state.rot_told) {
+        return Ok(());
+    }
+    if durable < state.by_both {
+        let answered = state.by_both;
+        return Err(format!(
+            "R3: {answered} was answered, {durable} is there, and nothing is said"
+        ));
+    }
+    state.rotten_at_hub = fails_over;
     Ok(())
 }
 
@@ -270,6 +311,15 @@ pub(super) fn in_the_end(hub: &HubEnd, source: &SourceEnd) -> Result<(), String>
         return Err(format!("{last} was written, the CP is of {}", here.1));
     }
     same("the image", state, (here.0, last), &here.2)?;
+    if let Some(split) = &state.split {
+        let kept = shared.pool.catalog().kept(own.source).map_err(|error| error.to_string())?;
+        let roots = |kept: &Kept| -> Roots {
+            kept.row.volumes.iter().map(|kept| (kept.number, kept.tree.root())).collect()
+        };
+        if !kept.iter().any(|kept| roots(kept) == *split) {
+            return Err("what the hub had served is kept under no name".to_owned());
+        }
+    }
     let contents = state.line.content(last)?.clone();
     for pool in [&own.pool, &shared.pool] {
         let rows = pool.catalog().volumes(own.source).map_err(|error| error.to_string())?;

@@ -28,11 +28,13 @@ pub(super) struct Done {
 }
 
 /// The line of one source.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Line {
     volumes: Vec<VolumeNumber>,
     /// The size of each volume, and the one it grows to.
     bytes: [usize; 2],
+    /// What the entries follow: a sequence number, and the content there if it is not all zeros.
+    base: (u64, Option<Vec<Vec<u8>>>),
     entries: Vec<Done>,
     acknowledged: u64,
     /// What a restart cut off, behind which entry: the hub may have it all the same.
@@ -49,6 +51,7 @@ impl Line {
         Self {
             volumes,
             bytes,
+            base: (0, None),
             entries: Vec::new(),
             acknowledged: 0,
             cut: None,
@@ -58,7 +61,21 @@ impl Line {
 
     /// The last entry that was ordered.
     pub(super) fn last(&self) -> u64 {
-        to_u64(self.entries.len())
+        self.base.0 + to_u64(self.entries.len())
+    }
+
+    /// How many entries lie before that one.
+    fn before(&self, sequence: u64) -> usize {
+        to_usize(sequence.saturating_sub(self.base.0))
+    }
+
+    /// The same content as at `sequence`, at the place `at` of another line.
+    pub(super) fn rebased(mut self, sequence: u64, at: u64) -> Result<Self, String> {
+        let content = self.content(sequence)?.clone();
+        let mut line = Self::new(0, self.bytes);
+        line.volumes = self.volumes;
+        (line.base, line.acknowledged) = ((at, Some(content)), at);
+        Ok(line)
     }
 
     /// The next entry was ordered as number `sequence`.
@@ -97,7 +114,7 @@ impl Line {
             return Err(format!("{sequence} is served, {last} was written"));
         }
         if sequence < last {
-            self.cut = Some((sequence, self.entries.split_off(to_usize(sequence))));
+            self.cut = Some((sequence, self.entries.split_off(self.before(sequence))));
         }
         self.kept.retain(|&at, _| at <= sequence);
         Ok(())
@@ -125,7 +142,8 @@ impl Line {
         let (at, tail) = self.cut.as_ref().filter(|(at, _)| *at <= self.last())?;
         let mut other = Self::new(0, self.bytes);
         other.volumes.clone_from(&self.volumes);
-        other.entries = self.entries[..to_usize(*at)].to_vec();
+        other.base = self.base.clone();
+        other.entries = self.entries[..self.before(*at)].to_vec();
         other.entries.extend_from_slice(tail);
         other.acknowledged = self.acknowledged.min(*at);
         Some(other)
@@ -151,13 +169,18 @@ impl Line {
         if sequence > self.last() {
             return Err(format!("{sequence} is beyond what was written, {}", self.last()));
         }
+        if sequence < self.base.0 {
+            return Err(format!("{sequence} is before this line begins, {}", self.base.0));
+        }
         if !self.kept.contains_key(&sequence) {
             let before = self.kept.range(..sequence).next_back();
-            let (from, mut content) = before.map_or_else(
-                || (0, vec![vec![0; self.bytes[1]]; self.volumes.len()]),
-                |(from, content)| (*from, content.clone()),
-            );
-            for done in &self.entries[to_usize(from)..to_usize(sequence)] {
+            let base = || match &self.base {
+                (at, Some(content)) => (*at, content.clone()),
+                (at, None) => (*at, vec![vec![0; self.bytes[1]]; self.volumes.len()]),
+            };
+            let (from, mut content) =
+                before.map_or_else(base, |(from, content)| (*from, content.clone()));
+            for done in &self.entries[self.before(from)..self.before(sequence)] {
                 let at = self.volumes.iter().position(|volume| *volume == done.volume);
                 apply(&mut content[at.unwrap_or(0)], done);
             }
@@ -167,6 +190,11 @@ impl Line {
             self.kept.insert(sequence, content);
         }
         Ok(&self.kept[&sequence])
+    }
+
+    /// The roots of all volumes at the end, as large as they become.
+    pub(super) fn last_roots(&mut self) -> Result<Vec<(VolumeNumber, Root)>, String> {
+        self.roots(self.last(), self.bytes[1])
     }
 
     /// The roots of all volumes at `sequence`, in that size. What is written behind it makes the root

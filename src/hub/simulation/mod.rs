@@ -9,7 +9,7 @@
 //!
 //! * `setup`: what a run is made of; * `process`: one life of one end; * `world`: both ends
 //! * `client`, `line`: what clients do, and the oracle; * `laws`: what has to hold after each step
-//! * `run`: the scheduler; * `faults`; * `disk`: a pool's one device or two
+//! * `run`: the scheduler; * `faults`; * `disk`: a pool's one device or two; * `rot`: of rings and logs
 //! * `rules`: with a rule off, some seed fails; * `sweep`: each call of a short run fails once
 //! * `probes`: rare branches that must be met
 
@@ -23,6 +23,7 @@ mod laws;
 mod line;
 mod probes;
 mod process;
+mod rot;
 mod rules;
 mod run;
 mod setup;

@@ -65,6 +65,15 @@ pub(super) enum Probe {
     LegOut,
     /// A block was mended by the other end.
     Mended,
+    /// Rot in a ring of the hub, of a source, in a source log.
+    RotOfHubRing,
+    RotOfSourceRing,
+    RotOfLog,
+    /// The hub said that something may be missing; something was, and its source was given up.
+    RotTold,
+    RotLost,
+    /// Both ends had written, or the hub could not apply its log, and the source's side was kept.
+    KeptSource,
     /// A client met a larger volume: only in runs where they grow.
     Grown,
 }
@@ -100,6 +109,10 @@ pub(super) const ALL: &[Probe] = &[
     Probe::LegRepaired,
     Probe::LegOut,
     Probe::Mended,
+    Probe::RotOfHubRing,
+    Probe::RotOfSourceRing,
+    Probe::RotOfLog,
+    Probe::RotTold,
 ];
 
 /// How often each was met.

@@ -11,6 +11,7 @@ use super::probes::{Probe, Probes};
 use super::setup::{Fault, Setup, address};
 use super::world::{Primary, SourceEnd};
 use crate::device::sim::Chance;
+use crate::hub::extension::State;
 use crate::link::simulated::Network;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::machine::simulated::{Process, Threads, Waiting};
@@ -29,8 +30,8 @@ pub(super) struct Outcome {
     pub(super) acknowledged: u64,
     pub(super) virtual_ms: u64,
     pub(super) events: Vec<String>,
-    /// Whether the swept call came.
-    pub(super) swept: bool,
+    /// What kind of call was swept, if it came.
+    pub(super) swept: Option<String>,
 }
 
 /// Runs a setup to its end.
@@ -75,12 +76,14 @@ pub(super) struct Simulation {
     pub(super) slow: BTreeMap<&'static str, u64>,
     /// Pools that are to be full, until when.
     pub(super) filling: BTreeMap<usize, u64>,
+    /// A ring that is to rot as soon as it can: its end, whether the power goes, the seed.
+    pub(super) rotting: Option<(usize, bool, u64)>,
     pub(super) reader: Option<Reader>,
     trace: blake3::Hasher,
     events: Vec<String>,
     pub(super) probes: Probes,
-    /// The swept call has come.
-    pub(super) swept: Option<bool>,
+    /// A sweep is planned, and what kind of call it fell on.
+    pub(super) swept: Option<Option<String>>,
 }
 
 fn sources_of(setup: &Setup) -> Vec<SourceEnd> {
@@ -114,6 +117,7 @@ impl Simulation {
             stranded: BTreeMap::new(),
             slow: BTreeMap::new(),
             filling: BTreeMap::new(),
+            rotting: None,
             reader: None,
             trace: blake3::Hasher::new(),
             events: Vec::new(),
@@ -162,6 +166,7 @@ impl Simulation {
     async fn heal(&mut self) {
         self.tell("healed");
         self.next_fault = usize::MAX;
+        self.rotting = None;
         self.look_at_sweep(false);
         self.look_at_sweep(true);
         let mut forgotten = self.hub.nvram.forget_faults() + self.hub.pool.forget_faults();
@@ -194,8 +199,20 @@ impl Simulation {
         for at in 0..self.sources.len() {
             if self.sources[at].state.borrow().primary == Primary::Hub {
                 self.ask(Asked::Failback(at));
+            } else if self.is_failing_over(at) {
+                // It waits for what has rotted: the source has it, or it is given up.
+                if self.sources[at].state.borrow().setup.keeps {
+                    self.ask(Asked::Failback(at));
+                }
+                self.ask(Asked::Accept(at));
             }
         }
+    }
+
+    fn is_failing_over(&self, at: usize) -> bool {
+        let Some(shared) = self.hub.shared() else { return false };
+        let name = self.sources[at].state.borrow().setup.name.clone();
+        shared.failovers.view(&name).is_some_and(|view| view.state == State::FailingOver)
     }
 
     /// A CP of everything at both ends.
@@ -354,6 +371,7 @@ impl Simulation {
                 running.pause(false);
             }
         }
+        self.look_for_rot().await;
         self.look_for_ends().await?;
         self.look_at_copies().await;
         self.starts(now);
@@ -382,6 +400,7 @@ impl Simulation {
                 self.probes.hit(Probe::SourceCutInside);
                 self.tell("a source's power went inside a call");
                 self.end_source(at, self.loses_power(false)).await;
+            } else if self.replace_nvram(at).await? {
             } else if let Some(reason) = self.failed(at) {
                 if !self.sources[at].erring && self.sources[at].copy.is_none() {
                     return Err(format!("source {at} failed: {reason}"));
@@ -467,7 +486,7 @@ impl Simulation {
             acknowledged,
             virtual_ms,
             events: std::mem::take(&mut self.events),
-            swept: self.swept == Some(true),
+            swept: self.swept.flatten(),
         }
     }
 }

@@ -127,6 +127,18 @@ pub(super) enum Fault {
         source: usize,
         boots: u64,
     },
+    /// An end goes down, with its power or without; a record of its ring, that was acknowledged for sure,
+    /// has rotted when it comes up. The hub comes behind the sources.
+    RotRing {
+        end: usize,
+        power: bool,
+        seed: u64,
+    },
+    /// The same of a source log of the hub.
+    RotLog {
+        power: bool,
+        seed: u64,
+    },
 }
 
 /// A fault and when it comes, in milliseconds.
@@ -151,6 +163,8 @@ pub(super) struct SourceSetup {
     /// Its volumes will grow in this run; its file says so by now.
     pub(super) grows: bool,
     pub(super) grown: bool,
+    /// Where both ends have written, its side stays.
+    pub(super) keeps: bool,
 }
 
 /// A run.
@@ -240,6 +254,31 @@ impl Setup {
         setup
     }
 
+    /// The run of that seed in which a source goes on alone while its hub is promoted, and its side is kept.
+    pub(super) fn keeping(seed: u64) -> Self {
+        let mut setup = Self::of(seed);
+        let mut chance = Chance::new(seed ^ 0x1ee9);
+        let source = to_usize(chance.below(to_u64(setup.sources.len())));
+        setup.faults.retain(|planned| {
+            !matches!(planned.fault, Fault::OldCopy { .. } | Fault::Failback { .. })
+        });
+        for source in &mut setup.sources {
+            source.keeps = true;
+        }
+        let policy = &mut setup.sources[source].policy;
+        (policy.mode, policy.on_hub_loss) = (Mode::Sync, OnHubLoss::Continue);
+        let at_ms = 300 + chance.below(600);
+        let held = [[true, true], [true, false], [false, true]][to_usize(chance.below(3))];
+        let ms = 1500 + chance.below(1500);
+        let mut plan = |at_ms, fault| setup.faults.push(Planned { at_ms, fault });
+        plan(at_ms, Fault::LinkHold { source, held, ms });
+        plan(at_ms + chance.below(1400), Fault::Failover { source });
+        plan(at_ms + ms + 300 + chance.below(600), Fault::Failback { source });
+        setup.faults.sort_by_key(|planned| planned.at_ms);
+        setup.work_ms = setup.work_ms.max(at_ms + ms + 1500);
+        setup.within_redundancy()
+    }
+
     /// What is lost at one end and on one device is at the other end only as long as nothing moves.
     fn within_redundancy(mut self) -> Self {
         let ends: Vec<usize> = self.faults.iter().filter_map(|planned| planned.rots()).collect();
@@ -256,7 +295,10 @@ impl Setup {
     /// A short run of one source: both ends are killed once, and a CP is made now and then.
     pub(super) fn scenario(sweep: Sweep, stop: bool) -> Self {
         let on_hub_loss = if stop { OnHubLoss::Stop } else { OnHubLoss::Continue };
-        let policy = Policy { on_hub_loss, hub_timeout: HUB_TIMEOUT, ..Policy::default() };
+        // Else nobody waits for the sync of a log in so short a run.
+        let filed = sweep.store == Store::HubFiles && sweep.nth % 3 == 1;
+        let ack = if filed { Ack::Filed } else { Ack::Durable };
+        let policy = Policy { ack, on_hub_loss, hub_timeout: HUB_TIMEOUT, ..Policy::default() };
         let source = SourceSetup {
             name: "filer-a".parse().unwrap(),
             policy,
@@ -267,6 +309,7 @@ impl Setup {
             request_bytes: 12 << 10,
             grows: false,
             grown: false,
+            keeps: false,
         };
         let planned = |at_ms, fault| Planned { at_ms, fault };
         Self {
@@ -325,7 +368,14 @@ impl SourceSetup {
             request_bytes: [4096, 12 << 10, 64 << 10][to_usize(chance.below(3))],
             grows: false,
             grown: false,
+            keeps: false,
         }
+    }
+
+    /// Its hub has all that it was ever answered for, and is asked before it serves.
+    pub(super) fn asks_first(&self) -> bool {
+        let Policy { mode, ack, .. } = self.policy;
+        self.policy.never_alone() && mode == Mode::Sync && ack != Ack::Received
     }
 
     /// Its volumes, as its file has them.

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::probes::{Probe, Probes};
-use super::run::{Outcome, run};
+use super::run::{Outcome, run, run_without};
 use super::setup::Setup;
 use crate::units::convert::to_u64;
 use crate::units::machine::simulated::words;
@@ -120,6 +120,47 @@ fn volumes_grow_whatever_goes_wrong() {
     let probes = runs(numbers, Setup::growing);
     let met = probes.0.get(&Probe::Grown).copied().unwrap_or_default();
     assert!(met > 5, "clients met a larger volume {met} times");
+}
+
+/// Entries behind the old end of a volume on a session whose Hello does not know of the new one are noticed:
+/// a hub that is restarted then could not apply its log.
+#[test]
+fn control_what_has_grown_is_told_first() {
+    let early = (0..60).find(|&seed| {
+        let run = || run_without(&Setup::growing(seed), Some(21)).problem;
+        catch_unwind(AssertUnwindSafe(run)).map_or(true, |problem| problem.is_some())
+    });
+    println!("{early:?}");
+    assert!(early.is_some(), "no seed notices");
+}
+
+/// Rot that a hub does not tell of is noticed: what was answered is not there, and nothing is said.
+#[test]
+fn control_rot_is_told() {
+    let untold = (4..300).filter(|seed| [4, 7, 10].contains(&(seed % 11))).find(|&seed| {
+        let run = || run_without(&Setup::of(seed), Some(22)).problem;
+        let problem = catch_unwind(AssertUnwindSafe(run)).ok().flatten();
+        problem.is_some_and(|problem| problem.contains("nothing is said"))
+    });
+    println!("{untold:?}");
+    assert!(untold.is_some(), "no seed notices that rot is not told");
+}
+
+/// Goal: where both ends have written and the source's side is kept, what it had is what counts, at both ends,
+/// and what the hub served is there under a name. Method: the runs of other seeds, with a link that is held
+/// while the hub is promoted.
+#[test]
+fn the_sources_side_is_kept_whatever_goes_wrong() {
+    let some = std::env::var("MIRRORHUB_KEEPING").ok();
+    let some = some.as_ref().and_then(|some| some.split_once('-'));
+    if let Some((from, to)) = some {
+        runs(from.parse().unwrap()..to.parse().unwrap(), Setup::keeping);
+        return;
+    }
+    let numbers = if is_full() { 0..3000 } else { 0..24 };
+    let probes = runs(numbers, Setup::keeping);
+    let met = probes.0.get(&Probe::KeptSource).copied().unwrap_or_default();
+    assert!(met > 5, "the source's side was kept {met} times");
 }
 
 /// Under `ack = "received"` a transfer that came behind the fence was dropped, and acknowledged.

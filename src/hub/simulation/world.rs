@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::client::client;
 use super::copies::{Copy, Devices};
 use super::disk::Disk;
+use super::laws::published_in;
 use super::line::Line;
 use super::probes::{Probe, Probes};
 use super::process::Running;
@@ -22,8 +23,9 @@ use crate::nvlog::format::HEADER_BYTES;
 use crate::pool::write_set::Reservation;
 use crate::session::primary::Answering;
 use crate::units::convert::to_usize;
+use crate::units::hash::Root;
 use crate::units::machine::simulated::Process;
-use crate::units::numbers::{ByteCount, CpNumber};
+use crate::units::numbers::{ByteCount, CpNumber, VolumeNumber};
 use crate::units::policy::{Ack, Mode};
 
 /// How often somebody looks.
@@ -94,12 +96,24 @@ pub(super) struct SourceState {
     pub(super) by_both: u64,
     /// Whose writes count.
     pub(super) primary: Primary,
+    /// What the source has itself, while its hub serves.
+    pub(super) own_line: Option<Line>,
+    /// Roots of what the hub had served when the source's side was kept.
+    pub(super) split: Option<Vec<(VolumeNumber, Root)>>,
+    /// The epoch in which the source served last.
+    pub(super) served_epoch: u32,
     /// In which epoch the hub served; 0 before.
     pub(super) epoch: u32,
     /// Where the source's own line ended at its failover.
     pub(super) fenced_at: u64,
     /// A client may have been answered by the source alone since its last CP at both ends.
     pub(super) was_alone: bool,
+    /// Rot has taken what its hub held; it is said to be missing there, or another end is to be primary.
+    pub(super) rotten_at_hub: bool,
+    /// A source log of the hub has rotted: a reference into it cannot be used.
+    pub(super) log_rotten: bool,
+    /// What rot has taken was said.
+    pub(super) rot_told: bool,
     /// An old copy of its state was started once.
     pub(super) was_copied: bool,
     /// It has served since.
@@ -126,9 +140,15 @@ impl SourceState {
             mark: false,
             by_both: 0,
             primary: Primary::Source,
+            own_line: None,
+            split: None,
+            served_epoch: 0,
             epoch: 0,
             fenced_at: 0,
             was_alone: false,
+            rotten_at_hub: false,
+            rot_told: false,
+            log_rotten: false,
             was_copied: false,
             has_served: false,
             problem: None,
@@ -185,11 +205,37 @@ impl SourceState {
     fn late(&mut self, shared: &FilerShared, sequence: u64) {
         self.probes.hit(Probe::AnsweredLate);
         let alone = shared.answering() == Answering::Alone || self.setup.policy.mode != Mode::Sync;
+        if let Some(own) = self.own_line.as_mut().filter(|_| alone) {
+            own.acknowledge(sequence);
+        }
         if !alone && sequence > self.fenced_at {
             let fenced = self.fenced_at;
             let problem = format!("R12: {sequence} answered, the promoted image ends at {fenced}");
             self.judge::<()>(Err(problem));
         }
+    }
+
+    /// The source was given back with what its own catalog shows: with what the hub had served, or, if its
+    /// side is kept, with what it had itself, at the place of the hub's last CP.
+    fn given_back(&mut self, filer: &FilerShared) -> Result<(), String> {
+        let (_, at, roots) = published_in(&filer.pool, filer.source)?;
+        let by_hub = self.primary == Primary::Hub;
+        if by_hub && self.line.has(at, &roots, false)? {
+            self.own_line = None;
+            return Ok(());
+        }
+        let mut own = self.own_line.take().unwrap_or_else(|| self.line.clone());
+        for sequence in (own.acknowledged()..=own.last()).rev() {
+            if self.setup.keeps && own.has(sequence, &roots, false)? {
+                if by_hub {
+                    self.split = Some(self.line.last_roots()?);
+                }
+                self.line = own.rebased(sequence, at)?;
+                self.probes.hit(Probe::KeptSource);
+                return Ok(());
+            }
+        }
+        Err(format!("what is given back at {at} is what neither end had"))
     }
 
     /// Another end serves from now on, what ends at `sequence`.
@@ -199,6 +245,12 @@ impl SourceState {
             self.probes.hit(Probe::SplitBrain);
             self.line.give_up(sequence);
         }
+        if self.rot_told && self.rotten_at_hub && sequence < self.line.acknowledged() {
+            // Said beforehand as well.
+            self.probes.hit(Probe::RotLost);
+            self.line.give_up(sequence);
+        }
+        self.rotten_at_hub = false;
         let resumed = self.line.resumed(sequence);
         self.judge(resumed);
         (self.primary, self.was_alone, self.by_both) = (primary, false, 0);
@@ -220,6 +272,9 @@ pub(super) struct SourceEnd {
     pub(super) erring: bool,
     /// Blocks that only the other end has.
     pub(super) rotten: bool,
+    /// A record of its NVRAM has rotted; it is to be started without.
+    pub(super) nvram_rotten: bool,
+    pub(super) accept_lost_nvram: bool,
     /// What keeps its pool full, until when.
     pub(super) full: Option<(Reservation, u64)>,
     /// How often it was started.
@@ -241,6 +296,8 @@ impl SourceEnd {
             start_at: Some(0),
             erring: false,
             rotten: false,
+            nvram_rotten: false,
+            accept_lost_nvram: false,
             full: None,
             lives: 0,
             is_copied: false,
@@ -251,7 +308,11 @@ impl SourceEnd {
 
     /// Whether a start may fail now.
     pub(super) fn is_excused(&self) -> bool {
-        self.erring || self.copy.is_some() || self.nvram.is_off() || self.pool.is_off()
+        self.erring
+            || self.nvram_rotten
+            || self.copy.is_some()
+            || self.nvram.is_off()
+            || self.pool.is_off()
     }
 
     /// The n-th change of its ring or pool does that.
@@ -264,12 +325,12 @@ impl SourceEnd {
         let (nvram, pool) = (Store { device: nvram, new: false }, self.pool.open());
         let state = Rc::clone(&self.state);
         let seed = chance.next_u64();
-        let setup = state.borrow().setup.clone();
+        let (setup, accept) = (state.borrow().setup.clone(), self.accept_lost_nvram);
         let body = async move {
             let started = match pool {
                 Ok(device) => {
                     let pool = Store { device, new: false };
-                    let started = Filer::start_on(setup.behaviour(at, false), nvram, pool).await;
+                    let started = Filer::start_on(setup.behaviour(at, accept), nvram, pool).await;
                     started.map_err(|error| error.to_string())
                 }
                 Err(reason) => Err(reason),
@@ -324,12 +385,27 @@ fn begin_serving(filer: &Filer, state: &Rc<RefCell<SourceState>>) {
     if state.primary == Primary::Hub {
         if shared.epoch().number <= state.epoch {
             // It serves alone, and has not heard of the failover.
+            let resumed = state.own_line.as_mut().map_or(Ok(()), |own| own.resumed(sequence));
+            state.judge(resumed);
             return;
         }
         state.probes.hit(Probe::GivenBack);
+        let judged = state.given_back(&shared);
+        state.judge(judged);
+        state.served_epoch = shared.epoch().number;
         state.change(Primary::Source, sequence);
         return;
     }
+    let epoch = shared.epoch().number;
+    if state.has_served && state.setup.keeps && epoch > state.served_epoch.max(1) {
+        // Its hub could not apply the log, and the source has it all (R13).
+        let judged = state.given_back(&shared);
+        state.judge(judged);
+        state.served_epoch = epoch;
+        state.change(Primary::Source, sequence);
+        return;
+    }
+    state.served_epoch = epoch;
     if sequence < state.line.last() {
         state.probes.hit(Probe::UnansweredLost);
         // Only who had to begin alone may go on without what the hub holds (R1).

@@ -7,6 +7,7 @@
 //! not serve it.
 
 use super::{Action, Primary, State};
+use crate::units::machine;
 use crate::units::numbers::VolumeNumber;
 use crate::wire::message::{RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot};
 
@@ -44,7 +45,7 @@ impl Primary {
         assert!(self.pending.is_none(), "no CP is under way that is of the size before");
         self.identity.volumes = volumes;
         self.apart.outgrown(self.own_cp);
-        if self.in_session() {
+        if self.in_session() && !machine::breaks(21) {
             self.state = State::Closing;
             actions.push(Action::Renew);
         }
