@@ -46,22 +46,22 @@ fn packs(assets: &[(String, String)], file: &str) -> bool {
     })
 }
 
-/// Every file that is named exists, or is made by `packaging/build`; every unit, example, dashboard and
+/// Every file that is named exists, or is made by `config/deb/build`; every unit, example, dashboard and
 /// document is in the package.
 #[test]
 fn the_package_has_what_it_names_and_forgets_nothing() {
     let manifest = manifest();
     let deb = deb(&manifest);
     let assets = assets(deb);
-    let build = fs::read_to_string(project("packaging/build")).expect("packaging/build");
+    let build = fs::read_to_string(project("config/deb/build")).expect("config/deb/build");
     for (from, to) in &assets {
         assert!(!to.starts_with('/') && !to.starts_with("etc/"), "{to}: nothing is below /etc");
         let (directory, pattern) = from.rsplit_once('/').unwrap_or(("", from));
         if from == "target/release/mirrorhub" {
             continue;
         }
-        if directory.starts_with("packaging/generated") {
-            assert!(build.contains("generated=packaging/generated"), "{from} is made by nobody");
+        if directory.starts_with("config/deb/generated") {
+            assert!(build.contains("generated=config/deb/generated"), "{from} is made by nobody");
             let shell = pattern.strip_prefix("mirrorhub.");
             let made = shell.map_or_else(|| build.contains(" man "), |shell| build.contains(shell));
             assert!(made, "{from} is made by nobody");
@@ -97,14 +97,14 @@ fn the_package_has_what_it_names_and_forgets_nothing() {
         assert!(fs::metadata(&file).is_ok(), "{} is not there", file.display());
     }
     let version = manifest["package"]["version"].as_str().expect("a version");
-    let changelog = fs::read_to_string(project("packaging/deb/changelog")).expect("a changelog");
+    let changelog = fs::read_to_string(project("config/deb/changelog")).expect("a changelog");
     assert!(
         changelog.starts_with(&format!("mirrorhub ({version}-")),
         "another version than {version}"
     );
 }
 
-/// The program writes its manual and completions as `packaging/build` wants them.
+/// The program writes its manual and completions as `config/deb/build` wants them.
 #[test]
 fn what_is_generated_for_the_package_can_be() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -132,7 +132,7 @@ fn the_package_is_built_and_lintian_clean() {
         println!("skipped: MIRRORHUB_FULL=1 with cargo-deb and lintian builds the package");
         return;
     }
-    let built = try_run(Command::new(project("packaging/build")).current_dir(project(".")));
+    let built = try_run(Command::new(project("config/deb/build")).current_dir(project(".")));
     let said = [built.stdout, built.stderr].concat();
     let said = String::from_utf8_lossy(&said).into_owned();
     assert!(built.status.success(), "{said}");
