@@ -54,8 +54,8 @@ fn dying(cluster: &Cluster, disks: &[usize], from: u64) -> Command {
     for n in disks {
         command.arg("-P").arg(disk(cluster, "hub", *n));
     }
-    let inject = format!("inject=pwrite64:error=EIO:when={from}+");
-    command.args(["-e", "trace=pwrite64", "-e", &inject, BINARY, "hub", "--config"]);
+    let inject = format!("inject=pwrite64,pwritev:error=EIO:when={from}+");
+    command.args(["-e", "trace=pwrite64,pwritev", "-e", &inject, BINARY, "hub", "--config"]);
     command.arg(cluster.hub_config());
     command
 }
