@@ -12,6 +12,7 @@ use super::setup::{Fault, Setup, address};
 use super::world::{Primary, SourceEnd};
 use crate::device::sim::Chance;
 use crate::hub::extension::State;
+use crate::hub::failover::View;
 use crate::link::simulated::Network;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::machine::simulated::{Process, Threads, Waiting};
@@ -199,7 +200,7 @@ impl Simulation {
         for at in 0..self.sources.len() {
             if self.sources[at].state.borrow().primary == Primary::Hub {
                 self.ask(Asked::Failback(at));
-            } else if self.is_failing_over(at) {
+            } else if self.waits_for_rot(at) {
                 // It waits for what has rotted: the source has it, or it is given up.
                 if self.sources[at].state.borrow().setup.keeps {
                     self.ask(Asked::Failback(at));
@@ -209,10 +210,14 @@ impl Simulation {
         }
     }
 
-    fn is_failing_over(&self, at: usize) -> bool {
+    /// Whether a failover has ended at what it cannot read. One that has not is gone on with by the hub
+    /// itself (R13): nobody asks for it again.
+    fn waits_for_rot(&self, at: usize) -> bool {
         let Some(shared) = self.hub.shared() else { return false };
         let name = self.sources[at].state.borrow().setup.name.clone();
-        shared.failovers.view(&name).is_some_and(|view| view.state == State::FailingOver)
+        let waits =
+            |view: View| view.state == State::FailingOver && view.reason.contains("and no further");
+        shared.failovers.view(&name).is_some_and(waits)
     }
 
     /// A CP of everything at both ends.

@@ -147,9 +147,9 @@ fn no_call_of_the_hubs_logs_loses_anything() {
         ("Remove", 6),
         ("Rename", 12),
         ("ShortWrite", 90),
-        ("Sync", 0),
+        ("Sync", 48),
         ("SyncAll", 0),
-        ("SyncDir", 0),
+        ("SyncDir", 12),
         ("Truncate", 0),
         ("Write", 90),
     ];
