@@ -69,6 +69,45 @@ fn the_manager_is_told_what_happens() {
     assert!(hub.told().contains("STOPPING=1"));
 }
 
+/// What the kernel says of a process: kilobytes of memory that are locked, and whether it writes back
+/// for none of its threads (PF_MEMALLOC_NOIO in the flags, proc(5)).
+fn locked_and_flushing(id: u32) -> (u64, bool) {
+    let told = fs::read_to_string(format!("/proc/{id}/status")).expect("a process");
+    let line = told.lines().find_map(|line| line.strip_prefix("VmLck:")).expect("locked memory");
+    let locked = line.split_whitespace().next().and_then(|number| number.parse().ok());
+    let flushing = |task: fs::DirEntry| {
+        let stat = fs::read_to_string(task.path().join("stat")).expect("a thread");
+        let behind_name = stat.rsplit_once(") ").expect("a name in brackets").1;
+        let flags = behind_name.split_whitespace().nth(6).expect("flags");
+        flags.parse::<u64>().expect("a number") & 0x0008_0000 != 0
+    };
+    let mut tasks = fs::read_dir(format!("/proc/{id}/task")).expect("threads");
+    (locked.expect("a number"), tasks.all(|task| flushing(task.expect("a thread"))))
+}
+
+/// Goal: a source on a unix socket writes nothing back for its own memory, and locks it if it is told
+/// to, but not below a limit. Control: the hub does neither.
+#[test]
+fn a_source_does_not_wait_for_its_own_clients() {
+    let mut cluster = Cluster::prepare(&[SourceSettings::new(NAME)]);
+    cluster.start_all();
+    assert_eq!(locked_and_flushing(cluster.hub_process().id()), (0, false));
+    assert_eq!(locked_and_flushing(cluster.source_process(NAME).id()), (0, true));
+    assert!(cluster.stop_source(NAME).success());
+    let config = cluster.source_config(NAME);
+    let text = fs::read_to_string(&config).expect("a file");
+    fs::write(&config, format!("lock_memory = true\n{text}")).expect("a file");
+    let limited = ["--memlock=65536", "setpriv", "--bounding-set=-ipc_lock,-sys_resource", BINARY];
+    let mut command = Command::new("prlimit");
+    let refused = try_run(command.args(limited).args(["source", "--config"]).arg(&config));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("lock_memory wants CAP_IPC_LOCK"), "{said}");
+    cluster.start_source(NAME);
+    cluster.wait_in_sync(NAME);
+    let (locked, flushing) = locked_and_flushing(cluster.source_process(NAME).id());
+    assert!(locked > 0 && flushing, "{locked} kB, {flushing}");
+}
+
 /// The units in `config/systemd` with the program where it is here.
 fn units(directory: &Path, change: impl Fn(String) -> String) -> Vec<PathBuf> {
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/systemd");

@@ -141,6 +141,7 @@ fn source_rows(config: &SourceConfig) -> Rows {
         row("hub", Restart, config.hub.to_string()),
         row("nbd_listen", Restart, config.nbd_listen.to_string()),
         row("http_listen", Restart, config.http_listen.to_string()),
+        row("lock_memory", Restart, config.lock_memory.to_string()),
         row("nvram.path", Restart, config.nvram.path.display().to_string()),
         row("nvram.size", Restart, format_size(config.nvram.size)),
         row("checkpoint.interval", Now, format_duration(config.checkpoint_interval)),

@@ -162,6 +162,9 @@ pub struct SourceConfig {
     /// `http_listen`: address and port, or `unix:PATH`, for metrics, health and status; loopback or
     /// unix. Default `127.0.0.1:7422`. Restart.
     pub http_listen: Listen,
+    /// `lock_memory`: what was touched once stays in memory, for clients on this host. Default false.
+    /// Restart.
+    pub lock_memory: bool,
     /// `[nvram]`: two partitions of half each. Default 512MiB in `data_dir`.
     pub nvram: NvramConfig,
     /// `checkpoint.interval`: time from one CP to the next, if there is something to say. Default

@@ -45,6 +45,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
     if let (Some(nbd), Some(http)) = (&nbd_listen, &http_listen) {
         apart(&mut reader, &[nbd, http]);
     }
+    let lock_memory = reader.boolean(&root, "lock_memory").unwrap_or(false);
     let (nvram, _) = nvram(&mut reader, &root, data_dir.as_deref(), SOURCE_NVRAM);
     let checkpoint_interval = interval(&mut reader, &root);
     let section = reader.section(&root, "replication");
@@ -74,6 +75,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
             hub: hub?,
             nbd_listen: nbd_listen?.listen,
             http_listen: http_listen?.listen,
+            lock_memory,
             nvram: nvram?,
             checkpoint_interval,
             replication,

@@ -9,6 +9,7 @@ mod advice;
 mod devices;
 mod hub;
 mod kept;
+mod local;
 mod noted;
 mod reload;
 mod remembered;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::added;
 use super::devices::{self, Devices};
+use super::local;
 use super::reload::{self, Files, files_of};
 use super::upkeep;
 use super::{Doors, Locks, answer, end_of, join, pool_check, unknown_volume};
@@ -72,6 +73,7 @@ fn two_workers() -> Result<tokio::runtime::Runtime> {
 
 /// Runs a source until it is told to stop.
 pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
+    local::prepare(&config)?;
     let metrics = crate::observe::recorder::install("source")?;
     create_durably(&config.data_dir)
         .with_context(|| format!("cannot make data_dir {}", config.data_dir.display()))?;
