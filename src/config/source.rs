@@ -32,14 +32,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
     let tls = tls(&mut reader, &root, None);
     let hub = hub(&mut reader, &root, Far::of(root.has("tls")));
     let doors = ["nbd", "http"].map(|key| Far::door(tls.as_ref(), key));
-    for (key, fix) in [
-        ("name", "write name = \"filer-a\", the name of its file on the hub"),
-        ("hub", "write hub = \"127.0.0.1:7420\", the hub's `listen`"),
-    ] {
-        if !root.has(key) {
-            reader.missing(&root, key, fix);
-        }
-    }
+    wanted(&mut reader, &root);
     let nbd_listen = listen(&mut reader, &root, "nbd_listen", SOURCE_NBD_LISTEN, true, doors[0]);
     let http_listen = listen(&mut reader, &root, "http_listen", SOURCE_HTTP_LISTEN, true, doors[1]);
     if let (Some(nbd), Some(http)) = (&nbd_listen, &http_listen) {
@@ -88,6 +81,18 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
         })
     })();
     super::load::whole(config, problems, text)
+}
+
+/// What no file may lack.
+fn wanted<'d>(reader: &mut Reader<'d>, root: &Section<'d>) {
+    for (key, fix) in [
+        ("name", "write name = \"filer-a\", the name of its file on the hub"),
+        ("hub", "write hub = \"127.0.0.1:7420\", the hub's `listen`"),
+    ] {
+        if !root.has(key) {
+            reader.missing(root, key, fix);
+        }
+    }
 }
 
 /// The hub's address. Without TLS a source dials loopback only.
