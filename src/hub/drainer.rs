@@ -356,7 +356,8 @@ impl Drainer {
         if !by_share {
             return half;
         }
-        let waiting = lock(&self.queue.inbox).without_room.clone();
+        let mut waiting = lock(&self.queue.inbox).without_room.clone();
+        waiting.retain(|_, lane| lane.cursors().fault.is_none());
         let waits = |record: &InRing| waiting.contains_key(&record.lane.source());
         half.max(self.in_ring.iter().rposition(waits).map_or(0, |last| last + 1))
     }

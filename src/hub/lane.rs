@@ -378,9 +378,11 @@ impl Lane {
     /// The source log is synced up to here.
     pub fn synced(&self, place: Place) {
         let mut cursors = lock(&self.cursors);
-        if cursors.synced.sequence < place.sequence {
-            cursors.synced = place;
+        if cursors.synced.sequence >= place.sequence {
+            // Nobody is woken for it, who would ask for the next sync.
+            return;
         }
+        cursors.synced = place;
         drop(cursors);
         self.changed.notify_one();
     }

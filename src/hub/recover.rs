@@ -221,7 +221,7 @@ fn no_ring(error: RingError) -> HubError {
 fn tell_lost(lanes: &Lanes, rows: &[SourceRow], refills: Refills) -> Result<Refills, HubError> {
     let marked = refills.marked(rows.iter().map(|row| row.id));
     let marked = marked.map_err(state(refills.directory().display().to_string()))?;
-    for row in rows {
+    for row in rows.iter().filter(|_| !machine::breaks(22)) {
         let Some(mark) = marked.get(&row.id) else { continue };
         match Extension::of(row).map_err(state("catalog"))?.state {
             State::Mirror | State::FailingOver => {

@@ -203,11 +203,11 @@ mod tests {
     }
 
     /// Goal: the pool has the new blocks, gives them out, and keeps what it knew; also if the power
-    /// goes at any change of that open: each in the long form, one of three else.
+    /// goes at any change of that open: each in the long form, one of six else.
     #[test]
     fn a_pool_grows_whenever_the_power_goes() {
         let (made, before) = added();
-        for nth in (0..).step_by(if is_full() { 1 } else { 3 }) {
+        for nth in (0..).step_by(if is_full() { 1 } else { 6 }) {
             let rig = made.copy();
             rig.cut_at(nth);
             let opened = open(&rig).is_some() && !rig.is_off();

@@ -204,7 +204,7 @@ impl OpenFiles {
     /// time: the file system reports an error once, and what another one covers with a success must
     /// have latched by then.
     pub(super) fn sync_all(&self) -> bool {
-        let _one = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.one_at_a_time();
         let stamp = self.stamp();
         self.count_sync();
         let error = match self.files().sync_file_system() {
@@ -222,6 +222,11 @@ impl OpenFiles {
         }
         self.new_names.sync(self);
         false
+    }
+
+    /// Held from the sync of a directory until what it met has latched: it is told once as well.
+    pub(super) fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All files with writes that no sync has covered, of whatever source.

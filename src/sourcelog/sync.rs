@@ -84,10 +84,14 @@ fn sync_data(shared: &Shared, root: &Path, plans: &mut [Option<Plan<'_>>]) {
     if count > SYNC_EACH_MAX && open.sync_all() {
         return;
     }
+    plans.iter_mut().flatten().for_each(|plan| plan.sync_files(open));
     let wants_root = plans.iter().flatten().any(|plan| plan.new_names.is_some());
-    let root_synced = if wants_root { open.sync_dir(root) } else { Ok(()) };
+    if !wants_root {
+        return;
+    }
+    let _one = open.one_at_a_time();
+    let root_synced = open.sync_dir(root);
     for plan in plans.iter_mut().flatten() {
-        plan.sync_files(open);
         if let Some((dir, _)) = &plan.new_names {
             let synced = root_synced.clone().and_then(|()| open.sync_dir(dir));
             plan.note(plan.cell.fault.latching(synced));

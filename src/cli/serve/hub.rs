@@ -104,7 +104,7 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         let mut tasks = doors.open(&server, images, view.clone(), metrics, admin.journal(), &stop);
         tasks.push(tokio::spawn(admin.run(view.clone(), stop.clone())));
         let data_dir = &view.files.running().data_dir;
-        tasks.push(added::go_on(data_dir, hub.shared().pool.clone(), keeper.clone()));
+        let adding = added::go_on(data_dir, hub.shared().pool.clone(), keeper.clone());
         // What changed since the files were read, and what was wrong in them.
         view.reload(watch.written()).await;
         loop {
@@ -127,6 +127,8 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         join(tasks).await;
         upkeep::stop(keeper).await;
         hub.stop().await;
+        // It may take long, and nobody else's stop waits for it.
+        join(vec![adding]).await;
         anyhow::Ok(())
     })
 }

@@ -19,7 +19,8 @@ impl SourceActor {
             self.shared.drain.wants_room(lane.clone());
             // What came back meanwhile was told to nobody.
             (ring, log) = self.room(lane);
-            if ring < RECORD_BYTES_MAX {
+            // Of a source that is faulted nothing leaves the ring, whoever asks.
+            if ring < RECORD_BYTES_MAX && lane.cursors().fault.is_none() {
                 self.shared.drain.make_room();
             }
         }

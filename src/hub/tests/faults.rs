@@ -17,7 +17,7 @@ use crate::volume::check::{Depth, check};
 use crate::wire::message::{Message, RefusedCode};
 
 /// Puts a file where the source's log directory was; the next log of it cannot be made.
-fn break_log(dir: &Path, source: &Fake) -> PathBuf {
+pub(super) fn break_log(dir: &Path, source: &Fake) -> PathBuf {
     let logs = dir.join("logs").join(source.id.to_string());
     let aside = dir.join("aside");
     std::fs::rename(&logs, &aside).unwrap();
@@ -38,7 +38,7 @@ fn state(hub: &Hub, name: &str) -> SourceState {
 
 /// Sends transfers of a second CP into a log that cannot be made, until the hub says so; their
 /// ids, and the last one that was acknowledged.
-async fn into_the_fault(a: &mut Fake, count: u64) -> (Vec<TransferId>, TransferId) {
+pub(super) async fn into_the_fault(a: &mut Fake, count: u64) -> (Vec<TransferId>, TransferId) {
     a.cp = a.cp.next();
     let mut sent = Vec::new();
     for at in 0..count {

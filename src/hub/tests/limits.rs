@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use std::time::{Duration, Instant};
+
 use super::fake::Fake;
+use super::faults::{break_log, into_the_fault};
 use super::promoted::{open, promoted_by};
 use super::{in_system, options, start_again, until};
 use crate::hub::Hub;
@@ -139,6 +142,22 @@ fn a_served_source_has_no_more_than_its_space() {
     });
 }
 
+/// Sends so many bytes, never more than it has credit for.
+async fn sends(source: &mut Fake, mut credit: u64, bytes: u64) {
+    let mut sent = 0;
+    while sent < bytes {
+        let transfer = source.write(0, 1, 64);
+        let length = to_u64(transfer.bytes().len());
+        while credit < length {
+            let Some(Message::Ack(ack)) = source.receive().await else { panic!("no credit") };
+            credit = ack.log_credit;
+        }
+        source.send_transfer(&transfer).await;
+        sent += length;
+        credit = source.acked().await.log_credit;
+    }
+}
+
 /// R10: a source that has used its share of the ring goes on, though others write nothing and half of
 /// the ring is free; also behind the record of a source whose log takes nothing.
 #[test]
@@ -160,20 +179,49 @@ fn a_source_goes_on_behind_its_share_of_the_ring() {
             if faulted {
                 hub.shared().lanes.get(&b.name.parse().unwrap()).unwrap().fault("a bad place");
             }
-            let mut credit = a.welcomed(hub.address()).await.log_credit;
-            let mut sent = 0;
-            while sent < 4 * share {
-                let transfer = a.write(0, 1, 64);
-                let bytes = to_u64(transfer.bytes().len());
-                while credit < bytes {
-                    let Some(Message::Ack(ack)) = a.receive().await else { panic!("no credit") };
-                    credit = ack.log_credit;
-                }
-                a.send_transfer(&transfer).await;
-                sent += bytes;
-                credit = a.acked().await.log_credit;
-            }
+            let credit = a.welcomed(hub.address()).await.log_credit;
+            sends(&mut a, credit, 4 * share).await;
             hub.stop().await;
         });
     }
+}
+
+/// R10: a source whose log takes nothing, with more in the ring than its share, asks in vain for room: nothing
+/// of it is copied round and round, and another source goes on.
+#[test]
+fn a_faulted_source_beyond_its_share_keeps_the_ring_at_rest() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = options(dir.path(), &["a", "b", "c"]);
+        for (setting, mib) in settings.sources.iter_mut().zip([1, 7, 8]) {
+            setting.nvram_share = Some(ByteCount(mib << 20));
+        }
+        let hub = start_again(settings).await;
+        let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+        a.welcomed(hub.address()).await;
+        a.put(0, 1).await;
+        a.acked().await;
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        until("drained", || lane.cursors().drained == a.last).await;
+        break_log(dir.path(), &a);
+        into_the_fault(&mut a, 300).await;
+        until("a is faulted", || lane.cursors().fault.is_some()).await;
+        assert!(lane.cursors().ring_bytes > 1 << 20, "{}", lane.cursors().ring_bytes);
+        let credit = b.welcomed(hub.address()).await.log_credit;
+        sends(&mut b, credit, 28 << 20).await;
+        let written = || hub.shared().stager.ring().unwrap().status().written;
+        let mut before = written();
+        let begin = Instant::now();
+        // What is on its way comes to its end; what goes round never does.
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let now = written();
+            if now == before {
+                break;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(5), "still written, up to {now:?}");
+            before = now;
+        }
+        hub.stop().await;
+    });
 }
