@@ -38,7 +38,7 @@ fn state(hub: &Hub, name: &str) -> SourceState {
 
 /// Sends transfers of a second CP into a log that cannot be made, until the hub says so; their
 /// ids, and the last one that was acknowledged.
-async fn into_the_fault(a: &mut Fake, count: u64) -> (Vec<TransferId>, TransferId) {
+pub(super) async fn into_the_fault(a: &mut Fake, count: u64) -> (Vec<TransferId>, TransferId) {
     a.cp = a.cp.next();
     let mut sent = Vec::new();
     for at in 0..count {

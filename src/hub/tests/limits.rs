@@ -8,11 +8,12 @@ use bytes::Bytes;
 use std::time::{Duration, Instant};
 
 use super::fake::Fake;
-use super::faults::break_log;
+use super::faults::{break_log, into_the_fault};
 use super::promoted::{open, promoted_by};
 use super::{in_system, options, start_again, until};
 use crate::hub::Hub;
 use crate::hub::status::SourceState;
+use crate::limits::RECORD_BYTES_MAX;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_u64;
 use crate::units::names::KeptName;
@@ -193,8 +194,11 @@ fn a_faulted_source_without_room_keeps_the_ring_at_rest() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();
         let mut settings = options(dir.path(), &["a", "b", "c"]);
-        for (setting, kib) in settings.sources.iter_mut().zip([1280, 6912, 8192]) {
-            setting.nvram_share = Some(ByteCount(kib << 10));
+        // Two records of any length, and there is no room for a third that may be as long as can be.
+        let own = RECORD_BYTES_MAX + (8 << 10);
+        let shares = [own, (8 << 20) - own, 8 << 20];
+        for (setting, bytes) in settings.sources.iter_mut().zip(shares) {
+            setting.nvram_share = Some(ByteCount(bytes));
         }
         let hub = start_again(settings).await;
         let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
@@ -204,11 +208,9 @@ fn a_faulted_source_without_room_keeps_the_ring_at_rest() {
         let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
         until("drained", || lane.cursors().drained == a.last).await;
         break_log(dir.path(), &a);
-        a.cp = a.cp.next();
-        let stuck = a.write(0, 7, 100);
-        a.send_transfer(&stuck).await;
+        into_the_fault(&mut a, 100).await;
         until("a is faulted", || lane.cursors().fault.is_some()).await;
-        assert!(lane.cursors().ring_bytes > 400 << 10, "{}", lane.cursors().ring_bytes);
+        assert!(lane.cursors().ring_bytes > 8 << 10, "{}", lane.cursors().ring_bytes);
         let credit = b.welcomed(hub.address()).await.log_credit;
         sends(&mut b, credit, 28 << 20).await;
         let written = || hub.shared().stager.ring().unwrap().status().written;
