@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -98,6 +99,9 @@ pub enum PromotedError {
          has: `mirrorhub failback {name} --keep source` again"
     )]
     GivenUp { name: SourceName },
+    /// The hub stops.
+    #[error("the hub is stopping: its next start serves it")]
+    Stopping,
     /// The panic of a helping thread.
     #[error("cannot start: {0}")]
     Thread(String),
@@ -117,6 +121,7 @@ impl PromotedError {
             | Self::Row(_)
             | Self::NotPromoted { .. }
             | Self::StillServed { .. }
+            | Self::Stopping
             | Self::Thread(_) => false,
         }
     }
@@ -199,6 +204,9 @@ pub struct Promoted {
     nvram_lost: Mutex<BTreeMap<SourceName, bool>>,
     /// Starts and stops come one after the other.
     turn: tokio::sync::Mutex<()>,
+    /// All were stopped, with the hub: what a failover ends with behind that starts nothing. Set and
+    /// read in a turn.
+    stopping: AtomicBool,
     /// NVRAM of a simulation, by path.
     #[cfg(test)]
     pub(super) simulated: std::sync::OnceLock<super::simulation::Nvrams>,
@@ -224,6 +232,7 @@ impl Promoted {
             engines,
             nvram_lost,
             turn,
+            stopping: AtomicBool::new(false),
             #[cfg(test)]
             simulated: std::sync::OnceLock::new(),
         }
@@ -256,6 +265,9 @@ impl Promoted {
         ground: Option<Ground>,
     ) -> Result<Arc<Filer>, PromotedError> {
         let _turn = self.turn.lock().await;
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(PromotedError::Stopping);
+        }
         let row = self.pool.catalog().source(source)?.ok_or(PromotedError::Unknown(source))?;
         if let Some(Engine::Running(engine)) = self.engine(&row.name) {
             return Ok(engine);
@@ -377,8 +389,11 @@ impl Promoted {
         Ok(nvram_file::remove(&path)?)
     }
 
-    /// Stops all of them, with the hub.
+    /// Stops all of them, with the hub; none starts any more.
     pub async fn stop_all(&self) {
+        let turn = self.turn.lock().await;
+        self.stopping.store(true, Ordering::Relaxed);
+        drop(turn);
         let names: Vec<SourceName> = lock(&self.engines).keys().cloned().collect();
         for name in names {
             if let Err(error) = self.stop(&name).await {

@@ -188,7 +188,6 @@ fn another_boot_does_not_count_as_holding_what_is_owed() {
 /// A cut between the commit of a promotion and the end of the mark: what was promoted without it is the
 /// truth, and no start tells of it again.
 #[test]
-#[ignore = "a hub stopped right behind a promotion keeps its pool once in 15 runs: who holds it is to be found"]
 fn a_mark_behind_a_promotion_is_not_told_again() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();

@@ -88,6 +88,22 @@ pub(super) async fn promoted_by(options: HubOptions) -> (Hub, Fake, Fake) {
     (hub, a, b)
 }
 
+/// A failover ends while the hub stops: nothing is started that nobody stops any more.
+#[test]
+fn nothing_starts_behind_a_stop() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (hub, a, _b) = promoted_hub(dir.path()).await;
+        let promoted = &hub.shared().promoted;
+        promoted.start(a.id).await.unwrap();
+        promoted.stop_all().await;
+        let late = promoted.start(a.id).await.unwrap_err();
+        assert!(matches!(late, PromotedError::Stopping), "{late}");
+        assert!(promoted.engine(&name(&a)).is_none());
+        hub.stop().await;
+    });
+}
+
 /// Read-write through the engine, with CPs, status, LIST and verify; the reader of before stays on
 /// his pin, and the other source's session goes on.
 #[test]
