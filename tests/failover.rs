@@ -274,8 +274,14 @@ fn failover_in_the_middle_of_a_pass_shows_the_old_image() {
     check_promoted(&mut cluster, old);
 }
 
-/// Bytes a second that a new file takes in sequence, synced.
+/// Bytes a second that a new file takes in sequence, synced: the middle one of three times.
 fn disk_rate(directory: &Path, mib: u64) -> f64 {
+    let mut rates = [(); 3].map(|()| written_at(directory, mib));
+    rates.sort_by(f64::total_cmp);
+    rates[1]
+}
+
+fn written_at(directory: &Path, mib: u64) -> f64 {
     let path = directory.join("rate");
     let mut file = std::fs::File::create(&path).expect("a file");
     let chunk = vec![0x5a; 1 << 20];
@@ -344,12 +350,17 @@ fn time_to_the_first_read_and_write() {
     }
 }
 
-/// Waits until the log of a source that is served is in its image.
+/// Waits until the log of a source that is served is in its image, by the hub's own log: a status
+/// asked for at every look would take a tenth of the machine.
 fn wait_applied(cluster: &Cluster) {
+    let log = cluster.path("hub.log");
     wait_for("the log is applied", LIMIT, || {
-        let shown = cluster.on_hub(NAME);
-        shown["reason"].as_str().is_some_and(|why| why.contains(" replayed"))
+        let said = std::fs::read_to_string(&log).expect("hub.log");
+        said.lines().any(|line| line.contains(" failed over source="))
     });
+    let shown = cluster.on_hub(NAME);
+    let why = shown["reason"].as_str().expect("a reason");
+    assert!(why.contains(" replayed"), "{why}");
 }
 
 /// `[hooks]`: the command is told, its output is in the log, and that it fails is shown and touches

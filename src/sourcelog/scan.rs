@@ -24,6 +24,9 @@ use crate::units::numbers::{ByteCount, CpNumber, LogPosition, TransferId};
 
 /// Bytes read ahead: holds the largest head, and many small records.
 const WINDOW_BYTES: u64 = 256 * 1024;
+/// Behind a record of so many bytes only the next head is read: what lies behind that is mostly a body,
+/// which is passed over, or read to its place.
+const LARGE_BYTES_MIN: u32 = 32 * 1024;
 /// Bytes of the largest head: envelope, transfer header and table.
 pub(super) const HEAD_BYTES_MAX: u64 = 128 + 80 + TRANSFER_ENTRIES_MAX * 24;
 /// Bytes of a head looked at first: enough for 162 entries.
@@ -114,6 +117,8 @@ pub(super) struct Scanner<'a> {
     extent: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// Bytes to read with the next head.
+    ahead: u64,
     /// Where the last whole record was read into: its memory serves the next one if that is gone by then.
     spare: BytesMut,
 }
@@ -121,7 +126,7 @@ pub(super) struct Scanner<'a> {
 impl<'a> Scanner<'a> {
     pub(super) fn new(open: &'a OpenFiles, name: &'a Arc<LogName>, extent: u64) -> Self {
         let (window, spare) = Default::default();
-        Self { open, name, extent, window, window_at: 0, spare }
+        Self { open, name, extent, window, window_at: 0, ahead: HEAD_BYTES_FIRST, spare }
     }
 
     /// Reads and checks the head of the record at `at`.
@@ -129,10 +134,10 @@ impl<'a> Scanner<'a> {
         if at.0 >= self.extent {
             return Ok(Found::End);
         }
-        Ok(match self.read_head(at)? {
-            Ok(head) => Found::Record(head),
-            Err(bad) => Found::Bad(bad),
-        })
+        let found = self.read_head(at)?;
+        let large = found.as_ref().is_ok_and(|head| head.envelope.record_bytes >= LARGE_BYTES_MIN);
+        self.ahead = if large { HEAD_BYTES_FIRST } else { WINDOW_BYTES };
+        Ok(found.map_or_else(Found::Bad, Found::Record))
     }
 
     /// Reads and checks the whole record at `at`, data included.
@@ -250,7 +255,7 @@ impl<'a> Scanner<'a> {
         assert!(wanted <= WINDOW_BYTES && at + wanted <= self.extent, "head fits the window");
         let window_end = self.window_at + to_u64(self.window.len());
         if at < self.window_at || at + wanted > window_end {
-            let bytes = WINDOW_BYTES.min(self.extent - at);
+            let bytes = wanted.max(self.ahead).min(self.extent - at);
             let mut window = std::mem::take(&mut self.window);
             window.resize(to_usize(bytes), 0);
             let read = self.read(at, &mut window)?;

@@ -75,6 +75,7 @@ struct State {
     no_sync: bool,
     file_syncs: u64,
     system_syncs: u64,
+    read_bytes: u64,
 }
 
 /// The whole file system.
@@ -193,6 +194,11 @@ impl SimFiles {
     /// Calls of fdatasync and of syncfs.
     pub(crate) fn syncs(&self) -> (u64, u64) {
         self.with(|s| (s.file_syncs, s.system_syncs))
+    }
+
+    /// Bytes read so far.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.with(|s| s.read_bytes)
     }
 
     pub(crate) fn content(&self, path: &Path) -> Option<Vec<u8>> {
@@ -558,6 +564,7 @@ impl LogFile for SimFile {
             let start = to_usize(offset).min(cache.len());
             let count = buffer.len().min(cache.len() - start);
             buffer[..count].copy_from_slice(&cache[start..start + count]);
+            s.read_bytes += to_u64(count);
             Ok(count)
         })
     }

@@ -263,3 +263,24 @@ fn a_file_that_shrinks_under_a_reader_is_damage() {
         file.write_at(0, &[&good]).unwrap();
     }
 }
+
+/// The offset table of large records is made of their heads; who reads them whole reads nothing twice
+/// but heads. Small ones come many at a time.
+#[test]
+fn of_large_records_only_the_heads_are_read_ahead() {
+    let mut line = Line::new(5);
+    let large: Vec<_> = (0..20).map(|_| line.write(1, 0, 262_144)).collect();
+    let small: Vec<_> = (0..200).map(|n| line.write(1, n * 4096, 512)).collect();
+    let (files, store) = filled(&[large, small].concat());
+    let before = files.read_bytes();
+    let reader = store.reader(source(1), CpNumber(1)).unwrap();
+    assert_eq!((reader.len(), reader.last()), (220, line.place));
+    let heads = files.read_bytes() - before;
+    // 20 heads, one window that the first small one fills, and the log's own header.
+    assert!(heads < 21 * 4096 + (256 << 10) + 8192, "{heads} bytes for the table");
+    let before = files.read_bytes();
+    assert_eq!(ids(&reader).expect("all are sound").len(), 220);
+    let whole = files.read_bytes() - before;
+    let bodies = 20 * 262_144 + 200 * 1024;
+    assert!((bodies..bodies + 21 * 8192).contains(&whole), "{whole} bytes for {bodies}");
+}
