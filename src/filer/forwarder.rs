@@ -502,23 +502,23 @@ impl Forwarder {
     }
 
     /// A transfer, or a CP whose room writers wait for, that gets on with nothing for
-    /// `hub_timeout`, is a lost hub (section 9).
+    /// `hub_timeout`, is a lost hub (section 9); so is one without credit for what waits to be sent.
+    /// Under `stop`, where nobody is served by losing it, that is told and waited out, unless a
+    /// transfer was sent that is not answered.
     fn look_for_progress(&mut self) -> Result<(), End> {
         self.shared.hub_reached(self.primary.hub_sequence(), self.done);
-        let full = self.shared.order.figures().lacking == Some(Lacking::Nvram);
+        let stops = self.shared.pledge.kept().on_hub_loss == OnHubLoss::Stop;
         // A hub without room says so: under `stop` writers wait for room, not for another connection.
-        let waits = self.shared.lacks_hub_room()
-            && self.shared.pledge.kept().on_hub_loss == OnHubLoss::Stop;
-        let (full, unsent) = (full && !waits, self.primary.waits_for_hub() && !waits);
-        let sending = self.primary.is_sending();
+        let waits = stops && self.shared.lacks_hub_room();
+        let full = self.shared.order.figures().lacking == Some(Lacking::Nvram) && !waits;
+        let (sending, unsent) = (self.primary.is_sending(), self.primary.waits_for_hub() && !waits);
         // A hub that takes connections and does nothing else does not begin anew with each of them.
         let streaming = self.primary.is_streaming();
-        let (owes, waits) = (streaming && (sending || full), streaming && unsent);
         let now = (self.primary.hub_sequence(), self.done, self.primary.cp_taken());
         let patience = self.patience();
-        let credit = self.credit.stalled(now, waits, patience);
-        let stalled = self.pulse.stalled(now, owes, patience).or(credit);
-        let Some(stalled) = stalled else { return Ok(()) };
+        let credit = self.credit.stalled(now, streaming && unsent, patience);
+        let owed = self.pulse.stalled(now, streaming && (sending || full), patience);
+        let Some(stalled) = owed.or(credit) else { return Ok(()) };
         let what = match (full, sending) {
             (true, _) => "both partitions of the NVRAM are full and ",
             (false, false) => "writes wait for room in its log and ",
@@ -527,7 +527,8 @@ impl Forwarder {
         let seconds = stalled.as_secs();
         let reason = format!("{what}the hub got on with nothing for {seconds} s");
         self.shared.set_slow(reason.clone(), self.primary.hub_sequence(), self.done);
-        Err(End::Stalled(reason))
+        // The same of credit, and of a CP: they come on this connection sooner than on another.
+        if stops && !sending { Ok(()) } else { Err(End::Stalled(reason)) }
     }
 
     /// Does all that the machine says, also behind the end of a connection: that a CP is done alone,

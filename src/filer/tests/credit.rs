@@ -53,21 +53,28 @@ fn a_hub_without_credit_is_a_lost_hub() {
     });
 }
 
-/// Under `stop` the write waits, is said to, and is answered when there is credit again.
+/// Under `stop` the write waits, is said to, and is answered when there is credit again; reads go on, and
+/// nobody hangs up.
 #[test]
 fn under_stop_a_hub_without_credit_is_named() {
     runtime().block_on(async {
         let hub = Hub::start(4 << 20).await;
         let filer = impatient(&hub, OnHubLoss::Stop).await;
         let export = open(&filer, "vol0").await;
+        let before = hub.seen().connections;
         hub.credit(0);
         hub.is_heard().await;
-        let task = tokio::spawn(async move { write(&export, 0, &[1; 4096]).await });
+        let own = Arc::clone(&export);
+        let task = tokio::spawn(async move { write(&own, 0, &[1; 4096]).await });
         until("it is named", || {
             let status = filer.status();
             status.state == SourceState::Behind && status.reason.contains("room in its log")
         })
         .await;
+        passes(&filer, 3).await;
+        assert_eq!(hub.seen().connections, before, "the connection stays");
+        assert_eq!(filer.status().state, SourceState::Behind);
+        assert_eq!(read(&export, 4096, 4096).await, [0; 4096]);
         assert!(!task.is_finished());
         assert_eq!(filer.status().alone, None);
         hub.credit(4 << 20);
@@ -105,5 +112,43 @@ fn a_hub_whose_pool_is_full_is_not_hung_up_on() {
         hub.want_checkpoint();
         until("published", || hub.applied() >= CpNumber(1)).await;
         filer.stop().await.unwrap();
+    });
+}
+
+/// A CP that takes longer than `hub_timeout` while both partitions are full: under `stop` it is waited
+/// out where it is, not begun again on another connection each time; under `continue` the hub is lost.
+#[test]
+fn a_slow_checkpoint_is_waited_out_under_stop() {
+    runtime().block_on(async {
+        for on_hub_loss in [OnHubLoss::Stop, OnHubLoss::Continue] {
+            let hub = Hub::start(64 << 20).await;
+            let filer = impatient(&hub, on_hub_loss).await;
+            let export = open(&filer, "vol0").await;
+            hub.control(|control| control.hold_cps = true);
+            let before = hub.seen().connections;
+            let own = Arc::clone(&export);
+            let task = tokio::spawn(async move {
+                // Twice the NVRAM.
+                for n in 0..64 {
+                    write(&own, 0, &[n; 64 << 10]).await.unwrap();
+                }
+            });
+            if on_hub_loss == OnHubLoss::Continue {
+                until("alone", || filer.status().alone.is_some()).await;
+                assert!(hub.seen().connections > before || !filer.shared().is_connected());
+            } else {
+                let said =
+                    || filer.status().reason.contains("both partitions of the NVRAM are full");
+                until("it is named", || filer.status().state == SourceState::Behind && said())
+                    .await;
+                passes(&filer, 3).await;
+                assert_eq!(hub.seen().connections, before, "the CP is not begun again");
+                assert!(!task.is_finished() && filer.status().alone.is_none());
+            }
+            hub.control(|control| control.hold_cps = false);
+            task.await.unwrap();
+            until("in sync", || filer.status().state == SourceState::InSync).await;
+            filer.stop().await.unwrap();
+        }
     });
 }
