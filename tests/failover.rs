@@ -299,7 +299,21 @@ fn written_at(directory: &Path, mib: u64) -> f64 {
 /// applied behind their backs.
 #[test]
 fn time_to_the_first_read_and_write() {
-    let mib: u64 = if is_full() { 256 } else { 64 };
+    // The disk is shared with others: in the long form the middle one of three counts.
+    let (mib, times) = if is_full() { (256, 3) } else { (64, 1) };
+    let mut runs: Vec<_> = (0..times).map(|_| failed_over_with(mib)).collect();
+    runs.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let (write, of_the_disk) = runs[runs.len() / 2];
+    assert!(write < LIMIT / 3, "{write:?}");
+    if is_full() {
+        assert!(write < Duration::from_secs(1), "the first write after {write:?}");
+        assert!(of_the_disk >= 0.5, "applied at {of_the_disk:.2} of the disk's rate");
+    }
+}
+
+/// A failover with so much log: time to the first write, and the rate at which the log is applied over that
+/// of the disk.
+fn failed_over_with(mib: u64) -> (Duration, f64) {
     let (size, nvram) = (format!("{}MiB", mib * 2), format!("{}MiB", mib * 5 / 2));
     let settings = failing("stop").volumes(&[("vol0", &size)]).pool("4GiB").nvram(&nvram);
     let ring = format!("{}MiB", mib.max(128));
@@ -343,11 +357,7 @@ fn time_to_the_first_read_and_write() {
         let wanted = content(block, if block == 1 { 2 } else { 1 });
         assert_eq!(served.read(block * 4096, BLOCK).expect("a read"), wanted, "block {block}");
     }
-    assert!(write < LIMIT / 3, "{write:?}");
-    if is_full() {
-        assert!(write < Duration::from_secs(1), "the first write after {write:?}");
-        assert!(rate * 2.0 >= disk, "applied at {rate:.0} B/s, the disk takes {disk:.0} B/s");
-    }
+    (write, rate / disk)
 }
 
 /// Waits until the log of a source that is served is in its image, by the hub's own log: a status

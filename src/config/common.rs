@@ -303,7 +303,8 @@ pub(super) fn nvram<'d>(
     let span = path.as_ref().map(Spanned::span);
     let path = path.map(Spanned::into_inner).or_else(|| Some(data_dir?.join("nvram")));
     let size = size.map_or(default, Spanned::into_inner);
-    (path.map(|path| NvramConfig { path, size }), span)
+    let realtime = reader.boolean(&section, "realtime").unwrap_or(false);
+    (path.map(|path| NvramConfig { path, size, realtime }), span)
 }
 
 /// `[pool]` and the section, for keys that only one kind of file has.

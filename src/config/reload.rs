@@ -144,6 +144,7 @@ fn source_rows(config: &SourceConfig) -> Rows {
         row("lock_memory", Restart, config.lock_memory.to_string()),
         row("nvram.path", Restart, config.nvram.path.display().to_string()),
         row("nvram.size", Restart, format_size(config.nvram.size)),
+        row("nvram.realtime", Restart, config.nvram.realtime.to_string()),
         row("checkpoint.interval", Now, format_duration(config.checkpoint_interval)),
     ];
     rows.extend(replication_rows("replication.", &config.replication));
@@ -217,6 +218,7 @@ fn hub_rows(config: &HubConfig) -> Rows {
         row("image_pin", Restart, format_duration(config.image_pin)),
         row("nvram.path", Restart, config.nvram.path.display().to_string()),
         row("nvram.size", Restart, format_size(config.nvram.size)),
+        row("nvram.realtime", Restart, config.nvram.realtime.to_string()),
         row("log.dir", Restart, config.log_dir.display().to_string()),
         row("hooks.promoted", Restart, command(config.hooks.promoted.as_ref())),
         row("hooks.failed_back", Restart, command(config.hooks.failed_back.as_ref())),

@@ -236,6 +236,9 @@ pub struct NvramConfig {
     pub path: PathBuf,
     /// `nvram.size`: bytes of it that are used. 8MiB to 4TiB. Restart.
     pub size: ByteCount,
+    /// `nvram.realtime`: its committing thread runs in a real-time class, if the process has the right.
+    /// Default false. Restart.
+    pub realtime: bool,
 }
 
 /// `[tls]`: sources and hub speak TLS, each with a certificate. Restart; the files are read again by

@@ -418,7 +418,11 @@ impl Homes {
                 // What it promises changes while it is in session only.
                 accept_untold_policy: false,
                 on_full: crate::units::policy::OnFull::Wait,
-                ring: RingOptions { thread_name: "home".to_owned(), ..RingOptions::default() },
+                ring: RingOptions {
+                    thread_name: "home".to_owned(),
+                    realtime: self.options.realtime,
+                    ..RingOptions::default()
+                },
                 ring_shape: RingShape::default(),
             },
             stop_timeout: self.options.stop_timeout,

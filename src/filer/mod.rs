@@ -141,6 +141,8 @@ pub struct FilerOptions {
     pub volumes: Vec<(VolumeName, ByteCount)>,
     /// The NVRAM: two partitions of half of it each. `size` counts the ring's data area.
     pub nvram: DeviceOptions,
+    /// Commits go before every thread of an ordinary class, if they may.
+    pub realtime: bool,
     /// The pool's devices.
     pub pool: PoolFiles,
     /// Time between two CPs.
@@ -222,7 +224,7 @@ struct Engine {
 impl Engine {
     fn start(shared: Arc<Shared>) -> Result<Arc<Self>, StartError> {
         let checkpointer = Checkpointer::new(Arc::clone(&shared));
-        let checkpointer = machine::spawn("checkpoint", move || checkpointer.run())
+        let checkpointer = machine::spawn_behind("checkpoint", move || checkpointer.run())
             .map_err(|error| StartError::Thread(error.to_string()))?;
         Ok(Arc::new(Self { shared, checkpointer: Mutex::new(Some(checkpointer)) }))
     }
@@ -298,7 +300,11 @@ impl Filer {
                 accept_lost_nvram: options.accept_lost_nvram,
                 accept_untold_policy: options.accept_untold_policy,
                 on_full: options.on_full,
-                ring: RingOptions { thread_name: "nvram".to_owned(), ..RingOptions::default() },
+                ring: RingOptions {
+                    thread_name: "nvram".to_owned(),
+                    realtime: options.realtime,
+                    ..RingOptions::default()
+                },
                 ring_shape: RingShape::default(),
                 pool: PoolOptions {
                     catalog_cache_bytes: CATALOG_CACHE_BYTES,

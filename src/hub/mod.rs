@@ -135,6 +135,8 @@ pub struct HubOptions {
     pub tls: Option<Arc<HubTls>>,
     /// The ring's file or device, and its size.
     pub nvram: (PathBuf, ByteCount),
+    /// Commits go before every thread of an ordinary class, if they may.
+    pub realtime: bool,
     /// Where source logs lie.
     pub log_dir: PathBuf,
     /// The pool's devices.

@@ -47,6 +47,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub struct PromotedOptions {
     /// Bytes of a new NVRAM: two partitions of half of it each.
     pub nvram_size: ByteCount,
+    /// Commits go before every thread of an ordinary class, if they may.
+    pub realtime: bool,
     /// Time between two CPs.
     pub checkpoint_interval: Duration,
     /// How long a stop waits for the last CP.
@@ -57,6 +59,7 @@ impl Default for PromotedOptions {
     fn default() -> Self {
         Self {
             nvram_size: ByteCount(64 << 20),
+            realtime: false,
             checkpoint_interval: Duration::from_secs(10),
             stop_timeout: Duration::from_secs(30),
         }
@@ -335,7 +338,11 @@ impl Promoted {
                 accept_lost_nvram: false,
                 accept_untold_policy: false,
                 on_full: OnFull::Wait,
-                ring: RingOptions { thread_name: "promoted".to_owned(), ..RingOptions::default() },
+                ring: RingOptions {
+                    thread_name: "promoted".to_owned(),
+                    realtime: self.options.realtime,
+                    ..RingOptions::default()
+                },
                 ring_shape: RingShape::default(),
             },
             stop_timeout: self.options.stop_timeout,

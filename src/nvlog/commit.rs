@@ -29,8 +29,8 @@ use crate::metric::catalogue as names;
 use crate::record::envelope::{ENVELOPE_BYTES, Envelope, record_bytes};
 use crate::units::convert::{low_u32, to_f64, to_u64, to_usize};
 use crate::units::hash::crc32c;
-use crate::units::machine;
 use crate::units::numbers::{ByteCount, LogPosition};
+use crate::units::{machine, turn};
 
 /// Proof that a commit is durable. Only this file makes one, after its write; an acknowledgement
 /// is built from it.
@@ -56,10 +56,29 @@ pub(super) fn spawn(
     let (ring, spare) = (opened.header.ring, options.spare_bytes);
     let shared = Arc::new(Shared::new(device, ring, &opened.cursors, spare));
     let theirs = Arc::clone(&shared);
-    let body = move || run(&theirs, opened, (options.idle_header_after, options.spare_bytes));
+    let (wait, realtime) = (options.idle_header_after, options.realtime);
+    let body = move || {
+        if realtime {
+            go_first(&theirs);
+        }
+        run(&theirs, opened, (wait, spare));
+    };
     let thread = machine::spawn(&options.thread_name, body)
         .map_err(|error| RingError::Thread { device: name, error })?;
     Ok(Handle::new(shared, thread))
+}
+
+/// What is refused is said, and nothing else is different.
+fn go_first(shared: &Shared) {
+    let device = shared.device.name();
+    match turn::go_first() {
+        Ok(()) => tracing::info!(%device, "commits go first, as SCHED_RR 1"),
+        Err(error) => tracing::warn!(
+            %device, %error,
+            "nvram.realtime: no right to a real-time class, commits stay in the ordinary one; give \
+             CAP_SYS_NICE or LimitRTPRIO=1, and RestrictRealtime=no"
+        ),
+    }
 }
 
 /// Ends the process when the thread unwinds.

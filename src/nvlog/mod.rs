@@ -51,6 +51,8 @@ pub struct RingOptions {
     /// Room that only [`Feed::take_first`] may use: what must be written so that other room comes
     /// back (R10). At least the largest record, or 0.
     pub spare_bytes: u64,
+    /// The committing thread goes before every thread of an ordinary class, if it may.
+    pub realtime: bool,
 }
 
 impl Default for RingOptions {
@@ -59,6 +61,7 @@ impl Default for RingOptions {
             idle_header_after: Duration::from_secs(1),
             thread_name: "nvlog".into(),
             spare_bytes: 0,
+            realtime: false,
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod numbers;
 pub mod policy;
 pub mod rate;
 pub mod retention;
+pub mod turn;
 pub mod words;
 
 /// Whether the long forms of the tests were asked for: `MIRRORHUB_FULL=1`.

@@ -155,6 +155,7 @@ fn options(config: &SourceConfig, accept: Accept) -> FilerOptions {
         hub_timeout: config.replication.hub_timeout,
         volumes: sizes(config),
         nvram: DeviceOptions { path: config.nvram.path.clone(), size: config.nvram.size },
+        realtime: config.nvram.realtime,
         pool: config.pool.files(accept.missing_devices),
         checkpoint_interval: config.checkpoint_interval,
         policy: config.policy(),

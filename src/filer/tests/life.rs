@@ -277,6 +277,7 @@ fn file_options(directory: &std::path::Path, hub: &Hub) -> FilerOptions {
         hub_timeout: Duration::from_secs(5),
         volumes: vec![("vol0".parse().unwrap(), ByteCount(1 << 20))],
         nvram: device("nvram", 8 << 20),
+        realtime: false,
         pool: PoolFiles::plain(directory.join("state/disk0"), ByteCount(32 << 20)),
         checkpoint_interval: Duration::from_secs(3600),
         policy: promise(Apply::Reference),

@@ -13,6 +13,7 @@ fn options(dir: &Path) -> HubOptions {
         listen: "127.0.0.1:0".parse().unwrap(),
         tls: None,
         nvram: (dir.join("deep/state/nvram"), ByteCount(16 << 20)),
+        realtime: false,
         log_dir: dir.join("deep/logs"),
         pool: PoolFiles::plain(dir.join("deep/disks/disk0"), ByteCount(32 << 20)),
         sources: vec![],

@@ -18,6 +18,7 @@ fn options(dir: &Path) -> HubOptions {
         listen: "127.0.0.1:0".parse().unwrap(),
         tls: None,
         nvram: (dir.join("state/nvram"), ByteCount(16 << 20)),
+        realtime: false,
         log_dir: dir.join("state/logs"),
         pool: PoolFiles {
             level: Level::Parity1,

@@ -440,6 +440,7 @@ pub(super) fn hub_options(setup: &Setup) -> HubOptions {
         listen: address(0),
         tls: None,
         nvram: (nowhere.clone(), ByteCount(HUB_RING_BYTES)),
+        realtime: false,
         log_dir: nowhere.clone(),
         pool: PoolFiles::plain(nowhere, ByteCount(HUB_POOL_BYTES)),
         sources: setup.sources.iter().map(setting).collect(),

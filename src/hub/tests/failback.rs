@@ -37,6 +37,7 @@ pub(super) fn filer_options(dir: &Path, hub: std::net::SocketAddr, policy: Polic
         hub_timeout: Duration::from_millis(500),
         volumes: vec![("vol0".parse().unwrap(), ByteCount(VOLUME))],
         nvram: DeviceOptions { path: dir.join("nvram"), size: ByteCount(8 << 20) },
+        realtime: false,
         pool: PoolFiles::plain(dir.join("disk0"), ByteCount(64 << 20)),
         checkpoint_interval: Duration::from_secs(3600),
         policy,

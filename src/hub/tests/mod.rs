@@ -46,6 +46,7 @@ fn options(dir: &Path, names: &[&str]) -> HubOptions {
         listen: "127.0.0.1:0".parse().unwrap(),
         tls: None,
         nvram: (dir.join("nvram"), ByteCount(16 << 20)),
+        realtime: false,
         log_dir: dir.join("logs"),
         pool: crate::raid::files::PoolFiles::plain(dir.join("disk0"), ByteCount(128 << 20)),
         sources: names
