@@ -308,6 +308,8 @@ fn time_to_the_first_read_and_write() {
     if is_full() {
         assert!(write < Duration::from_secs(1), "the first write after {write:?}");
         assert!(of_the_disk >= 0.5, "applied at {of_the_disk:.2} of the disk's rate");
+        let (write, _) = failed_over_with(1024);
+        assert!(write < Duration::from_secs(1), "over a GiB the first write after {write:?}");
     }
 }
 
