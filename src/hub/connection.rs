@@ -360,11 +360,11 @@ fn content(next: Result<(Message, Bytes), LinkError>) -> Content {
 }
 
 async fn write_frames(mut stream: WriteHalf, ends: PeerEnds) {
-    let PeerEnds { mut frames, ack, bell, welcome, cancel, ended: _alive } = ends;
+    let PeerEnds { mut frames, ack, bell, cancel, ended: _alive } = ends;
     let mut outgoing = Outgoing::default();
     let none = Arc::new(None);
-    // No Ack goes before Welcome, which was queued before any Ack was stored.
-    let (mut taken, mut welcomed) = (0_u64, false);
+    // No Ack leaves before Welcome; the bell that was rung for one keeps until then.
+    let mut welcomed = false;
     let take_ack = |outgoing: &mut Outgoing, welcomed: bool| {
         if welcomed && let Some(ack) = *ack.swap(none.clone()) {
             outgoing.push(Frame::new(&Message::Ack(ack), Bytes::new()));
@@ -381,10 +381,12 @@ async fn write_frames(mut stream: WriteHalf, ends: PeerEnds) {
                 // What is acknowledged goes before what builds on it.
                 take_ack(&mut outgoing, welcomed);
                 let Some(frame) = frame else { break };
+                welcomed |= frame.is_welcome;
                 outgoing.push(frame);
-                taken += 1;
             }
-            () = bell.notified(), if outgoing.is_shallow() => take_ack(&mut outgoing, welcomed),
+            () = bell.notified(), if welcomed && outgoing.is_shallow() => {
+                take_ack(&mut outgoing, welcomed);
+            }
             written = outgoing.write_some(&mut stream), if !outgoing.is_empty() => {
                 if written.is_err() {
                     cancel.cancel();
@@ -394,14 +396,8 @@ async fn write_frames(mut stream: WriteHalf, ends: PeerEnds) {
         }
         while outgoing.is_shallow() {
             let Ok(frame) = frames.try_recv() else { break };
+            welcomed |= frame.is_welcome;
             outgoing.push(frame);
-            taken += 1;
-        }
-        if !welcomed {
-            let at = welcome.load(Ordering::Acquire);
-            welcomed = at > 0 && at <= taken;
-            // The bell may have been heard before.
-            take_ack(&mut outgoing, welcomed);
         }
     }
     // A reason that was queued is delivered before the connection closes.
@@ -465,23 +461,28 @@ mod tests {
         })
     }
 
-    /// What an actor says in one turn: heartbeats are answered, it welcomes, and its credit changes
-    /// before anything has left.
+    /// What an actor says in one turn: heartbeats are answered, which a source that waits for its
+    /// Welcome may hear; it welcomes, and its credit changes before anything has left. And one whose
+    /// credit changes while the writer has nothing to do.
     #[test]
     fn no_ack_leaves_before_welcome() {
         actix::System::new().block_on(async {
-            for before in 0..3 {
+            for (before, waits) in [(0, false), (1, false), (2, false), (0, true), (1, true)] {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let source = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
                 let (stream, _) = listener.accept().await.unwrap();
                 let (_keep, write) = Socket::Tcp(stream).into_split();
-                let (mut peer, ends) = peer(1, 8);
+                let (peer, ends) = peer(1, 8);
+                let writer = actix::spawn(write_frames(write, ends));
+                if waits {
+                    peer.acknowledge(some_ack());
+                    tokio::task::yield_now().await;
+                }
                 for token in 0..before {
                     assert!(peer.send(&Message::Pong(Pong { token })));
                 }
                 assert!(peer.send(&some_welcome()));
                 peer.acknowledge(some_ack());
-                let writer = actix::spawn(write_frames(write, ends));
                 let (mut reader, mut met) = (FrameReader::new(source), Vec::new());
                 for _ in 0..before + 2 {
                     met.push(reader.next().await.unwrap().0.name());
@@ -503,7 +504,7 @@ mod tests {
             let deaf = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (stream, _) = listener.accept().await.unwrap();
             let (_keep, write) = Socket::Tcp(stream).into_split();
-            let (mut peer, ends) = peer(1, 4);
+            let (peer, ends) = peer(1, 4);
             let writer = actix::spawn(write_frames(write, ends));
             let frame = || Frame::new(&Message::Refill, Bytes::from_static(&[7; 65_536]));
             assert!(peer.send(&some_welcome()));

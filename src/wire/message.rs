@@ -696,6 +696,8 @@ pub struct Frame {
     pub head: Bytes,
     /// Raw payload, empty for most messages.
     pub payload: Bytes,
+    /// Behind this one Acks may leave.
+    pub is_welcome: bool,
 }
 
 impl Frame {
@@ -710,7 +712,8 @@ impl Frame {
         let mut head = Vec::with_capacity(FRAME_PREFIX_BYTES + header.len());
         head.extend_from_slice(&prefix);
         head.extend_from_slice(&header);
-        Self { head: head.into(), payload }
+        let is_welcome = matches!(message, Message::Welcome(_));
+        Self { head: head.into(), payload, is_welcome }
     }
 
     /// Bytes on the wire.

@@ -1,7 +1,6 @@
 //! The actor's end of a connection: what it sends, refuses and lets go.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -27,10 +26,6 @@ pub struct Peer {
     pub ack: Arc<ArcSwap<Option<Ack>>>,
     /// Rung when `ack` was set.
     pub ack_bell: Arc<tokio::sync::Notify>,
-    /// Frames that were queued by the actor: until its Welcome nobody else queues any.
-    queued: u64,
-    /// Which of them is Welcome; 0 until it is queued.
-    welcome: Arc<AtomicU64>,
     /// Ends the connection's tasks.
     pub cancel: DropGuard,
     /// Closed when everything queued has been sent, or given up.
@@ -46,8 +41,6 @@ pub struct PeerEnds {
     pub ack: Arc<ArcSwap<Option<Ack>>>,
     /// Rung when it was set.
     pub bell: Arc<tokio::sync::Notify>,
-    /// Which frame is Welcome: no Ack leaves before it. 0 until it is queued.
-    pub welcome: Arc<AtomicU64>,
     /// Cancelled when the actor lets go.
     pub cancel: CancellationToken,
     /// Dropped when the writing task ends.
@@ -61,33 +54,25 @@ pub fn peer(number: u64, frames_max: usize) -> (Peer, PeerEnds) {
     let bell = Arc::new(tokio::sync::Notify::new());
     let cancel = CancellationToken::new();
     let (alive, ended) = oneshot::channel();
-    let welcome = Arc::new(AtomicU64::new(0));
     let peer = Peer {
         number,
         frames: sender,
         ack: ack.clone(),
         ack_bell: bell.clone(),
-        queued: 0,
-        welcome: welcome.clone(),
         cancel: cancel.clone().drop_guard(),
         ended: Some(ended),
     };
-    (peer, PeerEnds { frames, ack, bell, welcome, cancel, ended: alive })
+    (peer, PeerEnds { frames, ack, bell, cancel, ended: alive })
 }
 
 impl Peer {
     /// Queues a frame; false if there is no room for it.
     #[must_use = "a peer that does not take its answers is let go"]
-    pub fn send(&mut self, message: &Message) -> bool {
-        self.queued += 1;
-        let is_welcome = matches!(message, Message::Welcome(_));
-        if is_welcome {
-            self.welcome.store(self.queued, Ordering::Release);
-        }
+    pub fn send(&self, message: &Message) -> bool {
         self.frames.try_send(Frame::new(message, Bytes::new())).is_ok()
     }
 
-    /// Replaces the acknowledgement that waits.
+    /// Replaces the acknowledgement that waits; none leaves before Welcome.
     pub fn acknowledge(&self, ack: Ack) {
         self.ack.store(Arc::new(Some(ack)));
         self.ack_bell.notify_one();
@@ -118,7 +103,7 @@ impl SourceActor {
     }
 
     pub(super) fn send(&mut self, message: &Message) {
-        let Some(peer) = &mut self.peer else { return };
+        let Some(peer) = &self.peer else { return };
         if !peer.send(message) {
             tracing::warn!(source = %self.name, "source does not take its answers, closing");
             self.hang_up();
