@@ -29,8 +29,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use redb::{
-    Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata,
-    TableDefinition, TableError, WriteTransaction,
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    ReadableTableMetadata, TableDefinition, TableError, WriteTransaction,
 };
 
 use crate::device::Device;
@@ -133,6 +133,18 @@ fn closed() -> PoolError {
 /// An error of `redb` while it did `operation`.
 fn failed<E: fmt::Display>(operation: &'static str) -> impl FnOnce(E) -> PoolError {
     move |error| PoolError::Catalog { operation, what: error.to_string() }
+}
+
+/// A table that a pool of an older version lacks.
+fn optional<K: redb::Key + 'static, V: redb::Value + 'static>(
+    reader: &ReadTransaction,
+    definition: TableDefinition<K, V>,
+    operation: &'static str,
+) -> Result<Option<ReadOnlyTable<K, V>>, PoolError> {
+    match reader.open_table(definition) {
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        table => table.map(Some).map_err(failed(operation)),
+    }
 }
 
 fn owner_bytes(label: &Label) -> Vec<u8> {
@@ -350,10 +362,7 @@ impl Store {
     }
 
     fn load_used(reader: &ReadTransaction, mirror: &mut Mirror) -> Result<(), PoolError> {
-        let used = match reader.open_table(USED) {
-            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
-            used => used.map_err(failed("open used"))?,
-        };
+        let Some(used) = optional(reader, USED, "open used")? else { return Ok(()) };
         for row in used.iter().map_err(failed("read used"))? {
             let (key, value) = row.map_err(failed("read used"))?;
             let source = SourceId(key.value());
@@ -370,10 +379,7 @@ impl Store {
     }
 
     fn load_notes(reader: &ReadTransaction, mirror: &mut Mirror) -> Result<(), PoolError> {
-        let notes = match reader.open_table(NOTES) {
-            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
-            notes => notes.map_err(failed("open notes"))?,
-        };
+        let Some(notes) = optional(reader, NOTES, "open notes")? else { return Ok(()) };
         for row in notes.iter().map_err(failed("read notes"))? {
             let (key, value) = row.map_err(failed("read notes"))?;
             let bytes = unseal(NOTES_NAME, key.value().as_bytes(), value.value())?;
@@ -384,10 +390,7 @@ impl Store {
 
     /// The work trees, each built on what its source has published.
     fn load_works(reader: &ReadTransaction, mirror: &mut Mirror) -> Result<(), PoolError> {
-        let works = match reader.open_table(WORK) {
-            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
-            works => works.map_err(failed("open work"))?,
-        };
+        let Some(works) = optional(reader, WORK, "open work")? else { return Ok(()) };
         for row in works.iter().map_err(failed("read work"))? {
             let (key, value) = row.map_err(failed("read work"))?;
             let row = WorkRow::decode(&key.value(), value.value())?;
@@ -404,10 +407,7 @@ impl Store {
 
     /// The seeds, of sources that have not come yet.
     fn load_seeds(reader: &ReadTransaction, mirror: &mut Mirror) -> Result<(), PoolError> {
-        let seeds = match reader.open_table(SEEDS) {
-            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
-            seeds => seeds.map_err(failed("open seeds"))?,
-        };
+        let Some(seeds) = optional(reader, SEEDS, "open seeds")? else { return Ok(()) };
         for row in seeds.iter().map_err(failed("read seeds"))? {
             let (key, value) = row.map_err(failed("read seeds"))?;
             let row = WorkRow::decode_seed(&key.value(), value.value())?;
@@ -422,10 +422,7 @@ impl Store {
 
     /// The kept CPs and the lengths of their deadlists, each of a source or kept CP that is there.
     fn load_kept(reader: &ReadTransaction, mirror: &mut Mirror) -> Result<(), PoolError> {
-        let kept = match reader.open_table(KEPT) {
-            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
-            kept => kept.map_err(failed("open kept"))?,
-        };
+        let Some(kept) = optional(reader, KEPT, "open kept")? else { return Ok(()) };
         for row in kept.iter().map_err(failed("read kept"))? {
             let (key, value) = row.map_err(failed("read kept"))?;
             let row = KeptRow::decode(key.value(), value.value())?;
