@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::quantity::format_size;
-use super::schema::{HubConfig, PoolConfig, SourceConfig, VolumeConfig};
+use super::schema::{HubConfig, SourceConfig, VolumeConfig};
 use crate::limits::{GIB, MIB};
 use crate::units::convert::to_u64;
 use crate::units::numbers::ByteCount;
@@ -70,8 +70,9 @@ pub fn of_hub(hub: &HubConfig) -> Sizing {
     };
     let volumes: Vec<&VolumeConfig> =
         hub.sources.iter().flat_map(|source| &source.file.volumes).collect();
-    let mut lines = vec![ring, log, pool_line(&hub.pool)];
-    lines.extend(volumes_line("pinned volumes", &volumes, &hub.pool, &mut notes));
+    let pool = hub.pool.size_met();
+    let mut lines = vec![ring, log, pool_line(pool)];
+    lines.extend(volumes_line("pinned volumes", &volumes, pool, &mut notes));
     Sizing { lines, notes }
 }
 
@@ -93,13 +94,13 @@ pub fn of_source(source: &SourceConfig) -> Sizing {
     };
     let mut notes = Vec::new();
     let volumes: Vec<&VolumeConfig> = source.volumes.iter().collect();
-    let mut lines = vec![ring, memory, pool_line(&source.pool)];
-    lines.extend(volumes_line("volumes", &volumes, &source.pool, &mut notes));
+    let pool = source.pool.size_met();
+    let mut lines = vec![ring, memory, pool_line(pool)];
+    lines.extend(volumes_line("volumes", &volumes, pool, &mut notes));
     Sizing { lines, notes }
 }
 
-fn pool_line(pool: &PoolConfig) -> SizingLine {
-    let bytes = pool.size_met().0;
+fn pool_line(ByteCount(bytes): ByteCount) -> SizingLine {
     // Used bytes x 1.1 have to fit.
     let used = rounded_down(bytes / 11 * 10);
     SizingLine {
@@ -118,11 +119,11 @@ fn rounded_down(bytes: u64) -> String {
 fn volumes_line(
     what: &'static str,
     volumes: &[&VolumeConfig],
-    pool: &PoolConfig,
+    pool: ByteCount,
     notes: &mut Vec<String>,
 ) -> Option<SizingLine> {
     let bytes = volumes.iter().fold(0_u64, |sum, volume| sum.saturating_add(volume.size.0));
-    let percent = u128::from(bytes) * 100 / u128::from(pool.size_met().0.max(1));
+    let percent = u128::from(bytes) * 100 / u128::from(pool.0.max(1));
     if percent > 100 {
         notes.push("thin: the volumes together are larger than the pool".into());
     }
@@ -142,29 +143,23 @@ fn free_room(directory: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::schema::{DeviceConfig, Raid, ScrubConfig};
+    use crate::config::schema::{DeviceConfig, PoolConfig, Raid, ScrubConfig};
 
     #[test]
     fn a_pool_carries_its_size_over_one_point_one() {
-        let device = DeviceConfig { path: "/x".into(), size: ByteCount(1100 * MIB) };
-        let pool = PoolConfig {
-            raid: Raid::None,
-            devices: vec![device],
-            scrub: ScrubConfig::default(),
-            rebuild_limit: None,
-        };
-        assert!(pool_line(&pool).carries.starts_with("1000MiB in use"));
+        let pool = ByteCount(1100 * MIB);
+        assert!(pool_line(pool).carries.starts_with("1000MiB in use"));
         let mut notes = Vec::new();
         let volume = VolumeConfig { name: "v".parse().unwrap(), size: ByteCount(550 * MIB) };
-        let line = volumes_line("volumes", &[&volume], &pool, &mut notes).unwrap();
+        let line = volumes_line("volumes", &[&volume], pool, &mut notes).unwrap();
         assert_eq!(
             (line.carries.as_str(), notes.len()),
             ("50% of the pool if all of it were written", 0)
         );
         let three = [&volume, &volume, &volume];
-        volumes_line("volumes", &three, &pool, &mut notes).unwrap();
+        volumes_line("volumes", &three, pool, &mut notes).unwrap();
         assert_eq!(notes, ["thin: the volumes together are larger than the pool"]);
-        assert_eq!(volumes_line("volumes", &[], &pool, &mut notes), None);
+        assert_eq!(volumes_line("volumes", &[], pool, &mut notes), None);
     }
 
     /// Goal: of a pool that was grown the labels say what it has; the count of its devices does not.
