@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use mirrorhub::control::feed::Feed;
 use mirrorhub::control::message::{AdminError, ProgressSender, Request, code};
 use mirrorhub::control::server::{Admin, AdminServer};
 use mirrorhub::status::answers::{
@@ -234,6 +235,7 @@ impl Admin for Fake {
     fn handle(
         &self,
         request: Request,
+        _feed: Feed,
         _progress: ProgressSender,
     ) -> BoxFuture<'_, Result<Value, AdminError>> {
         let fake = *self;

@@ -43,23 +43,14 @@ const PROGRESS_TIME: Duration = Duration::from_millis(ADMIN_PROGRESS_MS);
 
 /// Who does what is asked: a hub or a source.
 pub trait Admin: Send + Sync + 'static {
-    /// Does one request. The future is dropped when the caller goes away or the process stops.
+    /// Does one request, behind which more may follow in its `feed`. The future is dropped when the
+    /// caller goes away or the process stops.
     fn handle(
-        &self,
-        request: Request,
-        progress: ProgressSender,
-    ) -> BoxFuture<'_, Result<Value, AdminError>>;
-
-    /// Does one request behind which more may follow.
-    fn take(
         &self,
         request: Request,
         feed: Feed,
         progress: ProgressSender,
-    ) -> BoxFuture<'_, Result<Value, AdminError>> {
-        drop(feed);
-        self.handle(request, progress)
-    }
+    ) -> BoxFuture<'_, Result<Value, AdminError>>;
 }
 
 /// Why the socket cannot be had.
@@ -342,7 +333,7 @@ async fn work(
     let admin = Arc::clone(admin);
     // A task of its own: a panic in the command is an error of that command.
     let mut task =
-        AbortOnDrop(tokio::spawn(async move { admin.take(request, feed, sender).await }));
+        AbortOnDrop(tokio::spawn(async move { admin.handle(request, feed, sender).await }));
     let mut tick = interval(PROGRESS_TIME);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{CallError, call};
+use super::feed::Feed;
 use super::message::{AdminError, Progress, ProgressSender, ProgressUnit, Request, code};
 use super::server::{Admin, AdminServer, BindError};
 use super::socket_path;
@@ -48,6 +49,7 @@ impl Admin for Fake {
     fn handle(
         &self,
         request: Request,
+        _feed: Feed,
         progress: ProgressSender,
     ) -> BoxFuture<'_, Result<Value, AdminError>> {
         let note = NoteDrop(Arc::clone(&self.given_up));

@@ -18,7 +18,8 @@ use super::seed;
 use super::upkeep;
 use super::watch::Watch;
 use super::{
-    Doors, Locks, answer, collect_source, end_of, failed, join, kept, pool_check, unknown_volume,
+    Doors, Locks, answer, collect_source, end_of, events_elsewhere, failed, join, kept, pool_check,
+    unknown_volume,
 };
 use crate::cli::authority::Authority;
 use crate::cli::service;
@@ -556,22 +557,10 @@ fn volume_roots(snapshot: &Snapshot, roots: &[wire::VolumeRoot]) -> Vec<VolumeRo
 }
 
 impl Admin for View {
-    fn take(
-        &self,
-        request: Request,
-        feed: Feed,
-        progress: ProgressSender,
-    ) -> BoxFuture<'_, Result<Value, AdminError>> {
-        if let Request::Seed { target, size_bytes } = request {
-            return Box::pin(self.seed((target, size_bytes), feed, progress));
-        }
-        drop(feed);
-        self.handle(request, progress)
-    }
-
     fn handle(
         &self,
         request: Request,
+        feed: Feed,
         progress: ProgressSender,
     ) -> BoxFuture<'_, Result<Value, AdminError>> {
         Box::pin(async move {
@@ -579,16 +568,7 @@ impl Admin for View {
                 self.files.changed(|running| running.pool.devices.clone_from(&pool.devices));
             };
             match request {
-                Request::Status { source } => {
-                    self.names(source.as_ref())?;
-                    let mut document = self.status();
-                    if let (StatusDocument::Hub(hub), Some(name)) = (&mut document, &source) {
-                        let health = hub.health.only(name.as_str(), &hub.sources);
-                        hub.sources.retain(|entry| entry.name == *name);
-                        hub.health = health;
-                    }
-                    answer(&document)
-                }
+                Request::Status { source } => self.status_of(source.as_ref()),
                 Request::Checkpoint { source, keep } => {
                     self.checkpoint(source.as_ref(), keep.as_ref(), &progress).await
                 }
@@ -615,6 +595,9 @@ impl Admin for View {
                     self.names(Some(&source))?;
                     self.forget(source).await
                 }
+                Request::Seed { target, size_bytes } => {
+                    self.seed((target, size_bytes), feed, progress).await
+                }
                 Request::SeedDiscard { target } => seed::discard(&self.hub, target).await,
                 Request::Seeds {} => seed::list(&self.hub),
                 Request::ConfigDiff {} => answer(&self.difference()),
@@ -627,7 +610,7 @@ impl Admin for View {
                 Request::Scrub { wait, stop } => {
                     upkeep::scrub(&self.upkeep, wait, stop, &progress).await
                 }
-                Request::Events { .. } | Request::Seed { .. } => Err(failed("asked elsewhere")),
+                Request::Events { .. } => Err(events_elsewhere()),
                 Request::PoolCheck {} => {
                     let shared = self.hub.shared().clone();
                     pool_check(shared.pool.clone(), move || shared.mend_all()).await
@@ -638,6 +621,18 @@ impl Admin for View {
 }
 
 impl View {
+    /// The document, whole or of one source.
+    fn status_of(&self, source: Option<&SourceName>) -> Result<Value, AdminError> {
+        self.names(source)?;
+        let mut document = self.status();
+        if let (StatusDocument::Hub(hub), Some(name)) = (&mut document, source) {
+            let health = hub.health.only(name.as_str(), &hub.sources);
+            hub.sources.retain(|entry| entry.name == *name);
+            hub.health = health;
+        }
+        answer(&document)
+    }
+
     async fn seed(
         &self,
         (target, size): (Target, Option<u64>),

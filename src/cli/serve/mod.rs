@@ -273,6 +273,11 @@ fn failed(message: impl Into<String>) -> AdminError {
     AdminError::new(code::FAILED, message, "see the log of this process")
 }
 
+/// The socket tells them, before it asks here.
+fn events_elsewhere() -> AdminError {
+    failed("events are told by the socket")
+}
+
 fn answer(value: &impl serde::Serialize) -> Result<Value, AdminError> {
     serde_json::to_value(value)
         .map_err(|error| AdminError::new(code::INTERNAL, error.to_string(), "report this"))

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+use super::source::bytes_of;
 use super::{answer, failed};
 use crate::control::feed::{self, Feed};
 use crate::control::message::{AdminError, Progress, ProgressSender, ProgressUnit, Target, code};
@@ -13,7 +14,7 @@ use crate::limits::SEED_PIECES_WAITING;
 use crate::status::SCHEMA;
 use crate::status::answers::{SeedAnswer, SeedEntry, SeedsAnswer};
 use crate::units::names::VolumeName;
-use crate::units::numbers::{BlockCount, ByteCount};
+use crate::units::numbers::ByteCount;
 
 fn refused(refusal: Refusal) -> AdminError {
     AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
@@ -98,8 +99,4 @@ pub(super) fn list(hub: &Hub) -> Result<Value, AdminError> {
         state: if seed.finished { "finished" } else { "unfinished" }.to_owned(),
     });
     answer(&SeedsAnswer { schema: SCHEMA, seeds: seeds.collect() })
-}
-
-fn bytes_of(blocks: BlockCount) -> u64 {
-    super::source::bytes_of(blocks)
 }

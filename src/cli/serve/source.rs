@@ -14,13 +14,14 @@ use super::devices::{self, Devices};
 use super::local;
 use super::reload::{self, Files, files_of};
 use super::upkeep;
-use super::{Doors, Locks, answer, end_of, join, pool_check, unknown_volume};
+use super::{Doors, Locks, answer, end_of, events_elsewhere, join, pool_check, unknown_volume};
 use crate::cli::service;
 use crate::cli::signals::{Signal, Signals};
 use crate::config::problem::Problems;
 use crate::config::reload::{reloaded_source, source_changes};
 use crate::config::schema::{PoolConfig, SourceConfig};
 use crate::config::shrink;
+use crate::control::feed::Feed;
 use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
 use crate::control::server::{Admin, AdminServer};
 use crate::device::directory::create_durably;
@@ -46,7 +47,7 @@ use crate::status::document::{
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
 use crate::units::names::{SourceName, VolumeName};
-use crate::units::numbers::ByteCount;
+use crate::units::numbers::{BlockCount, ByteCount};
 use crate::upkeep::Upkeep;
 
 /// A clean stop waits this long for the last CP to be published.
@@ -327,10 +328,20 @@ fn carried(counters: &CounterValues) -> u64 {
     counters.references + counters.inline_blocks + counters.holes
 }
 
+/// What a hub does, and a source does not.
+fn hub_only(does: &str) -> AdminError {
+    AdminError::new(
+        code::HUB_ONLY,
+        format!("this is a source, and a hub {does}"),
+        "name the configuration of the hub with --config",
+    )
+}
+
 impl Admin for View {
     fn handle(
         &self,
         request: Request,
+        _feed: Feed,
         progress: ProgressSender,
     ) -> BoxFuture<'_, Result<Value, AdminError>> {
         Box::pin(async move {
@@ -353,27 +364,11 @@ impl Admin for View {
                     "give the same command to the hub, with its --config",
                 )),
                 Request::Verify { target } => self.verify(target.as_ref(), &progress).await,
-                Request::Failover { .. } => Err(AdminError::new(
-                    code::HUB_ONLY,
-                    "this is a source, and a hub fails over",
-                    "name the configuration of the hub with --config",
-                )),
-                Request::Failback { .. } => Err(AdminError::new(
-                    code::HUB_ONLY,
-                    "this is a source, and a hub gives the volumes back",
-                    "name the configuration of the hub with --config",
-                )),
-                Request::Forget { .. } => Err(AdminError::new(
-                    code::HUB_ONLY,
-                    "this is a source, and a hub forgets",
-                    "name the configuration of the hub with --config",
-                )),
+                Request::Failover { .. } => Err(hub_only("fails over")),
+                Request::Failback { .. } => Err(hub_only("gives the volumes back")),
+                Request::Forget { .. } => Err(hub_only("forgets")),
                 Request::Seed { .. } | Request::SeedDiscard { .. } | Request::Seeds {} => {
-                    Err(AdminError::new(
-                        code::HUB_ONLY,
-                        "this is a source, and a hub is seeded",
-                        "name the configuration of the hub with --config",
-                    ))
+                    Err(hub_only("is seeded"))
                 }
                 Request::ConfigDiff {} => answer(&self.difference()),
                 Request::DeviceList {} => self.devices().listed().await,
@@ -385,7 +380,7 @@ impl Admin for View {
                 Request::Scrub { wait, stop } => {
                     upkeep::scrub(&self.upkeep, wait, stop, &progress).await
                 }
-                Request::Events { .. } => Err(super::failed("events are told by the socket")),
+                Request::Events { .. } => Err(events_elsewhere()),
                 Request::PoolCheck {} => pool_check(self.filer.pool(), self.homes.mend_all()).await,
             }
         })
@@ -579,7 +574,7 @@ fn entry(status: &Status) -> SourceEntry {
 }
 
 /// Bytes of so many blocks.
-pub(super) fn bytes_of(blocks: crate::units::numbers::BlockCount) -> u64 {
+pub(super) fn bytes_of(blocks: BlockCount) -> u64 {
     blocks.bytes().unwrap_or(ByteCount(u64::MAX / BLOCK_BYTES_U64 * BLOCK_BYTES_U64)).0
 }
 
