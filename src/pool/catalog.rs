@@ -3,8 +3,6 @@
 //! Called by filer and hub. Questions are answered from memory, but for history; changes take
 //! part in the pool's group commit.
 
-use std::collections::BTreeMap;
-
 use crate::units::ids::SourceId;
 use crate::units::names::SourceName;
 use crate::units::numbers::{BlockCount, ByteCount, CpNumber};
@@ -57,12 +55,6 @@ impl Catalog<'_> {
     /// The volumes of a source, by number.
     pub fn volumes(&self, source: SourceId) -> Result<Vec<VolumeRow>, PoolError> {
         Ok(self.pool.lock()?.mirror.volumes(source).cloned().collect())
-    }
-
-    /// The same of all sources of which it is known.
-    pub fn used_by_all(&self) -> Result<BTreeMap<SourceId, BlockCount>, PoolError> {
-        let state = self.pool.lock()?;
-        Ok(state.mirror.all_used().map(|(source, blocks)| (source, BlockCount(blocks))).collect())
     }
 
     /// One volume.

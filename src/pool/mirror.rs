@@ -87,7 +87,14 @@ impl Mirror {
         self.used.get(&source).copied().or_else(|| never().then_some(0))
     }
 
-    /// The same of each source of which it is known, those that are counted and are no source's among them.
+    /// The same, and none of what is neither a source nor counted.
+    pub(super) fn counted(&self, source: SourceId) -> Option<u64> {
+        let is_known = self.sources.contains_key(&source) || self.used.contains_key(&source);
+        self.used(source).filter(|_| is_known)
+    }
+
+    /// The same of each source of which it is known, those that are counted and are no source's
+    /// among them.
     pub(super) fn all_used(&self) -> impl Iterator<Item = (SourceId, u64)> {
         let known = self.sources.keys().filter(|source| !self.used.contains_key(source));
         let never = known.filter_map(|source| Some((*source, self.used(*source)?)));

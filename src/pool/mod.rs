@@ -7,6 +7,7 @@
 //! * [`label`]: what says that a device is a pool, and its layout
 //! * [`mod@pointer`]: the format of tree pointers and roots
 //! * [`space`], [`bitmap`], [`blockset`], `pins`: which blocks are free, in memory
+//! * `figures`: how many, for whoever only looks
 //! * `room`: promises, blocks for a CP, pins
 //! * `free_log`: how the free map is stored
 //! * [`kept`], [`kept_row`]: CPs kept by name
@@ -30,6 +31,7 @@ pub mod cache;
 pub mod catalog;
 mod catalog_mend;
 pub mod error;
+mod figures;
 mod free_log;
 mod grow;
 pub mod kept;
@@ -56,7 +58,7 @@ pub mod write_set;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::device::{Device, MemberReport};
 use crate::limits::{HISTORY_ROWS_MAX, MIB, POOL_CATALOG_ROW_BYTES_MAX, POOL_CATALOG_SPARE};
@@ -68,6 +70,7 @@ use crate::units::numbers::CpNumber;
 use self::bitmap::Bitmap;
 use self::cache::BlockCache;
 use self::error::PoolError;
+use self::figures::{Figures, Locked, UsedBySource};
 use self::free_log::FreeLog;
 use self::kept::KeptState;
 use self::kept_row::KeptBlocks;
@@ -142,6 +145,7 @@ pub struct Pool {
     total: AtomicU64,
     options: PoolOptions,
     state: Mutex<State>,
+    figures: Figures,
     cache: BlockCache,
     mended: Mended,
     store: Store,
@@ -233,6 +237,9 @@ impl Pool {
         let in_use = InUse::new(label.layout.data_start, space.maps().1.clone());
         device.note_unused(&|first, count| in_use.any(first, count));
         let array = Span::of(Arc::clone(&device));
+        let figures = Figures::default();
+        figures.tell(space.report());
+        figures.tell_all_used(&mirror);
         Arc::new(Self {
             array,
             cache: BlockCache::new(options.node_cache_bytes),
@@ -251,6 +258,7 @@ impl Pool {
                 works_open: BTreeSet::new(),
             }),
             store,
+            figures,
             committer: Committer::default(),
             transactions: AtomicU64::new(0),
             repairs: Repairs::default(),
@@ -272,9 +280,19 @@ impl Pool {
         self.label.owner
     }
 
-    /// How full it is.
+    /// How full it is; asked without a lock.
     pub fn space(&self) -> Result<Space, PoolError> {
-        Ok(self.lock()?.space.report())
+        self.check_state().map(|()| self.figures.space())
+    }
+
+    /// Blocks that the image of each source has with its CPs that are kept, where that is known;
+    /// asked without a lock.
+    pub fn used_by_all(&self) -> Result<UsedBySource, PoolError> {
+        self.check_state().map(|()| self.figures.used())
+    }
+
+    fn check_state(&self) -> Result<(), PoolError> {
+        if self.state.is_poisoned() { Err(PoolError::Poisoned) } else { Ok(()) }
     }
 
     /// Catalog transactions since it was opened.
@@ -314,8 +332,9 @@ impl Pool {
         WriteSet::new(Arc::clone(self), budget)
     }
 
-    fn lock(&self) -> Result<MutexGuard<'_, State>, PoolError> {
-        self.state.lock().map_err(|_| PoolError::Poisoned)
+    fn lock(&self) -> Result<Locked<'_>, PoolError> {
+        let state = self.state.lock().map_err(|_| PoolError::Poisoned)?;
+        Ok(Locked::new(state, &self.figures))
     }
 
     /// Refuses if an earlier error latched the pool.

@@ -314,7 +314,9 @@ impl Pool {
         self.store().commit(&staged, &free_map)?;
         self.count_transaction().store(transaction, Ordering::Release);
         let mut state = self.lock()?;
+        let changed = staged.sources.keys().chain(staged.used.keys()).copied().collect();
         state.mirror.merge(staged);
+        self.figures.tell_used(&state.mirror, &changed);
         let rests: Vec<_> = settled
             .into_iter()
             .map(|(settled, kept_upto)| {

@@ -56,6 +56,23 @@ pub struct Space {
     pub reserve: BlockCount,
 }
 
+impl Space {
+    /// How many figures there are.
+    pub(super) const FIGURES: usize = 9;
+
+    pub(super) fn figures(&self) -> [u64; Self::FIGURES] {
+        let Self { total, free, used, kept, pinned, work, in_flight, held, reserve } = *self;
+        [total, free, used, kept, pinned, work, in_flight, held, reserve].map(|blocks| blocks.0)
+    }
+
+    /// In that order.
+    pub(super) fn of(figures: [u64; Self::FIGURES]) -> Self {
+        let [total, free, used, kept, pinned, work, in_flight, held, reserve] =
+            figures.map(BlockCount);
+        Self { total, free, used, kept, pinned, work, in_flight, held, reserve }
+    }
+}
+
 /// From which part of the free space blocks are taken.
 #[derive(Debug)]
 pub(super) enum Draw<'a> {

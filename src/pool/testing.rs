@@ -74,6 +74,12 @@ impl Pool {
         self.lock().unwrap().space.forgets_kept = true;
     }
 
+    /// Does that while the state is held, as by a call that is stuck under its lock.
+    pub(crate) fn with_state_held<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _state = self.lock().unwrap();
+        work()
+    }
+
     /// Blocks in the cache.
     pub(crate) fn cached_blocks(&self) -> usize {
         self.cache.len()

@@ -679,7 +679,7 @@ impl Observed for View {
         let shared = self.hub.shared();
         let bytes = |blocks: BlockCount| Some(blocks.bytes()?.0);
         // A pool that does not answer has latched, and says so itself.
-        let used = shared.pool.catalog().used_by_all().unwrap_or_default();
+        let used = shared.pool.used_by_all().unwrap_or_default();
         let of_pool = |snapshot: &Snapshot| SourceEntry {
             pool_used_bytes: snapshot.source.and_then(|id| bytes(*used.get(&id)?)),
             pool_limit_bytes: shared.space_limit(&snapshot.name).and_then(bytes),

@@ -548,3 +548,33 @@ fn collect_source(entry: &SourceEntry) {
         .set(to_f64(volume.size_bytes));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::limits::MIB;
+    use crate::pool::PoolOptions;
+    use crate::pool::testing::new_device;
+    use crate::upkeep::Options;
+
+    /// Goal: who asks how a pool is gets his answer while a call is stuck under the pool's lock.
+    #[test]
+    fn a_stuck_pool_is_shown() {
+        let options = PoolOptions::default();
+        let pool = Pool::create(new_device(64 * MIB), [1; 16], options).unwrap();
+        let upkeep = Upkeep::start(pool.clone(), Options::default(), Box::new(|| ())).unwrap();
+        let (sender, told) = mpsc::channel();
+        let (asked, kept_up) = (pool.clone(), upkeep.clone());
+        let asking = pool.with_state_held(|| {
+            let ask = move || pool_status(&asked, MendFigures::default(), &kept_up);
+            let asking = std::thread::spawn(move || sender.send(ask()).unwrap());
+            let status = told.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
+            assert!(status.free_bytes > 0 && status.reserve_bytes > 0);
+            asking
+        });
+        asking.join().unwrap();
+        upkeep.stop();
+    }
+}
