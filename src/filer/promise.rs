@@ -5,9 +5,10 @@
 //! later: there each entry's worst case is reserved. A CP draws on what was promised for it; what
 //! it did not need goes back when it is published.
 //!
-//! Where a source may have only so much of the pool ([`SpaceLimit`]), no more is promised than keeps it there,
-//! whatever room there is. What is overwritten comes free with the CP only, and who has all that it may
-//! must still be able to overwrite: so up to [`OVER_LIMIT_BLOCKS`] are promised beyond.
+//! Where a source may have only so much of the pool ([`SpaceLimit`]), no more is promised than
+//! keeps it there, whatever room there is. What is overwritten comes free with the CP only, and who
+//! has all that it may must still be able to overwrite: so up to [`OVER_LIMIT_BLOCKS`] are promised
+//! beyond.
 //!
 //! Called by `order` (under its lock) and by `checkpoint`. Invariant: what is held and what is
 //! lent to the CP under way is never less than what [`Promise::takes`] has said yes to, but for

@@ -67,7 +67,8 @@ pub struct Job {
     build: Build,
     /// The source's log behind it stays, although it is a pass.
     keeps_log: bool,
-    /// The volumes it is made of, with the sizes that they have in this session, and those whose entries in the log do not count (R20).
+    /// The volumes it is made of, with the sizes that they have in this session, and those whose
+    /// entries in the log do not count (R20).
     agreed: BTreeMap<VolumeNumber, ByteCount>,
     left_out: BTreeSet<VolumeNumber>,
     /// When the source said that it is frozen.

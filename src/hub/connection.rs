@@ -2,9 +2,9 @@
 //!
 //! Until a peer has said a Hello with a known name it costs one of a bounded number of places and
 //! has a deadline; nothing is stored for it. When all places are taken, the one that has been
-//! silent for longest makes room: who says nothing cannot keep others out. After that its socket lives on the arbiter of its
-//! source's actor, with one reading and one writing task. Whatever ends a connection is told to
-//! the actor with its reason, and touches nobody else.
+//! silent for longest makes room: who says nothing cannot keep others out. After that its socket
+//! lives on the arbiter of its source's actor, with one reading and one writing task. Whatever ends
+//! a connection is told to the actor with its reason, and touches nobody else.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -3,8 +3,9 @@
 //! One thread, in ring order, never waiting for one source (R10): a record of a faulted source is
 //! passed over, and copied forward to the head of the ring when it would hold the ring's end. Log
 //! writes are not synced at once; when ring room is wanted, because half of the ring is used or a
-//! source has used its share of it, one sync makes all dirty logs durable and the ring moves on. A log whose CP was published before that is never synced. A source with
-//! `ack = "filed"` waits for the sync: it comes behind each batch that was drained for one.
+//! source has used its share of it, one sync makes all dirty logs durable and the ring moves on. A
+//! log whose CP was published before that is never synced. A source with `ack = "filed"` waits for
+//! the sync: it comes behind each batch that was drained for one.
 //!
 //! A record that cannot be read when it should be copied is lost: its source is told so by name,
 //! and the ring goes on without it.

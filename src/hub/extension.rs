@@ -32,9 +32,9 @@
 //! | 152 + 12 n | 1 | 1 if it is refused; 0 if its image is to be brought up |
 //! | 153 + 12 n | 3 | reserved, zero |
 //!
-//! Version 4 lacks the 12 bytes of that boot, version 3 also the 16 of the filer. Version 2 is the first 112 bytes with zeros from 18 to
-//! 24, and leaves nothing out; version 1 is the first 16, and its state is mirror. They are read,
-//! and no longer written.
+//! Version 4 lacks the 12 bytes of that boot, version 3 also the 16 of the filer. Version 2 is the
+//! first 112 bytes with zeros from 18 to 24, and leaves nothing out; version 1 is the first 16, and
+//! its state is mirror. They are read, and no longer written.
 
 use crate::limits::{SOURCE_EXTENSION_BYTES_MAX, VOLUMES_PER_SOURCE_MAX};
 use crate::pool::rows::SourceRow;

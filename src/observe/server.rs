@@ -113,7 +113,8 @@ struct Shared {
     live: Arc<Live>,
 }
 
-/// Serves until `stop`; requests under way are finished first, within some seconds. Also keeps the recorder tidy.
+/// Serves until `stop`; requests under way are finished first, within some seconds. Also keeps the
+/// recorder tidy.
 ///
 /// # Errors
 /// If the listener itself fails; a bad client never does that.

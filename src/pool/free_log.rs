@@ -14,7 +14,8 @@
 //! its beginning is in the pages, and is deleted.
 //!
 //! A row: pairs of LEB128 numbers, rising: blocks between the end of the last run and this one,
-//! and blocks of the run. The first pair counts from the first block of the data area. Pure memory and bytes; what does not decode is refused.
+//! and blocks of the run. The first pair counts from the first block of the data area. Pure memory
+//! and bytes; what does not decode is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 

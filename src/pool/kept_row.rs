@@ -1,11 +1,11 @@
 //! The rows of kept CPs in the catalog, as structs and as bytes.
 //!
 //! Sealed as all rows of the catalog are. Table `kept`: the key is the source's id (16 bytes) and
-//! the name; the row holds CP, sequence, stream hash, the time it was kept (seconds since 1970) and, for each volume the source had, its
-//! number, id, name and tree. Table `kept_blocks`: the key is the source's id and the CP number;
-//! the row is the length of that CP's deadlist (8 bytes): the blocks that newer CPs have freed
-//! and that no newer kept CP has. A length of 0 has no row. Which blocks they are is stored
-//! nowhere but in the trees themselves: see `kept`.
+//! the name; the row holds CP, sequence, stream hash, the time it was kept (seconds since 1970)
+//! and, for each volume the source had, its number, id, name and tree. Table `kept_blocks`: the key
+//! is the source's id and the CP number; the row is the length of that CP's deadlist (8 bytes): the
+//! blocks that newer CPs have freed and that no newer kept CP has. A length of 0 has no row. Which
+//! blocks they are is stored nowhere but in the trees themselves: see `kept`.
 //!
 //! Pure. Bytes that do not decode whole are [`PoolError::CatalogCorrupt`].
 

@@ -174,9 +174,9 @@ pub enum Action {
     Stage,
     /// Begin to apply a CP out of what `build` says.
     Apply { cp: CpNumber, last: Place, build: Build },
-    /// Hand the frame of Updates, Nodes or Blocks of this event to the applier. Frames fed before [`Action::Apply`]
-    /// wait with the shell, at most the `cp` credit of them; they are dropped when the connection
-    /// goes or a newer Hello is accepted.
+    /// Hand the frame of Updates, Nodes or Blocks of this event to the applier. Frames fed before
+    /// [`Action::Apply`] wait with the shell, at most the `cp` credit of them; they are dropped
+    /// when the connection goes or a newer Hello is accepted.
     Feed,
     /// All updates of the CP were handed over: compare with these roots, publish. What is built by
     /// comparison begins with this.

@@ -310,9 +310,9 @@ pub struct Primary {
 }
 
 impl Primary {
-    /// A machine for a source that holds `held` behind `held_after`, all of it durable. A CP that was frozen before the restart follows as
-    /// [`Event::Frozen`] before the first [`Event::Connected`], and if its commit is durable as
-    /// [`Event::Committed`] with its roots.
+    /// A machine for a source that holds `held` behind `held_after`, all of it durable. A CP that
+    /// was frozen before the restart follows as [`Event::Frozen`] before the first
+    /// [`Event::Connected`], and if its commit is durable as [`Event::Committed`] with its roots.
     pub fn new(
         identity: Identity,
         held_after: Place,

@@ -67,8 +67,9 @@ pub struct RealFiles {
 }
 
 impl RealFiles {
-    /// Opens the directory, made durably if it is not there. It stays open for [`Files::sync_file_system`]: a descriptor reports
-    /// only errors that happen while it is open (R11).
+    /// Opens the directory, made durably if it is not there. It stays open for
+    /// [`Files::sync_file_system`]: a descriptor reports only errors that happen while it is open
+    /// (R11).
     pub fn open(root: &Path) -> io::Result<Self> {
         create_durably(root)?;
         Ok(Self { root: File::open(root)? })

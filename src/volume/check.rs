@@ -13,9 +13,9 @@
 //! ```
 //!
 //! A subtree of a kept tree that an earlier walk went through is not entered again: a node never
-//! changes, so all below it was seen. No block may be reached twice from published roots. Trees are pinned while they are walked,
-//! so CPs go on being published; what they change does not concern the accounts taken at the
-//! start. Findings are counted all and listed up to a bound.
+//! changes, so all below it was seen. No block may be reached twice from published roots. Trees are
+//! pinned while they are walked, so CPs go on being published; what they change does not concern
+//! the accounts taken at the start. Findings are counted all and listed up to a bound.
 
 use std::collections::BTreeMap;
 use std::fmt;

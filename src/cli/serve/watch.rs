@@ -1,10 +1,11 @@
 //! Watches the directory of source files: says when it has come to rest after a change.
 //!
-//! By inotify, read by a thread of its own. What the events say is not believed, only that something happened: whoever is told
-//! reads the whole directory again, so a lost event costs nothing. A file that somebody still has
-//! open for writing is named, so that half of it is not taken for the whole; editors that rename
-//! leave a moment without the file, which is shorter than the rest that is waited for. Where the
-//! kernel gives no watch, the directory is looked at every second, and the log says so.
+//! By inotify, read by a thread of its own. What the events say is not believed, only that
+//! something happened: whoever is told reads the whole directory again, so a lost event costs
+//! nothing. A file that somebody still has open for writing is named, so that half of it is not
+//! taken for the whole; editors that rename leave a moment without the file, which is shorter than
+//! the rest that is waited for. Where the kernel gives no watch, the directory is looked at every
+//! second, and the log says so.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};

@@ -14,10 +14,10 @@
 //!    written alone; then epoch and end of the fence. Its Hello makes this hub a mirror, whose image is
 //!    at the place of an own CP of the source with another content: it is compared and brought up (R5).
 //!
-//! If the NVRAM that the hub served with is gone or damaged, nobody serves, and what only that held is lost: what
-//! was published here is this side. Then it is recorded first that this NVRAM is not looked for any
-//! more, so that nothing is served with it again behind the CP of 2, which has the content of the one
-//! before it and another number. A cut: the command is given again.
+//! If the NVRAM that the hub served with is gone or damaged, nobody serves, and what only that held
+//! is lost: what was published here is this side. Then it is recorded first that this NVRAM is not
+//! looked for any more, so that nothing is served with it again behind the CP of 2, which has the
+//! content of the one before it and another number. A cut: the command is given again.
 //!
 //! Where the log of the source cannot be applied (R13) nobody has written here, and the published CP
 //! is the filer's own past: 2 and 4 have nothing to do, and the log goes, which the filer has itself.

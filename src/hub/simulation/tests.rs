@@ -150,9 +150,9 @@ fn control_rot_is_told() {
     assert_eq!(ends(seed, None), None);
 }
 
-/// Goal: where both ends have written and the source's side is kept, what it had is what counts, at both ends,
-/// and what the hub served is there under a name. Method: the runs of other seeds, with a link that is held
-/// while the hub is promoted.
+/// Goal: where both ends have written and the source's side is kept, what it had is what counts, at
+/// both ends, and what the hub served is there under a name. Method: the runs of other seeds, with
+/// a link that is held while the hub is promoted.
 #[test]
 fn the_sources_side_is_kept_whatever_goes_wrong() {
     let some = std::env::var("MIRRORHUB_KEEPING").ok();

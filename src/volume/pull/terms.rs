@@ -28,8 +28,8 @@ pub struct Window {
     pub bytes: u64,
     /// Requests not answered.
     pub requests: usize,
-    /// Blocks and holes that are known to differ, [`PULL_PARTS_MIN`](crate::limits::PULL_PARTS_MIN) at least; levels above
-    /// hold a sixteenth of that, or that minimum.
+    /// Blocks and holes that are known to differ, [`PULL_PARTS_MIN`](crate::limits::PULL_PARTS_MIN)
+    /// at least; levels above hold a sixteenth of that, or that minimum.
     pub parts: u64,
 }
 
