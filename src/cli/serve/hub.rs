@@ -15,6 +15,7 @@ use super::added;
 use super::devices::{self, Devices};
 use super::reload::{self, Files, files_of};
 use super::seed;
+use super::source::bytes_of;
 use super::upkeep;
 use super::watch::Watch;
 use super::{
@@ -62,7 +63,7 @@ use crate::status::document::{
 };
 use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{KeptName, SourceName, VolumeName};
-use crate::units::numbers::{BlockCount, VolumeNumber};
+use crate::units::numbers::VolumeNumber;
 use crate::upkeep::Upkeep;
 use crate::wire::message as wire;
 
@@ -657,7 +658,7 @@ impl View {
             source,
             volumes: to_u64(gone.volumes),
             kept: to_u64(gone.kept),
-            freed_bytes: super::source::bytes_of(gone.freed),
+            freed_bytes: bytes_of(gone.freed),
         })
     }
 
@@ -677,12 +678,11 @@ impl Observed for View {
 
     fn status(&self) -> StatusDocument {
         let shared = self.hub.shared();
-        let bytes = |blocks: BlockCount| Some(blocks.bytes()?.0);
         // A pool that does not answer has latched, and says so itself.
         let used = shared.pool.used_by_all().unwrap_or_default();
         let of_pool = |snapshot: &Snapshot| SourceEntry {
-            pool_used_bytes: snapshot.source.and_then(|id| bytes(*used.get(&id)?)),
-            pool_limit_bytes: shared.space_limit(&snapshot.name).and_then(bytes),
+            pool_used_bytes: snapshot.source.and_then(|id| used.get(&id).copied()).map(bytes_of),
+            pool_limit_bytes: shared.space_limit(&snapshot.name).map(bytes_of),
             ..entry(snapshot, self.started)
         };
         let sources = self.hub.snapshots().iter().map(|snapshot| of_pool(snapshot)).collect();
