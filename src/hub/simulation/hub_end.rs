@@ -1,7 +1,7 @@
 //! The hub: its media, its process, and what is asked of it.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::device::Device;
 use crate::device::sim::{Chance, Effect, SimDevice};
 use crate::filer::Filer;
 use crate::hub::connection::{Known, greet};
+use crate::hub::extension::State;
 use crate::hub::promoted::Engine;
 use crate::hub::recover::{Stores, recover_on};
 use crate::hub::refill::Refills;
@@ -50,6 +51,9 @@ async fn administer(
         tokio::time::sleep(LOOK_AGAIN).await;
         let asked = parts.borrow_mut().asked.pop_front();
         if let Some(asked) = asked {
+            if let Asked::Accept(at) = asked {
+                parts.borrow_mut().resuming.remove(&sources[at].borrow().setup.name);
+            }
             let (shared, sources, parts) = (Arc::clone(&shared), sources.clone(), parts.clone());
             parts.borrow_mut().obeying += 1;
             drop(tokio::task::spawn_local(async move {
@@ -64,6 +68,9 @@ async fn administer(
                 continue;
             }
             served.insert(at, Arc::clone(&engine));
+            if parts.borrow_mut().resuming.remove(&name) {
+                state.borrow_mut().probes.hit(Probe::FailoverResumed);
+            }
             let sequence = engine.shared().order.figures().sequence.0;
             promoted(&shared, &name, state, sequence);
             begin_clients(Primary::Hub, &engine, state, &mut chance);
@@ -108,6 +115,9 @@ async fn obey(asked: Asked, shared: Arc<Shared>, sources: Sources) {
             let ask = failover::Ask { accept_gap, ..failover::Ask::default() };
             let run = move || failover::run(&parts, &of, ask, &|_| true, &|_| ());
             if let Ok(Ok(_)) = machine::blocking(run).await {
+                if accept_gap {
+                    sources[at].borrow_mut().probes.hit(Probe::WayOn);
+                }
                 failover::serve(&shared, &name).await;
             }
         }
@@ -154,6 +164,8 @@ pub(super) struct HubParts {
     pub(super) refused: Option<String>,
     /// What an administrator asks for.
     pub(super) asked: VecDeque<Asked>,
+    /// Whose failover it found when it was started, and is to go on with by itself.
+    resuming: BTreeSet<SourceName>,
     /// Commands that have not come to their end.
     pub(super) obeying: usize,
 }
@@ -222,6 +234,8 @@ impl HubEnd {
                 }
             };
             shared.promoted.simulated.get_or_init(|| nvrams);
+            let resuming = shared.failovers.in_state(State::FailingOver);
+            parts.borrow_mut().resuming = resuming.into_iter().collect();
             let stop = tokio_util::sync::CancellationToken::new();
             if let Err(error) = bring_up(&shared, &options.sources, 1, &stop).await {
                 parts.borrow_mut().refused = Some(error.to_string());

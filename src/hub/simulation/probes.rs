@@ -39,6 +39,10 @@ pub(super) enum Probe {
     IoError,
     /// A source was failed over, and served at the hub.
     Promoted,
+    /// A hub that was started again went on with a failover by itself (R13).
+    FailoverResumed,
+    /// Damage showed behind the fence, and what it took was given up, or the source's side kept (R13).
+    WayOn,
     /// And given back to its filer.
     GivenBack,
     /// What a source had answered alone was given up.
@@ -99,6 +103,8 @@ pub(super) const ALL: &[Probe] = &[
     Probe::IoError,
     Probe::PinnedRead,
     Probe::Promoted,
+    Probe::FailoverResumed,
+    Probe::WayOn,
     Probe::GivenBack,
     Probe::OldConnection,
     Probe::Slow,

@@ -1,6 +1,7 @@
 //! The seeds.
 
 use std::num::NonZero;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,11 +37,7 @@ fn outcome_of(setup: &Setup) -> Result<Outcome, String> {
 }
 
 /// Runs seeds, as many at a time as there are cores, and tells those that went wrong.
-fn seeds(seeds: std::ops::Range<u64>) -> Probes {
-    runs(seeds, Setup::of)
-}
-
-fn runs(seeds: std::ops::Range<u64>, setup_of: fn(u64) -> Setup) -> Probes {
+fn runs(seeds: Range<u64>, setup_of: fn(u64) -> Setup) -> Probes {
     let begun = machine::now();
     let next = AtomicU64::new(seeds.start);
     let (mut probes, mut acknowledged, mut virtual_ms) = (Probes::default(), 0, 0);
@@ -82,11 +79,29 @@ fn runs(seeds: std::ops::Range<u64>, setup_of: fn(u64) -> Setup) -> Probes {
     probes
 }
 
+/// The seeds that a person asks for, `a-b`.
+fn asked(variable: &str) -> Option<Range<u64>> {
+    let some = std::env::var(variable).ok()?;
+    let (from, to) = some.split_once('-').unwrap();
+    Some(from.parse().unwrap()..to.parse().unwrap())
+}
+
+/// Runs that are made for one rare branch: nothing goes wrong, and it is met. Or those that are asked for.
+fn runs_of_a_kind(variable: &str, setup_of: fn(u64) -> Setup, probe: Probe) {
+    if let Some(some) = asked(variable) {
+        runs(some, setup_of);
+        return;
+    }
+    let probes = runs(if is_full() { 0..3000 } else { 0..24 }, setup_of);
+    let met = probes.0.get(&probe).copied().unwrap_or_default();
+    assert!(met > 5, "{probe:?} was met {met} times");
+}
+
 /// 300 seeds, 10,000 in the long form. None finds a broken law, each is in step after its faults, and
 /// together they meet every rare branch.
 #[test]
 fn no_seed_goes_wrong() {
-    let never = seeds(0..if is_full() { SEEDS_FULL } else { SEEDS }).never();
+    let never = runs(0..if is_full() { SEEDS_FULL } else { SEEDS }, Setup::of).never();
     assert!(never.is_empty(), "never met: {never:?}");
 }
 
@@ -100,9 +115,8 @@ fn the_seeds_that_are_asked_for() {
         let outcome = seed(one.parse().unwrap());
         println!("{:?}", outcome.probes);
     }
-    let some = std::env::var("MIRRORHUB_SEEDS").ok();
-    if let Some((from, to)) = some.as_ref().and_then(|some| some.split_once('-')) {
-        seeds(from.parse().unwrap()..to.parse().unwrap());
+    if let Some(some) = asked("MIRRORHUB_SEEDS") {
+        runs(some, Setup::of);
     }
 }
 
@@ -110,16 +124,7 @@ fn the_seeds_that_are_asked_for() {
 /// the runs of other seeds with a growth each, mostly shortly before a fault.
 #[test]
 fn volumes_grow_whatever_goes_wrong() {
-    let some = std::env::var("MIRRORHUB_GROWING").ok();
-    let some = some.as_ref().and_then(|some| some.split_once('-'));
-    if let Some((from, to)) = some {
-        runs(from.parse().unwrap()..to.parse().unwrap(), Setup::growing);
-        return;
-    }
-    let numbers = if is_full() { 0..3000 } else { 0..24 };
-    let probes = runs(numbers, Setup::growing);
-    let met = probes.0.get(&Probe::Grown).copied().unwrap_or_default();
-    assert!(met > 5, "clients met a larger volume {met} times");
+    runs_of_a_kind("MIRRORHUB_GROWING", Setup::growing, Probe::Grown);
 }
 
 /// Entries behind the old end of a volume on a session whose Hello does not know of the new one are noticed:
@@ -155,16 +160,7 @@ fn control_rot_is_told() {
 /// a link that is held while the hub is promoted.
 #[test]
 fn the_sources_side_is_kept_whatever_goes_wrong() {
-    let some = std::env::var("MIRRORHUB_KEEPING").ok();
-    let some = some.as_ref().and_then(|some| some.split_once('-'));
-    if let Some((from, to)) = some {
-        runs(from.parse().unwrap()..to.parse().unwrap(), Setup::keeping);
-        return;
-    }
-    let numbers = if is_full() { 0..3000 } else { 0..24 };
-    let probes = runs(numbers, Setup::keeping);
-    let met = probes.0.get(&Probe::KeptSource).copied().unwrap_or_default();
-    assert!(met > 5, "the source's side was kept {met} times");
+    runs_of_a_kind("MIRRORHUB_KEEPING", Setup::keeping, Probe::KeptSource);
 }
 
 /// Under `ack = "received"` a transfer that came behind the fence was dropped, and acknowledged.

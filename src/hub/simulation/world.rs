@@ -399,6 +399,7 @@ fn begin_serving(filer: &Filer, state: &Rc<RefCell<SourceState>>) {
     let epoch = shared.epoch().number;
     if state.has_served && state.setup.keeps && epoch > state.served_epoch.max(1) {
         // Its hub could not apply the log, and the source has it all (R13).
+        state.probes.hit(Probe::WayOn);
         let judged = state.given_back(&shared);
         state.judge(judged);
         state.served_epoch = epoch;
