@@ -272,6 +272,10 @@ mod tests {
         let error = read_pipe(io::Cursor::new(vec![1; 5000]), &sender).unwrap_err();
         assert!(error.to_string().contains("5000 bytes"), "{error}");
         let directory = tempfile::tempdir().unwrap();
-        assert!(From::open(directory.path()).is_err());
+        let refused = |file: &Path| From::open(file).err().unwrap().to_string();
+        assert_eq!(refused(directory.path()), "is neither a file nor a block device");
+        let part = directory.path().join("part");
+        std::fs::write(&part, [1; 5000]).unwrap();
+        assert_eq!(refused(&part), "its size, 5000 bytes, is no multiple of 4096");
     }
 }
