@@ -25,10 +25,10 @@
 mod filers;
 mod hubs;
 mod judged;
+mod machine;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -36,6 +36,7 @@ use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use filers::{Fleet, Load, Phase, Report, quantiles, total};
 use hubs::{Hub, Reading};
+use machine::{load_average, real_time};
 use mirrorhub::units::BLOCK_BYTES_U64;
 use mirrorhub::units::convert::{to_f64, to_u64};
 
@@ -152,18 +153,8 @@ fn main() -> anyhow::Result<()> {
         }
     }
     println!("{}\n", judged::targets(&runs, options.rate));
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("{class}; load average {}", load.trim());
+    println!("{class}; load average {}", load_average());
     Ok(())
-}
-
-/// Puts this process and its children into a real-time class, and says which they are in.
-fn real_time() -> String {
-    let id = std::process::id().to_string();
-    match Command::new("chrt").args(["-a", "-r", "-p", "1", &id]).output() {
-        Ok(output) if output.status.success() => "scheduled as SCHED_RR 1".to_owned(),
-        _ => "scheduled as usual: no right to a real-time class".to_owned(),
-    }
 }
 
 /// All mixes with a hub of its own.

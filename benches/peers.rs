@@ -12,10 +12,10 @@ mod chain;
 mod contest;
 mod ends;
 mod load;
+mod machine;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -25,6 +25,7 @@ use comfy_table::{CellAlignment, Table};
 use contest::Contestant;
 use ends::most_resident_mib;
 use load::{Measured, WORKLOADS, Workload};
+use machine::{load_average, real_time};
 use mirrorhub::units::convert::{to_f64, to_u64};
 
 /// What the floor is measured with: the chain knows no other.
@@ -116,18 +117,8 @@ fn main() -> anyhow::Result<()> {
         println!("not measured: {line}");
     }
     println!("floor durable by {}; {class}", chain.durability);
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("load average {}", load.trim());
+    println!("load average {}", load_average());
     Ok(())
-}
-
-/// Puts this process and its children into a real-time class, and says which they are in.
-fn real_time() -> String {
-    let id = std::process::id().to_string();
-    match Command::new("chrt").args(["-a", "-r", "-p", "1", &id]).output() {
-        Ok(output) if output.status.success() => "scheduled as SCHED_RR 1".to_owned(),
-        _ => "scheduled as usual: no right to a real-time class".to_owned(),
-    }
 }
 
 fn floor(chain: &mut Chain, options: &Options) -> anyhow::Result<Run> {
