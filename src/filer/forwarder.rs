@@ -3,7 +3,8 @@
 //! One task a source. It feeds [`Primary`] with what comes from the socket, from the feed and
 //! from the checkpoint thread, and does what the machine says. A connection that breaks, or on
 //! which the hub is silent or makes no progress for `hub_timeout`, is made anew after a pause; when
-//! that takes `hub_timeout` the hub is lost, and the machine says what that means for clients.
+//! that takes `hub_timeout` the hub is lost, and the machine says what that means for clients. Under
+//! `stop` only an answer that is owed counts as progress: what else takes long is waited out.
 //! A history that does not join halts the way to the hub: state and next step are shown, and
 //! nothing is tried again before a restart, but for volumes that the hub does not take; a source
 //! that serves alone goes on doing so.
@@ -103,6 +104,8 @@ pub struct Forwarder {
     pulse: Pulse,
     /// The same clock for what waits for the hub's credit on this connection.
     credit: Pulse,
+    /// The same for transfers that were sent.
+    sent: Pulse,
 }
 
 impl Forwarder {
@@ -133,6 +136,7 @@ impl Forwarder {
             began: now,
             pulse,
             credit: Pulse::default(),
+            sent: Pulse::default(),
         }
     }
 
@@ -518,6 +522,7 @@ impl Forwarder {
         let patience = self.patience();
         let credit = self.credit.stalled(now, streaming && unsent, patience);
         let owed = self.pulse.stalled(now, streaming && (sending || full), patience);
+        let unanswered = self.sent.stalled(now, streaming && sending, patience);
         let Some(stalled) = owed.or(credit) else { return Ok(()) };
         let what = match (full, sending) {
             (true, _) => "both partitions of the NVRAM are full and ",
@@ -526,9 +531,16 @@ impl Forwarder {
         };
         let seconds = stalled.as_secs();
         let reason = format!("{what}the hub got on with nothing for {seconds} s");
+        let is_new = self.shared.slow().is_none();
         self.shared.set_slow(reason.clone(), self.primary.hub_sequence(), self.done);
-        // The same of credit, and of a CP: they come on this connection sooner than on another.
-        if stops && !sending { Ok(()) } else { Err(End::Stalled(reason)) }
+        if !stops || unanswered.is_some() {
+            return Err(End::Stalled(reason));
+        }
+        // Credit, or a CP: they come on this connection sooner than on another.
+        if is_new {
+            tracing::warn!(reason, "waits for the hub, on the connection that is there");
+        }
+        Ok(())
     }
 
     /// Does all that the machine says, also behind the end of a connection: that a CP is done alone,

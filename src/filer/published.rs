@@ -74,6 +74,10 @@ fn keeps_from(shared: &Shared, refusals: u64) -> Result<Option<String>, Checkpoi
             let reason = shared.rejected().unwrap_or_default();
             if tried { Err(CheckpointError::HubLost(reason)) } else { Ok(None) }
         }
+        // It may be done some time; nobody waits for that for ever.
+        LinkState::Connected { .. } if shared.pass().is_none() && shared.slow().is_some() => {
+            Ok(shared.slow())
+        }
         LinkState::Connected { .. } if shared.mark().is_none() && shared.order.is_at_rest() => {
             Ok(Some("the newest CP here is not the one that the hub shows".to_owned()))
         }

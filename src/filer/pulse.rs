@@ -1,7 +1,8 @@
 //! Whether the hub lives: heartbeats and their answers, and whether it gets on.
 //!
 //! Used by `forwarder`, with its clock. An answered heartbeat is the source's lease for reads (R12);
-//! a hub that owes something and gets on with nothing for `hub_timeout` is a lost hub.
+//! a hub that owes something and gets on with nothing for `hub_timeout` is a lost hub, or a slow one
+//! that is waited out: `forwarder` says which.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

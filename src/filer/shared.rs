@@ -327,7 +327,7 @@ impl Shared {
         (state.rejected, state.lacks_hub_room) = (Some(reason), true);
     }
 
-    /// The hub counts as lost because it gets on with nothing, though it answers.
+    /// The hub gets on with nothing, though it answers: it counts as lost, or is waited out.
     pub fn set_slow(&self, reason: String, sequence: SequenceNumber, done: CpNumber) {
         self.lock().slow = Some((reason, (sequence, done)));
     }
@@ -338,7 +338,8 @@ impl Shared {
         state.slow.take_if(|(_, before)| sequence > before.0 || done > before.1);
     }
 
-    /// Why the hub counted as lost although it answered, until it gets on with something.
+    /// Why the hub counted as lost, or is waited for, although it answers; until it gets on with
+    /// something.
     pub fn slow(&self) -> Option<String> {
         self.lock().slow.as_ref().map(|(reason, _)| reason.clone())
     }

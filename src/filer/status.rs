@@ -261,7 +261,9 @@ fn slow(shared: &Shared) -> String {
         Answering::Alone => "clients are served here alone meanwhile",
         Answering::Policy | Answering::Held => "writes wait for it",
     };
-    format!("see `mirrorhub status` on the hub: its log or NVRAM may be full; {clients}")
+    format!(
+        "see `mirrorhub status` on the hub: its log or NVRAM may be full, or a CP takes it long; {clients}"
+    )
 }
 
 /// The hub is there, and may still lack what was acknowledged without it (R4).

@@ -43,7 +43,7 @@ use super::extension::{self, Asked, Extension, State};
 use super::hooks::Moved;
 use super::lane::{Fenced, Lane};
 use super::overlay::Builder;
-use super::promoted::Engine;
+use super::promoted::{Engine, PromotedError};
 use super::registry::Entry;
 use super::replay::{Chain, Extent, Gap, ReplayError};
 use super::shared::Shared;
@@ -142,6 +142,9 @@ pub async fn serve(shared: &Shared, name: &SourceName) {
             tracing::warn!(source = %name, "served here from now on");
             let status = engine.status();
             shared.moved(Moved::Promoted, name, status.epoch, status.own_cp);
+        }
+        Err(error @ PromotedError::Stopping) => {
+            tracing::info!(source = %name, %error, "failed over")
         }
         Err(error) => tracing::error!(source = %name, %error, "failed over, and not served"),
     }

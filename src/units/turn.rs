@@ -31,7 +31,9 @@ pub fn go_first() -> io::Result<()> {
     let done = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, policy);
     done.map_err(|error| match error {
         Error::OS(code) => io::Error::from_raw_os_error(code),
-        other => io::Error::other(other),
+        other @ (Error::Priority(_) | Error::PriorityNotInRange(_) | Error::Ffi(_)) => {
+            io::Error::other(other)
+        }
     })
 }
 

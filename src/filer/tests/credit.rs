@@ -77,7 +77,16 @@ fn under_stop_a_hub_without_credit_is_named() {
         assert_eq!(read(&export, 4096, 4096).await, [0; 4096]);
         assert!(!task.is_finished());
         assert_eq!(filer.status().alone, None);
+        let refused = tokio::time::timeout(PATIENCE * 50, filer.checkpoint()).await.unwrap();
+        let reason = refused.unwrap_err().to_string();
+        assert!(reason.contains("room in its log"), "nobody waits for a CP for ever: {reason}");
+        // It is on its way again, and not answered yet when the next look comes.
+        hub.control(|control| control.hold_acks = true);
+        let sent = std::time::Instant::now();
         hub.credit(4 << 20);
+        until("hung up", || hub.seen().connections > before).await;
+        assert!(sent.elapsed() > PATIENCE / 2, "an answer has its own time: {:?}", sent.elapsed());
+        hub.control(|control| control.hold_acks = false);
         task.await.unwrap().unwrap();
         until("in sync", || filer.status().state == SourceState::InSync).await;
         filer.stop().await.unwrap();

@@ -23,7 +23,7 @@ use crate::filer::beneath::Ground;
 use crate::hub::extension::{Extension, State};
 use crate::hub::hooks::Moved;
 use crate::hub::overlay::{Builder, Overlay};
-use crate::hub::promoted::Engine;
+use crate::hub::promoted::{Engine, PromotedError};
 use crate::hub::replay::{Extent, Gap, Replay, ReplayError};
 use crate::pool::error::PoolError;
 use crate::pool::kept::Keep;
@@ -156,10 +156,15 @@ impl<'a, 'b> Behind<'a, 'b> {
         let beneath = Arc::new(overlay);
         let ground = Ground { place: line.fence, cp: line.cp, beneath };
         let started = run.shared.promoted.start_over(run.source, Some(ground));
-        if let Err(error) = machine::block_on(&Handle::current(), started) {
-            // It is tried again when the log is applied, and status says what came of it.
-            tracing::error!(source = %run.name, %error, "not served before the log is applied");
-            return Ok(());
+        match machine::block_on(&Handle::current(), started) {
+            Ok(_) => {}
+            // The next step ends with the hub.
+            Err(PromotedError::Stopping) => return Ok(()),
+            Err(error) => {
+                // It is tried again when the log is applied, and status says what came of it.
+                tracing::error!(source = %run.name, %error, "not served before the log is applied");
+                return Ok(());
+            }
         }
         let report = Report { behind: true, ..self.report(line, extent) };
         tracing::warn!(

@@ -140,7 +140,7 @@ fn a_source_is_failed_over_up_to_its_last_write() {
     });
 }
 
-/// Power cut behind each step: before the fence nothing has happened; from the fence on the next
+/// The hub ends behind each step: before the fence nothing has happened; from the fence on the next
 /// start goes on by itself.
 #[test]
 fn a_crash_behind_any_step_is_gone_on_from() {
