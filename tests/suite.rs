@@ -7,6 +7,7 @@ mod clients;
 mod commands;
 mod counted;
 mod crashes;
+mod crowd;
 mod cuts;
 mod dashboards;
 mod databases;

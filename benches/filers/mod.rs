@@ -10,7 +10,7 @@ mod session;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -98,6 +98,13 @@ pub struct Report {
     pub back: Option<Instant>,
 }
 
+/// Bytes of a source's clients, counted by the source itself.
+#[derive(Debug, Default)]
+pub struct Tally {
+    formed: AtomicU64,
+    acknowledged: AtomicU64,
+}
+
 /// What all sources share.
 #[derive(Debug)]
 pub struct Common {
@@ -111,6 +118,8 @@ pub struct Common {
     pub payloads: Payloads,
     /// Sources in session.
     pub joined: AtomicUsize,
+    /// Of each source.
+    pub tallies: Vec<Tally>,
 }
 
 /// All sources.
@@ -133,7 +142,8 @@ impl Fleet {
     ) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let (joined, payloads) = (AtomicUsize::new(0), Payloads::new());
-        let common = Arc::new(Common { hub, blocks, interval, payloads, joined });
+        let tallies = (0..count).map(|_| Tally::default()).collect();
+        let common = Arc::new(Common { hub, blocks, interval, payloads, joined, tallies });
         let first = Phase {
             number: 0,
             begin: Instant::now(),
@@ -158,6 +168,16 @@ impl Fleet {
         Ok(Self { runtime, common, count, phases, reports })
     }
 
+    /// Bytes of each source that were put into transfers, and bytes that were acknowledged, since it
+    /// was started. The second is read first: it is never more.
+    pub fn tallies(&self) -> Vec<(u64, u64)> {
+        let read = |tally: &Tally| {
+            let acknowledged = tally.acknowledged.load(Ordering::SeqCst);
+            (tally.formed.load(Ordering::SeqCst), acknowledged)
+        };
+        self.common.tallies.iter().map(read).collect()
+    }
+
     /// Waits until all are in session; `beside` is done between two looks.
     pub fn joined(&mut self, mut beside: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
         let begin = Instant::now();
@@ -170,7 +190,8 @@ impl Fleet {
                 let joined = self.common.joined.load(Ordering::Relaxed);
                 bail!("{joined} of {} sources are in session", self.count);
             }
-            crate::hubs::pause(Duration::from_millis(5));
+            let pause = async { tokio::time::sleep(Duration::from_millis(5)).await };
+            self.runtime.block_on(pause);
         }
         Ok(())
     }
@@ -216,7 +237,11 @@ impl Fleet {
         let (number, begin) = (0, Instant::now());
         let rest = Phase { number, begin, length, quiet, loud, together, settle: true };
         let rest = self.begin(rest);
-        self.reports(&rest).map(drop)
+        self.reports(&rest)?;
+        if let Some(at) = self.tallies().iter().position(|(formed, acked)| formed != acked) {
+            bail!("{} is settled and not acknowledged", name(at));
+        }
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use mirrorhub::link::{FrameReader, LinkError, Outgoing};
 use mirrorhub::record::marks::Place;
 use mirrorhub::record::transfer::{Builder, TransferHeader};
+use mirrorhub::units::BLOCK_BYTES_U64;
 use mirrorhub::units::convert::to_u64;
 use mirrorhub::units::hash::Root;
 use mirrorhub::units::ids::{HubId, SourceId, VolumeId};
@@ -59,6 +60,8 @@ struct Sent {
     place: Place,
     bytes: Bytes,
     writes: u64,
+    /// Bytes of its clients.
+    data: u64,
     formed: Instant,
 }
 
@@ -237,7 +240,7 @@ impl Filer {
         (self.sent, self.in_flight, self.credit) = (0, 0, welcome.log_credit);
         // What the hub has is acknowledged, but its time is not that of a sound session.
         while self.held.front().is_some_and(|sent| sent.place.sequence <= last.sequence) {
-            self.held.pop_front();
+            self.held.pop_front().inspect(|sent| self.tally(sent.data));
         }
         if let Some(pending) = &mut self.pending {
             pending.told = false;
@@ -405,7 +408,9 @@ impl Filer {
         self.last = transfer.place();
         let (bytes, writes) = (transfer.bytes().clone(), to_u64(writes));
         let (place, formed) = (self.last, Instant::now());
-        self.held.push_back(Sent { place, bytes, writes, formed });
+        let data = writes * blocks * BLOCK_BYTES_U64;
+        common.tallies[self.at].formed.fetch_add(data, Ordering::SeqCst);
+        self.held.push_back(Sent { place, bytes, writes, data, formed });
     }
 
     /// Cuts a CP, unless there is nothing to say or one is under way.
@@ -484,6 +489,10 @@ impl Filer {
         Ok(())
     }
 
+    fn tally(&self, bytes: u64) {
+        self.common.tallies[self.at].acknowledged.fetch_add(bytes, Ordering::SeqCst);
+    }
+
     fn acknowledged(&mut self, ack: Ack) -> anyhow::Result<()> {
         let (now, (from, to)) = (Instant::now(), self.phase.measured());
         self.credit = ack.log_credit;
@@ -493,6 +502,7 @@ impl Filer {
             }
             self.sent -= 1;
             self.in_flight -= to_u64(sent.bytes.len());
+            self.tally(sent.data);
             if std::mem::take(&mut self.returned) {
                 self.back = Some(now);
             }
