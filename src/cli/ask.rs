@@ -14,7 +14,7 @@ use super::progress::ProgressShow;
 use super::terminal::Look;
 use crate::control::client::{CallError, call, call_feeding};
 use crate::control::feed::Piece;
-use crate::control::message::Request;
+use crate::control::message::{Request, code};
 
 /// A process that can be asked.
 #[derive(Debug)]
@@ -85,6 +85,20 @@ impl Asked {
             .map_err(|error| self.failure(what, error))?;
         show.end();
         understood(what, value)
+    }
+
+    /// As [`Asked::ask`], without progress; `None` if the process is too busy for it now.
+    pub async fn ask_unless_busy<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        what: &str,
+        patience: Option<Duration>,
+    ) -> Result<Option<T>, Failure> {
+        match call(&self.0.socket, request, patience, &mut |_| {}).await {
+            Ok(value) => understood(what, value).map(Some),
+            Err(CallError::Refused(refused)) if refused.code == code::BUSY => Ok(None),
+            Err(error) => Err(self.failure(what, error)),
+        }
     }
 
     /// As [`Asked::ask`], with a file behind the request.

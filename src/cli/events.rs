@@ -13,12 +13,15 @@ use super::Done;
 use super::ask::{Asked, STATUS_PATIENCE, runtime};
 use super::failure::{Failure, UNREACHABLE};
 use super::locate::ConfigArgument;
-use super::terminal::Terminal;
+use super::terminal::{Look, Terminal};
 use crate::control::message::Request;
 use crate::status::answers::{Event, EventsAnswer};
 
 /// Time between two tries to reach a process that is away.
 const AGAIN: Duration = Duration::from_millis(500);
+/// Why nothing comes.
+const AWAY: (&str, &str) = ("not-reachable", "the process does not answer, waiting");
+const BUSY: (&str, &str) = ("busy", "too many others follow or ask, waiting");
 
 /// Show who did what, when, and what came of it
 ///
@@ -42,6 +45,8 @@ struct Reader {
     boot: Option<String>,
     next: u64,
     away: bool,
+    /// It has waited for events once: it has begun to follow.
+    follows: bool,
 }
 
 impl Reader {
@@ -65,10 +70,27 @@ impl Reader {
         lines
     }
 
-    /// The line that says that nobody answers, once.
-    fn is_away(&mut self, json: bool) -> Option<String> {
+    /// The line that says why nothing comes, once.
+    fn is_away(&mut self, (word, what): (&str, &str), json: bool) -> Option<String> {
         let first = !std::mem::replace(&mut self.away, true);
-        first.then(|| remark("not-reachable", "the process does not answer, waiting", json))
+        first.then(|| remark(word, what, json))
+    }
+
+    /// Asks; `None` if it follows and there is no place for it at this moment.
+    async fn ask(
+        &mut self,
+        asked: &Asked,
+        follow: bool,
+        look: Look,
+    ) -> Result<Option<EventsAnswer>, Failure> {
+        let request = self.request(follow && self.boot.is_some());
+        if self.follows {
+            return asked.ask_unless_busy(&request, "events", Some(STATUS_PATIENCE)).await;
+        }
+        let waits = follow && self.boot.is_some();
+        let answer = asked.ask(&request, "events", Some(STATUS_PATIENCE), look).await?;
+        self.follows = waits;
+        Ok(Some(answer))
     }
 }
 
@@ -93,16 +115,18 @@ pub fn run(arguments: &EventsArguments, terminal: &Terminal) -> Result<Done, Fai
     let mut out = std::io::stdout();
     runtime()?.block_on(async {
         loop {
-            let request = reader.request(arguments.follow && reader.boot.is_some());
-            let patience = Some(STATUS_PATIENCE);
-            let answer = asked.ask(&request, "events", patience, terminal.error).await;
+            let answer = reader.ask(&asked, arguments.follow, terminal.error).await;
             let lines = match answer {
-                Ok(answer) => reader.lines(&answer, arguments.json),
+                Ok(Some(answer)) => reader.lines(&answer, arguments.json),
+                Ok(None) => {
+                    tokio::time::sleep(AGAIN).await;
+                    reader.is_away(BUSY, arguments.json).into_iter().collect()
+                }
                 Err(Failure::Message { code: UNREACHABLE, .. })
                     if arguments.follow && reader.boot.is_some() =>
                 {
                     tokio::time::sleep(AGAIN).await;
-                    reader.is_away(arguments.json).into_iter().collect()
+                    reader.is_away(AWAY, arguments.json).into_iter().collect()
                 }
                 Err(failure) => return Err(failure),
             };
@@ -145,9 +169,9 @@ mod tests {
         assert!(matches!(reader.request(true), Request::Events { since: 7, wait: true, .. }));
         let gap = reader.lines(&answer("a", 20, 3, vec![event(19)]), false);
         assert_eq!(gap, ["-- 3 events are not kept any more", shown]);
-        assert!(reader.is_away(false).is_some() && reader.is_away(false).is_none());
+        assert!(reader.is_away(AWAY, false).is_some() && reader.is_away(BUSY, false).is_none());
         let again = reader.lines(&answer("b", 1, 0, vec![event(0)]), false);
         assert_eq!(again, ["-- the process was started anew", shown]);
-        assert!(reader.is_away(true).is_some_and(|line| line.contains("not-reachable")));
+        assert!(reader.is_away(AWAY, true).is_some_and(|line| line.contains("not-reachable")));
     }
 }

@@ -19,8 +19,8 @@ use crate::status::answers::{Event, EventsAnswer};
 use crate::units::ids::random_u64;
 use crate::units::machine;
 
-/// How long a reader is kept waiting for the next event.
-const WAIT: Duration = Duration::from_secs(5);
+/// How long a reader is kept waiting for the next event. Longer under test, so that none ends by itself.
+const WAIT: Duration = Duration::from_secs(if cfg!(test) { 600 } else { 5 });
 
 /// The events of one process.
 #[derive(Debug)]

@@ -4,6 +4,9 @@
 //! slow, so that a second process on the same data directory fails at once; then
 //! [`AdminServer::run`] until stopped. One request a connection. A caller that goes away ends its
 //! command's future; what that future has already set in motion (a CP, say) goes on.
+//!
+//! Who waits for the next event has a place of its own kind, so that any number of readers leaves the
+//! places of commands to commands.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -17,7 +20,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -29,9 +32,10 @@ use super::message::{AdminError, AnswerLine, ProgressSender, Request, code};
 use super::message::{answer_line, parse_request};
 use super::socket_path;
 use crate::limits::{
-    ADMIN_ANSWER_BYTES_MAX, ADMIN_CONNECTIONS_MAX, ADMIN_IO_SECONDS_MAX, ADMIN_MESSAGE_BYTES_MAX,
-    ADMIN_PART_BYTES, ADMIN_PROGRESS_MS,
+    ADMIN_ANSWER_BYTES_MAX, ADMIN_CONNECTIONS_MAX, ADMIN_FOLLOWERS_MAX, ADMIN_IO_SECONDS_MAX,
+    ADMIN_MESSAGE_BYTES_MAX, ADMIN_PART_BYTES, ADMIN_PROGRESS_MS,
 };
+use crate::status::answers::EventsAnswer;
 use crate::units::convert::to_u64;
 
 /// Shorter under test, so that tests see it end.
@@ -115,6 +119,7 @@ impl AdminServer {
     /// removes the socket.
     pub async fn run(self, admin: Arc<dyn Admin>, stop: CancellationToken) {
         let places = Arc::new(Semaphore::new(ADMIN_CONNECTIONS_MAX));
+        let followers = Arc::new(Semaphore::new(ADMIN_FOLLOWERS_MAX));
         let connections = TaskTracker::new();
         loop {
             let accepted = tokio::select! {
@@ -134,10 +139,8 @@ impl AdminServer {
                 Ok(place) => {
                     let (admin, stop) = (Arc::clone(&admin), stop.clone());
                     let journal = Arc::clone(&self.journal);
-                    connections.spawn(async move {
-                        converse(stream, (admin, journal), stop).await;
-                        drop(place);
-                    });
+                    let places = (place, Arc::clone(&followers));
+                    connections.spawn(converse(stream, (admin, journal), places, stop));
                 }
                 Err(_full) => refuse(&stream).await,
             }
@@ -233,17 +236,37 @@ async fn refuse(stream: &UnixStream) {
     }
 }
 
+/// The place of a connection, and those of readers that wait for events.
+type Places = (OwnedSemaphorePermit, Arc<Semaphore>);
+
+fn too_many_readers() -> AdminError {
+    let message = format!("{ADMIN_FOLLOWERS_MAX} readers follow the events, that is the limit");
+    let next = "end one of them; `mirrorhub events` shows what there is without waiting";
+    AdminError::new(code::BUSY, message, next)
+}
+
 async fn converse(
     stream: UnixStream,
     (admin, journal): (Arc<dyn Admin>, Arc<Journal>),
+    (mut place, followers): Places,
     stop: CancellationToken,
 ) {
     let caller = stream.peer_cred().map(|peer| peer.uid());
     let who = caller.map_or_else(|_| "somebody".to_owned(), |uid| format!("uid {uid}"));
     let (read, mut write) = stream.into_split();
     let answer = match timeout(IO_TIME, read_request(read)).await {
-        Ok(Ok(Some((Request::Events { boot, since, wait }, _)))) => {
-            Some(events(&journal, (boot.as_deref(), since, wait), &stop).await)
+        Ok(Ok(Some((Request::Events { boot, since, wait: true }, _)))) => {
+            match followers.try_acquire_owned() {
+                Ok(of_a_reader) => {
+                    // That of a command is free from here on.
+                    place = of_a_reader;
+                    follow(&journal, (boot.as_deref(), since), &write, &stop).await
+                }
+                Err(_full) => Some(Err(too_many_readers())),
+            }
+        }
+        Ok(Ok(Some((Request::Events { boot, since, wait: false }, _)))) => {
+            Some(told(journal.behind(boot.as_deref(), since, false).await))
         }
         Ok(Ok(Some((request, feed)))) => {
             let what = words(&request);
@@ -273,18 +296,34 @@ async fn converse(
     if let Err(error) = send(&mut write, &line).await {
         tracing::debug!(%error, "an admin caller did not take its answer");
     }
+    drop(place);
 }
 
-/// What happened behind `since` of that boot, or, if it shall `wait`, what happens next.
-async fn events(
+/// What happens next behind `since` of that boot; `None` if the caller has gone meanwhile.
+async fn follow(
     journal: &Journal,
-    (boot, since, wait): (Option<&str>, u64, bool),
+    (boot, since): (Option<&str>, u64),
+    write: &OwnedWriteHalf,
     stop: &CancellationToken,
-) -> Result<Value, AdminError> {
-    let answer = tokio::select! {
-        answer = journal.behind(boot, since, wait) => answer,
-        () = stop.cancelled() => journal.behind(boot, since, false).await,
-    };
+) -> Option<Result<Value, AdminError>> {
+    let mut tick = interval(PROGRESS_TIME);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next = std::pin::pin!(journal.behind(boot, since, true));
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut next => return Some(told(answer)),
+            () = stop.cancelled() => return Some(told(journal.behind(boot, since, false).await)),
+            _ = tick.tick() => {}
+        }
+        match timeout(IO_TIME, write.ready(Interest::WRITABLE)).await {
+            Ok(Ok(ready)) if !ready.is_write_closed() => {}
+            Ok(Ok(_) | Err(_)) | Err(_) => return None,
+        }
+    }
+}
+
+fn told(answer: EventsAnswer) -> Result<Value, AdminError> {
     serde_json::to_value(answer)
         .map_err(|error| AdminError::new(code::INTERNAL, error.to_string(), "report this"))
 }

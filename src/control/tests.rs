@@ -19,7 +19,9 @@ use super::feed::Feed;
 use super::message::{AdminError, Progress, ProgressSender, ProgressUnit, Request, code};
 use super::server::{Admin, AdminServer, BindError};
 use super::socket_path;
-use crate::limits::{ADMIN_ANSWER_BYTES_MAX, ADMIN_CONNECTIONS_MAX, ADMIN_MESSAGE_BYTES_MAX};
+use crate::limits::{
+    ADMIN_ANSWER_BYTES_MAX, ADMIN_CONNECTIONS_MAX, ADMIN_FOLLOWERS_MAX, ADMIN_MESSAGE_BYTES_MAX,
+};
 
 /// Answers status at once, reports progress on a checkpoint, panics on verify, and never ends a
 /// pool check but notes when it is given up.
@@ -312,6 +314,65 @@ async fn connections_are_capped_and_the_next_one_hears_why() {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), free).await.expect("places come back");
+    running.end().await;
+}
+
+/// Goal: readers that wait for events take no place of a command, however many they are; one too many
+/// hears why, and can read without waiting; who goes away makes room before the next event comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_of_events_keep_nobody_out() {
+    let running = Running::start().await;
+    let events = |wait| Request::Events { boot: None, since: 0, wait };
+    let waits = b"{\"schema\":1,\"command\":\"events\",\"since\":0,\"wait\":true}\n";
+    let mut held = Vec::new();
+    while held.len() < ADMIN_FOLLOWERS_MAX {
+        let mut stream = running.plain();
+        stream.write_all(waits).unwrap();
+        held.push(stream);
+    }
+    // Each of them is refused or has its place: none waits for the place of a command.
+    let full = async {
+        loop {
+            let asked =
+                tokio::time::timeout(Duration::from_millis(200), running.call(events(true)));
+            if let Ok(Err(error)) = asked.await {
+                break refused(Err(error));
+            }
+        }
+    };
+    let error = tokio::time::timeout(Duration::from_secs(20), full).await.expect("it gets full");
+    assert_eq!(error.code, code::BUSY);
+    assert!(error.message.contains("readers") && !error.next_step.is_empty(), "{error:?}");
+    // Nothing has happened meanwhile: they go, and their places are there again.
+    drop(held);
+    let again = async {
+        while let Ok(asked) =
+            tokio::time::timeout(Duration::from_millis(200), running.call(events(true))).await
+        {
+            assert_eq!(refused(asked).code, code::BUSY);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), again).await.expect("places come back");
+    let mut held = Vec::new();
+    while held.len() < ADMIN_FOLLOWERS_MAX / 2 {
+        let mut stream = running.plain();
+        stream.write_all(waits).unwrap();
+        held.push(stream);
+    }
+    // All places of commands are there, but for the one that is asked with.
+    for begun in 1..ADMIN_CONNECTIONS_MAX {
+        let mut stream = running.plain();
+        stream.write_all(b"{\"schema\":1,\"command\":\"pool-check\"}\n").unwrap();
+        held.push(stream);
+        let under_way = async {
+            while running.begun.load(Ordering::SeqCst) < begun {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), under_way).await.expect("a place");
+    }
+    running.call(events(false)).await.unwrap();
+    running.call(Request::Status { source: None }).await.unwrap();
     running.end().await;
 }
 

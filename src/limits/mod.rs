@@ -289,6 +289,8 @@ pub const UNIX_PATH_BYTES_MAX: usize = 107;
 pub const ADMIN_MESSAGE_BYTES_MAX: u64 = 4 * MIB;
 /// Connections of the admin socket at once.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Readers of events that wait for the next one, beside these.
+pub const ADMIN_FOLLOWERS_MAX: usize = 32;
 /// Events that a process remembers, and the longest text of one.
 pub const EVENTS_KEPT: usize = 1024;
 /// See [`EVENTS_KEPT`].
