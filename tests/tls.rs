@@ -117,7 +117,74 @@ fn a_new_filer_joins_with_its_bundle() {
     });
     assert_eq!(cluster.on_hub(NAME)["state"], "in-sync", "the first one does not notice");
     copy.stop(LIMIT);
+    a_bundle_that_has_ended_is_of_no_use(&cluster);
     source.stop(LIMIT);
+}
+
+/// Goal: with a bundle that has ended `--join` writes nothing, and the hub takes nobody who has changed
+/// the bundle; the hub's log has it once with the peer. Control: a later date in the hub's file.
+fn a_bundle_that_has_ended_is_of_no_use(cluster: &Cluster) {
+    let bundle = cluster.path("late.join.toml");
+    let mut onboard = Command::new(BINARY);
+    onboard.args(["onboard", "late", "--volume", "vol0=64MiB", "--valid", "1s", "--bundle"]);
+    run(onboard.arg(&bundle).arg("--config").arg(cluster.hub_config()));
+    let config = cluster.path("late/source.toml");
+    fs::create_dir_all(cluster.path("late")).expect("directory");
+    let join = || {
+        let mut command = Command::new(BINARY);
+        command.args(["source", "--join"]).arg(&bundle).arg("--config").arg(&config);
+        let output = try_run(&mut command);
+        assert!(!output.status.success(), "it runs");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let text = fs::read_to_string(&bundle).expect("the bundle");
+    let value = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key} = ")));
+        line.expect("a time").trim_matches('"').to_owned()
+    };
+    let (made, ends) = (value("made"), value("ends"));
+    // A second of the clock: until then it may be used.
+    let over = || {
+        let now = run(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"]));
+        String::from_utf8_lossy(&now.stdout).trim() > ends.as_str()
+    };
+    wait_for("the bundle has ended", LIMIT, over);
+    let said = join();
+    assert!(said.contains("this bundle ended at") && said.contains("by the clock here"), "{said}");
+    assert!(said.contains("mirrorhub onboard"), "no next step: {said}");
+    assert_eq!(fs::read_dir(cluster.path("late")).expect("a look").count(), 0, "it has written");
+    // Somebody has a wrong clock, or writes another date into it.
+    fs::write(&bundle, text.replace(&ends, "2099-01-01T00:00:00Z")).expect("the bundle");
+    assert!(made < ends && !join().contains("this bundle ended"), "ports are taken, no more");
+    let text = fs::read_to_string(&config).expect("source.toml");
+    let doors = "nbd_listen = \"unix:n.sock\"\nhttp_listen = \"unix:h.sock\"";
+    fs::write(&config, format!("{doors}\n{text}")).expect("source.toml");
+    let before = refused(cluster);
+    let mut command = Command::new(BINARY);
+    let log = cluster.path("late.log");
+    let mut late = Process::start("late", log, command.arg("source").arg("--config").arg(&config));
+    wait_for("the hub refuses it again and again", LIMIT, || refused(cluster) >= before + 2.0);
+    let shown = status(&config).unwrap_or_default().to_string();
+    assert!(shown.contains("the join bundle of source late ended at"), "{shown}");
+    let log = fs::read_to_string(cluster.path("hub.log")).expect("the log");
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("source late ended")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("peer="), "{lines:?}");
+    let file = cluster.path("hub/sources.d/late.toml");
+    replace(&file, &ends, "2099-01-01T00:00:00Z");
+    wait_for("with a later date it joins", LIMIT, || {
+        assert!(late.runs(), "{}", late.output());
+        status(&config).is_some_and(|document| document["source"]["state"] == "in-sync")
+    });
+    // It is there: the date says nothing any more, also to a new session.
+    replace(&file, "2099-01-01T00:00:00Z", &ends);
+    late.stop(LIMIT);
+    let mut command = Command::new(BINARY);
+    let log = cluster.path("late.log");
+    let mut late = Process::start("late", log, command.arg("source").arg("--config").arg(&config));
+    wait_for("it is itself", LIMIT, || {
+        status(&config).is_some_and(|document| document["source"]["state"] == "in-sync")
+    });
+    late.stop(LIMIT);
 }
 
 /// Goal: a certificate speaks for its own source only; who has none is nobody; each is refused with

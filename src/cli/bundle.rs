@@ -14,19 +14,30 @@ use super::failure::{CONFIGURATION, Failure};
 use super::new_file::write_new;
 use crate::config::quantity::parse_size;
 use crate::device::directory::create_durably;
+use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
+use crate::units::times::{parse_timestamp, time_of_day, timestamp};
 
 /// The bundle's format.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
+/// A clock that differs from the hub's by less than this does no harm: certificates begin so much earlier.
+const CLOCK_SECONDS: i64 = 86_400;
 /// Where a source's configuration is that nobody names.
 const SOURCE_FILE: &str = "/etc/mirrorhub/source.toml";
 const MIB: u64 = 1 << 20;
+/// What is done about a bundle that is of no use.
+const AGAIN: &str =
+    "remove the source's file on the hub and make another one with `mirrorhub onboard` there";
 
 /// The bundle.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bundle {
     schema: u32,
+    /// When it was made, by the hub's clock.
+    made: String,
+    /// When it ends: the hub's file of the source says so as well.
+    ends: String,
     /// The source.
     pub name: SourceName,
     /// Where its hub listens.
@@ -54,10 +65,16 @@ pub struct BundleVolume {
 }
 
 impl Bundle {
-    /// A bundle of this version; volumes and certificates are to be put in.
-    pub fn new(name: SourceName, hub: SocketAddr, hub_name: String) -> Self {
+    /// A bundle of this version, made and ending then, in seconds since 1970; volumes and certificates
+    /// are to be put in.
+    pub fn new(
+        name: SourceName,
+        (hub, hub_name): (SocketAddr, String),
+        (made, ends): (i64, i64),
+    ) -> Self {
         let (ca, cert, key, volume) = Default::default();
-        Self { schema: SCHEMA, name, hub, hub_name, ca, cert, key, volume }
+        let (made, ends) = (timestamp(made), timestamp(ends));
+        Self { schema: SCHEMA, made, ends, name, hub, hub_name, ca, cert, key, volume }
     }
 
     /// Writes it to a new file that its owner alone reads.
@@ -75,16 +92,55 @@ fn refused(file: &Path, what: impl std::fmt::Display, next: &str) -> Failure {
     Failure::Message { code: CONFIGURATION, what, next: next.to_owned() }
 }
 
+/// What a bundle of any version has.
+#[derive(Debug, Deserialize)]
+struct Version {
+    schema: u32,
+}
+
 /// Makes the configuration of a source from a bundle; the file that was written. Certificates
 /// first: when the configuration is there, all of it is.
 pub fn join(bundle: &Path, config: Option<&Path>) -> Result<PathBuf, Failure> {
-    let again = "make another one with `mirrorhub onboard` on the hub";
-    let text = fs::read_to_string(bundle).map_err(|error| refused(bundle, error, again))?;
-    let read: Bundle = toml::from_str(&text).map_err(|error| refused(bundle, error, again))?;
-    if read.schema != SCHEMA {
-        let what = format!("a join bundle of version {}, this is {SCHEMA}", read.schema);
+    join_at(bundle, config, machine::unix_seconds())
+}
+
+fn read(bundle: &Path) -> Result<Bundle, Failure> {
+    let unread = |error: &dyn std::fmt::Display| refused(bundle, error, AGAIN);
+    let text = fs::read_to_string(bundle).map_err(|error| unread(&error))?;
+    let Version { schema } = toml::from_str(&text).map_err(|error| unread(&error))?;
+    if schema != SCHEMA {
+        let what = format!("a join bundle of version {schema}, this is {SCHEMA}");
         return Err(refused(bundle, what, "use the mirrorhub that the hub runs"));
     }
+    toml::from_str(&text).map_err(|error| unread(&error))
+}
+
+/// Whether it may be used now. The hub judges for itself: this is so that nothing is written in vain, and
+/// that a clock that is wrong is named before TLS fails for it.
+fn in_time(bundle: &Bundle, file: &Path, now: i64) -> Result<(), Failure> {
+    let time = |text: &str| {
+        parse_timestamp(text).ok_or_else(|| refused(file, format!("{text:?} is no time"), AGAIN))
+    };
+    let (made, ends) = (time(&bundle.made)?, time(&bundle.ends)?);
+    let (here, shown) = (time_of_day(now), time_of_day);
+    if now.saturating_add(CLOCK_SECONDS) < made {
+        let made = shown(made);
+        let what =
+            format!("this bundle was made at {made}, and it is only {here} by the clock here");
+        return Err(refused(file, what, "set the clock of this machine, then join again"));
+    }
+    if now > ends {
+        let ends = shown(ends);
+        let what = format!("this bundle ended at {ends}, and it is {here} by the clock here");
+        let next = format!("set the clock of this machine if it is wrong; else {AGAIN}");
+        return Err(refused(file, what, &next));
+    }
+    Ok(())
+}
+
+fn join_at(bundle: &Path, config: Option<&Path>, now: i64) -> Result<PathBuf, Failure> {
+    let read = read(bundle)?;
+    in_time(&read, bundle, now)?;
     let file = config.map_or_else(|| PathBuf::from(SOURCE_FILE), Path::to_owned);
     let base = file.parent().unwrap_or(Path::new(".")).to_owned();
     let source = source_text(&read, bundle)?;
@@ -144,7 +200,9 @@ mod tests {
 
     fn bundle() -> Bundle {
         let hub = "192.0.2.7:7420".parse().unwrap();
-        let mut bundle = Bundle::new("filer-a".parse().unwrap(), hub, "the-hub".into());
+        let now = machine::unix_seconds();
+        let at = (hub, "the-hub".to_owned());
+        let mut bundle = Bundle::new("filer-a".parse().unwrap(), at, (now, now + 3600));
         bundle.volume = vec![BundleVolume { name: "vol0".parse().unwrap(), size: "10GiB".into() }];
         (bundle.ca, bundle.cert, bundle.key) = ("CA\n".into(), "CERT\n".into(), "KEY\n".into());
         bundle
@@ -172,6 +230,34 @@ mod tests {
         join(&file, Some(&config)).unwrap();
     }
 
+    /// Goal: a bundle is refused once it has ended, and where the clock is behind, with both dates and
+    /// before anything is written. Control: the same one in time, and with a clock a little wrong.
+    #[test]
+    fn a_bundle_ends_and_says_so_with_both_dates() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, config) =
+            (directory.path().join("a.join.toml"), directory.path().join("a/source.toml"));
+        bundle().write(&file).unwrap();
+        let made = parse_timestamp(&bundle().made).unwrap();
+        let ends = parse_timestamp(&read(&file).unwrap().ends).unwrap();
+        for (now, said) in [
+            (ends + 1, "ended at"),
+            (ends + 400 * CLOCK_SECONDS, "set the clock"),
+            (made - CLOCK_SECONDS - 60, "was made at"),
+            (0, "set the clock"),
+        ] {
+            let met = format!("{:?}", join_at(&file, Some(&config), now).unwrap_err());
+            let dates = [time_of_day(now), time_of_day(if now > ends { ends } else { made })];
+            assert!(met.contains(said), "{met}");
+            assert!(now == 0 || dates.iter().all(|date| met.contains(date)), "{dates:?}: {met}");
+            assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "{met}");
+        }
+        for now in [ends, made - CLOCK_SECONDS / 2] {
+            join_at(&file, Some(&config), now).unwrap();
+            fs::remove_file(&config).unwrap();
+        }
+    }
+
     #[test]
     fn what_is_no_bundle_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();
@@ -181,7 +267,8 @@ mod tests {
         for bad in [
             String::new(),
             "not TOML [".to_owned(),
-            good.replace("schema = 1", "schema = 2"),
+            good.replace("schema = 2", "schema = 3"),
+            good.replace("ends = \"", "ends = \"x"),
             good.replace("filer-a", "../filer"),
             good.replace("10GiB", "10GB"),
             good.replace("the-hub", "the hub\\\"\\nname = \\\"x"),

@@ -10,6 +10,7 @@ use super::{Done, words};
 use crate::control::message::Request;
 use crate::status::answers::KeptAnswer;
 use crate::units::names::SourceName;
+use crate::units::times::time_of_day;
 
 /// List the CPs that are kept by name
 ///
@@ -52,7 +53,7 @@ fn view(answer: &KeptAnswer) -> String {
     let mut text = String::new();
     for (name, kept) in lines {
         let held = words::size(kept.held_bytes);
-        let at = words::time_of_day(kept.kept_at);
+        let at = time_of_day(kept.kept_at);
         text.push_str(&format!("{name:<width$}  CP {}  {at}  holds {held}\n", kept.cp));
         for volume in &kept.volumes {
             text.push_str(&format!("  {}  {}\n", volume.name, volume.root));

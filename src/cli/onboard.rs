@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -20,9 +21,11 @@ use super::locate::ConfigArgument;
 use super::new_file::write_new;
 use crate::config::around::{Around, load_around};
 use crate::config::problem::Problems;
-use crate::config::quantity::parse_size;
+use crate::config::quantity::{parse_duration, parse_size};
 use crate::config::schema::HubConfig;
+use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
+use crate::units::times::{time_of_day, timestamp};
 
 /// Write the file of a new source for the hub of that configuration
 ///
@@ -41,8 +44,38 @@ pub struct OnboardArguments {
     /// The hub's address as the filer reaches it [default: `listen` of the hub]
     #[arg(long, value_name = "ADDRESS:PORT")]
     hub: Option<SocketAddr>,
+    /// How long the join bundle may be used, such as 24h or 14d [default: 7d]
+    #[arg(long, value_name = "TIME")]
+    valid: Option<Valid>,
     #[command(flatten)]
     config: ConfigArgument,
+}
+
+/// How long a bundle may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Valid(Duration);
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// Without `--valid`.
+const VALID: Valid = Valid(DAY.saturating_mul(7));
+const VALID_MAX: Duration = DAY.saturating_mul(365);
+
+impl FromStr for Valid {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
+        let time = match days {
+            Some(days) => DAY.checked_mul(days).unwrap_or(Duration::MAX),
+            None => {
+                parse_duration(text).map_err(|_| format!("{text} is no time: write 24h or 14d"))?
+            }
+        };
+        if time < Duration::from_secs(1) || time > VALID_MAX {
+            return Err(format!("{text} is not between 1s and 365d"));
+        }
+        Ok(Self(time))
+    }
 }
 
 /// `VOLUME=SIZE`, as it was typed.
@@ -72,7 +105,15 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
     let Around { config, .. } = load_around(&file, None, &nothing).map_err(Failure::Problems)?;
     let OnboardArguments { name, volume, bundle, hub, .. } = arguments;
     let target = config.sources_dir.join(format!("{name}.toml"));
-    write_new(&target, &text(name, volume), 0o644).map_err(|error| {
+    let times = own_authority(&config).map(|_| times(arguments.valid.unwrap_or(VALID)));
+    if arguments.valid.is_some() && times.is_none() {
+        let what =
+            format!("onboard {name}: without an authority of the hub there is no bundle to end");
+        let next = "leave --valid away, or write a section [tls] in hub.toml".into();
+        return Err(Failure::Message { code: USAGE, what, next });
+    }
+    let ends = times.map(|(_, ends)| ends);
+    write_new(&target, &text(name, volume, ends), 0o644).map_err(|error| {
         if error.kind() == ErrorKind::AlreadyExists {
             return Failure::Message {
                 code: USAGE,
@@ -91,24 +132,25 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
         drop(std::fs::remove_file(&target));
         return Err(Failure::Problems(Problems(wrong)));
     }
-    let Some((authority, hub_name)) = own_authority(&config) else {
+    let (Some((authority, hub_name)), Some(times)) = (own_authority(&config), times) else {
         print(&view(name, volume, &target, &config))?;
         return Ok(Done::WELL);
     };
     let file = bundle.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.join.toml")));
-    let made = reachable(&config, *hub)
-        .and_then(|hub| make_bundle(authority, hub_name, (name, volume), hub)?.write(&file));
+    let made = reachable(&config, *hub).and_then(|hub| {
+        make_bundle(authority, (hub, hub_name), (name, volume), times)?.write(&file)
+    });
     if let Err(failure) = made {
         // Nobody was told of it as done.
         drop(std::fs::remove_file(&target));
         return Err(failure);
     }
-    let (target, file) = (target.display(), file.display());
+    let (target, file, ends) = (target.display(), file.display(), time_of_day(times.1));
     print(&format!(
         "{target}: written, the running hub takes it within two seconds\n\
          {file}: written, bring it to the filer and start there:\n\n  \
          mirrorhub source --join {file} --config source.toml\n\n\
-         It holds the filer's key: delete it when that has been done.\n"
+         It may be used until {ends}, once, and holds the filer's key: delete it when that has been done.\n"
     ))?;
     Ok(Done::WELL)
 }
@@ -131,15 +173,15 @@ fn reachable(config: &HubConfig, hub: Option<SocketAddr>) -> Result<SocketAddr, 
 
 fn make_bundle(
     authority: &Path,
-    hub_name: &str,
+    (hub, hub_name): (SocketAddr, &str),
     (name, volumes): (&SourceName, &[Wanted]),
-    hub: SocketAddr,
+    times: (i64, i64),
 ) -> Result<Bundle, Failure> {
     let failed = |error: AuthorityError| {
         Failure::failed(format!("onboard {name}: {error}"), "start the hub once: it makes them")
     };
     let issued = Authority(authority).issue(name.as_str()).map_err(failed)?;
-    let mut bundle = Bundle::new(name.clone(), hub, hub_name.to_owned());
+    let mut bundle = Bundle::new(name.clone(), (hub, hub_name.to_owned()), times);
     let volume =
         |wanted: &Wanted| BundleVolume { name: wanted.name.clone(), size: wanted.size.clone() };
     bundle.volume = volumes.iter().map(volume).collect();
@@ -147,8 +189,18 @@ fn make_bundle(
     Ok(bundle)
 }
 
-fn text(name: &SourceName, volumes: &[Wanted]) -> String {
+/// When a bundle is made that is valid for so long, and when it ends; in seconds since 1970.
+fn times(Valid(time): Valid) -> (i64, i64) {
+    let now = machine::unix_seconds();
+    (now, now.saturating_add(i64::try_from(time.as_secs()).unwrap_or(i64::MAX)))
+}
+
+fn text(name: &SourceName, volumes: &[Wanted], ends: Option<i64>) -> String {
     let mut text = format!("name = \"{name}\"\n");
+    if let Some(ends) = ends {
+        // Of the bundle: who comes for the first time later is refused.
+        text.push_str(&format!("join_by = \"{}\"\n", timestamp(ends)));
+    }
     for Wanted { name, size } in volumes {
         text.push_str(&format!("\n[[volume]]\nname = \"{name}\"\nsize = \"{size}\"\n"));
     }
@@ -177,6 +229,15 @@ fn view(name: &SourceName, volumes: &[Wanted], target: &Path, hub: &HubConfig) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bundle_is_valid_for_a_bounded_time() {
+        let hours = |hours: u64| Ok(Valid(Duration::from_secs(hours * 3600)));
+        assert_eq!(["24h", "1d", "14d"].map(str::parse), [hours(24), hours(24), hours(336)]);
+        for bad in ["", "0s", "0d", "366d", "5000000000d", "-1d", "7", "1w", "d"] {
+            assert!(bad.parse::<Valid>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn a_volume_is_a_name_and_a_size() {

@@ -2,14 +2,6 @@
 
 use bytesize::ByteSize;
 
-/// A time, given in seconds since 1970, as people read it.
-pub fn time_of_day(seconds: i64) -> String {
-    match jiff::Timestamp::from_second(seconds) {
-        Ok(time) => time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
-        Err(_) => "at an unknown time".to_owned(),
-    }
-}
-
 /// `1.5 GiB`.
 pub fn size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()

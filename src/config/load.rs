@@ -230,7 +230,15 @@ const TELLING: &[(Kind, &[&str])] = &[
     (Kind::Source, &["hub", "checkpoint", "replication", "nbd", "home"]),
     (
         Kind::SourceFile,
-        &["enabled", "nvram_share", "log_limit", "space_limit", "bandwidth_limit", "keep"],
+        &[
+            "enabled",
+            "nvram_share",
+            "log_limit",
+            "space_limit",
+            "bandwidth_limit",
+            "join_by",
+            "keep",
+        ],
     ),
 ];
 

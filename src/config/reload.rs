@@ -15,6 +15,7 @@ use super::schema::{
 use crate::hub::hooks::HookCommand;
 use crate::link::tls::TlsFiles;
 use crate::units::numbers::ByteCount;
+use crate::units::times::timestamp;
 use crate::units::words::words;
 
 words! {
@@ -247,6 +248,7 @@ fn rows_of(source: &HubSource) -> Rows {
         row("log_limit", Now, limit),
         row("space_limit", Now, file.space_limit.map_or("none".to_owned(), format_size)),
         row("bandwidth_limit", Now, file.bandwidth_limit.map_or("none".to_owned(), format_size)),
+        row("join_by", Now, file.join_by.map_or("none".to_owned(), timestamp)),
         row("keep", Now, file.keep.map_or("none".to_owned(), |keep| keep.to_string())),
     ];
     for volume in &file.volumes {

@@ -134,6 +134,10 @@ pub struct SourceFile {
     /// `bandwidth_limit`: bytes a second that the hub reads from it, of whatever kind; what is more waits
     /// at the source. Default none. 4MiB to 1TiB. Live.
     pub bandwidth_limit: Option<ByteCount>,
+    /// `join_by`: until when the source may come for the first time, such as "2026-11-29T12:00:00Z", here in
+    /// seconds since 1970: `mirrorhub onboard` writes the end of its join bundle. It says nothing once the
+    /// source was there. Default none. Live.
+    pub join_by: Option<i64>,
     /// `[[volume]]`: if given, exactly these volumes with these sizes may be announced. Live.
     pub volumes: Vec<VolumeConfig>,
     /// `keep`: CPs that are kept by themselves, as `SOURCE/VOLUME@last-CP`, `@hourly-..` and

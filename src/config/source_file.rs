@@ -8,6 +8,7 @@ use toml::de::DeTable;
 use super::common::{name, volumes};
 use super::load::Kind;
 use super::problem::Problem;
+use super::quantity::Unfit;
 use super::reader::{Reader, Section};
 use super::schema::SourceFile;
 use super::text::Text;
@@ -17,11 +18,14 @@ use crate::limits::{
 };
 use crate::units::names::SourceName;
 use crate::units::retention::Retention;
+use crate::units::times::parse_timestamp;
 
 /// With less a heartbeat would be stuck behind what may be under way for as long as makes a hub lost.
 const BANDWIDTH_MIN: u64 = 4 * MIB;
 /// More is no limit on any network.
 const BANDWIDTH_MAX: u64 = 1 << 40;
+/// What `join_by` looks like, for messages.
+const JOIN_BY_WANTED: &str = "a time in UTC or with its zone";
 /// Most that `keep` takes of each kind: all together leave room for names given by hand.
 const KEEP_LAST_MAX: u32 = 64;
 const KEEP_HOURLY_MAX: u32 = 72;
@@ -63,6 +67,13 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Judged {
     let limit = reader.size(&root, "log_limit", SOURCE_LOG_STEP_BYTES..=POOL_DEVICE_BYTES_MAX);
     let space = reader.size(&root, "space_limit", MIB..=POOL_DEVICE_BYTES_MAX);
     let bandwidth = reader.size(&root, "bandwidth_limit", BANDWIDTH_MIN..=BANDWIDTH_MAX);
+    let join_by = reader.parsed(&root, "join_by", JOIN_BY_WANTED, |text| {
+        let unfit = || Unfit {
+            met: format!("{text} is no time"),
+            fix: "write one such as \"2026-11-29T12:00:00Z\"".to_owned(),
+        };
+        parse_timestamp(text).ok_or_else(unfit)
+    });
     let volumes = volumes(&mut reader, &root);
     let keep = keep(&mut reader, &root);
     unavailable::check(&mut reader, table);
@@ -75,6 +86,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Judged {
         log_limit: limit.map(Spanned::into_inner),
         space_limit: space.map(Spanned::into_inner),
         bandwidth_limit: bandwidth.map(Spanned::into_inner),
+        join_by: join_by.map(Spanned::into_inner),
         volumes,
         keep,
     });

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::actor::{Connected, Content, FrameIn, PeerEnds, SILENCE_MAX, SourceActor, peer};
 use super::failback;
+use super::join_by;
 use super::lane::lock;
 use super::registry::Entry;
 use super::shared::Shared;
@@ -155,7 +156,7 @@ pub(super) async fn greet(
         }
         Ok(Ok((Message::Hello(hello), _))) => *hello,
         Ok(Ok((Message::Follow(follow), _))) => {
-            return follows(reader, known, *follow, shared).await;
+            return follows(reader, (known, peer), *follow, shared).await;
         }
         Ok(Ok((other, _))) => {
             shared.counters.refused(RefusedCode::Protocol);
@@ -168,7 +169,7 @@ pub(super) async fn greet(
     let number = shared.counters.connections.fetch_add(1, Ordering::Relaxed) + 1;
     let (own, limits) = (name.clone(), Arc::clone(shared));
     let limit = move || limits.bandwidth_limit(&own);
-    hand_over(reader, (known, &name), shared, move |stream, rest, entry| {
+    hand_over(reader, (known, &name, peer), shared, move |stream, rest, entry| {
         serve(stream, rest, hello, number, entry.actor, limit)
     })
     .await
@@ -183,12 +184,12 @@ fn welcome(shared: &Shared, name: &SourceName) -> Option<Entry> {
 /// A fenced source that follows.
 async fn follows(
     reader: FrameReader<Socket>,
-    known: Known,
+    (known, peer): (Known, &str),
     follow: Follow,
     shared: &Arc<Shared>,
 ) -> Result<(), String> {
     let (name, for_task) = (follow.name.clone(), Arc::clone(shared));
-    hand_over(reader, (known, &name), shared, move |stream, rest, _| {
+    hand_over(reader, (known, &name, peer), shared, move |stream, rest, _| {
         failback::follow(stream, rest, follow, for_task)
     })
     .await
@@ -197,7 +198,7 @@ async fn follows(
 /// Hands a connection to the arbiter of its source, where `life` runs.
 async fn hand_over<F: Future<Output = ()> + Send>(
     reader: FrameReader<Socket>,
-    (known, name): (Known, &SourceName),
+    (known, name, peer): (Known, &SourceName, &str),
     shared: &Arc<Shared>,
     life: impl FnOnce(Socket, BytesMut, Entry) -> F + Send + 'static,
 ) -> Result<(), String> {
@@ -210,6 +211,19 @@ async fn hand_over<F: Future<Output = ()> + Send>(
         shared.counters.refused(RefusedCode::OtherSource);
         let reason = format!("the certificate is not one of source {name}");
         return refuse(reader, RefusedCode::OtherSource, reason).await;
+    }
+    if let Some(reason) = never_here(shared, name, &entry) {
+        shared.counters.refused(RefusedCode::UnknownSource);
+        let (counters, news) =
+            (&shared.counters, shared.counters.too_late.is_news(name.as_str(), peer));
+        let told =
+            refuse_with(reader, RefusedCode::UnknownSource, reason, join_by::NEXT_STEP).await;
+        if !news {
+            // The filer tries again and again: its log has the reason each time, this one once.
+            counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        return told;
     }
     let (stream, rest) = reader.into_parts();
     let stream = stream.detach().map_err(|error: io::Error| error.to_string())?;
@@ -225,6 +239,14 @@ async fn hand_over<F: Future<Output = ()> + Send>(
     } else {
         Err("the hub is stopping".to_owned())
     }
+}
+
+/// Why a source that has no id yet does not get one.
+fn never_here(shared: &Shared, name: &SourceName, entry: &Entry) -> Option<String> {
+    if entry.snapshot.load().source.is_some() {
+        return None;
+    }
+    join_by::too_late(shared.settings.load().get(name)?)
 }
 
 async fn refuse(
@@ -246,6 +268,15 @@ async fn refuse(
         | RefusedCode::Fenced
         | RefusedCode::Protocol => "both ends must run a supported mirrorhub",
     };
+    refuse_with(reader, code, reason, next_step).await
+}
+
+async fn refuse_with(
+    reader: FrameReader<Socket>,
+    code: RefusedCode,
+    reason: String,
+    next_step: &str,
+) -> Result<(), String> {
     let refused = Refused { code, reason: reason.clone(), next_step: next_step.to_owned() };
     let mut outgoing = Outgoing::default();
     outgoing.push(Frame::new(&Message::Refused(refused), Bytes::new()));

@@ -37,6 +37,7 @@ pub mod hooks;
 mod identity;
 pub mod images;
 pub mod import;
+pub mod join_by;
 pub mod kept;
 pub mod lane;
 pub mod mending;

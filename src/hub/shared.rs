@@ -15,6 +15,7 @@ use super::extension::{self, Extension, State};
 use super::failback::Failbacks;
 use super::failover::{Failovers, View};
 use super::hooks::{Hooks, Moved};
+use super::join_by::TooLate;
 use super::lane::{Cursors, Lane, lock};
 use super::mending;
 use super::overlay::Room;
@@ -62,6 +63,8 @@ pub struct SourceSetting {
     pub space_limit: Option<ByteCount>,
     /// Bytes a second that are read from it, if the file names it.
     pub bandwidth_limit: Option<ByteCount>,
+    /// Until when, in seconds since 1970, it may come for the first time, if the file says so.
+    pub join_by: Option<i64>,
     /// Volumes the file pins; empty pins none.
     pub volumes: Vec<(VolumeName, ByteCount)>,
     /// CPs that are kept by themselves, if the file says so.
@@ -104,6 +107,8 @@ pub struct Counters {
     pub connections: AtomicU64,
     /// Connections that did not.
     pub handshakes_failed: AtomicU64,
+    /// Who came with a bundle that has ended.
+    pub too_late: TooLate,
     restarts: Mutex<BTreeMap<SourceName, u64>>,
     refused: Mutex<BTreeMap<&'static str, u64>>,
 }

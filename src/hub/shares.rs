@@ -100,6 +100,7 @@ mod tests {
                 log_limit,
                 space_limit,
                 bandwidth_limit,
+                join_by: None,
                 volumes,
                 keep,
             };

@@ -13,6 +13,7 @@ pub mod numbers;
 pub mod policy;
 pub mod rate;
 pub mod retention;
+pub mod times;
 pub mod turn;
 pub mod words;
 

@@ -15,7 +15,6 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{added, answer, device_status, remembered};
-use crate::cli::words::time_of_day;
 use crate::config::schema::PoolConfig;
 use crate::control::message::{AdminError, Progress, ProgressSender, ProgressUnit, code};
 use crate::limits::ADMIN_PROGRESS_MS;
@@ -28,6 +27,7 @@ use crate::status::document::PoolDeviceStatus;
 use crate::status::upkeep::DevicesAnswer;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::numbers::ByteCount;
+use crate::units::times::time_of_day;
 use crate::upkeep::Upkeep;
 use crate::upkeep::turn::{Taken, Turn};
 

@@ -212,6 +212,7 @@ fn settings(config: &HubConfig) -> Vec<SourceSetting> {
         log_limit: source.file.log_limit,
         space_limit: source.file.space_limit,
         bandwidth_limit: source.file.bandwidth_limit,
+        join_by: source.file.join_by,
         volumes: source.file.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
         keep: source.file.keep,
     };

@@ -432,6 +432,7 @@ pub(super) fn hub_options(setup: &Setup) -> HubOptions {
         log_limit: None,
         space_limit: None,
         bandwidth_limit: None,
+        join_by: None,
         volumes: vec![],
         keep: None,
     };

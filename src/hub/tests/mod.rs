@@ -57,6 +57,7 @@ fn options(dir: &Path, names: &[&str]) -> HubOptions {
                 log_limit: None,
                 space_limit: None,
                 bandwidth_limit: None,
+                join_by: None,
                 volumes: vec![],
                 keep: None,
             })
