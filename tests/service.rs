@@ -152,7 +152,7 @@ fn refused_calls(unit: &str) -> BTreeSet<String> {
             Some(groups) => {
                 groups.split_whitespace().for_each(|group| calls_of(group, &mut refused))
             }
-            None => line.split_whitespace().for_each(|call| drop(refused.remove(call))),
+            None => refused.retain(|call| !line.split_whitespace().any(|allowed| allowed == call)),
         }
     }
     refused
@@ -164,7 +164,9 @@ fn calls_of(group: &str, calls: &mut BTreeSet<String>) {
         match line.trim() {
             inner if inner.starts_with('@') => calls_of(inner, calls),
             comment if comment.is_empty() || comment.starts_with('#') => {}
-            call => drop(calls.insert(call.to_owned())),
+            call => {
+                calls.insert(call.to_owned());
+            }
         }
     }
 }
