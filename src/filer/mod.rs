@@ -224,7 +224,7 @@ struct Engine {
 impl Engine {
     fn start(shared: Arc<Shared>) -> Result<Arc<Self>, StartError> {
         let checkpointer = Checkpointer::new(Arc::clone(&shared));
-        let checkpointer = machine::spawn_behind("checkpoint", move || checkpointer.run())
+        let checkpointer = machine::spawn("checkpoint", move || checkpointer.run())
             .map_err(|error| StartError::Thread(error.to_string()))?;
         Ok(Arc::new(Self { shared, checkpointer: Mutex::new(Some(checkpointer)) }))
     }

@@ -56,9 +56,9 @@ use crate::record::transfer::Transfer;
 use crate::sourcelog::{LogError, LogOptions, LogStore};
 use crate::units::convert::to_u64;
 use crate::units::ids::{HubId, SourceId};
+use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
 use crate::units::policy::Ack;
-use crate::units::{machine, turn};
 use crate::wire::message::{Scanned, VolumeScan};
 
 /// A hub keeps a short history of CPs; the long one is the source's (R5).
@@ -289,19 +289,13 @@ fn start_threads(
     let applier = |queue: &Arc<JobQueue>| Applier::new(queue.clone(), shared.clone());
     for _ in 0..appliers.max(1) {
         let applier = applier(&shared.jobs);
-        threads.push(spawn("hub-apply", move || behind(|| applier.run()))?);
+        threads.push(spawn("hub-apply", move || applier.run())?);
     }
     for _ in 0..PASSES_MAX {
         let applier = applier(&shared.passes);
-        threads.push(spawn("hub-pass", move || behind(|| applier.run()))?);
+        threads.push(spawn("hub-pass", move || applier.run())?);
     }
     Ok(threads)
-}
-
-/// Nobody waits for a CP as for an answer: whoever stages and acknowledges goes first.
-fn behind(work: impl FnOnce()) {
-    turn::step_back();
-    work();
 }
 
 /// A thread whose panic ends the process: nobody would know what it left half done.

@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::turn;
-
 /// Work on another thread came to no end: it panicked, or its runtime is gone.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
@@ -118,17 +116,6 @@ pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<Joi
         return simulated::spawn(name, body);
     }
     std::thread::Builder::new().name(name.to_owned()).spawn(body)
-}
-
-/// The same for what nobody waits for: it lets others go first.
-pub fn spawn_behind(
-    name: &str,
-    body: impl FnOnce() + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
-    spawn(name, || {
-        turn::step_back();
-        body();
-    })
 }
 
 /// Waits for the end of a thread of [`spawn`].

@@ -1,7 +1,7 @@
 //! In which order the kernel gives threads their turn when there are more than cores.
 //!
-//! A write waits for a few threads; what is built behind it waits for nobody's answer. Each function is
-//! called by a thread for itself.
+//! Called by a thread for itself. What was tried, and slowed what it was for, is in docs/performance.md: a
+//! higher nice value for those who build CPs. They hold locks that others wait for.
 
 use std::io;
 
@@ -9,17 +9,6 @@ use thread_priority::{
     Error, RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
     set_thread_priority_and_policy, thread_native_id,
 };
-
-/// Nice value of what nobody waits for: a tenth of the share of a thread that somebody waits for.
-const BEHIND: i32 = 10;
-
-/// Lets others go first: for builders of CPs, scrubs, rebuilds. A refusal changes nothing but the
-/// order.
-pub fn step_back() {
-    if let Err(error) = rustix::process::setpriority_process(None, BEHIND) {
-        tracing::debug!(%error, "a thread in the background stays in its class");
-    }
-}
 
 /// Goes before every thread of an ordinary class: SCHED_RR, the lowest priority of it (sched(7)).
 ///
@@ -42,18 +31,6 @@ mod tests {
     use thread_priority::thread_schedule_policy;
 
     use super::*;
-
-    /// Of this thread, not of the process.
-    #[test]
-    fn a_thread_steps_back_alone() {
-        let nice = || rustix::process::getpriority_process(None).unwrap();
-        let before = nice();
-        let behind = std::thread::spawn(move || {
-            step_back();
-            nice()
-        });
-        assert_eq!((behind.join().unwrap(), nice()), (BEHIND.max(before), before));
-    }
 
     /// It is done or refused, and the class is as it says.
     #[test]

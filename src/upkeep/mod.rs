@@ -155,7 +155,7 @@ impl Upkeep {
         let thread = {
             let (shared, pool) = (Arc::clone(&shared), Arc::clone(&pool));
             let keeper = Keeper { pool, shared, options, mend, note };
-            machine::spawn_behind("upkeep", move || keeper.run())?
+            machine::spawn("upkeep", move || keeper.run())?
         };
         Ok(Arc::new(Self {
             pool,
