@@ -11,6 +11,7 @@
 
 mod durable;
 mod heard;
+mod jitter;
 mod passes;
 
 use std::collections::VecDeque;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 
+use self::jitter::Jitter;
 use super::completion::HubDurable;
 use super::feed::DurableFreeze;
 use super::order::Lacking;
@@ -34,7 +36,6 @@ use crate::link::FrameReader;
 use crate::link::socket::{ReadHalf, Socket, WriteHalf};
 use crate::link::tls::SourceTls;
 use crate::session::primary::{Action, Event, Primary};
-use crate::units::convert::low_u32;
 use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber};
 use crate::units::policy::OnHubLoss;
@@ -95,7 +96,7 @@ pub struct Forwarder {
     follow: VecDeque<Event>,
     /// Since when there is no session; `None` in one.
     lost: Option<Instant>,
-    jitter: u64,
+    jitter: Jitter,
     retry_at: Option<Instant>,
     /// The pause before it.
     retry_pause: Duration,
@@ -111,7 +112,7 @@ pub struct Forwarder {
 impl Forwarder {
     /// A forwarder with a machine that knows what was recovered.
     pub fn new(shared: Arc<Shared>, options: ForwardOptions, primary: Primary) -> Self {
-        let (jitter, done) = (options.seed, CpNumber(0));
+        let (jitter, done) = (Jitter::new(options.seed), CpNumber(0));
         // A CP that was under way before the restart is known to the machine already.
         let told = shared.order.frozen().map_or(done, |frozen| frozen.cp);
         let (data, retry_at) = (None, None);
@@ -186,7 +187,7 @@ impl Forwarder {
                     }
                 }
             }
-            let jittered = self.jittered(pause);
+            let jittered = self.jitter.on(pause);
             self.away(Some(jittered)).await;
             pause = (pause * 2).min(self.options.backoff.most);
         }
@@ -200,12 +201,6 @@ impl Forwarder {
             Err(End::Halted(refused)) => Some(refused),
             Ok(()) | Err(End::Broken(_) | End::Stalled(_) | End::Renewed | End::Stopped) => None,
         }
-    }
-
-    /// The pause and up to half of it more, so that sources do not come all at once.
-    fn jittered(&mut self, pause: Duration) -> Duration {
-        self.jitter = self.jitter.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        pause + pause / 2 * low_u32(self.jitter >> 56) / 256
     }
 
     /// Goes on without a session for a while, or until the source stops.
