@@ -1,7 +1,10 @@
 //! A policy changes while the source runs (R20): behind a freeze, when the hub has noted it.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::filer::completion::Gate;
+use crate::units::numbers::VolumeNumber;
 use crate::units::policy::Mode;
 
 fn of_mode(mode: Mode) -> Policy {
@@ -181,6 +184,56 @@ fn to_cp_only_and_back_every_write_is_there() {
         assert_eq!(hub.applied(), cp);
         assert_eq!(read_all(&export).await, expected);
         filer.stop().await.unwrap();
+    });
+}
+
+/// What leaves between two CPs of a source that is written to meanwhile, and with the second of them;
+/// frames by the name of their message.
+async fn frames_of(policy: Policy) -> [BTreeMap<&'static str, u64>; 2] {
+    let hub = Hub::start(4 << 20).await;
+    let stores = Stores::sized(16 << 20);
+    let filer = start_with(&stores, &hub, policy).await;
+    let export = open(&filer, "vol0").await;
+    write(&export, 0, &[1; 4096]).await.unwrap();
+    filer.checkpoint().await.unwrap();
+    hub.is_heard().await;
+    hub.lock().frames.clear();
+    let mut expected = vec![0; VOLUME_BYTES];
+    expected[..4096].fill(1);
+    for count in 0..400 {
+        let (at, byte) = (count * 7 % 256 * 4096, u8::try_from(count % 250 + 2).unwrap());
+        write(&export, at, &[byte; 4096]).await.unwrap();
+        expected[at..at + 4096].fill(byte);
+    }
+    until("a ping", || hub.lock().frames.get("Ping").is_some_and(|&pings| pings > 0)).await;
+    hub.is_heard().await;
+    let between = std::mem::take(&mut hub.lock().frames);
+    let (cp, _) = filer.checkpoint().await.unwrap();
+    assert_eq!((hub.applied(), cp.0), (cp, 2), "no CP was made in between");
+    let with_cp = hub.lock().frames.clone();
+    assert_eq!(hub.lock().images[&VolumeNumber(0)], expected);
+    filer.stop().await.unwrap();
+    [between, with_cp]
+}
+
+/// cp-only: between two CPs nothing leaves but heartbeats, however much is written.
+#[test]
+fn cp_only_sends_pings_and_nothing_else_between_cps() {
+    runtime().block_on(async {
+        let hub_timeout = Duration::from_secs(2);
+        let only = Policy { mode: Mode::CpOnly, apply: Apply::Inline, hub_timeout, ..loose() };
+        let [between, with_cp] = frames_of(only).await;
+        println!("between {between:?}, with the CP {with_cp:?}");
+        let quiet = |name: &&str| ["Ping", "Pong"].contains(name);
+        assert!(between.keys().all(quiet), "{between:?} between two CPs");
+        assert!(
+            with_cp.contains_key("Updates") && !with_cp.contains_key("Transfer"),
+            "{with_cp:?}"
+        );
+        // The control: under another mode the same count sees what goes.
+        let [between, _] = frames_of(Policy { hub_timeout, ..loose() }).await;
+        let sent = between.get("Transfer").copied().unwrap_or_default();
+        assert!(sent > 0 && !between.keys().all(quiet), "{between:?} under async");
     });
 }
 

@@ -74,6 +74,8 @@ pub(super) struct State {
     early: Vec<(VolumeNumber, Bytes)>,
     pub(super) control: Control,
     pub(super) seen: Seen,
+    /// Frames that came, by the name of their message.
+    pub(super) frames: BTreeMap<&'static str, u64>,
     held_acks: Vec<Place>,
     held_end: Option<CpEnd>,
     out: Vec<Frame>,
@@ -124,6 +126,7 @@ impl Hub {
             early: Vec::new(),
             control: Control::default(),
             seen: Seen::default(),
+            frames: BTreeMap::new(),
             held_acks: Vec::new(),
             held_end: None,
             out: Vec::new(),
@@ -255,6 +258,7 @@ impl State {
                 return;
             }
         }
+        *self.frames.entry(message.name()).or_default() += 1;
         self.seen.pongs += u64::from(matches!(message, Message::Pong(_)));
         if let Message::Hello(hello) = message {
             for offer in &hello.volumes {
