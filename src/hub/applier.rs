@@ -290,6 +290,7 @@ pub struct Applier {
 
 /// Why a job did not publish.
 pub(super) enum Stop {
+    /// Given up on request, or by a fence.
     Aborted,
     NoSpace,
     /// The source may have no more of the pool.
@@ -308,6 +309,13 @@ impl From<PoolError> for Stop {
     fn from(error: PoolError) -> Self {
         if let PoolError::OverLimit { .. } = error {
             return Self::OverLimit(format!("space_limit in its file on the hub: {error}"));
+        }
+        // The fence came between (R2): what is not published counts as nothing, and its source, which is
+        // told so, has made no mistake.
+        if let PoolError::Epoch { named, recorded } = &error
+            && recorded.number > named.number
+        {
+            return Self::Aborted;
         }
         let full = matches!(error, PoolError::Full { .. } | PoolError::CatalogFull { .. });
         if full && !machine::breaks(18) {
@@ -765,6 +773,18 @@ mod tests {
         assert!(is_fault(unresolved(io())));
         // Sent inline, a block that is damaged in the log is right (R15).
         assert!(![corrupt, none, block].into_iter().any(|error| is_fault(unresolved(error))));
+    }
+
+    /// The fence makes an older epoch of a CP's: that is no refusal. Any other difference is one.
+    #[test]
+    fn only_a_raised_epoch_gives_a_cp_up() {
+        let met = |named: (u32, u64), recorded: (u32, u64)| {
+            let epoch = |(number, id)| Epoch { number, id };
+            Stop::from(PoolError::Epoch { named: epoch(named), recorded: epoch(recorded) })
+        };
+        assert!(matches!(met((1, 5), (2, 6)), Stop::Aborted));
+        assert!(matches!(met((2, 6), (1, 5)), Stop::Rejected { .. }));
+        assert!(matches!(met((2, 6), (2, 7)), Stop::Rejected { .. }));
     }
 
     /// A write that fails is this hub's own fault; what cannot be read may be had elsewhere.
