@@ -23,6 +23,8 @@ const LIFE_MS: u64 = 1200;
 pub(super) struct Devices {
     nvram: Arc<SimDevice>,
     pool: Disk,
+    /// One of them fails, or will.
+    erring: bool,
 }
 
 /// A copy that runs in the place of its source.
@@ -40,13 +42,15 @@ impl SourceEnd {
         let written = self.state.borrow().by_both > 0;
         if self.is_copied && written && self.older.is_none() && self.copy.is_none() {
             let nvram = Arc::new(self.nvram.copy());
-            self.older = Some(Devices { nvram, pool: self.pool.copy() });
+            self.older = Some(Devices { nvram, pool: self.pool.copy(), erring: false });
         }
     }
 
     fn take(&mut self, devices: Devices) -> Devices {
         let nvram = std::mem::replace(&mut self.nvram, devices.nvram);
-        Devices { nvram, pool: std::mem::replace(&mut self.pool, devices.pool) }
+        let pool = std::mem::replace(&mut self.pool, devices.pool);
+        let erring = std::mem::replace(&mut self.erring, devices.erring);
+        Devices { nvram, pool, erring }
     }
 }
 

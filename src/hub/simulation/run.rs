@@ -170,6 +170,10 @@ impl Simulation {
         self.rotting = None;
         self.look_at_sweep(false);
         self.look_at_sweep(true);
+        // First: what is planned for the devices that were put aside does not come either.
+        for at in 0..self.sources.len() {
+            self.put_back(at).await;
+        }
         let mut forgotten = self.hub.nvram.forget_faults() + self.hub.pool.forget_faults();
         self.hub.files.heal();
         self.hub.full = None;
@@ -181,9 +185,6 @@ impl Simulation {
                 self.network.hold(address(at), [false, false]);
             }
             self.sources[at].state.borrow_mut().resting = true;
-        }
-        for at in 0..self.sources.len() {
-            self.put_back(at).await;
         }
         self.tell(&format!("{forgotten} faults did not come"));
         self.held.clear();

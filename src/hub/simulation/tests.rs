@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::probes::{Probe, Probes};
 use super::run::{Outcome, run, run_without};
-use super::setup::Setup;
+use super::setup::{Fault, Planned, Setup};
 use crate::units::convert::to_u64;
 use crate::units::machine::simulated::words;
 use crate::units::{is_full, machine};
@@ -167,6 +167,29 @@ fn the_sources_side_is_kept_whatever_goes_wrong() {
 #[test]
 fn seed_132_what_comes_behind_a_fence_is_not_acknowledged() {
     seed(132);
+}
+
+/// Goal: a fault that was planned for a device comes to that device while it may, or never: also where an
+/// old copy stands in for the source meanwhile, until the source's own is put back or all is healed.
+#[test]
+fn a_fault_stays_with_the_device_it_was_planned_for() {
+    for (work_ms, comes) in [(830, false), (1000, true)] {
+        let mut setup = Setup::of(9921);
+        let source = 0;
+        let faults = [
+            (200, Fault::SourceKill { source }),
+            (800, Fault::SourceKill { source }),
+            (801, Fault::SourceError { source, ring: true, nth: 1 }),
+            (802, Fault::OldCopy { source, boots: 0 }),
+        ];
+        setup.faults = faults.map(|(at_ms, fault)| Planned { at_ms, fault }).into();
+        (setup.work_ms, setup.down_ms) = (work_ms, 200);
+        let Outcome { problem, probes, events, .. } = run(&setup);
+        assert_eq!(problem, None, "{events:#?}");
+        let put_back = |event: &String| event.ends_with("the source's own state is put back");
+        assert!(events.iter().any(put_back), "{events:#?}");
+        assert_eq!(probes.0.contains_key(&Probe::IoError), comes, "{events:#?}");
+    }
 }
 
 #[test]
