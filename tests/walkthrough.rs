@@ -13,10 +13,10 @@ fn project(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The commands of the README's section on a hub and a source.
-fn commands_of_the_readme() -> Vec<String> {
+/// The commands of that section of the README: its first block.
+fn commands_of_the_readme(section: &str) -> Vec<String> {
     let readme = fs::read_to_string(project("README.md")).expect("README.md");
-    let (_, section) = readme.split_once("\n## A hub and a source\n").expect("the section");
+    let (_, section) = readme.split_once(&format!("\n## {section}\n")).expect("the section");
     let (_, block) = section.split_once("```text\n").expect("its commands");
     let (block, _) = block.split_once("```").expect("their end");
     block.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
@@ -58,7 +58,7 @@ fn the_commands_of_the_readme_work_together() {
     let (hub, source) = (base.join("config/hub.toml"), base.join("config/source.toml"));
     let mut running = Vec::new();
     let mut printed = Vec::new();
-    for line in commands_of_the_readme() {
+    for line in commands_of_the_readme("A hub and a source") {
         let line = line.replace("127.0.0.1", &address);
         if line.starts_with("mirrorhub hub ") || line.starts_with("mirrorhub source ") {
             let name = if running.is_empty() { "hub" } else { "source" };
@@ -88,6 +88,50 @@ fn the_commands_of_the_readme_work_together() {
     for process in &mut running {
         assert!(process.stop(Duration::from_secs(20)).success());
     }
+}
+
+/// Goal: the README's four commands, the build done beforehand, lead to a mirrored volume with TLS. Beside
+/// the host's ports, in a network of its own: the commands name none.
+#[test]
+fn four_commands_lead_from_a_checkout_to_a_mirror() {
+    let directory = tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("directory");
+    let base = directory.path();
+    fs::create_dir_all(base.join("config/first/sources.d")).expect("directory");
+    fs::create_dir_all(base.join("target/release")).expect("directory");
+    fs::copy(project("config/first/hub.toml"), base.join("config/first/hub.toml")).expect("a copy");
+    let program = base.join("target/release/mirrorhub");
+    std::os::unix::fs::symlink(BINARY, program).expect("the program");
+    let commands = commands_of_the_readme("From a checkout to a mirror");
+    let [build, hub, onboard, source] = commands.as_slice() else { panic!("{commands:?}") };
+    assert_eq!(build, "cargo build --release");
+    assert!(hub.ends_with(" &") && source.ends_with(" &"));
+    let script = format!(
+        "set -e\n\
+         ip link set lo up\n\
+         trap 'kill $(jobs -p); wait' EXIT\n\
+         shows() {{ target/release/mirrorhub status --config config/first/hub.toml | grep -q \"$1\"; }}\n\
+         until_shown() {{\n\
+           n=0\n\
+           until shows \"$1\"; do n=$((n + 1)); test $n -lt 300; sleep 0.1; done\n\
+         }}\n\
+         {hub}\n\
+         until_shown 'hub '\n\
+         {onboard}\n\
+         {source}\n\
+         until_shown in-sync\n\
+         head -c 8388608 /dev/urandom > data\n\
+         nbdcopy data nbd://127.0.0.1:10809/vol0\n\
+         target/release/mirrorhub checkpoint filer-a --config config/first/hub.toml\n\
+         nbdcopy nbd://127.0.0.1:10810/filer-a/vol0 - | head -c 8388608 | cmp - data\n\
+         cat target/first/filer/source.toml\n"
+    );
+    let begin = std::time::Instant::now();
+    let mut command = Command::new("unshare");
+    command.args(["--net", "bash", "-c", &script]).current_dir(base);
+    let output = run(&mut command);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{text}from the hub's start to a volume whose image was read: {:?}", begin.elapsed());
+    assert!(text.contains("[tls]"), "the source speaks TLS: {text}");
 }
 
 fn said(command: &mut Command) -> (Option<i32>, String) {
