@@ -24,12 +24,20 @@ const WAYS: [(&str, &str); 5] = [
 /// Bytes that semi-sync may be behind in this test: 256 blocks.
 const LAG_BLOCKS: u64 = 256;
 
+/// Where no entries travel, the hub acknowledges none and has none to refer to.
+const CP_ONLY_WAYS: [(&str, &str); 1] = [("inline", "durable")];
+
 /// Each mode with what it needs beside it.
-const MODES: [(&str, &str); 3] = [
+const MODES: [(&str, &str); 4] = [
     ("sync", "on_hub_loss = \"stop\""),
     ("semi-sync", "lag_limit = { bytes = \"1MiB\", time = \"10s\" }\non_hub_loss = \"continue\""),
     ("async", "on_hub_loss = \"continue\""),
+    ("cp-only", "on_hub_loss = \"continue\""),
 ];
+
+fn ways(mode: &str) -> &'static [(&'static str, &'static str)] {
+    if mode == "cp-only" { &CP_ONLY_WAYS } else { &WAYS }
+}
 
 /// What one source showed.
 struct Row {
@@ -67,15 +75,19 @@ fn opened(cluster: &Cluster, export: &str) -> Client {
 /// One source for each way under one mode: the log's bytes, the CP's bytes, then all filers are killed
 /// while the hub does not get on, and the hub with what it has in memory.
 fn measure(mode: &'static str, more: &str) -> Vec<Row> {
-    let settings = WAYS.map(|(apply, ack)| {
-        let how = format!("apply = \"{apply}\"\nack = \"{ack}\"");
+    let ways = ways(mode);
+    let settings = ways.iter().map(|(apply, ack)| {
+        // cp-only has nothing to acknowledge, and says so of a file that names it.
+        let ack_line = if mode == "cp-only" { String::new() } else { format!("ack = \"{ack}\"") };
+        let how = format!("apply = \"{apply}\"\n{ack_line}");
         let lines = format!("mode = \"{mode}\"\n{how}\nhub_timeout = \"2s\"\n{more}");
         SourceSettings::new(&format!("filer-{apply}-{ack}")).replication(&lines)
     });
+    let settings: Vec<_> = settings.collect();
     let mut cluster = Cluster::start(&settings);
     let mut rows = Vec::new();
     let mut all: HashMap<String, Known> = HashMap::new();
-    for (apply, ack) in WAYS {
+    for &(apply, ack) in ways {
         let name = format!("filer-{apply}-{ack}");
         let policy = cluster.own_status(&name)["policy"].take();
         assert_eq!(
@@ -87,7 +99,9 @@ fn measure(mode: &'static str, more: &str) -> Vec<Row> {
         writer.wait_answered(1000);
         let answered = |writer: &Writer| f64::from(u32::try_from(writer.answered()).expect("few"));
         writer.stop();
-        wait_staged(&cluster, &name);
+        if mode != "cp-only" {
+            wait_staged(&cluster, &name);
+        }
         let log = wire_bytes(&cluster) - before;
         cluster.checkpoint(&name);
         let checkpoint = wire_bytes(&cluster) - before - log;
@@ -96,7 +110,7 @@ fn measure(mode: &'static str, more: &str) -> Vec<Row> {
         rows.push(Row { mode, apply, ack, written, log, checkpoint, lost: 0, of: 0 });
     }
     // The hub does not get on while clients write; then every filer dies, and the hub.
-    let writers = WAYS.map(|(apply, ack)| {
+    let writers = ways.iter().map(|(apply, ack)| {
         let name = format!("filer-{apply}-{ack}");
         let known = all.remove(&name).unwrap_or_default();
         let writer =
@@ -104,9 +118,10 @@ fn measure(mode: &'static str, more: &str) -> Vec<Row> {
         writer.wait_answered(50);
         writer
     });
+    let writers: Vec<_> = writers.collect();
     cluster.signal_hub("STOP");
     pause(Duration::from_millis(400));
-    for (apply, ack) in WAYS {
+    for (apply, ack) in ways {
         cluster.kill_source(&format!("filer-{apply}-{ack}"));
     }
     cluster.kill_hub();
@@ -145,7 +160,8 @@ fn what_each_policy_sends_and_loses() {
             row.of
         );
     }
-    for of_mode in rows.chunks(WAYS.len()) {
+    let (with_log, cp_only) = rows.split_at(rows.len() - CP_ONLY_WAYS.len());
+    for of_mode in with_log.chunks(WAYS.len()) {
         let [reference, inline, replay, _, _] = of_mode else { panic!("one row for each way") };
         assert!(
             reference.checkpoint <= inline.checkpoint / 100.0,
@@ -156,6 +172,11 @@ fn what_each_policy_sends_and_loses() {
         );
         assert!(replay.checkpoint <= reference.checkpoint.max(4096.0), "replay sends data");
         assert!(inline.checkpoint >= inline.written * 0.9, "inline sends less than was written");
+    }
+    for row in cp_only {
+        assert_eq!((row.mode, row.apply), ("cp-only", "inline"));
+        assert!(row.checkpoint >= row.written * 0.9, "the CP sends less than was written");
+        assert!(row.log <= row.written / 100.0, "{} bytes of a log that nobody wants", row.log);
     }
     for row in &rows {
         match row.mode {
@@ -169,6 +190,7 @@ fn what_each_policy_sends_and_loses() {
     }
     let lost = |mode| rows.iter().filter(|row| row.mode == mode).map(|row| row.lost).sum::<u64>();
     assert!(lost("async") > 0, "a kill under async loses nothing here: the test shows nothing");
+    assert!(lost("cp-only") > 0, "a kill under cp-only loses nothing behind its last CP");
 }
 
 /// Between two CPs a source in cp-only sends nothing but pings; the CP sends what was written.
