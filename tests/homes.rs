@@ -134,8 +134,16 @@ fn another_filer_becomes_the_home_of_a_lost_ones_volumes() {
     let answer = give_back(&cluster, &["--to", OTHER]);
     assert_eq!(answer["serves"], true, "{answer}");
     // The client's connection to the hub has ended; it comes back under the same name, elsewhere.
+    wait_for("the hub's client is told", LIMIT, || here.has_ended());
+    let (_, last) = here.served().expect("it was answered");
     let known = here.finish();
     let writer = load(&cluster, OTHER, EXPORT, known, 17);
+    let (first, _) = writer.served().expect("it was answered");
+    // R14: the pause is shown, and is part of what the client met: nothing was answered in it.
+    let (shown, met) = (answer["pause_ms"].as_u64().expect("a pause"), first - last);
+    println!("clients were held for {shown} ms, this one met {met:?}");
+    assert!(shown > 0, "no pause is shown: {answer}");
+    assert!(Duration::from_millis(shown) <= met, "{shown} ms are shown, the client met {met:?}");
     let (known, own) = (writer.finish(), there.finish());
     check_both(&mut cluster, &known, &own);
     let shown = home_of(&cluster, OTHER, LOST).expect("status shows it");

@@ -7,10 +7,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mirrorhub::nbd::client::Client;
 
@@ -92,11 +92,19 @@ impl Known {
     }
 }
 
+/// What a writer met so far.
+#[derive(Debug, Default)]
+struct Met {
+    answered: AtomicU64,
+    /// When the first answer came, and when the write was submitted that was answered last.
+    served: Mutex<Option<(Instant, Instant)>>,
+}
+
 /// A writer at work in a thread of its own.
 #[derive(Debug)]
 pub struct Writer {
     stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
+    met: Arc<Met>,
     thread: Option<JoinHandle<Known>>,
 }
 
@@ -105,17 +113,22 @@ impl Writer {
     /// until the connection breaks.
     pub fn start(socket: PathBuf, export: &str, known: Known, depth: usize, seed: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let answered = Arc::new(AtomicU64::new(0));
-        let (stopped, counted, export) = (stop.clone(), answered.clone(), export.to_owned());
+        let met = Arc::<Met>::default();
+        let (stopped, seen, export) = (stop.clone(), met.clone(), export.to_owned());
         let thread = std::thread::spawn(move || {
-            write(&socket, &export, known, depth, seed, &stopped, &counted)
+            write(&socket, &export, known, depth, seed, &stopped, &seen)
         });
-        Self { stop, answered, thread: Some(thread) }
+        Self { stop, met, thread: Some(thread) }
     }
 
     /// Writes answered since the start.
     pub fn answered(&self) -> u64 {
-        self.answered.load(Ordering::Relaxed)
+        self.met.answered.load(Ordering::Relaxed)
+    }
+
+    /// When its first answer came, and when it submitted the write that was answered last.
+    pub fn served(&self) -> Option<(Instant, Instant)> {
+        *self.met.served.lock().expect("a lock")
     }
 
     /// Waits until that many writes were answered.
@@ -125,11 +138,15 @@ impl Writer {
         });
     }
 
+    /// Whether its connection has come to an end.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Lets it submit no more and waits until it has its answers.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        let ended = || self.thread.as_ref().is_none_or(JoinHandle::is_finished);
-        wait_for("the writer comes to rest", Duration::from_secs(30), ended);
+        wait_for("the writer comes to rest", Duration::from_secs(30), || self.has_ended());
     }
 
     /// Ends the writer; what it knows.
@@ -146,7 +163,7 @@ fn write(
     depth: usize,
     seed: u64,
     stop: &AtomicBool,
-    answered: &AtomicU64,
+    met: &Met,
 ) -> Known {
     let mut client = None;
     for _ in 0..500 {
@@ -162,7 +179,7 @@ fn write(
     let mut client = client.expect("the volume can be opened");
     let blocks = client.size() / 4096;
     let mut state = seed | 1;
-    let mut under_way: HashMap<u64, (u64, u64)> = HashMap::new();
+    let mut under_way: HashMap<u64, (u64, u64, Instant)> = HashMap::new();
     let mut busy: HashSet<u64> = HashSet::new();
     loop {
         while under_way.len() < depth && !stop.load(Ordering::Relaxed) {
@@ -176,8 +193,9 @@ fn write(
             known.next += 1;
             let version = known.next;
             known.submitted.insert(block, version);
+            let submitted = Instant::now();
             match client.submit_write(block * 4096, &content(block, version)) {
-                Ok(cookie) => under_way.insert(cookie, (block, version)),
+                Ok(cookie) => under_way.insert(cookie, (block, version, submitted)),
                 Err(_) => return known,
             };
         }
@@ -185,12 +203,16 @@ fn write(
             return known;
         }
         let Ok(reply) = client.reply() else { return known };
-        let (block, version) = under_way.remove(&reply.cookie).expect("an answer to a request");
+        let known_request = under_way.remove(&reply.cookie);
+        let (block, version, submitted) = known_request.expect("an answer to a request");
         busy.remove(&block);
         match reply.result {
             Ok(_) => {
                 known.answered.insert(block, version);
-                answered.fetch_add(1, Ordering::Relaxed);
+                met.answered.fetch_add(1, Ordering::Relaxed);
+                let mut served = met.served.lock().expect("a lock");
+                let first = served.map_or_else(Instant::now, |(first, _)| first);
+                *served = Some((first, submitted));
             }
             Err(_) => return known,
         }
