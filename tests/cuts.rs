@@ -69,7 +69,7 @@ impl Namespace {
     }
 
     /// Of each hundred packets, so many vanish at random, in both directions.
-    fn lose(&self, cluster: &Cluster, of_hundred: u32) {
+    pub fn lose(&self, cluster: &Cluster, of_hundred: u32) {
         let hub = cluster.hub_address();
         let (ip, port) = (hub.ip(), hub.port());
         let chance = format!("numgen random mod 100 < {of_hundred} counter drop");
@@ -82,7 +82,7 @@ impl Namespace {
     }
 
     /// Packets that the rules of [`Namespace::lose`] have taken, to the hub and from it.
-    fn lost(&self) -> Vec<u64> {
+    pub fn lost(&self) -> Vec<u64> {
         let listed = run(self.inside("nft").args(["list", "table", "inet", "cut"]));
         let text = String::from_utf8(listed.stdout).expect("text");
         let counts = text.lines().filter_map(|line| line.split_once("counter packets "));

@@ -7,6 +7,7 @@
 //! controls of its parts are beside them; here one more: an older oracle's image is found wanting.
 //! `MIRRORHUB_SEED` repeats a run.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 enum Fault {
     /// Its packets vanish.
     Cut(Cut),
+    /// One packet in ten vanishes, at random.
+    Loss,
     /// SIGSTOP.
     Sleep,
     /// kill -9.
@@ -37,13 +40,37 @@ enum Fault {
     Power,
 }
 
+/// Of a hundred packets.
+const LOST: u32 = 10;
+
+/// Faults as they are dealt: each of them comes before one comes again.
+#[derive(Debug, Default)]
+struct Deck(Vec<Fault>);
+
+impl Deck {
+    fn dealt(&mut self, state: &mut u64) -> Fault {
+        if self.0.is_empty() {
+            let cut = |state: &mut u64| CUTS[usize::try_from(next(state) % 3).expect("small")];
+            let cuts = [cut(state), cut(state)].map(Fault::Cut);
+            self.0.extend(cuts);
+            self.0.extend([Fault::Loss, Fault::Sleep, Fault::Kill, Fault::Power]);
+        }
+        let left = u64::try_from(self.0.len()).expect("small");
+        self.0.swap_remove(usize::try_from(next(state) % left).expect("small"))
+    }
+}
+
 impl Fault {
-    fn drawn(state: &mut u64) -> Self {
-        match next(state) % 6 {
-            0 => Self::Sleep,
-            1 => Self::Kill,
-            2 => Self::Power,
-            _ => Self::Cut(CUTS[usize::try_from(next(state) % 3).expect("small")]),
+    /// Those that loops have to meet.
+    const KINDS: [&'static str; 5] = ["cut", "loss", "sleep", "kill", "power"];
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Cut(_) => "cut",
+            Self::Loss => "loss",
+            Self::Sleep => "sleep",
+            Self::Kill => "kill",
+            Self::Power => "power",
         }
     }
 
@@ -68,6 +95,9 @@ struct World {
     source: Disk,
     namespace: Namespace,
     cluster: Cluster,
+    deck: Deck,
+    /// Kinds of faults that have happened.
+    met: BTreeSet<&'static str>,
 }
 
 impl Drop for World {
@@ -85,12 +115,15 @@ impl World {
         let source = Disk::new(cluster.path(NAME).join("state"), Cache::Honest);
         let namespace = Namespace::new(&cluster);
         namespace.start(&mut cluster);
-        Self { hub, source, namespace, cluster }
+        let (deck, met) = (Deck::default(), BTreeSet::new());
+        Self { hub, source, namespace, cluster, deck, met }
     }
 
     fn strike(&mut self, end: End, fault: Fault) {
+        self.met.insert(fault.kind());
         match (fault, end) {
             (Fault::Cut(cut), _) => self.namespace.cut(&self.cluster, cut),
+            (Fault::Loss, _) => self.namespace.lose(&self.cluster, LOST),
             (Fault::Sleep, End::Hub) => self.cluster.signal_hub("STOP"),
             (Fault::Sleep, End::Source) => self.cluster.signal_source(NAME, "STOP"),
             (Fault::Kill, End::Hub) => self.cluster.kill_hub(),
@@ -115,6 +148,10 @@ impl World {
             disk.on(Cache::Honest);
         }
         match (fault, end) {
+            (Fault::Loss, _) => {
+                println!("  packets lost: {:?}", self.namespace.lost());
+                self.namespace.mend();
+            }
             (Fault::Cut(_), _) => self.namespace.mend(),
             (Fault::Sleep, End::Hub) => self.cluster.signal_hub("CONT"),
             (Fault::Sleep, End::Source) => self.cluster.signal_source(NAME, "CONT"),
@@ -137,7 +174,7 @@ impl World {
     /// The source is lost under load and failed over; it is fenced when this returns.
     fn lost(&mut self, known: Known, state: &mut u64) -> Known {
         let writer = self.load(NAME, known, state);
-        let fault = Fault::drawn(state);
+        let fault = self.deck.dealt(state);
         println!("  source: {fault:?}, {} answered", writer.answered());
         self.strike(End::Source, fault);
         let answer = fail_over(&self.cluster, NAME, &[]);
@@ -184,7 +221,8 @@ impl World {
         let mut asked = Process::start("failback", log, &mut asked);
         pause(Duration::from_millis(next(state) % 400));
         let end = if next(state).is_multiple_of(2) { End::Hub } else { End::Source };
-        let fault = Some(Fault::drawn(state)).filter(|_| !next(state).is_multiple_of(4));
+        let happens = !next(state).is_multiple_of(4);
+        let fault = happens.then(|| self.deck.dealt(state));
         println!("  failback: {fault:?} of the {end:?}, {} answered", writer.answered());
         if let Some(fault) = fault {
             self.strike(end, fault);
@@ -246,6 +284,9 @@ fn go_round(seed: u64, loops: u32) {
         known = world.load(NAME, known, &mut state).finish();
         world.check(&known);
     }
+    println!("met: {:?}", world.met);
+    let wanted = if loops >= 20 { Fault::KINDS.len() } else { 2 };
+    assert!(world.met.len() >= wanted, "{:?} is all that {loops} loops met", world.met);
     let older = older.expect("a loop");
     println!("{} blocks answered, {:.1?}", known.answered(), begin.elapsed());
     let stale = older.check_export(&socket(&world.cluster, NAME), EXPORT);
