@@ -82,7 +82,7 @@ pub(super) enum Probe {
     Grown,
 }
 
-/// All of them.
+/// All of them but [`Probe::Grown`] and [`Probe::KeptSource`], which have runs of their own.
 pub(super) const ALL: &[Probe] = &[
     Probe::SourceCutInside,
     Probe::HubCutInside,
@@ -98,6 +98,7 @@ pub(super) const ALL: &[Probe] = &[
     Probe::AnsweredAlone,
     Probe::Passed,
     Probe::BothFull,
+    Probe::PublishedAlone,
     Probe::Replayed,
     Probe::RingReleased,
     Probe::IoError,
@@ -106,6 +107,8 @@ pub(super) const ALL: &[Probe] = &[
     Probe::FailoverResumed,
     Probe::WayOn,
     Probe::GivenBack,
+    Probe::SplitBrain,
+    Probe::AnsweredLate,
     Probe::OldConnection,
     Probe::Slow,
     Probe::Flushed,
@@ -119,6 +122,7 @@ pub(super) const ALL: &[Probe] = &[
     Probe::RotOfSourceRing,
     Probe::RotOfLog,
     Probe::RotTold,
+    Probe::RotLost,
 ];
 
 /// How often each was met.
