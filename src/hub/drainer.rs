@@ -413,7 +413,7 @@ impl Drainer {
     /// Where a faulted source holds the ring's end, its records among the `oldest` move to the head
     /// (R10).
     fn copy_forward(&mut self, oldest: usize) {
-        let Some(ring) = self.stager.ring() else { return };
+        let Some(ring) = self.stager.ring().filter(|_| !machine::breaks(10)) else { return };
         let to_copy = |record: &InRing| {
             let settled = record.fence || record.copied || record.copying || record.lost;
             !settled && record.lane.cursors().fault.is_some()

@@ -115,6 +115,8 @@ pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<Joi
     if simulated::is_here() {
         return simulated::spawn(name, body);
     }
+    #[cfg(test)]
+    let body = simulated::inheriting(body);
     std::thread::Builder::new().name(name.to_owned()).spawn(body)
 }
 
@@ -133,7 +135,7 @@ pub fn is_killed() -> bool {
     false
 }
 
-/// Whether a simulation has switched rule R`rule` off, to show that it is needed.
+/// Whether a test has switched rule R`rule` off, to show that it is needed.
 #[inline]
 pub fn breaks(rule: u8) -> bool {
     #[cfg(test)]
@@ -153,6 +155,8 @@ pub async fn blocking<T: Send + 'static>(
     if simulated::is_here() {
         return simulated::blocking(work).await;
     }
+    #[cfg(test)]
+    let work = simulated::inheriting(work);
     tokio::task::spawn_blocking(work).await.map_err(|error| Gone(error.to_string()))
 }
 

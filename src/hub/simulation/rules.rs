@@ -3,6 +3,7 @@
 //! The switches are `machine::breaks` in the product: false in every build but this one's.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use super::run::run_without;
 use super::setup::Setup;
@@ -12,10 +13,21 @@ use crate::units::machine::simulated::words;
 const SEEDS_MAX: u64 = 300;
 
 /// Rules that are not switched off here, why, and where each has its control.
-const ELSEWHERE: &[(u8, &str, &str)] = &[
-    (5, OTHERS_STAND_BEHIND, "session::tests::search"),
-    (10, "a hub with a faulted source is restarted before its ring is full", "hub::tests::faults"),
+const ELSEWHERE: &[(u8, &str, Control)] = &[
+    (
+        5,
+        OTHERS_STAND_BEHIND,
+        ("control_an_image_that_is_no_past_is_found", "src/session/tests/search.rs"),
+    ),
+    (
+        10,
+        "a hub with a faulted source is restarted before its ring is full",
+        ("control_r10_nobody_blocks_the_ring", "src/hub/tests/faults.rs"),
+    ),
 ];
+
+/// A test and its file.
+type Control = (&'static str, &'static str);
 
 /// Why no seed needs R5: old copies are started here.
 const OTHERS_STAND_BEHIND: &str = "an old copy is refused by its generation, brought up from the hub's \
@@ -157,5 +169,20 @@ fn every_rule_is_accounted_for() {
     let mut all: Vec<u8> = here.chain(ELSEWHERE.iter().map(|rule| rule.0)).collect();
     all.sort_unstable();
     assert_eq!(all, (1..=20).collect::<Vec<u8>>());
-    assert!(ELSEWHERE.iter().all(|(_, why, place)| !why.is_empty() && !place.is_empty()));
+    assert!(ELSEWHERE.iter().all(|(_, why, _)| !why.is_empty()));
+    for (rule, _, control) in ELSEWHERE {
+        assert!(is_there(control), "R{rule}: no test {} in {}", control.0, control.1);
+    }
+    let own = include_str!("rules.rs");
+    for (rule, _) in HERE {
+        let runs = format!("    control({rule});");
+        assert!(own.contains(&format!("fn control_r{rule}_")) && own.contains(&runs), "R{rule}");
+    }
+    assert!(!is_there(&("control_that_nobody_wrote", ELSEWHERE[0].2.1)));
+}
+
+/// Whether the file has that test.
+fn is_there((name, file): &Control) -> bool {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file));
+    text.unwrap_or_default().contains(&format!("#[test]\nfn {name}()"))
 }

@@ -12,6 +12,7 @@ use crate::hub::failover;
 use crate::hub::status::{Snapshot, SourceState};
 use crate::nvlog::format::device_offset;
 use crate::record::marks::Place;
+use crate::units::machine;
 use crate::units::numbers::{ByteCount, CpNumber, Generation, LogPosition, TransferId, Vbn};
 use crate::volume::check::{Depth, check};
 use crate::wire::message::{Message, RefusedCode};
@@ -132,6 +133,54 @@ fn nothing_of_a_faulted_source_is_lost_while_the_ring_laps() {
         assert_eq!(welcome.applied_cp, CpNumber(1));
         hub.stop().await;
     });
+}
+
+/// The control: records of a faulted source that are not copied forward hold the ring's end, and nobody
+/// has room any more (R10).
+#[test]
+fn control_r10_nobody_blocks_the_ring() {
+    // A thread of its own: the rule is off on it and on those that it begins.
+    let stands = |off: bool| std::thread::spawn(move || the_ring_stands(off)).join().unwrap();
+    assert!(stands(true), "R10 is off, and the ring goes on");
+    assert!(!stands(false), "the ring stands still");
+}
+
+/// Whether a source gets no more room of the ring for the records of a faulted one.
+fn the_ring_stands(off: bool) -> bool {
+    if off {
+        machine::simulated::break_rule_here(10);
+    }
+    let stands = std::cell::Cell::new(false);
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (hub, mut a, mut b) = hub_of_two(dir.path()).await;
+        a.put(0, 1).await;
+        a.acked().await;
+        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
+        until("drained", || lane.cursors().drained == a.last).await;
+        break_log(dir.path(), &a);
+        into_the_fault(&mut a, 20).await;
+        until("a is faulted", || state(&hub, "a") == SourceState::Faulted).await;
+        let ring = hub.shared().stager.ring().unwrap().clone();
+        let (begin, capacity) = (ring.status().written.0, ring.status().capacity.0);
+        while !stands.get() && ring.status().written.0 < begin + capacity * 3 / 2 {
+            let transfer = b.write(0, 5, 64);
+            b.send_transfer(&transfer).await;
+            if b.acked().await.log_credit > 0 {
+                continue;
+            }
+            let room = async {
+                while !matches!(b.receive().await, Some(Message::Ack(ack)) if ack.log_credit > 0) {}
+            };
+            stands.set(tokio::time::timeout(Duration::from_secs(1), room).await.is_err());
+        }
+        let (first, released) = (records_of(&hub, &a)[0], ring.status().released);
+        println!("off: {off}, released {released}, its first record at {first}");
+        assert!(!stands.get() || released == first, "it is not its record that stands there");
+        drop((ring, lane));
+        hub.stop().await;
+    });
+    stands.get()
 }
 
 /// Flips one byte of the ring's file, `at` bytes into the record at `position`.

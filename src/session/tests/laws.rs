@@ -58,10 +58,11 @@ impl World {
         if hub.content != place {
             return Some(format!("invariant 3: CP {cp} holds {:?}, not {place:?}", hub.content));
         }
-        if cp.0 > 0 && self.committed.get(&cp) != Some(&place) {
+        let before = self.restored.as_ref().is_some_and(|had| had.get(&cp) == Some(&place));
+        if cp.0 > 0 && self.committed.get(&cp) != Some(&place) && !before {
             return Some(format!("R6: CP {cp} is published, the source never committed it so"));
         }
-        if cp > source.own.0 {
+        if cp > source.own.0 && !before {
             return Some(format!("R6: the hub's CP {cp} is ahead of the source"));
         }
         None
@@ -195,6 +196,9 @@ impl World {
         let place = |place: Place, to: &mut H| (place.transfer, place.hash).hash(to);
         self.budget.hash(to);
         (self.damaged, self.link_lied, self.source.generation, self.entries).hash(to);
+        if let Some(had) = &self.restored {
+            had.iter().for_each(|(cp, place)| (cp, place.hash).hash(to));
+        }
         place(self.acked, to);
         place(self.acked_both, to);
         let source = &self.source;

@@ -8,6 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::Hasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::refusals::drive;
 use super::world::{Budget, Faults, Step, World};
 use crate::units::is_full;
 
@@ -91,9 +92,13 @@ pub(super) fn advance(world: &mut World, step: Step) {
 
 /// Walks every history of `budget`, at most `limit` states.
 pub(super) fn search(faults: Faults, budget: Budget, shape: (u32, u64), limit: usize) -> Found {
+    search_from(World::new(faults, budget, shape), limit)
+}
+
+/// The same from a world in which something has happened.
+fn search_from(start: World, limit: usize) -> Found {
     let mut seen = Seen::default();
     let mut parents: Vec<(usize, Step)> = vec![(0, Step::Connect)];
-    let start = World::new(faults, budget, shape);
     seen.insert(&start);
     let mut queue = VecDeque::from([(0, start)]);
     while let Some((index, world)) = queue.pop_front() {
@@ -157,6 +162,7 @@ const NONE: Budget = Budget {
     credits: 0,
     losses: 0,
     reloads: 0,
+    restores: 0,
 };
 
 #[test]
@@ -467,4 +473,32 @@ fn control_a_work_tree_that_is_trusted_is_found() {
 fn control_a_target_that_is_not_pinned_is_found() {
     let faults = Faults { target_unpinned: true, base_unknown: true, ..Faults::default() };
     control(faults, CUT_PASS, "CP 1 was built from other content");
+}
+
+/// Both ends have a CP; what may happen from there on, with an old copy of the source among it.
+fn from_a_published_cp(faults: Faults) -> Found {
+    // That a restored source serves alone without what was acknowledged cannot be helped (R1): what
+    // becomes of the hub's image is judged.
+    let faults = Faults { actions_unjudged: true, ..faults };
+    let budget = Budget { writes: 1, cps: 1, losses: 1, restores: 1, ..NONE };
+    let mut world = World::new(faults, budget, (1, 10));
+    drive(&mut world, &[], |world| world.hub.image.0.0 == 1 && world.has_converged());
+    world.budget = Budget { writes: 1, cps: 1, ..world.budget };
+    search_from(world, 3_000_000)
+}
+
+/// R5: a source that was restored from an old copy, served alone, and made CPs with the numbers that the
+/// hub has published: it is refused, or has no less than the hub.
+#[test]
+fn no_old_copy_of_the_source_goes_wrong() {
+    println!("{} histories", from_a_published_cp(Faults::default()).nothing());
+}
+
+/// Where births tell, the hub's image has to be what they begin with; a comparison takes any.
+#[test]
+fn control_an_image_that_is_no_past_is_found() {
+    let faults = Faults { past_unchecked: true, ..Faults::default() };
+    println!("by births: {}", from_a_published_cp(faults).problem());
+    let problem = from_a_published_cp(Faults { base_unknown: true, ..faults }).problem();
+    assert!(problem.starts_with("invariant 1: write 1 is not on the hub"), "{problem}");
 }

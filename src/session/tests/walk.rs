@@ -99,6 +99,7 @@ impl Walk {
             losses: if continues { few(&mut self.chance, 4) } else { 0 },
             // A policy without `continue` beside one with it is what the search is for.
             reloads: if continues || !reloads { 0 } else { few(&mut self.chance, 3) },
+            restores: 0,
         };
         let noisy = 100 + self.chance.below(600);
         for _ in 0..noisy {

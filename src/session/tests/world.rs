@@ -106,6 +106,8 @@ pub(super) struct Budget {
     pub losses: u32,
     /// The file asks for the other policy.
     pub reloads: u32,
+    /// The source is restored from a copy of before its first CP, which was started as often since.
+    pub restores: u32,
 }
 
 /// A record of the source's ring.
@@ -195,6 +197,7 @@ pub(super) enum Step {
     Credit,
     HubLost,
     Reload,
+    Restore,
 }
 
 impl Step {
@@ -215,6 +218,7 @@ impl Step {
                 | Credit
                 | HubLost
                 | Reload
+                | Restore
         )
     }
 }
@@ -394,6 +398,9 @@ pub(super) struct World {
     pub damaged: bool,
     /// The link broke its promise, so connections may be closed.
     pub link_lied: bool,
+    /// The source was restored from an old copy: the CPs that it had made. What was acknowledged may
+    /// be missing there from then on, and it may be refused.
+    pub restored: Option<BTreeMap<CpNumber, Place>>,
     pub problem: Option<String>,
 }
 
@@ -720,6 +727,7 @@ impl World {
             committed: BTreeMap::new(),
             damaged: false,
             link_lied: false,
+            restored: None,
             problem: None,
         };
         world.source.continues = budget.losses > 0 && budget.reloads == 0;
@@ -771,6 +779,7 @@ impl World {
         let away = up_s.as_ref().is_some_and(|up| up.connection.is_none() && up.marking.is_none());
         fault(b.losses, away, Step::HubLost);
         fault(b.reloads, up_s.is_some(), Step::Reload);
+        fault(b.restores, up_s.is_some(), Step::Restore);
         if self.link_lied && self.is_stuck(&steps) {
             steps.push(Step::Timeout);
         }
@@ -779,7 +788,12 @@ impl World {
 
     /// Whether nothing goes on although the ends are not in step.
     pub(super) fn is_stuck(&self, steps: &[Step]) -> bool {
-        steps.iter().all(|step| step.is_fault()) && !self.has_converged() && !self.lacks_credit()
+        let refused =
+            self.restored.is_some() && self.source.up.as_ref().is_some_and(|up| up.halted);
+        steps.iter().all(|step| step.is_fault())
+            && !refused
+            && !self.has_converged()
+            && !self.lacks_credit()
     }
 
     /// The hub gives no credit, and the source knows that somebody waits for it, or has gone on
@@ -907,7 +921,8 @@ impl World {
             | Step::RepeatFrame
             | Step::Credit
             | Step::HubLost
-            | Step::Reload => self.fault(step),
+            | Step::Reload
+            | Step::Restore => self.fault(step),
         }
         self.note_acknowledged();
         self.judge();
@@ -966,6 +981,10 @@ impl World {
                 let back = source.wanted == source.alternate;
                 source.wanted = if back { stops() } else { source.alternate };
             }
+            Step::Restore => {
+                spend(&mut self.budget.restores);
+                self.restore_source();
+            }
             Step::HubLost => {
                 spend(&mut self.budget.losses);
                 self.step_source(primary::Event::HubLost, None);
@@ -993,6 +1012,17 @@ impl World {
         let durable = self.source.durable;
         self.source.ring.truncate(durable);
         self.to_source.clear();
+    }
+
+    /// All that it knows is who it is: its generation is newer than the hub's, so only its past tells.
+    fn restore_source(&mut self) {
+        self.crash_source();
+        let (generation, hub, epoch) = (self.source.generation, self.source.hub, self.source.epoch);
+        let (continues, alternate) = (self.source.continues, self.source.alternate);
+        let new = Source::new();
+        self.source = Source { generation, hub, epoch, continues, alternate, ..new };
+        self.restored = Some(std::mem::take(&mut self.committed));
+        self.damaged = true;
     }
 
     fn crash_hub(&mut self) {
@@ -1028,7 +1058,8 @@ impl World {
             self.acked = both;
         }
         let whole = self.source.durable == self.source.ring.len();
-        if self.damaged && up.machine.is_streaming() && whole {
+        let restored = self.restored.is_some();
+        if self.damaged && !restored && up.machine.is_streaming() && whole {
             self.damaged = false;
         }
     }

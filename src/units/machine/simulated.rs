@@ -10,7 +10,7 @@
 //! Waiting threads are woken for nothing now and then: every waiter has to look again anyway.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -87,6 +87,8 @@ struct Here {
 
 thread_local! {
     static HERE: RefCell<Option<Here>> = const { RefCell::new(None) };
+    /// The rule that is switched off where there is no simulation.
+    static OFF: Cell<Option<u8>> = const { Cell::new(None) };
 }
 
 impl Entry {
@@ -276,7 +278,23 @@ pub(crate) fn turn(bell: Option<usize>, until: Option<Instant>) {
 
 /// Whether that rule is switched off.
 pub(super) fn breaks(rule: u8) -> bool {
-    here().is_some_and(|here| here.inner.lock().broken == Some(rule))
+    let broken = here().map_or_else(|| OFF.get(), |here| here.inner.lock().broken);
+    broken == Some(rule)
+}
+
+/// Switches a rule of the product off on this thread and those that it begins, outside of a
+/// simulation.
+pub(crate) fn break_rule_here(rule: u8) {
+    OFF.set(Some(rule));
+}
+
+/// The same rules are off where `body` runs.
+pub(super) fn inheriting<T>(body: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    let off = OFF.get();
+    move || {
+        OFF.set(off);
+        body()
+    }
 }
 
 /// Whether this thread is being killed.

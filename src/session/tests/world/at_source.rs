@@ -320,11 +320,17 @@ impl World {
                 }
                 self.lose_source_side();
             }
-            Action::Halt(refused) => {
-                up.halted = true;
-                self.fail(format!("the source halts: {}", refused.reason));
-            }
+            Action::Halt(refused) => self.halted(&refused.reason),
             other => self.act_apart(&other),
+        }
+    }
+
+    fn halted(&mut self, reason: &str) {
+        self.source_up().halted = true;
+        if self.restored.is_some() {
+            self.lose_source_side();
+        } else {
+            self.fail(format!("the source halts: {reason}"));
         }
     }
 
