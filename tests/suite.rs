@@ -25,6 +25,7 @@ mod homes;
 mod hostile;
 mod imported;
 mod inject;
+mod invariants;
 mod ladder;
 mod log_faults;
 mod loops;
