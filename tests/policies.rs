@@ -39,6 +39,11 @@ fn ways(mode: &str) -> &'static [(&'static str, &'static str)] {
     if mode == "cp-only" { &CP_ONLY_WAYS } else { &WAYS }
 }
 
+/// The line of a source's file: cp-only has nothing to acknowledge, and refuses a file that names it.
+fn ack_line(mode: &str, ack: &str) -> String {
+    if mode == "cp-only" { String::new() } else { format!("ack = \"{ack}\"") }
+}
+
 /// What one source showed.
 struct Row {
     mode: &'static str,
@@ -77,14 +82,11 @@ fn opened(cluster: &Cluster, export: &str) -> Client {
 fn measure(mode: &'static str, more: &str) -> Vec<Row> {
     let ways = ways(mode);
     let settings = ways.iter().map(|(apply, ack)| {
-        // cp-only has nothing to acknowledge, and says so of a file that names it.
-        let ack_line = if mode == "cp-only" { String::new() } else { format!("ack = \"{ack}\"") };
-        let how = format!("apply = \"{apply}\"\n{ack_line}");
+        let how = format!("apply = \"{apply}\"\n{}", ack_line(mode, ack));
         let lines = format!("mode = \"{mode}\"\n{how}\nhub_timeout = \"2s\"\n{more}");
         SourceSettings::new(&format!("filer-{apply}-{ack}")).replication(&lines)
     });
-    let settings: Vec<_> = settings.collect();
-    let mut cluster = Cluster::start(&settings);
+    let mut cluster = Cluster::start(&settings.collect::<Vec<_>>());
     let mut rows = Vec::new();
     let mut all: HashMap<String, Known> = HashMap::new();
     for &(apply, ack) in ways {
