@@ -595,6 +595,10 @@ impl Forwarder {
             }
             Action::Answer(answering) => self.shared.answer(answering),
             Action::MarkApart(mark) => self.mark(Some(mark), Event::Apart).await?,
+            Action::AskAlone => {
+                let upto = self.shared.completion.answered_alone();
+                self.follow.push_back(Event::AnsweredAlone(upto));
+            }
             Action::ClearApart => self.mark(None, Event::Together).await?,
             Action::Unasked(began) => self.note(move |kept| kept.unasked = began).await?,
             Action::Fence(epoch) => {

@@ -133,6 +133,9 @@ pub enum Event {
     Apart,
     /// The mark is durably gone, after [`Action::ClearApart`].
     Together,
+    /// The highest sequence number that was ever answered without the hub, after
+    /// [`Action::AskAlone`]. It may be of a transfer that [`Event::Formed`] has not told of yet.
+    AnsweredAlone(SequenceNumber),
     /// Writers wait for the room of this CP, which is committed here.
     Pressed(CpNumber),
     /// Time to ask a hub again that takes none of the volumes: its files may have changed.
@@ -178,6 +181,8 @@ pub enum Action {
     /// Keep durably, before anything behind this, where it began to serve without having asked its
     /// hub; or that it has asked (R1).
     Unasked(Option<TransferId>),
+    /// Say [`Event::AnsweredAlone`]: nothing more is answered without the hub from here on.
+    AskAlone,
     /// Take that mark away durably; then say [`Event::Together`].
     ClearApart,
     /// Start to send all that was born since `base` as the data of the own CP `cp`, which is
@@ -413,6 +418,7 @@ impl Primary {
             Event::HubLost => self.hub_lost(&mut actions),
             Event::Apart => self.marked(&mut actions),
             Event::Together => self.cleared(&mut actions),
+            Event::AnsweredAlone(upto) => self.answered_alone(upto),
             Event::Pressed(cp) => self.pressed(cp, &mut actions),
             Event::Fenced(epoch) => self.fenced(epoch, &mut actions),
         }

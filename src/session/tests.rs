@@ -4,6 +4,7 @@
 //! * `search`: every short history, and the controls that switch one rule off
 //! * `credit`: a hub that gives none
 //! * `kept_log`: what stays on a hub behind a pass
+//! * `together`: the end of being alone
 //! * `unasked`: a source that began to serve without having asked
 //! * `walk`: long random histories
 
@@ -18,6 +19,7 @@ mod laws;
 mod refusals;
 mod search;
 mod silent;
+mod together;
 mod unasked;
 mod volumes;
 mod walk;

@@ -179,7 +179,7 @@ impl SourceState {
         if shared.sole {
             return;
         }
-        match shared.answering() {
+        match self.answering_of(shared, sequence) {
             Answering::Policy if self.setup.policy.mode == Mode::Sync => {
                 if self.setup.policy.ack != Ack::Received {
                     self.by_both = self.by_both.max(sequence);
@@ -201,10 +201,26 @@ impl SourceState {
         }
     }
 
+    /// How a write was answered. A client hears of it some moments after the answer was given: what
+    /// was answered alone may be heard when the hub has caught up with all before it, and is answered
+    /// for again. Then the mark stands still.
+    fn answering_of(&self, shared: &FilerShared, sequence: u64) -> Answering {
+        let (_, hub) = shared.completion.cursors();
+        let alone = shared.completion.answered_alone();
+        let sync = self.setup.policy.mode == Mode::Sync;
+        match shared.answering() {
+            Answering::Policy if sync && hub.0 < sequence && sequence <= alone.0 => {
+                Answering::Alone
+            }
+            answering => answering,
+        }
+    }
+
     /// A source answered a write after another end had begun to serve.
     fn late(&mut self, shared: &FilerShared, sequence: u64) {
         self.probes.hit(Probe::AnsweredLate);
-        let alone = shared.answering() == Answering::Alone || self.setup.policy.mode != Mode::Sync;
+        let alone = self.answering_of(shared, sequence) == Answering::Alone
+            || self.setup.policy.mode != Mode::Sync;
         if let Some(own) = self.own_line.as_mut().filter(|_| alone) {
             own.acknowledge(sequence);
         }

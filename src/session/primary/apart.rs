@@ -11,7 +11,8 @@
 //! Welcome, logs do not join -----> passes: the newest own CP is sent as what was born since the
 //!                                  image's, or compared with the image, which pulls what differs;
 //!                                  the image moves in one step; again, until they join
-//! caught up: answers need the hub again; all of before is durable there --ClearApart, Together-->
+//! caught up: answers need the hub again --AskAlone, AnsweredAlone--> how far they did not
+//! all of that is durable there --ClearApart, Together-->
 //! ```
 //!
 //! While a pass runs no transfer is sent: what does not join the image protects nothing, and stays
@@ -31,7 +32,7 @@ use super::checkpoint::{REFUSALS_MAX, end_of};
 use super::{Action, Answering, Data, PendingCp, Primary, State};
 use crate::record::marks::Place;
 use crate::units::hash::Root;
-use crate::units::numbers::{CpNumber, VolumeNumber};
+use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
 use crate::wire::message::{
     Compare, CpRejected, Message, PartitionFull, PullVolume, RefusedCode, Standing, VolumeRoot,
 };
@@ -79,8 +80,10 @@ enum Way {
     Syncing { base: CpNumber, how: How, pass: Option<Pass>, asked: bool, log: Option<Place> },
     /// The logs join: until the hub has what was formed when this began.
     Catching { target: Place },
-    /// Answers need the hub again: until it has what was formed when that began.
-    Closing { target: Place },
+    /// Answers need the hub again: until it has what was answered before without it. The shell says
+    /// how far that is: the own ring is durable, and its clients are answered, before this machine
+    /// hears of the transfer.
+    Closing { target: Option<SequenceNumber> },
 }
 
 /// The mark, and the way back.
@@ -176,7 +179,8 @@ impl Apart {
                     pass.keeps_log.hash(to);
                 }
             }
-            Way::Catching { target } | Way::Closing { target } => target.hash.hash(to),
+            Way::Catching { target } => target.hash.hash(to),
+            Way::Closing { target } => target.hash(to),
         }
     }
 }
@@ -377,19 +381,27 @@ impl Primary {
             }
             Way::Catching { target } if self.acked_place().sequence >= target.sequence => {
                 self.answer(Answering::Policy, actions);
-                self.apart.way = Way::Closing { target: self.last() };
-                self.pump_apart(actions);
+                self.apart.way = Way::Closing { target: None };
+                actions.push(Action::AskAlone);
             }
-            Way::Closing { target }
+            Way::Closing { target: Some(target) }
                 if self.apart.mark == Mark::Set
                     && !self.leaves_out_served()
-                    && self.acked_place().sequence >= target.sequence =>
+                    && self.acked_place().sequence >= target =>
             {
                 self.apart.mark = Mark::Clearing;
                 self.apart.way = Way::None;
                 actions.push(Action::ClearApart);
             }
             Way::None | Way::Catching { .. } | Way::Closing { .. } => {}
+        }
+    }
+
+    /// What an earlier run answered alone is held since the start, and so before the end of it.
+    pub(super) fn answered_alone(&mut self, upto: SequenceNumber) {
+        let last = self.last().sequence;
+        if let Way::Closing { target } = &mut self.apart.way {
+            *target = Some(upto.max(last));
         }
     }
 

@@ -424,6 +424,7 @@ impl PrimaryShell {
                 | Action::Rejected { .. } => {}
                 other @ (Action::Done { alone: true, .. }
                 | Action::Answer(_)
+                | Action::AskAlone
                 | Action::ClearApart
                 | Action::SendPass { .. }
                 | Action::SendCompare { .. }

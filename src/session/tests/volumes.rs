@@ -164,6 +164,8 @@ fn a_volume_comes_back_by_a_pass() {
         assert_eq!(numbers(&ends(&actions)[0].roots), [0, 1, 2]);
         let actions = machine.step(Event::Received(Message::CpDone(CpDone { cp })));
         assert!(at(&actions, |a| *a == Action::PassEnded { cp }).is_some());
+        assert!(at(&actions, |a| *a == Action::AskAlone).is_some(), "{actions:?}");
+        let actions = machine.step(Event::AnsweredAlone(place.sequence));
         assert!(at(&actions, |a| *a == Action::ClearApart).is_some(), "{actions:?}");
         machine.step(Event::Together);
         assert!(machine.is_in_sync());

@@ -229,8 +229,13 @@ impl World {
             self.source_up().answering = Answering::Alone;
             self.source_up().serving = true;
         }
+        let asks = actions.contains(&primary::Action::AskAlone);
         for action in actions {
             self.act_source(action, refilled);
+        }
+        if asks && self.source.up.is_some() {
+            let upto = self.acked.sequence;
+            self.step_source(primary::Event::AnsweredAlone(upto), None);
         }
     }
 
@@ -340,6 +345,8 @@ impl World {
         match action {
             Action::Answer(answering) => up.answering = *answering,
             Action::MarkApart(_) => up.marking = Some(true),
+            // Said behind the rest.
+            Action::AskAlone => {}
             Action::ClearApart => up.marking = Some(false),
             Action::SendPass { cp, base } => {
                 let (cp, newest) = (*cp, self.source.own.0);
