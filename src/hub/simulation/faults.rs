@@ -290,6 +290,8 @@ impl Simulation {
             let lost = figures.iter().find_map(|figures| figures.lost.first());
             let asked = done.load(Ordering::Relaxed) == filers.len();
             if asked && waiting == 0 && lost.is_none() {
+                // One that began meanwhile may be of such a CP as well.
+                self.reader = None;
                 if figures.iter().any(|figures| figures.repaired > 0) {
                     self.probes.hit(Probe::Mended);
                 }

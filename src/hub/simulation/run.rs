@@ -8,7 +8,7 @@ use tokio::task::LocalSet;
 use super::hub_end::{Asked, HubEnd};
 use super::laws;
 use super::probes::{Probe, Probes};
-use super::setup::{Fault, Setup, address};
+use super::setup::{Fault, Planned, Setup, address};
 use super::world::{Primary, SourceEnd};
 use crate::device::sim::Chance;
 use crate::hub::extension::State;
@@ -320,6 +320,11 @@ impl Simulation {
         if due && let Some(reader) = self.reader.take() {
             for pin in &reader.pins {
                 let scanned = scan(&shared.pool, &pin.tree(), |_| {});
+                // What was read counts only if the pin still held, as for every reader (R18).
+                if pin.has_ended() {
+                    self.may_end_pins()?;
+                    continue;
+                }
                 let scanned = scanned.map_err(|error| format!("invariant 2: {error}"))?;
                 if self.hub.rotten && scanned.root.is_none() {
                     continue;
@@ -341,6 +346,17 @@ impl Simulation {
             }
         }
         Ok(())
+    }
+
+    /// A pool gives up what readers hold only for want of space.
+    fn may_end_pins(&self) -> Result<(), String> {
+        let hub = self.sources.len();
+        let fills =
+            |planned: &Planned| matches!(planned.fault, Fault::Full { end, .. } if end == hub);
+        if self.setup.faults.iter().any(fills) {
+            return Ok(());
+        }
+        Err("R18: a pin was given up, and nothing had filled the hub's pool".to_owned())
     }
 
     /// What is due: starts, faults, ends of pauses; ends that have lost their power or failed.
