@@ -34,7 +34,7 @@ use super::plan::{Plan, Step};
 use super::shared::{Common, Pins, Shared};
 use super::signals::{Committed, CpData, CpOver, Roots};
 use super::tree;
-use crate::limits::PLACE_SECONDS_MAX;
+use crate::limits::{HANDSHAKE_SECONDS_MAX, PLACE_SECONDS_MAX};
 use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -314,17 +314,25 @@ impl Checkpointer {
         }
     }
 
-    /// Until when a hub that is away is waited for.
+    /// Until when a hub that is away is waited for: one that went without a word is not known to be
+    /// gone before it was silent for so long, and is connected to and asked after that.
     fn patience(&self) -> Instant {
-        machine::now() + self.shared.pledge.patience() + Duration::from_secs(PLACE_SECONDS_MAX)
+        let found_out =
+            Duration::from_secs(HANDSHAKE_SECONDS_MAX).max(self.shared.pledge.patience());
+        machine::now()
+            + found_out
+            + self.shared.pledge.patience()
+            + Duration::from_secs(PLACE_SECONDS_MAX)
     }
 
-    fn meetings(&self) -> u64 {
-        self.shared.counters.connections.get()
+    /// How often the hub was met, and did not answer.
+    fn meetings(&self) -> (u64, u64) {
+        (self.shared.counters.connections.get(), self.shared.questions.unanswered())
     }
 
-    /// Whether the hub was not there, or not all the time since that many meetings, and may be.
-    fn hub_may_come(&self, until: Instant, met: &mut u64) -> bool {
+    /// Whether the hub was not there, or not all the time since that many meetings, or is silent, and
+    /// may be.
+    fn hub_may_come(&self, until: Instant, met: &mut (u64, u64)) -> bool {
         let before = std::mem::replace(met, self.meetings());
         let away = !self.shared.is_connected() || *met != before;
         away && !self.shared.sole && machine::now() < until

@@ -26,6 +26,8 @@ type Answers = BTreeMap<u64, Option<Bytes>>;
 #[derive(Debug, Default)]
 pub struct Questions {
     next: AtomicU64,
+    /// Those that nobody answered.
+    unanswered: AtomicU64,
     answers: (Mutex<Answers>, Bell),
 }
 
@@ -74,12 +76,19 @@ impl Questions {
             }
             let left = until.saturating_duration_since(machine::now());
             if left.is_zero() || !waiting.contains_key(&token) {
+                self.unanswered.fetch_add(1, Ordering::Relaxed);
                 return Err("the other end did not answer in time".to_owned());
             }
             let (answers, bell) = &self.answers;
             let woken = bell.wait_timeout(answers, waiting, left);
             waiting = woken.unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// How many questions ended without an answer: the other end, alive or not, never said that it
+    /// lacks what was asked for.
+    pub fn unanswered(&self) -> u64 {
+        self.unanswered.load(Ordering::Relaxed)
     }
 
     /// An answer came.
@@ -113,5 +122,32 @@ fn content<T>(item: Item<T>) -> Result<T, String> {
     match item {
         Item::Content(content) => Ok(content),
         Item::Unreadable | Item::Gone => Err("the other end does not have it either".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::numbers::VolumeNumber;
+
+    fn ask(questions: &Questions, answer: impl FnOnce(&Questions, u64)) -> Result<Fetched, String> {
+        let place = TreePlace { volume: VolumeNumber(0), level: 0, index: 3 };
+        questions.ask(place, ContentHash([0; 16]), |want| {
+            answer(questions, want.token);
+            Ok(())
+        })
+    }
+
+    /// Whoever asks must know a hub that says no from one that says nothing: the second may have it.
+    #[test]
+    fn an_end_that_went_without_a_word_did_not_answer() {
+        let questions = Questions::default();
+        let gone = ask(&questions, |questions, _| questions.give_up());
+        assert!(gone.is_err_and(|why| why.contains("did not answer")));
+        assert_eq!(questions.unanswered(), 1);
+        // The control: an answer that is no good is one.
+        let answered = |questions: &Questions, token| questions.answer(token, Bytes::new());
+        assert!(ask(&questions, answered).is_err());
+        assert_eq!(questions.unanswered(), 1);
     }
 }
