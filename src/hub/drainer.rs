@@ -201,7 +201,8 @@ impl InRing {
     fn is_safe(&self) -> bool {
         let cursors = self.lane.cursors();
         if self.fence {
-            return cursors.fenced == Fenced::InCatalog;
+            // Where none stands any more, the volumes were given back behind this one.
+            return cursors.fence.is_none() || cursors.fenced == Fenced::InCatalog;
         }
         let synced =
             self.drained && (self.sequence <= cursors.synced.sequence || machine::breaks(11));
@@ -443,5 +444,33 @@ impl Drainer {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lane::Cursors;
+    use super::*;
+
+    /// A fence may lie in the ring, behind what others need there, for longer than it stands.
+    #[test]
+    fn a_fence_leaves_the_ring_behind_its_failback() {
+        let lane = Lane::new("a".parse().unwrap(), SourceId([7; 16]), Cursors::default());
+        let epoch = |number| Epoch { number, id: u64::from(number) };
+        lane.fence(epoch(2), None, fence_record_bytes());
+        let first = InRing::fence(lane.clone(), LogPosition(4096));
+        assert!(!first.is_safe(), "a restart needs it");
+        lane.fence_is(Fenced::InRing);
+        assert!(!first.is_safe(), "the catalog has not its epoch yet");
+        lane.fence_is(Fenced::InCatalog);
+        assert!(first.is_safe());
+        assert!(!lane.hand_over(CpNumber(3), Default::default()));
+        assert!(first.is_safe(), "nothing stands behind which it would hold the ring");
+        // The next failover's record is needed, whatever became of the first.
+        lane.fence(epoch(4), None, fence_record_bytes());
+        lane.fence_is(Fenced::InRing);
+        assert!(!InRing::fence(lane.clone(), LogPosition(8192)).is_safe());
+        lane.fence_is(Fenced::InCatalog);
+        assert!(InRing::fence(lane, LogPosition(8192)).is_safe() && first.is_safe());
     }
 }
