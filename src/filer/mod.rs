@@ -291,7 +291,21 @@ impl Filer {
         if met == 0 || met > max {
             return Err(StartError::Volumes { met, max });
         }
-        let behaviour = Behaviour {
+        let behaviour = Self::behaviour(&options)?;
+        let (nvram, pool) = (options.nvram, options.pool);
+        let opened = machine::blocking(move || {
+            let area = ("nvram.size", HEADER_BYTES);
+            let nvram = open_store(&nvram, area, Access::Direct, FileDevice::create)?;
+            let pool = open_pool_store(&pool)?;
+            Ok::<_, StartError>((nvram, pool))
+        });
+        let (nvram, pool) = joined(opened.await)??;
+        Self::start_on(behaviour, nvram, pool).await
+    }
+
+    /// What the options say apart from the stores.
+    pub(crate) fn behaviour(options: &FilerOptions) -> Result<Behaviour, StartError> {
+        Ok(Behaviour {
             wanted: Wanted {
                 name: options.name.clone(),
                 volumes: options.volumes.clone(),
@@ -320,16 +334,7 @@ impl Filer {
                 resync_limit: options.resync_limit,
             },
             stop_timeout: options.stop_timeout,
-        };
-        let (nvram, pool) = (options.nvram, options.pool);
-        let opened = machine::blocking(move || {
-            let area = ("nvram.size", HEADER_BYTES);
-            let nvram = open_store(&nvram, area, Access::Direct, FileDevice::create)?;
-            let pool = open_pool_store(&pool)?;
-            Ok::<_, StartError>((nvram, pool))
-        });
-        let (nvram, pool) = joined(opened.await)??;
-        Self::start_on(behaviour, nvram, pool).await
+        })
     }
 
     /// Starts on open devices.

@@ -155,7 +155,7 @@ impl Life {
                     }
                 }
             };
-            if matches!(end, End::Stopped) || shared.failed().is_some() {
+            if matches!(end, End::Stopped) || has_failed(&shared, &end) {
                 return None;
             }
             tracing::info!(source = %shared.name, %end, "follows");
@@ -170,6 +170,17 @@ impl Life {
             pause = (pause * 2).min(forward.backoff.most);
         }
     }
+}
+
+/// Whether the source can follow no more before somebody has acted: the first error of a store
+/// latches (invariant 7), and with each connection it would only be met again.
+fn has_failed(shared: &Shared, end: &End) -> bool {
+    if let Some(error) = shared.pool.first_error() {
+        shared.fail(&format!("the own pool failed: {error}"));
+    } else if let End::Ring(error) = end {
+        shared.fail(&format!("the own NVRAM failed: {error}"));
+    }
+    shared.failed().is_some()
 }
 
 /// A connection.

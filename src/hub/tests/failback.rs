@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 
 use super::*;
+use crate::device::sim::{Effect, On, SimDevice};
+use crate::filer::recover::Store;
 use crate::filer::status::SourceState as End;
 use crate::filer::{DeviceOptions, Filer, FilerOptions};
 use crate::hub::extension::{Extension, State};
@@ -219,6 +221,43 @@ fn a_source_is_given_back() {
         for (at, data) in answered {
             world.image[at..at + data.len()].copy_from_slice(&data);
         }
+        world.is_whole(&filer).await;
+        filer.stop().await.unwrap();
+        world.hub.stop().await;
+    });
+}
+
+/// A failback can never end at a filer whose pool refuses writes: it says so, and not that it waits
+/// for one. Started again it follows, and is given its volumes.
+#[test]
+fn a_follower_whose_pool_has_failed_is_faulted() {
+    in_system(async {
+        let mut world = World::failed_over(stop()).await;
+        let device = |file: &str| {
+            SimDevice::from_image(file, std::fs::read(world.filer_dir.path().join(file)).unwrap())
+        };
+        let options = filer_options(world.filer_dir.path(), world.hub.address(), world.policy);
+        let start = async |nvram: &Arc<SimDevice>, pool: &Arc<SimDevice>| {
+            let (nvram, pool): (Arc<SimDevice>, Arc<SimDevice>) = (nvram.clone(), pool.clone());
+            let store = |device| Store { device, new: false };
+            let behaviour = Filer::behaviour(&options).unwrap();
+            Filer::start_on(behaviour, store(nvram), store(pool)).await.unwrap()
+        };
+        let (nvram, pool) = (Arc::new(device("nvram")), Arc::new(device("disk0")));
+        let filer = start(&nvram, &pool).await;
+        follows(&world.hub).await;
+        until("it waits", || filer.status().state == End::Fenced).await;
+        pool.fail(On::Flush, 0, Effect::Errno(5));
+        assert!(give_back(&world.hub, None).await.is_err());
+        until("it says so", || filer.status().state == End::Faulted).await;
+        let reason = filer.status().reason;
+        assert!(reason.contains("own pool failed") && reason.contains("flush"), "{reason}");
+        until("it follows no more", || !world.hub.shared().failbacks.follows(&name())).await;
+        assert_eq!(state(&world.hub), State::Promoted, "the hub goes on serving");
+        drop(filer);
+        let filer = start(&Arc::new(nvram.survivor()), &Arc::new(pool.survivor())).await;
+        follows(&world.hub).await;
+        assert!(give_back(&world.hub, None).await.unwrap().serves);
         world.is_whole(&filer).await;
         filer.stop().await.unwrap();
         world.hub.stop().await;
