@@ -266,10 +266,15 @@ impl HubEnd {
         if ring { self.nvram.fail_change(nth, effect) } else { self.pool.fail_change(nth, effect) }
     }
 
-    /// Whether it runs, and no command is under way.
+    /// Whether it runs, no command is under way, nor a failover that it goes on with by itself.
     pub(super) fn is_at_rest(&self) -> bool {
         let parts = self.parts.borrow();
-        parts.shared.is_some() && parts.asked.is_empty() && parts.obeying == 0
+        let Some(shared) = &parts.shared else { return false };
+        let none = |state| shared.failovers.in_state(state).is_empty();
+        parts.asked.is_empty()
+            && parts.obeying == 0
+            && none(State::FailingOver)
+            && none(State::Promoted)
     }
 
     /// Whether its power has gone in a call.

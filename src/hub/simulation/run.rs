@@ -145,7 +145,7 @@ impl Simulation {
         }
         self.heal().await;
         let limit = self.now_ms() + CONVERGENCE_MS;
-        while !(self.hub.is_at_rest() && self.sources.iter().all(laws::is_at_rest)) {
+        while !self.is_at_rest() {
             if self.now_ms() > limit {
                 let unrest: Vec<String> = self.sources.iter().map(laws::unrest).collect();
                 return Err(format!("not in step: {unrest:?}"));
@@ -161,6 +161,13 @@ impl Simulation {
             laws::in_the_end(&self.hub, source).map_err(|problem| format!("{name}: {problem}"))?;
         }
         Ok(())
+    }
+
+    /// Everything is in step. Who has not met yet that its connection stands still is not.
+    fn is_at_rest(&self) -> bool {
+        self.stranded.is_empty()
+            && self.hub.is_at_rest()
+            && self.sources.iter().all(laws::is_at_rest)
     }
 
     /// Nothing goes wrong any more, and clients are quiet.
@@ -199,7 +206,9 @@ impl Simulation {
             return;
         }
         for at in 0..self.sources.len() {
-            if self.sources[at].state.borrow().primary == Primary::Hub {
+            if self.is_to_be_asked_again(at) {
+                self.ask(Asked::Failover(at));
+            } else if self.sources[at].state.borrow().primary == Primary::Hub {
                 self.ask(Asked::Failback(at));
             } else if self.waits_for_rot(at) {
                 // It waits for what has rotted: the source has it, or it is given up.
@@ -214,11 +223,21 @@ impl Simulation {
     /// Whether a failover has ended at what it cannot read. One that has not is gone on with by the hub
     /// itself (R13): nobody asks for it again.
     fn waits_for_rot(&self, at: usize) -> bool {
-        let Some(shared) = self.hub.shared() else { return false };
+        self.fails_over(at).is_some_and(|view| view.reason.contains("and no further"))
+    }
+
+    /// Whether a failover has ended with the word that it is to be asked for once more: the hub had
+    /// no room for its CP, say.
+    fn is_to_be_asked_again(&self, at: usize) -> bool {
+        let again = "run `mirrorhub failover` again";
+        self.fails_over(at).is_some_and(|view| view.next_step.contains(again))
+    }
+
+    /// What status says of a failover that has not come to its end.
+    fn fails_over(&self, at: usize) -> Option<View> {
         let name = self.sources[at].state.borrow().setup.name.clone();
-        let waits =
-            |view: View| view.state == State::FailingOver && view.reason.contains("and no further");
-        shared.failovers.view(&name).is_some_and(waits)
+        let view = self.hub.shared()?.failovers.view(&name)?;
+        (view.state == State::FailingOver).then_some(view)
     }
 
     /// A CP of everything at both ends.
