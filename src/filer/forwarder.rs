@@ -595,10 +595,7 @@ impl Forwarder {
             }
             Action::Answer(answering) => self.shared.answer(answering),
             Action::MarkApart(mark) => self.mark(Some(mark), Event::Apart).await?,
-            Action::AskAlone => {
-                let upto = self.shared.completion.answered_alone();
-                self.follow.push_back(Event::AnsweredAlone(upto));
-            }
+            Action::AskAlone => self.answered_alone(),
             Action::ClearApart => self.mark(None, Event::Together).await?,
             Action::Unasked(began) => self.note(move |kept| kept.unasked = began).await?,
             Action::Fence(epoch) => {

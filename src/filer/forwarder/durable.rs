@@ -30,6 +30,12 @@ impl Forwarder {
         Ok(())
     }
 
+    /// The gate is closed by now: no more is answered without the hub.
+    pub(super) fn answered_alone(&mut self) {
+        let upto = self.shared.completion.answered_alone();
+        self.follow.push_back(Event::AnsweredAlone(upto));
+    }
+
     /// Changes what the source keeps about itself, durably.
     pub(super) async fn note(
         &self,
