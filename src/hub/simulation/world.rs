@@ -212,7 +212,7 @@ impl SourceState {
             Answering::Policy if sync && hub.0 < sequence && sequence <= alone.0 => {
                 Answering::Alone
             }
-            answering => answering,
+            answering @ (Answering::Policy | Answering::Alone | Answering::Held) => answering,
         }
     }
 

@@ -266,33 +266,6 @@ fn a_cp_of_the_old_epoch_is_not_published() {
     });
 }
 
-/// Goal: a CP that is at its commit when the epoch is raised is given up, and no refusal (R2, R19): its
-/// source was honest, nothing is counted, and the next that it hears is the fence. Method: the failover
-/// stands still behind the raised epoch until the end of the CP has come.
-#[test]
-fn a_cp_that_meets_a_raised_epoch_is_no_refusal() {
-    in_system(async {
-        let dir = tempfile::tempdir().unwrap();
-        let hub = start_again(options(dir.path(), &["a"])).await;
-        let mut a = with_a_tail(&hub).await;
-        let id = a.put(30, 4).await;
-        a.acked().await;
-        let bytes = a.updates(&[(30, id)]).await;
-        let lane = hub.shared().lanes.get(&name(&a)).unwrap();
-        until("the CP is being applied", || lane.job().is_some()).await;
-        up_to(&hub, &a, Step::Raised).await.unwrap_err();
-        a.send(&a.end(bytes, a.root()), bytes::Bytes::new()).await;
-        until("its apply has ended", || lane.job().is_none()).await;
-        assert_eq!(row(&hub, &a).applied, CpNumber(1), "it is not published");
-        assert_eq!(lane.ladder.rejected.load(Ordering::Relaxed), 0);
-        fail_over(&hub, &a, NOW).await.unwrap();
-        let heard = a.other().await;
-        assert!(matches!(heard, Some(Message::Fenced(_))), "{heard:?}");
-        assert_promoted(&hub, &mut a, dir.path()).await;
-        hub.stop().await;
-    });
-}
-
 /// R6: what the source said of its own CPs counts also when the hub was restarted since.
 #[test]
 fn no_cp_number_is_used_twice() {
