@@ -16,7 +16,7 @@ use mirrorhub::status::answers::{
     VolumeRoot,
 };
 use mirrorhub::status::config::{ConfigChange, ConfigDiffAnswer};
-use mirrorhub::status::document::{SourceEntry, State, StatusDocument};
+use mirrorhub::status::document::{SourceEntry, State, StatusDocument, WaitsStatus};
 use mirrorhub::units::hash::Root;
 use mirrorhub::units::names::SourceName;
 use serde_json::Value;
@@ -55,7 +55,9 @@ fn entry(state: State) -> SourceEntry {
         visible_bytes: 4096,
         pool_used_bytes: None,
         pool_limit_bytes: None,
+        seeds: Vec::new(),
         volumes: Vec::new(),
+        waits: WaitsStatus::default(),
     }
 }
 

@@ -19,6 +19,7 @@ use mirrorhub::units::BLOCK_BYTES_U64;
 use serde_json::Value;
 
 use self::filers::{Fleet, Load, Phase};
+use crate::harness::terminal::before_terminal;
 use crate::harness::{BINARY, Cluster, http_get, is_full, run, status, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(240);
@@ -31,36 +32,16 @@ const VOLUME_SERIES_MAX: usize = 5;
 /// Blocks of each volume: the fewest that the simulated sources take.
 const BLOCKS: u64 = 256;
 
-/// Opens a pseudo-terminal, runs the arguments in it; prints how long it took until the words of the
-/// first one were shown, ends it by its key.
-const TERMINAL: &str = r#"
-import fcntl, os, pty, select, struct, sys, termios, time
-wanted, program = sys.argv[1].encode(), sys.argv[2:]
-ours, theirs = pty.openpty()
-fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
-begin = time.monotonic()
-child = os.fork()
-if child == 0:
-    os.setsid()
-    fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-    for fd in range(3):
-        os.dup2(theirs, fd)
-    os.environ["TERM"] = "xterm"
-    os.execv(program[0], program)
-seen = b""
-while wanted not in seen:
-    if time.monotonic() > begin + 60:
-        sys.exit("not shown: %r in %r" % (wanted, seen[-2000:]))
-    if select.select([ours], [], [], 0.5)[0]:
-        seen += os.read(ours, 65536)
-print(time.monotonic() - begin)
+/// Runs the arguments in a terminal; prints how long it took until the words of the first one were shown,
+/// ends it by its key.
+const FIRST_SHOWN: &str = r#"
+begun = time.monotonic()
+begin(50, 160, sys.argv[2:])
+read(sys.argv[1].encode())
+print(time.monotonic() - begun)
 os.write(ours, b"q")
-while b"\x1b[?1049l" not in seen:
-    if time.monotonic() > begin + 60:
-        sys.exit("it does not end")
-    if select.select([ours], [], [], 0.5)[0]:
-        seen += os.read(ours, 65536)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+read(b"\x1b[?1049l")
+sys.exit(ended())
 "#;
 
 /// The steps of the ladder as the status document names them, first to last.
@@ -111,7 +92,7 @@ fn wrong_under_way(document: &Value, before: &[(u64, u64)], after: &[(u64, u64)]
 }
 
 /// Sources and volumes with more series than they may have.
-fn crowded(page: &str) -> Vec<String> {
+pub(crate) fn crowded(page: &str) -> Vec<String> {
     let mut counts = BTreeMap::<String, usize>::new();
     let value = |line: &str, label: &str| {
         let (_, rest) = line.split_once(&format!("{label}=\""))?;
@@ -184,11 +165,9 @@ fn look(cluster: &Cluster, count: usize) -> Vec<(&'static str, Duration)> {
         assert_eq!(news.matches("\"name\":\"filer-").count(), count, "rows of the page");
         time
     });
-    let script = cluster.path("terminal.py");
-    fs::write(&script, TERMINAL).expect("a script");
     within("top", LOOK_MAX, &mut || {
-        let mut terminal = Command::new("python3");
-        terminal.arg(&script).arg(format!("{count} sources")).args([BINARY, "top", "--config"]);
+        let mut terminal = before_terminal(&cluster.path("terminal.py"), FIRST_SHOWN);
+        terminal.arg(format!("{count} sources")).args([BINARY, "top", "--config"]);
         let said = run(terminal.arg(cluster.hub_config()));
         let seconds = String::from_utf8_lossy(&said.stdout).trim().parse().expect("seconds");
         Duration::from_secs_f64(seconds)

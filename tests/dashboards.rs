@@ -13,6 +13,8 @@ use serde_json::Value;
 
 use crate::harness::{Cluster, Process, SourceSettings, own_address, run, try_run, wait_for};
 
+/// The runbook, as the package installs it.
+const RUNBOOK: &str = "/usr/share/doc/mirrorhub/docs/alerts.md";
 const BOARDS: [&str; 3] = ["fleet", "source", "hub"];
 
 fn project(path: &str) -> PathBuf {
@@ -121,14 +123,20 @@ fn every_rule_fires_when_it_should_is_quiet_otherwise_and_has_a_page() {
             assert!(cases.contains(&format!("- name: {name} {case}\n")), "no case: {name} {case}");
         }
         assert!(page.contains(&format!("## {name}\n")), "{name} has no section in docs/alerts.md");
-        let link = format!("runbook_url: docs/alerts.md#{}\n", name.to_lowercase());
+        let link = format!("runbook_url: {RUNBOOK}#{}\n", name.to_lowercase());
         assert!(rules.contains(&link), "{name} has no link to its section");
     }
+    // The links are followed on a machine with the package.
+    let installed =
+        format!("[\"docs/*.md\", \"{}/\"", &RUNBOOK[1..RUNBOOK.len() - "/alerts.md".len()]);
+    assert!(text("Cargo.toml").contains(&installed), "the package has no {RUNBOOK}");
     for link in page.split("operations.md#").skip(1) {
         let anchor = link.split(')').next().expect("the end of a link");
         let headings = text("docs/operations.md");
-        let mut headings = headings.lines().filter_map(|line| line.strip_prefix("## "));
-        let anchored = |heading: &str| heading.to_lowercase().replace(' ', "-").replace(':', "");
+        let headings = headings.lines().filter_map(|line| line.strip_prefix("##"));
+        let mut headings = headings.map(|line| line.trim_start_matches('#').trim_start());
+        let anchored =
+            |heading: &str| heading.to_lowercase().replace([':', ','], "").replace(' ', "-");
         assert!(headings.any(|heading| anchored(heading) == anchor), "no section {anchor}");
     }
     // Negative control: a rule with another bound fails its cases.

@@ -235,7 +235,7 @@ fn faults(own: &str, depth: usize, text: &str) -> Vec<String> {
 }
 
 /// Every Rust file below `directory`, in order.
-fn rust_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+pub fn rust_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();

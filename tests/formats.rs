@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::Path;
 
+use crate::floors::rust_files;
+
 fn head(file: &Path) -> Vec<String> {
     let text =
         fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
@@ -55,22 +57,11 @@ fn lays_out_bytes(file: &Path) -> bool {
 fn no_format_is_missing_from_the_document() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let document = fs::read_to_string(root.join("docs/formats.md")).unwrap();
-    let mut directories = vec![root.join("src")];
     let mut found = 0;
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                directories.push(path);
-            } else if lays_out_bytes(&path) {
-                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-                assert!(
-                    document.contains(&format!("`{name}`")),
-                    "{name} is not in docs/formats.md"
-                );
-                found += 1;
-            }
-        }
+    for path in rust_files(&root.join("src")).unwrap().iter().filter(|path| lays_out_bytes(path)) {
+        let name = path.strip_prefix(root).unwrap().display();
+        assert!(document.contains(&format!("`{name}`")), "{name} is not in docs/formats.md");
+        found += 1;
     }
     assert!(found >= 15, "only {found} files with a layout were found");
 }

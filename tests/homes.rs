@@ -106,6 +106,68 @@ fn check_both(cluster: &mut Cluster, known: &Known, own: &Known) {
     check_hub(cluster, OTHER_EXPORT, own);
 }
 
+fn size_at(cluster: &Cluster, owner: &str) -> u64 {
+    open(&socket(cluster, owner), EXPORT).size()
+}
+
+/// What `status` says of the files of a process.
+fn problems(config: &std::path::Path) -> String {
+    status(config).map_or_else(String::new, |shown| shown["config"]["problems"].to_string())
+}
+
+/// A larger size in the hub's file while the hub serves the volume: refused with both sizes and the way on.
+/// Control: without it nothing is said.
+fn does_not_grow_on_the_hub(cluster: &Cluster) {
+    let (file, hub) = (cluster.path("hub/sources.d/filer-a.toml"), cluster.hub_config());
+    let before = std::fs::read_to_string(&file).expect("the source's file");
+    assert!(!problems(&hub).contains("vol0"));
+    let pinned = format!("{before}[[volume]]\nname = \"vol0\"\nsize = \"128MiB\"\n");
+    std::fs::write(&file, pinned).expect("the source's file");
+    wait_for("the hub says that it does not grow", LIMIT, || {
+        let said = problems(&hub);
+        said.contains("has 64MiB and is served by this hub, where it does not grow to 128MiB")
+            && said.contains("`mirrorhub failback filer-a` gives it to a filer")
+    });
+    assert_eq!(size_at(cluster, "hub"), 64 << 20);
+    std::fs::write(&file, before).expect("the source's file");
+    wait_for("nothing is wrong any more", LIMIT, || !problems(&hub).contains("vol0"));
+}
+
+fn wants(cluster: &Cluster, size: &str) {
+    let config = cluster.source_config(OTHER);
+    let text = std::fs::read_to_string(&config).expect("its file");
+    let own = text.split("[[home]]").next().expect("its own part").to_owned();
+    let volume = format!("[[home.volume]]\nname = \"vol0\"\nsize = \"{size}\"\n");
+    let text = format!("{own}[[home]]\nname = \"{LOST}\"\n{volume}");
+    std::fs::write(&config, text).expect("its file");
+    cluster.signal_source(OTHER, "HUP");
+}
+
+/// A larger size and a reload, as for a volume of the filer itself; what it promises stays.
+fn grows_at_its_home(cluster: &Cluster) {
+    assert_eq!(size_at(cluster, OTHER), 64 << 20);
+    wants(cluster, "96MiB");
+    wait_for("it grows", LIMIT, || size_at(cluster, OTHER) == 96 << 20);
+    let mut client = open(&socket(cluster, OTHER), EXPORT);
+    client.write(80 << 20, &[5; 8192]).expect("behind the old end");
+    client.flush().expect("it is kept");
+    let shown = home_of(cluster, OTHER, LOST).expect("status shows it");
+    assert_eq!(shown["policy"]["on_hub_loss"], "stop", "{shown}");
+}
+
+/// Behind a restart of both ends; smaller is refused, with both sizes, and nothing changes.
+fn is_large_and_not_smaller(cluster: &Cluster) {
+    let config = cluster.source_config(OTHER);
+    assert!(!problems(&config).contains("home.volume"), "control: it is as the file says");
+    wants(cluster, "64MiB");
+    wait_for("smaller is refused", LIMIT, || {
+        problems(&config).contains("volume vol0 of filer-a has 96MiB, and is 64MiB here")
+    });
+    assert_eq!(size_at(cluster, OTHER), 96 << 20);
+    let image = open(&socket(cluster, "hub"), EXPORT);
+    assert_eq!(image.size(), 96 << 20, "the image has grown as well");
+}
+
 /// filer-a is lost under load and failed over; its clients write on the hub, those of filer-b there.
 fn lost_under_load(cluster: &mut Cluster) -> (Known, Known) {
     let own = load(cluster, OTHER, OTHER_EXPORT, Known::default(), 7);
@@ -129,6 +191,7 @@ fn another_filer_becomes_the_home_of_a_lost_ones_volumes() {
     crate::tls::secure(&cluster);
     cluster.start_all();
     let (known, own) = lost_under_load(&mut cluster);
+    does_not_grow_on_the_hub(&cluster);
     let here = load(&cluster, "hub", EXPORT, known, 11);
     let there = load(&cluster, OTHER, OTHER_EXPORT, own, 13);
     let answer = give_back(&cluster, &["--to", OTHER]);
@@ -149,6 +212,7 @@ fn another_filer_becomes_the_home_of_a_lost_ones_volumes() {
     let shown = home_of(&cluster, OTHER, LOST).expect("status shows it");
     assert_eq!((&shown["state"], &shown["epoch"]), (&"in-sync".into(), &answer["epoch"]));
 
+    grows_at_its_home(&cluster);
     let (here, there) =
         (load(&cluster, OTHER, EXPORT, known, 19), load(&cluster, OTHER, OTHER_EXPORT, own, 23));
     cluster.kill_hub();
@@ -164,6 +228,9 @@ fn another_filer_becomes_the_home_of_a_lost_ones_volumes() {
     check_both(&mut cluster, &known, &own);
     let stale = Known::default();
     assert!(stale.answered() < known.answered(), "the test wrote nothing");
+
+    is_large_and_not_smaller(&cluster);
+    check_both(&mut cluster, &known, &own);
 
     cluster.start_source(LOST);
     let config = cluster.source_config(LOST);

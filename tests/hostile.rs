@@ -8,6 +8,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use mirrorhub::cli::authority::Authority;
+use mirrorhub::link::tls::{SourceTls, TlsFiles};
 use mirrorhub::record::entry::{Entry, EntryKind};
 use mirrorhub::record::marks::Place;
 use mirrorhub::record::transfer::{Builder, Transfer, TransferHeader};
@@ -26,6 +28,7 @@ use crate::harness::oracle::{Known, Writer};
 use crate::harness::windows::Bystander;
 use crate::harness::{Cluster, SourceSettings, http_get, metric_sum, pause, wait_for};
 use crate::mutated::Held;
+use crate::tls::{certified, replace};
 
 pub const PATIENCE: Duration = Duration::from_secs(25);
 
@@ -152,7 +155,7 @@ impl Record {
         bytes_of(&Message::Hello(Box::new(hello)), &[])
     }
 
-    fn hello(&self) -> Vec<u8> {
+    pub fn hello(&self) -> Vec<u8> {
         self.hello_with(|_| {})
     }
 
@@ -361,6 +364,102 @@ fn silent_and_slow_peers_are_closed() {
     assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
     assert!(refusals(&cluster, "protocol") >= 1.0, "a silent peer is counted");
     held.check();
+}
+
+/// Half of a ClientHello: a record of 512 bytes is announced, and a part of it comes.
+fn half_a_client_hello() -> Vec<u8> {
+    [&[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 120]].concat()
+}
+
+/// What scanners of ports say first.
+const SCANS: [&[u8]; 5] = [
+    b"GET / HTTP/1.1\r\nHost: hub\r\n\r\n",
+    b"SSH-2.0-scan\r\n",
+    b"\x03\x00\x00\x13\x0e\xe0\x00\x00",
+    b"\x16\x03\x01\xff\xff\x01",
+    b"NBDMAGIC",
+];
+
+/// Strangers of all kinds, at a hub that wants TLS: so many half-open handshakes at its two doors, scanners'
+/// bytes, certificates of another authority, and clients that say an HTTP request byte by byte. Those that are
+/// kept are half a request.
+fn strangers(doors: [SocketAddr; 2], count: usize, other: &SourceTls) -> Vec<TcpStream> {
+    let half = half_a_client_hello();
+    let mut kept = Vec::new();
+    for at in 0..count {
+        let mut stream = connect(doors[usize::from(at % 4 == 3)]);
+        let said: &[u8] = if at % 10 == 9 { SCANS[at / 10 % SCANS.len()] } else { &half };
+        // Who has to make room is closed in the middle.
+        drop(stream.write_all(said));
+        kept.push(stream);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        for _ in 0..4 {
+            let stream = tokio::net::TcpStream::connect(doors[0]).await.expect("a connection");
+            drop(other.connect(stream).await);
+        }
+    });
+    kept
+}
+
+/// Goal: 2,000 half-open TLS handshakes, ports scanned, certificates of another authority and slow requests leave a
+/// source that is in session behind TLS its latency, within the bound of the plain ones; they are counted, and
+/// some lines in the log. Method: a client's windows with and without strangers, in turn. Control: the strangers
+/// were met, by the counters of both doors.
+#[test]
+fn strangers_at_a_door_with_tls_slow_nobody_down() {
+    let mut cluster = certified(&["filer-a"]);
+    cluster.refusals_wanted = true;
+    let page = cluster.hub_address().ip();
+    let page = TcpListener::bind((page, 0)).and_then(|free| free.local_addr()).expect("a port");
+    replace(&cluster.hub_config(), "[tls]", "[tls]\nhttp = \"server\"");
+    let text = std::fs::read_to_string(cluster.hub_config()).expect("hub.toml");
+    let own = text.lines().find(|line| line.starts_with("http_listen")).expect("a line").to_owned();
+    replace(&cluster.hub_config(), &own, &format!("http_listen = \"{page}\""));
+    cluster.start_hub();
+    cluster.start_source("filer-a");
+    cluster.wait_in_sync("filer-a");
+    let directory = cluster.path("other");
+    Authority(&directory).ensure("other").expect("an authority");
+    let issued = Authority(&directory).issue("filer-a").expect("a certificate");
+    for (file, text) in [("cert.pem", issued.cert), ("key.pem", issued.key)] {
+        std::fs::write(directory.join(file), text).expect("a PEM file");
+    }
+    let ca = cluster.path("hub/state/tls/ca-cert.pem");
+    let (cert, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+    let other = SourceTls::load(TlsFiles { ca, cert, key }, "mirrorhub-hub").expect("files");
+    let doors = [cluster.hub_address(), page];
+    let mut bystander = Bystander::start(&cluster.path("filer-a/nbd.sock"), "filer-a/vol0");
+    bystander.quiet(|| pause(Duration::from_millis(300)));
+    bystander.endures("2,000 half-open TLS handshakes", |bystander| {
+        for _ in 0..8 {
+            bystander.disturbed(|| {
+                let kept = strangers(doors, 250, &other);
+                pause(Duration::from_millis(300));
+                drop(kept);
+            });
+            bystander.quiet(|| pause(Duration::from_millis(300)));
+        }
+    });
+    drop(bystander);
+    assert_eq!(cluster.on_hub("filer-a")["state"], "in-sync");
+    let ca = cluster.path("hub/state/tls/ca-cert.pem");
+    let metrics = || {
+        let mut command = std::process::Command::new("curl");
+        command.args(["-sS", "--cacert"]).arg(&ca).arg(format!("https://{page}/metrics"));
+        String::from_utf8_lossy(&crate::harness::run(&mut command).stdout).into_owned()
+    };
+    wait_for("all of them are counted", PATIENCE, || {
+        let metrics = metrics();
+        let links = metric_sum(&metrics, "mirrorhub_refused_connections_total", "");
+        let pages = metric_sum(&metrics, "mirrorhub_http_refused_clients_total", "");
+        links >= 1_500.0 && pages >= 450.0
+    });
+    let log = std::fs::read_to_string(cluster.path("hub.log")).expect("the log");
+    let lines = log.lines().filter(|line| line.contains("refused")).count();
+    assert!((2..60).contains(&lines), "{lines} lines");
+    assert!(log.contains("made room for a newer one"), "nobody had to make room");
 }
 
 /// What the lying hub does with a connection.

@@ -2,7 +2,9 @@
 //! the source text itself shows.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use crate::floors::rust_files;
 
 const INVARIANTS: usize = 13;
 
@@ -67,20 +69,10 @@ fn a_test_that_is_not_there_is_noticed() {
 
 /// Files below `src` whose text has `what`.
 fn with(what: &str) -> Vec<String> {
-    let (mut directories, mut found) = (vec![root().join("src")], Vec::new());
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).expect("a directory") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                directories.push(path);
-            } else if fs::read_to_string(&path).is_ok_and(|text| text.contains(what)) {
-                let name = path.strip_prefix(root()).expect("below it");
-                found.push(name.to_string_lossy().into_owned());
-            }
-        }
-    }
-    found.sort();
-    found
+    let mut files = rust_files(&root().join("src")).expect("the source");
+    files.retain(|path| fs::read_to_string(path).is_ok_and(|text| text.contains(what)));
+    let name = |path: PathBuf| path.strip_prefix(root()).expect("below it").display().to_string();
+    files.into_iter().map(name).collect()
 }
 
 /// Invariant 13: hours and days of the calendar go by it; what is decided by a time goes by another.

@@ -69,7 +69,7 @@ fn the_package_has_what_it_names_and_forgets_nothing() {
         }
         assert!(names(directory).iter().any(|name| is_meant(pattern, name)), "{from} is not there");
     }
-    for directory in ["config", "config/sources.d", "docs"] {
+    for directory in ["config", "config/sources.d", "config/systemd/examples", "docs"] {
         for name in
             names(directory).iter().filter(|name| name.contains('.') && !name.ends_with(".d"))
         {

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::crowd::crowded;
 use crate::failover::fail_over;
 use crate::harness::oracle::{Known, Writer};
-use crate::harness::{BINARY, Cluster, SourceSettings, status, try_run, wait_for};
+use crate::harness::{BINARY, Cluster, SourceSettings, http_get, status, try_run, wait_for};
 use crate::outage::{socket, wire_bytes};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -75,13 +76,28 @@ fn what_a_source_promises_changes_under_load() {
     println!("{} writes answered through six changes of policy", known.answered());
 }
 
+/// A scrape shows one policy of the source, and no more series of it than it may have.
+fn only_this_policy(cluster: &Cluster, mode: &str) {
+    let shown = format!("mirrorhub_source_policy_info{{source=\"filer-a\",mode=\"{mode}\"");
+    wait_for(&format!("{mode} alone is shown"), LIMIT, || {
+        let (_, page) = http_get(&cluster.hub_url("/metrics"));
+        let all = page.lines().filter(|line| line.starts_with("mirrorhub_source_policy_info{"));
+        let all: Vec<&str> = all.collect();
+        let alone = all.len() == 1 && all[0].starts_with(&shown);
+        assert!(!alone || crowded(&page).is_empty(), "{page}");
+        alone
+    });
+}
+
 /// Goal: after a change to async the hub says that writes may be lost; the negative control of the
 /// test above. Method: the same change, then a kill.
 #[test]
 fn behind_a_change_to_async_the_hub_promises_nothing() {
     let mut cluster = Cluster::start(&[SourceSettings::new("filer-a").replication(SYNC)]);
+    only_this_policy(&cluster, "sync");
     change_to(&cluster, SYNC, ASYNC);
     wait_mode(&cluster, "async");
+    only_this_policy(&cluster, "async");
     cluster.kill_source("filer-a");
     let answer = fail_over(&cluster, "filer-a", &["--now"]);
     assert_eq!(answer["may_be_lost"], true, "{answer}");

@@ -253,14 +253,14 @@ fn a_cut_pass_is_not_sent_again() {
 }
 
 /// Connections to the hub that can be cut.
-struct Proxy {
-    address: SocketAddr,
+pub struct Proxy {
+    pub address: SocketAddr,
     open: Arc<Mutex<Vec<TcpStream>>>,
     up: Arc<AtomicBool>,
 }
 
 impl Proxy {
-    fn to(hub: SocketAddr) -> Self {
+    pub fn to(hub: SocketAddr) -> Self {
         let listener = TcpListener::bind((hub.ip(), 0)).expect("a port");
         let address = listener.local_addr().expect("its address");
         let (open, up) = (Arc::<Mutex<Vec<TcpStream>>>::default(), Arc::new(AtomicBool::new(true)));
@@ -280,14 +280,14 @@ impl Proxy {
         Self { address, open, up }
     }
 
-    fn cut(&self) {
+    pub fn cut(&self) {
         self.up.store(false, Ordering::SeqCst);
         for end in self.open.lock().expect("a lock").drain(..) {
             drop(end.shutdown(Shutdown::Both));
         }
     }
 
-    fn mend(&self) {
+    pub fn mend(&self) {
         self.up.store(true, Ordering::SeqCst);
     }
 }

@@ -55,6 +55,11 @@ fn seed(cluster: &Cluster, arguments: &[&str]) -> Result<Value, String> {
     Err(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
+fn events(cluster: &Cluster) -> String {
+    let output = command(&cluster.hub_config(), &["events"]);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// Comes together; returns what went over the link.
 fn together(cluster: &mut Cluster) -> f64 {
     wait_together(cluster);
@@ -109,6 +114,9 @@ fn a_disk_by_truck_leaves_the_difference_to_the_link() {
             .is_some_and(|why| why.contains("not filled to its end"))
     });
 
+    let of_seed = |cluster: &Cluster| cluster.on_hub(NAME)["seeds"][0].clone();
+    assert_eq!(of_seed(&cluster)["state"], "unfinished", "in status as well");
+
     let disk = disk.to_str().expect("a path").to_owned();
     let seeded = seed(&cluster, &[EXPORT, &disk]).expect("a seed");
     assert_eq!(seeded["root"], hash(disk.as_ref()).as_str(), "{seeded}");
@@ -116,6 +124,7 @@ fn a_disk_by_truck_leaves_the_difference_to_the_link() {
     println!("{sent} bytes of {SIZE} were sent");
     assert!(sent < 3_355_443.0, "{sent} bytes for 100 blocks");
     assert!(sent > 100.0 * 4096.0, "less came than differs: the counter shows nothing");
+    is_told(&cluster, &of_seed(&cluster), &seeded);
     let none = seed(&cluster, &[]).expect("the list");
     assert!(none["seeds"].as_array().is_some_and(Vec::is_empty), "{none}");
     let late = seed(&cluster, &[EXPORT, &disk]).expect_err("a source in session is not seeded");
@@ -127,6 +136,16 @@ fn a_disk_by_truck_leaves_the_difference_to_the_link() {
     if is_full() {
         control(&disk);
     }
+}
+
+/// Status and events say what has become of it.
+fn is_told(cluster: &Cluster, adopted: &Value, seeded: &Value) {
+    assert_eq!(adopted["state"], "adopted", "{adopted}");
+    assert_eq!(adopted["pool_bytes"], seeded["pool_bytes"], "{adopted}");
+    let (taken, ended) = (&adopted["taken_at_seconds"], &adopted["ended_at_seconds"]);
+    assert!(taken.as_i64() <= ended.as_i64() && taken.is_i64(), "{adopted}");
+    let event = "seed of vol0 adopted: the image begins with it";
+    wait_for("the event", LIMIT, || events(cluster).contains(event));
 }
 
 /// A seed that is given up leaves nothing, and all is sent. That a filer with data which is not seeded

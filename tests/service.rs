@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::harness::{BINARY, Cluster, SourceSettings, run, status, try_run};
 
 const NAME: &str = "filer-a";
@@ -38,13 +40,46 @@ impl Manager {
     }
 }
 
-/// Ready means that it answers; a reload and a stop are announced.
+/// What is wrong with a log of one JSON object a line; empty if nothing is.
+fn wrong_lines(log: &str) -> Vec<String> {
+    let right = |line: &&str| {
+        let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
+        let level = line["level"].as_str().unwrap_or_default();
+        let text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
+        ["ERROR", "WARN", "INFO"].contains(&level)
+            && line["timestamp"].as_str().is_some_and(|at| at.contains('T') && at.ends_with('Z'))
+            && line["target"].as_str().is_some_and(|target| target.starts_with("mirrorhub"))
+            && text(&line["fields"]["message"])
+    };
+    log.lines().filter(|line| !right(line)).map(str::to_owned).collect()
+}
+
+/// Every line of the hub's log is an object with time, level, place and message, and what a person
+/// needs to act on it in fields of their own; the source's, which was not asked for, is none.
+fn the_log_is_json(cluster: &Cluster) {
+    let log = fs::read_to_string(cluster.path("hub.log")).expect("a log");
+    assert_eq!(wrong_lines(&log), Vec::<String>::new());
+    let lines: Vec<Value> =
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let said = |message: &str| {
+        let found = lines.iter().find(|line| line["fields"]["message"] == message);
+        found.unwrap_or_else(|| panic!("{message:?} is not in\n{log}"))["fields"].clone()
+    };
+    assert!(said("metrics and status")["http"].as_str().is_some_and(|at| at.contains(':')));
+    assert_eq!(said("stopping").as_object().map(serde_json::Map::len), Some(1), "nothing else");
+    let text = fs::read_to_string(cluster.path(&format!("{NAME}.log"))).expect("a log");
+    assert!(!text.is_empty() && wrong_lines(&text).len() == text.lines().count(), "{text}");
+}
+
+/// Ready means that it answers; a reload and a stop are announced. Its log is JSON if that is asked
+/// for.
 #[test]
 fn the_manager_is_told_what_happens() {
     let mut cluster = Cluster::prepare(&[SourceSettings::new(NAME)]);
     let hub = Manager::new(cluster.path("hub.notify"));
     let mut command = Command::new(BINARY);
     command.arg("hub").arg("--config").arg(cluster.hub_config());
+    command.env("MIRRORHUB_LOG_FORMAT", "json");
     cluster.spawn_hub_with(hub.manages(&mut command));
     let word = hub.told();
     assert!(word.contains("READY=1") && word.contains("STATUS=1 source has a file"), "{word}");
@@ -68,6 +103,7 @@ fn the_manager_is_told_what_happens() {
     assert!(source.told().contains("STOPPING=1"));
     assert!(cluster.stop_hub().success());
     assert!(hub.told().contains("STOPPING=1"));
+    the_log_is_json(&cluster);
 }
 
 /// What the kernel says of a process: kilobytes of memory that are locked, and whether it writes back
@@ -172,7 +208,8 @@ fn calls_of(group: &str, calls: &mut BTreeSet<String>) {
 }
 
 /// Goal: neither end makes a call that its unit refuses, from its start through a CP to its stop, and
-/// each would live through one. strace is beside the process, which gets its own signals. Control: the call that only the last line of the filter allows is seen.
+/// each would live through one. strace is beside the process, which gets its own signals. Control: the
+/// call that only the last line of the filter allows is seen.
 #[test]
 fn no_call_is_made_that_a_unit_refuses() {
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/systemd");
@@ -217,6 +254,111 @@ fn no_call_is_made_that_a_unit_refuses() {
         assert!(!allowed.is_empty(), "the trace sees nothing: {text}");
         assert!(refused.is_empty(), "{}: {refused:?}", trace.display());
     }
+}
+
+/// What a host with the package looks like to the source's unit: its user, its directories, nothing else to
+/// write. `$0` is the program, `$1` the bundle, `$2` a directory.
+const AS_THE_UNIT: &str = r#"
+umask 077
+mount -t tmpfs tmpfs /etc
+printf 'root:x:0:0::/:/bin/sh\nmirrorhub:x:997:996::/:\n' >/etc/passwd
+mount -t tmpfs tmpfs /run
+touch /run/mirrorhub-program && mount --bind "$0" /run/mirrorhub-program
+install -d "$2/lib" && mount --bind "$2/lib" /var/lib
+config=/etc/mirrorhub/source.toml
+/run/mirrorhub-program source --join "$1" 2>/run/refused && exit 10
+grep -q -e --no-start /run/refused
+test ! -e /etc/mirrorhub
+/run/mirrorhub-program source --join "$1" --no-start
+printf 'nbd_listen = "unix:/run/mirrorhub/n.sock"\nhttp_listen = "unix:/run/mirrorhub/h.sock"\n' >/run/text
+cat $config >>/run/text && cat /run/text >$config
+chmod 755 /run /var/lib
+install -d -o 997 -g 996 -m 700 /var/lib/mirrorhub
+install -d -o 997 -g 996 -m 755 /run/mirrorhub
+unit="setpriv --reuid 997 --regid 996 --clear-groups --no-new-privs --bounding-set=-all"
+mount -o remount,ro /etc
+$unit /run/mirrorhub-program source --config $config >/run/log 2>&1 &
+source=$!
+until test -S /run/mirrorhub/n.sock && /run/mirrorhub-program status --json --config $config >/run/status 2>/run/error
+      grep -q filer-a /run/status; do
+  kill -0 $source || { cat /run/log; exit 11; }
+  sleep 0.05
+done
+test "$(stat -c %u /var/lib/mirrorhub/filer-a/disk0)" = 997
+kill -TERM $source
+wait $source
+mount -o remount,rw /etc
+chown 0 /etc/mirrorhub/tls/client-key.pem
+timeout 60 $unit /run/mirrorhub-program source --config $config >/run/log 2>&1 && exit 12
+grep -qi 'permission denied' /run/log || { cat /run/log; exit 13; }
+"#;
+
+/// Goal: what root joins below /etc/mirrorhub runs as the unit's user, who writes to its own two directories
+/// only. Control: the same with the key root's, which is refused.
+pub fn the_unit_starts_what_root_joined(cluster: &Cluster, bundle: &Path) {
+    if !has_right(21) {
+        println!("SKIPPED the unit's view of a host: wants CAP_SYS_ADMIN");
+        return;
+    }
+    let own = cluster.path("as-the-unit");
+    fs::create_dir_all(&own).expect("a directory");
+    let mut command = Command::new("timeout");
+    command.args(["120", "unshare", "--mount", "sh", "-ec", AS_THE_UNIT, BINARY]);
+    let said = run(command.arg(bundle).arg(&own));
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("the state will be in /var/lib/mirrorhub/filer-a"), "{said}");
+    assert!(said.contains("systemctl enable --now mirrorhub-source"), "{said}");
+}
+
+/// Paths outside of what the source's unit makes or may open, which a configuration names.
+fn strangers(value: &toml::Value, unit: &str) -> Vec<String> {
+    match value {
+        toml::Value::Array(values) => values.iter().flat_map(|one| strangers(one, unit)).collect(),
+        toml::Value::Table(table) => table.values().flat_map(|one| strangers(one, unit)).collect(),
+        toml::Value::String(text) => {
+            let path = text.strip_prefix("unix:").unwrap_or(text);
+            let made = [
+                ("/var/lib/mirrorhub", "StateDirectory=mirrorhub"),
+                ("/run/mirrorhub/", "RuntimeDirectory=mirrorhub"),
+                ("/dev/disk/", "#SupplementaryGroups=disk"),
+            ];
+            let known = |(front, line): (&str, &str)| {
+                path.starts_with(front) && unit.lines().any(|met| met == line)
+            };
+            let fine = !path.starts_with('/') || made.into_iter().any(known);
+            if fine { Vec::new() } else { vec![path.to_owned()] }
+        }
+        toml::Value::Integer(_)
+        | toml::Value::Float(_)
+        | toml::Value::Boolean(_)
+        | toml::Value::Datetime(_) => Vec::new(),
+    }
+}
+
+/// Goal: an example's absolute paths are made by the units or named in them, and what it needs as a drop-in stands
+/// in it. Control: the unit without the directory of its sockets.
+#[test]
+fn the_units_make_what_the_examples_name() {
+    let read = |file: &str| {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(file);
+        fs::read_to_string(file).expect("a file")
+    };
+    let example = read("source-unix.toml");
+    let parsed = toml::Value::Table(example.parse().expect("TOML"));
+    for end in ["hub", "source"] {
+        let unit = read(&format!("systemd/mirrorhub-{end}.service"));
+        assert_eq!(strangers(&parsed, &unit), Vec::<String>::new(), "{end}");
+        assert!(unit.contains("\nRuntimeDirectoryPreserve=yes\n"), "{end}: the other's sockets go");
+        let without = unit.replace("RuntimeDirectory=mirrorhub", "");
+        assert_eq!(strangers(&parsed, &without).len(), 2, "two sockets");
+    }
+    assert_eq!(parsed["lock_memory"].as_bool(), Some(true));
+    let unit = read("systemd/mirrorhub-source.service");
+    for line in ["AmbientCapabilities=", "CapabilityBoundingSet="] {
+        let line = format!("{line}CAP_SYS_RESOURCE CAP_IPC_LOCK\n");
+        assert!(unit.contains(&format!("#{line}")) && example.contains(&format!("#   {line}")));
+    }
+    assert!(example.contains("SupplementaryGroups=disk"));
 }
 
 fn analyze(arguments: &[&str], unit: &Path) -> (bool, String) {

@@ -2,9 +2,12 @@
 
 #![cfg(test)]
 
+mod attached;
 mod broken_hub;
+mod certificates;
 mod clients;
 mod commands;
+mod copies;
 mod counted;
 mod crashes;
 mod crowd;
@@ -43,6 +46,7 @@ mod recipes;
 mod reloads;
 mod resync;
 mod rot;
+mod runbook;
 mod seeded;
 mod service;
 mod starts;

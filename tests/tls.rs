@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mirrorhub::cli::authority::Authority;
+use mirrorhub::units::machine::unix_seconds;
+use mirrorhub::units::times::parse_timestamp;
 
 use crate::harness::{
     BINARY, Cluster, Process, SourceSettings, http_get, metric_sum, run, status, try_run, wait_for,
@@ -25,7 +27,7 @@ fn append(file: &Path, text: &str) {
 }
 
 /// Gives a source the certificate of that name.
-fn certify(cluster: &Cluster, source: &str, name: &str) {
+pub fn certify(cluster: &Cluster, source: &str, name: &str) {
     let authority = cluster.path("hub/state/tls");
     Authority(&authority).ensure("mirrorhub-hub").expect("an authority");
     let issued = Authority(&authority).issue(name).expect("a certificate");
@@ -37,7 +39,7 @@ fn certify(cluster: &Cluster, source: &str, name: &str) {
 
 const TLS: &str = "[tls]\nca = \"ca.pem\"\ncert = \"cert.pem\"\nkey = \"key.pem\"\n";
 
-fn certified(names: &[&str]) -> Cluster {
+pub fn certified(names: &[&str]) -> Cluster {
     let settings: Vec<_> = names.iter().map(|name| SourceSettings::new(name)).collect();
     let cluster = Cluster::prepare(&settings);
     secure(&cluster);
@@ -53,7 +55,7 @@ pub fn secure(cluster: &Cluster) {
     }
 }
 
-fn write(volume: &str) {
+pub fn write(volume: &str) {
     let command = format!("write -P {PATTERN} 0 4M");
     run(Command::new("qemu-io").args(["-f", "raw", "-c", &command, volume]));
 }
@@ -117,6 +119,7 @@ fn a_new_filer_joins_with_its_bundle() {
     });
     assert_eq!(cluster.on_hub(NAME)["state"], "in-sync", "the first one does not notice");
     copy.stop(LIMIT);
+    crate::service::the_unit_starts_what_root_joined(&cluster, &bundle);
     a_bundle_that_has_ended_is_of_no_use(&cluster);
     source.stop(LIMIT);
 }
@@ -144,11 +147,8 @@ fn a_bundle_that_has_ended_is_of_no_use(cluster: &Cluster) {
     };
     let (made, ends) = (value("made"), value("ends"));
     // A second of the clock: until then it may be used.
-    let over = || {
-        let now = run(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"]));
-        String::from_utf8_lossy(&now.stdout).trim() > ends.as_str()
-    };
-    wait_for("the bundle has ended", LIMIT, over);
+    let end = parse_timestamp(&ends).expect("a time");
+    wait_for("the bundle has ended", LIMIT, || unix_seconds() > end);
     let said = join();
     assert!(said.contains("this bundle ended at") && said.contains("by the clock here"), "{said}");
     assert!(said.contains("mirrorhub onboard"), "no next step: {said}");
@@ -222,7 +222,7 @@ fn a_certificate_of_another_source_is_refused() {
     assert_eq!(log.matches(&format!("source is in session source={NAME}")).count(), 1);
 }
 
-fn refused(cluster: &Cluster) -> f64 {
+pub fn refused(cluster: &Cluster) -> f64 {
     let (_, page) = http_get(&cluster.hub_url("/metrics"));
     metric_sum(&page, "mirrorhub_refused_connections_total", "")
 }
@@ -327,7 +327,7 @@ fn keys(cluster: &Cluster, directory: &str, files: &[(&str, String)]) -> String 
     directory.display().to_string()
 }
 
-fn replace(file: &Path, from: &str, to: &str) {
+pub fn replace(file: &Path, from: &str, to: &str) {
     let text = fs::read_to_string(file).expect("a configuration");
     assert!(text.contains(from), "{from:?} is not in {text}");
     fs::write(file, text.replace(from, to)).expect("a configuration");

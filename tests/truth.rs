@@ -184,3 +184,70 @@ fn a_fresh_cluster_is_equal_and_proves_it() {
     let said = String::from_utf8_lossy(&kept.stderr).into_owned();
     assert!(!kept.status.success() && said.contains("nothing was written"), "{said}");
 }
+
+/// What is seen of the source at that end: its state in `status` for programs and people, with its reason and
+/// its next step, the one series of the gauge that is 1, and the line that the log has of the change.
+fn must_tell(cluster: &Cluster, at_hub: bool, state: &str) {
+    let (config, url, log) = match at_hub {
+        true => (cluster.hub_config(), cluster.hub_url("/metrics"), cluster.path("hub.log")),
+        false => {
+            let url = cluster.source_url(NAME, "/metrics");
+            (cluster.source_config(NAME), url, cluster.path("filer-a.log"))
+        }
+    };
+    let mut shown = Value::Null;
+    wait_for(&format!("{state} is shown"), LIMIT, || {
+        let all = status(&config).unwrap_or_default();
+        shown = if at_hub { all["sources"][0].clone() } else { all["source"].clone() };
+        if shown["state"] != state {
+            return false;
+        }
+        // The reason of a moment later may be another: how the next try ended.
+        let arguments = ["status", NAME, "--config"];
+        let people = run(Command::new(BINARY).args(arguments).arg(&config));
+        let people = String::from_utf8_lossy(&people.stdout).into_owned();
+        let told = [state, text(&shown, "reason"), text(&shown, "next_step")];
+        told.into_iter().all(|what| people.contains(what))
+    });
+    let (_, page) = http_get(&url);
+    let begin = format!("mirrorhub_source_state{{source=\"{NAME}\",state=\"");
+    let lines: Vec<_> = page.lines().filter_map(|line| line.strip_prefix(&begin)).collect();
+    let set: Vec<_> = lines.iter().filter_map(|line| line.strip_suffix("\"} 1")).collect();
+    assert_eq!(set, [state], "{lines:?}");
+    // What the log has is the reason of its own look.
+    let change = format!(" state={state} reason=\"");
+    wait_for(&format!("the log has {change}"), LIMIT, || {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        let line = log.lines().find_map(|line| Some(line.split_once(&change)?.1));
+        line.is_some_and(|rest| !rest.starts_with('"') && rest.contains(" next_step=\""))
+    });
+}
+
+fn text<'a>(shown: &'a Value, key: &str) -> &'a str {
+    shown[key].as_str().unwrap_or_default()
+}
+
+/// Goal: whatever becomes of a source is told at both ends in status, log and metrics.
+#[test]
+fn what_becomes_of_a_source_is_told_everywhere() {
+    let settings = SourceSettings::new(NAME).replication("hub_timeout = \"1s\"");
+    let mut cluster = Cluster::prepare(&[settings]);
+    cluster.start_hub();
+    wait_for("the hub looks at its sources", LIMIT, || {
+        let (_, page) = http_get(&cluster.hub_url("/metrics"));
+        page.contains("state=\"waiting\"} 1")
+    });
+    cluster.start_source(NAME);
+    must_tell(&cluster, true, "in-sync");
+    cluster.kill_hub();
+    must_tell(&cluster, false, "offline");
+    cluster.start_hub();
+    must_tell(&cluster, false, "in-sync");
+    cluster.wait_in_sync(NAME);
+    cluster.kill_source(NAME);
+    must_tell(&cluster, true, "offline");
+    run(Command::new(BINARY)
+        .args(["failover", NAME, "--now", "--config"])
+        .arg(cluster.hub_config()));
+    must_tell(&cluster, true, "failed-over");
+}

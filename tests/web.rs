@@ -1,12 +1,18 @@
 //! HTTP of both ends: metrics that Prometheus' own tool accepts, health, the status document.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use mirrorhub::metric::catalogue::{self as names, ALL, DEVICES, Kind, Metric, Values};
+use mirrorhub::metric::catalogue::{
+    self as names, ALL, CHECKPOINT_PHASES, DEVICES, Kind, Metric, STATES, STEPS, Values,
+};
+use mirrorhub::units::convert::to_f64;
+use mirrorhub::units::machine;
+use serde_json::Value;
 
-use crate::harness::{Cluster, SourceSettings, http_get, run, try_run, wait_for};
+use crate::harness::terminal::before_terminal;
+use crate::harness::{BINARY, Cluster, SourceSettings, http_get, run, try_run, wait_for};
 
 fn promtool_accepts(metrics: &str) -> Result<(), String> {
     let mut tool = Command::new("promtool")
@@ -49,16 +55,75 @@ fn metrics_tell_what_was_written_and_promtool_accepts_them() {
     assert!(promtool_accepts("mirrorhub bad{ 1\n").is_err());
 }
 
+/// `status --watch`: with `--json` on a pipe, and before a person, by a terminal's script.
+struct Watched {
+    json: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    person: Child,
+    seen: Lines<BufReader<ChildStdout>>,
+}
+
+/// Sees the first state and the second, each over what was there; then has enough.
+const PERSON: &str = r#"
+begin(30, 120, sys.argv[1:])
+for state in (b"in-sync", b"offline"):
+    read(state)
+    print(state.decode(), flush=True)
+    assert seen.startswith(b"\x1b[H"), seen
+    assert b"\x1b[J" in seen or not read(b"\x1b[J"), seen
+os.kill(child, 2)
+ended()
+"#;
+
+impl Watched {
+    fn start(cluster: &Cluster) -> Self {
+        let watch = ["status", "--watch", "--config"];
+        let mut json = Command::new(BINARY);
+        json.args(watch).arg(cluster.hub_config()).arg("--json").stdout(Stdio::piped());
+        let mut json = json.stderr(Stdio::null()).spawn().expect("status --watch");
+        let lines = BufReader::new(json.stdout.take().expect("stdout")).lines();
+        let mut person = before_terminal(&cluster.path("watch.py"), PERSON);
+        person.arg(BINARY).args(watch).arg(cluster.hub_config());
+        let mut person = person.stdout(Stdio::piped()).spawn().expect("python3");
+        let seen = BufReader::new(person.stdout.take().expect("stdout")).lines();
+        Self { json, lines, person, seen }
+    }
+
+    /// Each line is the whole document; the source is so in one of the next.
+    fn waits_for(&mut self, state: &str) {
+        let shown = self.lines.by_ref().take(60).any(|line| {
+            let document: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
+            assert_eq!(
+                (&document["schema"], &document["sources"][0]["name"]),
+                (&1.into(), &"filer-a".into())
+            );
+            document["sources"][0]["state"] == state
+        });
+        assert!(shown, "{state} is not shown");
+        let seen = self.seen.next().expect("a person sees it too").expect("a line");
+        assert_eq!(seen, state);
+    }
+
+    /// For a program that reads it nobody there is an end; a person was shown both states.
+    fn ends_without_an_answer(mut self) {
+        assert_eq!(self.lines.find_map(Result::err).map(|error| error.kind()), None);
+        assert_eq!(self.json.wait().expect("it ends").code(), Some(3), "nobody answers");
+        assert!(self.person.wait().expect("the script ends").success());
+    }
+}
+
 #[test]
 fn health_is_told_by_http_and_by_the_exit_code() {
     let mut cluster = Cluster::start(&[SourceSettings::new("filer-a")]);
     let check = |cluster: &Cluster| {
-        let mut command = Command::new(crate::harness::BINARY);
+        let mut command = Command::new(BINARY);
         command.args(["status", "--check", "--config"]).arg(cluster.hub_config());
         try_run(&mut command).status.code()
     };
     let (status, body) = http_get(&cluster.hub_url("/healthz"));
     assert_eq!((status.as_str(), check(&cluster)), ("HTTP/1.1 200 OK", Some(0)), "{body}");
+    let mut watched = Watched::start(&cluster);
+    watched.waits_for("in-sync");
     cluster.kill_source("filer-a");
     wait_for("offline is shown", Duration::from_secs(10), || {
         cluster.on_hub("filer-a")["state"] == "offline"
@@ -66,7 +131,9 @@ fn health_is_told_by_http_and_by_the_exit_code() {
     let (status, body) = http_get(&cluster.hub_url("/healthz"));
     assert_eq!((status.as_str(), check(&cluster)), ("HTTP/1.1 503 Service Unavailable", Some(2)));
     assert!(body.contains("source-offline"), "{body}");
+    watched.waits_for("offline");
     cluster.kill_hub();
+    watched.ends_without_an_answer();
     assert_eq!(check(&cluster), Some(3), "nobody answers");
 }
 
@@ -74,18 +141,21 @@ fn health_is_told_by_http_and_by_the_exit_code() {
 fn the_status_document_over_http_is_that_of_the_command() {
     let cluster = Cluster::start(&[SourceSettings::new("filer-a")]);
     let (_, body) = http_get(&cluster.hub_url("/api/v1/status"));
-    let over_http: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    let over_http: Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!(over_http["schema"], 1);
     assert_eq!(over_http["sources"][0]["id"], cluster.hub_status()["sources"][0]["id"]);
 }
 
 /// What the hub alone can know.
-const OF_THE_HUB: [&Metric; 9] = [
+const OF_THE_HUB: [&Metric; 12] = [
     &names::CONNECTIONS_REFUSED,
     &names::SOURCE_DRAINED_BYTES,
     &names::SOURCE_APPLIED_BYTES,
     &names::SOURCE_RECEIVED_BYTES,
-    &names::SOURCE_ACTOR_RESTARTS,
+    &names::ACTOR_RESTARTS,
+    &names::SOURCE_DRILL_TIME,
+    &names::SOURCE_WRITE_SHARE,
+    &names::DRAIN_SECONDS,
     &names::SOURCE_LOG_BYTES,
     &names::SOURCE_RESYNC_BYTES,
     &names::HOOK_RUNS,
@@ -121,8 +191,16 @@ fn lacking(page: &str, hub: bool) -> Vec<String> {
             continue;
         };
         for word in words {
-            // A source has no source logs.
-            let none = !hub && words == DEVICES && *word == "log";
+            // A source has no source logs, a hub is never fenced.
+            // Of a source's writes only the hub knows what became of them in between.
+            let none = match *word {
+                "log" => !hub && words == DEVICES,
+                "fenced" => hub && words == STATES,
+                "drained" | "applied" => !hub && words == STEPS,
+                // What it is sent is frozen and planned.
+                "freeze" | "plan" => hub && words == CHECKPOINT_PHASES,
+                _ => false,
+            };
             if !none && !series(&format!("{label}=\"{word}\"")) {
                 lacking.push(format!("{name} {label}={word}"));
             }
@@ -162,6 +240,10 @@ fn every_metric_of_the_catalogue_is_on_the_page_of_its_process() {
             "mirrorhub_nvram_commit_batch_bytes_count",
             "mirrorhub_nvram_commit_batch_records_count",
             "mirrorhub_checkpoint_duration_seconds_count",
+            "mirrorhub_checkpoint_phase_duration_seconds_count{phase=\"build\"}",
+            "mirrorhub_checkpoint_phase_duration_seconds_count{phase=\"publish\"}",
+            "mirrorhub_ack_duration_seconds_count",
+            "mirrorhub_source_checkpoint_timestamp_seconds{source=\"filer-a\"}",
             "mirrorhub_device_syncs_total{device=\"nvram\"}",
             "mirrorhub_device_syncs_total{device=\"pool\"}",
         ] {
@@ -176,9 +258,35 @@ fn every_metric_of_the_catalogue_is_on_the_page_of_its_process() {
     ] {
         assert!(value(&source, counted) >= 1.0, "{counted} in\n{source}");
     }
+    assert!(value(&hub, "mirrorhub_drain_duration_seconds_count") >= 1.0);
+    let share = value(&hub, "mirrorhub_source_write_share_ratio{source=\"filer-a\"}");
+    assert!((share - 1.0).abs() < 1e-9, "the only source has {share} of the writes");
+    a_drill_is_shown_for_good(cluster);
     // Negative control: a series that is gone is missed.
     let less: Vec<&str> = hub.lines().filter(|line| !line.contains("device=\"log\"")).collect();
     assert_eq!(lacking(&less.join("\n"), true).len(), 2);
+}
+
+/// Failover that is tried and would do is a drill: told by the time of day, by the next process too.
+fn a_drill_is_shown_for_good(mut cluster: Cluster) {
+    let last = |cluster: &Cluster| {
+        let (_, page) = http_get(&cluster.hub_url("/metrics"));
+        value(&page, "mirrorhub_source_drill_timestamp_seconds{source=\"filer-a\"}")
+    };
+    assert!(last(&cluster).is_nan(), "there was none");
+    let drill = |source: &str| {
+        let mut tried = Command::new(BINARY);
+        tried.args(["failover", source, "--dry-run", "--config"]).arg(cluster.hub_config());
+        try_run(&mut tried).status.success()
+    };
+    assert!(!drill("filer-z") && last(&cluster).is_nan(), "a refusal is none");
+    assert!(drill("filer-a"));
+    let at = last(&cluster);
+    let now = to_f64(machine::unix_seconds().unsigned_abs());
+    assert!((now - at).abs() < 60.0, "{at} and {now}");
+    cluster.kill_hub();
+    cluster.start_hub();
+    assert!((last(&cluster) - at).abs() < 0.5, "a restart knows it");
 }
 
 /// Each end counts the time in which it does not hear the other: nobody knows then whether the
@@ -194,7 +302,7 @@ fn the_age_of_an_image_counts_silence_at_both_ends() {
         &cluster.volume("filer-a", "vol0"),
     ]));
     cluster.checkpoint("filer-a");
-    let age = |entry: &serde_json::Value| entry["image_age_seconds"].as_f64().expect("an age");
+    let age = |entry: &Value| entry["image_age_seconds"].as_f64().expect("an age");
     let own = cluster.own_status("filer-a");
     assert!(age(&own) < 0.001, "idle and in sync: {own}");
     assert!(own["drained_bytes"].is_null() && own["applied_bytes"].is_null(), "{own}");

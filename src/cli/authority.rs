@@ -18,9 +18,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject};
 
-use super::new_file::write_new;
+use super::new_file::{replace, write_new};
 use crate::device::directory::create_durably;
+use crate::link::shown::{Fingerprint, Shown};
 use crate::units::machine;
 
 const DAY_SECONDS: i64 = 86_400;
@@ -54,6 +57,8 @@ pub struct Issued {
     pub cert: String,
     /// Its key.
     pub key: String,
+    /// Which one it is.
+    pub fingerprint: Fingerprint,
 }
 
 /// An authority in a directory.
@@ -61,7 +66,8 @@ pub struct Issued {
 pub struct Authority<'a>(pub &'a Path);
 
 impl Authority<'_> {
-    /// Makes what is missing: the authority, and the hub's own certificate.
+    /// Makes what is missing: the authority, and the hub's own certificate; that one anew as well when the
+    /// last third of its time has begun. Its key stays, so that the two always go together.
     pub fn ensure(&self, hub_name: &str) -> Result<(), AuthorityError> {
         let directory = self.0;
         create_durably(directory)
@@ -74,24 +80,24 @@ impl Authority<'_> {
         }
         let (key, cert) = (self.path("server-key.pem"), self.path("server-cert.pem"));
         let pair = self.key(&key, &cert)?;
-        if !is_there(&cert)? {
+        if !lasts(&cert)? {
             let purpose = ExtendedKeyUsagePurpose::ServerAuth;
-            write(&cert, &self.sign(hub_name, vec![dns(hub_name)?], purpose, &pair)?, 0o644)?;
+            renew(&cert, &self.sign(hub_name, vec![dns(hub_name)?], purpose, &pair)?)?;
         }
         Ok(())
     }
 
-    /// Makes what NBD and HTTP clients are shown, for these addresses, unless it is there.
+    /// Makes what NBD and HTTP clients are shown, for these addresses, unless it is there and lasts.
     pub fn ensure_served(&self, hub_name: &str, at: &[IpAddr]) -> Result<(), AuthorityError> {
         let (key, cert) = (self.path("served-key.pem"), self.path("served-cert.pem"));
         let pair = self.key(&key, &cert)?;
-        if is_there(&cert)? {
+        if lasts(&cert)? {
             return Ok(());
         }
         let mut names = vec![dns(hub_name)?, dns("localhost")?];
         names.extend(at.iter().filter(|at| !at.is_unspecified()).map(|at| SanType::IpAddress(*at)));
         let purpose = ExtendedKeyUsagePurpose::ServerAuth;
-        write(&cert, &self.sign(hub_name, names, purpose, &pair)?, 0o644)
+        renew(&cert, &self.sign(hub_name, names, purpose, &pair)?)
     }
 
     /// A certificate for a client of NBD and HTTP, or with `at` for a server of them that runs there.
@@ -110,17 +116,26 @@ impl Authority<'_> {
         } else {
             ExtendedKeyUsagePurpose::ServerAuth
         };
-        let cert = self.sign(name, names, purpose, &pair)?;
-        let ca = read(&self.path("ca-cert.pem"))?;
-        Ok(Issued { ca, cert, key: pair.serialize_pem() })
+        self.issued(self.sign(name, names, purpose, &pair)?, &pair)
     }
 
     /// A certificate for a source, with a new key that is kept nowhere here.
     pub fn issue(&self, name: &str) -> Result<Issued, AuthorityError> {
         let pair = KeyPair::generate().map_err(make(name))?;
-        let cert = self.sign(name, vec![dns(name)?], ExtendedKeyUsagePurpose::ClientAuth, &pair)?;
+        let purpose = ExtendedKeyUsagePurpose::ClientAuth;
+        self.issued(self.sign(name, vec![dns(name)?], purpose, &pair)?, &pair)
+    }
+
+    fn issued(&self, cert: String, pair: &KeyPair) -> Result<Issued, AuthorityError> {
         let ca = read(&self.path("ca-cert.pem"))?;
-        Ok(Issued { ca, cert, key: pair.serialize_pem() })
+        let der = CertificateDer::from_pem_slice(cert.as_bytes());
+        // It was made here, a moment ago.
+        let unread = |error: pem::Error| AuthorityError::File {
+            path: self.0.to_owned(),
+            error: io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
+        };
+        let fingerprint = Fingerprint::of(&der.map_err(unread)?);
+        Ok(Issued { ca, cert, key: pair.serialize_pem(), fingerprint })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -200,6 +215,33 @@ fn read(path: &Path) -> Result<String, AuthorityError> {
     fs::read_to_string(path).map_err(|error| AuthorityError::File { path: path.to_owned(), error })
 }
 
+/// Whether it is there, its time has begun, and the last third of that has not.
+fn lasts(cert: &Path) -> Result<bool, AuthorityError> {
+    if !is_there(cert)? {
+        return Ok(false);
+    }
+    let unread = |error: String| AuthorityError::File {
+        path: cert.to_owned(),
+        error: io::Error::new(io::ErrorKind::InvalidData, error),
+    };
+    let text = read(cert)?;
+    let der = CertificateDer::from_pem_slice(text.as_bytes());
+    let der = der.map_err(|error| unread(error.to_string()))?;
+    let Shown { begins, ends, .. } = Shown::of(&der).map_err(unread)?;
+    let now = machine::unix_seconds();
+    let left = ends.saturating_sub(now);
+    // Made while the clock was ahead, it is taken by nobody until then.
+    Ok(begins <= now && left > ends.saturating_sub(begins) / 3)
+}
+
+/// Puts a certificate of this hub there, over the one that ends.
+fn renew(cert: &Path, text: &str) -> Result<(), AuthorityError> {
+    replace(cert, text, 0o644)
+        .map_err(|error| AuthorityError::File { path: cert.to_owned(), error })?;
+    tracing::info!(file = %cert.display(), "certificate of this hub made");
+    Ok(())
+}
+
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), AuthorityError> {
     write_new(path, text, mode)
         .map_err(|error| AuthorityError::File { path: path.to_owned(), error })
@@ -229,6 +271,20 @@ mod tests {
         fs::remove_file(base.join("server-cert.pem")).unwrap();
         Authority(&base).ensure("hub").unwrap();
         assert_ne!(text("server-cert.pem"), before[1]);
+        // One whose last third has begun is made anew for the same key; one before it stays.
+        let key = text("server-key.pem");
+        for (days, stays) in [(250, true), (240, false), (-1, false)] {
+            let pair = KeyPair::from_pem(&key).unwrap();
+            let issuer = KeyPair::from_pem(&text("ca-key.pem")).unwrap();
+            let issuer = Issuer::from_ca_cert_pem(&text("ca-cert.pem"), issuer).unwrap();
+            let mut params = lasting(days, "hub");
+            params.not_before = time_of(machine::unix_seconds() + (days - 730) * DAY_SECONDS);
+            let old = params.signed_by(&pair, &issuer).unwrap().pem();
+            fs::write(base.join("server-cert.pem"), &old).unwrap();
+            Authority(&base).ensure("hub").unwrap();
+            assert_eq!(text("server-cert.pem") == old, stays, "{days} days before its end");
+            assert_eq!(text("server-key.pem"), key);
+        }
         // Without its key nobody can tell whose certificate it is.
         fs::remove_file(base.join("ca-key.pem")).unwrap();
         let met = Authority(&base).ensure("hub").unwrap_err();
@@ -243,10 +299,8 @@ mod tests {
         authority.ensure("hub").unwrap();
         let (one, two) = (authority.issue("filer-a").unwrap(), authority.issue("filer-a").unwrap());
         assert_ne!(one.key, two.key);
-        use rustls::pki_types::CertificateDer;
-        use rustls::pki_types::pem::PemObject;
         let cert = CertificateDer::from_pem_slice(one.cert.as_bytes()).unwrap();
-        assert_eq!(crate::link::tls::names_in(&cert), ["filer-a"]);
+        assert_eq!(Shown::of(&cert).unwrap().names, ["filer-a"]);
         assert_eq!(one.ca, fs::read_to_string(directory.path().join("ca-cert.pem")).unwrap());
     }
 }

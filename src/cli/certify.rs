@@ -63,7 +63,7 @@ fn write(directory: &Path, role: &str, issued: &Issued) -> Result<(), Failure> {
         Failure::failed(format!("{}: {error}", path.display()), "name a directory without them")
     };
     create_durably(directory).map_err(|error| failed(directory, error))?;
-    let Issued { ca, cert, key } = issued;
+    let Issued { ca, cert, key, .. } = issued;
     let files = [
         (format!("{role}-key.pem"), key, 0o600),
         (format!("{role}-cert.pem"), cert, 0o644),

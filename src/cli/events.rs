@@ -19,9 +19,11 @@ use crate::status::answers::{Event, EventsAnswer};
 
 /// Time between two tries to reach a process that is away.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Why nothing comes.
-const AWAY: (&str, &str) = ("not-reachable", "the process does not answer, waiting");
-const BUSY: (&str, &str) = ("busy", "too many others follow or ask, waiting");
+/// Why nothing comes: its word, and the sentence.
+type Why = (&'static str, &'static str);
+
+const AWAY: Why = ("not-reachable", "the process does not answer, waiting");
+const BUSY: Why = ("busy", "too many others follow or ask, waiting");
 
 /// Show who did what, when, and what came of it
 ///
@@ -71,26 +73,33 @@ impl Reader {
     }
 
     /// The line that says why nothing comes, once.
-    fn is_away(&mut self, (word, what): (&str, &str), json: bool) -> Option<String> {
+    fn is_away(&mut self, (word, what): Why, json: bool) -> Option<String> {
         let first = !std::mem::replace(&mut self.away, true);
         first.then(|| remark(word, what, json))
     }
 
-    /// Asks; `None` if it follows and there is no place for it at this moment.
+    /// Asks; or why nothing comes at this moment to somebody who follows.
     async fn ask(
         &mut self,
         asked: &Asked,
         follow: bool,
         look: Look,
-    ) -> Result<Option<EventsAnswer>, Failure> {
-        let request = self.request(follow && self.boot.is_some());
-        if self.follows {
-            return asked.ask_unless_busy(&request, "events", Some(STATUS_PATIENCE)).await;
-        }
+    ) -> Result<Result<EventsAnswer, Why>, Failure> {
         let waits = follow && self.boot.is_some();
-        let answer = asked.ask(&request, "events", Some(STATUS_PATIENCE), look).await?;
-        self.follows = waits;
-        Ok(Some(answer))
+        let (request, patience) = (self.request(waits), Some(STATUS_PATIENCE));
+        let answer = if self.follows {
+            asked.ask_unless_busy(&request, "events", patience).await
+        } else {
+            asked.ask(&request, "events", patience, look).await.map(Some)
+        };
+        match answer {
+            Ok(answer) => {
+                self.follows |= waits;
+                Ok(answer.ok_or(BUSY))
+            }
+            Err(Failure::Message { code: UNREACHABLE, .. }) if waits => Ok(Err(AWAY)),
+            Err(failure) => Err(failure),
+        }
     }
 }
 
@@ -115,20 +124,12 @@ pub fn run(arguments: &EventsArguments, terminal: &Terminal) -> Result<Done, Fai
     let mut out = std::io::stdout();
     runtime()?.block_on(async {
         loop {
-            let answer = reader.ask(&asked, arguments.follow, terminal.error).await;
-            let lines = match answer {
-                Ok(Some(answer)) => reader.lines(&answer, arguments.json),
-                Ok(None) => {
+            let lines = match reader.ask(&asked, arguments.follow, terminal.error).await? {
+                Ok(answer) => reader.lines(&answer, arguments.json),
+                Err(why) => {
                     tokio::time::sleep(AGAIN).await;
-                    reader.is_away(BUSY, arguments.json).into_iter().collect()
+                    reader.is_away(why, arguments.json).into_iter().collect()
                 }
-                Err(Failure::Message { code: UNREACHABLE, .. })
-                    if arguments.follow && reader.boot.is_some() =>
-                {
-                    tokio::time::sleep(AGAIN).await;
-                    reader.is_away(AWAY, arguments.json).into_iter().collect()
-                }
-                Err(failure) => return Err(failure),
             };
             let written = lines.iter().try_for_each(|line| writeln!(out, "{line}"));
             if written.and_then(|()| out.flush()).is_err() {

@@ -19,10 +19,12 @@ use super::bundle::{Bundle, BundleVolume};
 use super::failure::{Failure, USAGE, print};
 use super::locate::ConfigArgument;
 use super::new_file::write_new;
+use super::renew;
 use crate::config::around::{Around, load_around};
 use crate::config::problem::Problems;
 use crate::config::quantity::{parse_duration, parse_size};
 use crate::config::schema::HubConfig;
+use crate::link::shown::Fingerprint;
 use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::times::{time_of_day, timestamp};
@@ -36,8 +38,12 @@ pub struct OnboardArguments {
     /// Name of the source
     name: SourceName,
     /// A volume that it may announce, such as vol0=100GiB; several are given by several --volume
-    #[arg(long, value_name = "VOLUME=SIZE", required = true)]
+    #[arg(long, value_name = "VOLUME=SIZE", required_unless_present = "renew")]
     volume: Vec<Wanted>,
+    /// Make a new certificate and bundle for a source that has a file: the old certificate is taken until the
+    /// filer has come with the new one
+    #[arg(long, conflicts_with = "volume")]
+    renew: bool,
     /// Where the join bundle is written [default: NAME.join.toml]
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
@@ -112,13 +118,26 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
         let next = "leave --valid away, or write a section [tls] in hub.toml".into();
         return Err(Failure::Message { code: USAGE, what, next });
     }
-    let ends = times.map(|(_, ends)| ends);
-    write_new(&target, &text(name, volume, ends), 0o644).map_err(|error| {
+    if arguments.renew {
+        return renew::renew(&config, name, (bundle.as_deref(), *hub), times);
+    }
+    // Before anything is written: it may fail.
+    let made = match (own_authority(&config), times) {
+        (Some((authority, hub_name)), Some(times)) => {
+            let hub = reachable(&config, *hub)?;
+            let volumes = volume.iter().map(BundleVolume::from).collect();
+            Some((make_bundle(authority, (hub, hub_name), (name, volumes), times)?, times.1))
+        }
+        _ => None,
+    };
+    let of_bundle = made.as_ref().map(|((_, fingerprint), ends)| (*ends, *fingerprint));
+    write_new(&target, &text(name, volume, of_bundle), 0o644).map_err(|error| {
         if error.kind() == ErrorKind::AlreadyExists {
             return Failure::Message {
                 code: USAGE,
                 what: format!("onboard {name}: {} is there already", target.display()),
-                next: "edit that file, or take another name".into(),
+                next: "edit that file, or take another name; --renew makes a new certificate"
+                    .into(),
             };
         }
         Failure::failed(format!("onboard {name}: {}: {error}", target.display()), "")
@@ -132,37 +151,43 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
         drop(std::fs::remove_file(&target));
         return Err(Failure::Problems(Problems(wrong)));
     }
-    let (Some((authority, hub_name)), Some(times)) = (own_authority(&config), times) else {
+    let Some(((made, _), ends)) = made else {
         print(&view(name, volume, &target, &config))?;
         return Ok(Done::WELL);
     };
-    let file = bundle.clone().unwrap_or_else(|| PathBuf::from(format!("{name}.join.toml")));
-    let made = reachable(&config, *hub).and_then(|hub| {
-        make_bundle(authority, (hub, hub_name), (name, volume), times)?.write(&file)
-    });
-    if let Err(failure) = made {
+    let file = bundle.clone().unwrap_or_else(|| bundle_of(name));
+    if let Err(failure) = made.write(&file) {
         // Nobody was told of it as done.
         drop(std::fs::remove_file(&target));
         return Err(failure);
     }
-    let (target, file, ends) = (target.display(), file.display(), time_of_day(times.1));
+    let (target, file, ends) = (target.display(), file.display(), time_of_day(ends));
     print(&format!(
         "{target}: written, the running hub takes it within two seconds\n\
          {file}: written, bring it to the filer and start there:\n\n  \
          mirrorhub source --join {file} --config source.toml\n\n\
+         With the package join as root with `--no-start --config /etc/mirrorhub/source.toml`: it says how to start the unit.\n\
          It may be used until {ends}, once, and holds the filer's key: delete it when that has been done.\n"
     ))?;
     Ok(Done::WELL)
 }
 
+/// Where a bundle is written that nobody names.
+pub(super) fn bundle_of(name: &SourceName) -> PathBuf {
+    PathBuf::from(format!("{name}.join.toml"))
+}
+
 /// The authority of that hub, if it has one of its own, and the name in its certificate.
-fn own_authority(config: &HubConfig) -> Option<(&Path, &str)> {
+pub(super) fn own_authority(config: &HubConfig) -> Option<(&Path, &str)> {
     let tls = config.tls.as_ref()?;
     Some((tls.authority.as_deref()?, &tls.hub_name))
 }
 
 /// Where the filer finds the hub.
-fn reachable(config: &HubConfig, hub: Option<SocketAddr>) -> Result<SocketAddr, Failure> {
+pub(super) fn reachable(
+    config: &HubConfig,
+    hub: Option<SocketAddr>,
+) -> Result<SocketAddr, Failure> {
     let address = hub.unwrap_or(config.listen);
     if !address.ip().is_unspecified() && address.port() > 0 {
         return Ok(address);
@@ -171,22 +196,27 @@ fn reachable(config: &HubConfig, hub: Option<SocketAddr>) -> Result<SocketAddr, 
     Err(Failure::Message { code: USAGE, what, next: "name one: --hub ADDRESS:PORT".into() })
 }
 
-fn make_bundle(
+/// A bundle with a new certificate, and which one that is.
+pub(super) fn make_bundle(
     authority: &Path,
     (hub, hub_name): (SocketAddr, &str),
-    (name, volumes): (&SourceName, &[Wanted]),
+    (name, volumes): (&SourceName, Vec<BundleVolume>),
     times: (i64, i64),
-) -> Result<Bundle, Failure> {
+) -> Result<(Bundle, Fingerprint), Failure> {
     let failed = |error: AuthorityError| {
         Failure::failed(format!("onboard {name}: {error}"), "start the hub once: it makes them")
     };
     let issued = Authority(authority).issue(name.as_str()).map_err(failed)?;
     let mut bundle = Bundle::new(name.clone(), (hub, hub_name.to_owned()), times);
-    let volume =
-        |wanted: &Wanted| BundleVolume { name: wanted.name.clone(), size: wanted.size.clone() };
-    bundle.volume = volumes.iter().map(volume).collect();
+    bundle.volume = volumes;
     (bundle.ca, bundle.cert, bundle.key) = (issued.ca, issued.cert, issued.key);
-    Ok(bundle)
+    Ok((bundle, issued.fingerprint))
+}
+
+impl From<&Wanted> for BundleVolume {
+    fn from(Wanted { name, size }: &Wanted) -> Self {
+        Self { name: name.clone(), size: size.clone() }
+    }
 }
 
 /// When a bundle is made that is valid for so long, and when it ends; in seconds since 1970.
@@ -195,11 +225,12 @@ fn times(Valid(time): Valid) -> (i64, i64) {
     (now, now.saturating_add(i64::try_from(time.as_secs()).unwrap_or(i64::MAX)))
 }
 
-fn text(name: &SourceName, volumes: &[Wanted], ends: Option<i64>) -> String {
+fn text(name: &SourceName, volumes: &[Wanted], bundle: Option<(i64, Fingerprint)>) -> String {
     let mut text = format!("name = \"{name}\"\n");
-    if let Some(ends) = ends {
-        // Of the bundle: who comes for the first time later is refused.
-        text.push_str(&format!("join_by = \"{}\"\n", timestamp(ends)));
+    if let Some((ends, certificate)) = bundle {
+        // Who comes for the first time later is refused, and who comes with another certificate.
+        let ends = timestamp(ends);
+        text.push_str(&format!("join_by = \"{ends}\"\ncertificates = [\"{certificate}\"]\n"));
     }
     for Wanted { name, size } in volumes {
         text.push_str(&format!("\n[[volume]]\nname = \"{name}\"\nsize = \"{size}\"\n"));

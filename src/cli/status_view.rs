@@ -9,10 +9,13 @@ use super::device::filling;
 use super::scrub::how_far;
 use super::terminal::Look;
 use super::words::{count, percent, size, time};
+use crate::metric::catalogue::STEPS;
 use crate::status::document::{Policy, SourceEntry, State, StatusDocument, VolumeTrouble};
 use crate::status::health::HealthWord;
+use crate::status::seed::SeedStatus;
 use crate::status::upkeep::ScrubStatus;
 use crate::units::names::SourceName;
+use crate::units::times::timestamp;
 
 /// The whole view; with `only` that source in detail.
 pub fn view(document: &StatusDocument, only: Option<&SourceName>, look: Look) -> String {
@@ -34,6 +37,13 @@ pub fn view(document: &StatusDocument, only: Option<&SourceName>, look: Look) ->
     if let (true, [source]) = (only.is_some() || own, sources.as_slice()) {
         text.push('\n');
         text.push_str(&details(source, &paint));
+        return text;
+    }
+    // Of the others what has ended is only news.
+    for source in sources {
+        for seed in source.seeds.iter().filter(|seed| seed.ended_at_seconds.is_none()) {
+            text.push_str(&seed_lines(seed, Some(&source.name), &paint));
+        }
     }
     text
 }
@@ -305,6 +315,9 @@ fn details(source: &SourceEntry, paint: &Paint) -> String {
             limit.map_or_else(String::new, |limit| format!(" of {} that it may", size(limit)));
         lines.push(("space", format!("its CPs have {} of the pool{most}", size(used))));
     }
+    if let Some(waits) = oldest_waits(source) {
+        lines.push(("waits", waits));
+    }
     let id = source.id.map_or_else(|| "not known yet".to_owned(), |id| id.to_string());
     lines.push(("id", id));
     lines.push(("epoch", format!("{}, generation {}", source.epoch, source.generation)));
@@ -315,7 +328,39 @@ fn details(source: &SourceEntry, paint: &Paint) -> String {
     if !source.volumes.is_empty() {
         text.push_str(&volumes(source, paint));
     }
+    for seed in &source.seeds {
+        text.push_str(&seed_lines(seed, None, paint));
+    }
     text
+}
+
+/// `seed of vol0: waiting, 40.3 MiB of 64.0 MiB, taken 2026-11-22T06:00:00Z`, and why.
+fn seed_lines(seed: &SeedStatus, of_source: Option<&SourceName>, paint: &Paint) -> String {
+    let SeedStatus { volume, state, reason, next_step, .. } = seed;
+    let (has, of) = (size(seed.pool_bytes), size(seed.size_bytes));
+    let when = |what: &str, at: Option<i64>| {
+        at.map_or_else(String::new, |at| format!(", {what} {}", timestamp(at)))
+    };
+    let (taken, ended) = (when("taken", seed.taken_at_seconds), when(state, seed.ended_at_seconds));
+    let volume = of_source.map_or_else(|| volume.to_string(), |name| format!("{name}/{volume}"));
+    let line = format!("seed of {volume}: {state}, {has} of {of}{taken}{ended}");
+    let mut text = format!("\n{line}\n  {} {reason}\n", paint.dim("reason:"));
+    if !next_step.is_empty() {
+        text.push_str(&format!("  {} {next_step}\n", paint.dim("next:")));
+    }
+    text
+}
+
+/// How long the oldest write waits for each step; nothing where none is known to wait.
+fn oldest_waits(source: &SourceEntry) -> Option<String> {
+    let steps = STEPS.iter().zip(source.waits.by_step());
+    let known = steps.filter_map(|(step, age)| Some((step, age?)));
+    let waits = known.filter(|(_, age)| *age > 0.0);
+    let waits: Vec<_> = waits.map(|(step, age)| format!("{} to be {step}", time(age))).collect();
+    match waits.is_empty() {
+        true => source.waits.visible_seconds.map(|_| "no write waits".to_owned()),
+        false => Some(format!("the oldest write {}", waits.join(", "))),
+    }
 }
 
 fn promise(policy: &Policy) -> String {
@@ -368,11 +413,20 @@ fn volumes(source: &SourceEntry, paint: &Paint) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::document::{AloneSince, NvramStatus, PoolStatus, VolumeStatus};
+    use crate::status::document::{AloneSince, NvramStatus, PoolStatus, VolumeStatus, WaitsStatus};
     use crate::units::hash::Root;
     use crate::units::ids::SourceId;
 
     const MIB: u64 = 1 << 20;
+
+    fn waits([acknowledged, .., applied, visible]: [u64; 5]) -> WaitsStatus {
+        WaitsStatus {
+            staged_seconds: Some(0.0),
+            drained_seconds: Some(0.0),
+            applied_seconds: Some(if acknowledged == applied { 0.0 } else { 11.0 }),
+            visible_seconds: Some(if acknowledged == visible { 0.0 } else { 12.0 }),
+        }
+    }
 
     fn source(name: &str, state: State, ladder: [u64; 5]) -> SourceEntry {
         let (reason, next_step) = match state {
@@ -416,6 +470,8 @@ mod tests {
             visible_bytes: ladder[4],
             pool_used_bytes: None,
             pool_limit_bytes: None,
+            seeds: Vec::new(),
+            waits: waits(ladder),
             volumes: vec![
                 VolumeStatus {
                     name: "vol0".parse().unwrap(),
@@ -492,6 +548,7 @@ the last columns: bytes that stand behind ACKNOWLEDGED
             "
   reason  every acknowledged write is durable on the hub
   policy  sync, acknowledged when durable, CPs by reference, stop when the hub is lost, writethrough
+  waits   no write waits
   id      {}
   epoch   1, generation 4
 
@@ -505,6 +562,37 @@ new     8.0 MiB  -
         assert!(text.ends_with(&wanted), "{text}");
         assert!(text.contains("alone since sequence number 90210"), "{text}");
         assert!(!text.contains("filer-b") && !text.contains("filer-c"), "{text}");
+        let text = view(&hub(), Some(&"filer-b".parse().unwrap()), Look::PLAIN);
+        let waits = "  waits   the oldest write 11 s to be applied, 12 s to be visible\n";
+        assert!(text.contains(waits), "{text}");
+    }
+
+    /// One that waits is shown among all, one that has ended only with its source.
+    #[test]
+    fn seeds_are_shown_with_what_they_wait_for() {
+        let seed = |volume: &str, state: &str, ended| SeedStatus {
+            volume: volume.parse().unwrap(),
+            state: state.to_owned(),
+            reason: "because".to_owned(),
+            next_step: if ended { String::new() } else { "connect it".to_owned() },
+            taken_at_seconds: Some(0),
+            ended_at_seconds: ended.then_some(60),
+            size_bytes: 8 * MIB,
+            pool_bytes: MIB,
+        };
+        let mut own = source("filer-a", State::Waiting, [0; 5]);
+        own.seeds = vec![seed("vol0", "waiting", false), seed("vol1", "adopted", true)];
+        let others = source("filer-b", State::InSync, [0; 5]);
+        let document = StatusDocument::hub(vec![own, others], None, None);
+        let waits = "1.0 MiB of 8.0 MiB, taken 1970-01-01T00:00:00Z\n  reason: because\n  next: connect it\n";
+        let all = view(&document, None, Look::PLAIN);
+        assert!(all.ends_with(&format!("\nseed of filer-a/vol0: waiting, {waits}")), "{all}");
+        let ended = "\nseed of vol1: adopted, 1.0 MiB of 8.0 MiB, taken 1970-01-01T00:00:00Z, adopted \
+                     1970-01-01T00:01:00Z\n  reason: because\n";
+        let one = view(&document, Some(&"filer-a".parse().unwrap()), Look::PLAIN);
+        assert!(one.ends_with(&format!("\nseed of vol0: waiting, {waits}{ended}")), "{one}");
+        let other = view(&document, Some(&"filer-b".parse().unwrap()), Look::PLAIN);
+        assert!(!other.contains("seed of"), "{other}");
     }
 
     #[test]

@@ -435,6 +435,7 @@ mod tests {
             visible_bytes: *visible,
             pool_used_bytes: None,
             pool_limit_bytes: None,
+            seeds: Vec::new(),
             lag_seconds: Some(if acknowledged > visible { 2.0 } else { 0.0 }),
             name: name.parse().unwrap(),
             ..entry()

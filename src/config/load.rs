@@ -237,6 +237,7 @@ const TELLING: &[(Kind, &[&str])] = &[
             "space_limit",
             "bandwidth_limit",
             "join_by",
+            "certificates",
             "keep",
         ],
     ),

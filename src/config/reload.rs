@@ -13,6 +13,7 @@ use super::schema::{
     VolumeConfig,
 };
 use crate::hub::hooks::HookCommand;
+use crate::link::shown::Fingerprint;
 use crate::link::tls::TlsFiles;
 use crate::units::numbers::ByteCount;
 use crate::units::times::timestamp;
@@ -155,8 +156,14 @@ fn source_rows(config: &SourceConfig) -> Rows {
     ]);
     for home in &config.homes {
         let within = format!("home {}: ", home.name);
-        rows.extend(replication_rows(&format!("{within}replication."), &home.replication));
-        rows.push((format!("{within}cache"), NextCp, home.cache.to_string()));
+        if home.promises {
+            rows.extend(replication_rows(&format!("{within}replication."), &home.replication));
+            rows.push((format!("{within}cache"), NextCp, home.cache.to_string()));
+        }
+        for volume in &home.volumes {
+            let key = format!("{within}{}", volume_key(volume));
+            rows.push((key, NextCp, format_size(volume.size)));
+        }
     }
     rows.extend(pool_rows(&config.pool));
     rows.push(row("tls", Restart, tls_row(config.tls.as_ref())));
@@ -230,6 +237,13 @@ fn hub_rows(config: &HubConfig) -> Rows {
     rows
 }
 
+fn fingerprints(certificates: &[Fingerprint]) -> String {
+    if certificates.is_empty() {
+        return "any".to_owned();
+    }
+    certificates.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 fn command(command: Option<&HookCommand>) -> String {
     let Some(HookCommand { program, arguments }) = command else { return "none".to_owned() };
     let words = arguments.iter().map(|argument| format!(" {argument}"));
@@ -249,6 +263,7 @@ fn rows_of(source: &HubSource) -> Rows {
         row("space_limit", Now, file.space_limit.map_or("none".to_owned(), format_size)),
         row("bandwidth_limit", Now, file.bandwidth_limit.map_or("none".to_owned(), format_size)),
         row("join_by", Now, file.join_by.map_or("none".to_owned(), timestamp)),
+        row("certificates", Now, fingerprints(&file.certificates)),
         row("keep", Now, file.keep.map_or("none".to_owned(), |keep| keep.to_string())),
     ];
     for volume in &file.volumes {

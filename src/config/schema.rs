@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::hub::hooks::HookCommand;
+use crate::link::shown::Fingerprint;
 use crate::link::tls::TlsFiles;
 use crate::raid::files::PoolFiles;
 use crate::raid::layout::{Geometry, Level};
@@ -138,6 +139,11 @@ pub struct SourceFile {
     /// seconds since 1970: `mirrorhub onboard` writes the end of its join bundle. It says nothing once the
     /// source was there. Default none. Live.
     pub join_by: Option<i64>,
+    /// `certificates`: SHA-256 of the certificates that the source may come with, oldest first, as `openssl
+    /// x509 -noout -fingerprint -sha256` shows it; at most 8. Once it has come with one, those before it are
+    /// refused. `mirrorhub onboard` writes it. Default none: any certificate of the authority with the source's
+    /// name. Live, for connections to come.
+    pub certificates: Vec<Fingerprint>,
     /// `[[volume]]`: if given, exactly these volumes with these sizes may be announced. Live.
     pub volumes: Vec<VolumeConfig>,
     /// `keep`: CPs that are kept by themselves, as `SOURCE/VOLUME@last-CP`, `@hourly-..` and
@@ -200,7 +206,16 @@ impl SourceConfig {
     /// What those promise that live here, as far as the file says it.
     pub fn home_policies(&self) -> BTreeMap<SourceName, Policy> {
         let policy = |home: &HomeConfig| (home.name.clone(), home.replication.policy(home.cache));
-        self.homes.iter().map(policy).collect()
+        self.homes.iter().filter(|home| home.promises).map(policy).collect()
+    }
+
+    /// How large volumes of those are to be that live here, as far as the file says it.
+    pub fn home_sizes(&self) -> BTreeMap<SourceName, Vec<(VolumeName, ByteCount)>> {
+        let sizes = |home: &HomeConfig| {
+            let volumes = home.volumes.iter().map(|volume| (volume.name.clone(), volume.size));
+            (home.name.clone(), volumes.collect())
+        };
+        self.homes.iter().map(sizes).collect()
     }
 }
 
@@ -213,6 +228,11 @@ pub struct HomeConfig {
     pub replication: ReplicationConfig,
     /// `cache`, as `nbd.cache`. Default `writethrough`.
     pub cache: Cache,
+    /// Whether it says what that source promises: not if there is nothing but volumes in it.
+    pub promises: bool,
+    /// `[[home.volume]]`: a volume of it, and how large it is to be. A larger one at the next CP; those that
+    /// are not named stay as they are.
+    pub volumes: Vec<VolumeConfig>,
 }
 
 /// Where something listens.

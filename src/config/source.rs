@@ -137,6 +137,8 @@ fn home<'d>(
     let within = reader.section(section, "replication");
     let replication = replication(reader, &within);
     let cache = reader.choice(section, "cache", Cache::WORDS);
+    let volumes = volumes(reader, section);
+    let promises = volumes.is_empty() || section.has("replication") || section.has("cache");
     if !section.has("name") {
         reader.missing(section, "name", "write name = \"filer-a\", the source that lives here");
     }
@@ -152,7 +154,7 @@ fn home<'d>(
         reader.contradiction(keys, (name.span(), first), met, "take one of them out");
     }
     let cache = cache.map_or(Cache::Writethrough, Spanned::into_inner);
-    Some(HomeConfig { name: name.into_inner(), replication, cache })
+    Some(HomeConfig { name: name.into_inner(), replication, cache, promises, volumes })
 }
 
 /// The promises of a section, but for what is the filer's own affair.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use toml::Spanned;
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 use super::common::{name, volumes};
 use super::load::Kind;
@@ -14,8 +14,10 @@ use super::schema::SourceFile;
 use super::text::Text;
 use super::unavailable;
 use crate::limits::{
-    MIB, NVRAM_SHARE_BYTES_MIN, POOL_DEVICE_BYTES_MAX, RING_BYTES_MAX, SOURCE_LOG_STEP_BYTES,
+    CERTIFICATES_MAX, MIB, NVRAM_SHARE_BYTES_MIN, POOL_DEVICE_BYTES_MAX, RING_BYTES_MAX,
+    SOURCE_LOG_STEP_BYTES,
 };
+use crate::link::shown::{Fingerprint, NoFingerprint};
 use crate::units::names::SourceName;
 use crate::units::retention::Retention;
 use crate::units::times::parse_timestamp;
@@ -26,6 +28,8 @@ const BANDWIDTH_MIN: u64 = 4 * MIB;
 const BANDWIDTH_MAX: u64 = 1 << 40;
 /// What `join_by` looks like, for messages.
 const JOIN_BY_WANTED: &str = "a time in UTC or with its zone";
+/// What `certificates` looks like, for messages.
+const CERTIFICATES_WANTED: &str = "a list of SHA-256 fingerprints";
 /// Most that `keep` takes of each kind: all together leave room for names given by hand.
 const KEEP_LAST_MAX: u32 = 64;
 const KEEP_HOURLY_MAX: u32 = 72;
@@ -74,6 +78,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Judged {
         };
         parse_timestamp(text).ok_or_else(unfit)
     });
+    let certificates = reader.value_of(&root, "certificates", CERTIFICATES_WANTED, certificates);
     let volumes = volumes(&mut reader, &root);
     let keep = keep(&mut reader, &root);
     unavailable::check(&mut reader, table);
@@ -87,10 +92,32 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Judged {
         space_limit: space.map(Spanned::into_inner),
         bandwidth_limit: bandwidth.map(Spanned::into_inner),
         join_by: join_by.map(Spanned::into_inner),
+        certificates: certificates.unwrap_or_default(),
         volumes,
         keep,
     });
     Judged { file, name, share: share.map(|share| share.span()), problems }
+}
+
+fn certificates(value: &DeValue<'_>) -> Result<Vec<Fingerprint>, Unfit> {
+    let unfit = |met: String| Unfit {
+        met,
+        fix: format!(
+            "write [\"..\"] with 1 to {CERTIFICATES_MAX} of them, as `openssl x509 -noout -fingerprint -sha256 \
+             -in FILE` shows them, or leave it out"
+        ),
+    };
+    let DeValue::Array(members) = value else { return Err(unfit("is no list".to_owned())) };
+    if members.is_empty() || members.len() > CERTIFICATES_MAX {
+        return Err(unfit(format!("has {} entries", members.len())));
+    }
+    let one = |member: &Spanned<DeValue<'_>>| {
+        let DeValue::String(text) = member.get_ref() else {
+            return Err(unfit("has an entry that is no text".to_owned()));
+        };
+        text.parse().map_err(|error: NoFingerprint| unfit(format!("{text:?} is {error}")))
+    };
+    members.iter().map(one).collect()
 }
 
 fn keep<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> Option<Retention> {

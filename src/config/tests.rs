@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::load::{Kind, load, load_data_dir, load_hub, load_source};
 use super::reload::{When, reloaded_source, source_changes};
 use super::sizing;
+use crate::units::numbers::ByteCount;
 use crate::units::policy::Mode;
 use crate::units::retention::Retention;
 
@@ -92,6 +93,16 @@ fn a_filer_says_what_its_guests_promise() {
     assert_eq!(keys, ["home a: replication.mode", "home a: replication.on_hub_loss"]);
     assert!(changes.iter().all(|change| change.when == When::NextCp), "{changes:?}");
     assert_eq!(reloaded_source(&lazy, strict.clone()).home_policies(), strict.home_policies());
+    // One that only says how large a volume is says nothing of a promise.
+    let volume = "[[home.volume]]\nname = \"v\"\nsize = \"8MiB\"\n";
+    let sized = read(&format!("[[home]]\nname = \"a\"\n{volume}")).unwrap();
+    assert!(sized.home_policies().is_empty());
+    assert_eq!(sized.home_sizes()[&a], [("v".parse().unwrap(), ByteCount(8 << 20))]);
+    let both = read(&format!("{home}mode = \"async\"\n{volume}")).unwrap();
+    assert_eq!(both.home_policies(), lazy.home_policies());
+    let changes = source_changes(&lazy, &both);
+    assert_eq!((changes.len(), &changes[0].key[..]), (1, "home a: volume v"), "{changes:?}");
+    assert_eq!((changes[0].when, &changes[0].to[..]), (When::NextCp, "8MiB"));
     for (wrong, said) in [
         ("[[home]]\nname = \"b\"".to_owned(), "is this filer itself"),
         ("[[home]]\ncache = \"writeback\"".to_owned(), "the source that lives here"),
@@ -99,6 +110,8 @@ fn a_filer_says_what_its_guests_promise() {
         (format!("{home}mode = \"async\"\non_hub_loss = \"stop\""), "replication.on_hub_loss"),
         (format!("{home}resync_limit = \"1MiB\""), "resync_limit"),
         (format!("{home}modus = \"sync\""), "modus"),
+        (format!("{home}{volume}{volume}"), "two volumes are called v"),
+        (format!("{home}[[home.volume]]\nname = \"v\"\nsize = \"8\""), "volume.size"),
     ] {
         let problems = read(&wrong).unwrap_err().render(false);
         assert!(problems.contains(said), "{wrong}: {problems}");

@@ -74,6 +74,15 @@ impl Journal {
         self.look(boot, since)
     }
 
+    /// The newest events from that number on, at most so many, oldest first.
+    pub fn newest(&self, since: u64, most: usize) -> Vec<Event> {
+        let state = self.lock();
+        let mut newest: Vec<Event> =
+            state.kept.iter().rev().take(most).filter(|e| e.number >= since).cloned().collect();
+        newest.reverse();
+        newest
+    }
+
     fn look(&self, boot: Option<&str>, since: u64) -> EventsAnswer {
         let own = format!("{:016x}", self.boot);
         let state = self.lock();

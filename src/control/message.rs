@@ -378,6 +378,12 @@ pub fn request_line(request: &Request) -> Result<Vec<u8>, serde_json::Error> {
     with_newline(&Message { schema: SCHEMA, request })
 }
 
+/// What a command answers, as the socket carries it.
+pub fn answer(value: &impl Serialize) -> Result<Value, AdminError> {
+    serde_json::to_value(value)
+        .map_err(|error| AdminError::new(code::INTERNAL, error.to_string(), "report this"))
+}
+
 /// An answer line with its newline.
 pub fn answer_line(answer: &AnswerLine) -> Result<Vec<u8>, serde_json::Error> {
     with_newline(answer)

@@ -29,13 +29,12 @@ use tokio_util::task::TaskTracker;
 use super::feed::Feed;
 use super::journal::{Journal, words};
 use super::message::{AdminError, AnswerLine, ProgressSender, Request, code};
-use super::message::{answer_line, parse_request};
+use super::message::{answer, answer_line, parse_request};
 use super::socket_path;
 use crate::limits::{
     ADMIN_ANSWER_BYTES_MAX, ADMIN_CONNECTIONS_MAX, ADMIN_FOLLOWERS_MAX, ADMIN_IO_SECONDS_MAX,
     ADMIN_MESSAGE_BYTES_MAX, ADMIN_PART_BYTES, ADMIN_PROGRESS_MS,
 };
-use crate::status::answers::EventsAnswer;
 use crate::units::convert::to_u64;
 
 /// Shorter under test, so that tests see it end.
@@ -266,7 +265,7 @@ async fn converse(
             }
         }
         Ok(Ok(Some((Request::Events { boot, since, wait: false }, _)))) => {
-            Some(told(journal.behind(boot.as_deref(), since, false).await))
+            Some(answer(&journal.behind(boot.as_deref(), since, false).await))
         }
         Ok(Ok(Some((request, feed)))) => {
             let what = words(&request);
@@ -312,20 +311,23 @@ async fn follow(
     loop {
         tokio::select! {
             biased;
-            answer = &mut next => return Some(told(answer)),
-            () = stop.cancelled() => return Some(told(journal.behind(boot, since, false).await)),
+            news = &mut next => return Some(answer(&news)),
+            () = stop.cancelled() => return Some(answer(&journal.behind(boot, since, false).await)),
             _ = tick.tick() => {}
         }
-        match timeout(IO_TIME, write.ready(Interest::WRITABLE)).await {
-            Ok(Ok(ready)) if !ready.is_write_closed() => {}
-            Ok(Ok(_) | Err(_)) | Err(_) => return None,
+        if has_gone(write).await {
+            return None;
         }
     }
 }
 
-fn told(answer: EventsAnswer) -> Result<Value, AdminError> {
-    serde_json::to_value(answer)
-        .map_err(|error| AdminError::new(code::INTERNAL, error.to_string(), "report this"))
+/// Whether nobody waits for the answer any more. A caller that only closed its sending half still
+/// waits; one that closed both has gone. One that does not read is held to the same wait as for a line.
+async fn has_gone(write: &OwnedWriteHalf) -> bool {
+    match timeout(IO_TIME, write.ready(Interest::WRITABLE)).await {
+        Ok(Ok(ready)) => ready.is_write_closed(),
+        Ok(Err(_)) | Err(_) => true,
+    }
 }
 
 /// `None` if the caller sent nothing at all, as a probe does.
@@ -388,11 +390,8 @@ async fn work(
             }
             _ = tick.tick() => {}
         }
-        // A caller that only closed its sending half still waits; one that closed both has gone.
-        // One that does not read is held to the same wait as for a line.
-        match timeout(IO_TIME, write.ready(Interest::WRITABLE)).await {
-            Ok(Ok(ready)) if !ready.is_write_closed() => {}
-            Ok(Ok(_) | Err(_)) | Err(_) => return None,
+        if has_gone(write).await {
+            return None;
         }
         // The sender is gone once the command has finished: then the loop ends above.
         if newest.has_changed().unwrap_or(false) {

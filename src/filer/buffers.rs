@@ -10,7 +10,10 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::ops::Deref;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::ranges::RangeSet;
 use crate::record::entry::{Entry, EntryKind};
@@ -34,11 +37,61 @@ pub enum Known {
     Partial(RangeSet),
 }
 
+/// The bytes of one block, shared.
+#[derive(Debug, Clone)]
+pub enum BlockData {
+    /// A page of its own.
+    Page(Arc<Page>),
+    /// A block's length of something longer, which is held as long as this is.
+    Part(Bytes),
+}
+
+impl From<Arc<Page>> for BlockData {
+    fn from(page: Arc<Page>) -> Self {
+        Self::Page(page)
+    }
+}
+
+impl Deref for BlockData {
+    type Target = Page;
+
+    fn deref(&self) -> &Page {
+        match self {
+            Self::Page(page) => page,
+            Self::Part(bytes) => match bytes.first_chunk() {
+                Some(page) => page,
+                None => panic!("a part of {} bytes is no block", bytes.len()),
+            },
+        }
+    }
+}
+
+impl PartialEq for BlockData {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for BlockData {}
+
+impl BlockData {
+    /// The bytes, for changing: of a page that nobody else holds.
+    pub fn make_mut(&mut self) -> &mut Page {
+        if let Self::Part(_) = self {
+            *self = Self::Page(Arc::new(**self));
+        }
+        match self {
+            Self::Page(page) => Arc::make_mut(page),
+            Self::Part(_) => panic!("it was made a page"),
+        }
+    }
+}
+
 /// A block that this interval wrote.
 #[derive(Debug, Clone)]
 pub struct Block {
     /// Its bytes; zero where they are not known.
-    pub data: Arc<Page>,
+    pub data: BlockData,
     /// Which of them count.
     pub known: Known,
 }
@@ -47,13 +100,13 @@ pub struct Block {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// One block with all its bytes.
-    Data(Arc<Page>),
+    Data(BlockData),
     /// Zero.
     Hole,
     /// Not touched: look below.
     Base,
     /// One block of which these bytes are known: lay them over what is below.
-    Overlay { data: Arc<Page>, known: RangeSet },
+    Overlay { data: BlockData, known: RangeSet },
 }
 
 /// Some blocks in a row and what was found.
@@ -110,13 +163,25 @@ impl Buffers {
 
     /// Applies the next entry. `data` is what the entry carries: empty unless it is a write.
     pub fn apply(&mut self, entry: &Entry, data: &[u8]) {
+        self.apply_by(entry, data, |page, _| BlockData::Page(Arc::new(*page)));
+    }
+
+    /// The same without a copy of what is written whole: the blocks hold `data`, and all that it is a
+    /// part of.
+    pub fn apply_held(&mut self, entry: &Entry, data: &Bytes) {
+        let part = |_: &Page, at| BlockData::Part(data.slice(at..at + BLOCK_BYTES));
+        self.apply_by(entry, data, part);
+    }
+
+    /// `whole` makes the block of a page that lies so far in `data`.
+    fn apply_by(&mut self, entry: &Entry, data: &[u8], whole: impl Fn(&Page, usize) -> BlockData) {
         assert!(to_u64(data.len()) == u64::from(entry.data_bytes()), "data and entry disagree");
         self.entries += 1;
         let dirty = self.volumes.entry(entry.volume).or_default();
         match entry.kind {
             EntryKind::Write => {
                 let before = self.ordinals;
-                dirty.write(entry.offset, data, &mut self.ordinals);
+                dirty.write(entry.offset, data, whole, &mut self.ordinals);
                 assert!(self.ordinals - before == entry.ordinals(), "ordinals are counted alike");
             }
             EntryKind::Trim => dirty.make_holes(entry.whole_blocks()),
@@ -128,7 +193,7 @@ impl Buffers {
     pub fn fill(&mut self, volume: VolumeNumber, vbn: u64, data: Arc<Page>) {
         let dirty = self.volumes.get_mut(&volume);
         if let Some(block) = dirty.and_then(|dirty| dirty.blocks.get_mut(&vbn)) {
-            *block = Block { data, known: Known::Full };
+            *block = Block { data: data.into(), known: Known::Full };
         }
     }
 
@@ -154,7 +219,13 @@ impl Dirty {
         &self.holes
     }
 
-    fn write(&mut self, offset: u64, data: &[u8], ordinals: &mut u64) {
+    fn write(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        whole: impl Fn(&Page, usize) -> BlockData,
+        ordinals: &mut u64,
+    ) {
         let mut at = offset;
         let mut rest = data;
         while !rest.is_empty() {
@@ -164,7 +235,8 @@ impl Dirty {
             if let Some(page) = part.first_chunk::<BLOCK_BYTES>() {
                 let known = Known::Whole { ordinal: *ordinals };
                 *ordinals += 1;
-                self.blocks.insert(vbn, Block { data: Arc::new(*page), known });
+                let data = whole(page, data.len() - rest.len());
+                self.blocks.insert(vbn, Block { data, known });
             } else {
                 self.patch(vbn, inside, part);
             }
@@ -210,10 +282,10 @@ impl Dirty {
     fn patch(&mut self, vbn: u64, inside: usize, part: &[u8]) {
         let hole = self.holes.contains(vbn);
         let block = self.blocks.entry(vbn).or_insert_with(|| Block {
-            data: Arc::new(ZERO_PAGE),
+            data: BlockData::Page(Arc::new(ZERO_PAGE)),
             known: if hole { Known::Full } else { Known::Partial(RangeSet::default()) },
         });
-        Arc::make_mut(&mut block.data)[inside..inside + part.len()].copy_from_slice(part);
+        block.data.make_mut()[inside..inside + part.len()].copy_from_slice(part);
         match &mut block.known {
             Known::Whole { .. } | Known::Full => block.known = Known::Full,
             Known::Partial(ranges) => {
@@ -231,7 +303,7 @@ impl Dirty {
         let mut at = vbn;
         for (&next, block) in self.blocks.range(vbn..end) {
             self.untouched(at, next, &mut pieces);
-            let data = Arc::clone(&block.data);
+            let data = block.data.clone();
             let found = match &block.known {
                 Known::Whole { .. } | Known::Full => Found::Data(data),
                 Known::Partial(known) => Found::Overlay { data, known: known.clone() },
@@ -290,17 +362,17 @@ pub fn over_layer<E>(
     Ok(out)
 }
 
-fn overlay_on(data: Arc<Page>, known: RangeSet, below: Option<Found>) -> Found {
+fn overlay_on(data: BlockData, known: RangeSet, below: Option<Found>) -> Found {
     match below {
         None | Some(Found::Base) => Found::Overlay { data, known },
         // Bytes that are not known are zero in an overlay.
         Some(Found::Hole) => Found::Data(data),
         Some(Found::Data(mut page)) => {
-            lay(Arc::make_mut(&mut page), &data, &known);
+            lay(page.make_mut(), &data, &known);
             Found::Data(page)
         }
         Some(Found::Overlay { data: mut page, known: mut both }) => {
-            lay(Arc::make_mut(&mut page), &data, &known);
+            lay(page.make_mut(), &data, &known);
             known.iter().for_each(|(start, end)| both.insert(start, end));
             if both.covers(0, BLOCK_BYTES_U64) {
                 Found::Data(page)
@@ -498,7 +570,12 @@ mod tests {
                     }
                 };
                 oracle.apply(&entry, &data);
-                if index < cut { &mut older } else { &mut newer }.apply(&entry, &data);
+                let layer = if index < cut { &mut older } else { &mut newer };
+                if index % 2 == 0 {
+                    layer.apply(&entry, &data);
+                } else {
+                    layer.apply_held(&entry, &Bytes::from(data));
+                }
             }
             let pieces = over(newer.pieces(VOLUME, 0, 6), &older, VOLUME);
             prop_assert_eq!(image(&pieces, &base), oracle.0);

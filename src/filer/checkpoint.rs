@@ -36,6 +36,7 @@ use super::signals::{Committed, CpData, CpOver, Roots};
 use super::tree;
 use crate::limits::{HANDSHAKE_SECONDS_MAX, PLACE_SECONDS_MAX};
 use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
+use crate::metric::phase_ended;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
 use crate::pool::publish::Publish;
@@ -199,7 +200,7 @@ impl Checkpointer {
                 Some(Heard::Forced)
             } else if self.serving() && std::mem::take(&mut inbox.wanted) {
                 Some(Heard::Wanted)
-            } else if self.serving() && !self.shared.sole && self.shared.pledge.is_due() {
+            } else if self.serving() && !self.shared.sole && self.shared.policy_is_due() {
                 Some(Heard::Policy)
             } else if self.serving() && growth::is_due(&self.shared) {
                 Some(Heard::Growth)
@@ -214,9 +215,11 @@ impl Checkpointer {
     fn finish(&self, frozen: Arc<Frozen>) -> Result<(), Stopped> {
         let begun = machine::now();
         let freeze = self.durable_freeze(frozen.cp)?;
+        let since = phase_ended("freeze", begun);
         let space_blocks = frozen.space_blocks;
         let plan = self.with_hub(|| self.plan(&frozen.buffers))?;
         let plan = self.or_fail(plan, "the plan of a CP")?;
+        let since = phase_ended("plan", since);
         drop(frozen);
         self.shared.order.filled(freeze.cp, &plan.filled);
         let plan = Arc::new(Plan { filled: Vec::new(), ..plan });
@@ -227,6 +230,7 @@ impl Checkpointer {
         let (_, before) = self.shared.own();
         let roots = self.own_tree(&plan, &freeze, space_blocks)?;
         drop(plan);
+        let since = phase_ended("build", since);
         if machine::breaks(20) && roots == before {
             return Ok(());
         }
@@ -240,6 +244,7 @@ impl Checkpointer {
             alone = self.wait_until_over(freeze.cp)?.alone;
         }
         self.done(&freeze, roots, alone);
+        phase_ended("publish", since);
         metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(machine::elapsed(begun));
         Ok(())
     }
@@ -317,12 +322,9 @@ impl Checkpointer {
     /// Until when a hub that is away is waited for: one that went without a word is not known to be
     /// gone before it was silent for so long, and is connected to and asked after that.
     fn patience(&self) -> Instant {
-        let found_out =
-            Duration::from_secs(HANDSHAKE_SECONDS_MAX).max(self.shared.pledge.patience());
-        machine::now()
-            + found_out
-            + self.shared.pledge.patience()
-            + Duration::from_secs(PLACE_SECONDS_MAX)
+        let silent = self.shared.pledge.patience();
+        let found_out = Duration::from_secs(HANDSHAKE_SECONDS_MAX).max(silent);
+        machine::now() + found_out + silent + Duration::from_secs(PLACE_SECONDS_MAX)
     }
 
     /// How often the hub was met, and did not answer.
@@ -505,6 +507,7 @@ impl Checkpointer {
             shared.set_rejected(None);
         }
         shared.counters.checkpoints_done.add(1);
+        shared.counters.checkpoint_at.rise_to(machine::unix_seconds().unsigned_abs());
         if alone {
             tracing::info!(source = %shared.name, cp = %freeze.cp, "CP published here, alone");
         } else {

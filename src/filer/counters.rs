@@ -33,6 +33,11 @@ impl Counter {
         self.0.fetch_add(amount, Ordering::Relaxed);
     }
 
+    /// It is at least this from now on.
+    pub fn rise_to(&self, value: u64) {
+        self.0.fetch_max(value, Ordering::Relaxed);
+    }
+
     /// Its value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -78,6 +83,8 @@ counters! {
     checkpoints_command,
     /// CPs published on the hub.
     checkpoints_done,
+    /// When the last of them was published, in seconds since 1970.
+    checkpoint_at,
     /// CPs the hub refused.
     checkpoints_rejected,
     /// Blocks sent by reference.

@@ -4,7 +4,7 @@
 //! from the checkpoint thread, and does what the machine says. A connection that breaks, or on
 //! which the hub is silent or makes no progress for `hub_timeout`, is made anew after a pause; when
 //! that takes `hub_timeout` the hub is lost, and the machine says what that means for clients. Under
-//! `stop` only an answer that is owed counts as progress: what else takes long is waited out.
+//! `stop` only a transfer that is not answered ends a connection so: what else takes long is waited out.
 //! A history that does not join halts the way to the hub: state and next step are shown, and
 //! nothing is tried again before a restart, but for volumes that the hub does not take; a source
 //! that serves alone goes on doing so.
@@ -595,7 +595,7 @@ impl Forwarder {
             }
             Action::Answer(answering) => self.shared.answer(answering),
             Action::MarkApart(mark) => self.mark(Some(mark), Event::Apart).await?,
-            Action::AskAlone => self.answered_alone(),
+            Action::AskAlone => self.answered_alone().await?,
             Action::ClearApart => self.mark(None, Event::Together).await?,
             Action::Unasked(began) => self.note(move |kept| kept.unasked = began).await?,
             Action::Fence(epoch) => {
@@ -637,6 +637,7 @@ fn keeps(action: &Action) -> bool {
         Action::Joined { .. }
             | Action::MarkApart(_)
             | Action::Unasked(_)
+            | Action::AskAlone
             | Action::ClearApart
             | Action::Fence(_)
             | Action::InForce(_)

@@ -40,7 +40,8 @@ use crate::pool::error::PoolError;
 use crate::pool::rows::SourceRow;
 use crate::units::ids::{RandomError, SourceId, random_u64};
 use crate::units::machine;
-use crate::units::names::SourceName;
+use crate::units::names::{SourceName, VolumeName};
+use crate::units::numbers::ByteCount;
 use crate::units::policy::Policy;
 use crate::volume::mend::MendFigures;
 use crate::wire::homes::{Adopt, Adopted};
@@ -112,6 +113,18 @@ impl HomeError {
     }
 }
 
+/// How large volumes are to be, by their source.
+pub type Sizes = BTreeMap<SourceName, Vec<(VolumeName, ByteCount)>>;
+
+/// A volume that is not as the file wants it, and does not come to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unfit {
+    /// There is none of that name.
+    NoVolume { source: SourceName, volume: VolumeName },
+    /// It is larger, and does not become smaller.
+    Larger { source: SourceName, volume: VolumeName, met: ByteCount, wanted: ByteCount },
+}
+
 /// What became of the promises of those that live here when the file was read again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reloaded {
@@ -168,6 +181,8 @@ pub struct Homes {
     homes: Mutex<BTreeMap<SourceName, Home>>,
     /// What the filer's file wants of them.
     policies: Mutex<BTreeMap<SourceName, Policy>>,
+    /// How large it wants volumes of theirs.
+    sizes: Mutex<Sizes>,
     stopping: CancellationToken,
     life: Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
@@ -178,11 +193,12 @@ impl Homes {
         own: Arc<Filer>,
         options: FilerOptions,
         directory: PathBuf,
-        policies: BTreeMap<SourceName, Policy>,
+        (policies, sizes): (BTreeMap<SourceName, Policy>, Sizes),
     ) -> Result<Arc<Self>, HomeError> {
-        let (homes, policies) = (Mutex::default(), Mutex::new(policies));
+        let (homes, policies, sizes) = (Mutex::default(), Mutex::new(policies), Mutex::new(sizes));
         let (stopping, life) = (CancellationToken::new(), Mutex::default());
-        let this = Arc::new(Self { own, options, directory, homes, policies, stopping, life });
+        let this =
+            Arc::new(Self { own, options, directory, homes, policies, sizes, stopping, life });
         let (pool, own) = (this.own.pool(), this.own.shared());
         for row in pool.catalog().sources()? {
             // A new filer has its own row under another id than the pool's until it has a name.
@@ -266,6 +282,35 @@ impl Homes {
         }
         let mut asked = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
         all.stand(&mut asked, policies);
+        all
+    }
+
+    /// Sizes that the file asks for from now on: a larger one is taken behind the next CP of that source,
+    /// which is made for it. The hub takes it as its own file of that source says.
+    pub fn grow(&self, sizes: Sizes) {
+        for filer in self.running() {
+            let name = filer.shared().name.clone();
+            filer.grow(sizes.get(&name).cloned().unwrap_or_default());
+        }
+        *self.sizes.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
+    }
+
+    /// What of such sizes cannot be.
+    pub fn unfit(&self, sizes: &Sizes) -> Vec<Unfit> {
+        let mut all = Vec::new();
+        for filer in self.running() {
+            let shared = filer.shared();
+            for (volume, wanted) in sizes.get(&shared.name).into_iter().flatten() {
+                let (source, volume, wanted) = (shared.name.clone(), volume.clone(), *wanted);
+                match shared.volumes().iter().find(|known| known.name == volume) {
+                    None => all.push(Unfit::NoVolume { source, volume }),
+                    Some(known) if known.size > wanted => {
+                        all.push(Unfit::Larger { source, volume, met: known.size, wanted });
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
         all
     }
 
@@ -418,17 +463,16 @@ impl Homes {
                 // What it promises changes while it is in session only.
                 accept_untold_policy: false,
                 on_full: crate::units::policy::OnFull::Wait,
-                ring: RingOptions {
-                    thread_name: "home".to_owned(),
-                    realtime: self.options.realtime,
-                    ..RingOptions::default()
-                },
+                ring: RingOptions::of("home", self.options.realtime),
                 ring_shape: RingShape::default(),
             },
             stop_timeout: self.options.stop_timeout,
             space_limit: SpaceLimit::none(),
         };
         let filer = Filer::start_in(self.own.pool(), nvram, options).await?;
+        let sizes =
+            self.sizes.lock().unwrap_or_else(PoisonError::into_inner).get(&row.name).cloned();
+        filer.grow(sizes.unwrap_or_default());
         self.lock().insert(row.name, Home::Running(Arc::new(filer)));
         Ok(())
     }

@@ -314,11 +314,7 @@ impl Filer {
                 accept_lost_nvram: options.accept_lost_nvram,
                 accept_untold_policy: options.accept_untold_policy,
                 on_full: options.on_full,
-                ring: RingOptions {
-                    thread_name: "nvram".to_owned(),
-                    realtime: options.realtime,
-                    ..RingOptions::default()
-                },
+                ring: RingOptions::of("nvram", options.realtime),
                 ring_shape: RingShape::default(),
                 pool: PoolOptions {
                     catalog_cache_bytes: CATALOG_CACHE_BYTES,

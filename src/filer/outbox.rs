@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::plan::TransferRow;
+use crate::metric::catalogue::ACK_SECONDS;
 use crate::record::transfer::Transfer;
 use crate::session::primary::Held;
 use crate::units::convert::to_u64;
@@ -101,11 +102,20 @@ struct State {
 }
 
 /// The transfer table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
     state: Mutex<State>,
     /// A row was added.
     formed: Notify,
+    /// A handle, so that recording takes no lock.
+    ack_seconds: metrics::Histogram,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        let ack_seconds = metrics::histogram!(ACK_SECONDS.name);
+        Self { state: Mutex::default(), formed: Notify::new(), ack_seconds }
+    }
 }
 
 impl Outbox {
@@ -148,7 +158,13 @@ impl Outbox {
     pub fn acknowledged(&self, id: TransferId) {
         let mut state = self.lock();
         if let Some(at) = state.find(id) {
-            state.ladder.hub_bytes = state.ladder.hub_bytes.max(state.rows[at].upto_bytes);
+            let before = state.ladder.hub_bytes;
+            let from = state.rows.partition_point(|row| row.upto_bytes <= before);
+            if from <= at {
+                let new = state.rows.range(from..=at).filter(|row| row.origin == Origin::Formed);
+                new.for_each(|row| self.ack_seconds.record(machine::elapsed(row.since)));
+            }
+            state.ladder.hub_bytes = before.max(state.rows[at].upto_bytes);
         }
     }
 
@@ -230,6 +246,16 @@ impl Outbox {
         state.ladder.acknowledged_bytes = state.ladder.acknowledged_bytes.max(met);
         let oldest = state.hidden.front().map(|hidden| hidden.since);
         (state.ladder, oldest.or_else(|| state.rows.front().map(|row| row.since)))
+    }
+
+    /// Since when the oldest transfer waits that the hub does not hold.
+    pub fn oldest_unstaged(&self) -> Option<Instant> {
+        let state = self.lock();
+        let on_hub = state.ladder.hub_bytes;
+        let hidden = state.hidden.iter().find(|hidden| hidden.upto_bytes > on_hub);
+        let row = state.rows.partition_point(|row| row.upto_bytes <= on_hub);
+        let row = || state.rows.get(row).map(|row| row.since);
+        hidden.map(|hidden| hidden.since).or_else(row)
     }
 
     /// Number of rows and bytes of all bodies in memory, for status.
@@ -340,6 +366,32 @@ mod tests {
 
     fn id(counter: u64) -> TransferId {
         TransferId { generation: 1, counter }
+    }
+
+    /// The oldest that the hub does not hold is the first behind what it has answered.
+    #[test]
+    fn what_the_hub_does_not_hold_has_an_age() {
+        let outbox = Outbox::default();
+        assert_eq!(outbox.oldest_unstaged(), None);
+        for counter in 1..=3_u64 {
+            outbox.push(&transfer(counter, 1, 100));
+        }
+        let since = |at: usize| Some(outbox.lock().rows[at].since);
+        assert_eq!(outbox.oldest_unstaged(), since(0));
+        outbox.acknowledged(id(2));
+        assert_eq!(outbox.oldest_unstaged(), since(2));
+        outbox.acknowledged(id(1));
+        assert_eq!(outbox.oldest_unstaged(), since(2), "an answer that comes late takes none back");
+        outbox.acknowledged(id(3));
+        assert_eq!(outbox.oldest_unstaged(), None);
+        // Released alone, it waits on.
+        outbox.drop_upto(CpNumber(1), false);
+        outbox.push(&transfer(4, 2, 100));
+        let waits = since(0);
+        outbox.drop_upto(CpNumber(2), true);
+        assert_eq!(outbox.oldest_unstaged(), waits);
+        outbox.published(CpNumber(2));
+        assert_eq!(outbox.oldest_unstaged(), None);
     }
 
     #[test]

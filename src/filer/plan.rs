@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::buffers::{Block, Buffers, Dirty, Known, Page, is_zero, lay};
+use super::buffers::{Block, BlockData, Buffers, Dirty, Known, Page, is_zero, lay};
 use crate::limits::CP_FRAME_BYTES_MAX;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::machine;
@@ -31,7 +31,7 @@ pub struct TransferRow {
 #[derive(Debug, Clone)]
 pub enum Step {
     /// A block with data; the ordinal if the log has it whole.
-    Block { vbn: u64, data: Arc<Page>, ordinal: Option<u64> },
+    Block { vbn: u64, data: BlockData, ordinal: Option<u64> },
     /// Blocks that are zero.
     Hole { vbn: u64, count: u64 },
 }
@@ -134,15 +134,15 @@ impl Steps {
         fill: &mut impl FnMut(u64, &mut Page) -> Result<(), E>,
     ) -> Result<(), E> {
         let (data, ordinal) = match &block.known {
-            Known::Whole { ordinal } => (Arc::clone(&block.data), Some(*ordinal)),
-            Known::Full => (Arc::clone(&block.data), None),
+            Known::Whole { ordinal } => (block.data.clone(), Some(*ordinal)),
+            Known::Full => (block.data.clone(), None),
             Known::Partial(known) => {
-                let mut page = Arc::clone(&block.data);
+                let mut page = Arc::new(*block.data);
                 let bytes = Arc::make_mut(&mut page);
                 fill(vbn, bytes)?;
                 lay(bytes, &block.data, known);
                 self.filled.push((vbn, Arc::clone(&page)));
-                (page, None)
+                (page.into(), None)
             }
         };
         if is_zero(&data) {

@@ -82,6 +82,12 @@ impl Pledge {
         self.0.load().is_due()
     }
 
+    /// Whether it would begin to stop without the hub.
+    pub fn would_stop(&self) -> bool {
+        let terms = self.0.load();
+        terms.is_due() && terms.in_force.would_stop(&terms.wanted)
+    }
+
     /// The file asks for something else.
     pub fn want(&self, wanted: Policy, interval: Duration) {
         self.0.rcu(|terms| Terms { wanted, interval, ..**terms });

@@ -57,7 +57,7 @@ use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{
     ByteCount, CpNumber, Generation, LogPosition, TransferId, VolumeNumber,
 };
-use crate::units::policy::{OnFull, Policy};
+use crate::units::policy::{self, OnFull, Policy};
 use crate::volume::error::VolumeError;
 use crate::volume::geometry::Geometry;
 use crate::volume::mend::{Mender, Questions};
@@ -601,7 +601,9 @@ fn promised(
     let now = if settings.accept_untold_policy {
         Kept { policy: Some(wanted), next: None, ..kept }
     } else {
-        let asked = Some(wanted).filter(|wanted| *wanted != in_force);
+        // Not before both ends were in step, if it stops (R4).
+        let new = in_force.would_stop(&wanted) && kept.alone.is_some_and(policy::never_in_step);
+        let asked = Some(wanted).filter(|wanted| *wanted != in_force && !new);
         Kept { next: earlier.or(asked), ..kept }
     };
     if now != kept {
@@ -652,6 +654,7 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         lease: watch::Sender::new(None),
         offers,
         keeping: Mutex::new(()),
+        gating: Mutex::new(()),
         grounded: Notify::new(),
         state: Mutex::new(state),
     }))

@@ -31,7 +31,7 @@ use crate::units::ids::{HubId, SourceId};
 use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
-use crate::units::policy::{AloneMark, OnHubLoss, Policy};
+use crate::units::policy::{self, AloneMark, OnHubLoss, Policy};
 use crate::volume::mend::{Mender, Questions};
 use crate::wire::homes::Adopt;
 use crate::wire::message::{Refused, RefusedCode, Scanned, VolumeOffer, VolumeRefusal};
@@ -140,6 +140,8 @@ pub struct Shared {
     /// Who reads, changes and writes the row's extension does so alone: a CP must not write back
     /// what a mark has replaced meanwhile.
     pub keeping: Mutex<()>,
+    /// Who moves the gate of the answers does so alone.
+    pub gating: Mutex<()>,
     /// Rung when what lies beneath is in a tree.
     pub grounded: Notify,
     pub(super) state: Mutex<SharedState>,
@@ -403,11 +405,24 @@ impl Shared {
 
     /// The session says how far writes are answered.
     pub fn answer(&self, answering: Answering) {
+        self.set_gate(|before| *before = answering);
+    }
+
+    /// What is kept to has changed: the gate is another, how far writes are answered is as it was.
+    fn answer_again(&self) {
+        self.set_gate(|_| ());
+    }
+
+    /// The session says how far, the committing thread what is kept to: one at a time, so that the gate
+    /// is never of what the other one has left.
+    fn set_gate(&self, change: impl FnOnce(&mut Answering)) {
+        let _one = self.gating.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         if state.fenced.is_some() {
             return;
         }
-        state.answering = answering;
+        change(&mut state.answering);
+        let answering = state.answering;
         drop(state);
         self.completion.set_gate(match answering {
             Answering::Policy => Gate::of(&self.pledge.kept()),
@@ -416,13 +431,34 @@ impl Shared {
         });
     }
 
+    /// Whether another policy waits for its freeze.
+    pub fn policy_is_due(&self) -> bool {
+        self.pledge.is_due() && self.may_change()
+    }
+
+    /// Whether a freeze may change the policy. Not before the first hub is this source's: what it is told
+    /// then is what this start began with.
+    fn may_change(&self) -> bool {
+        self.affiliation().hub.is_some() && !self.waits_to_stop()
+    }
+
+    /// Whether it is to stop without its hub once it has been in step with it for the first time (R4).
+    pub fn waits_to_stop(&self) -> bool {
+        self.pledge.would_stop() && self.mark().is_some_and(policy::never_in_step)
+    }
+
     /// The policy that a freeze carries, if another one follows. Called before anything behind the
     /// freeze is durable, and so before it is answered: both promises are kept from here on.
     pub fn promise_at_freeze(&self) -> Option<Policy> {
+        if self.may_change() { self.promise() } else { None }
+    }
+
+    /// Both promises are kept when this returns the one that follows.
+    pub fn promise(&self) -> Option<Policy> {
         let policy = self.pledge.freeze().filter(|_| !self.sole)?;
         tracing::info!(source = %self.name, mode = %policy.mode, on_hub_loss = %policy.on_hub_loss,
-            "another policy follows this CP");
-        self.answer(self.answering());
+            "another policy follows");
+        self.answer_again();
         Some(policy)
     }
 
@@ -432,7 +468,7 @@ impl Shared {
         self.pledge.noted(policy);
         tracing::info!(source = %self.name, mode = %policy.mode, on_hub_loss = %policy.on_hub_loss,
             "the policy is in force");
-        self.answer(self.answering());
+        self.answer_again();
         Ok(())
     }
 

@@ -135,6 +135,8 @@ pub struct Status {
     pub ladder: Ladder,
     /// How long the oldest acknowledged transfer waits that the hub's image does not show.
     pub lag: Duration,
+    /// How long the oldest transfer waits that the hub does not hold.
+    pub unstaged: Duration,
     /// What was acknowledged alone before this start counts in no ladder: how much it was is unknown
     /// until the image is brought up.
     pub lag_unknown: bool,
@@ -418,6 +420,7 @@ pub fn status(shared: &Arc<Shared>) -> Status {
         common_cp: shared.common.borrow().as_ref().map(|common| common.cp),
         ladder,
         lag: lag_of(shared, &ladder, oldest),
+        unstaged: shared.outbox.oldest_unstaged().map_or(Duration::ZERO, machine::elapsed),
         lag_unknown: shared.mark_was_found(),
         hub_silence: silence(shared),
         uptime: machine::elapsed(shared.started),

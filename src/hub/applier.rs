@@ -26,6 +26,7 @@ use super::replay::{Chain, Replay, ReplayError};
 use super::shared::Shared;
 use crate::limits::{PULL_BLOCKS_MAX, PULL_NODES_MAX};
 use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
+use crate::metric::phase_ended;
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
 use crate::pool::pointer::{TreeRoot, VolumeKey};
@@ -608,6 +609,7 @@ impl Applier {
         }
         let rewritten = self.rewrite(job, &mut write_set, bases, &mut built)?;
         job.lane.built(job.cp);
+        let since = phase_ended("build", job.begun);
         // Nobody else writes the row's extension from this look to the commit: a CP must not write
         // back an older promise of its source.
         let _row = job.lane.row();
@@ -633,6 +635,7 @@ impl Applier {
             let reset = self.store.reset(job.lane.source(), Some(job.last));
             reset.map_err(|error| Stop::Faulted(format!("the source's log: {error}")))?;
         }
+        phase_ended("publish", since);
         metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(machine::elapsed(job.begun));
         Ok(roots)
     }

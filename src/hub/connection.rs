@@ -18,16 +18,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::actor::{Connected, Content, FrameIn, PeerEnds, SILENCE_MAX, SourceActor, peer};
+use super::certificates;
 use super::failback;
 use super::join_by;
 use super::lane::lock;
 use super::registry::Entry;
-use super::shared::Shared;
+use super::shared::{Shared, SourceSetting};
 use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, SEND_QUEUE_FRAMES};
+use crate::link::shown::Shown;
 use crate::link::socket::{Socket, WriteHalf};
 use crate::link::{FrameReader, LinkError, Outgoing};
 use crate::record::transfer::Transfer;
 use crate::units::convert::to_u64;
+use crate::units::ids::SourceId;
 use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::wire::message::{Follow, Frame, Hello, Message, Refused, RefusedCode};
@@ -50,12 +53,12 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
                 tokio::spawn(async move {
                     let peer = address.to_string();
                     let greeted = tokio::select! {
-                        () = room.cancelled() => Err("made room for a newer one".to_owned()),
+                        () = room.cancelled() => Err("made room for a newer one".to_owned().into()),
                         greeted = enter(stream, &peer, &shared) => greeted,
                     };
-                    if let Err(reason) = greeted {
+                    if let Err(Stranger { key, reason }) = greeted {
                         shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
-                        tracing::info!(peer, reason, "connection refused");
+                        shared.counters.said.say("connection refused", &peer, &key, &reason);
                     }
                     lock(&strangers.waiting).remove(&number);
                 });
@@ -99,40 +102,84 @@ impl Strangers {
     }
 }
 
+/// Why a connection reaches no source.
+pub(super) struct Stranger {
+    /// The reason without what is another thing each time: a peer is told of once for each.
+    key: String,
+    reason: String,
+}
+
+impl From<String> for Stranger {
+    fn from(reason: String) -> Self {
+        Self { key: reason.clone(), reason }
+    }
+}
+
 /// Who the other end is, as far as that is known before it says so.
 #[derive(Debug, Clone)]
 pub(super) enum Known {
     /// Somebody on this machine.
     Local,
     /// The holder of a certificate with these names.
-    Certified(Vec<String>),
+    Certified(Shown),
 }
 
 impl Known {
-    /// Whether it may speak for that source: its own, or one whose home its filer is to be.
-    fn may_be(&self, name: &SourceName, shared: &Shared) -> bool {
-        let Self::Certified(names) = self else { return true };
-        let holds = |name: &SourceName| names.iter().any(|held| held == name.as_str());
-        holds(name) || shared.home_of(name).is_some_and(|home| holds(&home))
+    /// Whether it may speak for that source: its own, or one whose home its filer is to be. The source whose
+    /// certificate it is, if it has shown one; or why not, and what is done about it.
+    fn speaks_for(
+        &self,
+        name: &SourceName,
+        shared: &Shared,
+    ) -> Result<Option<(SourceSetting, &Shown)>, Unspoken> {
+        let Self::Certified(shown) = self else { return Ok(None) };
+        let settings = shared.settings.load();
+        let other = RefusedCode::OtherSource;
+        let mut why =
+            (other, format!("the certificate is not one of source {name}"), next_step(other));
+        for holder in std::iter::once(name.clone()).chain(shared.home_of(name)) {
+            if !shown.names.iter().any(|held| held == holder.as_str()) {
+                continue;
+            }
+            // Not as what somebody else is: with a new certificate it is itself again, so it tries again.
+            let unknown = RefusedCode::UnknownSource;
+            // Who has no file any more speaks for nobody.
+            let Some(setting) = settings.get(&holder) else {
+                why = (unknown, no_file(&holder), next_step(unknown));
+                continue;
+            };
+            match shared.counters.came.refuses(setting, shown) {
+                None => return Ok(Some((setting.clone(), shown))),
+                Some(reason) => why = (unknown, reason, certificates::NEXT_STEP),
+            }
+        }
+        Err(why)
     }
 }
 
+/// Why a certificate does not speak for a source, and what is done about it.
+type Unspoken = (RefusedCode, String, &'static str);
+
+fn no_file(name: &SourceName) -> String {
+    format!("no file for source {name} on this hub")
+}
+
 /// The TLS handshake, if there is one; then the first frame.
-async fn enter(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<(), String> {
+async fn enter(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<(), Stranger> {
     let Some(tls) = &shared.tls else {
         return greet(Socket::Tcp(stream), Known::Local, peer, shared).await;
     };
     let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
     let why = match tokio::time::timeout(deadline, tls.accept(stream)).await {
-        Ok(Ok((stream, names))) => {
-            let (stream, known) = (Socket::Tls(Box::new(stream)), Known::Certified(names));
+        Ok(Ok((stream, shown))) => {
+            let (stream, known) = (Socket::Tls(Box::new(stream)), Known::Certified(shown));
             return greet(stream, known, peer, shared).await;
         }
         Ok(Err(error)) => format!("TLS: {error}"),
         Err(_) => "TLS: no handshake in time".to_owned(),
     };
     shared.counters.refused(RefusedCode::Protocol);
-    Err(why)
+    Err(why.into())
 }
 
 /// Reads Hello and hands the connection to its source's arbiter.
@@ -141,14 +188,14 @@ pub(super) async fn greet(
     known: Known,
     peer: &str,
     shared: &Arc<Shared>,
-) -> Result<(), String> {
+) -> Result<(), Stranger> {
     stream.without_delay().map_err(|error| error.to_string())?;
     let mut reader = FrameReader::new(stream);
     let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
     let hello = match tokio::time::timeout(deadline, reader.next()).await {
         Err(_) => {
             shared.counters.refused(RefusedCode::Protocol);
-            return Err("said nothing in time".to_owned());
+            return Err("said nothing in time".to_owned().into());
         }
         Ok(Err(error)) => {
             shared.counters.refused(RefusedCode::Protocol);
@@ -156,7 +203,7 @@ pub(super) async fn greet(
         }
         Ok(Ok((Message::Hello(hello), _))) => *hello,
         Ok(Ok((Message::Follow(follow), _))) => {
-            return follows(reader, (known, peer), *follow, shared).await;
+            return follows(reader, known, *follow, shared).await;
         }
         Ok(Ok((other, _))) => {
             shared.counters.refused(RefusedCode::Protocol);
@@ -169,7 +216,7 @@ pub(super) async fn greet(
     let number = shared.counters.connections.fetch_add(1, Ordering::Relaxed) + 1;
     let (own, limits) = (name.clone(), Arc::clone(shared));
     let limit = move || limits.bandwidth_limit(&own);
-    hand_over(reader, (known, &name, peer), shared, move |stream, rest, entry| {
+    hand_over(reader, (known, &name, hello.source), shared, move |stream, rest, entry| {
         serve(stream, rest, hello, number, entry.actor, limit)
     })
     .await
@@ -184,12 +231,12 @@ fn welcome(shared: &Shared, name: &SourceName) -> Option<Entry> {
 /// A fenced source that follows.
 async fn follows(
     reader: FrameReader<Socket>,
-    (known, peer): (Known, &str),
+    known: Known,
     follow: Follow,
     shared: &Arc<Shared>,
-) -> Result<(), String> {
+) -> Result<(), Stranger> {
     let (name, for_task) = (follow.name.clone(), Arc::clone(shared));
-    hand_over(reader, (known, &name, peer), shared, move |stream, rest, _| {
+    hand_over(reader, (known, &name, follow.source), shared, move |stream, rest, _| {
         failback::follow(stream, rest, follow, for_task)
     })
     .await
@@ -198,32 +245,30 @@ async fn follows(
 /// Hands a connection to the arbiter of its source, where `life` runs.
 async fn hand_over<F: Future<Output = ()> + Send>(
     reader: FrameReader<Socket>,
-    (known, name, peer): (Known, &SourceName, &str),
+    (known, name, id): (Known, &SourceName, SourceId),
     shared: &Arc<Shared>,
     life: impl FnOnce(Socket, BytesMut, Entry) -> F + Send + 'static,
-) -> Result<(), String> {
+) -> Result<(), Stranger> {
     let Some(entry) = welcome(shared, name) else {
         shared.counters.refused(RefusedCode::UnknownSource);
-        let reason = format!("no file for source {name} on this hub");
-        return refuse(reader, RefusedCode::UnknownSource, reason).await;
+        return refuse(reader, RefusedCode::UnknownSource, no_file(name)).await;
     };
-    if !known.may_be(name, shared) {
-        shared.counters.refused(RefusedCode::OtherSource);
-        let reason = format!("the certificate is not one of source {name}");
-        return refuse(reader, RefusedCode::OtherSource, reason).await;
-    }
+    let holder = match known.speaks_for(name, shared) {
+        Ok(holder) => holder,
+        Err((code, reason, next_step)) => {
+            shared.counters.refused(code);
+            return refuse_with(reader, code, reason, next_step).await;
+        }
+    };
     if let Some(reason) = never_here(shared, name, &entry) {
         shared.counters.refused(RefusedCode::UnknownSource);
-        let (counters, news) =
-            (&shared.counters, shared.counters.too_late.is_news(name.as_str(), peer));
-        let told =
-            refuse_with(reader, RefusedCode::UnknownSource, reason, join_by::NEXT_STEP).await;
-        if !news {
-            // The filer tries again and again: its log has the reason each time, this one once.
-            counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
-        }
-        return told;
+        let told = refuse_with(reader, RefusedCode::UnknownSource, reason, join_by::NEXT_STEP);
+        // It has the time of day in it.
+        return told.await.map_err(|told| Stranger { key: format!("join_by of {name}"), ..told });
+    }
+    if let Some((holder, shown)) = holder.filter(|_| entry.snapshot.load().source == Some(id)) {
+        // A copy of a bundle on another machine has another id, and takes nothing from anybody.
+        shared.counters.came.with(&holder, shown);
     }
     let (stream, rest) = reader.into_parts();
     let stream = stream.detach().map_err(|error: io::Error| error.to_string())?;
@@ -237,7 +282,7 @@ async fn hand_over<F: Future<Output = ()> + Send>(
     if shared.arbiters.spawn(arbiter, task) {
         Ok(())
     } else {
-        Err("the hub is stopping".to_owned())
+        Err("the hub is stopping".to_owned().into())
     }
 }
 
@@ -253,8 +298,12 @@ async fn refuse(
     reader: FrameReader<Socket>,
     code: RefusedCode,
     reason: String,
-) -> Result<(), String> {
-    let next_step = match code {
+) -> Result<(), Stranger> {
+    refuse_with(reader, code, reason, next_step(code)).await
+}
+
+fn next_step(code: RefusedCode) -> &'static str {
+    match code {
         RefusedCode::UnknownSource => "put a file for this source into the hub's sources directory",
         RefusedCode::Busy => "wait, the source tries again",
         RefusedCode::OtherSource => "give it its own certificate: see `mirrorhub onboard`",
@@ -267,8 +316,7 @@ async fn refuse(
         | RefusedCode::Faulted
         | RefusedCode::Fenced
         | RefusedCode::Protocol => "both ends must run a supported mirrorhub",
-    };
-    refuse_with(reader, code, reason, next_step).await
+    }
 }
 
 async fn refuse_with(
@@ -276,7 +324,7 @@ async fn refuse_with(
     code: RefusedCode,
     reason: String,
     next_step: &str,
-) -> Result<(), String> {
+) -> Result<(), Stranger> {
     let refused = Refused { code, reason: reason.clone(), next_step: next_step.to_owned() };
     let mut outgoing = Outgoing::default();
     outgoing.push(Frame::new(&Message::Refused(refused), Bytes::new()));
@@ -287,9 +335,9 @@ async fn refuse_with(
         stream.shutdown().await
     });
     match sent.await {
-        Ok(Ok(())) => Err(reason),
-        Ok(Err(error)) => Err(format!("{reason} ({error})")),
-        Err(_) => Err(format!("{reason} (not taken in time)")),
+        Ok(Ok(())) => Err(reason.into()),
+        Ok(Err(error)) => Err(Stranger { reason: format!("{reason} ({error})"), key: reason }),
+        Err(_) => Err(Stranger { reason: format!("{reason} (not taken in time)"), key: reason }),
     }
 }
 
@@ -308,7 +356,8 @@ async fn serve(
         // It died in a panic and is being replaced; the source tries again.
         let reason = "the source's actor is being replaced".to_owned();
         let refused = refuse(FrameReader::new(stream), RefusedCode::Busy, reason).await;
-        tracing::info!(?refused, "connection refused");
+        let reason = refused.err().map(|refused| refused.reason);
+        tracing::info!(reason, "connection refused");
         return;
     }
     let (read, write) = stream.into_split();

@@ -15,9 +15,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::lane::{Fenced, Lane, lock};
 use super::stager::{Staged, Stager, fence_record_bytes};
+use crate::metric::catalogue::DRAIN_SECONDS;
 use crate::record::transfer::Transfer;
 use crate::sourcelog::LogStore;
 use crate::units::ids::SourceId;
@@ -40,6 +42,8 @@ pub struct Drainable {
     pub record: Record,
     /// Ring position behind its record.
     pub end: LogPosition,
+    /// When it was durable.
+    pub since: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -221,6 +225,8 @@ pub struct Drainer {
     store: Arc<LogStore>,
     stager: Arc<Stager>,
     in_ring: VecDeque<InRing>,
+    /// A handle, so that recording takes no lock.
+    seconds: metrics::Histogram,
 }
 
 impl Drainer {
@@ -235,7 +241,7 @@ impl Drainer {
         if let Some(ring) = stager.ring() {
             ring.release(in_ring.front().map_or(ring.status().durable, InRing::start));
         }
-        Self { queue, store, stager, in_ring }
+        Self { queue, store, stager, in_ring, seconds: metrics::histogram!(DRAIN_SECONDS.name) }
     }
 
     /// Runs until stopped.
@@ -281,7 +287,7 @@ impl Drainer {
     }
 
     fn drain(&mut self, record: Drainable) {
-        let Drainable { record, end } = record;
+        let Drainable { record, end, since } = record;
         let staged = match record {
             Record::Transfer(staged) => staged,
             Record::Fence(lane) => {
@@ -311,6 +317,7 @@ impl Drainer {
                 Ok(_) => {
                     staged.lane.in_log(staged.record_bytes());
                     staged.lane.drained(place, staged.transfer.data_bytes());
+                    self.seconds.record(machine::elapsed(since));
                     true
                 }
                 Err(error) => {
@@ -433,8 +440,8 @@ impl Drainer {
             match parsed {
                 Ok(transfer) => {
                     record.copying = true;
-                    let lane = record.lane.clone();
-                    self.stager.copy_forward(Staged { lane, epoch: record.epoch, transfer });
+                    let (lane, epoch, came) = (record.lane.clone(), record.epoch, machine::now());
+                    self.stager.copy_forward(Staged { lane, epoch, transfer, came });
                 }
                 Err(error) => {
                     // Whatever stands behind it is others' (R10). The ring has passed it on to

@@ -244,14 +244,21 @@ impl Extension {
         bytes
     }
 
-    /// Reads the extension of a row; an error names bytes that a later version wrote. A row of a
+    /// Reads the extension of a row; an error names the version if a later one wrote it. A row of a
     /// source that has published nothing may have none.
     pub fn of(row: &SourceRow) -> Result<Self, String> {
         if row.extension.is_empty() && row.sequence.0 == 0 {
             return Ok(Self::default());
         }
-        decode(&row.extension)
-            .ok_or_else(|| format!("source {}: catalog row has an unknown extension", row.name))
+        let name = &row.name;
+        decode(&row.extension).ok_or_else(|| match row.extension.first_chunk() {
+            Some(version) if u32::from_le_bytes(*version) > VERSION => format!(
+                "source {name}: the extension of its catalog row has format version {}, this \
+                 program reads versions 1 to {VERSION}",
+                u32::from_le_bytes(*version)
+            ),
+            _ => format!("source {name}: the extension of its catalog row is damaged"),
+        })
     }
 }
 

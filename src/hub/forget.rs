@@ -2,14 +2,16 @@
 //!
 //! Steps, each durable before the next, and each found done or undone by whoever asks again:
 //!
-//! 1. the source is retired, nobody serves it, nothing of it is under way
-//! 2. its kept CPs are dropped
-//! 3. a CP without content is published: the blocks come back
-//! 4. volumes and row leave the catalog
-//! 5. its log files are deleted; the lane and the actor go
+//! 1. the source is retired, nobody serves it, nothing of it is under way, nobody fills a seed of it
+//! 2. its seeds are given up; nobody begins another until the end
+//! 3. its kept CPs are dropped
+//! 4. a CP without content is published: the blocks come back
+//! 5. volumes and row leave the catalog
+//! 6. its log files are deleted; the lane and the actor go
 //!
 //! A cut leaves less of the source than before and the rest as it was: it is still retired, and is
-//! forgotten by asking again. Behind 4 a restart finds records in the ring that nobody knows, and
+//! forgotten by asking again. One that has nothing but seeds is a source as well: a start shows it as
+//! retired as long as there is one. Behind 5 a restart finds records in the ring that nobody knows, and
 //! passes over them.
 
 use std::sync::Arc;
@@ -52,29 +54,40 @@ impl Hub {
                 "see `mirrorhub status`",
             ));
         };
+        let leaving = seed::leave(&self.shared, name)?;
         let (shared, source) = (self.shared.clone(), name.clone());
-        let work = tokio::task::spawn_blocking(move || forget(&shared, &source));
-        let forgotten = work.await.unwrap_or_else(|error| {
-            Err(Refusal::new(error.to_string(), "see the log of the hub"))
-        })?;
-        self.shared.registry.remove(name);
-        if let Err(error) = entry.actor.send(super::actor::Forgotten).await {
-            tracing::debug!(source = %name, %error, "its actor had ended");
-        }
-        Ok(forgotten)
+        // Tasks of their own: a caller that goes takes none of it along.
+        let ended = tokio::spawn(async move {
+            let (parts, of) = (shared.clone(), source.clone());
+            let forgotten = gone(tokio::task::spawn_blocking(move || forget(&parts, &of)).await)?;
+            shared.registry.remove(&source);
+            leaving.has_left();
+            if let Err(error) = entry.actor.send(super::actor::Forgotten).await {
+                tracing::debug!(%source, %error, "its actor had ended");
+            }
+            Ok(forgotten)
+        });
+        gone(ended.await)
     }
 }
 
+/// What a task says, or that it has failed.
+fn gone<T>(ended: Result<Result<T, Refusal>, tokio::task::JoinError>) -> Result<T, Refusal> {
+    ended.unwrap_or_else(|error| Err(Refusal::new(error.to_string(), "see the log of the hub")))
+}
+
 fn forget(shared: &Arc<Shared>, name: &SourceName) -> Result<Forgotten, Refusal> {
-    seed::forget(shared, name)?;
-    let Some(lane) = shared.lanes.get(name) else {
-        return Ok(Forgotten { volumes: 0, kept: 0, freed: BlockCount(0) });
-    };
-    at_rest(shared, &lane)?;
-    let failed = |error: String| Refusal::new(error, "see the log of the hub, then ask again");
-    let (pool, source) = (&shared.pool, lane.source());
     let free = |shared: &Shared| shared.pool.space().map_or(0, |space| space.free.0);
     let before = free(shared);
+    let freed = |shared| BlockCount(free(shared).saturating_sub(before));
+    let Some(lane) = shared.lanes.get(name) else {
+        seed::forget(shared, name)?;
+        return Ok(Forgotten { volumes: 0, kept: 0, freed: freed(shared) });
+    };
+    at_rest(shared, &lane)?;
+    seed::forget(shared, name)?;
+    let failed = |error: String| Refusal::new(error, "see the log of the hub, then ask again");
+    let (pool, source) = (&shared.pool, lane.source());
     let _row = lane.row();
     let catalog = pool.catalog();
     let all = catalog.kept(source).map_err(|error| failed(error.to_string()))?;
@@ -88,8 +101,7 @@ fn forget(shared: &Arc<Shared>, name: &SourceName) -> Result<Forgotten, Refusal>
     shared.refills.forget(source);
     shared.shares.forget(name);
     tracing::warn!(source = %name, volumes, kept = all.len(), "source forgotten");
-    let freed = BlockCount(free(shared).saturating_sub(before));
-    Ok(Forgotten { volumes, kept: all.len(), freed })
+    Ok(Forgotten { volumes, kept: all.len(), freed: freed(shared) })
 }
 
 /// Nobody serves it, and nothing of it is on its way to its log or image.

@@ -51,6 +51,12 @@ pub(super) struct Identity {
     pub(super) making: Option<Vec<PathBuf>>,
 }
 
+/// What an identity file of any version has.
+#[derive(Debug, Deserialize)]
+struct Schema {
+    schema: u32,
+}
+
 impl Identity {
     /// Of that hub.
     pub(super) fn new(hub: HubId, making: Option<Vec<PathBuf>>) -> Self {
@@ -144,14 +150,14 @@ fn refuse_pool(files: &PoolFiles) -> Result<(), HubError> {
 }
 
 fn read(path: &Path, text: &str) -> Result<Identity, HubError> {
-    let identity: Identity =
-        serde_json::from_str(text).map_err(state(path.display().to_string()))?;
-    if identity.schema != SCHEMA {
-        let reason =
-            format!("schema {} is not known here, this program reads {SCHEMA}", identity.schema);
-        return Err(HubError::State { what: path.display().to_string(), reason });
+    let what = || path.display().to_string();
+    // First alone: what else a later one has is not known here.
+    let Schema { schema } = serde_json::from_str(text).map_err(state(what()))?;
+    if schema != SCHEMA {
+        let reason = format!("has schema {schema}, this program reads {SCHEMA}");
+        return Err(HubError::State { what: what(), reason });
     }
-    Ok(identity)
+    serde_json::from_str(text).map_err(state(what()))
 }
 
 pub(super) fn write(path: &Path, identity: &Identity) -> Result<(), HubError> {

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::applier::Job;
 use super::doubts::Doubts;
 use super::refill::Mark;
+use super::waits::{Since, Waits};
 use crate::limits::cp_charge;
 use crate::nvlog::DurableToken;
 use crate::record::marks::{Fence, Place};
@@ -116,6 +117,8 @@ pub struct Ladder {
     pub visible_bytes: AtomicU64,
     /// CPs published.
     pub checkpoints: AtomicU64,
+    /// When the last of them was, in seconds since 1970; 0 before the first.
+    pub published_at: AtomicU64,
     /// CPs built from the log's entries alone.
     pub replayed: AtomicU64,
     /// CPs refused (R19: never normal).
@@ -137,6 +140,8 @@ pub struct Lane {
     name: SourceName,
     source: SourceId,
     cursors: Mutex<Cursors>,
+    /// Taken last, with the cursors' lock or without.
+    waits: Mutex<Waits>,
     job: Mutex<Option<Arc<Job>>>,
     outcome: Mutex<Option<(CpNumber, Outcome)>>,
     taken_bytes: AtomicU64,
@@ -167,6 +172,7 @@ impl Lane {
             name,
             source,
             cursors: Mutex::new(cursors),
+            waits: Mutex::default(),
             job: Mutex::new(None),
             outcome: Mutex::new(None),
             taken_bytes: AtomicU64::new(0),
@@ -208,6 +214,20 @@ impl Lane {
     /// A copy of the cursors.
     pub fn cursors(&self) -> Cursors {
         lock(&self.cursors).clone()
+    }
+
+    /// Since when the oldest of its entries waits for each step, at these cursors of it.
+    pub fn since(&self, cursors: &Cursors) -> Since {
+        let waits = lock(&self.waits);
+        let (durable, drained) = (cursors.durable.sequence, cursors.drained.sequence);
+        let behind = |cursor, before| (cursor < before).then(|| waits.behind(cursor));
+        let unbuilt = cursors.invisible.range(waits.last_built().next()..);
+        let applied = unbuilt.map(|(_, (_, since))| *since).min();
+        let staged = behind(durable, cursors.staged.sequence);
+        // What waits for one step waits for all behind it.
+        let drained = [behind(drained, durable), staged].into_iter().flatten().min();
+        let applied = [applied, drained].into_iter().flatten().min();
+        Since { staged, drained, applied }
     }
 
     /// Tells everybody who waits for this lane: a cursor has moved, or room has come back.
@@ -311,6 +331,7 @@ impl Lane {
         cursors.ring_bytes += record_bytes;
         cursors.undrained_bytes += record_bytes;
         cursors.under_way_bytes += transfer_bytes;
+        lock(&self.waits).came(place.sequence, cursors.drained.sequence);
         true
     }
 
@@ -407,7 +428,9 @@ impl Lane {
         let upto = self.ladder.visible_bytes.load(Ordering::Relaxed) + bytes;
         // Not back, if a commit fails and its CP comes again.
         self.ladder.applied_bytes.fetch_max(upto, Ordering::Relaxed);
+        lock(&self.waits).built(cp);
         drop(cursors);
+        self.changed.notify_one();
     }
 
     /// The job has published its CP and ends. After a pass the source's log goes on behind it,
@@ -444,6 +467,8 @@ impl Lane {
         // Also what a failover has replayed.
         self.ladder.applied_bytes.fetch_max(visible, Ordering::Relaxed);
         self.ladder.checkpoints.fetch_add(1, Ordering::Relaxed);
+        let now = machine::unix_seconds().unsigned_abs();
+        self.ladder.published_at.fetch_max(now, Ordering::Relaxed);
     }
 
     /// The first failure stays (invariant 7).

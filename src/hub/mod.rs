@@ -25,6 +25,7 @@
 
 pub mod actor;
 pub mod applier;
+pub mod certificates;
 mod compare;
 pub mod connection;
 pub mod doubts;
@@ -59,6 +60,7 @@ pub mod stager;
 pub mod status;
 #[cfg(test)]
 mod tests;
+pub mod waits;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -199,9 +201,12 @@ impl Hub {
         tracing::info!(%address, sources = options.sources.len(), hub = %shared.hub, "hub is up");
         let threads = Mutex::new(recovered.threads);
         let hub = Self { shared, address, stop, died, arbiters: Mutex::new(arbiters), threads };
-        // Images without a file: retired.
+        // Images and seeds without a file: retired.
         for lane in hub.shared.lanes.all() {
             hub.begin(lane.name());
+        }
+        for source in hub.shared.seeds.sources() {
+            hub.begin(&source);
         }
         Ok(hub)
     }

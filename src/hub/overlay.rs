@@ -203,9 +203,9 @@ impl Block {
     fn found(self) -> Piecewise {
         let Self { page, known, data } = self;
         if !known.covers(0, BLOCK_BYTES_U64) {
-            Piecewise::Overlay { data: page, known }
+            Piecewise::Overlay { data: page.into(), known }
         } else if data {
-            Piecewise::Data(page)
+            Piecewise::Data(page.into())
         } else {
             Piecewise::Hole
         }

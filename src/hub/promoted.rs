@@ -338,11 +338,7 @@ impl Promoted {
                 accept_lost_nvram: false,
                 accept_untold_policy: false,
                 on_full: OnFull::Wait,
-                ring: RingOptions {
-                    thread_name: "promoted".to_owned(),
-                    realtime: self.options.realtime,
-                    ..RingOptions::default()
-                },
+                ring: RingOptions::of("promoted", self.options.realtime),
                 ring_shape: RingShape::default(),
             },
             stop_timeout: self.options.stop_timeout,

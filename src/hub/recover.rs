@@ -37,6 +37,7 @@ use super::promoted::{Limits, Promoted};
 use super::refill::{Mark, Refills};
 use super::registry::Registry;
 use super::retention::Keeping;
+use super::seed::book::Book;
 use super::shared::{Arbiters, Counters, Lanes, Settings, Shared, space_limit};
 use super::shares::Shares;
 use super::stager::{COPY_ROOM_BYTES, Stager, StagerFeed};
@@ -139,10 +140,8 @@ pub(crate) fn recover_on(
     let rows = pool.catalog().sources().map_err(state("catalog"))?;
     let mut logs = Logs::recover(&store, &rows)?;
     let ring_options = RingOptions {
-        thread_name: "hub-commit".into(),
         spare_bytes: COPY_ROOM_BYTES,
-        realtime: options.realtime,
-        ..RingOptions::default()
+        ..RingOptions::of("hub-commit", options.realtime)
     };
     let ids: Vec<SourceId> = rows.iter().map(|row| row.id).collect();
     let visit = &mut |record| logs.replay(record);
@@ -159,6 +158,7 @@ pub(crate) fn recover_on(
     stager.start(handle);
     let (jobs, passes) = (JobQueue::new(), JobQueue::new());
     let settings = settings_of(options);
+    let seeds = Book::of(&pool.catalog().seeds().map_err(state("catalog"))?).into();
     let promoted = promoted(options, (hub, &pool), &settings);
     let shared = Arc::new(Shared {
         hub,
@@ -186,7 +186,7 @@ pub(crate) fn recover_on(
         mender: Default::default(),
         counters: Counters::default(),
         recording: Default::default(),
-        seeding: Default::default(),
+        seeds,
     });
     shared.stager.belongs_to(&shared);
     let threads = start_threads(&shared, in_ring, options.appliers)?;

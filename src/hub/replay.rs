@@ -28,12 +28,16 @@ use crate::record::entry::Entry;
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::sourcelog::LogStore;
+use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_u64;
 use crate::units::ids::SourceId;
 use crate::units::numbers::{ByteCount, CpNumber, Vbn, VolumeNumber};
 use crate::volume::error::VolumeError;
 use crate::volume::reader::read_into;
 use crate::volume::writer::{Content, TreeWriter};
+
+/// Transfers that a batch holds, in bytes of the blocks that it may gather.
+const HELD_FACTOR: u64 = 2;
 
 /// Where the log of a source ends before it should.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,24 +213,31 @@ impl<'a> Replay<'a> {
         let sizes = trees.trees.iter().map(|(volume, tree)| (*volume, tree.size)).collect();
         let (mut extent, mut buffers, mut last) =
             (Extent::default(), Buffers::default(), chain.from);
-        let mut most = REPLAY_BLOCKS_FIRST;
+        let (mut most, mut held) = (REPLAY_BLOCKS_FIRST, 0);
         std::thread::scope(|scope| {
             let mut writer = Writer { scope, here: Some(trees), beside: None };
             let walked = chain.walk(upto, |_, transfer| {
-                for (entry, data) in transfer.iter() {
+                // A block that is kept holds its transfer: where much is overwritten it is copied.
+                held += to_u64(transfer.bytes().len());
+                let copied = held > HELD_FACTOR * most * BLOCK_BYTES_U64;
+                for (entry, data) in transfer.iter_held() {
                     if left_out.contains(&entry.volume) {
                         continue;
                     }
                     check(&sizes, entry).map_err(|reason| {
                         gap(last, format!("transfer {}: {reason}", transfer.id()))
                     })?;
-                    buffers.apply(entry, data);
+                    if copied {
+                        buffers.apply(entry, &data);
+                    } else {
+                        buffers.apply_held(entry, &data);
+                    }
                 }
                 last = transfer.place();
                 extent.add(transfer);
                 if buffers.blocks() >= most || buffers.entries() >= REPLAY_ENTRIES_MAX {
                     writer.take_on(std::mem::take(&mut buffers))?;
-                    most = REPLAY_BLOCKS_MAX.min(most * 2);
+                    (most, held) = (REPLAY_BLOCKS_MAX.min(most * 2), 0);
                 }
                 if goes_on(&extent) { Ok(()) } else { Err(ReplayError::Stopped) }
             });

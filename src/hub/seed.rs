@@ -15,16 +15,17 @@
 //! is told to wait, and the same command goes on with it (what it has already is compared and not written
 //! again), or gives it up. A cut between 3 and 4, or in 4, changes nothing: the next Hello does it.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+pub mod book;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use self::book::{Busy, Fate, Leaving, Turn};
 use super::Hub;
 use super::extension::{Extension, State};
 use super::failover::Refusal;
-use super::lane::lock;
 use super::shared::{Shared, Told};
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
@@ -49,36 +50,6 @@ const KEEP_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 1 << 30 };
 /// Time after which it is, if anything has come.
 const KEEP_PAUSE: Duration = Duration::from_secs(30);
 
-/// Which seeds are being filled.
-#[derive(Debug, Default)]
-pub struct Seeding(Mutex<BTreeSet<(SourceName, VolumeName)>>);
-
-impl Seeding {
-    fn begin(self: &Arc<Self>, source: &SourceName, volume: &VolumeName) -> Option<Turn> {
-        let what = (source.clone(), volume.clone());
-        lock(&self.0).insert(what.clone()).then(|| Turn { all: Arc::clone(self), what })
-    }
-
-    /// The volume of a source that is being filled now.
-    fn under_way(&self, source: &SourceName) -> Option<VolumeName> {
-        let all = lock(&self.0);
-        all.iter().find(|(met, _)| met == source).map(|(_, volume)| volume.clone())
-    }
-}
-
-/// One that is; others may when it is dropped.
-#[derive(Debug)]
-struct Turn {
-    all: Arc<Seeding>,
-    what: (SourceName, VolumeName),
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        lock(&self.all.0).remove(&self.what);
-    }
-}
-
 /// What is fed to a seed. What no piece covers is zero.
 #[derive(Debug)]
 pub enum Piece {
@@ -102,6 +73,8 @@ pub struct Order {
     pub volume: VolumeName,
     /// Size of the file, if it is known before.
     pub size: Option<ByteCount>,
+    /// The source has a file in the sources directory, one that is not enabled too.
+    pub has_file: bool,
 }
 
 /// A seed that was filled.
@@ -119,13 +92,75 @@ fn failed(error: impl ToString) -> Refusal {
     Refusal::new(error.to_string(), "see the log of the hub, then give the same command again")
 }
 
-fn full(error: VolumeError) -> Refusal {
-    if let VolumeError::Pool(PoolError::Full { .. } | PoolError::OverLimit { .. }) = &error {
-        let next = "`mirrorhub device add` makes a pool larger, `space_limit` a limit; then give the same \
-                    command again";
-        return Refusal::new(error.to_string(), next);
+/// Why a seed is not filled to its end.
+#[derive(Debug)]
+enum Stop {
+    Refused(Refusal),
+    Tree(VolumeError),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
-    failed(error)
+}
+
+impl From<VolumeError> for Stop {
+    fn from(error: VolumeError) -> Self {
+        Self::Tree(error)
+    }
+}
+
+impl Stop {
+    /// `share`: what it was bounded by.
+    fn told(self, source: &SourceName, share: Option<Share>) -> Refusal {
+        let error = match self {
+            Self::Refused(refusal) => return refusal,
+            Self::Tree(error) => error,
+        };
+        match (&error, share) {
+            (VolumeError::Pool(PoolError::OverLimit { .. }), Some(Share { limit, others })) => {
+                let beside = match others.0 {
+                    0 => String::new(),
+                    _ => format!(", and its other seeds have {} of it", bytes(others)),
+                };
+                let reason = format!("space_limit of {source} is {}{beside}", bytes(limit));
+                let next = format!("raise it in {source}.toml, then give the same command again");
+                Refusal::new(reason, next)
+            }
+            (VolumeError::Pool(PoolError::Full { .. }), _) => {
+                let next =
+                    "`mirrorhub device add` makes a pool larger; then give the same command again";
+                Refusal::new(error.to_string(), next)
+            }
+            _ => failed(error),
+        }
+    }
+}
+
+fn bytes(blocks: BlockCount) -> String {
+    format!("{} bytes", blocks.0 * BLOCK_BYTES_U64)
+}
+
+/// What the seeds of a source may have of the pool together.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    limit: BlockCount,
+    /// What the others have by now.
+    others: BlockCount,
+}
+
+fn busy(busy: &Busy, source: &SourceName) -> Refusal {
+    match busy {
+        Busy::Filled(volume) => {
+            let reason = format!("a seed of {source}/{volume} is being filled");
+            Refusal::new(reason, "wait until that has ended, or stop that command")
+        }
+        Busy::Leaving => {
+            let reason = format!("source {source} is being forgotten");
+            Refusal::new(reason, "`mirrorhub status` says when it is gone")
+        }
+    }
 }
 
 impl Hub {
@@ -136,17 +171,26 @@ impl Hub {
         pieces: mpsc::Receiver<Piece>,
         report: impl Fn(u64, ByteCount) + Send + 'static,
     ) -> Result<Seeded, Refusal> {
-        self.is_away(&order.source)?;
-        let turn = self.shared.seeding.begin(&order.source, &order.volume);
-        let Some(turn) = turn else {
-            let reason = format!("a seed of {}/{} is being filled", order.source, order.volume);
-            return Err(Refusal::new(reason, "wait until that has ended"));
-        };
-        // It may have come before it was held off.
-        self.is_away(&order.source)?;
+        let source = order.source.clone();
+        self.is_away(&source)?;
+        // What they may have together, each that is being filled would take for itself.
+        let alone = self.shared.space_limit(&source).is_some();
+        let turn = self.shared.seeds.begin(&source, &order.volume, alone);
+        let turn = turn.map_err(|met| busy(&met, &source))?;
+        // It may have come before it was held off, or have been forgotten.
+        self.is_away(&source)?;
+        if !order.has_file && self.shared.registry.get(&source).is_none() {
+            let reason = format!("there is no source {source}");
+            return Err(Refusal::new(reason, "see `mirrorhub status`"));
+        }
+        let (shared, asked) = (self.shared.clone(), order.clone());
+        let judged = tokio::task::spawn_blocking(move || judge(&shared, &asked));
+        let size = judged.await.unwrap_or_else(|error| Err(failed(error)))?;
+        // It is shown, and can be forgotten, though it was never here.
+        self.begin(&source);
         let shared = self.shared.clone();
         let work = tokio::task::spawn_blocking(move || {
-            let filled = fill(&shared, &order, pieces, report);
+            let filled = fill(&shared, (&order, size), &turn, pieces, report);
             drop(turn);
             filled
         });
@@ -160,10 +204,8 @@ impl Hub {
         volume: VolumeName,
     ) -> Result<BlockCount, Refusal> {
         let shared = self.shared.clone();
-        let Some(turn) = shared.seeding.begin(&source, &volume) else {
-            let reason = format!("the seed of {source}/{volume} is being filled");
-            return Err(Refusal::new(reason, "stop that command first"));
-        };
+        let turn =
+            shared.seeds.begin(&source, &volume, false).map_err(|met| busy(&met, &source))?;
         let work = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let row = find(&shared, &source, &volume).map_err(failed)?;
@@ -175,7 +217,7 @@ impl Hub {
                 ));
             };
             work::give_up(&shared.pool, row.source).map_err(failed)?;
-            tracing::warn!(%source, %volume, blocks = row.blocks, "seed given up");
+            shared.seeds.given_up(&source, &volume, &row, "a command has discarded it");
             Ok(BlockCount(row.blocks))
         });
         work.await.unwrap_or_else(|error| Err(failed(error)))
@@ -206,7 +248,7 @@ fn find(
 
 /// Whether a volume can have a seed, and its size as far as it is known here.
 fn judge(shared: &Shared, order: &Order) -> Result<ByteCount, Refusal> {
-    let Order { source, volume, size } = order;
+    let Order { source, volume, size, .. } = order;
     let catalog = shared.pool.catalog();
     let row = catalog.source_named(source).map_err(failed)?;
     if let Some(row) = &row {
@@ -254,26 +296,32 @@ struct Filling<'a> {
     tree: TreeRoot,
     /// Everything before is in it.
     at: u64,
+    share: Option<Share>,
+    turn: &'a Turn,
 }
 
 fn fill(
     shared: &Shared,
-    order: &Order,
+    (order, size): (&Order, ByteCount),
+    turn: &Turn,
     mut pieces: mpsc::Receiver<Piece>,
     report: impl Fn(u64, ByteCount),
 ) -> Result<Seeded, Refusal> {
-    let size = judge(shared, order)?;
-    let mut filling = Filling::begin(shared, order, size)?;
+    let mut filling = Filling::begin(shared, (order, size), turn)?;
     let Order { source, volume, .. } = order;
+    let share = filling.share;
+    let told = |stop: Stop| stop.told(source, share);
     let (mut kept_at, mut kept) = (0, machine::now());
     loop {
         let from = filling.at;
         let mut writer = filling.writer()?;
-        let (ended, at) = take(&mut writer, &mut pieces, (from, size), |at| {
+        let taken = take(&mut writer, &mut pieces, (from, size), |at| {
             report(at, size);
             at - kept_at >= KEEP_BYTES || machine::elapsed(kept) >= KEEP_PAUSE
-        })?;
-        (filling.tree, filling.at) = (writer.finish().map_err(full)?, at);
+        });
+        let (ended, at) = taken.map_err(told)?;
+        let tree = writer.finish().map_err(|error| told(error.into()))?;
+        (filling.tree, filling.at) = (tree, at);
         (kept_at, kept) = (at, machine::now());
         match ended {
             Some(End::File(met)) if met != size.0 => {
@@ -298,7 +346,11 @@ fn fill(
 
 impl<'a> Filling<'a> {
     /// Goes on with an unfinished seed of that size, or begins one.
-    fn begin(shared: &'a Shared, order: &Order, size: ByteCount) -> Result<Self, Refusal> {
+    fn begin(
+        shared: &'a Shared,
+        (order, size): (&Order, ByteCount),
+        turn: &'a Turn,
+    ) -> Result<Self, Refusal> {
         let pool = &shared.pool;
         let (source, volume) = (order.source.clone(), order.volume.clone());
         let found = find(shared, &source, &volume).map_err(failed)?;
@@ -320,11 +372,15 @@ impl<'a> Filling<'a> {
                 (pool.begin(Budget::Ordinary), id, TreeRoot::empty(size))
             }
         };
-        if let Some(limit) = shared.space_limit(&source) {
-            set.bound(id, limit).map_err(failed)?;
+        let limit = shared.space_limit(&source);
+        let share = limit.map(|limit| Share::of(shared, (&source, id), limit)).transpose();
+        let share = share.map_err(failed)?;
+        if let Some(Share { limit, others }) = share {
+            let rest = BlockCount(limit.0.saturating_sub(others.0));
+            set.bound(id, rest).map_err(failed)?;
         }
-        let seed = Seed { source, volume, finished: false };
-        let mut filling = Self { pool, set, id, seed, tree, at: 0 };
+        let seed = Seed { source, volume, finished: false, taken_at: None };
+        let mut filling = Self { pool, set, id, seed, tree, at: 0, share, turn };
         // Before anything is written: from here on its source waits for it.
         filling.keep(false)?;
         Ok(filling)
@@ -336,8 +392,28 @@ impl<'a> Filling<'a> {
     }
 
     fn keep(&mut self, finished: bool) -> Result<(), Refusal> {
-        let seed = Seed { finished, ..self.seed.clone() };
-        self.set.keep_seed(self.id, seed, self.tree).map_err(failed)
+        let now = machine::unix_seconds();
+        let seed = Seed { finished, taken_at: Some(now), ..self.seed.clone() };
+        let (kept, source) = (self.set.keep_seed(self.id, seed, self.tree), &self.seed.source);
+        kept.map_err(|error| Stop::Tree(error.into()).told(source, self.share))?;
+        let fate = if finished { Fate::Waiting } else { Fate::Filling };
+        self.turn.kept(fate, now, (self.tree.size, self.set.blocks()));
+        Ok(())
+    }
+}
+
+impl Share {
+    fn of(
+        shared: &Shared,
+        (source, id): (&SourceName, SourceId),
+        limit: BlockCount,
+    ) -> Result<Self, PoolError> {
+        let seeds = shared.pool.catalog().seeds()?;
+        let is_other = |row: &&Arc<WorkRow>| {
+            row.source != id && row.seed.as_ref().is_some_and(|seed| seed.source == *source)
+        };
+        let others = seeds.iter().filter(is_other).map(|row| row.blocks).sum();
+        Ok(Self { limit, others: BlockCount(others) })
     }
 }
 
@@ -355,7 +431,7 @@ fn take(
     pieces: &mut mpsc::Receiver<Piece>,
     (mut at, size): (u64, ByteCount),
     is_time: impl Fn(u64) -> bool,
-) -> Result<(Option<End>, u64), Refusal> {
+) -> Result<(Option<End>, u64), Stop> {
     loop {
         let Some(piece) = pieces.blocking_recv() else { return Ok((Some(End::Gone), at)) };
         let (offset, bytes) = match piece {
@@ -371,7 +447,7 @@ fn take(
         let end = offset.checked_add(to_u64(bytes.len()));
         let Some(end) = end.filter(|&end| end <= size.0 && offset >= at) else {
             let reason = format!("the file has more than the {size} bytes of the volume");
-            return Err(Refusal::new(reason, "is it the right disk?"));
+            return Err(Refusal::new(reason, "is it the right disk?").into());
         };
         hole(writer, at, offset)?;
         put(writer, offset, &bytes)?;
@@ -382,32 +458,38 @@ fn take(
     }
 }
 
-fn hole(writer: &mut TreeWriter<'_>, from: u64, to: u64) -> Result<(), Refusal> {
+fn hole(writer: &mut TreeWriter<'_>, from: u64, to: u64) -> Result<(), Stop> {
     let count = (to - from) / BLOCK_BYTES_U64;
     if count == 0 {
         return Ok(());
     }
-    writer.put_hole_range(Vbn(from / BLOCK_BYTES_U64), count).map_err(full)
+    Ok(writer.put_hole_range(Vbn(from / BLOCK_BYTES_U64), count)?)
 }
 
-fn put(writer: &mut TreeWriter<'_>, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
+fn put(writer: &mut TreeWriter<'_>, offset: u64, bytes: &[u8]) -> Result<(), Stop> {
     let (blocks, rest) = bytes.as_chunks();
     if !rest.is_empty() || !offset.is_multiple_of(BLOCK_BYTES_U64) {
         let reason = format!("{} bytes at {offset} are no whole blocks", bytes.len());
-        return Err(Refusal::new(reason, "report this"));
+        return Err(Refusal::new(reason, "report this").into());
     }
     for (vbn, block) in (offset / BLOCK_BYTES_U64..).zip(blocks) {
-        writer.put(Vbn(vbn), Content::Data(block)).map_err(full)?;
+        writer.put(Vbn(vbn), Content::Data(block))?;
     }
     Ok(())
 }
 
-/// A source that is forgotten has no seeds either.
+/// Nobody begins with a seed of a source that is being forgotten.
+pub(super) fn leave(shared: &Shared, name: &SourceName) -> Result<Leaving, Refusal> {
+    shared.seeds.leave(name).map_err(|met| busy(&met, name))
+}
+
+/// A source that is forgotten has no seeds either. Asked before its rows are gone, so that a cut between
+/// leaves a source that can be forgotten again.
 pub(super) fn forget(shared: &Shared, name: &SourceName) -> Result<(), Refusal> {
     for row in shared.pool.catalog().seeds().map_err(failed)? {
-        if row.seed.as_ref().is_some_and(|seed| seed.source == *name) {
-            work::give_up(&shared.pool, row.source).map_err(failed)?;
-        }
+        let Some(seed) = row.seed.as_ref().filter(|seed| seed.source == *name) else { continue };
+        work::give_up(&shared.pool, row.source).map_err(failed)?;
+        shared.seeds.given_up(name, &seed.volume, &row, "its source is forgotten");
     }
     Ok(())
 }
@@ -415,7 +497,7 @@ pub(super) fn forget(shared: &Shared, name: &SourceName) -> Result<(), Refusal> 
 /// The seeds of a source that says Hello; an error holds it off. Judged before anything of the Hello is
 /// recorded.
 pub(super) fn waiting(shared: &Shared, name: &SourceName, told: &Told) -> Result<Seeds, String> {
-    if let Some(volume) = shared.seeding.under_way(name) {
+    if let Some(volume) = shared.seeds.under_way(name) {
         return Err(format!("the seed of volume {volume} is being filled"));
     }
     let (mut all, text) = (Seeds::default(), |error: PoolError| error.to_string());
@@ -436,7 +518,7 @@ pub(super) fn waiting(shared: &Shared, name: &SourceName, told: &Told) -> Result
         }
         let offer = told.volumes.iter().find(|offer| offer.name == *volume);
         match offer.filter(|offer| tree.is_some_and(|tree| tree.size == offer.size)) {
-            Some(offer) => all.0.push((row.source, offer.number)),
+            Some(offer) => all.0.push((Arc::clone(&row), offer.number)),
             None => {
                 let size = tree.map_or(0, |tree| tree.size.0);
                 return Err(format!(
@@ -451,7 +533,7 @@ pub(super) fn waiting(shared: &Shared, name: &SourceName, told: &Told) -> Result
 
 /// Seeds and the volumes they are for.
 #[derive(Debug, Default)]
-pub(super) struct Seeds(Vec<(SourceId, VolumeNumber)>);
+pub(super) struct Seeds(Vec<(Arc<WorkRow>, VolumeNumber)>);
 
 /// They become the source's work tree. What had come over the link before is given up for them.
 pub(super) fn adopt(shared: &Shared, row: &SourceRow, seeds: Seeds) -> Result<(), String> {
@@ -459,10 +541,13 @@ pub(super) fn adopt(shared: &Shared, row: &SourceRow, seeds: Seeds) -> Result<()
         return Ok(());
     }
     work::give_up(&shared.pool, row.id).map_err(|error| error.to_string())?;
-    let count = seeds.0.len();
-    let adopted = shared.pool.catalog().adopt_seeds(row.id, seeds.0);
+    let all = seeds.0.iter().map(|(seed, volume)| (seed.source, *volume)).collect();
+    let adopted = shared.pool.catalog().adopt_seeds(row.id, all);
     adopted.map_err(|error| error.to_string())?;
-    tracing::info!(source = %row.name, volumes = count, "the image begins with its seed");
+    for (taken, _) in &seeds.0 {
+        let Some(seed) = &taken.seed else { continue };
+        shared.seeds.adopted(&row.name, &seed.volume, taken);
+    }
     Ok(())
 }
 

@@ -10,12 +10,12 @@ use actix::{Actor, Addr, ArbiterHandle};
 
 use super::actor::SourceActor;
 use super::applier::JobQueue;
+use super::certificates::Came;
 use super::drainer::DrainQueue;
 use super::extension::{self, Extension, State};
 use super::failback::Failbacks;
 use super::failover::{Failovers, View};
 use super::hooks::{Hooks, Moved};
-use super::join_by::TooLate;
 use super::lane::{Cursors, Lane, lock};
 use super::mending;
 use super::overlay::Room;
@@ -23,13 +23,15 @@ use super::promoted::Promoted;
 use super::refill::Refills;
 use super::registry::Registry;
 use super::retention::Keeping;
-use super::seed::{self, Seeding};
+use super::seed::{self, book::Book};
 use super::shares::Shares;
 use super::stager::Stager;
 use crate::limits::{
     CP_CREDIT_BYTES, CP_FRAME_BYTES_MAX, HUB_CREDIT_BYTES_TOTAL, LOG_CREDIT_BYTES_MIN,
     LOG_GRANT_BYTES_MIN,
 };
+use crate::link::refusals::Refusals;
+use crate::link::shown::Fingerprint;
 use crate::link::tls::HubTls;
 use crate::pool::Pool;
 use crate::pool::error::PoolError;
@@ -65,6 +67,8 @@ pub struct SourceSetting {
     pub bandwidth_limit: Option<ByteCount>,
     /// Until when, in seconds since 1970, it may come for the first time, if the file says so.
     pub join_by: Option<i64>,
+    /// Certificates that it may come with, oldest first; with none any of its name.
+    pub certificates: Vec<Fingerprint>,
     /// Volumes the file pins; empty pins none.
     pub volumes: Vec<(VolumeName, ByteCount)>,
     /// CPs that are kept by themselves, if the file says so.
@@ -107,8 +111,10 @@ pub struct Counters {
     pub connections: AtomicU64,
     /// Connections that did not.
     pub handshakes_failed: AtomicU64,
-    /// Who came with a bundle that has ended.
-    pub too_late: TooLate,
+    /// Who of them was told of in the log.
+    pub said: Arc<Refusals>,
+    /// Which certificates sources came with.
+    pub came: Came,
     restarts: Mutex<BTreeMap<SourceName, u64>>,
     refused: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -127,6 +133,11 @@ impl Counters {
     /// How often that source's actor was replaced.
     pub fn restarts_of(&self, name: &SourceName) -> u64 {
         lock(&self.restarts).get(name).copied().unwrap_or(0)
+    }
+
+    /// How often any was.
+    pub fn restarts(&self) -> u64 {
+        lock(&self.restarts).values().sum()
     }
 
     /// Refusals by reason.
@@ -280,8 +291,8 @@ pub struct Shared {
     pub counters: Counters,
     /// Held while a source is recorded; which one, its id says.
     pub recording: [Mutex<()>; 16],
-    /// Seeds that are being filled.
-    pub seeding: Arc<Seeding>,
+    /// What is shown of seeds, and who fills them.
+    pub seeds: Arc<Book>,
 }
 
 impl Shared {

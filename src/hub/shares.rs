@@ -101,6 +101,7 @@ mod tests {
                 space_limit,
                 bandwidth_limit,
                 join_by: None,
+                certificates: vec![],
                 volumes,
                 keep,
             };

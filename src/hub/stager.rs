@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -21,11 +22,13 @@ use super::lane::{Fenced, Lane, lock};
 use super::shared::Shared;
 use crate::device::DeviceError;
 use crate::limits::RECORD_BYTES_MAX;
+use crate::metric::catalogue::ACK_SECONDS;
 use crate::nvlog::{Committed, DurableToken, Feed, Handle, Pending};
 use crate::record::envelope::{RecordKind, record_bytes};
 use crate::record::marks::{Fence, MARK_BYTES, Place};
 use crate::record::transfer::Transfer;
 use crate::units::convert::to_u64;
+use crate::units::machine;
 use crate::units::numbers::Epoch;
 
 /// A transfer on its way through the ring.
@@ -37,6 +40,8 @@ pub struct Staged {
     pub epoch: Epoch,
     /// The transfer.
     pub transfer: Transfer,
+    /// When it came.
+    pub came: Instant,
 }
 
 impl Staged {
@@ -230,12 +235,15 @@ pub struct StagerFeed {
     drain: Arc<DrainQueue>,
     writing: VecDeque<Item>,
     copying: VecDeque<Staged>,
+    /// A handle, so that recording takes no lock.
+    ack_seconds: metrics::Histogram,
 }
 
 impl StagerFeed {
     /// Feeds the ring from `stager`; what is durable goes to `drain`.
     pub fn new(stager: Arc<Stager>, drain: Arc<DrainQueue>) -> Self {
-        Self { stager, drain, writing: VecDeque::new(), copying: VecDeque::new() }
+        let ack_seconds = metrics::histogram!(ACK_SECONDS.name);
+        Self { stager, drain, writing: VecDeque::new(), copying: VecDeque::new(), ack_seconds }
     }
 }
 
@@ -264,6 +272,7 @@ impl Feed for StagerFeed {
     }
 
     fn committed(&mut self, batch: Vec<Committed>, token: &DurableToken) {
+        let since = machine::now();
         for done in batch {
             assert!(done.end <= token.upto(), "a record is durable with its commit");
             let end = done.end;
@@ -273,14 +282,14 @@ impl Feed for StagerFeed {
                 let Some(copy) = self.copying.pop_front() else {
                     panic!("the ring committed a copy that was not staged");
                 };
-                self.drain.push(Drainable { record: Record::Transfer(copy), end });
+                self.drain.push(Drainable { record: Record::Transfer(copy), end, since });
                 continue;
             }
             let staged = match self.writing.pop_front() {
                 Some(Item::Transfer(staged)) => staged,
                 Some(Item::Fence { lane, .. }) => {
                     lane.fence_is(Fenced::InRing);
-                    self.drain.push(Drainable { record: Record::Fence(lane), end });
+                    self.drain.push(Drainable { record: Record::Fence(lane), end, since });
                     continue;
                 }
                 None => panic!("the ring committed a record that was not staged"),
@@ -288,7 +297,8 @@ impl Feed for StagerFeed {
             let (cp, bytes) = (staged.transfer.header().cp, staged.transfer.data_bytes());
             let transfer_bytes = to_u64(staged.transfer.bytes().len());
             staged.lane.durable(staged.place(), cp, (bytes, transfer_bytes), token);
-            self.drain.push(Drainable { record: Record::Transfer(staged), end });
+            self.ack_seconds.record(since.saturating_duration_since(staged.came));
+            self.drain.push(Drainable { record: Record::Transfer(staged), end, since });
         }
     }
 

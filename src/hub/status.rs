@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::failover::View;
 use super::lane::{Cursors, Lane};
 use super::promoted::Engine;
+use super::waits::Since;
 use crate::filer::status as filer;
 use crate::pool::pointer::TreeRoot;
 use crate::session::mirror::{Known, LeftOut, Mirror};
@@ -79,6 +80,8 @@ pub struct Totals {
     pub transfers: u64,
     /// CPs published.
     pub checkpoints: u64,
+    /// When the last of them was, in seconds since 1970; 0 before the first.
+    pub published_at: u64,
     /// CPs refused.
     pub rejected: u64,
     /// Blocks applied by reference.
@@ -128,6 +131,8 @@ pub struct Snapshot {
     pub roots: Vec<VolumeRoot>,
     /// The lane's cursors.
     pub cursors: Cursors,
+    /// Since when its oldest entry waits for each step.
+    pub since: Since,
     /// Totals.
     pub totals: Totals,
     /// Whether a connection is in session.
@@ -160,6 +165,7 @@ impl Snapshot {
             left_out: Vec::new(),
             roots: Vec::new(),
             cursors: Cursors::default(),
+            since: Since::default(),
             totals: Totals::default(),
             connected: false,
             heard: None,
@@ -181,6 +187,7 @@ impl Snapshot {
     ) -> Self {
         let known = machine.known();
         let cursors = lane.map(|lane| lane.cursors()).unwrap_or_default();
+        let since = lane.map(|lane| lane.since(&cursors)).unwrap_or_default();
         let (state, mut reason, next_step) = match failover {
             Some(view) => (SourceState::FailedOver, view.reason.clone(), view.next_step.clone()),
             None => judge(machine, &cursors, connected, refused),
@@ -205,6 +212,7 @@ impl Snapshot {
             left_out: known.left_out.clone(),
             roots: roots_of(known),
             cursors,
+            since,
             totals: lane.map(|lane| totals(lane)).unwrap_or_default(),
             connected: connected && machine.is_joined(),
             heard,
@@ -381,6 +389,7 @@ fn totals(lane: &Lane) -> Totals {
         visible_bytes: get(&ladder.visible_bytes),
         transfers: get(&ladder.transfers),
         checkpoints: get(&ladder.checkpoints),
+        published_at: get(&ladder.published_at),
         rejected: get(&ladder.rejected),
         reference_blocks: get(&ladder.reference_blocks),
         inline_blocks: get(&ladder.inline_blocks),

@@ -108,6 +108,8 @@ pub const VOLUME_BYTES_MAX: u64 = (1 << (7 * TREE_HEIGHT_MAX)) * BLOCK_BYTES_U64
 pub const VOLUMES_PER_SOURCE_MAX: usize = 256;
 /// Sources of one hub.
 pub const SOURCES_MAX: usize = 16_384;
+/// Certificates that the file of one source names.
+pub const CERTIFICATES_MAX: usize = 8;
 /// Smallest reserve of a pool. Unit tests shrink it, so that pools get full.
 pub const POOL_RESERVE_BYTES_MIN: u64 = if cfg!(test) { MIB } else { 64 * MIB };
 /// Smallest device of a pool.
@@ -228,8 +230,8 @@ pub const NBD_DRAIN_SECONDS_MAX: u64 = 30;
 
 // ---- replay (section 10) ----
 
-/// Blocks that gather before a replay writes them through; twice as many are in memory, since the
-/// next gather meanwhile. Unit tests shrink it, so that each takes several passes.
+/// Blocks that gather before a replay writes them through; up to six times as many are in memory: they
+/// hold up to twice their length of log, and the next gather meanwhile. Unit tests shrink it, so that each takes several passes.
 pub const REPLAY_BLOCKS_MAX: u64 = if cfg!(test) { 6 } else { 8192 };
 /// Blocks that gather before the first time: each time twice as many, so that reading and writing
 /// soon go on beside each other.
@@ -309,6 +311,8 @@ pub const ADMIN_PROGRESS_MS: u64 = 100;
 pub const SEED_PIECE_BYTES_MAX: u64 = MIB;
 /// Pieces that wait until they are written to a seed.
 pub const SEED_PIECES_WAITING: usize = 4;
+/// Seeds that were taken over or given up, of which status still tells.
+pub const SEEDS_ENDED_SHOWN_MAX: usize = if cfg!(test) { 4 } else { 1024 };
 /// HTTP connections of one process.
 pub const HTTP_CONNECTIONS_MAX: usize = 64;
 /// Seconds an HTTP connection may stand without a byte in either direction.
@@ -322,8 +326,8 @@ pub const HTTP_LIVE_MAX: usize = 32;
 pub const HISTORY_STEP_SECONDS: u64 = 10;
 /// Points of the page's history of one source: an hour.
 pub const HISTORY_POINTS_MAX: usize = 360;
-/// Changes of state that the page remembers.
-pub const STATE_CHANGES_MAX: usize = 500;
+/// Events that the page shows, and names of sources that are gone which it is told of.
+pub const PAGE_EVENTS_MAX: usize = 500;
 /// Seconds between two runs of the metric recorder's upkeep.
 pub const METRIC_UPKEEP_SECONDS: u64 = 5;
 

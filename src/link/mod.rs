@@ -4,6 +4,8 @@
 //! too long, malformed or cut ends the connection with its reason; nothing is allocated before
 //! its length was checked.
 
+pub mod refusals;
+pub mod shown;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub mod socket;

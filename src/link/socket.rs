@@ -73,6 +73,7 @@ impl Socket {
         if let Some(network) = simulated::Network::here() {
             return network.connect(address).await;
         }
+        tls.map_or(Ok(()), SourceTls::usable)?;
         let stream = TcpStream::connect(address).await?;
         match tls {
             None => Ok(Self::Tcp(stream)),

@@ -2,32 +2,41 @@
 //!
 //! Who a source is, its certificate says: the DNS names in it are the names of the sources that may
 //! come with it. A hub is known by the name in its certificate, not by its address, so that it may
-//! move. Neither end falls back to plain TCP. Resumption is the library's; early data is never taken,
-//! so a recorded session is of no use.
+//! move. Neither end falls back to plain TCP. Early data is never taken, so a recorded session is of no
+//! use.
+//!
+//! Who comes again resumes its session, by a ticket: the keys of tickets live as long as the process, through
+//! every reading of the files but one with another authority. The library takes the certificate of a resumed
+//! session as it was, so its end is looked at here, for each connection ([`Shown`]).
 //!
 //! The doors for clients, NBD and HTTP, are behind TLS where the configuration says so
 //! ([`ServedTls`]); TLS 1.2 is taken there as well, as the NBD protocol wants. A client shows a
 //! certificate, or need not.
 //!
 //! Files are PEM. They are read at start and whenever the configuration is; what cannot be read then
-//! is an error, and what was read before stays in force.
+//! is an error, and what was read before stays in force. An own certificate that has expired is no error of
+//! reading: the process serves what needs none, and each connection says why it fails.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use super::refusals::Refusals;
+use super::shown::{Fingerprint, Shown};
 use crate::nbd::tls::Upgrade;
+use crate::units::machine;
+use crate::units::times::time_of_day;
 
 /// Where the PEM files lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,16 +54,13 @@ pub struct TlsFiles {
 pub enum TlsError {
     /// A file cannot be read, or is no PEM of the kind that is wanted.
     #[error("{}: {error}", .path.display())]
-    File { path: PathBuf, error: rustls::pki_types::pem::Error },
+    File { path: PathBuf, error: pem::Error },
     /// A file has none.
     #[error("{}: there is no certificate in it", .0.display())]
     Empty(PathBuf),
     /// A certificate cannot be read.
     #[error("{}: {what}", .path.display())]
     Certificate { path: PathBuf, what: String },
-    /// The certificate's time is over.
-    #[error("{}: the certificate has expired {}", .path.display(), .when)]
-    Expired { path: PathBuf, when: String },
     /// They do not go together.
     #[error("{} and {}: {error}", .files.cert.display(), .files.key.display())]
     Pair { files: Box<TlsFiles>, error: rustls::Error },
@@ -68,58 +74,54 @@ struct Loaded {
     roots: Arc<RootCertStore>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    /// Seconds since 1970 when the own certificate ends.
-    ends: i64,
 }
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The bytes of the files.
+struct Bytes {
+    ca: Vec<u8>,
+    cert: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl Bytes {
+    fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+        let read = |path: &PathBuf| {
+            let failed =
+                |error| TlsError::File { path: path.clone(), error: pem::Error::Io(error) };
+            std::fs::read(path).map_err(failed)
+        };
+        Ok(Self { ca: read(&files.ca)?, cert: read(&files.cert)?, key: read(&files.key)? })
+    }
+
+    fn parts(&self) -> [&[u8]; 3] {
+        [&self.ca, &self.cert, &self.key]
+    }
+}
+
+fn certificates(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let failed = |error| TlsError::File { path: path.to_owned(), error };
-    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(failed)?.collect();
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
     let all = all.map_err(failed)?;
     if all.is_empty() { Err(TlsError::Empty(path.to_owned())) } else { Ok(all) }
 }
 
-fn load(files: &TlsFiles) -> Result<Loaded, TlsError> {
+/// What they say, and when the own certificate ends, in seconds since 1970.
+fn parse(files: &TlsFiles, bytes: &Bytes) -> Result<(Loaded, i64), TlsError> {
     let of = |path: &Path, what: String| TlsError::Certificate { path: path.to_owned(), what };
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(&files.ca)? {
+    for certificate in certificates(&files.ca, &bytes.ca)? {
         roots.add(certificate).map_err(|error| of(&files.ca, error.to_string()))?;
     }
-    let chain = certificates(&files.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)
+    let chain = certificates(&files.cert, &bytes.cert)?;
+    let key = PrivateKeyDer::from_pem_slice(&bytes.key)
         .map_err(|error| TlsError::File { path: files.key.clone(), error })?;
     let own = chain.first().ok_or_else(|| TlsError::Empty(files.cert.clone()))?;
-    let (_, own) =
-        X509Certificate::from_der(own).map_err(|error| of(&files.cert, error.to_string()))?;
-    let ends = own.validity().not_after.timestamp();
-    if ends < crate::units::machine::unix_seconds() {
-        let when = own.validity().not_after.to_string();
-        return Err(TlsError::Expired { path: files.cert.clone(), when });
-    }
-    Ok(Loaded { roots: Arc::new(roots), chain, key, ends })
-}
-
-/// The names of sources in a certificate.
-pub fn names_in(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
-    let dns = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(name) => Some((*name).to_owned()),
-        GeneralName::OtherName(..)
-        | GeneralName::RFC822Name(_)
-        | GeneralName::X400Address(_)
-        | GeneralName::DirectoryName(_)
-        | GeneralName::EDIPartyName(_)
-        | GeneralName::URI(_)
-        | GeneralName::IPAddress(_)
-        | GeneralName::RegisteredID(_)
-        | GeneralName::Invalid(..) => None,
-    };
-    names.value.general_names.iter().filter_map(dns).collect()
+    let ends = Shown::of(own).map_err(|what| of(&files.cert, what))?.ends;
+    Ok((Loaded { roots: Arc::new(roots), chain, key }, ends))
 }
 
 /// What the files say.
@@ -127,14 +129,17 @@ struct Made<C> {
     config: Arc<C>,
     /// When the own certificate ends, in seconds since 1970.
     ends: i64,
+    /// Of each file, so that files that say the same change nothing.
+    of: [Fingerprint; 3],
 }
 
-type Read<C> = fn(&TlsFiles) -> Result<Made<C>, TlsError>;
+/// Makes the side of one end. What was made before is given where the authority is still the same.
+type Make<C> = fn(&TlsFiles, Loaded, Option<&C>) -> Result<C, TlsError>;
 
 /// One end's side, made of its files.
 pub struct Tls<C> {
     files: TlsFiles,
-    read: Read<C>,
+    make: Make<C>,
     made: ArcSwap<Made<C>>,
 }
 
@@ -145,21 +150,47 @@ impl<C> fmt::Debug for Tls<C> {
 }
 
 impl<C> Tls<C> {
-    fn of(files: TlsFiles, read: Read<C>) -> Result<Self, TlsError> {
-        let made = ArcSwap::from_pointee(read(&files)?);
-        Ok(Self { files, read, made })
+    fn of(files: TlsFiles, make: Make<C>) -> Result<Self, TlsError> {
+        let bytes = Bytes::read(&files)?;
+        let (loaded, ends) = parse(&files, &bytes)?;
+        let config = Arc::new(make(&files, loaded, None)?);
+        let of = bytes.parts().map(Fingerprint::of);
+        Ok(Self { made: ArcSwap::from_pointee(Made { config, ends, of }), files, make })
     }
 
     /// Reads the files again. Connections that are there stay; the next one is made with what they
-    /// say.
+    /// say. Files that say the same leave everything as it is, sessions that can be resumed among it.
     pub fn reload(&self) -> Result<(), TlsError> {
-        self.made.store(Arc::new((self.read)(&self.files)?));
+        let bytes = Bytes::read(&self.files)?;
+        let (of, before) = (bytes.parts().map(Fingerprint::of), self.made.load_full());
+        if of == before.of {
+            return Ok(());
+        }
+        let (loaded, ends) = parse(&self.files, &bytes)?;
+        // A session that another authority vouched for is not resumed.
+        let same = (of[0] == before.of[0]).then_some(before.config.as_ref());
+        let config = Arc::new((self.make)(&self.files, loaded, same)?);
+        self.made.store(Arc::new(Made { config, ends, of }));
         Ok(())
     }
 
     /// Seconds since 1970 when the own certificate ends.
     pub fn ends(&self) -> i64 {
         self.made.load().ends
+    }
+
+    /// Why nobody takes the own certificate any more.
+    pub fn expired(&self) -> Option<String> {
+        let now = time_of_day(machine::unix_seconds());
+        self.ended().map(|ended| format!("{ended}, and it is {now} by the clock here"))
+    }
+
+    /// The same without what is another thing each time.
+    fn ended(&self) -> Option<String> {
+        let ends = self.ends();
+        let cert = self.files.cert.display();
+        (ends < machine::unix_seconds())
+            .then(|| format!("the certificate {cert} expired at {}", time_of_day(ends)))
     }
 
     fn config(&self) -> Arc<C> {
@@ -170,75 +201,115 @@ impl<C> Tls<C> {
 /// The hub's side.
 pub type HubTls = Tls<ServerConfig>;
 
-fn read_server(files: &TlsFiles) -> Result<Made<ServerConfig>, TlsError> {
-    let Loaded { roots, chain, key, ends } = load(files)?;
-    let clients = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
-    let clients = clients.map_err(|error| TlsError::Certificate {
-        path: files.ca.clone(),
-        what: error.to_string(),
-    })?;
-    let pair = |error| TlsError::Pair { files: Box::new(files.clone()), error };
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(pair)?;
-    let config = builder.with_client_cert_verifier(clients);
-    let config = Arc::new(config.with_single_cert(chain, key).map_err(pair)?);
-    Ok(Made { config, ends })
+fn pair(files: &TlsFiles) -> impl Fn(rustls::Error) -> TlsError {
+    move |error| TlsError::Pair { files: Box::new(files.clone()), error }
+}
+
+/// Links between source and hub.
+fn make_link(
+    files: &TlsFiles,
+    loaded: Loaded,
+    before: Option<&ServerConfig>,
+) -> Result<ServerConfig, TlsError> {
+    make_server(files, loaded, before, (true, &[&rustls::version::TLS13]))
 }
 
 /// A door at which every client shows a certificate.
-fn read_mutual(files: &TlsFiles) -> Result<Made<ServerConfig>, TlsError> {
-    read_served(files, true)
+fn make_mutual(
+    files: &TlsFiles,
+    loaded: Loaded,
+    before: Option<&ServerConfig>,
+) -> Result<ServerConfig, TlsError> {
+    make_server(files, loaded, before, (true, &[&rustls::version::TLS13, &rustls::version::TLS12]))
 }
 
 /// A door at which a client may show one; what it shows has to be right.
-fn read_open(files: &TlsFiles) -> Result<Made<ServerConfig>, TlsError> {
-    read_served(files, false)
+fn make_open(
+    files: &TlsFiles,
+    loaded: Loaded,
+    before: Option<&ServerConfig>,
+) -> Result<ServerConfig, TlsError> {
+    make_server(files, loaded, before, (false, &[&rustls::version::TLS13, &rustls::version::TLS12]))
 }
 
-fn read_served(files: &TlsFiles, mutual: bool) -> Result<Made<ServerConfig>, TlsError> {
-    let Loaded { roots, chain, key, ends } = load(files)?;
+fn make_server(
+    files: &TlsFiles,
+    Loaded { roots, chain, key }: Loaded,
+    before: Option<&ServerConfig>,
+    (mutual, versions): (bool, &[&'static rustls::SupportedProtocolVersion]),
+) -> Result<ServerConfig, TlsError> {
     let clients = WebPkiClientVerifier::builder_with_provider(roots, provider());
     let clients = if mutual { clients } else { clients.allow_unauthenticated() };
     let clients = clients.build().map_err(|error| TlsError::Certificate {
         path: files.ca.clone(),
         what: error.to_string(),
     })?;
-    let pair = |error| TlsError::Pair { files: Box::new(files.clone()), error };
     let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(pair)?;
-    let config = builder.with_client_cert_verifier(clients);
-    let config = Arc::new(config.with_single_cert(chain, key).map_err(pair)?);
-    Ok(Made { config, ends })
+        .with_protocol_versions(versions)
+        .map_err(pair(files))?;
+    let builder = builder.with_client_cert_verifier(clients);
+    let mut config = builder.with_single_cert(chain, key).map_err(pair(files))?;
+    // The peer keeps its session: any number of them come again, and nobody crowds another's out.
+    config.ticketer = match before {
+        Some(before) => Arc::clone(&before.ticketer),
+        None => aws_lc_rs::Ticketer::new().map_err(pair(files))?,
+    };
+    Ok(config)
 }
 
-fn read_client(files: &TlsFiles) -> Result<Made<ClientConfig>, TlsError> {
-    let Loaded { roots, chain, key, ends } = load(files)?;
-    let pair = |error| TlsError::Pair { files: Box::new(files.clone()), error };
+/// Sessions of another certificate are not resumed: what was put there is to be shown.
+fn make_client(
+    files: &TlsFiles,
+    Loaded { roots, chain, key }: Loaded,
+    _before: Option<&ClientConfig>,
+) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(pair)?;
-    let config = builder.with_root_certificates(roots);
-    let config = Arc::new(config.with_client_auth_cert(chain, key).map_err(pair)?);
-    Ok(Made { config, ends })
+        .map_err(pair(files))?;
+    let builder = builder.with_root_certificates(roots);
+    builder.with_client_auth_cert(chain, key).map_err(pair(files))
+}
+
+/// Why a handshake failed; a time that is told is not that of this moment, so that the same reason is the
+/// same text.
+fn told(error: io::Error) -> io::Error {
+    let time = |at: &UnixTime| time_of_day(i64::try_from(at.as_secs()).unwrap_or(i64::MAX));
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(what)) = inner else { return error };
+    let text = if let CertificateError::ExpiredContext { not_after, .. } = what {
+        format!("the certificate shown expired at {}", time(not_after))
+    } else if let CertificateError::NotValidYetContext { not_before, .. } = what {
+        format!("the certificate shown is not valid before {}", time(not_before))
+    } else {
+        return error;
+    };
+    io::Error::new(error.kind(), text)
 }
 
 impl HubTls {
     /// Reads the files.
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
-        Self::of(files, read_server)
+        Self::of(files, make_link)
     }
 
-    /// The handshake; then the connection, and the names in the source's certificate. The caller says
-    /// how long it may take.
-    pub async fn accept(
-        &self,
-        stream: TcpStream,
-    ) -> io::Result<(TlsStream<TcpStream>, Vec<String>)> {
-        let stream = TlsAcceptor::from(self.config()).accept(stream).await?;
-        let names = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(names_in);
-        Ok((stream.into(), names.unwrap_or_default()))
+    /// The handshake; then the connection, and what the source has shown. The caller says how long it
+    /// may take.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Shown)> {
+        let stream = match TlsAcceptor::from(self.config()).accept(stream).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                let (error, own) = (told(error), self.ended());
+                return Err(match own {
+                    Some(own) => io::Error::other(format!("{error}; {own}")),
+                    None => error,
+                });
+            }
+        };
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let shown = shown.ok_or_else(|| io::Error::other("no certificate was shown"))?;
+        let shown = Shown::of(shown).map_err(io::Error::other)?;
+        shown.in_time().map_err(io::Error::other)?;
+        Ok((stream.into(), shown))
     }
 }
 
@@ -248,14 +319,17 @@ pub struct ServedTls {
     tls: Tls<ServerConfig>,
     /// The authority signs the certificates of sources as well: these open no door.
     shared: bool,
+    refused: AtomicU64,
+    said: Arc<Refusals>,
 }
 
 impl ServedTls {
     /// Reads the files; `mutual`: every client shows a certificate. `shared`: that of a source, which
     /// has its name in it, is none.
     pub fn load(files: TlsFiles, mutual: bool, shared: bool) -> Result<Self, TlsError> {
-        let read = if mutual { read_mutual } else { read_open };
-        Ok(Self { tls: Tls::of(files, read)?, shared })
+        let make = if mutual { make_mutual } else { make_open };
+        let (refused, said) = Default::default();
+        Ok(Self { tls: Tls::of(files, make)?, shared, refused, said })
     }
 
     /// Files and expiry.
@@ -263,9 +337,20 @@ impl ServedTls {
         &self.tls
     }
 
+    /// Counts and says that somebody was refused at this door.
+    pub fn refuse(&self, what: &'static str, peer: &str, reason: &str) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        self.said.say(what, peer, reason, reason);
+    }
+
+    /// How many were refused.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     /// The handshake. The caller says how long it may take.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<ServedStream> {
-        let stream = TlsAcceptor::from(self.tls.config()).accept(stream).await?;
+        let stream = TlsAcceptor::from(self.tls.config()).accept(stream).await.map_err(told)?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         self.admits(shown).map_err(io::Error::other)?;
         Ok(stream)
@@ -280,9 +365,14 @@ impl Upgrade for ServedTls {
         self.tls.config()
     }
 
+    fn refused(&self, peer: &str, reason: &str) {
+        self.refuse("an nbd client is refused", peer, reason);
+    }
+
     fn admits(&self, shown: Option<&CertificateDer<'_>>) -> Result<(), String> {
-        let names = shown.filter(|_| self.shared).map(names_in).unwrap_or_default();
-        match names.first() {
+        let Some(shown) = shown.map(Shown::of).transpose()? else { return Ok(()) };
+        shown.in_time()?;
+        match shown.names.first().filter(|_| self.shared) {
             None => Ok(()),
             Some(name) => Err(format!("the certificate is that of {name}, not of a client")),
         }
@@ -301,7 +391,7 @@ impl SourceTls {
     pub fn load(files: TlsFiles, hub_name: &str) -> Result<Self, TlsError> {
         let hub = ServerName::try_from(hub_name.to_owned());
         let hub = hub.map_err(|_| TlsError::Name(hub_name.to_owned()))?;
-        Ok(Self { hub, tls: Tls::of(files, read_client)? })
+        Ok(Self { hub, tls: Tls::of(files, make_client)? })
     }
 
     /// Files and expiry.
@@ -309,180 +399,19 @@ impl SourceTls {
         &self.tls
     }
 
+    /// Why there is no use in connecting.
+    pub fn usable(&self) -> io::Result<()> {
+        let next =
+            "make a new one on the hub with `mirrorhub onboard NAME --renew`, join with it, reload";
+        self.tls.expired().map_or(Ok(()), |why| Err(io::Error::other(format!("{why}: {next}"))))
+    }
+
     /// The handshake. The caller says how long it may take.
     pub async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let connector = TlsConnector::from(self.tls.config());
-        Ok(connector.connect(self.hub.clone(), stream).await?.into())
+        Ok(connector.connect(self.hub.clone(), stream).await.map_err(told)?.into())
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use std::fs;
-
-    use bytes::Bytes;
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
-    use tokio::net::TcpListener;
-
-    use super::*;
-    use crate::link::socket::Socket;
-    use crate::link::{FrameReader, Outgoing};
-    use crate::wire::message::{Frame, Message};
-
-    /// An authority that lives as long as the test.
-    pub(crate) struct Ca(CertificateParams, KeyPair);
-
-    impl Ca {
-        pub(crate) fn new() -> Self {
-            let mut params = CertificateParams::default();
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            Self(params, KeyPair::generate().unwrap())
-        }
-
-        /// Files of a certificate with that name, which ends so many days from now.
-        pub(crate) fn files(&self, directory: &Path, name: &str, days: i64) -> TlsFiles {
-            let Self(ca, key) = self;
-            let at = |file: &str| directory.join(format!("{name}-{file}.pem"));
-            let (of_it, mut params) = (KeyPair::generate().unwrap(), CertificateParams::default());
-            params.subject_alt_names = vec![SanType::DnsName(name.try_into().unwrap())];
-            let now = time::OffsetDateTime::now_utc();
-            params.not_before = now - time::Duration::days(900);
-            params.not_after = now + time::Duration::days(days);
-            let cert = params.signed_by(&of_it, &Issuer::from_params(ca, key)).unwrap();
-            let files = TlsFiles { ca: at("ca"), cert: at("cert"), key: at("key") };
-            fs::write(&files.ca, ca.clone().self_signed(key).unwrap().pem()).unwrap();
-            fs::write(&files.cert, cert.pem()).unwrap();
-            fs::write(&files.key, of_it.serialize_pem()).unwrap();
-            files
-        }
-    }
-
-    async fn meet(
-        hub: &HubTls,
-        source: &SourceTls,
-    ) -> (io::Result<(TlsStream<TcpStream>, Vec<String>)>, io::Result<TlsStream<TcpStream>>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let there = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (here, _) = listener.accept().await.unwrap();
-        tokio::join!(hub.accept(here), source.connect(there))
-    }
-
-    fn in_runtime(test: impl Future<Output = ()>) {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        builder.enable_all().build().unwrap().block_on(test);
-    }
-
-    /// Frames of all sizes come through whole, in order, however little the socket takes at once.
-    #[test]
-    fn both_ends_know_each_other_and_frames_pass() {
-        in_runtime(async {
-            let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
-            let hub = HubTls::load(ca.files(directory.path(), "hub", 9)).unwrap();
-            let own = ca.files(directory.path(), "filer-a", 9);
-            let source = SourceTls::load(own, "hub").unwrap();
-            assert!(hub.ends() > crate::units::machine::unix_seconds());
-            let (here, there) = meet(&hub, &source).await;
-            let ((here, names), there) = (here.unwrap(), there.unwrap());
-            assert_eq!(names, ["filer-a"]);
-            assert!(here.get_ref().1.alpn_protocol().is_none());
-            let (here, there) = (Socket::Tls(Box::new(here)), Socket::Tls(Box::new(there)));
-            there.tune().unwrap();
-            let payload = Bytes::from(vec![7; 200_000]);
-            let (sent, (_read, mut write)) = (payload.clone(), there.into_split());
-            let writer = async move {
-                let mut outgoing = Outgoing::default();
-                for _ in 0..40 {
-                    outgoing.push(Frame::new(&Message::Transfer, sent.clone()));
-                }
-                // Cut short again and again: what was taken is not lost, nor held back.
-                while !outgoing.is_empty() {
-                    let write = outgoing.write_some(&mut write);
-                    if let Ok(done) = tokio::time::timeout(std::time::Duration::ZERO, write).await {
-                        done.unwrap();
-                    }
-                    tokio::task::yield_now().await;
-                }
-                write
-            };
-            let reader = async move {
-                let mut reader = FrameReader::new(here);
-                for _ in 0..40 {
-                    assert!(reader.next().await.unwrap() == (Message::Transfer, payload.clone()));
-                }
-            };
-            tokio::join!(writer, reader);
-        });
-    }
-
-    #[test]
-    fn strangers_are_refused() {
-        in_runtime(async {
-            let (directory, ca, other) = (tempfile::tempdir().unwrap(), Ca::new(), Ca::new());
-            let base = directory.path();
-            let hub = HubTls::load(ca.files(base, "hub", 9)).unwrap();
-            // Of another authority: neither end takes the other.
-            let stranger = other.files(base, "filer-x", 9);
-            let met = meet(&hub, &SourceTls::load(stranger.clone(), "hub").unwrap()).await;
-            assert!(met.0.is_err() && met.1.is_err());
-            // It trusts our authority, but is not of it. TLS 1.3: its own side may end first.
-            let trusting = TlsFiles { ca: base.join("hub-ca.pem"), ..stranger };
-            let met = meet(&hub, &SourceTls::load(trusting, "hub").unwrap()).await;
-            assert!(met.0.is_err());
-            // A hub of another name is another hub.
-            let own = ca.files(base, "filer-a", 9);
-            let met = meet(&hub, &SourceTls::load(own.clone(), "another-hub").unwrap()).await;
-            assert!(met.0.is_err() && met.1.is_err());
-            // A certificate that has ended is told at the start, not at the first connection.
-            let over = SourceTls::load(ca.files(base, "filer-b", -1), "hub").unwrap_err();
-            assert!(matches!(over, TlsError::Expired { .. }), "{over}");
-            // A key that is another's, a file that is none.
-            let crossed = TlsFiles { key: base.join("hub-key.pem"), ..own.clone() };
-            let met = SourceTls::load(crossed, "hub").unwrap_err();
-            assert!(matches!(met, TlsError::Pair { .. }), "{met}");
-            let met = SourceTls::load(TlsFiles { ca: base.join("none"), ..own.clone() }, "hub");
-            assert!(matches!(met.unwrap_err(), TlsError::File { .. }));
-            fs::write(base.join("empty"), "").unwrap();
-            let met = SourceTls::load(TlsFiles { cert: base.join("empty"), ..own }, "hub");
-            assert!(matches!(met.unwrap_err(), TlsError::Empty(_)));
-        });
-    }
-
-    /// Plain bytes, and a recorded handshake played again, are no connection.
-    #[test]
-    fn what_is_no_handshake_is_none() {
-        in_runtime(async {
-            let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
-            let hub = HubTls::load(ca.files(directory.path(), "hub", 9)).unwrap();
-            let plain = Message::Transfer;
-            let mut outgoing = Outgoing::default();
-            outgoing.push(Frame::new(&plain, Bytes::from_static(&[0; 100])));
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let mut there = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-            let (here, _) = listener.accept().await.unwrap();
-            outgoing.write_all(&mut there).await.unwrap();
-            assert!(hub.accept(here).await.is_err());
-        });
-    }
-
-    /// Files that are replaced count from the next reading on; broken ones change nothing.
-    #[test]
-    fn certificates_are_rotated_without_a_restart() {
-        in_runtime(async {
-            let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
-            let files = ca.files(directory.path(), "hub", 9);
-            let hub = HubTls::load(files.clone()).unwrap();
-            let own = ca.files(directory.path(), "filer-a", 9);
-            let source = SourceTls::load(own, "hub").unwrap();
-            let before = hub.ends();
-            ca.files(directory.path(), "hub", 99);
-            assert!(meet(&hub, &source).await.1.is_ok());
-            assert_eq!(hub.ends(), before);
-            hub.reload().unwrap();
-            assert!(hub.ends() > before + 80 * 86_400);
-            assert!(meet(&hub, &source).await.1.is_ok());
-            fs::write(&files.cert, "broken").unwrap();
-            assert!(hub.reload().is_err());
-            assert!(meet(&hub, &source).await.1.is_ok());
-        });
-    }
-}
+pub(crate) mod tests;

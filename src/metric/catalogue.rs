@@ -71,22 +71,18 @@ pub struct Metric {
     pub labels: &'static [Label],
 }
 
-/// Words of the label `state`: the states of section 13, as in status.
-pub const STATES: &[&str] = &[
-    "waiting",
-    "syncing",
-    "in-sync",
-    "behind",
-    "offline",
-    "failed-over",
-    "fenced",
-    "faulted",
-    "retired",
-];
+/// Words of the label `state`: the states of section 13, as in status. A source that was retired has
+/// no series.
+pub const STATES: &[&str] =
+    &["waiting", "syncing", "in-sync", "behind", "offline", "failed-over", "fenced", "faulted"];
 /// Words of the label `result` of a command of `section hooks`.
 pub const HOOK_RESULTS: &[&str] = &["done", "failed"];
 /// Words of the label `action` of CPs that are kept by themselves.
 pub const RETENTION_ACTIONS: &[&str] = &["kept", "dropped"];
+/// Words of the label `phase` of a CP, in their order.
+pub const CHECKPOINT_PHASES: &[&str] = &["freeze", "plan", "build", "publish"];
+/// Words of the label `step`: of the ladder, behind what is acknowledged.
+pub const STEPS: &[&str] = &["staged", "drained", "applied", "visible"];
 /// Words of the label `kind` of what a CP carries.
 pub const CHECKPOINT_KINDS: &[&str] = &["reference", "inline", "hole"];
 /// Words of the label `cursor`, in their order (invariant 5).
@@ -192,7 +188,7 @@ catalogue! {
         "1 for the state that the source is in, 0 for the others";
     SOURCE_POLICY = "mirrorhub_source_policy_info", Info, Kind::Gauge,
         [SOURCE, one("mode"), one("ack"), one("apply"), one("on_hub_loss")],
-        "1 for what the source promises, 0 for what it promised before";
+        "1 for what the source promises; what it promised before is not shown";
     SOURCE_ACKNOWLEDGED_BYTES = "mirrorhub_source_acknowledged_bytes_total", Bytes, Kind::Counter,
         [SOURCE], "Bytes of writes answered to clients";
     SOURCE_STAGED_BYTES = "mirrorhub_source_staged_bytes_total", Bytes, Kind::Counter,
@@ -218,13 +214,26 @@ catalogue! {
     SOURCE_CHECKPOINTS_REJECTED = "mirrorhub_source_rejected_checkpoints_total", Count,
         Kind::Counter, [SOURCE],
         "CPs refused by the hub; each is counted, it is never normal";
-    SOURCE_ACTOR_RESTARTS = "mirrorhub_source_actor_restarts_total", Count, Kind::Counter,
-        [SOURCE], "Times the actor of the source was started again after a panic";
+    SOURCE_CHECKPOINT_TIME = "mirrorhub_source_checkpoint_timestamp_seconds", Seconds, Kind::Gauge,
+        [SOURCE], "When the last CP was published, in seconds since 1970; NaN before the first since the start";
+    SOURCE_DRILL_TIME = "mirrorhub_source_drill_timestamp_seconds", Seconds, Kind::Gauge,
+        [SOURCE], "When failover was last tried with --dry-run, or done, and not refused, in seconds \
+                   since 1970; NaN if it never was";
+    SOURCE_WRITE_SHARE = "mirrorhub_source_write_share_ratio", Level, Kind::Gauge,
+        [SOURCE], "Share of the source in the bytes of writes of all sources that became durable on the \
+                   hub since the newest scrape at least 10 s ago, or since the start; 0 to 1";
     SOURCE_REFUSED_VOLUMES = "mirrorhub_source_refused_volumes", Count, Kind::Gauge,
         [SOURCE], "Volumes of the source that are not mirrored because both ends do not agree on \
                    them, or whose image is not brought up again yet";
     SOURCE_LOG_BYTES = "mirrorhub_source_log_bytes", Bytes, Kind::Gauge,
         [SOURCE], "Bytes in the source logs of the source";
+
+    ACTOR_RESTARTS = "mirrorhub_actor_restarts_total", Count, Kind::Counter, [],
+        "Times that the actor of a source was started again after a panic; the log says of which";
+    STEP_AGE_SECONDS = "mirrorhub_step_age_seconds", Seconds, Kind::Gauge,
+        [closed("step", STEPS)],
+        "Age of the oldest write of any source that waits for that step of the ladder; of those sources \
+         where it is known";
 
     HOOK_RUNS = "mirrorhub_hook_runs_total", Count, Kind::Counter,
         [closed("result", HOOK_RESULTS)],
@@ -245,6 +254,11 @@ catalogue! {
     CLIENT_WRITE_SECONDS = "mirrorhub_client_write_duration_seconds", Seconds,
         histogram(LATENCY_SECONDS), [],
         "Time from reading a client's write to answering it under the policy in force";
+    ACK_SECONDS = "mirrorhub_ack_duration_seconds", Seconds, histogram(LATENCY_SECONDS), [],
+        "Time from a transfer to its acknowledgement: on a source from forming it to the hub's answer, \
+         on a hub from its arrival to its being durable there";
+    DRAIN_SECONDS = "mirrorhub_drain_duration_seconds", Seconds, histogram(LATENCY_SECONDS), [],
+        "Time from a transfer's being durable in the ring to its lying in the source log";
     NVRAM_CAPACITY_BYTES = "mirrorhub_nvram_capacity_bytes", Bytes, Kind::Gauge, [],
         "Size of the ring";
     NVRAM_USED_BYTES = "mirrorhub_nvram_used_bytes", Bytes, Kind::Gauge, [],
@@ -264,6 +278,10 @@ catalogue! {
     // ---- consistency points and the pool ----
     CHECKPOINT_DURATION_SECONDS = "mirrorhub_checkpoint_duration_seconds", Seconds,
         histogram(CHECKPOINT_SECONDS), [], "Time of one CP from freeze to CpDone";
+    CHECKPOINT_PHASE_SECONDS = "mirrorhub_checkpoint_phase_duration_seconds", Seconds,
+        histogram(CHECKPOINT_SECONDS), [closed("phase", CHECKPOINT_PHASES)],
+        "Time of one phase of a CP. On a source: freeze until that is durable, plan what is sent, build the \
+         own tree, until it is published on the hub. On a hub: build from its begin to proven trees, publish";
     CHECKPOINT_BLOCKS = "mirrorhub_checkpoint_blocks_total", Count, Kind::Counter,
         [closed("kind", CHECKPOINT_KINDS)],
         "Blocks that CPs carried: by reference into the log, inline, or as holes";
@@ -305,6 +323,8 @@ catalogue! {
         "Blocks and copies that the scrub under way, or the last one, has mended";
     SCRUB_LOST = "mirrorhub_scrub_lost_blocks", Count, Kind::Gauge, [],
         "Blocks of which the scrub under way, or the last one, found no right copy";
+    SCRUB_TIME = "mirrorhub_scrub_timestamp_seconds", Seconds, Kind::Gauge, [],
+        "When the last whole scrub ended, in seconds since 1970; NaN where that is not known";
     SCRUB_AGE_SECONDS = "mirrorhub_scrub_age_seconds", Seconds, Kind::Gauge, [],
         "Time that the pool was open since its last whole scrub; NaN if there was none";
     REBUILD_DONE_BYTES = "mirrorhub_rebuild_done_bytes", Bytes, Kind::Gauge, [],
@@ -325,6 +345,8 @@ catalogue! {
         "NBD connections open";
     NBD_CLIENTS_REFUSED = "mirrorhub_nbd_refused_clients_total", Count, Kind::Counter, [],
         "NBD connections that ended for a fault of the client, a failed TLS handshake among them";
+    HTTP_CLIENTS_REFUSED = "mirrorhub_http_refused_clients_total", Count, Kind::Counter, [],
+        "HTTP connections refused for their TLS handshake: certificate, time, or room for others";
     NBD_REQUESTS = "mirrorhub_nbd_requests_total", Count, Kind::Counter,
         [closed("command", NBD_COMMANDS)], "NBD requests answered";
     NBD_REQUEST_ERRORS = "mirrorhub_nbd_request_errors_total", Count, Kind::Counter,

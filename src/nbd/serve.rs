@@ -198,8 +198,8 @@ impl Server {
             },
             () = caller.stopping.cancelled() => End::Stopped,
         };
-        if let End::Tls(reason) = &end {
-            tracing::warn!(peer = caller.peer, reason, "an nbd client is refused");
+        if end.is_protocol_error() {
+            tls.refused(&caller.peer, &end.to_string());
         }
         self.ended(&caller.peer, None, &end);
     }

@@ -39,6 +39,9 @@ pub trait Upgrade: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// Why not.
     fn admits(&self, shown: Option<&CertificateDer<'_>>) -> Result<(), String>;
+
+    /// Somebody was refused before it could say what it wants.
+    fn refused(&self, peer: &str, reason: &str);
 }
 
 /// Negotiates in the clear until the client asks for TLS, and upgrades.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::cursors::{Cursors, ReserveError};
 use super::error::RingError;
 use super::format::{Header, SLOT_BYTES};
-use super::handle::{Handle, Shared, State, write_log};
+use super::handle::{Handle, RingStatus, Shared, write_log};
 use super::recover::Opened;
 use super::{Committed, Feed, Pending, RingOptions};
 use crate::device::buffer::AlignedBuffer;
@@ -209,7 +209,7 @@ impl Committer {
     /// all of it.
     pub(super) fn finish(&mut self) -> Result<(), DeviceError> {
         while self.turn()? == Turn::Committed {}
-        let wanted = self.shared.lock().status.release_wanted;
+        let wanted = self.shared.lock().status().release_wanted;
         if self.header_lags(wanted) { self.write_header() } else { Ok(()) }
     }
 
@@ -225,13 +225,13 @@ impl Committer {
             return Ok(Turn::Empty);
         }
         if self.commit()? {
-            let wanted = self.shared.lock().status.release_wanted;
+            let wanted = self.shared.lock().status().release_wanted;
             if self.is_far(wanted) {
                 self.write_header()?;
             }
             return Ok(Turn::Committed);
         }
-        let wanted = self.shared.lock().status.release_wanted;
+        let wanted = self.shared.lock().status().release_wanted;
         if wanted > self.cursors.released() {
             self.write_header()?;
             if self.commit()? {
@@ -272,7 +272,8 @@ impl Committer {
             }
         }
         let held = self.held.len() + self.first.len();
-        self.shared.lock().status.held_records = to_u64(held);
+        let shared = &self.shared;
+        shared.change(&mut shared.lock(), |status| status.held_records = to_u64(held));
         if laid.is_empty() {
             return Ok(false);
         }
@@ -321,23 +322,25 @@ impl Committer {
         self.cursors.make_durable(upto);
         self.active_at = machine::now();
         let mut state = self.shared.lock();
-        state.status.commits += 1;
-        state.status.syncs += syncs;
-        state.status.bytes += bytes;
-        self.publish(&mut state);
+        self.shared.change(&mut state, |status| {
+            status.commits += 1;
+            status.syncs += syncs;
+            status.bytes += bytes;
+            self.publish(status);
+        });
         drop(state);
         self.feed.committed(laid, &DurableToken { upto });
     }
 
-    fn publish(&self, state: &mut State) {
-        state.status.released = self.cursors.released();
-        state.status.durable = self.cursors.durable();
-        state.status.written = self.cursors.written();
+    fn publish(&self, status: &mut RingStatus) {
+        status.released = self.cursors.released();
+        status.durable = self.cursors.durable();
+        status.written = self.cursors.written();
     }
 
     /// Makes the wanted release and the durable cursor durable, in the older slot.
     fn write_header(&mut self) -> Result<(), DeviceError> {
-        let wanted = self.shared.lock().status.release_wanted;
+        let wanted = self.shared.lock().status().release_wanted;
         self.header.released = wanted;
         self.header.durable = self.cursors.durable();
         self.header.generation += 1;
@@ -346,8 +349,10 @@ impl Committer {
         self.cursors.release(wanted);
         self.active_at = machine::now();
         let mut state = self.shared.lock();
-        state.status.syncs += 1;
-        self.publish(&mut state);
+        self.shared.change(&mut state, |status| {
+            status.syncs += 1;
+            self.publish(status);
+        });
         Ok(())
     }
 
@@ -365,7 +370,7 @@ impl Committer {
         let shared = &self.shared;
         let mut state = shared.lock();
         loop {
-            let wanted = state.status.release_wanted;
+            let wanted = state.status().release_wanted;
             let waits = !(self.held.is_empty() && self.first.is_empty());
             let ready = state.woken || waits && wanted > self.cursors.released();
             if ready {

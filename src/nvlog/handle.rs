@@ -14,6 +14,7 @@ use bytes::Bytes;
 use super::Feed;
 use super::cursors::Cursors;
 use super::error::RingError;
+use super::figures::Figures;
 use super::format::device_ranges;
 use crate::device::buffer::AlignedBuffer;
 use crate::device::{Device, DeviceError, Durability};
@@ -63,7 +64,14 @@ pub(super) struct State {
     /// The thread would see a release only after a notice.
     pub(super) asleep: bool,
     pub(super) feed: Option<Box<dyn Feed>>,
-    pub(super) status: RingStatus,
+    /// Changed by [`Shared::change`] alone, which has it shown.
+    status: RingStatus,
+}
+
+impl State {
+    pub(super) fn status(&self) -> &RingStatus {
+        &self.status
+    }
 }
 
 pub(super) struct Shared {
@@ -74,6 +82,7 @@ pub(super) struct Shared {
     spare_bytes: u64,
     pub(super) state: Mutex<State>,
     pub(super) changed: Bell,
+    figures: Figures,
 }
 
 impl Shared {
@@ -96,6 +105,7 @@ impl Shared {
             latched: None,
             durability: device.durability(),
         };
+        let figures = Figures::new(&status);
         let state = State {
             woken: true,
             stopping: false,
@@ -112,7 +122,14 @@ impl Shared {
             spare_bytes,
             state: Mutex::new(state),
             changed: Bell::new(),
+            figures,
         }
+    }
+
+    /// Changes what is shown of the ring; whoever looks sees all of it or nothing.
+    pub(super) fn change(&self, state: &mut State, change: impl FnOnce(&mut RingStatus)) {
+        change(&mut state.status);
+        self.figures.tell(&state.status);
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -122,7 +139,8 @@ impl Shared {
     }
 
     pub(super) fn latch(&self, error: &DeviceError) {
-        self.lock().status.latched = Some(error.to_string().into());
+        let reason = error.to_string().into();
+        self.change(&mut self.lock(), |status| status.latched = Some(reason));
     }
 }
 
@@ -175,16 +193,32 @@ impl Handle {
         assert!(upto <= durable, "release of {upto}, durable is {durable}");
         assert!(upto.0.is_multiple_of(RECORD_ALIGN_BYTES), "release of {upto} inside a record");
         if upto > state.status.release_wanted {
-            state.status.release_wanted = upto;
+            self.shared.change(&mut state, |status| status.release_wanted = upto);
             if state.asleep {
                 self.shared.changed.notify_all();
             }
         }
     }
 
-    /// What it is doing.
+    /// What it is doing. Takes no lock: never waits for the ring, and never makes it wait.
     pub fn status(&self) -> RingStatus {
+        self.shared.figures.status()
+    }
+
+    /// What its lock's holder has of that, for tests.
+    #[cfg(test)]
+    pub(super) fn status_under_lock(&self) -> RingStatus {
         self.shared.lock().status.clone()
+    }
+
+    /// Holds the lock that all calls of the data path take, for tests.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> impl Drop + use<'_> {
+        struct Held<'a>(#[expect(dead_code, reason = "it is held")] MutexGuard<'a, State>);
+        impl Drop for Held<'_> {
+            fn drop(&mut self) {}
+        }
+        Held(self.shared.lock())
     }
 
     /// Bytes of records that still fit, the spare room left out. What was released counts: it is

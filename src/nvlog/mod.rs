@@ -19,6 +19,7 @@
 mod commit;
 pub mod cursors;
 mod error;
+mod figures;
 pub mod format;
 mod handle;
 mod recover;
@@ -53,6 +54,13 @@ pub struct RingOptions {
     pub spare_bytes: u64,
     /// The committing thread goes before every thread of an ordinary class, if it may.
     pub realtime: bool,
+}
+
+impl RingOptions {
+    /// The defaults, for a committing thread of that name and class.
+    pub fn of(thread_name: &str, realtime: bool) -> Self {
+        Self { thread_name: thread_name.to_owned(), realtime, ..Self::default() }
+    }
 }
 
 impl Default for RingOptions {

@@ -1,7 +1,8 @@
 //! A TCP listener whose connections are handed on once their TLS handshake is done.
 //!
 //! Handshakes go on beside each other, at most `HANDSHAKES_MAX` of them; one that is not done in time
-//! is dropped, and the oldest makes room for a new one. So nobody waits for clients that say nothing.
+//! is dropped, and the oldest makes room for a new one. So nobody waits for clients that say nothing. Each of
+//! them is counted, and said once.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,14 +20,14 @@ use tokio::time::timeout;
 use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX};
 use crate::link::tls::{ServedStream, ServedTls};
 
-/// What came of a handshake.
-type Done = (SocketAddr, Option<ServedStream>);
+/// What came of a handshake, and with whom.
+type Done = (SocketAddr, Result<ServedStream, String>);
 
 /// The listener.
 pub(super) struct Encrypted {
     inner: TcpListener,
     tls: Arc<ServedTls>,
-    handshakes: FuturesUnordered<Abortable<BoxFuture<'static, Done>>>,
+    handshakes: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Who can be made to give way, oldest first; of those that are done some may be among them.
     oldest: VecDeque<AbortHandle>,
 }
@@ -44,19 +45,19 @@ impl Encrypted {
             oldest.abort();
         }
         let tls = Arc::clone(&self.tls);
-        let handshake: BoxFuture<'static, Done> = Box::pin(async move {
-            let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
-            match timeout(deadline, tls.accept(stream)).await {
-                Ok(Ok(stream)) => (peer, Some(stream)),
-                Ok(Err(error)) => {
-                    tracing::warn!(%peer, %error, "an HTTP client is refused");
-                    (peer, None)
-                }
-                Err(_) => (peer, None),
-            }
-        });
         let (handle, registration) = AbortHandle::new_pair();
-        self.handshakes.push(Abortable::new(handshake, registration));
+        let handshake = async move {
+            let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
+            let handshake = Abortable::new(timeout(deadline, tls.accept(stream)), registration);
+            let done = match handshake.await {
+                Ok(Ok(Ok(stream))) => Ok(stream),
+                Ok(Ok(Err(error))) => Err(error.to_string()),
+                Ok(Err(_)) => Err("no handshake in time".to_owned()),
+                Err(_) => Err("made room for a newer one".to_owned()),
+            };
+            (peer, done)
+        };
+        self.handshakes.push(Box::pin(handshake));
         self.oldest.push_back(handle);
     }
 }
@@ -69,8 +70,11 @@ impl Listener for Encrypted {
         loop {
             tokio::select! {
                 Some(done) = self.handshakes.next() => {
-                    if let Ok((peer, Some(stream))) = done {
-                        return (stream, peer);
+                    match done {
+                        (peer, Ok(stream)) => return (stream, peer),
+                        (peer, Err(why)) => {
+                            self.tls.refuse("an HTTP client is refused", &peer.to_string(), &why);
+                        }
                     }
                 }
                 // As for plain connections: what fails is tried again, after a pause where it has to be.

@@ -1,12 +1,9 @@
-//! What the page shows beyond the newest status: rows that changed, the last hour, changes of state.
+//! What the page shows beyond the newest status: rows that changed, the last hour, the journal.
 //!
 //! One task samples the status document: every second while somebody watches, every
 //! [`HISTORY_STEP_SECONDS`] otherwise. A watcher ([`Watcher::next`]) is told the rows that changed
 //! since it was told last, so that a page with a thousand sources moves little. Everything is
-//! bounded: points an hour, changes kept, watchers.
-//!
-//! A change of state that comes and goes between two samples is not seen here; counters and the
-//! log have it.
+//! bounded: points an hour, events kept, watchers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,10 +14,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::server::Observed;
-use crate::limits::{HISTORY_POINTS_MAX, HISTORY_STEP_SECONDS, HTTP_LIVE_MAX, STATE_CHANGES_MAX};
+use super::server::{Events, Observed};
+use crate::limits::{HISTORY_POINTS_MAX, HISTORY_STEP_SECONDS, HTTP_LIVE_MAX, PAGE_EVENTS_MAX};
 use crate::status::SCHEMA;
-use crate::status::document::{NvramStatus, PoolStatus, SourceEntry, State, StatusDocument};
+use crate::status::answers::Event;
+use crate::status::document::{
+    NvramStatus, PoolStatus, SourceEntry, State, StatusDocument, WaitsStatus,
+};
 use crate::status::health::Health;
 
 /// One source, as a row of the page.
@@ -41,6 +41,8 @@ struct Row {
     drained_bytes: Option<u64>,
     applied_bytes: Option<u64>,
     visible_bytes: u64,
+    #[serde(flatten)]
+    waits: WaitsStatus,
     volumes: usize,
 }
 
@@ -55,16 +57,26 @@ impl Row {
             // Whole seconds: a row that only grows older changes once a second.
             image_age_seconds: entry.image_age_seconds.map(whole),
             lag_bytes: entry.lag_bytes,
-            lag_seconds: entry.lag_seconds.map(|lag| (lag * 10.0).round() / 10.0),
+            lag_seconds: entry.lag_seconds.map(tenths),
             bytes_per_second,
             acknowledged_bytes: entry.acknowledged_bytes,
             staged_bytes: entry.staged_bytes,
             drained_bytes: entry.drained_bytes,
             applied_bytes: entry.applied_bytes,
             visible_bytes: entry.visible_bytes,
+            waits: WaitsStatus {
+                staged_seconds: entry.waits.staged_seconds.map(tenths),
+                drained_seconds: entry.waits.drained_seconds.map(tenths),
+                applied_seconds: entry.waits.applied_seconds.map(tenths),
+                visible_seconds: entry.waits.visible_seconds.map(tenths),
+            },
             volumes: entry.volumes.len(),
         }
     }
+}
+
+fn tenths(seconds: f64) -> f64 {
+    (seconds * 10.0).round() / 10.0
 }
 
 /// Seconds without their fraction; what is no time at all is 0.
@@ -77,18 +89,6 @@ fn rate(bytes: u64, over: Duration) -> u64 {
     let millis = over.as_millis();
     let scaled = u128::from(bytes) * 1000;
     scaled.checked_div(millis).and_then(|rate| u64::try_from(rate).ok()).unwrap_or(0)
-}
-
-/// A source changed its state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Change {
-    /// Told as its age: the reader has a clock of its own.
-    #[serde(skip)]
-    at: Instant,
-    source: String,
-    from: State,
-    to: State,
-    reason: String,
 }
 
 /// The last hour of one source, or of all: oldest first, one point each [`HISTORY_STEP_SECONDS`].
@@ -138,7 +138,8 @@ struct Book {
     sources: BTreeMap<String, Known>,
     /// Names that are gone, by the sample that missed them.
     gone: VecDeque<(u64, String)>,
-    changes: VecDeque<(u64, Change)>,
+    /// The newest of the journal, by the sample that met them.
+    events: VecDeque<(u64, Event)>,
     all: Series,
     process: Process,
 }
@@ -158,11 +159,8 @@ impl Book {
             }
             stays
         });
-        while self.gone.len() > STATE_CHANGES_MAX {
+        while self.gone.len() > PAGE_EVENTS_MAX {
             self.gone.pop_front();
-        }
-        while self.changes.len() > STATE_CHANGES_MAX {
-            self.changes.pop_front();
         }
         if is_point {
             let newest = |known: &Known| known.series.bytes_per_second.back().copied().unwrap_or(0);
@@ -176,6 +174,20 @@ impl Book {
             nvram: document.nvram().cloned(),
             pool: document.pool().cloned(),
         };
+    }
+
+    /// The number behind the newest event that was taken.
+    fn next_event(&self) -> u64 {
+        self.events.back().map_or(0, |(_, event)| event.number + 1)
+    }
+
+    /// Events that came since, oldest first.
+    fn take_events(&mut self, events: Vec<Event>) {
+        let next = self.next_event();
+        let new = events.into_iter().filter(|event| event.number >= next);
+        self.events.extend(new.map(|event| (self.sample, event)));
+        let over = self.events.len().saturating_sub(PAGE_EVENTS_MAX);
+        self.events.drain(..over);
     }
 
     fn take_source(&mut self, entry: &SourceEntry, now: Instant, is_point: bool) {
@@ -203,11 +215,6 @@ impl Book {
         if row == known.row {
             return;
         }
-        if row.state != known.row.state {
-            let (source, reason) = (row.name.clone(), row.reason.clone());
-            let change = Change { at: now, source, from: known.row.state, to: row.state, reason };
-            self.changes.push_back((sample, change));
-        }
         known.changed = sample;
         known.row = row;
     }
@@ -215,38 +222,31 @@ impl Book {
     /// What a watcher that knows sample `since` lacks; `0` knows nothing.
     fn news(&self, since: u64) -> String {
         #[derive(Serialize)]
-        struct Aged<'a> {
-            seconds_ago: u64,
-            #[serde(flatten)]
-            change: &'a Change,
-        }
-        #[derive(Serialize)]
         struct News<'a> {
             schema: u32,
             /// The page forgets what it knew: this is everything.
             whole: bool,
             rows: Vec<&'a Row>,
             gone: Vec<&'a str>,
-            changes: Vec<Aged<'a>>,
+            /// Oldest first.
+            events: Vec<&'a Event>,
             #[serde(flatten)]
             process: &'a Process,
         }
         let forgotten = self.gone.front().is_some_and(|(sample, _)| *sample > since)
-            && self.gone.len() >= STATE_CHANGES_MAX;
+            && self.gone.len() >= PAGE_EVENTS_MAX;
         let whole = since == 0 || forgotten;
         let since = if whole { 0 } else { since };
         let rows = self.sources.values().filter(|known| known.changed > since);
         let newer = |sample: u64| !whole && sample > since;
         let gone = self.gone.iter().filter(|(sample, _)| newer(*sample));
-        let changes = self.changes.iter().filter(|(sample, _)| *sample > since);
+        let events = self.events.iter().filter(|(sample, _)| *sample > since);
         let news = News {
             schema: SCHEMA,
             whole,
             rows: rows.map(|known| &known.row).collect(),
             gone: gone.map(|(_, name)| name.as_str()).collect(),
-            changes: changes
-                .map(|(_, change)| Aged { seconds_ago: change.at.elapsed().as_secs(), change })
-                .collect(),
+            events: events.map(|(_, event)| event).collect(),
             process: &self.process,
         };
         // Words, numbers and strings: nothing that JSON cannot hold.
@@ -288,7 +288,7 @@ impl Live {
     }
 
     /// Samples for ever.
-    pub async fn run(&self, observed: &Arc<dyn Observed>) {
+    pub async fn run(&self, observed: &Arc<dyn Observed>, events: &Events) {
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seconds: u64 = 0;
@@ -297,15 +297,18 @@ impl Live {
             let is_point = seconds.is_multiple_of(HISTORY_STEP_SECONDS);
             seconds += 1;
             if is_point || self.moved.receiver_count() > 0 {
-                self.sample(&observed.status(), Instant::now(), is_point);
+                let next = self.lock().next_event();
+                let new = events(next, PAGE_EVENTS_MAX);
+                self.sample(&observed.status(), new, Instant::now(), is_point);
             }
         }
     }
 
-    fn sample(&self, document: &StatusDocument, now: Instant, is_point: bool) {
+    fn sample(&self, document: &StatusDocument, events: Vec<Event>, now: Instant, is_point: bool) {
         let number = {
             let mut book = self.lock();
             book.take(document, now, is_point);
+            book.take_events(events);
             book.sample
         };
         self.moved.send_replace(number);
@@ -368,6 +371,11 @@ mod tests {
         SourceEntry { name: name.parse().unwrap(), state, staged_bytes: staged, ..entry() }
     }
 
+    fn event(number: u64) -> Event {
+        let (who, what, result) = ("root".into(), "scrub".into(), "done".into());
+        Event { number, at_seconds: 7, who, what, result }
+    }
+
     fn parsed(news: &str) -> serde_json::Value {
         serde_json::from_str(news).unwrap()
     }
@@ -390,8 +398,6 @@ mod tests {
         book.take(&hub(&[a.clone(), offline]), start + Duration::from_secs(2), false);
         let news = parsed(&book.news(2));
         assert_eq!((news["whole"].as_bool(), names(&news)), (Some(false), vec!["b"]));
-        assert_eq!(news["changes"][0]["from"], "in-sync");
-        assert_eq!(news["changes"][0]["to"], "offline");
         book.take(&hub(&[a]), start + Duration::from_secs(3), false);
         assert_eq!(parsed(&book.news(3))["gone"][0], "b");
         assert_eq!(names(&parsed(&book.news(0))), ["a"], "who comes now is not told what is gone");
@@ -418,15 +424,22 @@ mod tests {
     }
 
     #[test]
-    fn changes_of_state_are_bounded_and_so_are_names_that_are_gone() {
+    fn events_are_bounded_and_so_are_names_that_are_gone() {
         let mut book = Book::default();
-        for step in 0..STATE_CHANGES_MAX * 2 + 3 {
+        for step in 0..PAGE_EVENTS_MAX * 2 + 3 {
             let state = if step % 2 == 0 { State::InSync } else { State::Offline };
             let new = named(&format!("n{step}"), State::InSync, 0);
             book.take(&hub(&[named("a", state, 0), new]), Instant::now(), false);
+            let number = u64::try_from(step).unwrap();
+            book.take_events(vec![event(number.saturating_sub(1)), event(number)]);
         }
-        assert_eq!(book.changes.len(), STATE_CHANGES_MAX);
-        assert_eq!(book.gone.len(), STATE_CHANGES_MAX);
+        assert_eq!(book.events.len(), PAGE_EVENTS_MAX);
+        let numbers: Vec<u64> = book.events.iter().map(|(_, event)| event.number).collect();
+        assert!(numbers.is_sorted_by(|a, b| a + 1 == *b), "each once, in order: {numbers:?}");
+        let news = parsed(&book.news(book.sample - 1));
+        assert_eq!(news["events"].as_array().unwrap().len(), 1, "only what is new");
+        assert_eq!(news["events"][0]["number"], book.next_event() - 1);
+        assert_eq!(book.gone.len(), PAGE_EVENTS_MAX);
         assert_eq!(parsed(&book.news(1))["whole"], true, "who missed names begins anew");
         assert_eq!(parsed(&book.news(book.sample - 1))["whole"], false);
     }
@@ -435,7 +448,7 @@ mod tests {
     async fn places_are_bounded_and_a_stop_ends_a_watcher() {
         let stop = CancellationToken::new();
         let live = Live::new(stop.clone());
-        live.sample(&hub(&[named("a", State::InSync, 0)]), Instant::now(), true);
+        live.sample(&hub(&[named("a", State::InSync, 0)]), Vec::new(), Instant::now(), true);
         let mut watchers: Vec<_> = (0..HTTP_LIVE_MAX).map(|_| live.watch().unwrap()).collect();
         assert!(live.watch().is_none());
         assert!(watchers[0].next().await.unwrap().contains("\"whole\":true"));

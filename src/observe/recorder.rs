@@ -40,7 +40,7 @@ pub(super) fn tell_build() {
 
 /// A recorder with the catalogue's buckets: without them histograms would be summaries, which
 /// cannot be added up over sources and hubs.
-pub(super) fn builder() -> Result<PrometheusBuilder, BuildError> {
+pub(crate) fn builder() -> Result<PrometheusBuilder, BuildError> {
     let set_by_each = MetricKindMask::COUNTER | MetricKindMask::GAUGE;
     let mut builder = PrometheusBuilder::new().idle_timeout(set_by_each, Some(GONE_AFTER));
     for metric in ALL {
@@ -104,6 +104,7 @@ mod tests {
 
     #[test]
     fn states_have_the_same_words_in_status_and_in_metrics() {
-        assert_eq!(State::ALL.map(State::as_str), STATES);
+        let shown = State::ALL.into_iter().filter(|state| *state != State::Retired);
+        assert_eq!(shown.map(State::as_str).collect::<Vec<_>>(), STATES);
     }
 }

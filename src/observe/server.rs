@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderName, StatusCode, header};
-use axum::response::sse::{Event, Sse};
+use axum::response::sse::{self, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures_util::stream;
@@ -32,6 +32,7 @@ use crate::limits::{
 use crate::link::tls::ServedTls;
 use crate::metric::catalogue::HEALTH_STATUS;
 use crate::status::SCHEMA;
+use crate::status::answers::Event;
 use crate::status::document::StatusDocument;
 use crate::status::health::HealthWord;
 
@@ -43,7 +44,26 @@ pub trait Observed: Send + Sync + 'static {
 
     /// The document of `mirrorhub status --json`.
     fn status(&self) -> StatusDocument;
+
+    /// What has happened since the last call that no state in status shows afterwards. One reader.
+    fn news(&self) -> Vec<News> {
+        Vec::new()
+    }
 }
+
+/// Something that has happened, for `mirrorhub events`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct News {
+    /// Whom it is about.
+    pub object: String,
+    /// What.
+    pub what: String,
+    /// With what result.
+    pub result: String,
+}
+
+/// The newest events of the process from that number on, at most so many, oldest first.
+pub type Events = Arc<dyn Fn(u64, usize) -> Vec<Event> + Send + Sync>;
 
 /// Where HTTP is served.
 #[derive(Debug)]
@@ -120,7 +140,7 @@ struct Shared {
 /// If the listener itself fails; a bad client never does that.
 pub async fn serve(
     listener: HttpListener,
-    observed: Arc<dyn Observed>,
+    (observed, events): (Arc<dyn Observed>, Events),
     metrics: PrometheusHandle,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -150,7 +170,7 @@ pub async fn serve(
     tokio::select! {
         result = served => result,
         () = upkeep(metrics) => Ok(()),
-        () = live.run(&observed) => Ok(()),
+        () = live.run(&observed, &events) => Ok(()),
         () = overdue(&stop) => Ok(()),
     }
 }
@@ -223,7 +243,7 @@ async fn live(State(shared): State<Shared>) -> Response {
     };
     let events = stream::unfold(watcher, |mut watcher| async move {
         let news = watcher.next().await?;
-        Some((Ok::<_, Infallible>(Event::default().data(news)), watcher))
+        Some((Ok::<_, Infallible>(sse::Event::default().data(news)), watcher))
     });
     ([NO_STORE], Sse::new(events)).into_response()
 }
@@ -269,6 +289,11 @@ mod tests {
         critical: Mutex<bool>,
     }
 
+    /// A process of which nothing is told.
+    fn none() -> Events {
+        Arc::new(|_, _| Vec::new())
+    }
+
     impl Observed for Fake {
         fn collect(&self) {
             self.collected.fetch_add(1, Ordering::SeqCst);
@@ -311,7 +336,7 @@ mod tests {
             let fake = Arc::new(Fake::default());
             let stop = CancellationToken::new();
             let observed: Arc<dyn Observed> = fake.clone();
-            let server = tokio::spawn(serve(listener, observed, handle, stop.clone()));
+            let server = tokio::spawn(serve(listener, (observed, none()), handle, stop.clone()));
             Self { address, fake, stop, server }
         }
 

@@ -30,6 +30,10 @@ pub(super) fn mend(
     let Err(first) = Store::verify(Arc::new(Overlay::new(Arc::clone(device))), label) else {
         return Ok(0);
     };
+    // What is right and of another version is nothing to be looked for elsewhere.
+    if matches!(first, PoolError::CatalogVersion { .. }) {
+        return Err(first);
+    }
     let suspects = suspects(array, label);
     tracing::warn!(error = %first, blocks = suspects.len(), "the catalog is looked for elsewhere");
     for places in array.losses() {

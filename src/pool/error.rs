@@ -84,6 +84,9 @@ pub enum PoolError {
     /// A row of the catalog does not hold what was written.
     #[error("catalog: {table} row {key} is corrupt: {what}")]
     CatalogCorrupt { table: &'static str, key: String, what: String },
+    /// Written by another version of this program.
+    #[error("catalog: {what} has format version {met}, this program knows {known}")]
+    CatalogVersion { what: String, met: u32, known: u32 },
     /// No room for more rows.
     #[error(
         "catalog is full: {rows_bytes} bytes of rows and {wanted_bytes} more, at most {max_bytes}"
@@ -159,6 +162,7 @@ impl PoolError {
             | Self::CorruptContent { .. }
             | Self::OutOfPool { .. }
             | Self::CatalogCorrupt { .. }
+            | Self::CatalogVersion { .. }
             | Self::CatalogFull { .. }
             | Self::Limit { .. }
             | Self::Full { .. }

@@ -29,6 +29,8 @@ pub(super) struct Figures {
     /// Odd while `space` changes.
     changes: AtomicU64,
     space: [AtomicU64; Space::FIGURES],
+    /// Readers that pin something, and pins given up: each for itself.
+    pins: [AtomicU64; 2],
     used: ArcSwap<BTreeMap<SourceId, AtomicU64>>,
 }
 
@@ -55,6 +57,19 @@ impl Figures {
             }
             std::thread::yield_now();
         }
+    }
+
+    /// Readers that pin something, and pins given up so far.
+    pub(super) fn tell_pins(&self, (readers, ended): (u64, u64)) {
+        for (shown, count) in self.pins.iter().zip([readers, ended]) {
+            shown.store(count, Ordering::Relaxed);
+        }
+    }
+
+    /// What was told of them last.
+    pub(super) fn pins(&self) -> (u64, u64) {
+        let [readers, ended] = &self.pins;
+        (readers.load(Ordering::Relaxed), ended.load(Ordering::Relaxed))
     }
 
     /// What the rows of all sources say.
@@ -122,6 +137,7 @@ impl Drop for Locked<'_> {
         // Half a change is shown to nobody: the pool is poisoned.
         if self.changed && std::thread::panicking() == self.unwinding {
             self.figures.tell(self.state.space.report());
+            self.figures.tell_pins(self.state.space.pins.counts());
         }
     }
 }

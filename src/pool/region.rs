@@ -75,6 +75,17 @@ impl Header {
     }
 }
 
+/// The version, if this is a header of another one. Of every version the first 16 bytes and what the
+/// checksum covers are as they are here.
+fn other_version(bytes: &[u8; HEADER_BYTES]) -> Option<u32> {
+    let half =
+        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let mut bare = *bytes;
+    bare[12..16].fill(0);
+    let sealed = bytes[0..8] == MAGIC && crc32c(&bare) == half(12);
+    (sealed && half(8) != VERSION).then(|| half(8))
+}
+
 /// The region as `redb` sees it.
 #[derive(Debug)]
 pub(super) struct CatalogRegion {
@@ -124,6 +135,11 @@ impl CatalogRegion {
         for copy in 0..HEADER_BLOCKS {
             let mut bytes = [0; HEADER_BYTES];
             device.read_at(start + copy * BLOCK_BYTES_U64, &mut bytes)?;
+            // Beside a good one too: which is then what it was before another program came.
+            if let Some(met) = other_version(&bytes) {
+                let what = "the header of its region".into();
+                return Err(PoolError::CatalogVersion { what, met, known: VERSION });
+            }
             if let Some(header) = Header::decode(&bytes)
                 && newest.is_none_or(|newest| newest.counter < header.counter)
             {
@@ -238,6 +254,37 @@ mod tests {
         assert_eq!(header.encode().to_vec(), expected);
     }
     const GOLDEN_CRC: u32 = 0x9b57_3176;
+
+    /// Goal: a header of a later program is refused, alone and beside a good one, and nothing is written.
+    /// Control: the same byte without its checksum is rot, and the other header holds.
+    #[test]
+    fn a_header_of_another_version_is_no_damage() {
+        for (slot, sealed) in [(0, true), (1, true), (0, false), (1, false)] {
+            let (device, layout) = device();
+            let region = CatalogRegion::create(device.clone(), &layout).unwrap();
+            region.set_len(8192).unwrap();
+            region.set_len(4096).unwrap();
+            let at = (layout.catalog_start + slot) * BLOCK_BYTES_U64;
+            let mut bytes = [0; HEADER_BYTES];
+            device.read_at(at, &mut bytes).unwrap();
+            bytes[8] = 2;
+            if sealed {
+                bytes[12..16].fill(0);
+                let crc = crc32c(&bytes);
+                bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+            }
+            device.write_durable_at(at, &bytes).unwrap();
+            let before = device.image();
+            let met = CatalogRegion::open(device.clone(), &layout).map(|_| ());
+            match met {
+                Err(PoolError::CatalogVersion { met: 2, known: 1, .. }) if sealed => {
+                    assert!(device.image() == before, "slot {slot}: was written");
+                }
+                Ok(()) if !sealed => {}
+                other => panic!("slot {slot}, sealed {sealed}: {other:?}"),
+            }
+        }
+    }
 
     /// The length outlives a torn header: it is the old or the new one.
     #[test]

@@ -127,16 +127,24 @@ pub(super) fn unseal<'a>(
     if wanted != met {
         return Err(corrupt(format!("wanted checksum {wanted:08x}, met {met:08x}")));
     }
-    if *front != [ROW_VERSION, 0, 0, 0] {
-        return Err(corrupt(format!("row has format version {}, known is 1", front[0])));
+    if front[0] != ROW_VERSION {
+        let what = format!("{table} row {}", shown(key));
+        let (met, known) = (front[0].into(), ROW_VERSION.into());
+        return Err(PoolError::CatalogVersion { what, met, known });
+    }
+    if front[1..] != [0; 3] {
+        return Err(corrupt("reserved bytes are not zero".to_string()));
     }
     Ok(payload)
 }
 
 /// An error about a row.
 pub(super) fn corrupt(table: &'static str, key: &[u8], what: String) -> PoolError {
-    let key = key.iter().map(|byte| format!("{byte:02x}")).collect();
-    PoolError::CatalogCorrupt { table, key, what }
+    PoolError::CatalogCorrupt { table, key: shown(key), what }
+}
+
+fn shown(key: &[u8]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Why a payload did not decode.
@@ -186,7 +194,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Whether anything is left.
-    fn more(&self) -> bool {
+    pub(super) fn more(&self) -> bool {
         !self.0.is_empty()
     }
 
@@ -387,6 +395,19 @@ mod tests {
             highest_cp: CpNumber(9),
             extension: vec![10, 11],
         }
+    }
+
+    /// Control: the same byte without its checksum is damage.
+    #[test]
+    fn a_row_of_another_version_is_named() {
+        let mut row = seal("notes", b"k", b"text");
+        row[0] = 2;
+        let damaged = unseal("notes", b"k", &row).unwrap_err();
+        assert!(matches!(damaged, PoolError::CatalogCorrupt { .. }), "{damaged}");
+        let crc = crc32c_parts(&[b"notes", b"k", &[2, 0, 0, 0], b"text"]);
+        row[4..8].copy_from_slice(&crc.to_le_bytes());
+        let met = unseal("notes", b"k", &row).unwrap_err().to_string();
+        assert_eq!(met, "catalog: notes row 6b has format version 2, this program knows 1");
     }
 
     fn volume() -> VolumeRow {

@@ -9,8 +9,9 @@
 //!
 //! Table `seeds`: the key is the seed's id (16 bytes). The row, sealed as all rows of the catalog are:
 //! whether it was filled to its end (1), the number of blocks that only it has (8), its root as in a
-//! volume's row, the name of the source, the name of the volume. A pool that is opened by a version that
-//! does not know the table has lost these blocks until a newer one opens it again, and nothing else.
+//! volume's row, the name of the source, the name of the volume, when it was kept last in seconds since
+//! 1970 (8); a row of before lacks that. A pool that is opened by a version that does not know the table
+//! has lost these blocks until a newer one opens it again, and nothing else.
 
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub struct Seed {
     pub volume: VolumeName,
     /// All of the file is in it.
     pub finished: bool,
+    /// When something came to it last, in seconds since 1970; none if nobody has noted that.
+    pub taken_at: Option<i64>,
 }
 
 /// Under which key the tree of a seed is built.
@@ -65,6 +68,7 @@ impl WorkRow {
         self.trees.iter().for_each(|(_, tree)| bytes.extend(tree.encode()));
         put_text(&mut bytes, seed.source.as_str());
         put_text(&mut bytes, seed.volume.as_str());
+        bytes.extend(seed.taken_at.into_iter().flat_map(i64::to_le_bytes));
         seal(Self::SEEDS, &self.source.0, &bytes)
     }
 
@@ -78,13 +82,15 @@ impl WorkRow {
             let blocks = fields.u64()?;
             let tree = TreeRoot::decode(&fields.array::<TREE_ROOT_BYTES>()?)?;
             let (source, volume) = (fields.text()?.parse()?, fields.text()?.parse()?);
+            let taken_at = fields.more().then(|| fields.array().map(i64::from_le_bytes));
+            let taken_at = taken_at.transpose()?;
             fields.end(Self {
                 source: SourceId(*key),
                 base: CpNumber(0),
                 cp: SEED_CP,
                 blocks,
                 trees: vec![(VOLUME, tree)],
-                seed: Some(Seed { source, volume, finished }),
+                seed: Some(Seed { source, volume, finished, taken_at }),
             })
         })
     }
@@ -117,10 +123,13 @@ impl Catalog<'_> {
 }
 
 impl WriteSet {
-    /// Keeps the tree of a seed as it is; durable when this returns.
+    /// Keeps the tree of a seed as it is; durable when this returns. Refused if it has more than it may.
     pub fn keep_seed(&mut self, id: SourceId, seed: Seed, tree: TreeRoot) -> Result<(), PoolError> {
         self.flush_buffer()?;
         assert!(self.is_finished(), "half a tree is not kept");
+        if let Some(bound) = self.bound_of() {
+            bound.refuse(self.blocks().0)?;
+        }
         let (base, trees) = (CpNumber(0), vec![(VOLUME, tree)]);
         let row = WorkRow { source: id, base, cp: SEED_CP, blocks: 0, trees, seed: Some(seed) };
         self.keep_row(row, Epoch::default())
@@ -207,6 +216,7 @@ mod tests {
             source: "filer-a".parse().unwrap(),
             volume: "vol0".parse().unwrap(),
             finished: true,
+            taken_at: Some(0x0102),
         };
         let (source, trees) = (SourceId([1; 16]), vec![(VOLUME, tree)]);
         let row =
@@ -214,6 +224,11 @@ mod tests {
         let mut expected = vec![1, 7, 0, 0, 0, 0, 0, 0, 0];
         expected.extend(tree.encode());
         expected.extend(b"\x07filer-a\x04vol0");
+        // As it was written before there was a time in it.
+        let older = seal(WorkRow::SEEDS, &source.0, &expected);
+        let met = WorkRow::decode_seed(&source.0, &older).unwrap().seed.unwrap();
+        assert_eq!((met.finished, met.taken_at), (true, None));
+        expected.extend([2, 1, 0, 0, 0, 0, 0, 0]);
         let bytes = row.encode();
         assert_eq!(bytes[8..], expected);
         assert_eq!(WorkRow::decode_seed(&source.0, &bytes).unwrap(), row);

@@ -12,7 +12,7 @@
 //! | `seeds` | see seeds; an older pool has no such table | |
 //! | `kept`, `kept_blocks` | see kept CPs; an older pool has no such tables | |
 //! | `used` | source id (16) | blocks that its published and kept roots reach (8); an older pool has no such table, and no row of a source it has published |
-//! | `notes` | name of the note (text) | what a part above remembers, opaque; an older pool has no such table |
+//! | `notes` | name of the note (text) | what a part above remembers, opaque; an older pool has no such table. JSON: `scrub` (`src/upkeep/note.rs`), on a hub `drills` (seconds since 1970 by source) |
 //!
 //! Every row is sealed as catalog rows are. A page of the free map is 32,192 blocks of the data area
 //! in order: bit `n % 8` of byte `n / 8` says that block `n` is in use; bits past the end are zero.

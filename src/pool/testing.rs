@@ -80,6 +80,11 @@ impl Pool {
         work()
     }
 
+    /// Whether a call that takes the state's lock would get it at once.
+    pub(crate) fn is_state_free(&self) -> bool {
+        self.state.try_lock().is_ok()
+    }
+
     /// Blocks in the cache.
     pub(crate) fn cached_blocks(&self) -> usize {
         self.cache.len()

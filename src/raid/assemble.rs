@@ -73,6 +73,11 @@ pub enum AssembleError {
     /// None of the devices of an array that was added.
     #[error("no device of array {array} is there, which was added behind the first one")]
     AddedMissing { array: ArrayId },
+    /// Written by another version of this program.
+    #[error(
+        "{device}: the {part} of its array has format version {met}, this program knows {known}"
+    )]
+    Version { device: Arc<str>, part: &'static str, met: u32, known: u32 },
     /// The journal is damaged on every device that is there.
     #[error("the journal has no valid header on any device that is there")]
     Journal,
@@ -260,6 +265,11 @@ impl Found {
         for device in devices {
             match label::read(&**device) {
                 Ok(label) => labelled.push((label, device)),
+                // Without it the array may be what it was before another program came.
+                Err(LabelError::Version { met }) => {
+                    let (part, known) = ("label", label::VERSION);
+                    return Err(AssembleError::Version { device: device.name(), part, met, known });
+                }
                 Err(error) => leave(&mut left_out, device, error.to_string()),
             }
         }
@@ -416,14 +426,7 @@ fn scan(
     if geometry.journal_places() == 0 {
         return Ok((None, Vec::new()));
     }
-    let headers = journals.iter().flat_map(|device| {
-        (0..journal::HEADER_BLOCKS).filter_map(|copy| {
-            let mut bytes = [0; BLOCK_BYTES];
-            device.read_at(journal::header_offset(copy), &mut bytes).ok()?;
-            Header::decode(&bytes, array)
-        })
-    });
-    let header = headers.max_by_key(|header| header.counter).ok_or(AssembleError::Journal)?;
+    let header = newest_header(&journals, array)?.ok_or(AssembleError::Journal)?;
     let (mut records, mut seq) = (Vec::new(), header.first);
     let mut places = vec![header.position];
     while let Some((record, end)) =
@@ -434,6 +437,30 @@ fn scan(
         places = journal::successors(end).collect();
     }
     Ok((Some(header), records))
+}
+
+/// The newest header of the journal. One of another version is an error, beside good ones too: what is
+/// live stands where that one says.
+fn newest_header(
+    journals: &[Arc<dyn Device>],
+    array: ArrayId,
+) -> Result<Option<Header>, AssembleError> {
+    let mut newest: Option<Header> = None;
+    for device in journals {
+        for copy in 0..journal::HEADER_BLOCKS {
+            let mut bytes = [0; BLOCK_BYTES];
+            if device.read_at(journal::header_offset(copy), &mut bytes).is_err() {
+                continue;
+            }
+            if let Some(met) = Header::other_version(&bytes, array) {
+                let (part, known) = ("journal", journal::VERSION);
+                return Err(AssembleError::Version { device: device.name(), part, met, known });
+            }
+            let header = Header::decode(&bytes, array);
+            newest = newest.into_iter().chain(header).max_by_key(|header| header.counter);
+        }
+    }
+    Ok(newest)
 }
 
 /// The record of that number on one device, if it is at one of these places, and where it ends.

@@ -51,7 +51,8 @@ use super::layout::JOURNAL_START;
 
 const HEADER_MAGIC: [u8; 8] = *b"MIRRRJNL";
 const RECORD_MAGIC: [u8; 8] = *b"MIRRRREC";
-const VERSION: u32 = 1;
+/// The one format of the headers that this program writes and reads.
+pub(super) const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 64;
 const RECORD_HEADER_BYTES: usize = 64;
 const DESCRIPTOR_BYTES: usize = 16;
@@ -157,6 +158,14 @@ impl Header {
         let sound = header.position < AREA_BYTES && header.position.is_multiple_of(BLOCK_BYTES_U64);
         (sound && array == wanted && header.encode()[..HEADER_BYTES] == bytes[..HEADER_BYTES])
             .then_some(header)
+    }
+
+    /// The version, if this is the header of that array in another one. Of every version the first 32
+    /// bytes and what the checksum covers are as they are here.
+    pub(super) fn other_version(bytes: &[u8; BLOCK_BYTES], wanted: ArrayId) -> Option<u32> {
+        let ours = bytes[0..8] == HEADER_MAGIC && bytes[16..32] == wanted.0;
+        let version = half(bytes, 8);
+        (ours && version != VERSION && is_sealed(&bytes[..HEADER_BYTES])).then_some(version)
     }
 
     /// Where it stands on a device.
@@ -386,7 +395,15 @@ mod tests {
             let mut bytes = header.encode();
             bytes[at] ^= 1;
             assert_eq!(Header::decode(&bytes, ARRAY), None, "{at}");
+            assert_eq!(Header::other_version(&bytes, ARRAY), None, "{at}: rot is no version");
         }
+        let mut newer = header.encode();
+        newer[8] = 2;
+        newer[CRC_AT..CRC_AT + 4].fill(0);
+        seal(&mut newer[..HEADER_BYTES]);
+        assert_eq!(Header::decode(&newer, ARRAY), None);
+        assert_eq!(Header::other_version(&newer, ARRAY), Some(2));
+        assert_eq!(Header::other_version(&newer, ArrayId([8; 16])), None, "of another array");
     }
 
     /// Goal: no live record is ever overwritten, and a scan from the header finds all of them.

@@ -171,9 +171,6 @@ impl Label {
         let half = |at: usize| {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
-        if half(8) != VERSION {
-            return Err(LabelError::Version { met: half(8) });
-        }
         let corrupt = |what: &str| LabelError::Corrupt { what: what.to_owned() };
         let mut bare = *bytes;
         bare[CRC_AT..CRC_AT + 4].fill(0);
@@ -181,6 +178,10 @@ impl Label {
         if wanted != met {
             let what = format!("wanted checksum {wanted:08x}, met {met:08x}");
             return Err(LabelError::Corrupt { what });
+        }
+        // Of every version magic, version and checksum stand where they do here.
+        if half(8) != VERSION {
+            return Err(LabelError::Version { met: half(8) });
         }
         let level = Level::ALL.get(usize::from(bytes[56])).copied();
         let (members, place) = (usize::from(bytes[57]), usize::from(bytes[58]));
@@ -240,7 +241,8 @@ pub fn write(device: &dyn Device, label: &Label) -> Result<(), DeviceError> {
     device.write_durable_at(label.commit % LABEL_BLOCKS * BLOCK_BYTES_U64, &label.encode())
 }
 
-/// Reads the newer one of the two copies, or why there is none: the more telling reason.
+/// Reads the newer one of the two copies, or why there is none: the more telling reason. A copy of
+/// another version is one, beside a good copy too: that one is what it was before another program came.
 pub fn read(device: &dyn Device) -> Result<Label, LabelError> {
     let mut newest: Result<Label, LabelError> = Err(LabelError::None);
     for copy in 0..LABEL_BLOCKS {
@@ -251,6 +253,8 @@ pub fn read(device: &dyn Device) -> Result<Label, LabelError> {
             Err(error) => Err(error.into()),
         };
         newest = match (newest, met) {
+            (Err(error @ LabelError::Version { .. }), _)
+            | (_, Err(error @ LabelError::Version { .. })) => Err(error),
             (Ok(old), Ok(new)) if old.commit >= new.commit => Ok(old),
             (_, Ok(new)) => Ok(new),
             (Err(LabelError::None), Err(error)) => Err(error),
@@ -325,7 +329,8 @@ mod tests {
         };
         let refused = |bytes| Label::decode(&bytes).unwrap_err().to_string();
         assert!(refused(with(0, 0)).contains("no label"));
-        assert!(refused(with(8, 7)).contains("version 7"));
+        assert!(refused(sealed(with(8, 7))).contains("format version 7, this program knows 1"));
+        assert!(refused(with(8, 7)).contains("checksum"), "rot is no version");
         assert!(refused(with(100, 7)).contains("checksum"));
         for (at, value, what) in [
             (56, 4, "unknown level"),

@@ -251,7 +251,7 @@ where
 }
 
 /// Whether a record of any version says that it is of `ring` and lies at `at`.
-fn names(head: &[u8; ENVELOPE_BYTES], ring: RingId, at: LogPosition) -> bool {
+pub fn names(head: &[u8; ENVELOPE_BYTES], ring: RingId, at: LogPosition) -> bool {
     head[8..24] == ring.0 && head[24..32] == at.0.to_le_bytes()
 }
 

@@ -26,6 +26,8 @@
 //! | 72 | 4 | bytes of data |
 //! | 76 | 4 | CRC-32C of bytes 0..76 and the entry table |
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 
 use super::entry::{ENTRY_BYTES, Entry, EntryError, extend_stream_hash};
@@ -174,12 +176,21 @@ impl Transfer {
 
     /// Entries with their data; trims and zeroes have none.
     pub fn iter(&self) -> impl Iterator<Item = (&Entry, &[u8])> {
+        self.ranges().map(|(entry, range)| (entry, &self.bytes[range]))
+    }
+
+    /// The same; what is kept of an entry's data holds the whole transfer.
+    pub fn iter_held(&self) -> impl Iterator<Item = (&Entry, Bytes)> {
+        self.ranges().map(|(entry, range)| (entry, self.bytes.slice(range)))
+    }
+
+    /// Entries, and where in the transfer their data lie.
+    fn ranges(&self) -> impl Iterator<Item = (&Entry, Range<usize>)> {
         let mut at = self.data_at();
         self.entries.iter().map(move |entry| {
-            let end = at + u32_to_usize(entry.data_bytes());
-            let data = &self.bytes[at..end];
-            at = end;
-            (entry, data)
+            let start = at;
+            at += u32_to_usize(entry.data_bytes());
+            (entry, start..at)
         })
     }
 

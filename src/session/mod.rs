@@ -28,5 +28,12 @@ use crate::units::numbers::CpNumber;
 /// second, so that a peer's nonsense cannot use the numbers up.
 pub const CP_NUMBER_MAX: CpNumber = CpNumber(1 << 31);
 
+/// What an old copy of a source's state is answered.
+const NEXT_OF_AN_OLD_COPY: &str = "start the original, or put its newest state directory back; if that \
+     is lost, `mirrorhub failover` on the hub serves what it has, and `failback` brings this filer up to it";
+/// Whoever is in the lower epoch was set back to before a failover.
+const NEXT_OF_OTHER_EPOCH: &str = "the end with the lower epoch is an old copy: put the newest state \
+     directory of that end back; `mirrorhub status` on the hub says who serves";
+
 #[cfg(test)]
 mod tests;

@@ -305,6 +305,8 @@ pub struct Primary {
     told_alone: Option<AloneMark>,
     /// The hub knows that its Welcome was heard.
     told_welcomed: bool,
+    /// Hello was the first one, of a source that brings something along.
+    told_work: bool,
     /// What the hub said last that it has.
     had: Place,
     answering: Answering,
@@ -330,6 +332,7 @@ impl Primary {
             apart.outgrown(own.cp);
         }
         let own_durable = held.back().map_or(held_after, |held| held.place).transfer;
+        let had = setback::had_before(&identity, held_after);
         Self {
             identity,
             state: State::Away,
@@ -351,9 +354,10 @@ impl Primary {
             connections: 0,
             told_alone: None,
             told_welcomed: false,
+            told_work: false,
             volumes: Volumes::default(),
             change: None,
-            had: Place::default(),
+            had,
             answering: Answering::Policy,
             hub_cp: CpNumber(0),
             halted: None,
@@ -671,7 +675,7 @@ impl Primary {
         use std::hash::Hash;
         let Self { state, serving, held_after, held, sent, acked, .. } = self;
         self.apart.fingerprint(to);
-        (self.identity.alone, self.told_alone, self.told_welcomed).hash(to);
+        (self.identity.alone, self.told_alone, self.told_welcomed, self.told_work).hash(to);
         self.identity.unasked.hash(to);
         self.volumes.fingerprint(to);
         self.promise_fingerprint(to);

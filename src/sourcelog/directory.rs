@@ -114,7 +114,7 @@ fn read_file(shared: &Shared, logs: &SourceLogs, cp: CpNumber) -> Result<FileSta
     let identity = match format::read_identity(&header) {
         Ok(identity) => identity,
         Err(bad @ HeaderError::Version(_)) => {
-            return Err(LogError::Foreign { file: text, what: bad.to_string().into() });
+            return Err(LogError::Version { file: text, what: bad.to_string().into() });
         }
         Err(bad) => return Ok(corrupt(bad.offset(), bad.to_string())),
     };

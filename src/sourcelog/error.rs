@@ -19,9 +19,12 @@ pub enum LogError {
     /// The file does not hold what was written to it; `offset` counts from the file's first byte.
     #[error("{file}: damaged at offset {offset}: {what}")]
     Corrupt { file: Arc<str>, offset: u64, what: Arc<str> },
-    /// A sound file that is not ours: of another hub, source, CP or format version.
+    /// A sound file that is not ours: of another hub, source or CP.
     #[error("{file}: {what}; move the file away or give the hub its own log directory")]
     Foreign { file: Arc<str>, what: Arc<str> },
+    /// Written by a later program; nothing of it was touched.
+    #[error("{file}: {what}; start the version of mirrorhub that has written it")]
+    Version { file: Arc<str>, what: Arc<str> },
     /// A transfer whose predecessor is not the log's last is never appended (R7).
     #[error("source {source_id}: transfer {id} follows {previous}, the log ends with {last}")]
     Gap { source_id: SourceId, id: TransferId, previous: TransferId, last: TransferId },

@@ -148,8 +148,8 @@ impl LogStore {
     /// also for a new one. Deletes the logs of CPs up to `applied`. Called again later it only
     /// drops what is applied and tells what it has.
     ///
-    /// Errors: a file of another hub, source or version ([`LogError::Foreign`]; nothing was
-    /// changed), or I/O. Damage is no error here: it is in the result, and latched.
+    /// Errors: a file of another hub or source ([`LogError::Foreign`]) or of a later version
+    /// ([`LogError::Version`]; nothing of it was changed), or I/O. Damage is no error here: it is in the result, and latched.
     pub fn recover(&self, source: SourceId, applied: CpNumber) -> Result<RecoveredLogs, LogError> {
         let dir = self.root.join(source.to_string());
         let cell = {

@@ -3,6 +3,7 @@
 //! 1. A log with cp <= applied is deleted, never replayed: its drop was not made durable.
 //! 2. Each header must be ours (hub, source, CP, version): another is refused by name, and
 //!    nothing is touched.
+//!    So is a record that says of itself, in a later version, that it lies where it does: nothing is cut.
 //! 3. Only the records behind `synced` are read, each checked whole and against the chain. The
 //!    first that is not sound ends the log: if no later record says that it was durable (R3), the
 //!    rest is a torn tail, still in the ring, and is cut. Else it is damage.

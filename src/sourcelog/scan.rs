@@ -17,6 +17,7 @@ use crate::limits::{RECORD_ALIGN_BYTES, TRANSFER_ENTRIES_MAX};
 use crate::record::entry::ENTRY_BYTES;
 use crate::record::envelope::{ENVELOPE_BYTES, Envelope, EnvelopeError, RecordKind};
 use crate::record::marks::Place;
+use crate::record::scan::names;
 use crate::record::transfer::{TRANSFER_HEADER_BYTES, Transfer, TransferError, TransferHead};
 use crate::units::convert::{to_u64, to_usize, u32_to_usize};
 use crate::units::ids::SourceId;
@@ -208,6 +209,11 @@ impl<'a> Scanner<'a> {
             };
             let envelope = match Envelope::decode_at(envelope, log, at) {
                 Ok(envelope) => envelope,
+                // Cutting it would destroy what another program acknowledged.
+                Err(bad @ EnvelopeError::Version(_)) if names(envelope, log, at) => {
+                    let (file, what) = (Arc::clone(&self.name.text), format!("at {at}: {bad}"));
+                    return Err(LogError::Version { file, what: what.into() });
+                }
                 Err(bad) => return Ok(Err(bad.into())),
             };
             let body = rest.get(..u32_to_usize(envelope.body_bytes)).unwrap_or(rest);

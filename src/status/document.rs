@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::SCHEMA;
 use super::config::ConfigStatus;
-use super::health::Health;
+use super::health::{Health, HealthReason};
+use super::seed::SeedStatus;
 use super::upkeep::{RebuildStatus, ScrubStatus};
 use crate::units::hash::Root;
 use crate::units::ids::SourceId;
@@ -64,6 +65,22 @@ impl State {
             Self::Fenced => "fenced",
             Self::Faulted => "faulted",
             Self::Retired => "retired",
+        }
+    }
+}
+
+impl State {
+    /// Whether whoever reads of it is told what to do: all but what ends by itself, and what is in order.
+    pub const fn wants_a_next_step(self) -> bool {
+        match self {
+            Self::Waiting
+            | Self::Behind
+            | Self::Offline
+            | Self::FailedOver
+            | Self::Fenced
+            | Self::Faulted
+            | Self::Retired => true,
+            Self::Syncing | Self::InSync => false,
         }
     }
 }
@@ -233,9 +250,37 @@ pub struct SourceEntry {
     pub pool_limit_bytes: Option<u64>,
     /// Volumes, by name.
     pub volumes: Vec<VolumeStatus>,
+    /// Seeds of its volumes, by name; a hub's alone, and not there without one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<SeedStatus>,
     /// What the source's file asks for, until it is in force; only a source knows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_next: Option<Policy>,
+    /// How long the oldest write waits for each step of the ladder.
+    #[serde(default)]
+    pub waits: WaitsStatus,
+}
+
+/// Age of the oldest write that waits for a step of the ladder; 0 if none does, null where it cannot be
+/// known. On a source the steps of the hub alone are null.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct WaitsStatus {
+    /// To be durable in the hub's ring.
+    pub staged_seconds: Option<f64>,
+    /// To lie in the source log.
+    pub drained_seconds: Option<f64>,
+    /// To be in the image's new tree.
+    pub applied_seconds: Option<f64>,
+    /// To be in the published CP.
+    pub visible_seconds: Option<f64>,
+}
+
+impl WaitsStatus {
+    /// In the order of the ladder.
+    pub fn by_step(&self) -> [Option<f64>; 4] {
+        let Self { staged_seconds, drained_seconds, applied_seconds, visible_seconds } = *self;
+        [staged_seconds, drained_seconds, applied_seconds, visible_seconds]
+    }
 }
 
 /// The ring of the process.
@@ -419,6 +464,19 @@ impl StatusDocument {
         self
     }
 
+    /// With more reasons of health.
+    #[must_use]
+    pub fn with_reasons(mut self, more: Vec<HealthReason>) -> Self {
+        let health = match &mut self {
+            Self::Hub(hub) => &mut hub.health,
+            Self::Source(own) => &mut own.health,
+        };
+        let mut reasons = std::mem::take(&mut health.reasons);
+        reasons.extend(more);
+        *health = Health::from_reasons(reasons);
+        self
+    }
+
     /// The document of a filer on which other sources live as well.
     pub fn filer(
         source: SourceEntry,
@@ -506,12 +564,19 @@ pub(crate) mod tests {
             visible_bytes: 12_288,
             pool_used_bytes: None,
             pool_limit_bytes: None,
+            seeds: Vec::new(),
             volumes: vec![VolumeStatus {
                 name: "vol0".parse().unwrap(),
                 size_bytes: 1 << 30,
                 root: Some(Root([0xcd; 32])),
                 trouble: None,
             }],
+            waits: WaitsStatus {
+                staged_seconds: Some(0.0),
+                drained_seconds: Some(0.125),
+                applied_seconds: None,
+                visible_seconds: Some(0.25),
+            },
         }
     }
 
@@ -525,9 +590,11 @@ pub(crate) mod tests {
             + r#""lag_bytes":4096,"lag_seconds":0.25,"acknowledged_bytes":16384,"staged_bytes":16384,"#
             + r#""drained_bytes":12288,"applied_bytes":12288,"visible_bytes":12288,"#
             + &format!(
-                r#""volumes":[{{"name":"vol0","size_bytes":1073741824,"root":"{}"}}]}}"#,
+                r#""volumes":[{{"name":"vol0","size_bytes":1073741824,"root":"{}"}}],"#,
                 "cd".repeat(32)
-            );
+            )
+            + r#""waits":{"staged_seconds":0.0,"drained_seconds":0.125,"applied_seconds":null,"#
+            + r#""visible_seconds":0.25}}"#;
         let rest = r#""nvram":{"used_bytes":1,"capacity_bytes":2,"durability":"fdatasync"},"#
             .to_owned()
             + r#""pool":{"total_bytes":4000,"free_bytes":3000,"used_bytes":1000,"kept_bytes":2,"pinned_bytes":1},"#

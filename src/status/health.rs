@@ -284,6 +284,7 @@ fn of_scrub(scrub: &ScrubStatus) -> Option<HealthReason> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::document::WaitsStatus;
 
     fn source(name: &str, state: State) -> SourceEntry {
         SourceEntry {
@@ -309,7 +310,9 @@ mod tests {
             visible_bytes: 0,
             pool_used_bytes: None,
             pool_limit_bytes: None,
+            seeds: Vec::new(),
             volumes: Vec::new(),
+            waits: WaitsStatus::default(),
         }
     }
 

@@ -10,6 +10,7 @@
 //!
 //! * [`document`]: `{"schema":1,"sources":[..]}` and its parts
 //! * [`health`]: one word with its reasons, derived from the parts
+//! * [`seed`]: images that begin with a disk sent by truck
 //! * [`upkeep`]: scrub and rebuild of a pool
 //! * [`answers`]: what `checkpoint`, `verify` and `pool-check` answer
 
@@ -17,6 +18,7 @@ pub mod answers;
 pub mod config;
 pub mod document;
 pub mod health;
+pub mod seed;
 pub mod upkeep;
 
 /// Version of every JSON document that the program prints.

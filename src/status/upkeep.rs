@@ -34,6 +34,9 @@ pub struct ScrubStatus {
     /// Why it could not go on; not there if it could.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// When the last whole scrub ended, in seconds since 1970; not there where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<i64>,
 }
 
 /// What a scrub met on one device.

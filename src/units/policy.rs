@@ -213,6 +213,18 @@ impl Policy {
         self.mode == Mode::Sync && self.on_hub_loss == OnHubLoss::Stop
     }
 
+    /// The same, but usable without the hub: what holds until a new source and its hub were in step once,
+    /// whatever its policy (R4).
+    #[must_use]
+    pub fn usable_at_once(self) -> Self {
+        Self { on_hub_loss: OnHubLoss::Continue, ..self }
+    }
+
+    /// Whether `next` stops where this one goes on.
+    pub fn would_stop(&self, next: &Self) -> bool {
+        (self.on_hub_loss, next.on_hub_loss) == (OnHubLoss::Continue, OnHubLoss::Stop)
+    }
+
     /// What keeps both promises at once: how a source behaves between two policies. How CPs travel
     /// and what the hub does before it acknowledges are taken from this one.
     pub fn strictest(&self, other: &Self) -> Self {
@@ -278,6 +290,11 @@ impl Policy {
 /// The durable mark of writes acknowledged without the hub (R4): in which epoch, and the first
 /// sequence number that may have been.
 pub type AloneMark = (Epoch, SequenceNumber);
+
+/// Whether the mark has stood since the first write: both ends were never in step.
+pub fn never_in_step((_, from): AloneMark) -> bool {
+    from == SequenceNumber(0).next()
+}
 
 /// Milliseconds, as far as they fit.
 fn whole_ms(time: Duration) -> u64 {

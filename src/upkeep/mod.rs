@@ -239,6 +239,7 @@ impl Upkeep {
             lost: note.lost.clone(),
             devices: note.devices.clone(),
             age_seconds: note.ever.then(|| to_f64(note.waited_seconds)),
+            ended_at: note.ended_at,
             problem: state.problem.clone(),
         }
     }

@@ -88,6 +88,9 @@ pub(super) struct Note {
     pub(super) waited_seconds: u64,
     /// Whether one ever came to its end.
     pub(super) ever: bool,
+    /// When it did, in seconds since 1970; a note of an older version does not say it.
+    #[serde(default)]
+    pub(super) ended_at: Option<i64>,
 }
 
 impl Note {
@@ -115,7 +118,8 @@ impl Note {
 
     /// A new scrub begins.
     pub(super) fn begin(&mut self, devices: Vec<ScrubbedDevice>) {
-        let Self { waited_seconds, ever, .. } = *self;
-        *self = Self { word: Word::Running, devices, waited_seconds, ever, ..Self::default() };
+        let Self { waited_seconds, ever, ended_at, .. } = *self;
+        let word = Word::Running;
+        *self = Self { word, devices, waited_seconds, ever, ended_at, ..Self::default() };
     }
 }

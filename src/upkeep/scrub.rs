@@ -381,6 +381,7 @@ impl<'a> Scrub<'a> {
         self.note.next = None;
         self.note.blocks_total = self.note.blocks_read;
         (self.note.ever, self.note.waited_seconds) = (true, 0);
+        self.note.ended_at = Some(machine::unix_seconds());
         self.save();
     }
 

@@ -5,6 +5,7 @@
 //! meet; TCP ports are asked from the kernel. Everything started is ended by id when it is dropped.
 
 pub mod oracle;
+pub mod terminal;
 pub mod windows;
 
 use std::fs;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use mirrorhub::status::document::State;
 use serde_json::Value;
 
 /// The binary under test.
@@ -585,7 +587,27 @@ pub fn sum_of(metrics: &str, prefix: &str) -> u64 {
 /// The status document of the process of that configuration, if it answers.
 pub fn status(config: &Path) -> Option<Value> {
     let output = try_run(Command::new(BINARY).args(["status", "--json", "--config"]).arg(config));
-    output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("status is JSON"))
+    let document = output
+        .status
+        .success()
+        .then(|| serde_json::from_slice::<Value>(&output.stdout).expect("status is JSON"))?;
+    let untold = untold(&document);
+    assert!(untold.is_empty(), "{untold:?} in {document}");
+    Some(document)
+}
+
+/// Sources that are shown without a reason, or without a next step where their state wants one: whatever
+/// state a test meets, it is told.
+fn untold(document: &Value) -> Vec<String> {
+    let list = |key: &str| document[key].as_array().cloned().unwrap_or_default();
+    let own = document["source"].is_object().then(|| document["source"].clone());
+    let all = own.into_iter().chain(list("sources")).chain(list("homes"));
+    let lacks = |source: &Value| {
+        let state: State = serde_json::from_value(source["state"].clone()).expect("a state");
+        let is_empty = |key: &str| source[key].as_str().is_none_or(str::is_empty);
+        is_empty("reason") || state.wants_a_next_step() && is_empty("next_step")
+    };
+    all.filter(lacks).map(|source| format!("{} is {}", source["name"], source["state"])).collect()
 }
 
 fn source_on_hub(config: &Path, name: &str) -> Option<Value> {
@@ -638,6 +660,22 @@ pub fn try_http_get(url: &str, limit: Duration) -> Option<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The negative control of what every look at a status checks.
+    #[test]
+    fn a_state_that_is_not_told_is_seen() {
+        let source = |state: &str, reason: &str, next: &str| serde_json::json!({"name": "a", "state": state, "reason": reason, "next_step": next});
+        for (shown, lacks) in [
+            (source("in-sync", "all is well", ""), 0),
+            (source("in-sync", "", ""), 1),
+            (source("offline", "gone", "start it"), 0),
+            (source("offline", "gone", ""), 1),
+        ] {
+            let hub = serde_json::json!({"sources": [shown.clone()]});
+            let own = serde_json::json!({"source": shown.clone(), "homes": [shown]});
+            assert_eq!((untold(&hub).len(), untold(&own).len()), (lacks, 2 * lacks), "{hub}");
+        }
+    }
 
     /// The negative control of what every dropped cluster checks.
     #[test]

@@ -36,7 +36,7 @@ const accessible = async (page, name) => {
   const words = found.violations.map((one) => `${one.id}: ${one.nodes.map((node) => node.target).join(" ")}`);
   assert.deepEqual(words, [], `accessibility of ${name}`);
 };
-const keyboard = async (page, name) => {
+const keyboard = async (page, name, seeded) => {
   await page.keyboard.press("/");
   await page.keyboard.type(name);
   assert.equal(await page.locator("#rows tr").count(), 1, "the search leaves one");
@@ -47,6 +47,10 @@ const keyboard = async (page, name) => {
   assert.equal(await page.locator("#detail-name").textContent(), name);
   assert.equal(await page.locator("#ladder dt").count(), 5);
   await page.waitForFunction(() => document.querySelectorAll("#volumes li").length > 0);
+  // In the same step as the volumes.
+  const seeds = await page.locator("#seeds li").allTextContents();
+  assert.equal(seeds.length, seeded ? 1 : 0, "seeds");
+  if (seeded) assert.match(seeds[0], seeded);
 };
 const leave = async (page) => {
   await page.keyboard.press("Escape");
@@ -67,11 +71,14 @@ const live = async (browser) => {
     await leave(page);
     await page.screenshot({ path: `${pictures}/fleet-${scheme}.png` });
     assert.deepEqual(wrong, []);
+    assert.equal(await page.locator("#devices-section").isVisible(), false, "a plain device is no array");
     figures[scheme] = { paint };
     if (scheme === "dark") {
       console.log("ready");
       figures.shown = await change(page, what);
       await page.screenshot({ path: `${pictures}/offline-${scheme}.png` });
+      await page.waitForFunction((name) => [...document.querySelectorAll("#events li")]
+        .some((one) => one.textContent.includes(name) && one.textContent.includes("in-sync → offline")), what);
       await accessible(page, "with something wrong");
     }
     await page.context().close();
@@ -95,6 +102,17 @@ const change = (page, name) => page.evaluate(async (wanted) => {
   throw new Error("the change was never shown");
 }, name);
 
+// Milliseconds until the table shows `state` for the source.
+const shown = (page, name, state) => page.evaluate(async ([wanted, word]) => {
+  const begun = performance.now();
+  while (performance.now() < begun + 30_000) {
+    const tr = [...document.querySelectorAll("#rows tr")].find((one) => one.querySelector("button").textContent === wanted);
+    if (tr?.querySelector(".state").textContent === word) return performance.now() - begun;
+    await new Promise((resolve) => { setTimeout(resolve, 20); });
+  }
+  throw new Error(`${wanted} was never shown as ${word}`);
+}, [name, state]);
+
 const STATES = ["in-sync", "in-sync", "in-sync", "in-sync", "syncing", "behind", "offline"];
 const fake = (index, second) => ({
   name: `filer-${String(index).padStart(4, "0")}`, state: STATES[index % STATES.length], reason: "every acknowledged write is durable here",
@@ -105,9 +123,17 @@ const fake = (index, second) => ({
 const many = async (browser) => {
   const count = Number(what);
   const files = { "/": ["index.html", "text/html"], "/page.css": ["page.css", "text/css"], "/page.js": ["page.js", "text/javascript"] };
-  const whole = { schema: 1, gone: [], changes: [], health: { word: "ok", reasons: [] },
+  const whole = { schema: 1, gone: [], health: { word: "ok", reasons: [] },
     nvram: { used_bytes: 1, capacity_bytes: 2, durability: "fdatasync" },
-    pool: { total_bytes: 100, free_bytes: 40, used_bytes: 30, kept_bytes: 20, pinned_bytes: 10 } };
+    pool: { total_bytes: 100, free_bytes: 40, used_bytes: 30, kept_bytes: 20, pinned_bytes: 10, devices: [
+      { name: "/dev/disk/by-id/a", state: "in", size_bytes: 1 << 30, read_errors: 0, repaired_blocks: 3, slow_answers: 0 },
+      { name: "/dev/disk/by-id/b", state: "failed", reason: "it was not there at the start", size_bytes: 0, read_errors: 7, repaired_blocks: 0, slow_answers: 1 },
+      { name: "/dev/disk/by-id/c", state: "rebuilding", size_bytes: 1 << 30, read_errors: 0, repaired_blocks: 0, slow_answers: 0 },
+    ] } };
+  const event = (number, who, did, result) => ({ number, at_seconds: 1_795_000_000 + number, who, what: did, result });
+  const flips = new Map(); // what a source is from now on, whatever it was
+  // All that is wrong is one that was retired: nothing is to be done.
+  let quiet = false;
   const server = createServer(async (request, response) => {
     const path = new URL(request.url, "http://x").pathname;
     if (files[path]) {
@@ -119,7 +145,10 @@ const many = async (browser) => {
       let second = 0;
       const send = () => {
         const rows = Array.from({ length: count }, (_, index) => fake(index, second));
-        response.write(`data: ${JSON.stringify({ ...whole, whole: second === 0, rows })}\n\n`);
+        for (const row of rows) row.state = flips.get(row.name) ?? (quiet ? "in-sync" : row.state);
+        const events = second > 0 ? [event(2 + second, "filer-0000", "scrub", "done")]
+          : [event(0, "root", "checkpoint source=filer-0001", "done"), event(1, "filer-0002", "in-sync -> offline", "not heard")];
+        response.write(`data: ${JSON.stringify({ ...whole, whole: second === 0, rows, events })}\n\n`);
         second += 1;
       };
       send();
@@ -128,7 +157,8 @@ const many = async (browser) => {
     } else if (path === "/api/v1/history") {
       response.end(JSON.stringify({ lag_seconds: Array.from({ length: 360 }, (_, x) => x % 7), bytes_per_second: Array.from({ length: 360 }, (_, x) => x * x) }));
     } else {
-      const sources = [{ ...fake(count - 1, 0), policy: null, volumes: [{ name: "vol0", size_bytes: 1 << 30, root: null }] }];
+      const seed = { volume: "vol0", state: "waiting", reason: "because", next_step: "connect it", taken_at_seconds: 60, size_bytes: 1 << 30, pool_bytes: 1 << 20 };
+      const sources = [{ ...fake(count - 1, 0), policy: null, volumes: [{ name: "vol0", size_bytes: 1 << 30, root: null }], seeds: [seed] }];
       response.end(JSON.stringify({ schema: 1, sources }));
     }
   });
@@ -141,7 +171,7 @@ const many = async (browser) => {
   // All rows change every second; a key is answered meanwhile.
   const name = `filer-${String(count - 1).padStart(4, "0")}`;
   const before = performance.now();
-  await keyboard(page, name);
+  await keyboard(page, name, /^Seed of vol0: waiting, 1.0 MiB of 1.0 GiB, taken .+: because. Next: connect it$/);
   const keys = performance.now() - before;
   await leave(page);
   await page.locator("thead th button", { hasText: "Writes" }).click();
@@ -158,12 +188,38 @@ const many = async (browser) => {
       .observe({ entryTypes: ["longtask"] });
     setTimeout(() => resolve(most), 3500);
   }));
-  await page.screenshot({ path: `${pictures}/many.png` });
+  // One source changes beside a thousand that do: seen where it belongs, in time.
+  await page.locator("thead th button", { hasText: "State" }).click();
+  const flipped = "filer-0001";
+  flips.set(flipped, "faulted");
+  const change = await shown(page, flipped, "faulted");
+  assert.equal(await page.locator("#rows tr button").first().textContent(), flipped, "the worst first");
+  const devices = await page.locator("#devices li").allTextContents();
+  assert.equal(devices.length, 3);
+  assert.match(devices[1], /by-id\/b.*failed.*7 read errors.*not there at the start/);
+  const told = await page.locator("#events li").allTextContents();
+  assert.match(told[0], /scrub: done/, "the newest first");
+  assert.match(told.at(-2), /filer-0002.*in-sync → offline: not heard/);
+  assert.match(told.at(-1), /root.*checkpoint source=filer-0001: done/);
+  await accessible(page, "many");
+  await page.screenshot({ path: `${pictures}/many.png`, fullPage: true });
+  await page.emulateMedia({ colorScheme: "dark" });
+  await page.screenshot({ path: `${pictures}/many-dark.png`, fullPage: true });
+  // One that was retired is counted, can be asked for, comes last, and wants nobody's attention.
+  assert.notEqual(await page.title(), "mirrorhub");
+  quiet = true;
+  flips.set(flipped, "retired");
+  await page.waitForFunction(() => document.title === "mirrorhub");
+  assert.equal(await page.locator("#states").textContent(), `${count - 1} in-sync, 1 retired`);
+  await page.selectOption("#filter", "retired");
+  assert.deepEqual(await page.locator("#rows tr button").allTextContents(), [flipped]);
+  await page.selectOption("#filter", "");
+  assert.notEqual(await page.locator("#rows tr button").first().textContent(), flipped, "not before those in sync");
   assert.deepEqual(wrong, []);
   await page.context().close();
   server.closeAllConnections();
   server.close();
-  return { paint, rows, keys, busy };
+  return { paint, rows, keys, busy, change };
 };
 
 await mkdir(pictures, { recursive: true });

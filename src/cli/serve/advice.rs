@@ -156,7 +156,8 @@ fn of_pool(error: &PoolError) -> Option<Advice> {
     if matches!(error, PoolError::Shrunk { .. }) {
         return Some(later("give the device its size back"));
     }
-    let version = matches!(error, PoolError::LabelVersion { .. });
+    let version =
+        matches!(error, PoolError::LabelVersion { .. } | PoolError::CatalogVersion { .. });
     version.then(|| later("start the version of mirrorhub that has written it"))
 }
 

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures_util::future::BoxFuture;
@@ -13,22 +13,24 @@ use tokio_util::sync::CancellationToken;
 
 use super::added;
 use super::devices::{self, Devices};
-use super::reload::{self, Files, files_of};
+use super::drills::Drills;
+use super::noisy::Shares;
+use super::reload::{self, Files, files_of, of_expired};
 use super::seed;
 use super::source::bytes_of;
 use super::upkeep;
 use super::watch::Watch;
 use super::{
-    Doors, Locks, answer, collect_source, end_of, events_elsewhere, failed, join, kept, pool_check,
-    unknown_volume,
+    Doors, Locks, StepAges, answer, collect_source, end_of, events_elsewhere, failed, join, kept,
+    pool_check, unknown_volume,
 };
-use crate::cli::authority::Authority;
+use crate::cli::authority::{Authority, AuthorityError};
 use crate::cli::service;
 use crate::cli::signals::{Signal, Signals};
 use crate::config::around::{Around, load_around};
 use crate::config::problem::Problems;
 use crate::config::reload::{hub_changes, reloaded_hub};
-use crate::config::schema::{self, HubConfig, HubSource, PoolConfig, TlsConfig};
+use crate::config::schema::{self, HubConfig, HubSource, PoolConfig};
 use crate::control::feed::Feed;
 use crate::control::message as control;
 use crate::control::message::{
@@ -45,13 +47,14 @@ use crate::hub::recover::Verified;
 use crate::hub::settle::Settled;
 use crate::hub::shared::SourceSetting;
 use crate::hub::status::{Snapshot, SourceState, Totals};
+use crate::hub::waits::Since;
 use crate::hub::{Hub, HubOptions};
 use crate::limits::CHECKPOINTS_AT_ONCE;
 use crate::link::tls::HubTls;
 use crate::metric::catalogue as names;
 use crate::nbd::listen::Listen;
 use crate::nbd::serve::Server;
-use crate::observe::server::Observed;
+use crate::observe::server::{News, Observed};
 use crate::status::SCHEMA;
 use crate::status::answers::{
     CheckpointAnswer, CheckpointFailed, CheckpointOfSource, FailbackAnswer, FailoverAnswer,
@@ -60,6 +63,7 @@ use crate::status::answers::{
 use crate::status::config::{ConfigDiffAnswer, ConfigProblem};
 use crate::status::document::{
     AloneSince, Policy, SourceEntry, State, StatusDocument, VolumeStatus, VolumeTrouble,
+    WaitsStatus,
 };
 use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{KeptName, SourceName, VolumeName};
@@ -69,6 +73,7 @@ use crate::wire::message as wire;
 
 /// Slots of the applier: as many as cores, at least two, so that one slow CP holds up nobody.
 const APPLIERS_MIN: usize = 2;
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// Runs a hub until it is told to stop. `accept_missing`: devices of its pool that are missing may be
 /// newer than those that are there.
@@ -79,14 +84,14 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
     let adding = devices::apply(&config.data_dir, &mut config.pool, true)?;
     let mut options = options(&config, accept_missing);
     options.pool.adding = adding;
-    options.tls = config.tls.as_ref().map(hub_tls).transpose()?.map(Arc::new);
+    options.tls = hub_tls(&config)?;
     let sources_dir = config.sources_dir.clone();
     let system = actix::System::new();
     system.block_on(async move {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let mut watch = Watch::new(&sources_dir);
         let admin = AdminServer::bind(&config.data_dir).await?;
-        let locks = locks(&config)?;
+        let locks = Locks::load(config.tls.as_ref())?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen, &locks).await?;
         options.hooks.export = uri_of(doors.nbd.listens_on());
         let hub = Arc::new(Hub::start(options).await?);
@@ -100,26 +105,19 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         let upkeep = Upkeep::start(hub.shared().pool.clone(), kept_up, Box::new(mend))
             .context("cannot start the upkeep of the pool")?;
         let (own, keeper) = (hub.clone(), upkeep.clone());
-        let view =
-            Arc::new(View { hub: own, server: server.clone(), started, files, upkeep, locks });
+        let view = View::new((own, server.clone()), started, files, upkeep, locks);
         let images = Images::new(hub.shared().clone());
         let mut tasks = doors.open(&server, images, view.clone(), metrics, admin.journal(), &stop);
         tasks.push(tokio::spawn(admin.run(view.clone(), stop.clone())));
         let data_dir = &view.files.running().data_dir;
         let adding = added::go_on(data_dir, hub.shared().pool.clone(), keeper.clone());
+        reload::log_expired(view.expired());
         // What changed since the files were read, and what was wrong in them.
         view.reload(watch.written()).await;
         loop {
             service::ready(&view.in_a_line());
-            tokio::select! {
-                signal = signals.next() => match signal {
-                    Signal::Stop => break,
-                    Signal::Reload => {
-                        service::reloading();
-                        tracing::info!("told to read the files again");
-                    }
-                },
-                () = watch.changed() => {}
+            if !next_reading(&mut signals, &mut watch).await {
+                break;
             }
             view.reload(watch.written()).await;
         }
@@ -135,16 +133,38 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
     })
 }
 
-/// Certificates: of the file, or of the hub's own authority, which is made at the first start.
-fn hub_tls(config: &TlsConfig) -> Result<HubTls> {
-    if let Some(authority) = &config.authority {
-        Authority(authority).ensure(&config.hub_name)?;
+/// Waits until the files are to be read again; false when the process is to stop.
+async fn next_reading(signals: &mut Signals, watch: &mut Watch) -> bool {
+    tokio::select! {
+        signal = signals.next() => match signal {
+            Signal::Stop => return false,
+            Signal::Reload => {
+                service::reloading();
+                tracing::info!("told to read the files again");
+            }
+        },
+        () = watch.changed() => {}
+        // Certificates of this hub are made anew in time, though nobody changes a file.
+        () = tokio::time::sleep(DAY) => {}
     }
-    Ok(HubTls::load(files_of(config))?)
+    true
 }
 
-/// What the doors for clients are behind; what they are shown is made, where the authority is own.
-fn locks(config: &HubConfig) -> Result<Locks> {
+/// Certificates: of the file, or of the hub's own authority.
+fn hub_tls(config: &HubConfig) -> Result<Option<Arc<HubTls>>> {
+    certificates(config)?;
+    let Some(tls) = &config.tls else { return Ok(None) };
+    Ok(Some(Arc::new(HubTls::load(files_of(tls))?)))
+}
+
+/// Makes what the hub's own authority is to make: itself at the first start, the hub's own certificates
+/// then and in the last third of their time.
+fn certificates(config: &HubConfig) -> Result<(), AuthorityError> {
+    if let Some(tls) = &config.tls
+        && let Some(authority) = &tls.authority
+    {
+        Authority(authority).ensure(&tls.hub_name)?;
+    }
     if let Some(tls) = config.tls.as_ref().filter(|tls| tls.is_served())
         && let Some(authority) = &tls.authority
         && tls.served.0.starts_with(authority)
@@ -156,7 +176,7 @@ fn locks(config: &HubConfig) -> Result<Locks> {
         let at: Vec<_> = at.into_iter().flatten().collect();
         Authority(authority).ensure_served(&tls.hub_name, &at)?;
     }
-    Locks::load(config.tls.as_ref())
+    Ok(())
 }
 
 pub(super) fn options(config: &HubConfig, accept_missing: bool) -> HubOptions {
@@ -213,6 +233,7 @@ fn settings(config: &HubConfig) -> Vec<SourceSetting> {
         space_limit: source.file.space_limit,
         bandwidth_limit: source.file.bandwidth_limit,
         join_by: source.file.join_by,
+        certificates: source.file.certificates.clone(),
         volumes: source.file.volumes.iter().map(|v| (v.name.clone(), v.size)).collect(),
         keep: source.file.keep,
     };
@@ -228,9 +249,29 @@ struct View {
     files: Files<HubConfig>,
     upkeep: Arc<Upkeep>,
     locks: Locks,
+    drills: Arc<Drills>,
+    /// Taken by those who collect the metrics, and nobody else.
+    shares: Mutex<Shares>,
 }
 
 impl View {
+    fn new(
+        (hub, server): (Arc<Hub>, Server),
+        started: Instant,
+        files: Files<HubConfig>,
+        upkeep: Arc<Upkeep>,
+        locks: Locks,
+    ) -> Arc<Self> {
+        let (drills, shares) = (Drills::load(hub.shared().pool.clone()), Mutex::default());
+        Arc::new(Self { hub, server, started, files, upkeep, locks, drills, shares })
+    }
+
+    /// Own certificates that nobody takes any more.
+    fn expired(&self) -> impl Iterator<Item = String> {
+        let own = self.hub.shared().tls.as_ref().and_then(|tls| tls.expired());
+        own.into_iter().chain(self.locks.expired())
+    }
+
     /// For `systemctl status`.
     fn in_a_line(&self) -> String {
         match self.hub.shared().settings.load().len() {
@@ -257,6 +298,8 @@ impl View {
                     problems.push(served(name));
                 }
                 if let Some(tls) = &self.hub.shared().tls {
+                    let made = certificates(&running);
+                    problems.extend(made.err().map(|error| reload::of_tls(&error)));
                     problems.extend(tls.reload().err().map(|error| reload::of_tls(&error)));
                     problems.extend(self.locks.reload());
                 }
@@ -273,12 +316,23 @@ impl View {
         }
     }
 
+    /// Sizes that volumes cannot have while this hub serves them.
+    fn unfit(&self, config: &HubConfig) -> Vec<ConfigProblem> {
+        let snapshots = self.hub.snapshots();
+        let of_source = |source: &HubSource| {
+            let snapshot = snapshots.iter().find(|snapshot| snapshot.name == source.file.name);
+            snapshot.map_or_else(Vec::new, |snapshot| super::sizes::of_served(source, snapshot))
+        };
+        config.sources.iter().flat_map(of_source).collect()
+    }
+
     /// What a reload would do.
     fn difference(&self) -> ConfigDiffAnswer {
         let running = self.files.running();
         match load_around(&running.file, Some(&running), &BTreeSet::new()) {
             Ok(Around { config, problems }) => {
-                let problems = reload::listed(&Problems(problems));
+                let mut problems = reload::listed(&Problems(problems));
+                problems.extend(self.unfit(&config));
                 reload::difference(&hub_changes(&running, &config), problems)
             }
             Err(problems) => reload::difference(&[], reload::listed(&problems)),
@@ -478,6 +532,9 @@ impl View {
             self.hub.failover(&source, ask, reached).await.map_err(|refusal| {
                 AdminError::new(code::REFUSED, refusal.reason, refusal.next_step)
             })?;
+        if report.refused.is_none() {
+            self.drills.done(&source).await;
+        }
         let next_step = match &report.refused {
             Some(refused) => refused.next_step.clone(),
             None if report.dry_run => format!("`mirrorhub failover {source}{flags}` does it"),
@@ -643,10 +700,11 @@ impl View {
     ) -> Result<Value, AdminError> {
         // One that is held off by `enabled = false` has a file as well.
         let mut files = self.files.running().sources.clone().into_iter();
-        if !files.any(|source| source.file.name == target.source) {
+        let has_file = files.any(|source| source.file.name == target.source);
+        if !has_file {
             self.names(Some(&target.source))?;
         }
-        seed::fill(&self.hub, (target, size), feed, progress).await
+        seed::fill(&self.hub, (target, size, has_file), feed, progress).await
     }
 
     async fn forget(&self, source: SourceName) -> Result<Value, AdminError> {
@@ -677,6 +735,10 @@ impl Observed for View {
         collect(self);
     }
 
+    fn news(&self) -> Vec<News> {
+        seed::news(self.hub.shared())
+    }
+
     fn status(&self) -> StatusDocument {
         let shared = self.hub.shared();
         // A pool that does not answer has latched, and says so itself.
@@ -684,13 +746,17 @@ impl Observed for View {
         let of_pool = |snapshot: &Snapshot| SourceEntry {
             pool_used_bytes: snapshot.source.and_then(|id| used.get(&id).copied()).map(bytes_of),
             pool_limit_bytes: shared.space_limit(&snapshot.name).map(bytes_of),
+            seeds: seed::shown(shared, snapshot),
             ..entry(snapshot, self.started)
         };
         let sources = self.hub.snapshots().iter().map(|snapshot| of_pool(snapshot)).collect();
         let ring = shared.stager.ring().map(|ring| ring.status());
         let nvram = ring.as_ref().map(super::source::nvram_status);
         let pool = super::pool_status(&shared.pool, shared.mender.figures(|_| true), &self.upkeep);
-        StatusDocument::hub(sources, nvram, pool).with_config(self.files.status())
+        let mut files = self.files.status();
+        files.problems.extend(self.unfit(&self.files.running()));
+        let shown = StatusDocument::hub(sources, nvram, pool).with_config(files);
+        shown.with_reasons(of_expired(self.expired()))
     }
 }
 
@@ -717,6 +783,7 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
     let unequal = snapshot.equal_at.unwrap_or(started).elapsed().as_secs_f64();
     let age = lag.unwrap_or(0.0).max(silence).max(if apart { unequal } else { 0.0 });
     let known = !snapshot.may_lack();
+    let lag_seconds = known.then_some(lag.unwrap_or(0.0));
     let lag_bytes = totals.staged_bytes.saturating_sub(totals.visible_bytes);
     let root = |number| snapshot.roots.iter().find(|r| r.volume == number).map(|r| r.root);
     SourceEntry {
@@ -734,7 +801,7 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         applied_cp: Some(snapshot.applied_cp.0),
         image_age_seconds: snapshot.source.map(|_| age),
         lag_bytes: known.then_some(lag_bytes),
-        lag_seconds: known.then_some(lag.unwrap_or(0.0)),
+        lag_seconds,
         acknowledged_bytes: totals.staged_bytes,
         staged_bytes: totals.staged_bytes,
         drained_bytes: Some(totals.drained_bytes),
@@ -742,6 +809,7 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
         visible_bytes: totals.visible_bytes,
         pool_used_bytes: None,
         pool_limit_bytes: None,
+        seeds: Vec::new(),
         volumes: snapshot
             .volumes
             .iter()
@@ -753,6 +821,21 @@ fn entry(snapshot: &Snapshot, started: Instant) -> SourceEntry {
             })
             .chain(snapshot.refused.iter().filter_map(|refusal| not_here(snapshot, refusal)))
             .collect(),
+        waits: waits(&snapshot.since, lag_seconds),
+    }
+}
+
+/// How long the oldest entry waits for each step. What waits for one waits for all behind it.
+fn waits(since: &Since, lag_seconds: Option<f64>) -> WaitsStatus {
+    let age = |since: Option<Instant>| since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+    let staged = age(since.staged);
+    let drained = age(since.drained).max(staged);
+    let applied = age(since.applied).max(drained);
+    WaitsStatus {
+        staged_seconds: Some(staged),
+        drained_seconds: Some(drained),
+        applied_seconds: Some(applied),
+        visible_seconds: lag_seconds.map(|lag| lag.max(applied)),
     }
 }
 
@@ -777,10 +860,12 @@ fn not_here(snapshot: &Snapshot, refusal: &wire::VolumeRefusal) -> Option<Volume
     (!known).then_some(VolumeStatus { name, size_bytes: 0, root: None, trouble })
 }
 
-/// The series of one source.
-fn collect_one(view: &View, snapshot: &Snapshot) {
+/// The series of one source; `share` of what all have written lately.
+fn collect_one(view: &View, snapshot: &Snapshot, share: f64, ages: &mut StepAges) {
     let shared = view.hub.shared();
-    collect_source(&entry(snapshot, view.started));
+    let entry = entry(snapshot, view.started);
+    collect_source(&entry, snapshot.totals.published_at, false);
+    ages.add(&entry.waits);
     let (totals, source) = (&snapshot.totals, snapshot.name.to_string());
     let count = |name: &'static str, value: u64| {
         metrics::counter!(name, "source" => source.clone()).absolute(value);
@@ -789,24 +874,35 @@ fn collect_one(view: &View, snapshot: &Snapshot) {
     count(names::SOURCE_RESYNC_BYTES.name, totals.pass_bytes);
     count(names::SOURCE_CHECKPOINTS.name, totals.checkpoints);
     count(names::SOURCE_CHECKPOINTS_REJECTED.name, totals.rejected);
-    count(names::SOURCE_ACTOR_RESTARTS.name, shared.counters.restarts_of(&snapshot.name));
     let log = snapshot.source.map_or(0, |id| shared.store.bytes(id));
-    metrics::gauge!(names::SOURCE_LOG_BYTES.name, "source" => source).set(to_f64(log));
+    metrics::gauge!(names::SOURCE_LOG_BYTES.name, "source" => source.clone()).set(to_f64(log));
+    let drill = view.drills.of(&source).and_then(|at| u64::try_from(at).ok());
+    metrics::gauge!(names::SOURCE_DRILL_TIME.name, "source" => source.clone())
+        .set(drill.map_or(f64::NAN, to_f64));
+    metrics::gauge!(names::SOURCE_WRITE_SHARE.name, "source" => source).set(share);
 }
 
 fn collect(view: &View) {
     let own = view.hub.shared().tls.as_ref().map(|tls| tls.ends());
     super::collect_tls(own.into_iter().chain(view.locks.ends()));
+    view.locks.collect();
     let shared = view.hub.shared();
     let mut carried: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
     let mut log_errors = 0;
-    for snapshot in view.hub.snapshots() {
+    let (snapshots, mut ages) = (view.hub.snapshots(), StepAges::default());
+    let staged =
+        |snapshot: &Arc<Snapshot>| (snapshot.name.to_string(), snapshot.totals.staged_bytes);
+    let staged = snapshots.iter().map(staged).collect();
+    let shares =
+        view.shares.lock().unwrap_or_else(PoisonError::into_inner).of(Instant::now(), staged);
+    for snapshot in snapshots {
         let totals = &snapshot.totals;
         let fault = snapshot.source.and_then(|id| shared.store.fault(id));
         log_errors += u64::from(fault.is_some());
         // The series of a source that was retired end with it.
         if snapshot.state != SourceState::Retired {
-            collect_one(view, &snapshot);
+            let share = shares.get(snapshot.name.as_str()).copied().unwrap_or(0.0);
+            collect_one(view, &snapshot, share, &mut ages);
         }
         for (kind, blocks, bytes) in [
             ("reference", totals.reference_blocks, totals.reference_bytes),
@@ -817,6 +913,8 @@ fn collect(view: &View) {
             *sum = (sum.0 + blocks, sum.1 + bytes);
         }
     }
+    ages.collect();
+    metrics::counter!(names::ACTOR_RESTARTS.name).absolute(shared.counters.restarts());
     for (kind, (blocks, bytes)) in carried {
         super::collect_carried(kind, blocks, bytes);
     }

@@ -7,21 +7,24 @@
 mod added;
 mod advice;
 mod devices;
+mod drills;
 mod hub;
 mod kept;
 mod local;
+mod noisy;
 mod noted;
 mod reload;
 mod remembered;
 mod seed;
+mod sizes;
 mod source;
 mod upkeep;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -32,15 +35,16 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::reload::of_tls;
-use super::bundle;
-use super::failure::Failure;
+use super::bundle::{self, Joined};
+use super::failure::{Failure, print};
 use super::locate::ConfigArgument;
 use super::logging::{self, LogFormat};
+use super::place::Package;
 use super::{Done, sockets};
 use crate::config::around::load_around;
 use crate::config::schema::{Door, Listen, TlsConfig};
 use crate::control::journal::Journal;
-use crate::control::message::{AdminError, Progress, ProgressUnit, code};
+use crate::control::message::{AdminError, Progress, ProgressUnit, answer, code};
 use crate::device::{MemberReport, MemberState};
 use crate::hub::{HubError, HubOptions};
 use crate::limits::ADMIN_PROGRESS_MS;
@@ -48,13 +52,13 @@ use crate::link::tls::ServedTls;
 use crate::metric::catalogue as names;
 use crate::nbd;
 use crate::nbd::protocol::request::Operation;
-use crate::observe::server::{HttpListener, Observed};
+use crate::observe::server::{Events, HttpListener, Observed};
 use crate::pool::Pool;
 use crate::status::SCHEMA;
 use crate::status::answers::{PoolCheckAnswer, VerifyOfEnd};
 use crate::status::config::ConfigProblem;
 use crate::status::document::{
-    Policy, PoolDeviceStatus, PoolStatus, RotStatus, SourceEntry, State,
+    Policy, PoolDeviceStatus, PoolStatus, RotStatus, SourceEntry, State, WaitsStatus,
 };
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{to_f64, to_u64};
@@ -88,6 +92,9 @@ pub struct SourceArguments {
     /// Write the configuration and the certificates of that join bundle beside --config first
     #[arg(long, value_name = "BUNDLE")]
     join: Option<PathBuf>,
+    /// Write them and end: for a unit that starts the source as its own user
+    #[arg(long, requires = "join")]
+    no_start: bool,
     /// Start with the file's policy at once, though the hub may know of a stronger one: a failover
     /// there may then call complete what is not
     #[arg(long)]
@@ -123,7 +130,10 @@ pub(super) fn hub_failure(error: HubError, file: &Path) -> Failure {
 /// Runs a source until it is told to stop.
 pub fn run_source(arguments: &SourceArguments) -> Result<Done, Failure> {
     let file = match &arguments.join {
-        Some(bundle) => bundle::join(bundle, arguments.config.config.as_deref())?,
+        Some(bundle) => match joined(bundle, arguments)? {
+            Some(file) => file,
+            None => return Ok(Done::WELL),
+        },
         None => arguments.config.file()?,
     };
     let config = source::load(&file).map_err(Failure::Problems)?;
@@ -134,6 +144,27 @@ pub fn run_source(arguments: &SourceArguments) -> Result<Done, Failure> {
         missing_devices: arguments.accept_missing_devices,
     };
     ended(source::run(config, accept), &file)
+}
+
+/// Writes what a bundle says; the file to start with, unless the process ends here and has said why.
+fn joined(bundle: &Path, arguments: &SourceArguments) -> Result<Option<PathBuf>, Failure> {
+    let (package, starts) = (Package::here(), !arguments.no_start);
+    let named = arguments.config.config.as_deref();
+    match bundle::join(bundle, named, &package, starts)? {
+        Joined::New(file) if starts => return Ok(Some(file)),
+        Joined::New(file) => {
+            let config = source::load(&file).map_err(Failure::Problems)?;
+            let told = package.told(&file, &config.data_dir);
+            print(&told.map_err(|error| Failure::failed(error.to_string(), ""))?)?;
+        }
+        Joined::Renewed(file) => print(&format!(
+            "{}: its certificates were replaced, it has joined before\n\
+             send HUP to the running source (`systemctl reload mirrorhub-source`), or start it without \
+             --join; the bundle can be deleted\n",
+            file.display()
+        ))?,
+    }
+    Ok(None)
 }
 
 fn start_logging() -> Result<(), Failure> {
@@ -200,6 +231,17 @@ impl Locks {
         nbd::serve::Options { tls, ..nbd::serve::Options::default() }
     }
 
+    /// Why nobody takes the certificate that they show.
+    fn expired(&self) -> Option<String> {
+        self.nbd.as_ref().or(self.http.as_ref())?.files().expired()
+    }
+
+    /// The doors' series.
+    fn collect(&self) {
+        let refused = self.http.as_ref().map_or(0, |http| http.refused());
+        metrics::counter!(names::HTTP_CLIENTS_REFUSED.name).absolute(refused);
+    }
+
     /// When the certificate that they show ends, if there is one.
     fn ends(&self) -> Option<i64> {
         let lock = self.nbd.as_ref().or(self.http.as_ref())?;
@@ -246,12 +288,14 @@ impl Doors {
         let (server, nbd_stop, http_stop) = (server.clone(), stop.clone(), stop.clone());
         let http = self.http;
         tracing::info!(http = http.describe(), "metrics and status");
-        let noted = noted::watch(observed.clone(), journal, stop.clone());
+        let noted = noted::watch(observed.clone(), journal.clone(), stop.clone());
+        let events: Events = Arc::new(move |since, most| journal.newest(since, most));
         vec![
             tokio::spawn(noted),
             tokio::spawn(async move { server.run(self.nbd, exports, nbd_stop).await }),
             tokio::spawn(async move {
-                let served = crate::observe::server::serve(http, observed, metrics, http_stop);
+                let served =
+                    crate::observe::server::serve(http, (observed, events), metrics, http_stop);
                 if let Err(error) = served.await {
                     tracing::error!(%error, "HTTP is not served any more");
                 }
@@ -276,11 +320,6 @@ fn failed(message: impl Into<String>) -> AdminError {
 /// The socket tells them, before it asks here.
 fn events_elsewhere() -> AdminError {
     failed("events are told by the socket")
-}
-
-fn answer(value: &impl serde::Serialize) -> Result<Value, AdminError> {
-    serde_json::to_value(value)
-        .map_err(|error| AdminError::new(code::INTERNAL, error.to_string(), "report this"))
 }
 
 /// Walks a pool from its roots: `reachable + free = all`, every block against its hash.
@@ -441,9 +480,8 @@ fn collect_pool(pool: &Pool, rot: MendFigures, upkeep: &Upkeep) {
     let (repaired, damaged) = pool.repairs();
     metrics::counter!(names::POOL_REPAIRED_BLOCKS.name).absolute(repaired);
     metrics::counter!(names::POOL_DAMAGED_READS.name).absolute(damaged);
-    if let Ok((pins, _)) = pool.pin_counts() {
-        metrics::gauge!(names::IMAGE_PINS.name).set(to_f64(pins));
-    }
+    let (pins, _) = pool.pin_counts();
+    metrics::gauge!(names::IMAGE_PINS.name).set(to_f64(pins));
     metrics::counter!(names::DEVICE_SYNCS.name, "device" => "pool").absolute(pool.syncs());
     metrics::counter!(names::DEVICE_ERRORS.name, "device" => "pool")
         .absolute(u64::from(pool.first_error().is_some()));
@@ -476,34 +514,47 @@ fn collect_nbd(server: &nbd::serve::Server) {
     }
 }
 
-/// What each source promised when it was shown last: the recorder is the process's own as well.
-static SHOWN: Mutex<BTreeMap<String, Policy>> = Mutex::new(BTreeMap::new());
+/// The longest wait for each step of the ladder, of all sources.
+#[derive(Debug, Default)]
+struct StepAges([Option<f64>; 4]);
 
-/// The policy in force is 1; the one before it, if there was another, is 0.
-fn collect_policy(source: &str, policy: &Policy) {
-    let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = shown.insert(source.to_owned(), policy.clone());
-    let set = |policy: &Policy, value: f64| {
-        metrics::gauge!(
-            names::SOURCE_POLICY.name,
-            "source" => source.to_owned(),
-            "mode" => policy.mode.clone(),
-            "ack" => policy.ack.clone(),
-            "apply" => policy.apply.clone(),
-            "on_hub_loss" => policy.on_hub_loss.clone()
-        )
-        .set(value);
-    };
-    if let Some(before) = before.filter(|before| before != policy) {
-        set(&before, 0.0);
+impl StepAges {
+    /// Another source.
+    fn add(&mut self, waits: &WaitsStatus) {
+        for (most, own) in self.0.iter_mut().zip(waits.by_step()) {
+            *most = [*most, own].into_iter().flatten().reduce(f64::max);
+        }
     }
-    set(policy, 1.0);
+
+    /// What no source knows is not shown.
+    fn collect(&self) {
+        for (&step, age) in names::STEPS.iter().zip(self.0) {
+            if let Some(age) = age {
+                metrics::gauge!(names::STEP_AGE_SECONDS.name, "step" => step).set(age);
+            }
+        }
+    }
+}
+
+/// The policy in force; the one before it is set no more, and so not shown any more.
+fn collect_policy(source: &str, policy: &Policy) {
+    metrics::gauge!(
+        names::SOURCE_POLICY.name,
+        "source" => source.to_owned(),
+        "mode" => policy.mode.clone(),
+        "ack" => policy.ack.clone(),
+        "apply" => policy.apply.clone(),
+        "on_hub_loss" => policy.on_hub_loss.clone()
+    )
+    .set(1.0);
 }
 
 /// The series of one source, the same on both ends.
-fn collect_source(entry: &SourceEntry) {
+fn collect_source(entry: &SourceEntry, published_at: u64, is_filer: bool) {
     let source = entry.name.to_string();
-    for state in State::ALL {
+    // One that was retired has no series; only a filer is ever fenced.
+    let shown = State::ALL.into_iter().filter(|state| *state != State::Retired);
+    for state in shown.filter(|state| is_filer || *state != State::Fenced) {
         let value = if state == entry.state { 1.0 } else { 0.0 };
         metrics::gauge!(
             names::SOURCE_STATE.name, "source" => source.clone(), "state" => state.as_str()
@@ -535,6 +586,8 @@ fn collect_source(entry: &SourceEntry) {
     let known = |name: &'static str, value: Option<f64>| {
         gauge(name, value.unwrap_or(f64::NAN));
     };
+    let published_at = (published_at > 0).then(|| to_f64(published_at));
+    known(names::SOURCE_CHECKPOINT_TIME.name, published_at);
     known(names::SOURCE_LAG_BYTES.name, entry.lag_bytes.map(to_f64));
     known(names::SOURCE_LAG_SECONDS.name, entry.lag_seconds);
     known(names::SOURCE_IMAGE_AGE_SECONDS.name, entry.image_age_seconds);
@@ -568,10 +621,21 @@ mod tests {
         let (sender, told) = mpsc::channel();
         let (asked, kept_up) = (pool.clone(), upkeep.clone());
         let asking = pool.with_state_held(|| {
-            let ask = move || pool_status(&asked, MendFigures::default(), &kept_up);
+            let ask = move || {
+                let recorder = crate::observe::recorder::builder().unwrap().build_recorder();
+                metrics::with_local_recorder(&recorder, || {
+                    collect_pool(&asked, MendFigures::default(), &kept_up);
+                });
+                let page = recorder.handle().render();
+                (pool_status(&asked, MendFigures::default(), &kept_up), page)
+            };
             let asking = std::thread::spawn(move || sender.send(ask()).unwrap());
-            let status = told.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
+            let (status, page) = told.recv_timeout(Duration::from_secs(60)).unwrap();
+            let status = status.unwrap();
             assert!(status.free_bytes > 0 && status.reserve_bytes > 0);
+            assert!(page.contains(&format!("{} 0\n", names::IMAGE_PINS.name)), "{page}");
+            // Negative control: a call of the data path does wait.
+            assert!(!pool.is_state_free());
             asking
         });
         asking.join().unwrap();

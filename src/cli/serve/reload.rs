@@ -3,15 +3,17 @@
 //! A file that is refused changes nothing: each of its problems is logged with file, line, key and
 //! fix, and shown in status until the file is right.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config::problem::{Problem, Problems};
 use crate::config::reload::{Change, When};
 use crate::config::schema::TlsConfig;
-use crate::link::tls::{TlsError, TlsFiles};
+use crate::link::tls::TlsFiles;
 use crate::status::SCHEMA;
 use crate::status::config::{ConfigChange, ConfigDiffAnswer, ConfigProblem, ConfigStatus};
+use crate::status::health::{HealthReason, HealthWord};
 use crate::units::convert::to_u64;
 
 /// What runs, and how its files stand against it.
@@ -87,13 +89,34 @@ fn log<'a>(problems: impl IntoIterator<Item = &'a ConfigProblem>) {
 }
 
 /// Certificates that cannot be read again: those that were read before stay in force.
-pub fn of_tls(error: &TlsError) -> ConfigProblem {
+pub fn of_tls(error: &impl std::fmt::Display) -> ConfigProblem {
     ConfigProblem {
         file: "[tls]".to_owned(),
         line: None,
         key: "tls".to_owned(),
         met: error.to_string(),
         fix: "put right files there, then reload; the certificates read before go on".to_owned(),
+    }
+}
+
+/// Own certificates that nobody takes any more. The process goes on with all that needs none.
+pub fn of_expired(whys: impl IntoIterator<Item = String>) -> Vec<HealthReason> {
+    let one = |text: String| HealthReason {
+        code: "certificate-expired".to_owned(),
+        word: HealthWord::Critical,
+        object: "tls".to_owned(),
+        text,
+        next_step: "put a new one there and reload: docs/operations.md, section TLS".to_owned(),
+    };
+    // Two doors may show the same one.
+    let whys: BTreeSet<String> = whys.into_iter().collect();
+    whys.into_iter().map(one).collect()
+}
+
+/// Says at the start what status goes on saying.
+pub fn log_expired(whys: impl IntoIterator<Item = String>) {
+    for HealthReason { text, next_step, .. } in of_expired(whys) {
+        tracing::error!(reason = text, next_step, "nobody takes this end's certificate");
     }
 }
 

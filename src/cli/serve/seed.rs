@@ -9,10 +9,15 @@ use crate::control::feed::{self, Feed};
 use crate::control::message::{AdminError, Progress, ProgressSender, ProgressUnit, Target, code};
 use crate::hub::Hub;
 use crate::hub::failover::Refusal;
+use crate::hub::seed::book::{Fate, Shown};
 use crate::hub::seed::{Order, Piece, lines};
+use crate::hub::shared::Shared;
+use crate::hub::status::Snapshot;
 use crate::limits::SEED_PIECES_WAITING;
+use crate::observe::server::News;
 use crate::status::SCHEMA;
 use crate::status::answers::{SeedAnswer, SeedEntry, SeedsAnswer};
+use crate::status::seed::SeedStatus;
 use crate::units::names::VolumeName;
 use crate::units::numbers::ByteCount;
 
@@ -29,7 +34,7 @@ fn volume_of(target: &Target) -> Result<VolumeName, AdminError> {
 /// Fills one with what follows.
 pub(super) async fn fill(
     hub: &Hub,
-    (target, size): (Target, Option<u64>),
+    (target, size, has_file): (Target, Option<u64>, bool),
     mut feed: Feed,
     progress: ProgressSender,
 ) -> Result<Value, AdminError> {
@@ -41,7 +46,8 @@ pub(super) async fn fill(
         progress.send(Progress { what, object, done, total, unit: ProgressUnit::Bytes });
     };
     let source = target.source.clone();
-    let order = Order { source: source.clone(), volume: volume.clone(), size: size.map(ByteCount) };
+    let (size, volume_of_it) = (size.map(ByteCount), volume.clone());
+    let order = Order { source: source.clone(), volume: volume_of_it, size, has_file };
     let filled = hub.seed(order, pieces, report);
     let fed = async {
         while let Some(piece) = feed.next().await? {
@@ -99,4 +105,59 @@ pub(super) fn list(hub: &Hub) -> Result<Value, AdminError> {
         state: if seed.finished { "finished" } else { "unfinished" }.to_owned(),
     });
     answer(&SeedsAnswer { schema: SCHEMA, seeds: seeds.collect() })
+}
+
+/// What has become of seeds since the last call.
+pub(super) fn news(shared: &Shared) -> Vec<News> {
+    let of = |one: crate::hub::seed::book::News| News {
+        object: one.source.to_string(),
+        what: one.what,
+        result: one.result,
+    };
+    shared.seeds.news().into_iter().map(of).collect()
+}
+
+/// The seeds of a source, for status.
+pub(super) fn shown(shared: &Shared, snapshot: &Snapshot) -> Vec<SeedStatus> {
+    let has_image = snapshot.applied_cp.0 > 0;
+    let seeds = shared.seeds.of_source(&snapshot.name).into_iter();
+    seeds
+        .map(|(volume, shown)| {
+            status(&format!("{}/{volume}", snapshot.name), volume, shown, has_image)
+        })
+        .collect()
+}
+
+fn status(target: &str, volume: VolumeName, shown: Shown, has_image: bool) -> SeedStatus {
+    let discard = format!("`mirrorhub seed {target} --discard` gives it up");
+    let (state, reason, next_step) = match shown.fate {
+        Fate::Filling => ("filling", "it is being filled; its source is held off", String::new()),
+        Fate::Unfinished => (
+            "unfinished",
+            "it was not filled to its end; its source is held off",
+            format!("`mirrorhub seed {target} FILE` goes on with it, {discard}"),
+        ),
+        Fate::Waiting if has_image => {
+            ("unused", "its source has an image here that began without it", discard)
+        }
+        Fate::Waiting => (
+            "waiting",
+            "its source has not come since; what differs is sent then",
+            "connect the source".to_owned(),
+        ),
+        Fate::Adopted => ("adopted", "the image begins with it", String::new()),
+        Fate::Discarded => {
+            ("given-up", "a command has discarded it; its blocks are free", String::new())
+        }
+    };
+    SeedStatus {
+        volume,
+        state: state.to_owned(),
+        reason: reason.to_owned(),
+        next_step,
+        taken_at_seconds: shown.taken_at,
+        ended_at_seconds: shown.ended_at,
+        size_bytes: shown.size.0,
+        pool_bytes: bytes_of(shown.blocks),
+    }
 }

@@ -1,5 +1,6 @@
 //! `mirrorhub source`: puts a source together from its configuration and runs it in the foreground.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +13,17 @@ use tokio_util::sync::CancellationToken;
 use super::added;
 use super::devices::{self, Devices};
 use super::local;
-use super::reload::{self, Files, files_of};
+use super::reload::{self, Files, files_of, of_expired};
 use super::upkeep;
-use super::{Doors, Locks, answer, end_of, events_elsewhere, join, pool_check, unknown_volume};
+use super::{
+    Doors, Locks, StepAges, answer, end_of, events_elsewhere, join, pool_check, unknown_volume,
+};
+use crate::cli::exchange;
 use crate::cli::service;
 use crate::cli::signals::{Signal, Signals};
 use crate::config::problem::Problems;
 use crate::config::reload::{reloaded_source, source_changes};
-use crate::config::schema::{PoolConfig, SourceConfig};
+use crate::config::schema::{PoolConfig, SourceConfig, TlsConfig};
 use crate::config::shrink;
 use crate::control::feed::Feed;
 use crate::control::message::{AdminError, ProgressSender, Request, Target, code};
@@ -27,7 +31,7 @@ use crate::control::server::{Admin, AdminServer};
 use crate::device::directory::create_durably;
 use crate::filer::counters::CounterValues;
 use crate::filer::homes::{Home, HomeExports, Homes};
-use crate::filer::status::{SourceState, Status};
+use crate::filer::status::{SourceState, Status, VolumeStatus as OwnVolume};
 use crate::filer::{CheckpointError, DeviceOptions, Filer, FilerOptions};
 use crate::link::tls::SourceTls;
 use crate::metric::catalogue as names;
@@ -39,10 +43,10 @@ use crate::status::answers::{
     CheckpointAnswer, CheckpointOfSource, Unproven, Verdict, VerifyAnswer, VerifyOfVolume,
     VolumeRoot,
 };
-use crate::status::config::ConfigDiffAnswer;
+use crate::status::config::{ConfigDiffAnswer, ConfigProblem};
 use crate::status::document::{
     AloneSince, NvramStatus, Policy, ResyncStatus, SourceEntry, State, StatusDocument,
-    VolumeStatus, VolumeTrouble,
+    VolumeStatus, VolumeTrouble, WaitsStatus,
 };
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::to_f64;
@@ -64,6 +68,10 @@ pub struct Accept {
     pub missing_devices: bool,
 }
 
+/// What is done about certificates that were read in another place than the file's.
+const RESTART: &str =
+    "restart this source when that suits: the certificates read at its start go on until then";
+
 /// For `systemctl status`. Volumes are served once the hub was met, or need not be.
 const LISTENS: &str = "listening; `mirrorhub status` shows how each volume stands";
 
@@ -83,17 +91,18 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
     two_workers()?.block_on(async {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let admin = AdminServer::bind(&config.data_dir).await?;
-        let locks = Locks::load(config.tls.as_ref())?;
+        let (cut, lock) = certificates(&config).context("certificates of a bundle not in place")?;
+        let locks = Locks::load(lock.as_ref())?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen, &locks).await?;
         let mut options = options(&config, accept);
         options.pool.adding = adding;
-        let tls = config.tls.as_ref().map(|tls| SourceTls::load(files_of(tls), &tls.hub_name));
+        let tls = lock.as_ref().map(|tls| SourceTls::load(files_of(tls), &tls.hub_name));
         options.tls = tls.transpose()?.map(Arc::new);
         let tls = options.tls.clone();
         let filer = Arc::new(Filer::start(options.clone()).await?);
         let directory = config.data_dir.join("homes");
-        let policies = config.home_policies();
-        let homes = Homes::start(filer.clone(), options, directory, policies).await?;
+        let wanted = (config.home_policies(), config.home_sizes());
+        let homes = Homes::start(filer.clone(), options, directory, wanted).await?;
         let (server, stop) = (Server::new(locks.nbd_options()), CancellationToken::new());
         let kept_up = config.pool.upkeep();
         let files = Files::new(config);
@@ -104,9 +113,10 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
             .context("cannot start the upkeep of the pool")?;
         let (keeper, server_too) = (upkeep.clone(), server.clone());
         let view =
-            View { filer: own, homes: guests, server: server_too, files, upkeep, tls, locks };
+            View { filer: own, homes: guests, server: server_too, files, upkeep, tls, locks, cut };
         let view = Arc::new(view);
         view.differs(&in_file);
+        reload::log_expired(view.expired());
         let exports = HomeExports::new(homes.clone());
         let mut tasks = doors.open(&server, exports, view.clone(), metrics, admin.journal(), &stop);
         let data_dir = &view.files.running().data_dir;
@@ -134,6 +144,28 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         join(tasks).await;
         anyhow::Ok(())
     })
+}
+
+/// An exchange that was cut and may not be finished here, and where the certificates are read.
+fn certificates(config: &SourceConfig) -> io::Result<(Option<ConfigProblem>, Option<TlsConfig>)> {
+    Ok((exchanged(config)?, config.tls.as_ref().map(counting).transpose()?))
+}
+
+/// Finishes a `--join` that was cut while it replaced the certificates; or why this process may not.
+fn exchanged(config: &SourceConfig) -> io::Result<Option<ConfigProblem>> {
+    let tls = config.tls.as_ref().and_then(|tls| tls.cert.parent());
+    let cut = tls.map_or(Ok(None), exchange::finish_if_allowed)?;
+    Ok(cut.map(|(met, fix)| ConfigProblem { fix, ..reload::of_tls(&met) }))
+}
+
+/// The files that count, where an exchange was cut that this process may not finish.
+fn counting(tls: &TlsConfig) -> io::Result<TlsConfig> {
+    let mut tls = tls.clone();
+    let TlsConfig { ca, cert, key, served, client_ca, .. } = &mut tls;
+    for file in [ca, cert, key, &mut served.0, &mut served.1].into_iter().chain(client_ca) {
+        *file = exchange::counting(file)?;
+    }
+    Ok(tls)
 }
 
 /// Reads the file of what runs again, and refuses what cannot become of it.
@@ -178,9 +210,17 @@ struct View {
     tls: Option<Arc<SourceTls>>,
     locks: Locks,
     upkeep: Arc<Upkeep>,
+    /// An exchange of certificates that the start met and might not finish.
+    cut: Option<ConfigProblem>,
 }
 
 impl View {
+    /// Own certificates that nobody takes any more.
+    fn expired(&self) -> impl Iterator<Item = String> {
+        let own = self.tls.as_ref().and_then(|tls| tls.files().expired());
+        own.into_iter().chain(self.locks.expired())
+    }
+
     /// Reads source.toml again: what needs no restart is taken over, the policy behind the next CP.
     fn reload(&self) {
         let running = self.files.running();
@@ -191,29 +231,60 @@ impl View {
                 let now = reloaded_source(&running, config);
                 self.filer.reload(now.policy(), now.checkpoint_interval);
                 self.filer.grow(sizes(&now));
+                self.homes.grow(now.home_sizes());
                 let homes = self.homes.reload(now.checkpoint_interval, &now.home_policies());
-                tracing::info!(file = %file.display(), changes = changes.len(), "reloaded");
-                let failed = self.tls.as_ref().and_then(|tls| tls.files().reload().err());
-                let problems = failed.iter().map(reload::of_tls).chain(self.locks.reload());
-                let problems = problems.chain(homes.problem().map(reload::of_homes)).collect();
+                let certificates = self.certificates(&running);
+                let homes = homes.problem().map(reload::of_homes);
+                let problems = certificates.into_iter().chain(homes).collect();
+                let count = changes.len();
                 self.files.taken(now, &changes, problems);
+                tracing::info!(file = %file.display(), changes = count, "reloaded");
             }
             Err(problems) => self.files.refused(&file, &problems),
         }
+    }
+
+    /// Reads the certificates again; what is wrong with that.
+    fn certificates(&self, running: &SourceConfig) -> Vec<ConfigProblem> {
+        let put = exchanged(running).unwrap_or_else(|error| Some(reload::of_tls(&error)));
+        let failed = self.tls.as_ref().and_then(|tls| tls.files().reload().err());
+        let failed = failed.iter().map(reload::of_tls).chain(self.locks.reload());
+        let mut problems: Vec<_> = put.into_iter().chain(failed).collect();
+        if let (Some(cut), true) = (&self.cut, !problems.is_empty()) {
+            // They were read where they were staged. That the place is gone now is no other problem.
+            problems.truncate(1);
+            for problem in &mut problems {
+                if problem.fix != cut.fix {
+                    problem.fix = RESTART.to_owned();
+                }
+            }
+        }
+        problems
     }
 
     /// Shows what the file says otherwise than what runs.
     fn differs(&self, file: &SourceConfig) {
         let running = self.files.running();
         let changes = source_changes(&running, file);
-        self.files.taken(running, &changes, Vec::new());
+        self.files.taken(running, &changes, self.cut.iter().cloned().collect());
+    }
+
+    /// Sizes that volumes of those that live here cannot have.
+    fn unfit(&self, config: &SourceConfig) -> Vec<ConfigProblem> {
+        let sizes = config.home_sizes();
+        if sizes.is_empty() {
+            return Vec::new();
+        }
+        self.homes.unfit(&sizes).iter().map(super::sizes::of_home).collect()
     }
 
     /// What a reload would do.
     fn difference(&self) -> ConfigDiffAnswer {
         let running = self.files.running();
         match reread(&running) {
-            Ok(config) => reload::difference(&source_changes(&running, &config), Vec::new()),
+            Ok(config) => {
+                reload::difference(&source_changes(&running, &config), self.unfit(&config))
+            }
             Err(problems) => reload::difference(&[], reload::listed(&problems)),
         }
     }
@@ -412,12 +483,14 @@ impl Observed for View {
     fn collect(&self) {
         let own = self.tls.as_ref().map(|tls| tls.files().ends());
         super::collect_tls(own.into_iter().chain(self.locks.ends()));
+        self.locks.collect();
         let status = self.filer.status();
         let homes = self.homes.statuses();
-        let mut carried = [(0, 0); 3];
+        let (mut carried, mut ages) = ([(0, 0); 3], StepAges::default());
         for status in std::iter::once(&status).chain(&homes) {
-            collect(status, &mut carried);
+            collect(status, &mut carried, &mut ages);
         }
+        ages.collect();
         for (kind, (blocks, bytes)) in ["reference", "inline", "hole"].into_iter().zip(carried) {
             super::collect_carried(kind, blocks, bytes);
         }
@@ -433,13 +506,17 @@ impl Observed for View {
         let nvram = status.ring.as_ref().map(nvram_status);
         let pool = super::pool_status(&self.filer.pool(), self.homes.rot(), &self.upkeep);
         let shown = StatusDocument::filer(entry(&status), self.homes_shown(), nvram, pool);
-        shown.with_config(self.files.status())
+        let mut files = self.files.status();
+        files.problems.extend(self.unfit(&self.files.running()));
+        shown.with_config(files).with_reasons(of_expired(self.expired()))
     }
 }
 
 /// The series of one source that runs here, and what its CPs carried, added up.
-fn collect(status: &Status, carried: &mut [(u64, u64); 3]) {
-    super::collect_source(&entry(status));
+fn collect(status: &Status, carried: &mut [(u64, u64); 3], ages: &mut StepAges) {
+    let entry = entry(status);
+    super::collect_source(&entry, status.counters.checkpoint_at, true);
+    ages.add(&entry.waits);
     let (counters, source) = (&status.counters, status.name.to_string());
     let these = [
         (counters.references, counters.reference_bytes),
@@ -480,7 +557,9 @@ fn broken(name: SourceName, reason: &str) -> SourceEntry {
         visible_bytes: 0,
         pool_used_bytes: None,
         pool_limit_bytes: None,
+        seeds: Vec::new(),
         volumes: Vec::new(),
+        waits: WaitsStatus::default(),
     }
 }
 
@@ -555,21 +634,28 @@ fn entry(status: &Status) -> SourceEntry {
         visible_bytes: visible,
         pool_used_bytes: None,
         pool_limit_bytes: None,
-        volumes: status
-            .volumes
-            .iter()
-            .map(|volume| VolumeStatus {
-                name: volume.name.clone(),
-                size_bytes: volume.size.0,
-                root: volume.root,
-                trouble: volume.refused.as_ref().map(|refusal| VolumeTrouble {
-                    state: "refused".to_owned(),
-                    reason: refusal.reason.clone(),
-                    next_step: refusal.next_step.clone(),
-                    image_cp: None,
-                }),
-            })
-            .collect(),
+        seeds: Vec::new(),
+        volumes: status.volumes.iter().map(of_volume).collect(),
+        waits: WaitsStatus {
+            staged_seconds: Some(status.unstaged.as_secs_f64()),
+            drained_seconds: None,
+            applied_seconds: None,
+            visible_seconds: Some(lag.max(status.unstaged.as_secs_f64())),
+        },
+    }
+}
+
+fn of_volume(volume: &OwnVolume) -> VolumeStatus {
+    VolumeStatus {
+        name: volume.name.clone(),
+        size_bytes: volume.size.0,
+        root: volume.root,
+        trouble: volume.refused.as_ref().map(|refusal| VolumeTrouble {
+            state: "refused".to_owned(),
+            reason: refusal.reason.clone(),
+            next_step: refusal.next_step.clone(),
+            image_cp: None,
+        }),
     }
 }
 

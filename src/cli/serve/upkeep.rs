@@ -76,5 +76,7 @@ pub(super) fn collect(upkeep: &Upkeep) {
     let total = if rebuild.devices > 0 { rebuild.total_bytes } else { 0 };
     set(names::REBUILD_TOTAL_BYTES.name, to_f64(total));
     set(names::REBUILD_LOST_BLOCKS.name, to_f64(rebuild.lost_blocks));
+    let ended = scrub.ended_at.and_then(|at| u64::try_from(at).ok());
+    set(names::SCRUB_TIME.name, ended.map_or(f64::NAN, to_f64));
     set(names::SCRUB_AGE_SECONDS.name, scrub.age_seconds.unwrap_or(f64::NAN));
 }

@@ -30,10 +30,19 @@ impl Forwarder {
         Ok(())
     }
 
-    /// The gate is closed by now: no more is answered without the hub.
-    pub(super) fn answered_alone(&mut self) {
+    /// The gate is closed by now: no more is answered without the hub. A source that was to be usable
+    /// before it had been in step begins to promise that it stops: before the mark goes.
+    pub(super) async fn answered_alone(&mut self) -> Result<(), End> {
+        let next = if self.shared.waits_to_stop() { self.shared.promise() } else { None };
+        if let Some(next) = next {
+            // Looked at behind the change: what comes later is answered by both.
+            let behind = self.shared.order.figures().sequence;
+            self.note(move |kept| kept.next = Some(next)).await?;
+            self.follow.push_back(Event::Promised { next, behind });
+        }
         let upto = self.shared.completion.answered_alone();
         self.follow.push_back(Event::AnsweredAlone(upto));
+        Ok(())
     }
 
     /// Changes what the source keeps about itself, durably.

@@ -15,7 +15,7 @@ use crate::hub::shared::RefillError;
 use crate::hub::stager::Staged;
 use crate::record::marks::Place;
 use crate::session::mirror::Build;
-use crate::units::machine;
+use crate::units::machine::{self, now};
 use crate::units::numbers::CpNumber;
 use crate::wire::message::{Frame, Message, Scanned, WantPlace};
 
@@ -50,7 +50,8 @@ impl SourceActor {
         let bytes = transfer.data_bytes();
         lane.ladder.received_bytes.fetch_add(bytes, Ordering::Relaxed);
         lane.ladder.transfers.fetch_add(1, Ordering::Relaxed);
-        let staged = Staged { lane: lane.clone(), epoch: machine.known().epoch, transfer };
+        let (lane, epoch, came) = (lane.clone(), machine.known().epoch, now());
+        let staged = Staged { lane, epoch, transfer, came };
         self.shared.stager.stage(staged);
     }
 

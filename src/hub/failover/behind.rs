@@ -156,15 +156,13 @@ impl<'a, 'b> Behind<'a, 'b> {
         let beneath = Arc::new(overlay);
         let ground = Ground { place: line.fence, cp: line.cp, beneath };
         let started = run.shared.promoted.start_over(run.source, Some(ground));
-        match machine::block_on(&Handle::current(), started) {
-            Ok(_) => {}
-            // The next step ends with the hub.
-            Err(PromotedError::Stopping) => return Ok(()),
-            Err(error) => {
-                // It is tried again when the log is applied, and status says what came of it.
+        if let Err(error) = machine::block_on(&Handle::current(), started) {
+            // It is tried again when the log is applied, and status says what came of it; of a hub
+            // that stops, by its next start.
+            if !matches!(error, PromotedError::Stopping) {
                 tracing::error!(source = %run.name, %error, "not served before the log is applied");
-                return Ok(());
             }
+            return Ok(());
         }
         let report = Report { behind: true, ..self.report(line, extent) };
         tracing::warn!(

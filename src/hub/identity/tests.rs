@@ -201,6 +201,11 @@ fn an_identity_without_a_list_is_a_whole_hub() {
     let text = r#"{"schema":1,"hub":"07070707070707070707070707070707"}"#;
     let identity = read(Path::new("identity.json"), text).unwrap();
     assert_eq!((identity.hub, identity.making), (HubId([7; 16]), None));
-    let newer = r#"{"schema":2,"hub":"07070707070707070707070707070707"}"#;
-    assert!(read(Path::new("identity.json"), newer).is_err());
+    let newer = r#"{"schema":2,"hub":"07070707070707070707070707070707","more":[]}"#;
+    let met = read(Path::new("identity.json"), newer).unwrap_err().to_string();
+    assert_eq!(met, "identity.json: has schema 2, this program reads 1");
+    let odd = newer.replace("\"schema\":2", "\"schema\":1");
+    assert!(
+        read(Path::new("identity.json"), &odd).is_err_and(|odd| odd.to_string().contains("more"))
+    );
 }

@@ -10,7 +10,7 @@ use super::disk::Disk;
 use super::laws;
 use super::probes::Probe;
 use super::process::Running;
-use super::setup::{HUB_POOL_BYTES, HUB_RING_BYTES, Setup, hub_options};
+use super::setup::{HUB_POOL_BYTES, HUB_RING_BYTES, Setup, VOLUMES, hub_options};
 use super::world::{LOOK_AGAIN, Nvrams, Primary, SourceState, begin_clients};
 use crate::device::Device;
 use crate::device::sim::{Chance, Effect, SimDevice};
@@ -23,11 +23,13 @@ use crate::hub::refill::Refills;
 use crate::hub::shared::{Arbiters, Shared};
 use crate::hub::{HubOptions, bring_up, failback, failover};
 use crate::link::simulated::Inbox;
+use crate::nbd::export::{Exports as _, Segment};
 use crate::nvlog::format::HEADER_BYTES;
 use crate::nvlog::{Ring, RingShape};
 use crate::pool::write_set::Reservation;
 use crate::sourcelog::sim::SimFiles;
 use crate::sourcelog::{LogOptions, LogStore};
+use crate::units::convert::{low_u32, to_usize};
 use crate::units::ids::HubId;
 use crate::units::machine;
 use crate::units::machine::simulated::Process;
@@ -73,9 +75,32 @@ async fn administer(
             }
             let sequence = engine.shared().order.figures().sequence.0;
             promoted(&shared, &name, state, sequence);
+            if state.borrow().twin.is_some()
+                && let Some(served) = content_of(&engine).await
+            {
+                state.borrow_mut().go_on_with(sequence, &served);
+            }
             begin_clients(Primary::Hub, &engine, state, &mut chance);
         }
     }
+}
+
+/// What clients would read, all of it; nothing if it cannot be read.
+async fn content_of(engine: &Filer) -> Option<Vec<Vec<u8>>> {
+    let mut contents = Vec::new();
+    for number in 0..VOLUMES {
+        let export = engine.exports().open(&format!("vol{number}")).await.ok()?;
+        let size = export.info().size.0;
+        let mut bytes = Vec::new();
+        for segment in export.read(0, low_u32(size)).await.ok()? {
+            match segment {
+                Segment::Data(data) => bytes.extend_from_slice(&data),
+                Segment::Hole(count) => bytes.resize(bytes.len() + to_usize(count), 0),
+            }
+        }
+        contents.push(bytes);
+    }
+    Some(contents)
 }
 
 /// The hub serves from now on.
@@ -84,14 +109,17 @@ fn promoted(shared: &Shared, name: &SourceName, state: &Rc<RefCell<SourceState>>
     let Some(lane) = shared.lanes.get(name) else { return };
     if state.primary == Primary::Source {
         state.own_line = Some(state.line.clone());
+        // Over its log the roots do not tell yet whose line it is.
+        state.twin = state.line.other().filter(|_| state.may_differ());
     }
     match laws::published_in(&shared.pool, lane.source()) {
         // Nothing is ordered behind the CP of a failover when its engine begins.
-        Ok((_, at, roots)) if at == sequence && state.was_alone => {
+        Ok((_, at, roots)) if at == sequence => {
+            let twin = state.twin.take();
             if !matches!(state.line.has(sequence, &roots, false), Ok(true))
-                && let Some(other) = state.line.other()
+                && let Some(twin) = twin
             {
-                state.line = other;
+                state.line = twin;
             }
         }
         Ok(_) => {}

@@ -184,7 +184,13 @@ fn same(
     (cp, sequence): (CpNumber, u64),
     roots: &Roots,
 ) -> Result<(), String> {
-    if state.line.has(sequence, roots, state.was_alone)? {
+    let either = state.may_differ();
+    if state.line.has(sequence, roots, either)? {
+        return Ok(());
+    }
+    if let Some(twin) = &mut state.twin
+        && twin.has(sequence, roots, false)?
+    {
         return Ok(());
     }
     Err(format!("{what} of CP {cp} is not what was written up to {sequence}"))

@@ -433,6 +433,7 @@ pub(super) fn hub_options(setup: &Setup) -> HubOptions {
         space_limit: None,
         bandwidth_limit: None,
         join_by: None,
+        certificates: vec![],
         volumes: vec![],
         keep: None,
     };

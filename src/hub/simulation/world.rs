@@ -96,6 +96,9 @@ pub(super) struct SourceState {
     pub(super) by_both: u64,
     /// Whose writes count.
     pub(super) primary: Primary,
+    /// The line that its hub may have gone on with when it took over, until it is known: what a restart of
+    /// the source had cut off.
+    pub(super) twin: Option<Line>,
     /// What the source has itself, while its hub serves.
     pub(super) own_line: Option<Line>,
     /// Roots of what the hub had served when the source's side was kept.
@@ -140,6 +143,7 @@ impl SourceState {
             mark: false,
             by_both: 0,
             primary: Primary::Source,
+            twin: None,
             own_line: None,
             split: None,
             served_epoch: 0,
@@ -254,6 +258,27 @@ impl SourceState {
         Err(format!("what is given back at {at} is what neither end had"))
     }
 
+    /// Whether the hub may hold what its source has cut off: that one served alone, or had to begin so.
+    pub(super) fn may_differ(&self) -> bool {
+        self.was_alone || self.cut_at.is_some()
+    }
+
+    /// What the hub serves at `sequence` tells which line it has gone on with.
+    pub(super) fn go_on_with(&mut self, sequence: u64, served: &[Vec<u8>]) {
+        let Some(mut twin) = self.twin.take() else { return };
+        let is = |line: &mut Line| {
+            let content = line.content(sequence);
+            content.is_ok_and(|content| {
+                content.iter().zip(served).all(|(wanted, met)| wanted.starts_with(met))
+            })
+        };
+        if !is(&mut self.line) && is(&mut twin) {
+            let resumed = twin.resumed(sequence);
+            self.judge(resumed);
+            self.line = twin;
+        }
+    }
+
     /// Another end serves from now on, what ends at `sequence`.
     pub(super) fn change(&mut self, primary: Primary, sequence: u64) {
         if self.was_alone && sequence < self.line.acknowledged() {
@@ -270,6 +295,7 @@ impl SourceState {
         let resumed = self.line.resumed(sequence);
         self.judge(resumed);
         (self.primary, self.was_alone, self.by_both) = (primary, false, 0);
+        self.cut_at = None;
         self.hub_durable = self.hub_durable.min(sequence);
         (self.serving, self.fenced_at) = (true, sequence);
     }

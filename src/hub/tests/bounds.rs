@@ -252,3 +252,25 @@ fn a_stop_says_good_bye() {
         assert!(a.other().await.is_none());
     });
 }
+
+/// Goal: what status shows of a hub is read while a call of the data path holds the ring's lock.
+#[test]
+fn status_of_a_hub_does_not_wait_for_its_ring() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (hub, mut a, _b) = super::hub_of_two(dir.path()).await;
+        a.put(0, 1).await;
+        a.acked().await;
+        let ring = hub.shared().stager.ring().unwrap();
+        let (sender, answers) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let held = ring.hold();
+            scope.spawn(|| sender.send((hub.snapshots().len(), ring.status().bytes)));
+            let met = answers.recv_timeout(std::time::Duration::from_secs(20));
+            drop(held);
+            let (sources, bytes) = met.expect("status waits for the lock");
+            assert!(sources == 2 && bytes > 0, "{bytes}");
+        });
+        hub.stop().await;
+    });
+}

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use super::fake::Fake;
 use super::{image_root, in_system, log_files, options, start_again, until};
@@ -187,7 +188,12 @@ fn a_crash_behind_any_step_is_gone_on_from() {
 /// Stages a transfer as an actor would that has not heard of the fence.
 fn stage_late(hub: &Hub, transfer: &Transfer, epoch: Epoch) {
     let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
-    hub.shared().stager.stage(Staged { lane, epoch, transfer: transfer.clone() });
+    hub.shared().stager.stage(Staged {
+        lane,
+        epoch,
+        transfer: transfer.clone(),
+        came: Instant::now(),
+    });
 }
 
 /// Whether a transfer that is queued behind the fence becomes durable.

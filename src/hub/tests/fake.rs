@@ -94,7 +94,8 @@ impl Fake {
             held_after: Place::default().into(),
             last: self.last.into(),
             own_durable: self.last.transfer,
-            own_cp: CpNumber(self.cp.0 - 1),
+            // Its own commit goes before CpEnd (R6), so it has what the hub may have published.
+            own_cp: self.cp,
             cp_max: CpNumber(self.cp.0 - 1),
             serving: true,
             policy: self.policy,

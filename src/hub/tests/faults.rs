@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::fake::Fake;
@@ -9,6 +10,7 @@ use super::{hub_of_two, image_root, in_system, options, start_again, until};
 use crate::hub::Hub;
 use crate::hub::extension::Extension;
 use crate::hub::failover;
+use crate::hub::lane::Lane;
 use crate::hub::status::{Snapshot, SourceState};
 use crate::nvlog::format::device_offset;
 use crate::record::marks::Place;
@@ -35,6 +37,15 @@ fn mend_log(dir: &Path, source: &Fake, aside: &Path) {
 fn state(hub: &Hub, name: &str) -> SourceState {
     let snapshots = hub.snapshots();
     snapshots.iter().find(|shown| shown.name.as_str() == name).unwrap().state
+}
+
+/// A source puts one block, which is in its log when this returns.
+pub(super) async fn one_drained(hub: &Hub, source: &mut Fake) -> Arc<Lane> {
+    source.put(0, 1).await;
+    source.acked().await;
+    let lane = hub.shared().lanes.get(&source.name.parse().unwrap()).unwrap();
+    until("drained", || lane.cursors().drained == source.last).await;
+    lane
 }
 
 /// Sends transfers of a second CP into a log that cannot be made, until the hub says so; their
@@ -67,10 +78,7 @@ fn a_failed_log_faults_its_source_alone() {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();
         let (hub, mut a, mut b) = hub_of_two(dir.path()).await;
-        a.put(0, 1).await;
-        a.acked().await;
-        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
-        until("drained", || lane.cursors().drained == a.last).await;
+        one_drained(&hub, &mut a).await;
         break_log(dir.path(), &a);
         let begin = Instant::now();
         into_the_fault(&mut a, 1).await;
@@ -154,10 +162,7 @@ fn the_ring_stands(off: bool) -> bool {
     in_system(async {
         let dir = tempfile::tempdir().unwrap();
         let (hub, mut a, mut b) = hub_of_two(dir.path()).await;
-        a.put(0, 1).await;
-        a.acked().await;
-        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
-        until("drained", || lane.cursors().drained == a.last).await;
+        one_drained(&hub, &mut a).await;
         break_log(dir.path(), &a);
         into_the_fault(&mut a, 20).await;
         until("a is faulted", || state(&hub, "a") == SourceState::Faulted).await;
@@ -177,7 +182,7 @@ fn the_ring_stands(off: bool) -> bool {
         let (first, released) = (records_of(&hub, &a)[0], ring.status().released);
         println!("off: {off}, released {released}, its first record at {first}");
         assert!(!stands.get() || released == first, "it is not its record that stands there");
-        drop((ring, lane));
+        drop(ring);
         hub.stop().await;
     });
     stands.get()
@@ -209,7 +214,7 @@ pub(super) fn records_of(hub: &Hub, source: &Fake) -> Vec<LogPosition> {
     found
 }
 
-pub(super) fn shown(hub: &Hub, name: &str) -> std::sync::Arc<Snapshot> {
+pub(super) fn shown(hub: &Hub, name: &str) -> Arc<Snapshot> {
     hub.snapshots().into_iter().find(|shown| shown.name.as_str() == name).unwrap()
 }
 

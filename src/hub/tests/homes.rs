@@ -203,7 +203,9 @@ impl Beside {
         options.name = other();
         let filer = Arc::new(Filer::start(options.clone()).await.unwrap());
         let directory = dir.join("homes");
-        let homes = Homes::start(filer.clone(), options, directory, policies).await.unwrap();
+        let homes = Homes::start(filer.clone(), options, directory, (policies, Default::default()))
+            .await
+            .unwrap();
         let exports = HomeExports::new(homes.clone());
         served(&filer).await;
         Self { filer, homes, exports, own }
@@ -428,7 +430,9 @@ fn a_filer_without_room_is_not_given_anything() {
         options.name = other();
         let filer = Arc::new(Filer::start(options.clone()).await.unwrap());
         let (directory, policies) = (dir.path().join("homes"), BTreeMap::new());
-        let homes = Homes::start(filer.clone(), options, directory, policies).await.unwrap();
+        let homes = Homes::start(filer.clone(), options, directory, (policies, Default::default()))
+            .await
+            .unwrap();
         served(&filer).await;
         let space = filer.pool().space().unwrap();
         let room = space.free.0 - space.reserve.0 - space.held.0;

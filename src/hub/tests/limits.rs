@@ -2,13 +2,12 @@
 //! credit, for that source only; a reload changes what it may have.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use std::time::{Duration, Instant};
-
 use super::fake::Fake;
-use super::faults::{break_log, into_the_fault};
+use super::faults::{break_log, into_the_fault, one_drained};
 use super::promoted::{open, promoted_by};
 use super::{in_system, options, start_again, until};
 use crate::hub::Hub;
@@ -203,10 +202,7 @@ fn a_faulted_source_without_room_keeps_the_ring_at_rest() {
         let hub = start_again(settings).await;
         let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
         a.welcomed(hub.address()).await;
-        a.put(0, 1).await;
-        a.acked().await;
-        let lane = hub.shared().lanes.get(&"a".parse().unwrap()).unwrap();
-        until("drained", || lane.cursors().drained == a.last).await;
+        let lane = one_drained(&hub, &mut a).await;
         break_log(dir.path(), &a);
         into_the_fault(&mut a, 100).await;
         until("a is faulted", || lane.cursors().fault.is_some()).await;

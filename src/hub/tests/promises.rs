@@ -1,6 +1,9 @@
 //! What a source asks the hub for, and what the hub keeps of its promise.
 
+use super::failback::{all, at_filer, at_hub, filer_options, name, put, served};
 use super::*;
+use crate::filer::Filer;
+use crate::filer::status::SourceState as End;
 use crate::hub::failover;
 use crate::record::marks::Place;
 use crate::units::numbers::{Epoch, SequenceNumber};
@@ -114,5 +117,75 @@ fn the_promise_of_a_source_is_known_when_it_is_dead() {
         let shown = hub.snapshots().iter().find(|shown| shown.name == name).unwrap().policy;
         assert_eq!(shown, Some(source.policy));
         hub.stop().await;
+    });
+}
+
+/// R4: a new filer that stops without its hub, and has worked before it met it, answers while its work is brought
+/// over, also when the hub goes away in the middle; the hub says that writes may be missing. Once both are in step it
+/// stops, which is the control.
+#[test]
+fn a_new_filer_that_stops_works_until_it_was_in_step_once() {
+    in_system(async {
+        let (dir, filer_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
+        let again = HubOptions { listen: hub.address(), ..options(dir.path(), &["a"]) };
+        hub.stop().await;
+        drop(hub);
+        let stops = Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() };
+        let mut own = filer_options(filer_dir.path(), again.listen, stops);
+        let wanted = Policy { hub_timeout: own.hub_timeout, ..stops };
+        own.resync_limit = Some(ByteCount(2 << 20));
+        let own_interval = own.checkpoint_interval;
+        let filer = Filer::start(own).await.unwrap();
+        served(&filer).await;
+        let export = at_filer(&filer).await;
+        let mut image = vec![0; 4 << 20];
+        for at in 0..16u8 {
+            let part = [at + 1, 7, at, 3].repeat(64 << 10);
+            put(&export, &mut image, usize::from(at) << 18, &part).await;
+        }
+        // Made alone, so that the logs do not join.
+        drop(filer.checkpoint().await);
+        until("an own CP", || filer.status().own_cp.0 > 0).await;
+        // What a reload asks for before it was told to anybody follows like what it began with.
+        let wanted = Policy { hub_timeout: Duration::from_millis(600), ..wanted };
+        filer.reload(wanted, own_interval);
+        put(&export, &mut image, 4096, &[4; 4096]).await;
+        let before = filer.status().own_cp;
+        drop(filer.checkpoint().await);
+        until("another CP", || filer.status().own_cp > before).await;
+        assert_eq!(filer.shared().pledge.terms().next, None, "it has no hub yet");
+
+        for cut in [true, false] {
+            let hub = start_again(again.clone()).await;
+            until("a pass", || filer.status().pass.is_some()).await;
+            assert_eq!(filer.status().policy.on_hub_loss, OnHubLoss::Continue, "until then");
+            put(&export, &mut image, 0, &[8; 4096]).await;
+            assert!(filer.status().pass.is_some(), "the pass was over: nothing is shown");
+            if cut {
+                hub.stop().await;
+                put(&export, &mut image, 8192, &[9; 4096]).await;
+                continue;
+            }
+            let dry = failover::Ask { dry_run: true, now: true, ..failover::Ask::default() };
+            let may = hub.failover(&name(), dry, |_| {}).await;
+            assert!(may.is_err() || may.is_ok_and(|report| report.may_be_lost()), "it is said");
+            until("it stops from now on", || {
+                let status = filer.status();
+                let in_step = status.state == End::InSync && status.alone.is_none();
+                in_step && (status.policy, status.policy_next) == (wanted, None)
+            })
+            .await;
+            assert_eq!(hub.shared().known(&name()).unwrap().policy, Some(wanted));
+            filer.checkpoint().await.unwrap();
+            assert!(all(&at_hub(&hub).await).await == image);
+            hub.stop().await;
+        }
+        let write = tokio::spawn(async move { export.write(0, vec![1; 4096].into(), false).await });
+        until("the hub is missed", || filer.status().state == End::Offline).await;
+        tokio::time::sleep(wanted.hub_timeout * 2).await;
+        assert!(!write.is_finished() && filer.status().alone.is_none(), "it stops");
+        write.abort();
+        drop(filer.stop().await);
     });
 }

@@ -61,6 +61,8 @@ impl Upgrade for Own {
     fn admits(&self, _: Option<&CertificateDer<'_>>) -> Result<(), String> {
         if self.refuses { Err("nobody may come".to_owned()) } else { Ok(()) }
     }
+
+    fn refused(&self, _: &str, _: &str) {}
 }
 
 /// A client behind the upgrade.

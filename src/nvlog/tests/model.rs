@@ -133,6 +133,7 @@ impl Model {
 
     fn check_cursors(&self) {
         let status = self.driven.handle.status();
+        assert_eq!(status, self.driven.handle.status_under_lock(), "what is shown is what is");
         assert!(
             status.released <= status.release_wanted && status.release_wanted <= status.durable
         );

@@ -63,6 +63,33 @@ fn records_of_many_threads_share_a_sync() {
     handle.stop();
 }
 
+/// Goal: status never waits for the data path. Method: it is asked for while the ring's lock is held.
+/// Control: who asks for room does wait.
+#[test]
+fn status_is_read_while_the_lock_is_held() {
+    let sim = small_ring(16);
+    let (handle, feed) = start(&sim, NEVER);
+    feed.push(0, 1);
+    handle.wake();
+    until(|| feed.tickets().len() == 1);
+    let before = handle.status_under_lock();
+    assert_eq!((before.commits, before.bytes), (1, 512));
+    let held = handle.hold();
+    let (sender, answers) = std::sync::mpsc::channel();
+    let (to_room, room) = (sender.clone(), handle.clone());
+    let status = handle.clone();
+    let asks = std::thread::spawn(move || sender.send(Ok(status.status())));
+    let first = answers.recv_timeout(Duration::from_secs(20)).expect("status waits for the lock");
+    assert_eq!(first, Ok(before));
+    let waits = std::thread::spawn(move || to_room.send(Err(room.room())));
+    answers.recv_timeout(Duration::from_millis(50)).expect_err("the control takes the lock");
+    drop(held);
+    assert!(answers.recv_timeout(Duration::from_secs(20)).expect("room is told").is_err());
+    asks.join().unwrap().unwrap();
+    waits.join().unwrap().unwrap();
+    handle.stop();
+}
+
 /// A feed whose clients wait for their own commit.
 #[derive(Clone, Default)]
 struct Waiters(Arc<(Mutex<Queue>, Condvar)>);

@@ -34,8 +34,9 @@ const share = (part, whole) => (whole > 0 ? `${Math.round((100 * part) / whole)}
 
 // ---- the table ----
 
-const RANK = ["faulted", "fenced", "offline", "failed-over", "behind", "syncing", "waiting", "in-sync"];
-const rank = (row) => RANK.indexOf(row.state);
+const RANK = ["faulted", "fenced", "offline", "failed-over", "behind", "syncing", "waiting", "in-sync", "retired"];
+// What a newer process calls otherwise comes last.
+const rank = (row) => (RANK.includes(row.state) ? RANK.indexOf(row.state) : RANK.length);
 const COLUMNS = [
   { title: "Source", key: (row) => row.name, text: null },
   { title: "State", key: rank, text: (row) => row.state },
@@ -184,6 +185,7 @@ const open = (name) => {
   set(find("detail-name"), name);
   for (const id of ["detail-policy", "detail-space", "detail-rate", "detail-lag"]) set(find(id), "");
   find("volumes").replaceChildren();
+  find("seeds").replaceChildren();
   find("detail-rate-line").replaceChildren();
   find("detail-lag-line").replaceChildren();
   detail();
@@ -219,8 +221,9 @@ const detail = () => {
   }
   STEPS.forEach(([step], index) => {
     const value = row[`${step}_bytes`];
+    const wait = row[`${step}_seconds`] ?? 0;
     ladder.children[index * 3 + 1].firstChild.firstChild.style.width = value === null ? "0" : `${(100 * value) / most}%`;
-    set(ladder.children[index * 3 + 2], bytes(value));
+    set(ladder.children[index * 3 + 2], wait > 0 ? `${bytes(value)}, oldest waits ${seconds(wait)}` : bytes(value));
   });
 };
 const detailHistory = async () => {
@@ -247,9 +250,33 @@ const detailVolumes = async (name) => {
     item.append(make("code", volume.root ?? "no CP yet"));
     return item;
   }));
+  find("seeds").replaceChildren(...(source.seeds ?? []).map((seed) => {
+    const at = (when) => new Date(when * 1000).toLocaleString();
+    const taken = typeof seed.taken_at_seconds === "number" ? `, taken ${at(seed.taken_at_seconds)}` : "";
+    const ended = seed.ended_at_seconds === undefined ? "" : `, ${at(seed.ended_at_seconds)}`;
+    const next = seed.next_step === "" ? "" : `. Next: ${seed.next_step}`;
+    return make("li", `Seed of ${seed.volume}: ${seed.state}${ended}, ${bytes(seed.pool_bytes)} of ${bytes(seed.size_bytes)}${taken}: ${seed.reason}${next}`);
+  }));
 };
 
 // ---- the whole ----
+
+// A plain device is in, or its process does not run: only those of an array are shown.
+const devices = (all) => {
+  find("devices-section").hidden = all.length === 0;
+  const shown = JSON.stringify(all);
+  if (find("devices").dataset.shown === shown) return;
+  find("devices").dataset.shown = shown;
+  find("devices").replaceChildren(...all.map((device) => {
+    const item = make("li");
+    const state = make("span", device.state, { class: "state", "data-state": device.state });
+    const counts = [[device.read_errors, "read errors"], [device.repaired_blocks, "blocks repaired"], [device.slow_answers, "slow answers"]];
+    const more = counts.filter(([count]) => count > 0).map(([count, what]) => `, ${count} ${what}`).join("");
+    const why = device.reason ? ` (${device.reason})` : "";
+    item.append(make("b", device.name), state, `${device.size_bytes ? bytes(device.size_bytes) : "not there"}${more}${why}`);
+    return item;
+  }));
+};
 
 const whole = (news) => {
   const health = news.health;
@@ -279,6 +306,7 @@ const whole = (news) => {
     [pool.used_bytes, pool.kept_bytes, pool.pinned_bytes].forEach((part, index) => {
       find("pool-bar").children[index].style.width = `${(100 * part) / pool.total_bytes}%`;
     });
+    devices(pool.devices ?? []);
   }
 };
 const sums = () => {
@@ -289,24 +317,29 @@ const sums = () => {
   set(find("states"), RANK.filter((state) => count.has(state)).map((state) => `${count.get(state)} ${state}`).join(", "));
   set(find("rate"), `${bytes(rows.reduce((sum, row) => sum + row.bytes_per_second, 0))}/s`);
   set(find("lag"), lagOf(rows));
-  const bad = rows.filter((row) => row.state !== "in-sync").length;
+  // One that was retired on purpose asks for nothing.
+  const bad = rows.filter((row) => !["in-sync", "retired"].includes(row.state)).length;
   document.title = bad > 0 ? `(${bad}) mirrorhub` : "mirrorhub";
 };
-const CHANGES = 500;
-const changes = (list, fresh) => {
-  const node = find("changes");
+const EVENTS = 500;
+const events = (list, fresh) => {
+  const node = find("events");
   if (fresh) node.replaceChildren();
-  for (const change of list) {
+  for (const event of list) {
     const item = make("li");
-    const when = new Date(Date.now() - change.seconds_ago * 1000);
-    item.append(make("time", when.toLocaleTimeString(), { datetime: when.toISOString() }), `${change.source}: ${change.from} → `);
-    const to = make("span", change.to, { class: "state" });
-    to.dataset.state = change.to;
-    item.append(to, change.reason === "" ? "" : ` (${change.reason})`);
+    const when = new Date(event.at_seconds * 1000);
+    item.append(make("time", when.toLocaleTimeString(), { datetime: when.toISOString() }), make("b", event.who));
+    const [from, to] = event.what.split(" -> ");
+    if (RANK.includes(to)) {
+      item.append(`${from} → `, make("span", to, { class: "state", "data-state": to }));
+    } else {
+      item.append(event.what);
+    }
+    item.append(event.result === "" ? "" : `: ${event.result}`);
     node.querySelector(".quiet")?.remove();
     node.prepend(item);
   }
-  while (node.children.length > CHANGES) node.lastChild.remove();
+  while (node.children.length > EVENTS) node.lastChild.remove();
   if (node.children.length === 0) node.append(make("li", "none since this process started", { class: "quiet" }));
 };
 
@@ -325,27 +358,27 @@ const take = (news) => {
   arrange();
   sums();
   whole(news);
-  changes(news.changes, news.whole);
+  events(news.events, news.whole);
   if (opened) detail();
 };
 
 // ---- begin ----
 
 const follow = () => {
-  const events = new EventSource("api/v1/live");
+  const feed = new EventSource("api/v1/live");
   let heard = 0;
-  events.onmessage = (event) => {
+  feed.onmessage = (event) => {
     heard = Date.now();
     take(JSON.parse(event.data));
     set(find("link"), "live");
     find("link").classList.remove("lost");
   };
   // The browser tries again by itself unless it was refused; then this does.
-  events.onerror = () => {
+  feed.onerror = () => {
     const since = heard ? `, figures of ${new Date(heard).toLocaleTimeString()}` : "";
     set(find("link"), `no answer${since}`);
     find("link").classList.add("lost");
-    if (events.readyState === EventSource.CLOSED) setTimeout(follow, 3000);
+    if (feed.readyState === EventSource.CLOSED) setTimeout(follow, 3000);
   };
 };
 const again = () => { limit = PAGE; arrange(); };

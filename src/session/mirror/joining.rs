@@ -3,18 +3,12 @@
 //! Called by [`super::Mirror::step`], and by the shell before it ends an older connection. Ids,
 //! epochs and generations decide, never names (invariant 12); a refused Hello changes nothing.
 
-use super::super::CP_NUMBER_MAX;
+use super::super::{CP_NUMBER_MAX, NEXT_OF_AN_OLD_COPY, NEXT_OF_OTHER_EPOCH};
 use super::{Action, Mirror, State, refuse};
 use crate::units::numbers::Epoch;
-use crate::units::policy::{OnHubLoss, Policy};
 use crate::wire::message::{
     Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, Standing, Welcome,
 };
-
-/// What holds for a source that was never welcomed: it is usable at once, whatever its policy.
-fn usable_at_once(policy: Policy) -> Policy {
-    Policy { on_hub_loss: OnHubLoss::Continue, ..policy }
-}
 
 impl Mirror {
     pub(super) fn hello(&mut self, hello: &Hello, actions: &mut Vec<Action>) {
@@ -40,7 +34,7 @@ impl Mirror {
         self.offered.clone_from(&hello.volumes);
         let never = hello.hub.is_none();
         self.unshown = never.then_some(hello.policy);
-        self.known.policy = Some(if never { usable_at_once(hello.policy) } else { hello.policy });
+        self.known.policy = Some(if never { hello.policy.usable_at_once() } else { hello.policy });
         self.known.alone = hello.alone;
         let version = hello.version.min(PROTOCOL_VERSION);
         self.state = State::Joining { version, recorded: false };
@@ -109,8 +103,7 @@ impl Mirror {
                 "the source is in epoch {} ({:016x}), the hub in epoch {} ({:016x})",
                 hello.epoch.number, hello.epoch.id, known.epoch.number, known.epoch.id
             );
-            let next = "see `mirrorhub status` on the hub";
-            return Err(refuse(RefusedCode::Diverged, reason, next));
+            return Err(refuse(RefusedCode::Diverged, reason, NEXT_OF_OTHER_EPOCH));
         }
         let used = hello.cp_max.max(hello.own_cp);
         if used > CP_NUMBER_MAX {
@@ -124,10 +117,19 @@ impl Mirror {
                  is a clone or an old copy",
                 new.number, new.id, old.number, old.id
             );
-            let next = "start the original, or restore its newest state directory";
-            return Err(refuse(RefusedCode::Generation, reason, next));
+            return Err(refuse(RefusedCode::Generation, reason, NEXT_OF_AN_OLD_COPY));
         }
         self.is_newest(hello)?;
+        // Whatever boot it says: one that is refused here leaves the original in session, and its
+        // boot unrecorded. What is published was committed there before (R6).
+        if hello.own_cp < known.applied_cp {
+            let reason = format!(
+                "the hub has published CP {}, the source has committed only CP {}: its state is a \
+                 clone or an old copy",
+                known.applied_cp, hello.own_cp
+            );
+            return Err(refuse(RefusedCode::Diverged, reason, NEXT_OF_AN_OLD_COPY));
+        }
         if let Some(fault) = &self.faulted {
             let reason = format!("the hub's log of this source failed: {fault}");
             return Err(refuse(RefusedCode::Faulted, reason, "see `mirrorhub status` on the hub"));

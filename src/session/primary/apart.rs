@@ -260,7 +260,10 @@ impl Primary {
         match self.apart.mark {
             Mark::Absent | Mark::Clearing => {
                 self.apart.mark = Mark::Setting;
-                let from = (self.identity.epoch, self.acked_place().sequence.next());
+                // What a new source brings along is on no hub, from its first write on.
+                let new = self.identity.hub.is_none() || self.told_work;
+                let has = if new { SequenceNumber(0) } else { self.acked_place().sequence };
+                let from = (self.identity.epoch, has.next());
                 actions.push(Action::MarkApart(*self.identity.alone.get_or_insert(from)));
             }
             Mark::Setting | Mark::Set => {}

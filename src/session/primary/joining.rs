@@ -3,7 +3,7 @@
 //! Called by [`super::Primary::step`]. Nothing of a hub is believed before its Welcome was judged
 //! whole (R1, R5, R12); a hub that is not this source's halts the session with a reason.
 
-use super::super::CP_NUMBER_MAX;
+use super::super::{CP_NUMBER_MAX, NEXT_OF_AN_OLD_COPY, NEXT_OF_OTHER_EPOCH};
 use super::apart::How;
 use super::{Action, Held, Past, Primary, State, refused};
 use crate::record::marks::Place;
@@ -35,6 +35,7 @@ impl Primary {
         self.connections += 1;
         self.told_alone = self.identity.alone;
         self.told_welcomed = self.identity.hub.is_some();
+        self.told_work = self.brings_work();
         actions.push(Action::Send(Message::Hello(Box::new(Hello {
             version: PROTOCOL_VERSION,
             version_min: PROTOCOL_VERSION_MIN,
@@ -70,6 +71,7 @@ impl Primary {
         self.hub_cp = welcome.applied_cp;
         self.log_credit = welcome.log_credit;
         self.cp_credit = welcome.cp_credit;
+        self.begins_usable(actions);
         self.identity.hub = Some(welcome.hub);
         self.identity.epoch = welcome.epoch;
         actions.push(Action::Joined { hub: welcome.hub, epoch: welcome.epoch });
@@ -131,11 +133,7 @@ impl Primary {
                  else has become primary, or the hub was rolled back",
                 welcome.epoch.number, welcome.epoch.id, known.epoch.number, known.epoch.id
             );
-            return Err(refused(
-                RefusedCode::Diverged,
-                reason,
-                "see `mirrorhub status` on the hub",
-            ));
+            return Err(refused(RefusedCode::Diverged, reason, NEXT_OF_OTHER_EPOCH));
         }
         if welcome.cp_max > CP_NUMBER_MAX {
             let reason = format!("the hub says that CP {} was used", welcome.cp_max);
@@ -151,11 +149,7 @@ impl Primary {
                  rolled back",
                 welcome.applied_cp, self.own_cp
             );
-            return Err(refused(
-                RefusedCode::Diverged,
-                reason,
-                "restore the newer state directory",
-            ));
+            return Err(refused(RefusedCode::Diverged, reason, NEXT_OF_AN_OLD_COPY));
         }
         Ok(())
     }

@@ -12,6 +12,11 @@
 //! Up to S the older promise was kept, behind it both were: so the older one holds until the hub
 //! notes the newer, and the newer one holds from then on. A source that ends in between begins
 //! again with both, and tells the older one first: which of them the hub knows does not matter.
+//!
+//! One that stops without its hub does not hold writes before both were in step for the first time
+//! (R4). What a new source brings along, written before its first session, is brought over while it goes
+//! on: it tells its first hub so, and that it stops is another policy, which follows when all of it
+//! is there. What it told stands durably on the hub before the first Welcome.
 
 use super::{Action, Primary};
 use crate::units::numbers::SequenceNumber;
@@ -38,7 +43,23 @@ impl Primary {
     pub(super) fn told_policy(&self) -> Policy {
         match self.change {
             Some(Change { next, told: true, .. }) => next,
+            Some(_) | None if self.brings_work() => self.identity.policy.usable_at_once(),
             Some(_) | None => self.identity.policy,
+        }
+    }
+
+    /// Whether it was never welcomed, and has something that the hub lacks.
+    pub(super) fn brings_work(&self) -> bool {
+        let has = self.apart.is_marked() || self.own_cp.0 > 0 || !self.held.is_empty();
+        self.identity.hub.is_none() && has
+    }
+
+    /// The first hub has noted that this source goes on without it, until both were in step.
+    pub(super) fn begins_usable(&mut self, actions: &mut Vec<Action>) {
+        let policy = self.identity.policy.usable_at_once();
+        if self.told_work && policy != self.identity.policy {
+            self.identity.policy = policy;
+            actions.push(Action::InForce(policy));
         }
     }
 

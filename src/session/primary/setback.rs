@@ -5,10 +5,19 @@
 //! durable acknowledgement that does not hold is the mark of a hub restored from an old copy, or of
 //! a device that lies about its syncs: the administrator is told.
 
-use super::{Action, Primary};
+use super::{Action, Identity, Primary};
 use crate::record::marks::Place;
 use crate::units::policy::Ack;
 use crate::wire::message::Welcome;
+
+/// What an earlier run knew for sure that the hub has: what was let go of here was published there,
+/// unless it may have been let go of alone.
+pub(super) fn had_before(identity: &Identity, held_after: Place) -> Place {
+    match (identity.hub, identity.alone) {
+        (Some(_), None) => held_after,
+        (None, _) | (_, Some(_)) => Place::default(),
+    }
+}
 
 impl Primary {
     /// The hub has acknowledged, or said in Welcome, what it has by now.
@@ -19,7 +28,7 @@ impl Primary {
         }
     }
 
-    /// Holds a Welcome to what was acknowledged before, in this run of the source.
+    /// Holds a Welcome to what was acknowledged before.
     pub(super) fn hold_to(&mut self, welcome: &Welcome, actions: &mut Vec<Action>) {
         let has = Place::from(welcome.last);
         // What is acknowledged as received may go with the hub's power, by policy.

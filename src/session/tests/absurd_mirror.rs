@@ -552,6 +552,22 @@ fn one_of_two_clones_is_refused_in_either_order() {
     assert_eq!(code(&mut machine, hello(4)), None, "the same boot connects again");
 }
 
+/// A copy whose boot counter is above the original's, because it was started more often: it has not what
+/// the hub has published, so it is refused, the original stays in session, and its boot the newest.
+#[test]
+fn a_copy_that_lacks_a_published_cp_is_refused_whatever_its_boot() {
+    let published = Known { applied_cp: CpNumber(3), ..known() };
+    let has = |cp, number| Hello { own_cp: CpNumber(cp), ..hello(number) };
+    let mut machine = Mirror::new(published, Place::default(), CREDIT, CP_CREDIT);
+    assert_eq!(code(&mut machine, has(3, 4)), None);
+    machine.step(Event::Recorded);
+    assert_eq!(machine.accepts(&has(2, 5)).unwrap_err().code, RefusedCode::Diverged);
+    assert_eq!(code(&mut machine, has(2, 5)), Some(RefusedCode::Diverged));
+    assert!(machine.is_joined(), "the original stays in session");
+    assert_eq!(machine.known().generation, generation(4));
+    assert_eq!(code(&mut machine, has(3, 5)), None, "the same boot with that CP comes in");
+}
+
 #[test]
 fn volumes_are_held_to_what_is_known() {
     let offer = |number: u32, id: u8, name: &str, size: u64| VolumeOffer {
@@ -641,7 +657,7 @@ fn a_volume_is_refused_alone() {
         size: ByteCount(size),
     };
     let all = || vec![offer(0, "vol0", 1 << 20), offer(1, "vol1", 4096), offer(2, "vol2", 8192)];
-    let hello = |generation, volumes| Hello { volumes, ..hello(generation) };
+    let hello = |generation, volumes| Hello { volumes, own_cp: CpNumber(9), ..hello(generation) };
     let numbers = |machine: &Mirror| {
         let refused = machine.known().refused.iter().map(|no| no.volume.0).collect::<Vec<_>>();
         (machine.agreed().map(|offer| offer.number.0).collect::<Vec<_>>(), refused)

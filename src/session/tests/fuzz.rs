@@ -253,6 +253,7 @@ struct PrimaryShell {
     connected: bool,
     serving: bool,
     halted: bool,
+    joined: bool,
     counter: u64,
     frozen: Option<(CpNumber, Place)>,
     committed: bool,
@@ -284,6 +285,7 @@ impl PrimaryShell {
             connected: false,
             serving: false,
             halted: false,
+            joined: false,
             counter: 0,
             frozen: None,
             committed: false,
@@ -411,10 +413,14 @@ impl PrimaryShell {
                     (self.halted, self.connected) = (true, false);
                 }
                 Action::HubDurable(place) => self.hub_durable = place,
+                // What it brings along is brought over while it goes on.
+                Action::InForce(policy) => {
+                    assert_eq!((self.joined, policy.on_hub_loss), (false, OnHubLoss::Continue));
+                }
+                Action::Joined { .. } => self.joined = true,
                 Action::Unasked(_)
                 | Action::DataWindow { .. }
                 | Action::Adopt
-                | Action::Joined { .. }
                 | Action::LeaveOut(_)
                 | Action::SetBack { .. }
                 | Action::Checkpoint { .. }
@@ -432,8 +438,7 @@ impl PrimaryShell {
                 | Action::Faulted { .. }
                 | Action::PassEnded { .. }
                 | Action::Freeze
-                | Action::Renew
-                | Action::InForce(_)) => panic!("no peer makes a source under `stop` do {other:?}"),
+                | Action::Renew) => panic!("no peer makes a source under `stop` do {other:?}"),
             }
         }
     }

@@ -493,6 +493,11 @@ impl Source {
         places.into_iter().flatten().max_by_key(|place| place.sequence).unwrap()
     }
 
+    /// Whether it is to stop without its hub once it has been in step with it.
+    pub(super) fn waits_to_stop(&self) -> bool {
+        self.apart && self.policy.would_stop(&self.wanted)
+    }
+
     fn identity(&self) -> Identity {
         let on_hub_loss =
             if self.continues { OnHubLoss::Continue } else { self.policy.on_hub_loss };
@@ -573,7 +578,8 @@ impl Source {
             self.next = None;
         }
         // What the file asks for follows if nothing else does.
-        self.next = self.next.or(Some(self.wanted).filter(|wanted| *wanted != self.policy));
+        let follows = self.wanted != self.policy && !self.waits_to_stop();
+        self.next = self.next.or(follows.then_some(self.wanted));
         if let Some(next) = self.next {
             machine.step(primary::Event::Promised { next, behind: last.sequence });
         }
@@ -819,7 +825,8 @@ impl World {
         let frozen_upto = up.released.sequence.max(source.own.1.sequence);
         let something = up.last.sequence > frozen_upto;
         // A policy changes at a freeze; of nothing none is made.
-        let due = up.next.is_none() && source.wanted != source.policy;
+        let changes = source.wanted != source.policy && !source.waits_to_stop();
+        let due = up.next.is_none() && changes;
         let idle = up.serving && up.frozen.is_none() && !something;
         may(due && idle, Step::Promise);
         let wanted = self.budget.cps > 0 || up.wants_freeze || due;
@@ -840,7 +847,9 @@ impl World {
         may(!self.to_source.is_empty(), Step::ToSource);
         let hub_side = self.hub.up.as_ref().and_then(|hub| hub.connection);
         let greeting = self.to_hub.iter().any(|(number, _)| Some(*number) == up.connection);
-        let dead = up.connection.is_some() && up.connection != hub_side && !greeting;
+        // A refusal that is on its way is heard.
+        let refused = self.to_source.iter().any(|(number, _)| Some(*number) == up.connection);
+        let dead = up.connection.is_some() && up.connection != hub_side && !greeting && !refused;
         may(dead, Step::SourceNotices);
     }
 

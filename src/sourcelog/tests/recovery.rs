@@ -180,7 +180,7 @@ fn applied_logs_are_deleted_when_found() {
     assert_eq!(store.last(source(1)), Some(line.place));
 }
 
-/// A file of another hub, source, CP or version: refused by name, and nothing is touched, not
+/// A file of another hub, source or CP: refused by name, and nothing is touched, not
 /// even what could be deleted.
 #[test]
 fn files_of_others_are_refused_by_name() {
@@ -208,11 +208,6 @@ fn files_of_others_are_refused_by_name() {
     let renamed = SimFiles::default();
     renamed.put(&log_path(source(1), 2), &content);
     refused(&renamed, HUB, source(1), "is of CP 1");
-    let mut newer = content.clone();
-    newer[4] = 2;
-    let crc = crc32c(&newer[..508]);
-    newer[508..512].copy_from_slice(&crc.to_le_bytes());
-    refused(&with_content(&files, &path, &newer), HUB, source(1), "version 2");
     let odd = SimFiles::default();
     odd.put(&path.with_file_name("cp-1.log"), &content);
     refused(&odd, HUB, source(1), "ten digits");
@@ -220,6 +215,32 @@ fn files_of_others_are_refused_by_name() {
     let strange = files.copy();
     strange.put(&path.with_file_name("lost+found"), b"");
     assert!(reopen(&strange).recover(source(1), CpNumber(0)).is_ok());
+}
+
+/// Goal: what a later program wrote is refused with both versions, and nothing of it is cut: neither a
+/// file nor a record in a tail that is not synced. Control: without its checksum such a record is a torn
+/// tail.
+#[test]
+fn what_a_later_version_wrote_is_refused_and_left() {
+    let path = log_path(source(1), 1);
+    let (files, transfers, content) = small_log(1);
+    let record = usize::try_from(file_offset(&transfers[..1])).unwrap();
+    for (at, crc_at) in [(0, 508), (record, record + 124)] {
+        let mut newer = content.clone();
+        newer[at + 4] = 2;
+        let bad = with_content(&files, &path, &newer);
+        let torn = reopen(&bad).recover(source(1), CpNumber(0));
+        assert!(at == 0 || torn.is_ok_and(|found| found.logs[0].cut_bytes > 0), "control at {at}");
+        let crc = crc32c(&newer[at..crc_at]);
+        newer[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+        let files = with_content(&files, &path, &newer);
+        let error = reopen(&files).recover(source(1), CpNumber(0)).unwrap_err();
+        assert!(matches!(error, LogError::Version { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("version 2, this program reads version 1"), "{text}");
+        assert!(text.contains("cp-") && !text.contains("move"), "{text}");
+        assert!(files.content(&path).unwrap() == newer, "nothing was touched");
+    }
 }
 
 /// Three CPs; the middle one's tail, or its whole file, is lost.

@@ -21,7 +21,12 @@ const BLOCKS: u64 = 1000;
 const ID: SourceId = SourceId([9; 16]);
 
 fn seed(finished: bool) -> Seed {
-    Seed { source: "filer-a".parse().unwrap(), volume: "vol1".parse().unwrap(), finished }
+    Seed {
+        source: "filer-a".parse().unwrap(),
+        volume: "vol1".parse().unwrap(),
+        finished,
+        taken_at: None,
+    }
 }
 
 /// Fills those blocks with that byte.

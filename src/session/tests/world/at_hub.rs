@@ -23,7 +23,11 @@ impl World {
             Frame::Message(Message::Hello(hello)) => {
                 if let Err(refused) = up.machine.accepts(&hello) {
                     let heard = self.source.up.as_ref().and_then(|up| up.connection);
-                    if heard == Some(number) {
+                    // An old copy is told so; an honest source is never refused.
+                    if heard == Some(number) && self.restored.is_some() {
+                        self.to_source
+                            .push_back((number, Frame::Message(Message::Refused(refused))));
+                    } else if heard == Some(number) {
                         self.fail(format!("the hub refuses: {}", refused.reason));
                     }
                     return;

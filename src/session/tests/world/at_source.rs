@@ -69,6 +69,13 @@ impl World {
 
     /// From here on the older and the newer policy are kept.
     fn policy_at_freeze(&mut self) -> Option<Policy> {
+        if self.source.waits_to_stop() {
+            return None;
+        }
+        self.policy_that_follows()
+    }
+
+    fn policy_that_follows(&mut self) -> Option<Policy> {
         let (wanted, in_force) = (self.source.wanted, self.source.policy);
         let up = self.source_up();
         let policy = Some(wanted).filter(|wanted| up.next.is_none() && *wanted != in_force);
@@ -78,7 +85,7 @@ impl World {
 
     /// Kept durably before the session hears of it.
     pub(super) fn promise(&mut self) {
-        let Some(next) = self.policy_at_freeze() else { return };
+        let Some(next) = self.policy_that_follows() else { return };
         self.source.next = Some(next);
         let behind = self.source_up().last.sequence;
         self.step_source(primary::Event::Promised { next, behind }, None);
@@ -234,6 +241,9 @@ impl World {
             self.act_source(action, refilled);
         }
         if asks && self.source.up.is_some() {
+            if self.source.waits_to_stop() {
+                self.promise();
+            }
             let upto = self.acked.sequence;
             self.step_source(primary::Event::AnsweredAlone(upto), None);
         }
