@@ -213,6 +213,11 @@ fn a_source_comes_and_goes_by_its_file() {
     cluster.stop_hub();
     cluster.start_hub();
     assert_eq!(on_hub(&cluster, "filer-a"), None, "nothing comes back");
+    // The filer has gone on meanwhile; what it has comes anew, all of it.
+    fs::write(&file, &text).expect("the file of a source that was forgotten");
+    cluster.wait_in_sync("filer-a");
+    cluster.checkpoint("filer-a");
+    known.check_export(&hub_socket, "filer-a/vol0").expect("its image is made anew");
 }
 
 /// Half a file is not taken for the whole: what stands in it so far would be right as it is.

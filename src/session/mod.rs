@@ -27,6 +27,8 @@ use crate::units::numbers::CpNumber;
 /// No end takes a higher CP number from the other: what is left is room for 68 years of one CP a
 /// second, so that a peer's nonsense cannot use the numbers up.
 pub const CP_NUMBER_MAX: CpNumber = CpNumber(1 << 31);
+/// Likewise of the number of an epoch, which rises with each failover.
+const EPOCH_NUMBER_MAX: u32 = 1 << 31;
 
 /// What an old copy of a source's state is answered.
 const NEXT_OF_AN_OLD_COPY: &str = "start the original, or put its newest state directory back; if that \
