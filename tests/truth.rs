@@ -244,6 +244,12 @@ fn what_becomes_of_a_source_is_told_everywhere() {
     cluster.start_hub();
     must_tell(&cluster, false, "in-sync");
     cluster.wait_in_sync(NAME);
+    // What comes and goes between two looks is not told.
+    wait_for("the new hub has looked at a source in sync", LIMIT, || {
+        let log = std::fs::read_to_string(cluster.path("hub.log")).unwrap_or_default();
+        let since = log.rsplit_once("looking at the sources").map_or("", |(_, since)| since);
+        since.contains("in-sync: 1") || since.contains(" state=in-sync reason=")
+    });
     cluster.kill_source(NAME);
     must_tell(&cluster, true, "offline");
     run(Command::new(BINARY)

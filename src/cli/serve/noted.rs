@@ -2,7 +2,8 @@
 //!
 //! It looks at the published status once a second and tells what differs from the look before. So what
 //! comes and goes between two looks is not told; the log has its causes. What is no state is told as it
-//! happened. A state that has changed is in the log as well, with its reason and the next step.
+//! happened. A state that has changed is in the log as well, with its reason and the next step; of what it
+//! begins with, the log has how many sources are in which state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,6 +24,19 @@ const LOOK: Duration = Duration::from_secs(1);
 struct Seen {
     states: BTreeMap<String, String>,
     reasons: BTreeMap<Key, String>,
+}
+
+impl Seen {
+    /// How many sources are in which state: `in-sync: 3, offline: 1`.
+    fn counted(&self) -> String {
+        let mut counts = BTreeMap::<_, usize>::new();
+        for state in self.states.values() {
+            *counts.entry(state.as_str()).or_default() += 1;
+        }
+        let counts: Vec<_> =
+            counts.iter().map(|(state, many)| format!("{state}: {many}")).collect();
+        counts.join(", ")
+    }
 }
 
 /// A reason's object, its code, and which of several devices it is about.
@@ -47,9 +61,10 @@ pub(super) async fn watch(
         }
         let document = observed.status();
         let now = look(&document);
-        // What it begins with is no event.
-        if let Some(before) = &seen {
-            differences(before, &now, &document, &journal);
+        match &seen {
+            Some(before) => differences(before, &now, &document, &journal),
+            // What it begins with is no event.
+            None => tracing::info!(states = now.counted(), "looking at the sources"),
         }
         seen = Some(now);
     }
