@@ -144,6 +144,8 @@ struct State {
     lacking: VecDeque<Lacking>,
     formed_bytes: u64,
     hub_bytes: u64,
+    /// Highest sequence number answered.
+    answered: SequenceNumber,
     /// Highest sequence number answered under [`Gate::Own`] (R4).
     answered_alone: SequenceNumber,
     waiters: BTreeMap<(SequenceNumber, u64), oneshot::Sender<Answer>>,
@@ -201,6 +203,11 @@ impl Completion {
     /// What an answer asks for.
     pub fn gate(&self) -> Gate {
         self.lock().gate
+    }
+
+    /// The highest sequence number ever answered. It stands still while the gate is [`Gate::Held`].
+    pub fn answered(&self) -> SequenceNumber {
+        self.lock().answered
     }
 
     /// The highest sequence number ever answered under [`Gate::Own`]: the mark of R4 stands until
@@ -384,6 +391,7 @@ impl State {
     }
 
     fn acknowledge(&mut self, sequence: SequenceNumber) -> Acknowledged {
+        self.answered = self.answered.max(sequence);
         if self.gate == Gate::Own {
             self.answered_alone = self.answered_alone.max(sequence);
         }

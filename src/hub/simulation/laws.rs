@@ -215,6 +215,20 @@ pub(super) fn source(source: &SourceEnd) -> Result<(), String> {
         return Err(format!("{} is halted: {}", state.setup.name, refused.reason));
     }
     notice(state, &shared);
+    stands_while_held(state, &shared).map_err(|problem| format!("{}: {problem}", state.setup.name))
+}
+
+/// Nothing is answered while the gate is held; a client may hear of an answer that was given before.
+fn stands_while_held(state: &mut SourceState, shared: &FilerShared) -> Result<(), String> {
+    let answered = shared.completion.answered().0;
+    if shared.answering() != Answering::Held {
+        state.held_at = None;
+        return Ok(());
+    }
+    let held_at = *state.held_at.get_or_insert(answered);
+    if answered > held_at {
+        return Err(format!("{answered} answered while held at {held_at}"));
+    }
     Ok(())
 }
 

@@ -111,6 +111,8 @@ pub(super) struct SourceState {
     pub(super) fenced_at: u64,
     /// A client may have been answered by the source alone since its last CP at both ends.
     pub(super) was_alone: bool,
+    /// Up to where it had answered when its answers were held.
+    pub(super) held_at: Option<u64>,
     /// Rot has taken what its hub held; it is said to be missing there, or another end is to be primary.
     pub(super) rotten_at_hub: bool,
     /// A source log of the hub has rotted: a reference into it cannot be used.
@@ -150,6 +152,7 @@ impl SourceState {
             epoch: 0,
             fenced_at: 0,
             was_alone: false,
+            held_at: None,
             rotten_at_hub: false,
             rot_told: false,
             log_rotten: false,
@@ -200,7 +203,11 @@ impl SourceState {
                     self.judge::<()>(Err(format!("R4: {sequence} answered alone, unmarked")));
                 }
             }
-            Answering::Held => self.judge::<()>(Err(format!("{sequence} answered while held"))),
+            Answering::Held => {
+                let held_at = self.held_at.unwrap_or_else(|| shared.completion.answered().0);
+                let problem = format!("{sequence} answered while held at {held_at}");
+                self.judge(if sequence <= held_at { Ok(()) } else { Err(problem) });
+            }
             Answering::Policy => self.was_alone |= self.setup.policy.mode != Mode::Sync,
         }
     }
@@ -384,7 +391,10 @@ impl SourceEnd {
                     return;
                 }
             };
-            state.borrow_mut().filer = Some(Arc::clone(&filer));
+            {
+                let mut state = state.borrow_mut();
+                (state.filer, state.held_at) = (Some(Arc::clone(&filer)), None);
+            }
             let mut chance = Chance::new(seed);
             loop {
                 filer.served().await;
