@@ -32,6 +32,9 @@ pub const RECORD_BYTES_MAX: u64 = TRANSFER_BYTES_MAX + 4 * KIB;
 pub const LOG_MEND_BYTES_MAX: u64 = 64 * MIB;
 /// Bytes one group commit writes at most.
 pub const COMMIT_BYTES_MAX: u64 = 4 * MIB;
+/// Bytes behind what a ring's header calls durable in which a start looks for records: without rot they are
+/// read once, whatever the size of the ring.
+pub const RING_AHEAD_BYTES_MAX: u64 = 64 * MIB;
 /// Smallest data area of a ring.
 pub const RING_BYTES_MIN: u64 = 8 * MIB;
 /// Largest data area of a ring.
@@ -346,6 +349,7 @@ const _: () = {
     assert!(TRANSFER_ENTRIES_MAX * 32 + ENTRY_DATA_BYTES_MAX <= TRANSFER_BYTES_MAX);
     assert!(RECORD_BYTES_MAX.is_multiple_of(RECORD_ALIGN_BYTES));
     assert!(RECORD_BYTES_MAX <= COMMIT_BYTES_MAX);
+    assert!(RING_AHEAD_BYTES_MAX >= 2 * COMMIT_BYTES_MAX, "not a header for each commit");
     assert!(COMMIT_BYTES_MAX < RING_BYTES_MIN, "a group commit never laps its own ring");
     assert!(CP_FRAME_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(CP_FRAME_BYTES_MAX <= CP_CREDIT_BYTES);

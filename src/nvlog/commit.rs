@@ -7,7 +7,8 @@
 //!
 //! Invariants: one write is under way at a time, so every record of a commit carries the durable
 //! cursor at which that commit begins (R3 stands on this). A [`DurableToken`] exists only after
-//! its write returned `Ok`. Space is reused only under a durable header (R11).
+//! its write returned `Ok`. Space is reused only under a durable header (R11), and no commit ends
+//! farther behind the newest header than that says: an opening looks no farther (R3).
 //!
 //! The first error of a write ends the thread: it is never repeated, the feed is told once. A
 //! panic here, in the feed's calls too, aborts the process: what is durable would not be known.
@@ -224,6 +225,7 @@ impl Committer {
         if self.held.is_empty() && self.first.is_empty() {
             return Ok(Turn::Empty);
         }
+        self.stay_in_reach()?;
         if self.commit()? {
             let wanted = self.shared.lock().status().release_wanted;
             if self.is_far(wanted) {
@@ -239,6 +241,13 @@ impl Committer {
             }
         }
         Ok(Turn::NoRoom)
+    }
+
+    /// A header comes first if a largest commit would end beyond what the last one says (R3).
+    fn stay_in_reach(&mut self) -> Result<(), DeviceError> {
+        let Header { durable, ahead_max, commit_bytes_max, .. } = self.header;
+        let end = self.cursors.written().after(commit_bytes_max);
+        if end > durable.after(ahead_max) { self.write_header() } else { Ok(()) }
     }
 
     /// One group commit of what is held, as far as it fits. `false` if nothing fits.

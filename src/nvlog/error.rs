@@ -45,7 +45,7 @@ pub enum RingError {
     #[error("{device}: its two headers are of different rings")]
     Mixed { device: Arc<str> },
     /// Written by a later program.
-    #[error("{device}: ring format version {version}, this program reads version 1")]
+    #[error("{device}: ring format version {version}, this program reads versions 1 and 2")]
     Version { device: Arc<str>, version: u16 },
     /// A record of a later program.
     #[error("{device}: record at {position} has version {version}, this program reads version 1")]

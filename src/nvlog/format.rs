@@ -10,7 +10,7 @@
 //! | at | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 4 | magic `MHNV` |
-//! | 4 | 2 | format version: 1 |
+//! | 4 | 2 | format version: 2; 1 is read as well, and has no field at 80 |
 //! | 6 | 1 | checksum algorithm: 1 = CRC-32C |
 //! | 7 | 1 | reserved, zero |
 //! | 8 | 16 | ring id |
@@ -20,7 +20,8 @@
 //! | 56 | 8 | released: records before this may be overwritten |
 //! | 64 | 8 | durable: how far the area was durable when this was written |
 //! | 72 | 8 | generation of this header, from 1 |
-//! | 80 | 428 | reserved, zero |
+//! | 80 | 8 | no record ends so many bytes, or more, behind `durable`; 0: nothing is said of that |
+//! | 88 | 420 | reserved, zero |
 //! | 508 | 4 | CRC-32C of bytes 0..508 |
 //! | 512 | 3584 | reserved, zero |
 //!
@@ -39,11 +40,15 @@ pub const SLOT_BYTES: usize = 4096;
 pub const HEADER_BYTES: u64 = 2 * 4096;
 /// The data area is made of whole blocks of this.
 pub const AREA_UNIT_BYTES: u64 = 4096;
-/// Format version written and read.
-pub const RING_VERSION: u16 = 1;
+/// Format version written.
+pub const RING_VERSION: u16 = 2;
+/// The oldest one that is read.
+const RING_VERSION_MIN: u16 = 1;
 const MAGIC: [u8; 4] = *b"MHNV";
 const ALGORITHM_CRC32C: u8 = 1;
-const FIELDS_END: usize = 80;
+/// Where the fields of version 1 ended.
+const FIELDS_END_V1: usize = 80;
+const FIELDS_END: usize = 88;
 const CRC_AT: usize = 508;
 const SECTOR_END: usize = 512;
 
@@ -66,7 +71,7 @@ pub enum HeaderError {
     #[error("checksum is {met:08x}, stored is {stored:08x}")]
     Checksum { stored: u32, met: u32 },
     /// Written by a later program.
-    #[error("ring format version {0}, this program reads version 1")]
+    #[error("ring format version {0}, this program reads versions 1 and 2")]
     Version(u16),
     /// A field out of its bounds.
     #[error("field {field} is {value}")]
@@ -90,6 +95,9 @@ pub struct Header {
     pub durable: LogPosition,
     /// Rises by one with each header written.
     pub generation: u64,
+    /// No record ends more than this behind `durable`, as long as this header is the newest one: before
+    /// that another is written. 0 if nothing is said: behind version 1, and before the first opening.
+    pub ahead_max: ByteCount,
 }
 
 impl Header {
@@ -112,6 +120,7 @@ impl Header {
         out[56..64].copy_from_slice(&self.released.0.to_le_bytes());
         out[64..72].copy_from_slice(&self.durable.0.to_le_bytes());
         out[72..80].copy_from_slice(&self.generation.to_le_bytes());
+        out[80..88].copy_from_slice(&self.ahead_max.0.to_le_bytes());
         let crc = crc32c(&out[..CRC_AT]);
         out[CRC_AT..SECTOR_END].copy_from_slice(&crc.to_le_bytes());
     }
@@ -130,14 +139,15 @@ impl Header {
             return Err(HeaderError::Checksum { stored, met });
         }
         let version = u16::from_le_bytes([slot[4], slot[5]]);
-        if version != RING_VERSION {
+        if !(RING_VERSION_MIN..=RING_VERSION).contains(&version) {
             return Err(HeaderError::Version(version));
         }
         if slot[6] != ALGORITHM_CRC32C {
             return Err(field("checksum algorithm", u64::from(slot[6])));
         }
         let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
-        if slot[7] != 0 || !zero(&slot[FIELDS_END..CRC_AT]) || !zero(&slot[SECTOR_END..]) {
+        let fields_end = if version == RING_VERSION_MIN { FIELDS_END_V1 } else { FIELDS_END };
+        if slot[7] != 0 || !zero(&slot[fields_end..CRC_AT]) || !zero(&slot[SECTOR_END..]) {
             return Err(field("reserved", 1));
         }
         let header = Self {
@@ -148,6 +158,7 @@ impl Header {
             released: LogPosition(long(slot, 56)),
             durable: LogPosition(long(slot, 64)),
             generation: long(slot, 72),
+            ahead_max: ByteCount(long(slot, 80)),
         };
         header.check()?;
         Ok(header)
@@ -176,6 +187,11 @@ impl Header {
         }
         if self.generation == 0 || self.generation == u64::MAX {
             return Err(field("generation", self.generation));
+        }
+        let ahead = self.ahead_max.0;
+        let said = ahead >= 2 * commit.0 && ahead.is_multiple_of(RECORD_ALIGN_BYTES);
+        if ahead != 0 && !(said && ahead <= RING_BYTES_MAX) {
+            return Err(field("bytes behind durable", ahead));
         }
         Ok(())
     }
@@ -215,6 +231,7 @@ mod tests {
             released: LogPosition(0x0600),
             durable: LogPosition(0x0a00),
             generation: 3,
+            ahead_max: ByteCount(64 << 20),
         }
     }
 
@@ -227,7 +244,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let slot = encoded(sample());
-        assert_eq!(&slot[..8], b"MHNV\x01\0\x01\0");
+        assert_eq!(&slot[..8], b"MHNV\x02\0\x01\0");
         assert_eq!(slot[8..24], [1; 16]);
         assert_eq!(slot[24..40], [2; 16]);
         assert_eq!(slot[40..56], [0, 0, 128, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0]);
@@ -235,13 +252,26 @@ mod tests {
             slot[56..80],
             [0, 6, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]
         );
+        assert_eq!(slot[80..88], [0, 0, 0, 4, 0, 0, 0, 0]);
         assert_eq!(slot[508..512], GOLDEN_CRC.to_le_bytes());
         assert_eq!(Header::decode(&slot), Ok(sample()));
         assert_eq!(sample().slot_offset(), 4096);
     }
 
     /// Computed by hand-written table code in another language.
-    const GOLDEN_CRC: u32 = 0x9a89_6dfc;
+    const GOLDEN_CRC: u32 = 0x6bd9_b2e3;
+    /// The same of version 1, which has nothing at 80.
+    const GOLDEN_CRC_V1: u32 = 0x9a89_6dfc;
+
+    /// What version 1 wrote says nothing of how far records can be.
+    #[test]
+    fn the_version_before_is_read() {
+        let mut slot = encoded(sample());
+        slot[4] = 1;
+        slot[80..88].fill(0);
+        slot[508..512].copy_from_slice(&GOLDEN_CRC_V1.to_le_bytes());
+        assert_eq!(Header::decode(&slot), Ok(Header { ahead_max: ByteCount(0), ..sample() }));
+    }
 
     #[test]
     fn every_flipped_bit_is_found() {
@@ -265,7 +295,15 @@ mod tests {
         let named = |field, value| Err(HeaderError::Field { field, value });
         assert_eq!(Header::decode(&[0; SLOT_BYTES]), Err(HeaderError::Blank));
         assert_eq!(bad(|s| s[0] = 0), Err(HeaderError::Magic([0, b'H', b'N', b'V'])));
-        assert_eq!(bad(|s| s[4] = 2), Err(HeaderError::Version(2)));
+        assert_eq!(bad(|s| s[4] = 3), Err(HeaderError::Version(3)));
+        assert_eq!(bad(|s| s[4] = 0), Err(HeaderError::Version(0)));
+        assert_eq!(bad(|s| s[4] = 1), named("reserved", 1));
+        assert_eq!(bad(|s| s[80] = 1), named("bytes behind durable", (64 << 20) + 1));
+        assert_eq!(
+            bad(|s| s[81..84].copy_from_slice(&[16, 0, 0])),
+            named("bytes behind durable", 4096)
+        );
+        assert_eq!(bad(|s| s[87] = 1), named("bytes behind durable", (64 << 20) + (1 << 56)));
         assert_eq!(bad(|s| s[6] = 2), named("checksum algorithm", 2));
         assert_eq!(bad(|s| s[7] = 1), named("reserved", 1));
         assert_eq!(bad(|s| s[100] = 1), named("reserved", 1));

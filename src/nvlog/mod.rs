@@ -36,11 +36,11 @@ pub use handle::{Handle, RingStatus};
 pub use recover::{Recovered, Recovery};
 
 use crate::device::{Device, DeviceError};
-use crate::limits::{COMMIT_BYTES_MAX, RECORD_BYTES_MAX, RING_BYTES_MIN};
+use crate::limits::{COMMIT_BYTES_MAX, RECORD_BYTES_MAX, RING_AHEAD_BYTES_MAX, RING_BYTES_MIN};
 use crate::record::envelope::RecordKind;
 use crate::record::scan::Damage;
 use crate::units::ids::SourceId;
-use crate::units::numbers::{Epoch, LogPosition};
+use crate::units::numbers::{ByteCount, Epoch, LogPosition};
 
 /// How an open ring behaves.
 #[derive(Debug, Clone)]
@@ -54,6 +54,9 @@ pub struct RingOptions {
     pub spare_bytes: u64,
     /// The committing thread goes before every thread of an ordinary class, if it may.
     pub realtime: bool,
+    /// A header is written before a record would end so many bytes behind what the last one calls
+    /// durable: so far an opening looks for records behind a bad one. At least two largest commits.
+    pub ahead_max: ByteCount,
 }
 
 impl RingOptions {
@@ -70,6 +73,7 @@ impl Default for RingOptions {
             thread_name: "nvlog".into(),
             spare_bytes: 0,
             realtime: false,
+            ahead_max: ByteCount(RING_AHEAD_BYTES_MAX),
         }
     }
 }
@@ -183,7 +187,8 @@ impl Ring {
         visit: &mut dyn FnMut(Recovered),
         told: &mut dyn FnMut(&[Damage]) -> Result<(), String>,
     ) -> Result<(Self, Recovery), RingError> {
-        let (state, recovery) = recover::recover(&*device, owner, recover::ALL_STEPS, visit, told)?;
+        let how = (recover::ALL_STEPS, options.ahead_max);
+        let (state, recovery) = recover::recover(&*device, owner, how, visit, told)?;
         let largest = RECORD_BYTES_MAX.min(state.header.commit_bytes_max.0);
         assert!(options.spare_bytes == 0 || options.spare_bytes >= largest, "a spare of no use");
         let handle = commit::spawn(device, state, options)?;

@@ -7,7 +7,9 @@
 //!    the other one is right: nothing was reused under a header that was not yet durable. A slot
 //!    that rotted leaves one that lags behind, and so does a header write that the device lost.
 //!    Records tell ([`super::stale`]).
-//! 2. Scan from the release point (R3): good records, rot, and where history ends.
+//! 2. Scan from the release point (R3): good records, rot, and where history ends. Behind a bad record
+//!    later ones are looked for as far as the header says that any can be; in all of the area if
+//!    one of the slots is bad, or if the header lags.
 //! 3. Make durable what was read. It may have come from a cache: the writer may have been killed
 //!    in its last write, or that write may have failed, and then the kernel shows its bytes and
 //!    forgets that they are not on the medium (so a flush would not help). One write is under way
@@ -158,6 +160,7 @@ pub(super) fn create(
         released: LogPosition(0),
         durable: LogPosition(0),
         generation: 1,
+        ahead_max: ByteCount(0),
     };
     for generation in [1, 2] {
         header.generation = generation;
@@ -174,7 +177,7 @@ fn not_a_header(slot: &Result<Header, HeaderError>) -> bool {
 pub(super) fn recover(
     device: &dyn Device,
     owner: [u8; 16],
-    steps: Steps,
+    (steps, ahead_max): (Steps, ByteCount),
     visit: &mut dyn FnMut(Recovered),
     told: &mut dyn FnMut(&[Damage]) -> Result<(), String>,
 ) -> Result<(Opened, Recovery), RingError> {
@@ -187,7 +190,10 @@ pub(super) fn recover(
         header.generation += 1;
     }
     let mut last_commit = None;
-    let found = walk(device, &header, &mut |record| {
+    // Twice: one header that the device has lost is no reason to find less.
+    let reach = (!slot_damaged && !header_stale && header.ahead_max.0 > 0)
+        .then_some(ByteCount(2 * header.ahead_max.0));
+    let found = walk(device, &header, reach, &mut |record| {
         last_commit = Some(record.envelope.durable.max(header.released));
         visit(record);
     })?;
@@ -205,6 +211,7 @@ pub(super) fn recover(
     }
     header.durable = found.end;
     header.generation += 1;
+    header.ahead_max = ahead_max.max(ByteCount(2 * header.commit_bytes_max.0));
     write_header(device, &header)?;
     let recovery = Recovery {
         released: header.released,
@@ -287,6 +294,7 @@ fn read_header(device: &dyn Device, owner: [u8; 16]) -> Result<(Header, bool), R
 fn walk(
     device: &dyn Device,
     header: &Header,
+    reach: Option<ByteCount>,
     visit: &mut dyn FnMut(Recovered),
 ) -> Result<Scan, RingError> {
     let range = Range {
@@ -294,6 +302,7 @@ fn walk(
         from: header.released,
         limit: header.released.after(header.capacity),
         durable: header.durable,
+        reach,
     };
     let read = |position, bytes: &mut [u8]| read_log(device, header.capacity, position, bytes);
     let mut found = |envelope, body| visit(Recovered { envelope, body });

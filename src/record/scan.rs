@@ -10,11 +10,12 @@
 //!   nothing, since a power cut may keep the third and fourth record of one write and not the
 //!   second.
 //!
-//! Later records are looked for at every multiple of [`RECORD_ALIGN_BYTES`] up to the limit. A
-//! record of this ring, at its own position, of a version that this program does not know ends
-//! the walk with an error: it is history that another program can read. So does a failed read:
-//! a passing fault of a device must not cut an acknowledged tail. Positions, ring id, magic and
-//! checksum keep their places in every version of the envelope.
+//! Later records are looked for at every multiple of [`RECORD_ALIGN_BYTES`] up to the limit, or as
+//! far as who knows the writer says that one can be ([`Range::reach`]). A record of this ring, at its
+//! own position, of a version that this program does not know ends the walk with an error: it is
+//! history that another program can read. So does a failed read: a passing fault of a device must
+//! not cut an acknowledged tail. Positions, ring id, magic and checksum keep their places in every
+//! version of the envelope.
 
 use bytes::Bytes;
 
@@ -22,7 +23,7 @@ use super::envelope::{ENVELOPE_BYTES, Envelope, EnvelopeError};
 use crate::limits::{RECORD_ALIGN_BYTES, RECORD_BYTES_MAX};
 use crate::units::convert::{to_u64, to_usize, u32_to_usize};
 use crate::units::ids::{RingId, SourceId};
-use crate::units::numbers::LogPosition;
+use crate::units::numbers::{ByteCount, LogPosition};
 
 /// Bytes read at a time.
 const WINDOW_BYTES: u64 = 2 << 20;
@@ -43,6 +44,9 @@ pub struct Range {
     pub limit: LogPosition,
     /// How far the header says it was durable; `from` if nothing says so.
     pub durable: LogPosition,
+    /// So far behind a fault, and behind `durable`, later records are looked for; up to the limit if
+    /// nothing says how far they can be.
+    pub reach: Option<ByteCount>,
 }
 
 /// Why there is no good record at a position.
@@ -114,7 +118,7 @@ pub fn scan<E>(
         tail: None,
         remains_end: range.from,
     };
-    let mut horizon = None;
+    let mut known = Horizon { durable: range.durable, last_end: range.from, looked: range.from };
     while verdict.end < range.limit {
         let at = verdict.end;
         let fault = match walk.judge(at)? {
@@ -126,12 +130,9 @@ pub fn scan<E>(
             }
             Judged::Bad(fault, source) => (fault, source),
         };
-        // One pass serves all later faults: a record before such a fault cannot say that the
-        // ring was durable beyond it, since a durable cursor is never ahead of its own record.
-        let known = match horizon {
-            Some(known) => known,
-            None => *horizon.insert(walk.horizon(at)?),
-        };
+        // What was looked at serves all later faults: a record before such a fault cannot say that
+        // the ring was durable beyond it, since a durable cursor is never ahead of its own record.
+        walk.look_behind(at, &mut known)?;
         if at >= known.durable {
             verdict.tail = Some(fault.0);
             verdict.remains_end = known.last_end.max(at);
@@ -159,10 +160,11 @@ enum Judged {
 }
 
 /// What all valid records behind a fault say together.
-#[derive(Clone, Copy)]
 struct Horizon {
     durable: LogPosition,
     last_end: LogPosition,
+    /// Before this nothing is looked at again.
+    looked: LogPosition,
 }
 
 struct Walk<R> {
@@ -199,17 +201,23 @@ where
         }
     }
 
-    fn horizon(&mut self, fault_at: LogPosition) -> Result<Horizon, ScanError<E>> {
-        let mut known = Horizon { durable: self.range.durable, last_end: fault_at };
-        let mut at = fault_at.0 + RECORD_ALIGN_BYTES;
-        while at < self.range.limit.0 {
+    fn look_behind(
+        &mut self,
+        fault_at: LogPosition,
+        known: &mut Horizon,
+    ) -> Result<(), ScanError<E>> {
+        let Range { limit, durable, reach, .. } = self.range;
+        let last = reach.map_or(limit, |reach| fault_at.max(durable).after(reach).min(limit));
+        let mut at = known.looked.0.max(fault_at.0 + RECORD_ALIGN_BYTES);
+        while at < last.0 {
             if let Judged::Good(envelope, _) = self.judge(LogPosition(at))? {
                 known.durable = known.durable.max(envelope.durable);
                 known.last_end = LogPosition(at + u64::from(envelope.record_bytes));
             }
             at += RECORD_ALIGN_BYTES;
         }
-        Ok(known)
+        known.looked = LogPosition(at);
+        Ok(())
     }
 
     /// The first good record behind `fault_at`, at most `durable`: what is acknowledged ends there.

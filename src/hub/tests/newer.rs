@@ -126,8 +126,9 @@ fn a_newer_format_is_refused_with_both_versions() {
         };
         let disk = || path.join("disk0");
         let one = "version 2, this program reads version 1";
+        let two = "version 3, this program reads versions 1 and 2";
         let formats = [
-            row("ring", path.join("nvram"), b"MHNV", 4, (2, 508, 508), one),
+            row("ring", path.join("nvram"), b"MHNV", 4, (3, 508, 508), two),
             row("source log", log, b"MHSL", 4, (2, 508, 508), one),
             row("pool", disk(), b"MIRRPOOL", 8, (3, 4096, 12), "version 3, this program knows 2"),
             row("catalog", disk(), b"MIRRCATL", 8, (2, 32, 12), "version 2, this program knows 1"),

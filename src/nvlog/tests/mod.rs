@@ -3,6 +3,7 @@
 
 mod crash;
 mod model;
+mod reach;
 mod refusals;
 mod threads;
 
@@ -135,11 +136,18 @@ pub(super) fn drive(device: Arc<dyn Device>) -> Result<Driven, RingError> {
 }
 
 pub(super) fn drive_with(device: Arc<dyn Device>, steps: Steps) -> Result<Driven, RingError> {
+    drive_within(device, (steps, RingOptions::default().ahead_max))
+}
+
+pub(super) fn drive_within(
+    device: Arc<dyn Device>,
+    how: (Steps, ByteCount),
+) -> Result<Driven, RingError> {
     let mut found = Vec::new();
     let visit = &mut |record: Recovered| {
         found.push((record.envelope.position.0, ticket_of(&record.body)));
     };
-    let (opened, recovery) = recover::recover(&*device, OWNER, steps, visit, &mut |_| Ok(()))?;
+    let (opened, recovery) = recover::recover(&*device, OWNER, how, visit, &mut |_| Ok(()))?;
     let Opened { header, cursors } = &opened;
     let shared = Arc::new(Shared::new(device, header.ring, cursors, 0));
     let handle = Handle::without_thread(Arc::clone(&shared));

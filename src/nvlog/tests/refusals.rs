@@ -122,8 +122,8 @@ fn each_foreign_ring_is_refused_with_its_reason() {
 
     for slot in 0..2 {
         let sim = small_ring(4);
-        resealed(&sim, slot, |bytes| bytes[4] = 2);
-        assert!(matches!(open(&sim), Err(RingError::Version { version: 2, .. })));
+        resealed(&sim, slot, |bytes| bytes[4] = 3);
+        assert!(matches!(open(&sim), Err(RingError::Version { version: 3, .. })));
         let sim = small_ring(4);
         resealed(&sim, slot, |bytes| bytes[8] ^= 1);
         assert!(matches!(open(&sim), Err(RingError::Mixed { .. })));
@@ -137,7 +137,7 @@ fn each_foreign_ring_is_refused_with_its_reason() {
 #[test]
 fn a_refusal_writes_nothing() {
     let sim = small_ring(4);
-    resealed(&sim, 0, |bytes| bytes[4] = 2);
+    resealed(&sim, 0, |bytes| bytes[4] = 3);
     let before = sim.image();
     sim.clear_trace();
     assert!(open(&sim).is_err());

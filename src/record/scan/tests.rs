@@ -76,11 +76,16 @@ impl Area {
     }
 
     fn scan_from(&self, from: u64, durable: u64) -> (Scan, Vec<u64>) {
+        self.scan_within(from, durable, None)
+    }
+
+    fn scan_within(&self, from: u64, durable: u64, reach: Option<ByteCount>) -> (Scan, Vec<u64>) {
         let range = Range {
             ring: RING,
             from: LogPosition(from),
             limit: LogPosition(from + self.capacity()),
             durable: LogPosition(durable),
+            reach,
         };
         let mut found = Vec::new();
         let scan = scan(range, |at, out| self.read(at, out), &mut |envelope, body| {
@@ -306,6 +311,7 @@ fn a_record_of_a_later_version_ends_the_walk() {
             from: LogPosition(from),
             limit: LogPosition(from + area.capacity()),
             durable: LogPosition(from),
+            reach: None,
         };
         scan(range, |at, out| area.read(at, out), &mut |_, _| {})
     };
@@ -325,6 +331,7 @@ fn a_failed_read_is_no_verdict() {
         from: LogPosition(0),
         limit: LogPosition(16_384),
         durable: LogPosition(0),
+        reach: None,
     };
     let verdict = scan(range, |_, _| Err("unreadable"), &mut |_, _| {});
     assert!(matches!(
@@ -391,4 +398,35 @@ fn no_more_damage_is_listed_than_bounded() {
     assert_eq!(scan.damage.len(), DAMAGE_MAX);
     assert_eq!(found.len(), records / 2);
     assert_eq!(scan.damage.last().unwrap().to.0, to_u64(records - 1) * 512);
+}
+
+/// Goal: behind a fault later records are looked for as far as whoever knows the writer says, counted from
+/// the fault or from what is durable, whichever is farther; a later fault has a reach of its own. Control: a
+/// reach that is too short takes acknowledged history for a torn tail.
+#[test]
+fn later_records_are_looked_for_within_reach() {
+    let mut area = Area::new(64);
+    for sectors in [1, 9, 1, 9, 1] {
+        area.commit(&[sectors]);
+    }
+    let at = [0, 512, 5120, 5632, 10_240];
+    for bad in [0, 1, 2, 3] {
+        area.rot(at[bad]);
+    }
+    let scan = |durable, reach| area.scan_within(0, durable, Some(ByteCount(reach)));
+    assert_eq!(ranges(&scan(0, 16_384).0), [(0, 10_240)]);
+    assert_eq!(ranges(&scan(0, 10_752).0), [(0, 10_240)]);
+    assert_eq!(ranges(&scan(8192, 2560).0), [(0, 10_240)], "counted from what is durable");
+    let (torn, found) = scan(0, 8192);
+    assert_eq!((torn.end, torn.damage, found), (LogPosition(0), vec![], vec![]));
+    // Two faults, each with what follows it within its own reach.
+    let mut area = Area::new(64);
+    for sectors in [1, 1, 30, 1, 1] {
+        area.commit(&[sectors]);
+    }
+    area.rot(0);
+    area.rot(16_384);
+    let (scan, found) = area.scan_within(0, 0, Some(ByteCount(1536)));
+    assert_eq!(ranges(&scan), [(0, 512), (16_384, 16_896)]);
+    assert_eq!((found, scan.end), (vec![512, 1024, 16_896], LogPosition(17_408)));
 }
