@@ -19,6 +19,7 @@ use crate::status::answers::{Event, EventsAnswer};
 
 /// Time between two tries to reach a process that is away.
 const AGAIN: Duration = Duration::from_millis(500);
+
 /// Why nothing comes: its word, and the sentence.
 type Why = (&'static str, &'static str);
 

@@ -371,7 +371,7 @@ impl Lane {
         if cursors.durable.sequence < place.sequence {
             cursors.durable = place;
             cursors.under_way_bytes -= transfer_bytes;
-            cursors.invisible.entry(cp).or_insert_with(|| (0, Instant::now())).0 += data_bytes;
+            cursors.invisible.entry(cp).or_insert_with(|| (0, machine::now())).0 += data_bytes;
             self.ladder.staged_bytes.fetch_add(data_bytes, Ordering::Relaxed);
         }
         drop(cursors);

@@ -14,6 +14,7 @@ use super::waits::Since;
 use crate::filer::status as filer;
 use crate::pool::pointer::TreeRoot;
 use crate::session::mirror::{Known, LeftOut, Mirror};
+use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, Epoch, Generation};
 use crate::units::policy::{AloneMark, OnHubLoss, Policy};
@@ -241,7 +242,7 @@ impl Snapshot {
     /// When the image was equal, as far as this says: a source in sync is ahead of it by what is
     /// not visible yet.
     pub fn equals_at(&self) -> Option<Instant> {
-        let now = (self.state == SourceState::InSync).then(Instant::now)?;
+        let now = (self.state == SourceState::InSync).then(machine::now)?;
         Some(self.cursors.oldest_invisible().unwrap_or(now))
     }
 

@@ -88,31 +88,7 @@ impl Mirror {
             let reason = format!("the source belongs to hub {hub}, this is hub {}", known.hub);
             return Err(refuse(RefusedCode::OtherHub, reason, "check `hub` in source.toml"));
         }
-        // A source whose first Welcome was lost names no epoch; nobody else has been primary then.
-        let unmet = hello.epoch.number == 0 && known.epoch.number <= 1;
-        let older = !unmet && hello.epoch.number < known.epoch.number;
-        if older || known.failed_over {
-            let reason = format!(
-                "the source was failed over: epoch {} ({:016x}) is in force, the source is in \
-                 epoch {} ({:016x})",
-                known.epoch.number, known.epoch.id, hello.epoch.number, hello.epoch.id
-            );
-            let next = "see `mirrorhub status` on the hub; `failback` gives the volumes back";
-            return Err(refuse(RefusedCode::Fenced, reason, next));
-        }
-        // A source that belongs here and was forgotten goes on in its epoch; nobody has been primary for it.
-        let anew = known.epoch.number == 0 && hello.hub.is_some();
-        if anew && hello.epoch.number > EPOCH_NUMBER_MAX {
-            let reason = format!("the source says that it is in epoch {}", hello.epoch.number);
-            return Err(refuse(RefusedCode::Protocol, reason, "both ends must run mirrorhub"));
-        }
-        if !anew && hello.epoch.number > 0 && hello.epoch != known.epoch {
-            let reason = format!(
-                "the source is in epoch {} ({:016x}), the hub in epoch {} ({:016x})",
-                hello.epoch.number, hello.epoch.id, known.epoch.number, known.epoch.id
-            );
-            return Err(refuse(RefusedCode::Diverged, reason, NEXT_OF_OTHER_EPOCH));
-        }
+        self.in_epoch(hello)?;
         let used = hello.cp_max.max(hello.own_cp);
         if used > CP_NUMBER_MAX {
             let reason = format!("the source says that CP {used} was used");
@@ -143,6 +119,37 @@ impl Mirror {
             return Err(refuse(RefusedCode::Faulted, reason, "see `mirrorhub status` on the hub"));
         }
         self.judge(&hello.volumes).map(drop)
+    }
+
+    /// Nobody else has become primary since, at either end.
+    fn in_epoch(&self, hello: &Hello) -> Result<(), Refused> {
+        let known = &self.known;
+        // A source whose first Welcome was lost names no epoch; nobody else has been primary then.
+        let unmet = hello.epoch.number == 0 && known.epoch.number <= 1;
+        let older = !unmet && hello.epoch.number < known.epoch.number;
+        if older || known.failed_over {
+            let reason = format!(
+                "the source was failed over: epoch {} ({:016x}) is in force, the source is in \
+                 epoch {} ({:016x})",
+                known.epoch.number, known.epoch.id, hello.epoch.number, hello.epoch.id
+            );
+            let next = "see `mirrorhub status` on the hub; `failback` gives the volumes back";
+            return Err(refuse(RefusedCode::Fenced, reason, next));
+        }
+        // A source that belongs here and was forgotten goes on in its epoch; nobody has been primary for it.
+        let anew = known.epoch.number == 0 && hello.hub.is_some();
+        if anew && hello.epoch.number > EPOCH_NUMBER_MAX {
+            let reason = format!("the source says that it is in epoch {}", hello.epoch.number);
+            return Err(refuse(RefusedCode::Protocol, reason, "both ends must run mirrorhub"));
+        }
+        if !anew && hello.epoch.number > 0 && hello.epoch != known.epoch {
+            let reason = format!(
+                "the source is in epoch {} ({:016x}), the hub in epoch {} ({:016x})",
+                hello.epoch.number, hello.epoch.id, known.epoch.number, known.epoch.id
+            );
+            return Err(refuse(RefusedCode::Diverged, reason, NEXT_OF_OTHER_EPOCH));
+        }
+        Ok(())
     }
 
     /// A Hello that lay in an older connection of this boot says what is not so any more.
