@@ -3,14 +3,13 @@
 //!
 //! The lock's holder tells the figures before it lets go of it ([`super::handle::Shared::change`], the one
 //! way to change them): so there is one writer at a time, and outside of the lock they are exact. A reader
-//! takes them all of one moment, or reads again.
+//! takes them all of one moment ([`Moment`]), the reason of a latched ring among them.
 
-use std::array::from_fn;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
 use super::handle::RingStatus;
 use crate::device::Durability;
+use crate::units::moment::Moment;
 use crate::units::numbers::{ByteCount, LogPosition};
 
 const FIGURES: usize = 8;
@@ -20,10 +19,8 @@ const FIGURES: usize = 8;
 pub(super) struct Figures {
     capacity: ByteCount,
     durability: Durability,
-    /// Odd while they change.
-    changes: AtomicU64,
-    figures: [AtomicU64; FIGURES],
-    /// Set once: the first reason is the one that is shown.
+    moment: Moment<FIGURES>,
+    /// Set once, with the figures of that moment: the first reason is the one that is shown.
     latched: OnceLock<Arc<str>>,
 }
 
@@ -32,8 +29,7 @@ impl Figures {
         let this = Self {
             capacity: status.capacity,
             durability: status.durability,
-            changes: AtomicU64::new(0),
-            figures: from_fn(|_| AtomicU64::new(0)),
+            moment: Moment::default(),
             latched: OnceLock::new(),
         };
         this.tell(status);
@@ -47,23 +43,18 @@ impl Figures {
             [released, release_wanted, durable, written].map(|position| position.0);
         let RingStatus { held_records, commits, syncs, bytes, .. } = *status;
         let now = [released, wanted, durable, written, held_records, commits, syncs, bytes];
-        if let Some(reason) = &status.latched {
-            // Later ones are not shown.
-            drop(self.latched.set(Arc::clone(reason)));
-        }
-        let changes = self.changes.load(Ordering::Relaxed);
-        self.changes.store(changes + 1, Ordering::Relaxed);
-        fence(Ordering::Release);
-        for (shown, figure) in self.figures.iter().zip(now) {
-            shown.store(figure, Ordering::Relaxed);
-        }
-        self.changes.store(changes + 2, Ordering::Release);
+        self.moment.tell_with(now, || {
+            if let Some(reason) = &status.latched {
+                // Later ones are not shown.
+                drop(self.latched.set(Arc::clone(reason)));
+            }
+        });
     }
 
     /// All of one moment.
     pub(super) fn status(&self) -> RingStatus {
-        let [released, release_wanted, durable, written, held_records, commits, syncs, bytes] =
-            self.read();
+        let (met, latched) = self.moment.read_with(|| self.latched.get().cloned());
+        let [released, release_wanted, durable, written, held_records, commits, syncs, bytes] = met;
         RingStatus {
             capacity: self.capacity,
             released: LogPosition(released),
@@ -74,20 +65,8 @@ impl Figures {
             commits,
             syncs,
             bytes,
-            latched: self.latched.get().cloned(),
+            latched,
             durability: self.durability,
-        }
-    }
-
-    fn read(&self) -> [u64; FIGURES] {
-        loop {
-            let before = self.changes.load(Ordering::Acquire);
-            let met = from_fn(|at| self.figures[at].load(Ordering::Relaxed));
-            fence(Ordering::Acquire);
-            if before.is_multiple_of(2) && self.changes.load(Ordering::Relaxed) == before {
-                return met;
-            }
-            std::thread::yield_now();
         }
     }
 }
@@ -97,7 +76,7 @@ mod tests {
     use super::*;
 
     /// Goal: what is read is of one moment. Method: a writer tells statuses all of whose figures are equal,
-    /// as fast as it can; a reader never meets two that differ.
+    /// as fast as it can; a reader never meets two that differ, nor a reason before its time or behind it.
     #[test]
     fn a_reader_meets_the_figures_of_one_moment() {
         let status = |n: u64| RingStatus {
@@ -121,6 +100,7 @@ mod tests {
                 let met = figures.status();
                 assert_eq!((met.released.0, met.bytes), (met.commits, met.commits));
                 assert!(last <= met.commits, "{met:?}");
+                assert_eq!(met.latched.is_some(), met.commits > 5000, "{met:?}");
                 last = met.commits;
             }
         });

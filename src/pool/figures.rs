@@ -3,17 +3,17 @@
 //!
 //! Whoever has changed the state tells the figures before it lets go of it ([`Locked`]): so there is
 //! one writer at a time, and outside of the lock they are exact. A reader takes them all of one
-//! moment, or reads again. What each source has is told by each commit, which alone changes it.
+//! moment ([`Moment`]). What each source has is told by each commit, which alone changes it.
 
-use std::array::from_fn;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 
 use arc_swap::ArcSwap;
 
 use crate::units::ids::SourceId;
+use crate::units::moment::Moment;
 use crate::units::numbers::BlockCount;
 
 use super::State;
@@ -26,9 +26,7 @@ pub(super) type UsedBySource = BTreeMap<SourceId, BlockCount>;
 /// What is shown of a pool.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
-    /// Odd while `space` changes.
-    changes: AtomicU64,
-    space: [AtomicU64; Space::FIGURES],
+    space: Moment<{ Space::FIGURES }>,
     /// Readers that pin something, and pins given up: each for itself.
     pins: [AtomicU64; 2],
     used: ArcSwap<BTreeMap<SourceId, AtomicU64>>,
@@ -37,26 +35,12 @@ pub(super) struct Figures {
 impl Figures {
     /// One writer at a time.
     pub(super) fn tell(&self, space: Space) {
-        let changes = self.changes.load(Ordering::Relaxed);
-        self.changes.store(changes + 1, Ordering::Relaxed);
-        fence(Ordering::Release);
-        for (shown, figure) in self.space.iter().zip(space.figures()) {
-            shown.store(figure, Ordering::Relaxed);
-        }
-        self.changes.store(changes + 2, Ordering::Release);
+        self.space.tell(space.figures());
     }
 
     /// All of one moment.
     pub(super) fn space(&self) -> Space {
-        loop {
-            let before = self.changes.load(Ordering::Acquire);
-            let met = from_fn(|at| self.space[at].load(Ordering::Relaxed));
-            fence(Ordering::Acquire);
-            if before.is_multiple_of(2) && self.changes.load(Ordering::Relaxed) == before {
-                return Space::of(met);
-            }
-            std::thread::yield_now();
-        }
+        Space::of(self.space.read())
     }
 
     /// Readers that pin something, and pins given up so far.

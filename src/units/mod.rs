@@ -8,6 +8,7 @@ pub mod convert;
 pub mod hash;
 pub mod ids;
 pub mod machine;
+pub mod moment;
 pub mod names;
 pub mod numbers;
 pub mod policy;
