@@ -184,7 +184,7 @@ impl Checkpointer {
     }
 
     fn serving(&self) -> bool {
-        *self.shared.serving.borrow()
+        self.shared.is_serving()
     }
 
     fn listen(&self) -> Heard {
@@ -513,7 +513,7 @@ impl Checkpointer {
         } else {
             let (pins, roots) = (shared.pins(), shared.agreed(&roots));
             shared.set_faulted(None);
-            shared.common.send_replace(Some(Common { cp: freeze.cp, roots, pins }));
+            shared.set_common(Common { cp: freeze.cp, roots, pins });
             tracing::info!(source = %shared.name, cp = %freeze.cp, "CP published at both ends");
         }
         shared.order.thaw(freeze.cp);

@@ -12,19 +12,22 @@
 //! its reason. A stop ends the waiters without an acknowledgement; what they wrote may survive.
 //!
 //! Invariant: both cursors only rise; waiters are answered in sequence order, so what is
-//! answered is a prefix of what was written (invariant 6), whatever the gate.
+//! answered is a prefix of what was written (invariant 6), whatever the gate. Cursors, gate and number of
+//! waiters are told before the lock is let go of, for a status that does not take it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
 use crate::nvlog::DurableToken;
 use crate::record::marks::Place;
 use crate::session::primary::Action;
+use crate::units::convert::{to_u64, to_usize};
 use crate::units::machine;
-use crate::units::numbers::SequenceNumber;
+use crate::units::moment::{self, Changing, Shown};
+use crate::units::numbers::{ByteCount, SequenceNumber};
 use crate::units::policy::{LagLimit, Mode, Policy};
 
 /// Why a request is not acknowledged.
@@ -153,12 +156,55 @@ struct State {
     refusal: Option<Refusal>,
 }
 
+/// What is shown; all of one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Figures {
+    /// The own ring holds everything up to here.
+    pub own: SequenceNumber,
+    /// The hub holds everything up to here.
+    pub hub: SequenceNumber,
+    /// What an answer asks for.
+    pub gate: Gate,
+    /// Requests that wait.
+    pub waiting: usize,
+}
+
+const FIGURES: usize = 6;
+
+impl moment::Figures<FIGURES> for State {
+    fn figures(&self) -> [u64; FIGURES] {
+        let (gate, limit) = match self.gate {
+            Gate::Both => (0, None),
+            Gate::Own => (1, None),
+            Gate::Held => (2, None),
+            Gate::Lag(limit) => (3, Some(limit)),
+        };
+        let (bytes, time) = limit.map_or((0, Duration::ZERO), |limit| (limit.bytes.0, limit.time));
+        // Limits in a file are hours at most.
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        [self.own.0, self.hub.0, to_u64(self.waiters.len()), gate, bytes, time]
+    }
+}
+
+impl Figures {
+    fn of([own, hub, waiting, gate, bytes, time]: [u64; FIGURES]) -> Self {
+        let gate = match gate {
+            0 => Gate::Both,
+            1 => Gate::Own,
+            2 => Gate::Held,
+            _ => Gate::Lag(LagLimit { bytes: ByteCount(bytes), time: Duration::from_nanos(time) }),
+        };
+        let (own, hub) = (SequenceNumber(own), SequenceNumber(hub));
+        Self { own, hub, gate, waiting: to_usize(waiting) }
+    }
+}
+
 /// The monotonic clock; a test brings its own.
 type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
 
 /// The waiters and the two cursors.
 pub struct Completion {
-    state: Mutex<State>,
+    state: Shown<State, FIGURES>,
     own_moved: Notify,
     /// The gate was set, or nothing is acknowledged any more.
     gate_moved: Notify,
@@ -173,7 +219,7 @@ impl Default for Completion {
 
 impl std::fmt::Debug for Completion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Completion").field("state", &self.lock()).finish_non_exhaustive()
+        f.debug_struct("Completion").field("figures", &self.figures()).finish_non_exhaustive()
     }
 }
 
@@ -185,7 +231,7 @@ impl Completion {
     }
 
     fn with_clock(own: SequenceNumber, clock: Clock) -> Self {
-        let state = Mutex::new(State { own, ..State::default() });
+        let state = Shown::new(State { own, ..State::default() });
         Self { state, own_moved: Notify::new(), gate_moved: Notify::new(), clock }
     }
 
@@ -195,14 +241,15 @@ impl Completion {
         let now = (self.clock)();
         let mut state = self.lock();
         state.gate = gate;
+        state.tell();
         state.answer(now);
         drop(state);
         self.gate_moved.notify_waiters();
     }
 
-    /// What an answer asks for.
-    pub fn gate(&self) -> Gate {
-        self.lock().gate
+    /// What is shown; never waits.
+    pub fn figures(&self) -> Figures {
+        Figures::of(self.state.read())
     }
 
     /// The highest sequence number ever answered. It stands still while the gate is [`Gate::Held`].
@@ -305,6 +352,8 @@ impl Completion {
         let mut state = self.lock();
         assert!(proof.0 >= state.own, "the own cursor may not step back");
         state.own = proof.0;
+        // Who is answered and asks for the figures finds what it was answered for.
+        state.tell();
         state.answer(now);
         drop(state);
         self.own_moved.notify_waiters();
@@ -320,6 +369,7 @@ impl Completion {
         while let Some(held) = state.lacking.pop_front_if(|oldest| oldest.last <= hub) {
             state.hub_bytes = held.upto_bytes;
         }
+        state.tell();
         state.answer(now);
     }
 
@@ -336,19 +386,21 @@ impl Completion {
         self.gate_moved.notify_waiters();
     }
 
-    /// Own and hub cursor, for status.
-    pub fn cursors(&self) -> (SequenceNumber, SequenceNumber) {
-        let state = self.lock();
-        (state.own, state.hub)
+    /// Whether nobody holds the lock.
+    #[cfg(test)]
+    pub(super) fn is_free(&self) -> bool {
+        self.state.is_free()
     }
 
-    /// Requests that wait.
-    pub fn waiting(&self) -> usize {
-        self.lock().waiters.len()
+    /// Does something while the lock is held.
+    #[cfg(test)]
+    pub(super) fn with_lock_held<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _held = self.lock();
+        work()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Changing<'_, State, FIGURES> {
+        self.state.lock()
     }
 }
 
@@ -476,8 +528,9 @@ mod tests {
             assert!(waiting(5, 0).await, "the hub does not hold it");
             assert!(!waiting(5, 1).await);
             completion.hub_durable(&hub(0));
-            assert_eq!(completion.cursors(), (SequenceNumber(5), SequenceNumber(1)));
-            assert_eq!(completion.waiting(), 0, "the second was not polled yet");
+            let met = completion.figures();
+            assert_eq!((met.own, met.hub), (SequenceNumber(5), SequenceNumber(1)));
+            assert_eq!(completion.figures().waiting, 0, "the second was not polled yet");
             completion.hub_durable(&hub(2));
             assert_eq!(second.as_mut().await.unwrap().sequence(), SequenceNumber(2));
         });
@@ -490,7 +543,7 @@ mod tests {
             completion.hub_durable(&hub(9));
             let waiter = completion.wait(SequenceNumber(3));
             let commit = async {
-                assert_eq!(completion.waiting(), 1);
+                assert_eq!(completion.figures().waiting, 1);
                 completion.own_durable(&own(3));
             };
             let (answer, ()) = tokio::join!(waiter, commit);
@@ -637,7 +690,7 @@ mod tests {
             assert_eq!(completion.answered_alone(), SequenceNumber(7));
             let later = completion.wait(SequenceNumber(5));
             let catch_up = async {
-                assert_eq!(completion.waiting(), 1, "new answers need both again");
+                assert_eq!(completion.figures().waiting, 1, "new answers need both again");
                 completion.hub_durable(&hub(8));
             };
             let (answer, ()) = tokio::join!(later, catch_up);
@@ -657,7 +710,7 @@ mod tests {
             let waiter = completion.wait(SequenceNumber(4));
             let (buffered, read) = (completion.buffered(), completion.not_held());
             let open = async {
-                assert_eq!(completion.waiting(), 1, "although both ends hold it");
+                assert_eq!(completion.figures().waiting, 1, "although both ends hold it");
                 completion.set_gate(Gate::Own);
             };
             let (answer, buffered, read, ()) = tokio::join!(waiter, buffered, read, open);

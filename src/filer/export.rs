@@ -126,7 +126,7 @@ impl SourceExports {
         if self.stopping.is_cancelled() {
             return Err(OpenError::Shutdown);
         }
-        if !*shared.serving.borrow() {
+        if !shared.is_serving() {
             return Err(OpenError::Refused(why_not_serving(&shared)));
         }
         if let Some(reason) = shared.not_served(volume.number) {

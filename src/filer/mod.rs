@@ -40,6 +40,7 @@ pub mod homes;
 pub mod identity;
 pub mod image;
 pub mod keeper;
+mod known;
 pub mod mending;
 pub mod newcomer;
 pub mod nvram_file;
@@ -367,7 +368,7 @@ impl Filer {
         let started = joined(recovered.await)??;
         if sole {
             // Nobody else holds anything of it.
-            started.shared.serving.send_replace(true);
+            started.shared.serve(true);
         }
         Self::run(started, linked, options.stop_timeout)
     }
@@ -555,7 +556,7 @@ impl Filer {
     }
 
     async fn last_checkpoint(&self, shared: &Arc<Shared>) -> Result<(), CheckpointError> {
-        if !*shared.serving.borrow() {
+        if !shared.is_serving() {
             return Ok(());
         }
         if shared.is_grounded() {

@@ -13,12 +13,13 @@
 //!
 //! Invariants: sequence numbers have no gap; all entries of one CP stand in the queue before the
 //! freeze of that CP; at most one interval is frozen; the open charge never exceeds the half,
-//! unless a refill brought it there.
+//! unless a refill brought it there. Figures are told before the lock is let go of, for a status that does
+//! not take it.
 
 mod pieces;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -33,7 +34,8 @@ use crate::record::envelope::record_bytes;
 use crate::record::marks::FREEZE_BYTES_MAX;
 use crate::record::transfer::Transfer;
 use crate::units::BLOCK_BYTES_U64;
-use crate::units::convert::to_u64;
+use crate::units::convert::{low_u32, to_u64, to_usize};
+use crate::units::moment::{self, Changing, Shown};
 use crate::units::numbers::{CpNumber, SequenceNumber, TransferId, VolumeNumber};
 use crate::units::policy::OnFull;
 
@@ -58,6 +60,8 @@ pub struct Frozen {
     /// Its last entry.
     pub last: SequenceNumber,
     charge: u64,
+    /// Blocks in its buffers.
+    blocks: u64,
 }
 
 /// Why a refilled transfer cannot be taken over.
@@ -137,9 +141,57 @@ pub enum Lacking {
     Pool,
 }
 
+const FIGURES: usize = 9;
+
+impl moment::Figures<FIGURES> for State {
+    fn figures(&self) -> [u64; FIGURES] {
+        let now = self.shown();
+        let Figures { sequence, open_cp, frozen_cp, open_bytes, partition_bytes, .. } = now;
+        let Figures { dirty_blocks, waiting, lacking, waits, .. } = now;
+        [
+            sequence.0,
+            u64::from(open_cp.0),
+            // No CP under way is one less than the first.
+            frozen_cp.map_or(0, |cp| u64::from(cp.0) + 1),
+            open_bytes,
+            partition_bytes,
+            dirty_blocks,
+            to_u64(waiting),
+            match lacking {
+                None => 0,
+                Some(Lacking::Nvram) => 1,
+                Some(Lacking::Pool) => 2,
+            },
+            waits,
+        ]
+    }
+}
+
+impl Figures {
+    fn of(figures: [u64; FIGURES]) -> Self {
+        let [sequence, open_cp, frozen_cp, open_bytes, partition_bytes, ..] = figures;
+        let [.., dirty_blocks, waiting, lacking, waits] = figures;
+        Self {
+            sequence: SequenceNumber(sequence),
+            open_cp: CpNumber(low_u32(open_cp)),
+            frozen_cp: frozen_cp.checked_sub(1).map(|cp| CpNumber(low_u32(cp))),
+            open_bytes,
+            partition_bytes,
+            dirty_blocks,
+            waiting: to_usize(waiting),
+            lacking: match lacking {
+                0 => None,
+                1 => Some(Lacking::Nvram),
+                _ => Some(Lacking::Pool),
+            },
+            waits,
+        }
+    }
+}
+
 /// The order of a source.
 pub struct Order {
-    state: Mutex<State>,
+    state: Shown<State, FIGURES>,
     /// Writers pass in the order they came; the one who waits holds it.
     gate: tokio::sync::Mutex<()>,
     /// Something was released.
@@ -184,7 +236,7 @@ impl Order {
             partition_bytes: 0,
         };
         Self {
-            state: Mutex::new(state),
+            state: Shown::new(state),
             gate: tokio::sync::Mutex::new(()),
             room: Notify::new(),
             pool_takes,
@@ -321,7 +373,8 @@ impl Order {
             buffers.fill(*volume, *vbn, Arc::clone(page));
         }
         let Frozen { cp, space_blocks, last, charge, .. } = *before;
-        let after = Arc::new(Frozen { cp, buffers, space_blocks, last, charge });
+        let blocks = buffers.blocks();
+        let after = Arc::new(Frozen { cp, buffers, space_blocks, last, charge, blocks });
         // Only the checkpoint thread, which calls this, ends an interval.
         self.lock().frozen = Some(after);
     }
@@ -471,21 +524,27 @@ impl Order {
         taken
     }
 
-    /// Figures for status.
+    /// Where it stands, behind everything that was ordered before this call. Waits for the lock.
     pub fn figures(&self) -> Figures {
-        let state = self.lock();
-        let frozen = state.frozen.as_ref();
-        Figures {
-            sequence: SequenceNumber(state.next.0 - 1),
-            open_cp: state.open_cp,
-            frozen_cp: frozen.map(|frozen| frozen.cp),
-            open_bytes: state.open_charge.max(state.open.blocks() * DIRTY_BLOCK_BYTES),
-            partition_bytes: state.partition_bytes,
-            dirty_blocks: state.open.blocks() + frozen.map_or(0, |frozen| frozen.buffers.blocks()),
-            waiting: state.waiting,
-            lacking: state.lacking.filter(|_| state.waiting > 0),
-            waits: state.waits,
-        }
+        self.lock().shown()
+    }
+
+    /// The same for status: never waits.
+    pub fn glance(&self) -> Figures {
+        Figures::of(self.state.read())
+    }
+
+    /// Whether nobody holds the lock.
+    #[cfg(test)]
+    pub(super) fn is_free(&self) -> bool {
+        self.state.is_free()
+    }
+
+    /// Does something while the lock is held.
+    #[cfg(test)]
+    pub(super) fn with_lock_held<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _held = self.lock();
+        work()
     }
 
     fn check_ranges(&self, transfer: &Transfer) -> Result<(), AdoptError> {
@@ -505,12 +564,27 @@ impl Order {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Changing<'_, State, FIGURES> {
+        self.state.lock()
     }
 }
 
 impl State {
+    fn shown(&self) -> Figures {
+        let (frozen, open) = (self.frozen.as_ref(), self.open.blocks());
+        Figures {
+            sequence: SequenceNumber(self.next.0 - 1),
+            open_cp: self.open_cp,
+            frozen_cp: frozen.map(|frozen| frozen.cp),
+            open_bytes: self.open_charge.max(open * DIRTY_BLOCK_BYTES),
+            partition_bytes: self.partition_bytes,
+            dirty_blocks: open + frozen.map_or(0, |frozen| frozen.blocks),
+            waiting: self.waiting,
+            lacking: self.lacking.filter(|_| self.waiting > 0),
+            waits: self.waits,
+        }
+    }
+
     /// Orders an entry if there is room; freezes if the partition is full and none is under way.
     fn try_order(
         &mut self,
@@ -588,6 +662,7 @@ impl State {
         self.footprint = Footprint::default();
         self.frozen = Some(Arc::new(Frozen {
             cp: self.open_cp,
+            blocks: self.open.blocks(),
             buffers: std::mem::take(&mut self.open),
             space_blocks: self.frozen_space,
             last: SequenceNumber(self.next.0 - 1),

@@ -6,11 +6,13 @@
 //!
 //! Invariants: rows stand in the order of the line, each directly behind the one before; a body
 //! is dropped from memory only when the ring holds it durably; what is kept in memory beyond
-//! that is at most [`RECENT_BYTES_MAX`].
+//! that is at most [`RECENT_BYTES_MAX`]. Figures are told before the lock is let go of, for a status that does
+//! not take it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -21,6 +23,7 @@ use crate::record::transfer::Transfer;
 use crate::session::primary::Held;
 use crate::units::convert::to_u64;
 use crate::units::machine;
+use crate::units::moment::{self, Changing, Shown};
 use crate::units::numbers::{CpNumber, LogPosition, TransferId};
 
 /// Bodies kept in memory although the ring has them.
@@ -77,6 +80,21 @@ pub struct Ladder {
     pub visible_bytes: u64,
 }
 
+/// What is shown of a transfer table; all of one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// How far the transfers got.
+    pub ladder: Ladder,
+    /// Since when the oldest one waits that no common CP has.
+    pub oldest: Option<Instant>,
+    /// Since when the oldest one waits that the hub does not hold.
+    pub unstaged: Option<Instant>,
+    /// Transfers that are held.
+    pub rows: u64,
+    /// Bytes of all bodies in memory.
+    pub memory_bytes: u64,
+}
+
 /// CPs made alone that the image does not show, newest of some and since when their oldest waits.
 #[derive(Debug)]
 struct Hidden {
@@ -85,9 +103,16 @@ struct Hidden {
     since: Instant,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// Times are told as time since then.
+    begun: Instant,
+    /// But for what was answered, which is counted without the lock.
     ladder: Ladder,
+    /// Since when the oldest transfer waits that the hub does not hold.
+    unstaged: Option<Instant>,
+    /// Bytes of bodies in memory.
+    memory_bytes: u64,
     /// The last transfer that is durable here.
     own_durable: TransferId,
     rows: VecDeque<Row>,
@@ -101,10 +126,32 @@ struct State {
     recent_from: usize,
 }
 
+const FIGURES: usize = 8;
+
+impl moment::Figures<FIGURES> for State {
+    fn figures(&self) -> [u64; FIGURES] {
+        // 0 is no time.
+        let told = |at: Instant| {
+            let since = at.saturating_duration_since(self.begun).as_nanos();
+            u64::try_from(since).map_or(u64::MAX, |since| since.saturating_add(1))
+        };
+        let Ladder { formed_bytes, durable_bytes, hub_bytes, visible_bytes, .. } = self.ladder;
+        let oldest = self.hidden.front().map(|hidden| hidden.since);
+        let oldest = oldest.or_else(|| self.rows.front().map(|row| row.since));
+        let [oldest, unstaged] = [oldest, self.unstaged].map(|at| at.map_or(0, told));
+        let rows = to_u64(self.rows.len());
+        let memory = self.memory_bytes;
+        [formed_bytes, durable_bytes, hub_bytes, visible_bytes, oldest, unstaged, rows, memory]
+    }
+}
+
 /// The transfer table.
 #[derive(Debug)]
 pub struct Outbox {
-    state: Mutex<State>,
+    state: Shown<State, FIGURES>,
+    begun: Instant,
+    /// Bytes ever said to be answered to clients.
+    answered_bytes: AtomicU64,
     /// A row was added.
     formed: Notify,
     /// A handle, so that recording takes no lock.
@@ -114,7 +161,10 @@ pub struct Outbox {
 impl Default for Outbox {
     fn default() -> Self {
         let ack_seconds = metrics::histogram!(ACK_SECONDS.name);
-        Self { state: Mutex::default(), formed: Notify::new(), ack_seconds }
+        let begun = machine::now();
+        let state = Shown::new(State::new(begun));
+        let answered_bytes = AtomicU64::new(0);
+        Self { state, begun, answered_bytes, formed: Notify::new(), ack_seconds }
     }
 }
 
@@ -165,6 +215,7 @@ impl Outbox {
                 new.for_each(|row| self.ack_seconds.record(machine::elapsed(row.since)));
             }
             state.ladder.hub_bytes = before.max(state.rows[at].upto_bytes);
+            state.find_unstaged();
         }
     }
 
@@ -213,8 +264,10 @@ impl Outbox {
             let Some(row) = state.rows.pop_front() else { break };
             let since = hidden.map_or(row.since, |older| older.since);
             hidden = Some(Hidden { cp, upto_bytes: row.upto_bytes, since });
-            if let (Some(_), Some(body)) = (row.position, &row.body) {
-                state.recent_bytes -= to_u64(body.len());
+            let body = row.body.as_ref().map_or(0, |body| to_u64(body.len()));
+            state.memory_bytes -= body;
+            if row.position.is_some() {
+                state.recent_bytes -= body;
             }
             state.told = state.told.saturating_sub(1);
             state.recent_from = state.recent_from.saturating_sub(1);
@@ -225,11 +278,14 @@ impl Outbox {
         } else {
             state.published(cp);
         }
+        state.find_unstaged();
     }
 
     /// The hub's image shows that CP.
     pub fn published(&self, cp: CpNumber) {
-        self.lock().published(cp);
+        let mut state = self.lock();
+        state.published(cp);
+        state.find_unstaged();
     }
 
     /// All rows, for the session's start.
@@ -237,40 +293,72 @@ impl Outbox {
         self.lock().rows.iter().map(|row| row.held).collect()
     }
 
-    /// How far the transfers got, and since when the oldest one waits that no common CP has.
-    /// `answered` says how many of them were answered to clients.
-    pub fn ladder(&self, answered: impl FnOnce(&Ladder) -> u64) -> (Ladder, Option<Instant>) {
-        let mut state = self.lock();
-        let met = answered(&state.ladder);
+    /// What is shown; never waits. `answered` says how many bytes of the ladder were answered to clients.
+    pub fn figures(&self, answered: impl FnOnce(&Ladder) -> u64) -> Figures {
+        // Asked for first: whoever has raised it did so for a ladder that was not above the one read next.
+        let before = self.answered_bytes.load(Ordering::Acquire);
+        let [formed_bytes, durable_bytes, hub_bytes, visible_bytes, rest @ ..] = self.state.read();
+        let [oldest, unstaged, rows, memory_bytes] = rest;
+        let ladder =
+            Ladder { formed_bytes, durable_bytes, hub_bytes, visible_bytes, ..Ladder::default() };
         // What was answered stays answered, whatever is asked for from now on.
-        state.ladder.acknowledged_bytes = state.ladder.acknowledged_bytes.max(met);
-        let oldest = state.hidden.front().map(|hidden| hidden.since);
-        (state.ladder, oldest.or_else(|| state.rows.front().map(|row| row.since)))
+        let acknowledged_bytes = before.max(answered(&ladder));
+        self.answered_bytes.fetch_max(acknowledged_bytes, Ordering::AcqRel);
+        let time =
+            |told: u64| told.checked_sub(1).map(|since| self.begun + Duration::from_nanos(since));
+        Figures {
+            ladder: Ladder { acknowledged_bytes, ..ladder },
+            oldest: time(oldest),
+            unstaged: time(unstaged),
+            rows,
+            memory_bytes,
+        }
     }
 
-    /// Since when the oldest transfer waits that the hub does not hold.
-    pub fn oldest_unstaged(&self) -> Option<Instant> {
-        let state = self.lock();
-        let on_hub = state.ladder.hub_bytes;
-        let hidden = state.hidden.iter().find(|hidden| hidden.upto_bytes > on_hub);
-        let row = state.rows.partition_point(|row| row.upto_bytes <= on_hub);
-        let row = || state.rows.get(row).map(|row| row.since);
-        hidden.map(|hidden| hidden.since).or_else(row)
+    /// Whether nobody holds the lock.
+    #[cfg(test)]
+    pub(super) fn is_free(&self) -> bool {
+        self.state.is_free()
     }
 
-    /// Number of rows and bytes of all bodies in memory, for status.
-    pub fn figures(&self) -> (u64, u64) {
-        let state = self.lock();
-        let memory = state.rows.iter().filter_map(|row| row.body.as_ref());
-        (to_u64(state.rows.len()), memory.map(|body| to_u64(body.len())).sum())
+    /// Does something while the lock is held.
+    #[cfg(test)]
+    pub(super) fn with_lock_held<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _held = self.lock();
+        work()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Changing<'_, State, FIGURES> {
+        self.state.lock()
     }
 }
 
 impl State {
+    fn new(begun: Instant) -> Self {
+        Self {
+            begun,
+            ladder: Ladder::default(),
+            unstaged: None,
+            memory_bytes: 0,
+            own_durable: TransferId::default(),
+            rows: VecDeque::new(),
+            hidden: VecDeque::new(),
+            told: 0,
+            recent_bytes: 0,
+            recent_from: 0,
+        }
+    }
+
+    /// The first row behind what the hub holds, released alone or not. Asked for when the hub holds more, or
+    /// rows go; a new row is it only if there was none.
+    fn find_unstaged(&mut self) {
+        let on_hub = self.ladder.hub_bytes;
+        let hidden = self.hidden.iter().find(|hidden| hidden.upto_bytes > on_hub);
+        let row = self.rows.partition_point(|row| row.upto_bytes <= on_hub);
+        let row = || self.rows.get(row).map(|row| row.since);
+        self.unstaged = hidden.map(|hidden| hidden.since).or_else(row);
+    }
+
     fn push(&mut self, transfer: &Transfer, origin: Origin, position: Option<LogPosition>) {
         let header = transfer.header();
         let place = transfer.place();
@@ -283,9 +371,14 @@ impl State {
             self.own_durable = header.id;
             self.ladder.durable_bytes = self.ladder.formed_bytes;
         }
+        let since = machine::now();
+        self.unstaged.get_or_insert(since);
+        if position.is_none() {
+            self.memory_bytes += to_u64(transfer.bytes().len());
+        }
         self.rows.push_back(Row {
             upto_bytes: self.ladder.formed_bytes,
-            since: machine::now(),
+            since,
             held: Held { place, bytes: to_u64(transfer.bytes().len()) },
             origin,
             cp: header.cp,
@@ -329,6 +422,7 @@ impl State {
             self.recent_from += 1;
             if let Some(body) = row.body.take() {
                 self.recent_bytes -= to_u64(body.len());
+                self.memory_bytes -= to_u64(body.len());
             }
         }
     }
@@ -368,30 +462,43 @@ mod tests {
         TransferId { generation: 1, counter }
     }
 
+    fn none(_: &Ladder) -> u64 {
+        0
+    }
+
+    fn unstaged(outbox: &Outbox) -> Option<Instant> {
+        let told = outbox.figures(none).unstaged;
+        let mut state = outbox.lock();
+        let kept = state.unstaged;
+        state.find_unstaged();
+        assert_eq!((kept, told), (state.unstaged, state.unstaged), "not the oldest");
+        told
+    }
+
     /// The oldest that the hub does not hold is the first behind what it has answered.
     #[test]
     fn what_the_hub_does_not_hold_has_an_age() {
         let outbox = Outbox::default();
-        assert_eq!(outbox.oldest_unstaged(), None);
+        assert_eq!(unstaged(&outbox), None);
         for counter in 1..=3_u64 {
             outbox.push(&transfer(counter, 1, 100));
         }
         let since = |at: usize| Some(outbox.lock().rows[at].since);
-        assert_eq!(outbox.oldest_unstaged(), since(0));
+        assert_eq!(unstaged(&outbox), since(0));
         outbox.acknowledged(id(2));
-        assert_eq!(outbox.oldest_unstaged(), since(2));
+        assert_eq!(unstaged(&outbox), since(2));
         outbox.acknowledged(id(1));
-        assert_eq!(outbox.oldest_unstaged(), since(2), "an answer that comes late takes none back");
+        assert_eq!(unstaged(&outbox), since(2), "an answer that comes late takes none back");
         outbox.acknowledged(id(3));
-        assert_eq!(outbox.oldest_unstaged(), None);
+        assert_eq!(unstaged(&outbox), None);
         // Released alone, it waits on.
         outbox.drop_upto(CpNumber(1), false);
         outbox.push(&transfer(4, 2, 100));
         let waits = since(0);
         outbox.drop_upto(CpNumber(2), true);
-        assert_eq!(outbox.oldest_unstaged(), waits);
+        assert_eq!(unstaged(&outbox), waits);
         outbox.published(CpNumber(2));
-        assert_eq!(outbox.oldest_unstaged(), None);
+        assert_eq!(unstaged(&outbox), None);
     }
 
     #[test]
@@ -422,18 +529,18 @@ mod tests {
             outbox.durable(id(counter), LogPosition(counter * 512));
             outbox.drop_upto(cp, true);
         }
-        let (ladder, oldest) = outbox.ladder(all);
+        let Figures { ladder, oldest, .. } = outbox.figures(all);
         assert_eq!((ladder.visible_bytes, ladder.acknowledged_bytes), (0, ladder.formed_bytes));
         let each = ladder.formed_bytes / 200;
         assert!(outbox.lock().hidden.len() <= HIDDEN_MAX, "memory goes with the time alone");
         // The image is at a CP in the middle: what lies behind it waits, and is younger.
         outbox.published(CpNumber(190));
-        let (ladder, rest) = outbox.ladder(all);
+        let Figures { ladder, oldest: rest, .. } = outbox.figures(all);
         assert_eq!(ladder.visible_bytes, 190 * each);
         assert_eq!(ladder.hub_bytes, 190 * each);
         assert!(rest.unwrap() > oldest.unwrap());
         outbox.published(CpNumber(200));
-        let (ladder, rest) = outbox.ladder(|_| 0);
+        let Figures { ladder, oldest: rest, .. } = outbox.figures(none);
         assert_eq!((ladder.visible_bytes, rest), (ladder.formed_bytes, None));
         assert_eq!(ladder.acknowledged_bytes, ladder.formed_bytes, "taken back");
     }
@@ -453,10 +560,15 @@ mod tests {
         assert!(matches!(outbox.body(id(1)), Some(Body::Ring(LogPosition(512)))));
         assert!(matches!(outbox.body(id(99)), Some(Body::Memory(_))));
         assert!(matches!(outbox.body(id(100)), Some(Body::Memory(_))));
-        let (rows, memory) = outbox.figures();
+        let Figures { rows, memory_bytes, .. } = outbox.figures(none);
         assert_eq!(rows, 100);
-        assert!(memory <= RECENT_BYTES_MAX + (300 << 10));
+        assert!(memory_bytes <= RECENT_BYTES_MAX + (300 << 10));
+        let state = outbox.lock();
+        let bodies = state.rows.iter().filter_map(|row| row.body.as_ref());
+        assert_eq!(memory_bytes, bodies.map(|body| to_u64(body.len())).sum::<u64>(), "miscounted");
+        drop(state);
         outbox.drop_upto(CpNumber(1), false);
-        assert_eq!(outbox.figures(), (0, 0));
+        let Figures { rows, memory_bytes, .. } = outbox.figures(none);
+        assert_eq!((rows, memory_bytes), (0, 0));
     }
 }

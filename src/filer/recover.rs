@@ -17,7 +17,7 @@
 mod replay;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -32,11 +32,12 @@ use super::counters::Counters;
 use super::feed::SourceFeed;
 use super::growth;
 use super::keeper::{FilerKeeper, Keeper, KeeperError, Kept};
+use super::known::{self, Known, Standing, Watched};
 use super::order::{Order, PoolTakes, VolumeShape};
 use super::outbox::Outbox;
 use super::pledge::Pledge;
 use super::promise::{Promise, SpaceLimit};
-use super::shared::{Affiliation, LinkState, Pins, Shared, SharedState};
+use super::shared::{Affiliation, LinkState, Pins, Shared};
 use super::signals::{CheckpointSignals, Roots, SessionSignals};
 use crate::device::Device;
 use crate::limits::PLACES_ASKED_MAX;
@@ -557,17 +558,15 @@ fn state_of(
     (row, kept): (&SourceRow, &Kept),
     (link, ground): (LinkState, Option<Ground>),
     (own_roots, pins): (Roots, Pins),
-) -> SharedState {
-    SharedState {
+) -> Standing {
+    let known = Known {
         affiliation: Affiliation { hub: kept.hub, epoch: row.epoch },
         link,
         failed: None,
         panicked: false,
         own_cp: row.applied,
         own_roots,
-        pins,
         faulted: None,
-        ground,
         rejected: None,
         refused: Vec::new(),
         lacks_hub_room: false,
@@ -579,7 +578,9 @@ fn state_of(
         mark_was_found: kept.alone.is_some(),
         fenced: kept.fenced,
         pass: None,
-    }
+        own_sizes: known::sizes(&pins),
+    };
+    Standing { known, pins, ground }
 }
 
 /// What is promised from this start on. What was written into a freeze, or kept as the next policy,
@@ -656,7 +657,9 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         keeping: Mutex::new(()),
         gating: Mutex::new(()),
         grounded: Notify::new(),
-        state: Mutex::new(state),
+        state: Watched::new(state),
+        common_cp: AtomicU64::new(0),
+        is_serving: AtomicBool::new(false),
     }))
 }
 

@@ -2,20 +2,21 @@
 //!
 //! Made once by `recover`, then held by exports, feed, forwarder and checkpoint thread. Each part
 //! has its own lock inside; none is held while another part is called, but for the order's, which
-//! may look at the pins.
+//! may look at the pins. Status is read without any of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::beneath::{Beneath, Ground};
+use super::beneath::Beneath;
 use super::completion::{Completion, Gate, Refusal};
 use super::counters::Counters;
 use super::keeper::{Keeper, Kept};
+use super::known::{Changing, Known, Watched};
 use super::order::Order;
 use super::outbox::Outbox;
 use super::pass::Progress;
@@ -27,6 +28,7 @@ use crate::pool::error::PoolError;
 use crate::pool::rows::SourceRow;
 use crate::pool::{Pin, Pool};
 use crate::session::primary::Answering;
+use crate::units::convert::low_u32;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
@@ -144,45 +146,11 @@ pub struct Shared {
     pub gating: Mutex<()>,
     /// Rung when what lies beneath is in a tree.
     pub grounded: Notify,
-    pub(super) state: Mutex<SharedState>,
-}
-
-/// What changes and is small.
-#[derive(Debug)]
-pub(super) struct SharedState {
-    pub(super) affiliation: Affiliation,
-    pub(super) link: LinkState,
-    pub(super) failed: Option<Arc<str>>,
-    /// It was a fault of this program, not of a store.
-    pub(super) panicked: bool,
-    pub(super) own_cp: CpNumber,
-    pub(super) own_roots: Roots,
-    pub(super) pins: Pins,
-    /// What lies between the pinned trees and the first entry of the NVRAM, until it is in a tree.
-    pub(super) ground: Option<Ground>,
-    /// Last refusal of a CP by the hub, until one is published.
-    pub(super) rejected: Option<String>,
-    /// Why nothing is tried with the hub before there is a newer CP (R19).
-    pub(super) faulted: Option<(CpNumber, String)>,
-    /// Volumes that the hub leaves out, as it said last (R20).
-    pub(super) refused: Vec<VolumeRefusal>,
-    /// That refusal was for lack of room in the hub's pool.
-    pub(super) lacks_hub_room: bool,
-    /// The hub got on with nothing although something was owed, and how far it was then.
-    pub(super) slow: Option<(String, (SequenceNumber, CpNumber))>,
-    /// How the hub was set back behind what it had acknowledged, if it was since the start (R7).
-    pub(super) set_back: Option<String>,
-    /// How far writes are answered, as the session says.
-    pub(super) answering: Answering,
-    /// The durable mark of writes acknowledged without the hub (R4).
-    pub(super) mark: Option<AloneMark>,
-    pub(super) marked_at: Instant,
-    /// The mark was found at the start.
-    pub(super) mark_was_found: bool,
-    /// Somebody else is primary in that epoch.
-    pub(super) fenced: Option<Epoch>,
-    /// The pass under way.
-    pub(super) pass: Option<PassStatus>,
+    pub(super) state: Watched,
+    /// The newest CP that both ends have published, for status: one more than its number.
+    pub(super) common_cp: AtomicU64,
+    /// Whether clients may be served, for whoever does not wait for it.
+    pub(super) is_serving: AtomicBool,
 }
 
 /// A pass that brings the hub's image up.
@@ -217,7 +185,7 @@ impl Shared {
 
     /// The size of a volume as its newest own CP has it.
     pub fn own_size(&self, volume: &VolumeOffer) -> ByteCount {
-        self.lock().pins.get(&volume.number).map_or(volume.size, |pin| pin.tree().size)
+        self.known().own_sizes.get(&volume.number).copied().unwrap_or(volume.size)
     }
 
     /// What clients may use of a volume: what its newest own CP has, and under `stop` no more than
@@ -232,9 +200,28 @@ impl Shared {
         told.map_or(own, |told| told.size.min(own))
     }
 
+    /// Does something while every lock is held that the data path of this source takes.
+    #[cfg(test)]
+    pub(crate) fn with_locks_held<T>(&self, work: impl FnOnce() -> T) -> T {
+        let within = || {
+            let _one = self.lock();
+            work()
+        };
+        let within = || self.completion.with_lock_held(within);
+        let within = || self.outbox.with_lock_held(within);
+        self.order.with_lock_held(within)
+    }
+
+    /// Whether each of them is free: order, transfer table, answers, and the small things.
+    #[cfg(test)]
+    pub(crate) fn free_locks(&self) -> [bool; 4] {
+        let (order, outbox) = (self.order.is_free(), self.outbox.is_free());
+        [order, outbox, self.completion.is_free(), self.state.is_free()]
+    }
+
     /// Hub and epoch.
     pub fn affiliation(&self) -> Affiliation {
-        self.lock().affiliation
+        self.known().affiliation
     }
 
     /// The epoch in force.
@@ -254,18 +241,13 @@ impl Shared {
 
     /// The newest own CP and its roots.
     pub fn own(&self) -> (CpNumber, Roots) {
-        let state = self.lock();
-        (state.own_cp, state.own_roots.clone())
+        let known = self.known();
+        (known.own_cp, known.own_roots.clone())
     }
 
     /// A newer own CP is durable; what was pinned before may go when its readers are done.
     pub fn set_own(&self, cp: CpNumber, roots: Roots, pins: Pins) {
-        let mut state = self.lock();
-        assert!(cp >= state.own_cp, "own CPs rise");
-        state.own_cp = cp;
-        state.own_roots = roots;
-        let before = std::mem::replace(&mut state.pins, pins);
-        drop(state);
+        let before = self.lock().pin(cp, roots, pins);
         // A pin goes back to the pool, which takes its own lock.
         drop(before);
     }
@@ -286,10 +268,7 @@ impl Shared {
     pub fn settle(&self, roots: Roots, pins: Pins) {
         let mut state = self.lock();
         let Some(ground) = state.ground.take() else { return };
-        assert!(ground.cp >= state.own_cp, "own CPs rise");
-        state.own_cp = ground.cp;
-        state.own_roots = roots;
-        let before = std::mem::replace(&mut state.pins, pins);
+        let before = state.pin(ground.cp, roots, pins);
         drop(state);
         drop((before, ground));
         self.grounded.notify_waiters();
@@ -299,7 +278,7 @@ impl Shared {
 
     /// How things stand with the hub.
     pub fn link(&self) -> LinkState {
-        self.lock().link.clone()
+        self.known().link.clone()
     }
 
     /// Whether the hub takes transfers now.
@@ -309,81 +288,86 @@ impl Shared {
 
     /// Notes how things stand with the hub.
     pub fn set_link(&self, link: LinkState) {
-        self.lock().link = link;
+        self.lock().known.link = link;
     }
 
     /// Why the hub refused the CP that is tried again.
     pub fn rejected(&self) -> Option<String> {
-        self.lock().rejected.clone()
+        self.known().rejected.clone()
     }
 
     /// The hub refused a CP, or published one.
     pub fn set_rejected(&self, reason: Option<String>) {
         let mut state = self.lock();
-        (state.rejected, state.lacks_hub_room) = (reason, false);
+        let known = &mut state.known;
+        (known.rejected, known.lacks_hub_room) = (reason, false);
     }
 
     /// The hub refused a CP because its pool is full: stays until one is published (R18).
     pub fn set_no_hub_room(&self, reason: String) {
         let mut state = self.lock();
-        (state.rejected, state.lacks_hub_room) = (Some(reason), true);
+        let known = &mut state.known;
+        (known.rejected, known.lacks_hub_room) = (Some(reason), true);
     }
 
     /// The hub gets on with nothing, though it answers: it counts as lost, or is waited out.
     pub fn set_slow(&self, reason: String, sequence: SequenceNumber, done: CpNumber) {
-        self.lock().slow = Some((reason, (sequence, done)));
+        self.lock().known.slow = Some((reason, (sequence, done)));
     }
 
     /// The hub is that far: got on, it is not slow any more.
     pub fn hub_reached(&self, sequence: SequenceNumber, done: CpNumber) {
         let mut state = self.lock();
-        state.slow.take_if(|(_, before)| sequence > before.0 || done > before.1);
+        // Called all the while: nothing is shown anew unless there is something to take back.
+        if state.known.slow.is_some() {
+            state.known.slow.take_if(|(_, before)| sequence > before.0 || done > before.1);
+        }
     }
 
     /// Why the hub counted as lost, or is waited for, although it answers; until it gets on with
     /// something.
     pub fn slow(&self) -> Option<String> {
-        self.lock().slow.as_ref().map(|(reason, _)| reason.clone())
+        self.known().slow.as_ref().map(|(reason, _)| reason.clone())
     }
 
     /// Whether the hub has no room for the CP that is tried again.
     pub fn lacks_hub_room(&self) -> bool {
-        self.lock().lacks_hub_room
+        self.known().lacks_hub_room
     }
 
     /// The newest CP that the hub has refused for good, and why.
     pub fn faulted(&self) -> Option<(CpNumber, String)> {
-        self.lock().faulted.clone()
+        self.known().faulted.clone()
     }
 
     /// The hub refused also a comparison, or published a CP.
     pub fn set_faulted(&self, refused: Option<(CpNumber, String)>) {
-        self.lock().faulted = refused;
+        self.lock().known.faulted = refused;
     }
 
     /// How the hub was set back behind what it had acknowledged, if it was since the start (R7).
     pub fn set_back(&self) -> Option<String> {
-        self.lock().set_back.clone()
+        self.known().set_back.clone()
     }
 
     /// The hub has less than it had acknowledged as durable.
     pub fn note_set_back(&self, what: String) {
-        self.lock().set_back = Some(what);
+        self.lock().known.set_back = Some(what);
     }
 
     /// Volumes that the hub leaves out, as it said last (R20).
     pub fn refused(&self) -> Vec<VolumeRefusal> {
-        self.lock().refused.clone()
+        self.known().refused.clone()
     }
 
     /// The hub has said what it leaves out.
     pub fn set_refused(&self, refused: Vec<VolumeRefusal>) {
-        self.lock().refused = refused;
+        self.lock().known.refused = refused;
     }
 
     /// Numbers of the volumes that the hub leaves out.
     pub fn left_out(&self) -> BTreeSet<VolumeNumber> {
-        self.lock().refused.iter().map(|refusal| refusal.volume).collect()
+        self.known().refused.iter().map(|refusal| refusal.volume).collect()
     }
 
     /// Why a volume is not served while others are: the hub leaves it out, and under `stop` nothing
@@ -392,8 +376,8 @@ impl Shared {
         if self.pledge.kept().on_hub_loss == OnHubLoss::Continue {
             return None;
         }
-        let state = self.lock();
-        let refusal = state.refused.iter().find(|refusal| refusal.volume == volume)?;
+        let known = self.known();
+        let refusal = known.refused.iter().find(|refusal| refusal.volume == volume)?;
         Some(format!("the hub does not mirror this volume: {}", refusal.reason))
     }
 
@@ -418,11 +402,11 @@ impl Shared {
     fn set_gate(&self, change: impl FnOnce(&mut Answering)) {
         let _one = self.gating.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
-        if state.fenced.is_some() {
+        if state.known.fenced.is_some() {
             return;
         }
-        change(&mut state.answering);
-        let answering = state.answering;
+        change(&mut state.known.answering);
+        let answering = state.known.answering;
         drop(state);
         self.completion.set_gate(match answering {
             Answering::Policy => Gate::of(&self.pledge.kept()),
@@ -472,26 +456,54 @@ impl Shared {
         Ok(())
     }
 
+    /// Clients may be served, or may not be any more.
+    pub fn serve(&self, serving: bool) {
+        self.serving.send_modify(|told| {
+            *told = serving;
+            self.is_serving.store(serving, Ordering::Release);
+        });
+    }
+
+    /// Whether clients may be served; never waits.
+    pub fn is_serving(&self) -> bool {
+        self.is_serving.load(Ordering::Acquire)
+    }
+
+    /// Both ends have published a newer CP.
+    pub fn set_common(&self, common: Common) {
+        let shown = u64::from(common.cp.0) + 1;
+        self.common.send_modify(|told| {
+            *told = Some(common);
+            self.common_cp.store(shown, Ordering::Release);
+        });
+    }
+
+    /// The newest CP that both ends have published; never waits.
+    pub fn common_cp(&self) -> Option<CpNumber> {
+        let told = self.common_cp.load(Ordering::Acquire).checked_sub(1)?;
+        Some(CpNumber(low_u32(told)))
+    }
+
     /// How far writes are answered.
     pub fn answering(&self) -> Answering {
-        self.lock().answering
+        self.known().answering
     }
 
     /// The durable mark of writes acknowledged without the hub (R4).
     pub fn mark(&self) -> Option<AloneMark> {
-        self.lock().mark
+        self.known().mark
     }
 
     /// How long the mark is known here to stand.
     pub fn marked_for(&self) -> Option<Duration> {
-        let state = self.lock();
-        state.mark.map(|_| machine::elapsed(state.marked_at))
+        let known = self.known();
+        known.mark.map(|_| machine::elapsed(known.marked_at))
     }
 
     /// Whether the mark stood before this start: how much was acknowledged alone until then is not
     /// known.
     pub fn mark_was_found(&self) -> bool {
-        self.lock().mark_was_found
+        self.known().mark_was_found
     }
 
     /// Whether a read may be answered: under `stop` only as long as nobody can have taken over,
@@ -506,22 +518,21 @@ impl Shared {
 
     /// The epoch in which somebody else is primary (R12).
     pub fn fenced(&self) -> Option<Epoch> {
-        self.lock().fenced
+        self.known().fenced
     }
 
     /// The hub knows its name with another id, and it has nothing of its own: it never had a hub,
     /// served nobody and ordered nothing. It may become that source (R14).
     pub fn is_newcomer(&self) -> bool {
-        let state = self.lock();
+        let known = self.known();
         let other =
-            matches!(&state.link, LinkState::Halted(why) if why.code == RefusedCode::OtherSource);
-        let unmet = state.affiliation.hub.is_none() && state.mark.is_none();
-        let nothing = state.own_cp == CpNumber(0) && state.failed.is_none();
-        drop(state);
+            matches!(&known.link, LinkState::Halted(why) if why.code == RefusedCode::OtherSource);
+        let unmet = known.affiliation.hub.is_none() && known.mark.is_none();
+        let nothing = known.own_cp == CpNumber(0) && known.failed.is_none();
         other
             && unmet
             && nothing
-            && !*self.serving.borrow()
+            && !self.is_serving()
             && self.order.figures().sequence == SequenceNumber(0)
     }
 
@@ -532,29 +543,30 @@ impl Shared {
 
     /// Nobody is served any more: somebody else is primary.
     pub fn fence(&self, epoch: Epoch) {
-        self.lock().fenced = Some(epoch);
+        self.lock().known.fenced = Some(epoch);
         let refusal = Refusal::Fenced(epoch.number);
         self.order.refuse(refusal.clone());
         self.completion.refuse(refusal);
-        self.serving.send_replace(false);
+        self.serve(false);
     }
 
     /// A pass begins.
     pub fn begin_pass(&self, cp: CpNumber, base: CpNumber) -> Arc<Progress> {
         let progress = Arc::<Progress>::default();
         let since = machine::now();
-        self.lock().pass = Some(PassStatus { cp, base, since, progress: Arc::clone(&progress) });
+        let pass = PassStatus { cp, base, since, progress: Arc::clone(&progress) };
+        self.lock().known.pass = Some(pass);
         progress
     }
 
     /// No pass is under way.
     pub fn end_pass(&self) {
-        self.lock().pass = None;
+        self.lock().known.pass = None;
     }
 
     /// The pass under way.
     pub fn pass(&self) -> Option<PassStatus> {
-        self.lock().pass.clone()
+        self.known().pass.clone()
     }
 
     /// Changes what the source keeps about itself; durable when this returns. May block.
@@ -565,11 +577,12 @@ impl Shared {
         let bytes = self.keep(&row, &kept)?;
         self.pool.catalog().update_source(self.source, move |row| row.extension = bytes)?;
         let mut state = self.lock();
-        if state.mark.is_none() && kept.alone.is_some() {
-            state.marked_at = machine::now();
+        let known = &mut state.known;
+        if known.mark.is_none() && kept.alone.is_some() {
+            known.marked_at = machine::now();
         }
-        state.mark = kept.alone;
-        state.mark_was_found &= kept.alone.is_some();
+        known.mark = kept.alone;
+        known.mark_was_found &= kept.alone.is_some();
         Ok(())
     }
 
@@ -583,7 +596,7 @@ impl Shared {
             row.epoch = epoch;
             row.extension = bytes;
         })?;
-        self.lock().affiliation = Affiliation { hub: Some(hub), epoch };
+        self.lock().known.affiliation = Affiliation { hub: Some(hub), epoch };
         Ok(())
     }
 
@@ -607,7 +620,7 @@ impl Shared {
         let reason: Arc<str> = reason.into();
         let first = {
             let mut state = self.lock();
-            Arc::clone(state.failed.get_or_insert_with(|| Arc::clone(&reason)))
+            Arc::clone(state.known.failed.get_or_insert_with(|| Arc::clone(&reason)))
         };
         tracing::error!(source = %self.name, %reason, "the source has failed");
         self.order.refuse(Refusal::Failed(Arc::clone(&first)));
@@ -622,16 +635,21 @@ impl Shared {
 
     /// Whether the first failure was a fault of this program.
     pub fn has_panicked(&self) -> bool {
-        self.lock().panicked
+        self.known().panicked
     }
 
     /// Why nothing is acknowledged any more.
     pub fn failed(&self) -> Option<Arc<str>> {
-        self.lock().failed.clone()
+        self.known().failed.clone()
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, SharedState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is known; never waits.
+    pub(super) fn known(&self) -> Guard<Arc<Known>> {
+        self.state.known()
+    }
+
+    pub(super) fn lock(&self) -> Changing<'_> {
+        self.state.lock()
     }
 }
 
@@ -647,7 +665,8 @@ impl Drop for FailOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let mut state = self.shared.lock();
-            state.panicked |= state.failed.is_none();
+            let known = &mut state.known;
+            known.panicked |= known.failed.is_none();
             drop(state);
             self.shared.fail(self.what);
         }

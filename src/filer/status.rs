@@ -1,4 +1,7 @@
 //! What a source says about itself: one snapshot for status, metrics and health.
+//!
+//! Made of what the parts show beside their locks: each part's figures are of one moment. No lock of the data
+//! path is taken, so a part that is stuck under its own is shown, and keeps nobody from his answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -175,7 +178,7 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
         let next = if shared.has_panicked() { NEXT_OF_PANIC } else { NEXT_OF_FAULT };
         return (SourceState::Faulted, failed.to_string(), next.to_owned());
     }
-    let serving = *shared.serving.borrow();
+    let serving = shared.is_serving();
     match shared.link() {
         LinkState::Unlinked => sole(shared),
         LinkState::Halted(refused) if shared.fenced().is_some() => {
@@ -249,7 +252,7 @@ const NEXT_OF_SET_BACK: &str = "find out why before this filer is lost: look at 
 
 /// The hub's pool is full (R18): who waits for it, and what makes room.
 fn next_of_full_hub(shared: &Shared) -> String {
-    let clients = match (shared.answering(), shared.order.figures().lacking) {
+    let clients = match (shared.answering(), shared.order.glance().lacking) {
         (Answering::Alone, _) => "; clients are served here alone meanwhile",
         (Answering::Policy | Answering::Held, Some(Lacking::Nvram)) => "; writes wait for it",
         (Answering::Policy | Answering::Held, _) => "",
@@ -345,7 +348,7 @@ fn sole(shared: &Shared) -> (SourceState, String, String) {
 
 /// What writers wait for, and what makes it better.
 fn waits(shared: &Shared) -> Option<(&'static str, &'static str)> {
-    match shared.order.figures().lacking? {
+    match shared.order.glance().lacking? {
         Lacking::Pool if shared.promise.is_limited() => Some((
             "writes wait: the source has as much of the pool as space_limit lets it",
             "raise space_limit in its file on the hub, drop kept CPs, or trim what is not needed",
@@ -378,8 +381,8 @@ fn volumes(shared: &Shared, roots: &Roots) -> Vec<VolumeStatus> {
 }
 
 /// Bytes answered to clients: what both ends have, or what this one has where that is enough.
-fn answered(shared: &Shared, ladder: &Ladder) -> u64 {
-    let met = match shared.completion.gate() {
+fn answered(gate: Gate, ladder: &Ladder) -> u64 {
+    let met = match gate {
         Gate::Both | Gate::Held => 0,
         Gate::Own => ladder.durable_bytes,
         Gate::Lag(limit) => {
@@ -396,13 +399,14 @@ fn lag_of(shared: &Shared, ladder: &Ladder, oldest: Option<Instant>) -> Duration
     met.map_or(Duration::ZERO, machine::elapsed).max(before.unwrap_or_default())
 }
 
-/// Takes the snapshot.
+/// Takes the snapshot; takes no lock of the data path for it, and never waits.
 pub fn status(shared: &Arc<Shared>) -> Status {
     let (state, reason, next_step) = judge(shared);
     let affiliation = shared.affiliation();
-    let (own_durable, hub_durable) = shared.completion.cursors();
+    let completion = shared.completion.figures();
     let (own_cp, roots) = shared.own();
-    let (ladder, oldest) = shared.outbox.ladder(|ladder| answered(shared, ladder));
+    let outbox = shared.outbox.figures(|ladder| answered(completion.gate, ladder));
+    let ladder = outbox.ladder;
     let terms = shared.pledge.terms();
     Status {
         name: shared.name.clone(),
@@ -410,23 +414,23 @@ pub fn status(shared: &Arc<Shared>) -> Status {
         state,
         reason,
         next_step,
-        serving: *shared.serving.borrow(),
+        serving: shared.is_serving(),
         hub: affiliation.hub,
         epoch: affiliation.epoch,
         generation: shared.generation,
-        own_durable,
-        hub_durable,
+        own_durable: completion.own,
+        hub_durable: completion.hub,
         own_cp,
-        common_cp: shared.common.borrow().as_ref().map(|common| common.cp),
+        common_cp: shared.common_cp(),
         ladder,
-        lag: lag_of(shared, &ladder, oldest),
-        unstaged: shared.outbox.oldest_unstaged().map_or(Duration::ZERO, machine::elapsed),
+        lag: lag_of(shared, &ladder, outbox.oldest),
+        unstaged: outbox.unstaged.map_or(Duration::ZERO, machine::elapsed),
         lag_unknown: shared.mark_was_found(),
         hub_silence: silence(shared),
         uptime: machine::elapsed(shared.started),
-        unacknowledged: shared.completion.waiting(),
-        order: shared.order.figures(),
-        held: shared.outbox.figures(),
+        unacknowledged: completion.waiting,
+        order: shared.order.glance(),
+        held: (outbox.rows, outbox.memory_bytes),
         ring: shared.ring().map(crate::nvlog::Handle::status),
         space: shared.pool.space().ok(),
         policy: terms.in_force,

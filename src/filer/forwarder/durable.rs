@@ -87,7 +87,7 @@ impl Forwarder {
         self.shared.completion.own_reached(self.shared.order.figures().sequence).await;
         self.shared.order.raise_cp(self.primary.cp_max().next());
         tracing::info!(source = %self.shared.name, "serving");
-        self.shared.serving.send_replace(true);
+        self.shared.serve(true);
         let terms = self.shared.pledge.terms();
         if terms.next.is_some() && !terms.in_force.forwards() {
             // Only a CP brings the hub to where the next policy may be told of.

@@ -114,7 +114,7 @@ impl Forwarder {
             let pins = self.shared.pins();
             let left_out = |v: &VolumeNumber| welcome.refused.iter().any(|no| no.volume == *v);
             let roots = roots.into_iter().filter(|(volume, _)| !left_out(volume)).collect();
-            self.shared.common.send_replace(Some(Common { cp, roots, pins }));
+            self.shared.set_common(Common { cp, roots, pins });
         }
     }
 

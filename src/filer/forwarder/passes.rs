@@ -98,7 +98,7 @@ impl Forwarder {
             let (shared, pins) = (&self.shared, Arc::clone(&self.own.1));
             let roots = pins.iter().map(|(volume, pin)| (*volume, pin.tree().root())).collect();
             let roots = shared.agreed(&roots);
-            shared.common.send_replace(Some(Common { cp, roots, pins }));
+            shared.set_common(Common { cp, roots, pins });
         }
     }
 

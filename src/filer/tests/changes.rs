@@ -46,7 +46,7 @@ fn from_sync_to_async_behind_the_freeze() {
         assert_eq!(filer.status().policy_next, Some(loose()), "it shows");
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(!task.is_finished(), "what the hub lacks is not answered before it knows");
-        assert_eq!(filer.shared().completion.gate(), Gate::Both);
+        assert_eq!(filer.shared().completion.figures().gate, Gate::Both);
         hub.control(|control| control.hold_acks = false);
         task.await.unwrap().unwrap();
         until("the policy is in force", || filer.status().policy == loose()).await;
@@ -74,7 +74,8 @@ fn from_async_to_sync_once_the_lag_is_gone() {
         hub.control(|control| control.hold_acks = true);
         write(&export, 0, &[1; 4096]).await.unwrap();
         filer.reload(of_mode(Mode::Sync), HOUR);
-        until("both promises are kept", || filer.shared().completion.gate() == Gate::Both).await;
+        until("both promises are kept", || filer.shared().completion.figures().gate == Gate::Both)
+            .await;
         let task = {
             let export = Arc::clone(&export);
             tokio::spawn(async move { write(&export, 4096, &[2; 4096]).await })
@@ -145,8 +146,8 @@ fn without_its_hub_a_weaker_file_changes_nothing() {
         let mut weak = strict.clone();
         weak.wanted.policy.on_hub_loss = OnHubLoss::Continue;
         let filer = try_start(&stores, weak.clone()).await.unwrap();
-        until("clients are held", || filer.shared().completion.gate() == Gate::Held).await;
-        assert!(!*filer.shared().serving.borrow());
+        until("clients are held", || filer.shared().completion.figures().gate == Gate::Held).await;
+        assert!(!filer.shared().is_serving());
         assert_eq!(filer.status().policy.on_hub_loss, OnHubLoss::Stop);
         drop(filer);
         weak.wanted.accept_untold_policy = true;

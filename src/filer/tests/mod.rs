@@ -3,6 +3,7 @@
 
 mod changes;
 mod credit;
+mod glance;
 mod hub;
 mod life;
 mod loss;

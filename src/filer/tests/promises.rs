@@ -128,7 +128,7 @@ fn semi_sync_runs_ahead_by_its_limit() {
         let stores = Stores::new();
         let semi = promise_of(Mode::SemiSync, Cache::Writethrough);
         let filer = start_with(&stores, &hub, semi).await;
-        assert_eq!(filer.shared().completion.gate(), Gate::Lag(semi.lag_limit));
+        assert_eq!(filer.shared().completion.figures().gate, Gate::Lag(semi.lag_limit));
         let export = open(&filer, "vol0").await;
         hub.control(|control| control.hold_acks = true);
         // Two transfers of somewhat more than 4 KiB are within 10,000 bytes, three are not.

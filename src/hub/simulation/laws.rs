@@ -290,7 +290,7 @@ pub(super) fn is_at_rest(source: &SourceEnd) -> bool {
         && shared.mark().is_none()
         && shared.answering() == Answering::Policy
         && shared.order.frozen().is_none()
-        && shared.completion.waiting() == 0
+        && shared.completion.figures().waiting == 0
 }
 
 /// Why it is not, for a person.
@@ -307,7 +307,7 @@ pub(super) fn unrest(source: &SourceEnd) -> String {
         shared.mark(),
         shared.answering(),
         shared.order.frozen().map(|frozen| frozen.cp),
-        shared.completion.waiting(),
+        shared.completion.figures().waiting,
         shared.rejected(),
         shared.pass(),
         shared.failed(),

@@ -17,6 +17,7 @@ use super::process::Running;
 use super::setup::{GROWN_BYTES, SOURCE_POOL_BYTES, SourceSetup, VOLUME_BYTES, VOLUMES};
 use crate::device::sim::{Chance, Effect, SimDevice};
 use crate::filer::Filer;
+use crate::filer::completion::Figures;
 use crate::filer::recover::Store;
 use crate::filer::shared::Shared as FilerShared;
 use crate::nvlog::format::HEADER_BYTES;
@@ -180,7 +181,7 @@ impl SourceState {
         }
         self.line.acknowledge(sequence);
         self.acknowledged += 1;
-        let (own, hub) = shared.completion.cursors();
+        let Figures { own, hub, .. } = shared.completion.figures();
         let own_problem = format!("invariant 1: {sequence} answered, the own ring holds {own}");
         self.judge(if own.0 >= sequence { Ok(()) } else { Err(own_problem) });
         if shared.sole {
@@ -216,7 +217,7 @@ impl SourceState {
     /// was answered alone may be heard when the hub has caught up with all before it, and is answered
     /// for again. Then the mark stands still.
     fn answering_of(&self, shared: &FilerShared, sequence: u64) -> Answering {
-        let (_, hub) = shared.completion.cursors();
+        let hub = shared.completion.figures().hub;
         let alone = shared.completion.answered_alone();
         let sync = self.setup.policy.mode == Mode::Sync;
         match shared.answering() {
