@@ -406,7 +406,14 @@ fn clients_come_with_certificates_or_not_at_all() {
     let plain = info(&format!("nbd://{address}:10811/{NAME}/vol0"));
     assert!(!plain.status.success(), "{plain:?}");
     assert!(String::from_utf8_lossy(&plain.stderr).contains("TLS"), "{plain:?}");
+    wait_for("a client in the clear is counted", LIMIT, || refused_of(&cluster) >= before + 1.0);
     assert!(!qemu(&right, false).status.success());
+    wait_for("and the next one", LIMIT, || refused_of(&cluster) >= before + 2.0);
+    let log = fs::read_to_string(cluster.path("hub.log")).expect("the log");
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("in the clear")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("an nbd client is refused"), "{lines:?}");
+    assert!(lines[0].contains("peer=\"127."), "its address: {lines:?}");
+    let before = refused_of(&cluster);
     for keys in [&other, &source] {
         let met = info(&uri(10811, keys));
         assert!(!met.status.success(), "{keys}: {met:?}");

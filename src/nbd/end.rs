@@ -62,6 +62,9 @@ pub enum End {
     /// The TLS handshake failed, or the client is not one of those that may come.
     #[error("TLS: {0}")]
     Tls(String),
+    /// The client was told that TLS comes first, and has left without it.
+    #[error("it speaks in the clear, and this door wants TLS")]
+    InTheClear,
 }
 
 impl End {
@@ -76,7 +79,8 @@ impl End {
             | Self::OptionTooLong { .. }
             | Self::RequestMagic
             | Self::WriteTooLong(_)
-            | Self::Tls(_) => true,
+            | Self::Tls(_)
+            | Self::InTheClear => true,
             Self::Disconnected
             | Self::Aborted
             | Self::Closed
@@ -86,6 +90,31 @@ impl End {
             | Self::Stopped
             | Self::ExportEnded
             | Self::Stalled(..) => false,
+        }
+    }
+
+    /// Whether the client has left.
+    pub const fn is_leave(&self) -> bool {
+        match self {
+            Self::Disconnected
+            | Self::Aborted
+            | Self::Closed
+            | Self::Truncated(_)
+            | Self::Io(_) => true,
+            Self::NotOpened { .. }
+            | Self::Stopped
+            | Self::ExportEnded
+            | Self::Stalled(..)
+            | Self::HandshakeDeadline(_)
+            | Self::ClientFlags(_)
+            | Self::NotFixedNewstyle(_)
+            | Self::OptionMagic
+            | Self::TooManyOptions(_)
+            | Self::OptionTooLong { .. }
+            | Self::RequestMagic
+            | Self::WriteTooLong(_)
+            | Self::Tls(_)
+            | Self::InTheClear => false,
         }
     }
 
@@ -99,6 +128,7 @@ impl End {
             | Self::Io(_)
             | Self::Stalled(..)
             | Self::Tls(_)
+            | Self::InTheClear
             | Self::HandshakeDeadline(_) => false,
             Self::Aborted
             | Self::NotOpened { .. }

@@ -2,8 +2,9 @@
 //!
 //! Called by `serve` for connections over TCP where the configuration asks for it. FORCEDTLS, in
 //! the words of the protocol text: until the upgrade every option but STARTTLS and ABORT is answered
-//! with TLS_REQD, and EXPORT_NAME, which has no answer, ends the connection. Behind the upgrade a
-//! negotiation begins anew: nothing that was said in the clear counts.
+//! with TLS_REQD, and EXPORT_NAME, which has no answer, ends the connection. Who leaves after either
+//! was refused; who goes on to STARTTLS was not. Behind the upgrade a negotiation begins anew: nothing
+//! that was said in the clear counts.
 //!
 //! In the clear each option is read to its last byte and no further, straight from the socket. What
 //! a client, or somebody on its way, sends behind STARTTLS in the clear is met by the TLS handshake,
@@ -61,6 +62,18 @@ pub(super) async fn upgrade(
 
 /// Until STARTTLS was acknowledged.
 async fn wanted<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<ClientFlags, End> {
+    let mut told = false;
+    match in_the_clear(stream, &mut told).await {
+        Err(end) if told && end.is_leave() => Err(End::InTheClear),
+        other => other,
+    }
+}
+
+/// The same; `told` says whether the client has met TLS_REQD.
+async fn in_the_clear<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    told: &mut bool,
+) -> Result<ClientFlags, End> {
     stream.write_all(&greeting()).await?;
     let mut bytes = [0; CLIENT_FLAGS_BYTES];
     exactly(stream, &mut bytes, "client flags").await?;
@@ -76,10 +89,7 @@ async fn wanted<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<Cli
         skip(stream, u32_to_usize(length)).await?;
         let mut out = BytesMut::new();
         match header.kind() {
-            OptionKind::ExportName => {
-                let reason = "it was asked for without TLS".to_owned();
-                return Err(End::NotOpened { name: String::new(), reason });
-            }
+            OptionKind::ExportName => return Err(End::InTheClear),
             _ if !flags.fixed_newstyle => return Err(End::NotFixedNewstyle(code)),
             OptionKind::Abort => reply::acknowledge(&mut out, code),
             OptionKind::StartTls if length > 0 => {
@@ -93,6 +103,7 @@ async fn wanted<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<Cli
             | OptionKind::ListMetaContext
             | OptionKind::SetMetaContext
             | OptionKind::Other => {
+                *told = true;
                 let text = "this server wants TLS before anything else";
                 reply::refuse(&mut out, code, OptionRefusal::TlsRequired, text);
             }

@@ -1,7 +1,7 @@
 //! FORCEDTLS: what is answered before the upgrade, and that nothing said in the clear counts behind it.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rcgen::{CertificateParams, KeyPair};
 use rustls::crypto::aws_lc_rs;
@@ -24,6 +24,8 @@ struct Own {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     refuses: bool,
+    /// Peers that were told of, and why.
+    said: Mutex<Vec<(String, String)>>,
 }
 
 impl Own {
@@ -42,7 +44,8 @@ impl Own {
         let client = ClientConfig::builder_with_provider(provider);
         let client = client.with_safe_default_protocol_versions().unwrap();
         let client = client.with_root_certificates(roots).with_no_client_auth();
-        Arc::new(Self { server: Arc::new(server), client: Arc::new(client), refuses })
+        let said = Mutex::default();
+        Arc::new(Self { server: Arc::new(server), client: Arc::new(client), refuses, said })
     }
 
     async fn connect(&self, plain: Client) -> io::Result<Behind> {
@@ -62,7 +65,9 @@ impl Upgrade for Own {
         if self.refuses { Err("nobody may come".to_owned()) } else { Ok(()) }
     }
 
-    fn refused(&self, _: &str, _: &str) {}
+    fn refused(&self, peer: &str, reason: &str) {
+        self.said.lock().unwrap().push((peer.to_owned(), reason.to_owned()));
+    }
 }
 
 /// A client behind the upgrade.
@@ -172,6 +177,58 @@ async fn what_follows_starttls_in_the_clear_is_not_honoured() {
         assert_eq!(behind.is_err(), injected);
     }
     running.protocol_errors(1).await;
+    running.finish().await;
+}
+
+/// Goal: who speaks in the clear and leaves is counted and told of, each with its address, however it leaves;
+/// EXPORT_NAME in the clear as well. The controls: who goes on to TLS after the same TLS_REQD, and who only looks
+/// whether somebody listens, is neither.
+#[tokio::test]
+async fn a_client_in_the_clear_is_counted_and_told_of() {
+    let own = Own::new(false);
+    let (running, _) = serve_behind(&own).await;
+    let info = info_payload("vol0", &[]);
+    let mut client = running.connect().await;
+    client.greet(3).await;
+    client.expect_option(7, &info, ERR_TLS_REQD).await;
+    client.expect_option(5, b"", ACK).await;
+    let mut behind = own.connect(client).await.unwrap();
+    assert_eq!(behind.option(7, &info).await, ACK);
+    drop(behind);
+    let mut client = running.connect().await;
+    client.greet(3).await;
+    client.expect_option(2, b"", ACK).await;
+    client.expect_closed().await;
+    drop(running.connect().await);
+    let mut client = running.connect().await;
+    client.greet(3).await;
+    drop(client);
+    running.connections(0).await;
+    assert_eq!(running.server.counters().protocol_errors(), 0);
+    assert!(own.said.lock().unwrap().is_empty());
+
+    let mut peers = Vec::new();
+    for leaves in ["closes", "aborts", "closes inside an option", "EXPORT_NAME"] {
+        let mut client = running.connect().await;
+        peers.push(client.stream.local_addr().unwrap().to_string());
+        client.greet(3).await;
+        if leaves == "EXPORT_NAME" {
+            client.send(&option(1, b"vol0")).await;
+            client.expect_closed().await;
+        } else {
+            client.expect_option(7, &info, ERR_TLS_REQD).await;
+        }
+        match leaves {
+            "aborts" => client.expect_option(2, b"", ACK).await,
+            "closes inside an option" => client.send(b"IHAVEOPT").await,
+            _ => (),
+        }
+        drop(client);
+        running.protocol_errors(u64::try_from(peers.len()).unwrap()).await;
+    }
+    let said = own.said.lock().unwrap().clone();
+    let reason = "it speaks in the clear, and this door wants TLS".to_owned();
+    assert_eq!(said, peers.into_iter().map(|peer| (peer, reason.clone())).collect::<Vec<_>>());
     running.finish().await;
 }
 
