@@ -45,7 +45,8 @@ impl Namespace {
         made
     }
 
-    fn inside(&self, program: &str) -> Command {
+    /// A command that runs in it.
+    pub fn inside(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]);
         command

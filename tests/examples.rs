@@ -13,7 +13,6 @@ use mirrorhub::config::load::{Kind, Loaded, load, load_hub, load_source};
 use mirrorhub::config::problem::Problems;
 use mirrorhub::config::schema::{Listen, ProcessConfig};
 use mirrorhub::config::sizing;
-use mirrorhub::config::unavailable::UNAVAILABLE;
 use mirrorhub::units::numbers::ByteCount;
 use mirrorhub::units::policy::{Apply, OnHubLoss};
 
@@ -83,21 +82,6 @@ fn every_wrong_file_gets_its_message() {
     let orphans: Vec<&String> = cases.symmetric_difference(&expected).collect();
     assert!(update || orphans.is_empty(), "without a file or without an expectation: {orphans:?}");
     assert!(cases.len() >= 30, "only {} cases", cases.len());
-}
-
-/// Each row of the table has a case, so that its message was read by somebody.
-#[test]
-fn every_row_of_what_is_not_available_has_a_case() {
-    let texts: String = entries(&project("tests/invalid"))
-        .iter()
-        .filter(|path| path.extension().is_some_and(|ending| ending == "expected"))
-        .map(|path| std::fs::read_to_string(path).unwrap())
-        .collect();
-    for row in UNAVAILABLE {
-        let what = format!("error: {}: ", row.key);
-        assert!(texts.contains(&what), "no case shows {what:?}");
-        assert!(texts.contains(row.fix), "no case shows the fix {:?}", row.fix);
-    }
 }
 
 #[test]

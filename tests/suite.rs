@@ -38,6 +38,7 @@ mod onboarding;
 mod outage;
 mod packaged;
 mod page;
+mod plain;
 mod policies;
 mod power;
 mod pulled;

@@ -9,19 +9,19 @@ use std::str::FromStr;
 use toml::Spanned;
 
 use super::quantity::{Unfit, format_size};
-use super::reader::{Reader, Section, resolve};
+use super::reader::{Reader, Section, entry, resolve};
 use super::schema::{
     DeviceConfig, Door, Listen, NvramConfig, PoolConfig, Raid, SCRUB_EVERY, SCRUB_LIMIT,
     ScrubConfig, TlsConfig, VolumeConfig,
 };
-use super::unavailable::entry;
 use crate::control::socket_path;
 use crate::limits::{
-    POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN, RAID_MEMBERS_MAX, RING_BYTES_MAX, RING_BYTES_MIN,
-    UNIX_PATH_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX,
+    PLAIN_NETWORKS_MAX, POOL_DEVICE_BYTES_MAX, POOL_DEVICE_BYTES_MIN, RAID_MEMBERS_MAX,
+    RING_BYTES_MAX, RING_BYTES_MIN, UNIX_PATH_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_PER_SOURCE_MAX,
 };
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::names::{NameError, VolumeName};
+use crate::units::networks::{Network, NetworkError, Networks};
 use crate::units::numbers::ByteCount;
 
 /// Bounds of what upkeep may read in a second.
@@ -73,6 +73,32 @@ pub(super) fn data_dir<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> Optio
         return None;
     }
     Some(path)
+}
+
+/// Who is served in the clear.
+const PLAIN_NETWORKS: &str = "plain_networks";
+/// One of them, for messages.
+const NETWORK_EXAMPLE: &str = "10.1.0.0/16";
+
+/// `plain_networks`; none if it is not there, or wrong.
+pub(super) fn plain_networks<'d>(reader: &mut Reader<'d>, root: &Section<'d>) -> Networks {
+    let what = ("a list of networks", NETWORK_EXAMPLE, PLAIN_NETWORKS_MAX);
+    let parse = |text: &str| {
+        text.parse::<Network>().map_err(|error| {
+            let fix = match &error {
+                NetworkError::Address(_) => format!("write one such as \"{NETWORK_EXAMPLE}\""),
+                NetworkError::Prefix(_) => {
+                    format!("write how many bits count, such as \"{NETWORK_EXAMPLE}\"")
+                }
+                NetworkError::TooLong { bits, .. } => format!("write 0 to {bits} behind the slash"),
+                NetworkError::HostBits { address, network } => format!(
+                    "write \"{network}\" for all of that network, or \"{address}\" for that address alone"
+                ),
+            };
+            Unfit { met: error.to_string(), fix }
+        })
+    };
+    Networks(reader.strings(root, PLAIN_NETWORKS, what, parse).unwrap_or_default())
 }
 
 /// Something that listens, with the place where the file says so.
@@ -127,11 +153,11 @@ fn unix_path(base: &Path, text: &str) -> Result<PathBuf, Unfit> {
 /// Whether something is spoken to beyond this machine (section 13).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Far {
-    /// Its traffic is behind TLS.
+    /// Its traffic is behind TLS, or it takes the clients of known networks only.
     Yes,
     /// It would be, if there was a section `[tls]`.
     WithTls,
-    /// It would be, if `[tls]` said so with this key.
+    /// It would be, if `[tls]` said so with this key, or `plain_networks` who may come.
     WithKey(&'static str),
 }
 
@@ -141,11 +167,12 @@ impl Far {
         if tls { Self::Yes } else { Self::WithTls }
     }
 
-    /// NBD or HTTP, by that key of `[tls]`.
-    pub(super) fn door(tls: Option<&TlsConfig>, key: &'static str) -> Self {
+    /// NBD or HTTP, by that key of `[tls]`. What is wrong in `plain_networks` is said there.
+    pub(super) fn door(root: &Section<'_>, tls: Option<&TlsConfig>, key: &'static str) -> Self {
         let door = tls.map(|tls| if key == "nbd" { tls.nbd } else { tls.http });
         match door {
             Some(Door::Server | Door::Mutual) => Self::Yes,
+            Some(Door::Off) | None if root.has(PLAIN_NETWORKS) => Self::Yes,
             Some(Door::Off) | None => Self::WithKey(key),
         }
     }
@@ -153,7 +180,7 @@ impl Far {
     fn needs(self) -> String {
         match self {
             Self::Yes | Self::WithTls => "which needs [tls]".to_owned(),
-            Self::WithKey(key) => format!("which needs tls.{key}"),
+            Self::WithKey(key) => format!("which needs tls.{key} or {PLAIN_NETWORKS}"),
         }
     }
 }
@@ -174,7 +201,8 @@ pub(super) fn reachable(text: &str, example: &str, far: Far) -> Result<SocketAdd
                     format!("write \"127.0.0.1:{}\", or add a section [tls]", address.port())
                 }
                 Far::WithKey(key) => format!(
-                    "write \"127.0.0.1:{}\", or {key} = \"mutual\" in [tls]",
+                    "write \"127.0.0.1:{}\", or {key} = \"mutual\" in [tls], or \
+                     {PLAIN_NETWORKS} = [\"{NETWORK_EXAMPLE}\"] with those who may come in the clear",
                     address.port()
                 ),
             },

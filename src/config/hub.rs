@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::common::{Far, apart, data_dir, listen, nvram, pool, tls};
+use super::common::{Far, apart, data_dir, listen, nvram, plain_networks, pool, tls};
 use super::hooks::hooks;
 use super::load::Kind;
 use super::problem::Problem;
@@ -18,7 +18,6 @@ use super::schema::{
 };
 use super::source_file::Judged;
 use super::text::Text;
-use super::unavailable;
 use crate::limits::{IMAGE_PIN_MS, NVRAM_SHARE_BYTES_MIN, SOURCES_MAX};
 use crate::units::convert::to_u64;
 use crate::units::names::SourceName;
@@ -40,7 +39,8 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Own {
     let data_dir = data_dir(&mut reader, &root);
     let tls = tls(&mut reader, &root, data_dir.as_deref());
     let far = Far::of(root.has("tls"));
-    let doors = ["nbd", "http"].map(|key| Far::door(tls.as_ref(), key));
+    let plain_networks = plain_networks(&mut reader, &root);
+    let doors = ["nbd", "http"].map(|key| Far::door(&root, tls.as_ref(), key));
     let sources_listen = listen(&mut reader, &root, "listen", HUB_LISTEN, false, far);
     let nbd_listen = listen(&mut reader, &root, "nbd_listen", HUB_NBD_LISTEN, true, doors[0]);
     let http_listen = listen(&mut reader, &root, "http_listen", HUB_HTTP_LISTEN, true, doors[1]);
@@ -61,7 +61,6 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Own {
     ];
     let (pool, _) = pool(&mut reader, &root, &taken);
     let hooks = hooks(&mut reader, &root);
-    unavailable::check(&mut reader, table);
     let ring = nvram.as_ref().map_or(HUB_NVRAM, |nvram| nvram.size);
     let problems = reader.finish();
     let config = (|| {
@@ -72,6 +71,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Own {
             listen,
             nbd_listen: nbd_listen?.listen,
             http_listen: http_listen?.listen,
+            plain_networks,
             sources_dir: sources_dir.clone(),
             tls,
             image_pin: image_pin.map_or(IMAGE_PIN, Spanned::into_inner),

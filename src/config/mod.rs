@@ -3,8 +3,7 @@
 //! Floor 10. Called by `cli`. A file is parsed whole and validated whole: either the plain structs
 //! of [`schema`] come out, or every problem that was found, each with file, line, key, what was
 //! met, what was wanted and what to write instead. Nothing is ever half applied, and nothing that is
-//! written in a file is passed over: unknown keys are refused, and so are the keys and values of
-//! the contract that this version does not do yet ([`unavailable`]).
+//! written in a file is passed over: unknown keys are refused.
 //!
 //! * [`schema`]: the structs; each key with meaning, unit, default, bounds, live or restart
 //! * [`around`]: the files of a running hub, around what is wrong in them
@@ -36,4 +35,3 @@ mod source_file;
 #[cfg(test)]
 mod tests;
 mod text;
-pub mod unavailable;

@@ -17,7 +17,6 @@ use super::quantity::{
     DURATION_WANTED, SIZE_WANTED, Unfit, format_duration, format_size, parse_duration, parse_size,
 };
 use super::text::Text;
-use super::unavailable::{entry, is_named};
 use crate::units::numbers::ByteCount;
 
 /// A table of the file: the top, a `[section]`, or one of a list.
@@ -332,6 +331,43 @@ impl<'d> Reader<'d> {
         self.parsed(section, key, "a path", |text| resolve(base, text))
     }
 
+    /// A list of 1 to `most` strings that `parse` understands, such as `example`. What is wrong of it has
+    /// its own place each.
+    pub(super) fn strings<T>(
+        &mut self,
+        section: &Section<'d>,
+        key: &'static str,
+        (wanted, example, most): (&str, &str, usize),
+        parse: impl Fn(&str) -> Result<T, Unfit>,
+    ) -> Option<Vec<T>> {
+        let value = self.value(section, key)?;
+        let fix =
+            format!("write {key} = [\"{example}\"], with 1 to {most} of them, or take it out");
+        let DeValue::Array(members) = value.get_ref() else {
+            let met = format!("is {}", kind_of(value.get_ref()));
+            self.problem(value.span(), section.full(key), met, wanted, fix);
+            return None;
+        };
+        if members.is_empty() || members.len() > most {
+            let met = format!("has {} entries", members.len());
+            self.problem(value.span(), section.full(key), met, wanted, fix);
+            return None;
+        }
+        let mut all = Vec::new();
+        for member in members.iter() {
+            let result = match member.get_ref().as_str() {
+                Some(text) => parse(text),
+                None => Err(Unfit {
+                    met: format!("a member of it is {}", kind_of(member.get_ref())),
+                    fix: format!("write \"{example}\""),
+                }),
+            };
+            let parsed = self.keep(section, key, member.span(), wanted, result);
+            all.extend(parsed.map(Spanned::into_inner));
+        }
+        (all.len() == members.len()).then_some(all)
+    }
+
     /// A kind of value that is not a string where a string is wanted.
     fn unquoted(&self, key: &str, met: &DeValue<'_>, span: &Range<usize>) -> Unfit {
         let plain = matches!(
@@ -370,7 +406,7 @@ impl<'d> Reader<'d> {
             for (key, value) in section.table.into_iter().flatten() {
                 let name: &str = key.get_ref();
                 let known = self.known.get(&section.path).is_some_and(|keys| keys.contains(&name));
-                if known || is_named(self.kind, &section.path, name) {
+                if known {
                     continue;
                 }
                 let table = matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_));
@@ -408,6 +444,14 @@ impl<'d> Reader<'d> {
         all.dedup();
         format!("take it out; known here: {}", all.join(", "))
     }
+}
+
+/// A key of a table with its place, and its value.
+pub(super) fn entry<'t, 'd>(
+    table: &'t DeTable<'d>,
+    key: &str,
+) -> Option<(&'t Spanned<std::borrow::Cow<'d, str>>, &'t Spanned<DeValue<'d>>)> {
+    table.iter().find(|(name, _)| name.get_ref() == key)
 }
 
 /// The kind of a value with its article.

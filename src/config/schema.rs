@@ -16,6 +16,7 @@ use crate::link::tls::TlsFiles;
 use crate::raid::files::PoolFiles;
 use crate::raid::layout::{Geometry, Level};
 use crate::units::names::{SourceName, VolumeName};
+use crate::units::networks::Networks;
 use crate::units::numbers::ByteCount;
 use crate::units::policy::{Ack, Apply, Cache, LagLimit, Mode, OnFull, OnHubLoss, Policy};
 use crate::units::retention::Retention;
@@ -65,12 +66,16 @@ pub struct HubConfig {
     /// `listen`: address and port for sources; loopback. Default `127.0.0.1:7420`. Port 0 takes a
     /// free one. Restart.
     pub listen: SocketAddr,
-    /// `nbd_listen`: address and port, or `unix:PATH`, for readers of images; loopback or unix.
-    /// Default `127.0.0.1:10810`. Restart.
+    /// `nbd_listen`: address and port, or `unix:PATH`, for readers of images; loopback or unix, or
+    /// anywhere with `tls.nbd` or `plain_networks`. Default `127.0.0.1:10810`. Restart.
     pub nbd_listen: Listen,
     /// `http_listen`: address and port, or `unix:PATH`, for metrics, health and status; loopback or
-    /// unix. Default `127.0.0.1:7421`. Restart.
+    /// unix, or anywhere with `tls.http` or `plain_networks`. Default `127.0.0.1:7421`. Restart.
     pub http_listen: Listen,
+    /// `plain_networks`: IPv4 and IPv6 networks, such as `10.1.0.0/16` or a single address, 1 to 64 of them,
+    /// whose clients NBD and HTTP serve in the clear where `tls.nbd` or `tls.http` is off; besides these only
+    /// this machine's own, all others are hung up on. It says nothing to sources. Default none. Restart.
+    pub plain_networks: Networks,
     /// `sources_dir`: directory with one file `NAME.toml` for each source. Default `sources.d`
     /// beside the file. Restart.
     pub sources_dir: PathBuf,
@@ -166,12 +171,14 @@ pub struct SourceConfig {
     pub data_dir: PathBuf,
     /// `hub`: address and port of the hub; loopback. Required. Restart.
     pub hub: SocketAddr,
-    /// `nbd_listen`: address and port, or `unix:PATH`, for clients; loopback or unix. Default
-    /// `127.0.0.1:10809`. Restart.
+    /// `nbd_listen`: address and port, or `unix:PATH`, for clients; loopback or unix, or anywhere with
+    /// `tls.nbd` or `plain_networks`. Default `127.0.0.1:10809`. Restart.
     pub nbd_listen: Listen,
     /// `http_listen`: address and port, or `unix:PATH`, for metrics, health and status; loopback or
-    /// unix. Default `127.0.0.1:7422`. Restart.
+    /// unix, or anywhere with `tls.http` or `plain_networks`. Default `127.0.0.1:7422`. Restart.
     pub http_listen: Listen,
+    /// `plain_networks`: as on the hub. Default none. Restart.
+    pub plain_networks: Networks,
     /// `lock_memory`: what was touched once stays in memory, for clients on this host. Default false.
     /// Restart.
     pub lock_memory: bool,
@@ -280,7 +287,8 @@ pub struct TlsConfig {
     pub hub_name: String,
     /// Where the hub's own authority is.
     pub authority: Option<PathBuf>,
-    /// `tls.nbd`: how NBD over TCP is served. Default `off`, which is plain and on loopback. Restart.
+    /// `tls.nbd`: how NBD over TCP is served. Default `off`, which is plain, and on loopback or for
+    /// `plain_networks`. Restart.
     pub nbd: Door,
     /// `tls.http`: the same for HTTP. Restart.
     pub http: Door,
@@ -309,7 +317,7 @@ impl TlsConfig {
 words! {
     /// How clients are let in over TCP.
     Door {
-        /// Without TLS, on this machine only.
+        /// Without TLS, on this machine only, or for `plain_networks`.
         Off = "off",
         /// Under TLS; they need no certificate.
         Server = "server",

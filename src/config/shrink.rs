@@ -9,9 +9,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::problem::{Place, Problem, Problems};
 use super::quantity::format_size;
+use super::reader::entry;
 use super::schema::{SourceConfig, VolumeConfig};
 use super::text::Text;
-use super::unavailable::entry;
 use crate::units::names::VolumeName;
 
 /// Every volume that `file` makes smaller than it is in `running`.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::common::{Far, apart, data_dir, listen, name, nvram, pool, reachable, tls, volumes};
+use super::common::{
+    Far, apart, data_dir, listen, name, nvram, plain_networks, pool, reachable, tls, volumes,
+};
 use super::load::Kind;
 use super::problem::Problem;
 use super::quantity::Unfit;
@@ -17,7 +19,6 @@ use super::schema::{
     SOURCE_HTTP_LISTEN, SOURCE_NBD_LISTEN, SOURCE_NVRAM, SourceConfig,
 };
 use super::text::Text;
-use super::unavailable;
 use crate::limits::{
     CHECKPOINT_INTERVAL_MS, HUB_TIMEOUT_MS, LAG_BYTES, LAG_TIME_MS, RESYNC_LIMIT_BYTES,
 };
@@ -31,7 +32,8 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
     let data_dir = data_dir(&mut reader, &root);
     let tls = tls(&mut reader, &root, None);
     let hub = hub(&mut reader, &root, Far::of(root.has("tls")));
-    let doors = ["nbd", "http"].map(|key| Far::door(tls.as_ref(), key));
+    let plain_networks = plain_networks(&mut reader, &root);
+    let doors = ["nbd", "http"].map(|key| Far::door(&root, tls.as_ref(), key));
     wanted(&mut reader, &root);
     let nbd_listen = listen(&mut reader, &root, "nbd_listen", SOURCE_NBD_LISTEN, true, doors[0]);
     let http_listen = listen(&mut reader, &root, "http_listen", SOURCE_HTTP_LISTEN, true, doors[1]);
@@ -58,7 +60,6 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
     }
     let own = name.as_ref().map(|name| name.get_ref().clone());
     let homes = homes(&mut reader, &root, own.as_ref());
-    unavailable::check(&mut reader, table);
     let problems = reader.finish();
     let config = (|| {
         Some(SourceConfig {
@@ -68,6 +69,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Result<SourceConfig, Ve
             hub: hub?,
             nbd_listen: nbd_listen?.listen,
             http_listen: http_listen?.listen,
+            plain_networks,
             lock_memory,
             nvram: nvram?,
             checkpoint_interval,

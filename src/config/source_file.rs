@@ -12,7 +12,6 @@ use super::quantity::Unfit;
 use super::reader::{Reader, Section};
 use super::schema::SourceFile;
 use super::text::Text;
-use super::unavailable;
 use crate::limits::{
     CERTIFICATES_MAX, MIB, NVRAM_SHARE_BYTES_MIN, POOL_DEVICE_BYTES_MAX, RING_BYTES_MAX,
     SOURCE_LOG_STEP_BYTES,
@@ -81,7 +80,6 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Judged {
     let certificates = reader.value_of(&root, "certificates", CERTIFICATES_WANTED, certificates);
     let volumes = volumes(&mut reader, &root);
     let keep = keep(&mut reader, &root);
-    unavailable::check(&mut reader, table);
     let problems = reader.finish();
     let file = name.as_ref().filter(|_| problems.is_empty()).map(|name| SourceFile {
         file: text.file.clone(),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::load::{Kind, load, load_data_dir, load_hub, load_source};
-use super::reload::{When, reloaded_source, source_changes};
+use super::reload::{Change, When, hub_changes, reloaded_hub, reloaded_source, source_changes};
 use super::sizing;
 use crate::units::numbers::ByteCount;
 use crate::units::policy::Mode;
@@ -116,6 +116,58 @@ fn a_filer_says_what_its_guests_promise() {
         let problems = read(&wrong).unwrap_err().render(false);
         assert!(problems.contains(said), "{wrong}: {problems}");
     }
+}
+
+/// Goal: with `plain_networks` NBD and HTTP may listen anywhere, and nothing else may; a change is told for
+/// a restart, and does not run before. Control: the same files without the key.
+#[test]
+fn plain_networks_open_the_doors_for_clients_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let pool = "[pool]\ndevices = [{ path = \"d\", size = \"1GiB\" }]\n";
+    let clients = "nbd_listen = \"0.0.0.0:10810\"\nhttp_listen = \"[::]:7421\"\n";
+    let key = "plain_networks = [\"10.1.0.0/16\", \"fd00:1::7\"]\n";
+    std::fs::create_dir(directory.path().join("sources.d")).unwrap();
+    let hub = |more: &str| {
+        let file = directory.path().join("hub.toml");
+        std::fs::write(&file, format!("{more}{pool}")).unwrap();
+        load_hub(&file)
+    };
+    let filer = "[[volume]]\nname = \"v\"\nsize = \"1MiB\"\n";
+    let source = |hub: &str, more: &str| {
+        let file = directory.path().join("source.toml");
+        let own = format!("name = \"a\"\nhub = \"{hub}:7420\"\n{more}{pool}{filer}");
+        std::fs::write(&file, own).unwrap();
+        load_source(&file)
+    };
+    let (near, far) = ("127.0.0.1", "192.0.2.7");
+    for refused in [
+        hub(clients).err(),
+        source(near, clients).err(),
+        // Between source and hub there is no exception.
+        hub(&format!("{key}listen = \"0.0.0.0:7420\"\n")).err(),
+        source(far, key).err(),
+    ] {
+        let refused = refused.expect("it is not on loopback").render(false);
+        assert!(refused.contains("is not loopback, which needs"), "{refused}");
+        let proposed = refused.contains("plain_networks");
+        assert_eq!(proposed, !refused.contains("7420"), "{refused}");
+    }
+    let both = format!("{key}{clients}");
+    let (open, own) = (hub(&both).unwrap(), source(near, &both).unwrap());
+    assert_eq!(open.plain_networks.to_string(), "10.1.0.0/16, fd00:1::7/128");
+    assert_eq!(own.plain_networks, open.plain_networks);
+
+    let (less, only) = (hub("").unwrap(), source(near, "").unwrap());
+    let told: Vec<Change> = hub_changes(&less, &hub(key).unwrap());
+    let also = source_changes(&only, &source(near, key).unwrap());
+    for told in [told, also] {
+        let [change] = &told[..] else { panic!("{told:?}") };
+        assert_eq!((&change.key[..], change.when), ("plain_networks", When::Restart));
+        let values = (&change.from[..], &change.to[..]);
+        assert_eq!(values, ("none", "10.1.0.0/16, fd00:1::7/128"));
+    }
+    assert!(reloaded_hub(&less, open).plain_networks.is_empty(), "it runs before the restart");
+    assert!(reloaded_source(&only, own).plain_networks.is_empty(), "it runs before the restart");
 }
 
 #[test]

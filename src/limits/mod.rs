@@ -113,6 +113,8 @@ pub const VOLUMES_PER_SOURCE_MAX: usize = 256;
 pub const SOURCES_MAX: usize = 16_384;
 /// Certificates that the file of one source names.
 pub const CERTIFICATES_MAX: usize = 8;
+/// Networks whose clients are served in the clear, of one process.
+pub const PLAIN_NETWORKS_MAX: usize = 64;
 /// Smallest reserve of a pool. Unit tests shrink it, so that pools get full.
 pub const POOL_RESERVE_BYTES_MIN: u64 = if cfg!(test) { MIB } else { 64 * MIB };
 /// Smallest device of a pool.

@@ -34,6 +34,7 @@ pub struct Counters {
     connections_open: AtomicU64,
     connections_total: AtomicU64,
     connections_refused: AtomicU64,
+    turned_away: AtomicU64,
     protocol_errors: AtomicU64,
     panics: AtomicU64,
     operations: [OperationCounters; Operation::ALL.len()],
@@ -47,6 +48,7 @@ impl Default for Counters {
             connections_open: AtomicU64::default(),
             connections_total: AtomicU64::default(),
             connections_refused: AtomicU64::default(),
+            turned_away: AtomicU64::default(),
             protocol_errors: AtomicU64::default(),
             panics: AtomicU64::default(),
             operations: Default::default(),
@@ -77,6 +79,11 @@ impl Counters {
     /// Connections closed at once because there were too many.
     pub fn connections_refused(&self) -> u64 {
         get(&self.connections_refused)
+    }
+
+    /// Connections closed at once because of where they came from.
+    pub fn connections_turned_away(&self) -> u64 {
+        get(&self.turned_away)
     }
 
     /// Connections that ended because the client broke the protocol.
@@ -117,6 +124,10 @@ impl Counters {
 
     pub(super) fn refused(&self) {
         add(&self.connections_refused, 1);
+    }
+
+    pub(super) fn turned_away(&self) {
+        add(&self.turned_away, 1);
     }
 
     pub(super) fn protocol_error(&self) {

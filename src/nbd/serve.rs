@@ -8,6 +8,7 @@
 //! under way finish, and closes; what is not done by then within the drain deadline is cut.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +41,13 @@ const READ_AHEAD_BYTES: usize = 16 * 1024;
 /// Pause after the kernel had no socket for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Whose connections over TCP are taken in the clear.
+pub trait Guard: std::fmt::Debug + Send + Sync {
+    /// Whether a client from there is; one that is not was told of, and is hung up on. Called within a
+    /// tokio runtime.
+    fn admits(&self, peer: SocketAddr) -> bool;
+}
+
 /// Bounds of a server.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -59,6 +67,8 @@ pub struct Options {
     pub upgrades_max: usize,
     /// How connections over TCP are encrypted; those of unix sockets are not.
     pub tls: Option<Arc<dyn Upgrade>>,
+    /// Whose connections over TCP are taken; all without one.
+    pub guard: Option<Arc<dyn Guard>>,
 }
 
 impl Default for Options {
@@ -72,6 +82,7 @@ impl Default for Options {
             bytes_in_flight: ByteCount(NBD_BYTES_IN_FLIGHT_TOTAL),
             upgrades_max: HANDSHAKES_MAX,
             tls: None,
+            guard: None,
         }
     }
 }
@@ -152,6 +163,12 @@ impl Server {
         stopping: &CancellationToken,
         connections: &mut JoinSet<()>,
     ) {
+        if let (Accepted::Tcp(_, peer), Some(guard)) = (&accepted, &self.options.guard)
+            && !guard.admits(*peer)
+        {
+            self.counters.turned_away();
+            return;
+        }
         let Some(place) = Place::take(self) else {
             self.counters.refused();
             tracing::debug!("nbd connection refused: {} are open", self.options.connections_max);

@@ -17,5 +17,6 @@ mod encrypted;
 pub mod listener;
 pub mod live;
 pub mod page;
+mod plain;
 pub mod recorder;
 pub mod server;

@@ -26,9 +26,11 @@ use super::encrypted::Encrypted;
 use super::listener::Bounded;
 use super::live::Live;
 use super::page;
+use super::plain::Plain;
 use crate::limits::{
     HTTP_CONNECTIONS_MAX, HTTP_IDLE_SECONDS_MAX, HTTP_STOP_SECONDS_MAX, METRIC_UPKEEP_SECONDS,
 };
+use crate::link::plain::PlainDoor;
 use crate::link::tls::ServedTls;
 use crate::metric::catalogue::HEALTH_STATUS;
 use crate::status::SCHEMA;
@@ -70,6 +72,8 @@ pub type Events = Arc<dyn Fn(u64, usize) -> Vec<Event> + Send + Sync>;
 pub enum HttpListener {
     /// A TCP port; loopback.
     Tcp(TcpListener),
+    /// A TCP port for clients of known networks.
+    Plain(TcpListener, Arc<PlainDoor>),
     /// A TCP port behind TLS.
     Tls(TcpListener, Arc<ServedTls>),
     /// A unix socket.
@@ -102,19 +106,20 @@ impl HttpListener {
             .map_err(|error| ListenError { address: format!("unix:{}", path.display()), error })
     }
 
-    /// Has TCP connections encrypted.
+    /// Has TCP connections encrypted; or, in the clear, those of known networks only taken.
     #[must_use]
-    pub fn behind(self, tls: Option<Arc<ServedTls>>) -> Self {
-        match (self, tls) {
-            (Self::Tcp(tcp), Some(tls)) => Self::Tls(tcp, tls),
-            (other, _) => other,
+    pub fn behind(self, tls: Option<Arc<ServedTls>>, plain: Option<Arc<PlainDoor>>) -> Self {
+        match (self, tls, plain) {
+            (Self::Tcp(tcp), Some(tls), _) => Self::Tls(tcp, tls),
+            (Self::Tcp(tcp), None, Some(door)) => Self::Plain(tcp, door),
+            (other, _, _) => other,
         }
     }
 
     /// The address in words, with the port that was chosen if none was asked for.
     pub fn describe(&self) -> String {
         match self {
-            Self::Tcp(tcp) | Self::Tls(tcp, _) => {
+            Self::Tcp(tcp) | Self::Plain(tcp, _) | Self::Tls(tcp, _) => {
                 tcp.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string())
             }
             Self::Unix(unix) => {
@@ -154,6 +159,10 @@ pub async fn serve(
         match listener {
             HttpListener::Tcp(tcp) => {
                 let bounded = Bounded::new(tcp, HTTP_CONNECTIONS_MAX, idle_max);
+                axum::serve(bounded, app).with_graceful_shutdown(stopped).await
+            }
+            HttpListener::Plain(tcp, door) => {
+                let bounded = Bounded::new(Plain::new(tcp, door), HTTP_CONNECTIONS_MAX, idle_max);
                 axum::serve(bounded, app).with_graceful_shutdown(stopped).await
             }
             HttpListener::Tls(tcp, tls) => {

@@ -10,6 +10,7 @@ pub mod ids;
 pub mod machine;
 pub mod moment;
 pub mod names;
+pub mod networks;
 pub mod numbers;
 pub mod policy;
 pub mod rate;

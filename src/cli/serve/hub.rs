@@ -91,7 +91,7 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let mut watch = Watch::new(&sources_dir);
         let admin = AdminServer::bind(&config.data_dir).await?;
-        let locks = Locks::load(config.tls.as_ref())?;
+        let locks = Locks::load(config.tls.as_ref(), &config.plain_networks)?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen, &locks).await?;
         options.hooks.export = uri_of(doors.nbd.listens_on());
         let hub = Arc::new(Hub::start(options).await?);

@@ -48,6 +48,7 @@ use crate::control::message::{AdminError, Progress, ProgressUnit, answer, code};
 use crate::device::{MemberReport, MemberState};
 use crate::hub::{HubError, HubOptions};
 use crate::limits::ADMIN_PROGRESS_MS;
+use crate::link::plain::PlainDoor;
 use crate::link::tls::ServedTls;
 use crate::metric::catalogue as names;
 use crate::nbd;
@@ -63,6 +64,7 @@ use crate::status::document::{
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{SourceName, VolumeName};
+use crate::units::networks::Networks;
 use crate::upkeep::Upkeep;
 use crate::volume::check::{Depth, Finding, check};
 use crate::volume::mend::MendFigures;
@@ -183,16 +185,39 @@ fn ended(result: Result<()>, file: &Path) -> Result<Done, Failure> {
     }
 }
 
-/// What the doors for clients are behind; none where they are plain.
+/// How the log says that somebody is refused at a door in the clear.
+const NBD_REFUSED: &str = "an nbd client is refused";
+const HTTP_REFUSED: &str = "an HTTP client is refused";
+
+/// What the doors for clients are behind; nothing where they are on this machine.
 #[derive(Debug, Default)]
 struct Locks {
     nbd: Option<Arc<ServedTls>>,
     http: Option<Arc<ServedTls>>,
+    /// In the clear, for `plain_networks`.
+    plain_nbd: Option<Arc<PlainDoor>>,
+    /// The same.
+    plain_http: Option<Arc<PlainDoor>>,
 }
 
 impl Locks {
-    /// Reads the files.
-    fn load(tls: Option<&TlsConfig>) -> Result<Self> {
+    /// Reads the files. Who is behind TLS is not asked for its network.
+    fn load(tls: Option<&TlsConfig>, networks: &Networks) -> Result<Self> {
+        let locks = Self::encrypted(tls)?;
+        let plain = |encrypted: bool, what| {
+            let wanted = !encrypted && !networks.is_empty();
+            wanted.then(|| Arc::new(PlainDoor::new(what, networks.clone())))
+        };
+        let plain_nbd = plain(locks.nbd.is_some(), NBD_REFUSED);
+        let plain_http = plain(locks.http.is_some(), HTTP_REFUSED);
+        if plain_nbd.is_some() || plain_http.is_some() {
+            let (nbd, http) = (plain_nbd.is_some(), plain_http.is_some());
+            tracing::info!(%networks, nbd, http, "clients of plain_networks are served in the clear");
+        }
+        Ok(Self { plain_nbd, plain_http, ..locks })
+    }
+
+    fn encrypted(tls: Option<&TlsConfig>) -> Result<Self> {
         let Some(tls) = tls else { return Ok(Self::default()) };
         // The authority of the sources under another name is still theirs.
         let theirs = |own: &PathBuf| {
@@ -209,7 +234,7 @@ impl Locks {
             let lock = ServedTls::load(tls.served(), mutual, shared)?;
             anyhow::Ok(Some(Arc::new(lock)))
         };
-        Ok(Self { nbd: lock(tls.nbd)?, http: lock(tls.http)? })
+        Ok(Self { nbd: lock(tls.nbd)?, http: lock(tls.http)?, ..Self::default() })
     }
 
     /// Reads them again; what cannot be read leaves what was read before.
@@ -228,7 +253,11 @@ impl Locks {
             let tls: Arc<dyn nbd::tls::Upgrade> = tls;
             tls
         });
-        nbd::serve::Options { tls, ..nbd::serve::Options::default() }
+        let guard = self.plain_nbd.clone().map(|door| {
+            let door: Arc<dyn nbd::serve::Guard> = door;
+            door
+        });
+        nbd::serve::Options { tls, guard, ..nbd::serve::Options::default() }
     }
 
     /// Why nobody takes the certificate that they show.
@@ -238,7 +267,8 @@ impl Locks {
 
     /// The doors' series.
     fn collect(&self) {
-        let refused = self.http.as_ref().map_or(0, |http| http.refused());
+        let encrypted = self.http.as_ref().map_or(0, |http| http.refused());
+        let refused = encrypted + self.plain_http.as_ref().map_or(0, |http| http.refused());
         metrics::counter!(names::HTTP_CLIENTS_REFUSED.name).absolute(refused);
     }
 
@@ -272,7 +302,7 @@ impl Doors {
                 HttpListener::unix(path)?
             }
         };
-        Ok(Self { nbd, http: http.behind(locks.http.clone()) })
+        Ok(Self { nbd, http: http.behind(locks.http.clone(), locks.plain_http.clone()) })
     }
 
     /// Serves until `stop`.
@@ -504,7 +534,8 @@ fn collect_carried(kind: &'static str, blocks: u64, bytes: u64) {
 fn collect_nbd(server: &nbd::serve::Server) {
     let counters = server.counters();
     metrics::gauge!(names::NBD_CONNECTIONS.name).set(to_f64(counters.connections_open()));
-    metrics::counter!(names::NBD_CLIENTS_REFUSED.name).absolute(counters.protocol_errors());
+    let refused = counters.protocol_errors() + counters.connections_turned_away();
+    metrics::counter!(names::NBD_CLIENTS_REFUSED.name).absolute(refused);
     for operation in Operation::ALL.into_iter().filter(|operation| *operation != Operation::Unknown)
     {
         let (command, totals) = (operation.name(), counters.operation(operation));

@@ -92,7 +92,7 @@ pub fn run(mut config: SourceConfig, accept: Accept) -> Result<()> {
         let mut signals = Signals::install().context("cannot catch signals")?;
         let admin = AdminServer::bind(&config.data_dir).await?;
         let (cut, lock) = certificates(&config).context("certificates of a bundle not in place")?;
-        let locks = Locks::load(lock.as_ref())?;
+        let locks = Locks::load(lock.as_ref(), &config.plain_networks)?;
         let doors = Doors::bind(&config.nbd_listen, &config.http_listen, &locks).await?;
         let mut options = options(&config, accept);
         options.pool.adding = adding;

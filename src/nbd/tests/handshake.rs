@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::*;
 use super::exports::{Gate, Only};
 use super::*;
+use crate::nbd::serve::Guard;
 
 const FLAGS_SIMPLE: [u8; 2] = [0x0d, 0x6d];
 const SIZE: [u8; 8] = [0, 0, 0, 0, 0, 0x10, 0, 0];
@@ -379,4 +380,43 @@ async fn connections_over_the_cap_are_closed_at_once() {
     four.open("vol0", true).await;
     assert_eq!(running.server.counters().connections_total(), 3);
     running.finish().await;
+}
+
+/// Loopback may not come, for once.
+#[derive(Debug)]
+struct Nobody;
+
+impl Guard for Nobody {
+    fn admits(&self, peer: SocketAddr) -> bool {
+        assert!(peer.ip().is_loopback());
+        false
+    }
+}
+
+/// Who may not come is closed before any byte, takes no place, and is counted. Control: a unix socket, which has
+/// no address, is not asked for one.
+#[tokio::test]
+async fn who_may_not_come_is_closed_before_any_byte() {
+    let exports = Arc::new(MemoryExports::new([volume()]));
+    let guard: Option<Arc<dyn Guard>> = Some(Arc::new(Nobody));
+    let running = Running::start(Options { guard, ..options() }, exports.clone()).await;
+    for count in 1..=3 {
+        running.connect().await.expect_closed().await;
+        until(|| running.server.counters().connections_turned_away() == count).await;
+    }
+    let counters = running.server.counters();
+    assert_eq!((counters.connections_total(), counters.protocol_errors()), (0, 0));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("nbd.sock");
+    let listener = Listener::bind(&Listen::Unix(path.clone())).await.unwrap();
+    let (server, stop) = (running.server.clone(), running.stop.clone());
+    let beside = tokio::spawn(async move { server.run(listener, exports, stop).await });
+    let mut local = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let mut greeting = [0; 18];
+    let read = timeout(PATIENCE, local.read_exact(&mut greeting)).await;
+    read.expect("in time").expect("a greeting");
+    drop(local);
+    running.connections(0).await;
+    running.finish().await;
+    timeout(PATIENCE, beside).await.expect("run returns").unwrap();
 }
