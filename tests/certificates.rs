@@ -206,6 +206,34 @@ fn wait_joined(cluster: &Cluster, config: &Path, source: &mut Process) {
     });
 }
 
+/// Goal: a certificate that is taken out of the source's file ends the session that it began. Control: as long as
+/// the file names it, whatever else it names, the session is not touched.
+fn a_certificate_is_taken_out(cluster: &Cluster, (file, text): (&Path, &str), config: &Path) {
+    let changes = || {
+        let log = fs::read_to_string(cluster.path("hub.log")).expect("the log");
+        let changed =
+            |line: &&str| line.contains("changed by a reload") && line.contains(": certificates");
+        log.lines().filter(changed).count()
+    };
+    let (before, other) = (sessions(cluster), "0a".repeat(32));
+    let line = text.lines().find(|line| line.starts_with("certificates")).expect("a list");
+    let write = |list: &str| {
+        let taken = changes();
+        fs::write(file, text.replace(line, list)).expect("the file of the source");
+        wait_for("the file is taken", LIMIT, || changes() > taken);
+    };
+    write(&line.replace("[\"", &format!("[\"{other}\", \"")));
+    assert_eq!(cluster.on_hub(NAME)["state"], "in-sync");
+    write(&format!("certificates = [\"{other}\"]"));
+    let shown = cluster.on_hub(NAME);
+    assert_ne!(shown["state"], "in-sync", "the session goes on: {shown}");
+    assert_eq!(sessions(cluster), before, "it was ended before");
+    wait_for("the filer is told why", LIMIT, || {
+        status(config).unwrap_or_default().to_string().contains("does not name the certificate")
+    });
+    write(line);
+}
+
 /// Goal: certificates of the hub and of a filer are exchanged with the commands that operations.md names, while
 /// a client writes and neither process is started anew; the old one is taken until the filer has come with the new
 /// one, and no longer. Then a key is stolen: with the file gone and another certificate named, it is refused with
@@ -291,6 +319,8 @@ fn certificates_are_renewed_under_traffic_and_taken_back() {
     source.signal("HUP");
     wait_joined(&cluster, &config, &mut source);
     let text = fs::read_to_string(&file).expect("the file of the source");
+    a_certificate_is_taken_out(&cluster, (&file, &text), &config);
+    wait_joined(&cluster, &config, &mut source);
     let without: Vec<_> = text.lines().filter(|line| !line.starts_with("certificates")).collect();
     fs::write(&file, without.join("\n")).expect("the file of the source");
     wait_for("any is taken again", LIMIT, || !is_about(&answer(&cluster, "second")));

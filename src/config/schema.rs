@@ -147,7 +147,7 @@ pub struct SourceFile {
     /// `certificates`: SHA-256 of the certificates that the source may come with, oldest first, as `openssl
     /// x509 -noout -fingerprint -sha256` shows it; at most 8. Once it has come with one, those before it are
     /// refused. `mirrorhub onboard` writes it. Default none: any certificate of the authority with the source's
-    /// name. Live, for connections to come.
+    /// name. Live: a session with one that is named no more ends.
     pub certificates: Vec<Fingerprint>,
     /// `[[volume]]`: if given, exactly these volumes with these sizes may be announced. Live.
     pub volumes: Vec<VolumeConfig>,

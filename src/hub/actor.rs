@@ -442,7 +442,9 @@ impl Handler<Connected> for SourceActor {
     fn handle(&mut self, message: Connected, context: &mut Self::Context) {
         // A stranger or a clone must not cut the connection that is in session.
         let accepted = self.accepts(&message.hello);
-        if let Err(refused) = accepted {
+        // The files may have changed since it showed its certificate.
+        let taken_back = self.taken_back(&message.peer);
+        if let Some(refused) = taken_back.or(accepted.err()) {
             self.turn_away(&message.peer, refused);
             return;
         }

@@ -3,7 +3,8 @@
 //! One of the authority with the source's name in it; if the source's file names certificates, only these. So a
 //! key that was stolen is of no use once the file names another certificate. The list is in the order in which they
 //! were made: once the source, known by its id, has come with one of them, those before it are refused, until this
-//! process ends and from the first such connection of the next one on. Asked by [`super::connection`] for each Hello.
+//! process ends and from the first such connection of the next one on. Asked by [`super::connection`] for each Hello,
+//! and by the source's actor when the files have changed: a session whose certificate is named no more ends.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -16,6 +17,41 @@ use crate::units::names::SourceName;
 /// What the administrator does then.
 pub(super) const NEXT_STEP: &str = "bring it a bundle of `mirrorhub onboard NAME --renew`, or write the SHA-256 of its certificate into \
      `certificates` of the source's file on the hub";
+
+/// With whose certificate a session was begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spoken {
+    /// The source whose certificate it is: another one's where this one lives on its filer.
+    pub holder: SourceName,
+    /// Which one.
+    pub certificate: Fingerprint,
+}
+
+impl Spoken {
+    /// Why it speaks for nobody by what the files say now. That a newer one has come ends no session: where it
+    /// came, it took the place of the older one.
+    pub fn taken_back(&self, settings: &BTreeMap<SourceName, SourceSetting>) -> Option<String> {
+        let Self { holder, certificate } = self;
+        match settings.get(holder) {
+            Some(setting) => unnamed(setting, certificate),
+            None => Some(no_file(holder)),
+        }
+    }
+}
+
+/// The source may not come.
+pub(super) fn no_file(name: &SourceName) -> String {
+    format!("no file for source {name} on this hub")
+}
+
+/// Why the file says nothing for that certificate.
+fn unnamed(
+    SourceSetting { name, certificates, .. }: &SourceSetting,
+    of: &Fingerprint,
+) -> Option<String> {
+    let named = certificates.is_empty() || certificates.contains(of);
+    (!named).then(|| format!("the file of source {name} does not name the certificate {of}"))
+}
 
 /// The certificate that each source came with last. Sources that have a file are bounded, and so is this.
 #[derive(Debug, Default)]
@@ -32,16 +68,13 @@ impl Came {
     /// Why that certificate does not speak for the source whose name is in it.
     pub(super) fn refuses(&self, setting: &SourceSetting, shown: &Shown) -> Option<String> {
         let SourceSetting { name, certificates, .. } = setting;
-        if certificates.is_empty() {
-            return None;
+        let of = &shown.fingerprint;
+        if let Some(reason) = unnamed(setting, of) {
+            return Some(reason);
         }
         let place = |wanted: &Fingerprint| certificates.iter().position(|one| one == wanted);
-        let of = &shown.fingerprint;
-        let Some(at) = place(of) else {
-            return Some(format!("the file of source {name} does not name the certificate {of}"));
-        };
         let newest = lock(&self.0).get(name).and_then(place);
-        (newest > Some(at))
+        (newest > place(of))
             .then(|| format!("source {name} has come with a newer certificate than {of}"))
     }
 }
@@ -85,6 +118,18 @@ mod tests {
         came.with(&both, &new);
         assert!(came.refuses(&both, &old).unwrap().contains("newer certificate"));
         assert_eq!(came.refuses(&both, &new), None);
+        // A session that the older one has begun goes on as long as the file names it.
+        let files = |certificates: &[&str]| {
+            BTreeMap::from([("filer-a".parse().unwrap(), setting(certificates))])
+        };
+        let session = |shown: &Shown| Spoken {
+            holder: "filer-a".parse().unwrap(),
+            certificate: shown.fingerprint,
+        };
+        assert_eq!(session(&old).taken_back(&files(&["old", "new"])), None);
+        assert_eq!(session(&old).taken_back(&files(&[])), None);
+        assert!(session(&old).taken_back(&files(&["new"])).unwrap().contains("does not name"));
+        assert!(session(&old).taken_back(&BTreeMap::new()).unwrap().contains("no file"));
         assert_eq!(came.refuses(&setting(&["old"]), &old), None);
         assert!(came.refuses(&setting(&["new"]), &old).is_some());
     }

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::actor::{Connected, Content, FrameIn, PeerEnds, SILENCE_MAX, SourceActor, peer};
-use super::certificates;
+use super::certificates::{self, Spoken};
 use super::failback;
 use super::join_by;
 use super::lane::lock;
@@ -145,7 +145,7 @@ impl Known {
             let unknown = RefusedCode::UnknownSource;
             // Who has no file any more speaks for nobody.
             let Some(setting) = settings.get(&holder) else {
-                why = (unknown, no_file(&holder), next_step(unknown));
+                why = (unknown, certificates::no_file(&holder), next_step(unknown));
                 continue;
             };
             match shared.counters.came.refuses(setting, shown) {
@@ -159,10 +159,6 @@ impl Known {
 
 /// Why a certificate does not speak for a source, and what is done about it.
 type Unspoken = (RefusedCode, String, &'static str);
-
-fn no_file(name: &SourceName) -> String {
-    format!("no file for source {name} on this hub")
-}
 
 /// The TLS handshake, if there is one; then the first frame.
 async fn enter(stream: TcpStream, peer: &str, shared: &Arc<Shared>) -> Result<(), Stranger> {
@@ -216,8 +212,8 @@ pub(super) async fn greet(
     let number = shared.counters.connections.fetch_add(1, Ordering::Relaxed) + 1;
     let (own, limits) = (name.clone(), Arc::clone(shared));
     let limit = move || limits.bandwidth_limit(&own);
-    hand_over(reader, (known, &name, hello.source), shared, move |stream, rest, entry| {
-        serve(stream, rest, hello, number, entry.actor, limit)
+    hand_over(reader, (known, &name, hello.source), shared, move |stream, rest, entry, spoken| {
+        serve(stream, rest, (number, hello, spoken), entry.actor, limit)
     })
     .await
 }
@@ -236,7 +232,7 @@ async fn follows(
     shared: &Arc<Shared>,
 ) -> Result<(), Stranger> {
     let (name, for_task) = (follow.name.clone(), Arc::clone(shared));
-    hand_over(reader, (known, &name, follow.source), shared, move |stream, rest, _| {
+    hand_over(reader, (known, &name, follow.source), shared, move |stream, rest, _, _| {
         failback::follow(stream, rest, follow, for_task)
     })
     .await
@@ -247,11 +243,11 @@ async fn hand_over<F: Future<Output = ()> + Send>(
     reader: FrameReader<Socket>,
     (known, name, id): (Known, &SourceName, SourceId),
     shared: &Arc<Shared>,
-    life: impl FnOnce(Socket, BytesMut, Entry) -> F + Send + 'static,
+    life: impl FnOnce(Socket, BytesMut, Entry, Option<Spoken>) -> F + Send + 'static,
 ) -> Result<(), Stranger> {
     let Some(entry) = welcome(shared, name) else {
         shared.counters.refused(RefusedCode::UnknownSource);
-        return refuse(reader, RefusedCode::UnknownSource, no_file(name)).await;
+        return refuse(reader, RefusedCode::UnknownSource, certificates::no_file(name)).await;
     };
     let holder = match known.speaks_for(name, shared) {
         Ok(holder) => holder,
@@ -266,6 +262,10 @@ async fn hand_over<F: Future<Output = ()> + Send>(
         // It has the time of day in it.
         return told.await.map_err(|told| Stranger { key: format!("join_by of {name}"), ..told });
     }
+    let spoken = holder.as_ref().map(|(holder, shown)| Spoken {
+        holder: holder.name.clone(),
+        certificate: shown.fingerprint,
+    });
     if let Some((holder, shown)) = holder.filter(|_| entry.snapshot.load().source == Some(id)) {
         // A copy of a bundle on another machine has another id, and takes nothing from anybody.
         shared.counters.came.with(&holder, shown);
@@ -275,7 +275,7 @@ async fn hand_over<F: Future<Output = ()> + Send>(
     let arbiter = entry.arbiter;
     let task = async move {
         match stream.attach() {
-            Ok(stream) => life(stream, rest, entry).await,
+            Ok(stream) => life(stream, rest, entry, spoken).await,
             Err(error) => tracing::warn!(%error, "connection lost in hand-over"),
         }
     };
@@ -345,12 +345,12 @@ async fn refuse_with(
 async fn serve(
     stream: Socket,
     rest: BytesMut,
-    hello: Hello,
-    number: u64,
+    (number, hello, spoken): (u64, Hello, Option<Spoken>),
     actor: actix::Addr<SourceActor>,
     limit: impl Fn() -> Option<u64>,
 ) {
-    let (peer, ends) = peer(number, SEND_QUEUE_FRAMES);
+    let (mut peer, ends) = peer(number, SEND_QUEUE_FRAMES);
+    peer.spoken = spoken;
     let cancel = ends.cancel.clone();
     if actor.send(Connected { hello, peer }).await.is_err() {
         // It died in a panic and is being replaced; the source tries again.

@@ -7,11 +7,15 @@
 //! away.
 //!
 //! A source that is served here is not retired: its clients write to it.
+//!
+//! A certificate that a file names no more ends the session that it began at once, also that of a source that
+//! lives on the filer whose certificate it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use futures_util::stream::{self, StreamExt};
 
 use super::actor::FileChanged;
 use super::extension::{Extension, State};
@@ -19,6 +23,9 @@ use super::shared::{Shared, SourceSetting};
 use super::status::Snapshot;
 use super::{Hub, start_actor};
 use crate::units::names::SourceName;
+
+/// Actors that are told of their files at the same time.
+const TOLD_AT_ONCE: usize = 32;
 
 /// What a reading of the files did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,7 +47,11 @@ impl Hub {
             settings.into_iter().map(|setting| (setting.name.clone(), setting)).collect();
         let before = self.shared.settings.load_full();
         let mut settled = Settled::default();
+        let mut revoked = BTreeSet::new();
         for (name, setting) in before.iter() {
+            if wanted.get(name).is_none_or(|new| new.certificates != setting.certificates) {
+                revoked.insert(name.clone());
+            }
             match wanted.get(name) {
                 Some(other) if other == setting => {}
                 Some(_) => settled.changed.push(name.clone()),
@@ -56,15 +67,38 @@ impl Hub {
         for name in &settled.added {
             self.begin(name);
         }
-        let touched = settled.added.iter().chain(&settled.changed).chain(&settled.retired);
-        for name in touched {
-            let Some(entry) = self.shared.registry.get(name) else { continue };
-            if let Err(error) = entry.actor.send(FileChanged).await {
-                // It is being replaced, and the next one looks at the settings itself.
-                tracing::debug!(source = %name, %error, "actor not told of its file");
-            }
-        }
+        let mut touched: BTreeSet<SourceName> =
+            [&settled.added, &settled.changed, &settled.retired]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect();
+        touched.extend(self.living_on(&revoked));
+        // One that is busy keeps no other from what its file says.
+        let told = touched.iter().map(|name| self.tell(name));
+        stream::iter(told).buffer_unordered(TOLD_AT_ONCE).collect::<()>().await;
         settled
+    }
+
+    /// Its actor looks at its setting again.
+    async fn tell(&self, name: &SourceName) {
+        let Some(entry) = self.shared.registry.get(name) else { return };
+        if let Err(error) = entry.actor.send(FileChanged).await {
+            // It is being replaced, and the next one looks at the settings itself.
+            tracing::debug!(source = %name, %error, "actor not told of its file");
+        }
+    }
+
+    /// Sources that come with the certificate of one of these filers.
+    fn living_on(&self, filers: &BTreeSet<SourceName>) -> Vec<SourceName> {
+        if filers.is_empty() {
+            return Vec::new();
+        }
+        let all = self.shared.registry.all().into_iter().map(|(name, _)| name);
+        let lives = |name: &SourceName| {
+            self.shared.home_of(name).is_some_and(|home| filers.contains(&home))
+        };
+        all.filter(lives).collect()
     }
 
     /// An actor for a source that has none.

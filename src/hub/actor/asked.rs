@@ -135,6 +135,13 @@ impl Handler<FileChanged> for SourceActor {
 
     fn handle(&mut self, _: FileChanged, _: &mut Self::Context) {
         let settings = self.shared.settings.load_full();
+        if let Some(refused) = self.peer.as_ref().and_then(|peer| self.taken_back(peer))
+            && settings.contains_key(&self.name)
+        {
+            self.refuse(refused);
+            self.publish();
+            return;
+        }
         match settings.get(&self.name) {
             None if self.peer.is_some() => {
                 let reason =

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::SourceActor;
+use crate::hub::certificates::{self, Spoken};
 use crate::session::mirror::{Action, Event};
 use crate::wire::message::{Ack, Fenced, Frame, Message, Refused, RefusedCode};
 
@@ -20,6 +21,8 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(15);
 pub struct Peer {
     /// Tells this connection's messages from an older one's.
     pub number: u64,
+    /// With whose certificate it came; none without TLS.
+    pub spoken: Option<Spoken>,
     /// Frames to send, in order.
     pub frames: mpsc::Sender<Frame>,
     /// The newest acknowledgement; a newer one replaces it.
@@ -56,6 +59,7 @@ pub fn peer(number: u64, frames_max: usize) -> (Peer, PeerEnds) {
     let (alive, ended) = oneshot::channel();
     let peer = Peer {
         number,
+        spoken: None,
         frames: sender,
         ack: ack.clone(),
         ack_bell: bell.clone(),
@@ -122,6 +126,13 @@ impl SourceActor {
         self.refused = Some(refused);
         // The frame is queued before the tasks are told to end: they flush, then close.
         self.hang_up();
+    }
+
+    /// Why the certificate that a connection came with speaks for nobody any more.
+    pub(super) fn taken_back(&self, peer: &Peer) -> Option<Refused> {
+        let reason = peer.spoken.as_ref()?.taken_back(&self.shared.settings.load())?;
+        let next_step = certificates::NEXT_STEP.to_owned();
+        Some(Refused { code: RefusedCode::UnknownSource, reason, next_step })
     }
 
     /// Refuses a new connection; the one in session stays. Its tasks end when `peer` is dropped,
