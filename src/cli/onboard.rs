@@ -3,6 +3,10 @@
 //! The running hub takes it by itself. On a hub with an authority of its own a join bundle is written
 //! as well, with which `mirrorhub source --join` makes the filer's file and certificates; on others
 //! that file is written by hand, as shown at the end.
+//!
+//! A source that the hub has no room for is refused before anything is written, with the sums: by
+//! [`crate::config::sizing`], against all that have a file. So nobody learns from a full pool that
+//! there was one source too many. `--thin` waives the sum of the volumes, no guarantee.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -20,10 +24,12 @@ use super::failure::{Failure, USAGE, print};
 use super::locate::ConfigArgument;
 use super::new_file::write_new;
 use super::renew;
-use crate::config::around::{Around, load_around};
+use super::serve::pool_in_use;
+use crate::config::around::{Around, judge_new, load_around};
 use crate::config::problem::Problems;
 use crate::config::quantity::{parse_duration, parse_size};
 use crate::config::schema::HubConfig;
+use crate::config::sizing::misfits;
 use crate::link::shown::Fingerprint;
 use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
@@ -31,7 +37,8 @@ use crate::units::times::{time_of_day, timestamp};
 
 /// Write the file of a new source for the hub of that configuration
 ///
-/// The running hub takes it within two seconds. With a section tls in the hub's file a join bundle is written
+/// The running hub takes it within two seconds. A source is refused, with exit code 78 and the sums, if the hub's
+/// ring, the file system of its logs or its pool have no room for it beside those that are onboarded. With a section tls in the hub's file a join bundle is written
 /// too: bring it to the filer and start `mirrorhub source --join` with it there.
 #[derive(Debug, Args)]
 pub struct OnboardArguments {
@@ -40,6 +47,14 @@ pub struct OnboardArguments {
     /// A volume that it may announce, such as vol0=100GiB; several are given by several --volume
     #[arg(long, value_name = "VOLUME=SIZE", required_unless_present = "renew")]
     volume: Vec<Wanted>,
+    /// Take it even if the volumes of all sources, and a tenth more, are larger than the hub's pool: they will
+    /// never be written in full
+    #[arg(long, conflicts_with = "renew")]
+    thin: bool,
+    /// Most that its log on the hub may take, such as 1GiB: give it what the filer's NVRAM has, where that is not
+    /// the default of 512MiB, which is counted otherwise
+    #[arg(long, value_name = "SIZE", conflicts_with = "renew", value_parser = a_size)]
+    log_limit: Option<String>,
     /// Make a new certificate and bundle for a source that has a file: the old certificate is taken until the
     /// filer has come with the new one
     #[arg(long, conflicts_with = "volume")]
@@ -91,16 +106,20 @@ struct Wanted {
     size: String,
 }
 
+fn a_size(text: &str) -> Result<String, String> {
+    match parse_size(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!("{text} is no size: write one such as 100GiB")),
+    }
+}
+
 impl FromStr for Wanted {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, size) = text.split_once('=').ok_or("a volume is given as VOLUME=SIZE")?;
         let name = name.parse().map_err(|error| format!("{error}"))?;
-        if parse_size(size).is_err() {
-            return Err(format!("{size} is no size: write one such as 100GiB"));
-        }
-        Ok(Self { name, size: size.to_owned() })
+        Ok(Self { name, size: a_size(size)? })
     }
 }
 
@@ -121,7 +140,13 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
     if arguments.renew {
         return renew::renew(&config, name, (bundle.as_deref(), *hub), times);
     }
+    if target.try_exists().is_ok_and(|there| there) {
+        return Err(there_already(name, &target));
+    }
     // Before anything is written: it may fail.
+    let limit = arguments.log_limit.as_deref();
+    let drafted = text(name, limit, volume, None);
+    judged(&config, &target, &drafted, arguments.thin)?;
     let made = match (own_authority(&config), times) {
         (Some((authority, hub_name)), Some(times)) => {
             let hub = reachable(&config, *hub)?;
@@ -131,26 +156,8 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
         _ => None,
     };
     let of_bundle = made.as_ref().map(|((_, fingerprint), ends)| (*ends, *fingerprint));
-    write_new(&target, &text(name, volume, of_bundle), 0o644).map_err(|error| {
-        if error.kind() == ErrorKind::AlreadyExists {
-            return Failure::Message {
-                code: USAGE,
-                what: format!("onboard {name}: {} is there already", target.display()),
-                next: "edit that file, or take another name; --renew makes a new certificate"
-                    .into(),
-            };
-        }
-        Failure::failed(format!("onboard {name}: {}: {error}", target.display()), "")
-    })?;
-    // Judged with all the others: the sum of the shares may not fit.
-    let judged = load_around(&file, None, &nothing).map_err(Failure::Problems)?;
-    let own = |path: &Path| path.file_name() == target.file_name();
-    let wrong: Vec<_> = judged.problems.into_iter().filter(|one| own(&one.file)).collect();
-    if !wrong.is_empty() {
-        // Nobody was told of it as done.
-        drop(std::fs::remove_file(&target));
-        return Err(Failure::Problems(Problems(wrong)));
-    }
+    let written = text(name, limit, volume, of_bundle);
+    place(&file, (name, &target), &written, arguments.thin)?;
     let Some(((made, _), ends)) = made else {
         print(&view(name, volume, &target, &config))?;
         return Ok(Done::WELL);
@@ -170,6 +177,44 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
          It may be used until {ends}, once, and holds the filer's key: delete it when that has been done.\n"
     ))?;
     Ok(Done::WELL)
+}
+
+/// Writes the file; if it does not fit any more with what was written meanwhile, it is taken away again.
+fn place(
+    hub: &Path,
+    (name, target): (&SourceName, &Path),
+    text: &str,
+    thin: bool,
+) -> Result<(), Failure> {
+    write_new(target, text, 0o644).map_err(|error| {
+        if error.kind() == ErrorKind::AlreadyExists {
+            return there_already(name, target);
+        }
+        Failure::failed(format!("onboard {name}: {}: {error}", target.display()), "")
+    })?;
+    let around = load_around(hub, None, &BTreeSet::new()).map_err(Failure::Problems);
+    around.and_then(|Around { config, .. }| judged(&config, target, text, thin)).inspect_err(|_| {
+        // Nobody was told of it as done.
+        drop(std::fs::remove_file(target));
+    })
+}
+
+/// Whether the hub has room for what that file says, beside all others.
+fn judged(config: &HubConfig, target: &Path, text: &str, thin: bool) -> Result<(), Failure> {
+    let new = judge_new(target, text.to_owned()).map_err(Failure::Problems)?;
+    let mut config = config.clone();
+    // What was added or replaced by a command counts, though the file does not name it yet.
+    pool_in_use(&mut config)?;
+    let problems = misfits(&config, &new, thin);
+    if problems.is_empty() { Ok(()) } else { Err(Failure::Problems(Problems(problems))) }
+}
+
+fn there_already(name: &SourceName, target: &Path) -> Failure {
+    Failure::Message {
+        code: USAGE,
+        what: format!("onboard {name}: {} is there already", target.display()),
+        next: "edit that file, or take another name; --renew makes a new certificate".into(),
+    }
 }
 
 /// Where a bundle is written that nobody names.
@@ -225,8 +270,16 @@ fn times(Valid(time): Valid) -> (i64, i64) {
     (now, now.saturating_add(i64::try_from(time.as_secs()).unwrap_or(i64::MAX)))
 }
 
-fn text(name: &SourceName, volumes: &[Wanted], bundle: Option<(i64, Fingerprint)>) -> String {
+fn text(
+    name: &SourceName,
+    log_limit: Option<&str>,
+    volumes: &[Wanted],
+    bundle: Option<(i64, Fingerprint)>,
+) -> String {
     let mut text = format!("name = \"{name}\"\n");
+    if let Some(limit) = log_limit {
+        text.push_str(&format!("log_limit = \"{limit}\"\n"));
+    }
     if let Some((ends, certificate)) = bundle {
         // Who comes for the first time later is refused, and who comes with another certificate.
         let ends = timestamp(ends);

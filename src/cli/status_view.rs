@@ -9,6 +9,7 @@ use super::device::filling;
 use super::scrub::how_far;
 use super::terminal::Look;
 use super::words::{count, percent, size, time};
+use crate::config::sizing::is_thin;
 use crate::metric::catalogue::STEPS;
 use crate::status::document::{Policy, SourceEntry, State, StatusDocument, VolumeTrouble};
 use crate::status::health::HealthWord;
@@ -139,6 +140,12 @@ fn stores(document: &StatusDocument) -> String {
             percent(in_use, pool.total_bytes),
             size(pool.free_bytes),
         ));
+        if let Some(volumes) = pool.volumes_bytes.filter(|all| is_thin(*all, pool.total_bytes)) {
+            let (all, ratio) = (size(volumes), percent(volumes, pool.total_bytes));
+            text.push_str(&format!(
+                "  thin   {all} of volumes in files of sources, {ratio}% of the pool\n"
+            ));
+        }
         if !pool.devices.is_empty() {
             let there = pool.devices.iter().filter(|device| device.state == "in").count();
             let all = pool.devices.len();
@@ -513,6 +520,21 @@ mod tests {
                 ..PoolStatus::default()
             }),
         )
+    }
+
+    #[test]
+    fn volumes_beyond_the_pool_are_shown_as_a_ratio() {
+        let shown = |bytes: Option<u64>| {
+            let mut document = hub();
+            let StatusDocument::Hub(shown) = &mut document else { panic!("a hub") };
+            shown.pool.as_mut().unwrap().volumes_bytes = bytes;
+            let text = view(&document, None, Look::PLAIN);
+            text.lines().find(|line| line.starts_with("  thin")).map(str::to_owned)
+        };
+        assert_eq!(shown(None), None);
+        assert_eq!(shown(Some(7 << 30)), None, "with a tenth more it is still smaller");
+        let wanted = "  thin   12.0 GiB of volumes in files of sources, 150% of the pool";
+        assert_eq!(shown(Some(12 << 30)).as_deref(), Some(wanted));
     }
 
     #[test]

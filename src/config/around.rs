@@ -7,12 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::hub;
-use super::load::{parse, shown_below, source_files};
+use super::load::{parse, read_source, shown_below, source_files};
 use super::problem::{Problem, Problems};
-use super::schema::{HubConfig, HubSource};
+use super::schema::{HubConfig, HubSource, SourceFile};
 use super::source_file::{self, Judged};
 use super::text::Text;
 
@@ -23,6 +23,8 @@ pub struct Around {
     pub config: HubConfig,
     /// What is wrong in the files of single sources.
     pub problems: Vec<Problem>,
+    /// Files that were not read, since somebody is writing them.
+    pub unread: Vec<PathBuf>,
 }
 
 /// Reads `hub.toml` and its sources. What is `running` stays as it is where its file is wrong, or
@@ -39,7 +41,8 @@ pub fn load_around(
         return Err(Problems::sorted(own.problems));
     };
     let directory = running.map_or(&own.sources_dir, |running| &running.sources_dir);
-    let ring = running.map_or(own.ring, |running| running.nvram.size);
+    let room = running
+        .map_or(own.room, |running| hub::Room::of(running.nvram.size, Some(&running.log_dir)));
     let files = source_files(directory).map_err(|error| {
         let shown = shown_below(&text, directory);
         let met = format!("{} cannot be read: {error}", shown.display());
@@ -50,10 +53,11 @@ pub fn load_around(
     let sources = running.into_iter().flat_map(|running| &running.sources);
     let standing: BTreeMap<&str, &HubSource> =
         sources.map(|source| (source.file.name.as_str(), source)).collect();
-    let (mut judged, mut problems) = (Vec::new(), Vec::new());
+    let (mut judged, mut problems, mut unread) = (Vec::new(), Vec::new(), Vec::new());
     for path in files {
         let stays = path.file_name().is_some_and(|name| written.contains(name));
         let shown = shown_below(&text, &path);
+        unread.extend(stays.then(|| shown.clone()));
         let one = if stays { Err(Vec::new()) } else { judge(&path, shown.clone()) };
         match one {
             Ok(one) => judged.push(one),
@@ -69,28 +73,39 @@ pub fn load_around(
         }
     }
     // Those that run come first: who is new does not push them out.
-    judged.sort_by_key(|(text, one)| {
-        let name = one.file.as_ref().map(|file| file.name.clone());
-        let runs = name.as_ref().is_some_and(|name| standing.contains_key(name.as_str()));
-        (!runs, text.file.clone())
-    });
-    let (fit, wrong) = hub::fit(ring, judged);
+    let runs = |one: &Judged| {
+        one.file.as_ref().is_some_and(|file| standing.contains_key(file.name.as_str()))
+    };
+    judged.sort_by_cached_key(|(text, one)| (!runs(one), text.file.clone()));
+    let running = judged.iter().filter(|(_, one)| runs(one)).count();
+    let (fit, wrong) = hub::fit(room, running, judged);
     problems.extend(wrong);
-    let (sources, more) = hub::join(&text, ring, fit);
+    let (sources, more) = hub::join(&text, room, fit);
     if !more.is_empty() {
         return Err(Problems::sorted(more));
     }
     let problems = Problems::sorted(problems).0;
-    Ok(Around { config: HubConfig { sources, ..config }, problems })
+    Ok(Around { config: HubConfig { sources, ..config }, problems, unread })
+}
+
+/// A file of the sources directory that is not written yet, by itself: what it would say, or everything
+/// that is wrong with it.
+pub fn judge_new(file: &Path, text: String) -> Result<SourceFile, Problems> {
+    let base = file.parent().unwrap_or(Path::new("/")).to_owned();
+    let text = Text { file: file.to_owned(), base, text };
+    match source_file::judge(&text, &parse(&text)?) {
+        Judged { file: Some(file), problems, .. } if problems.is_empty() => Ok(file),
+        Judged { problems, .. } => Err(Problems::sorted(problems)),
+    }
 }
 
 /// One file, or everything that is wrong with it.
-fn judge(path: &Path, shown: std::path::PathBuf) -> Result<(Text, Judged), Vec<Problem>> {
+fn judge(path: &Path, shown: PathBuf) -> Result<(Text, Judged), Vec<Problem>> {
     let named = |Problems(all): Problems| {
         let rename = |problem| Problem { file: shown.clone(), ..problem };
         all.into_iter().map(rename).collect::<Vec<_>>()
     };
-    let text = Text { file: shown.clone(), ..Text::read(path).map_err(named)? };
+    let text = Text { file: shown.clone(), ..read_source(path).map_err(named)? };
     let one = source_file::judge(&text, &parse(&text).map_err(named)?);
     match one {
         Judged { file: Some(_), ref problems, .. } if problems.is_empty() => Ok((text, one)),
@@ -165,6 +180,32 @@ mod tests {
         let third = files.load(Some(&first), &["e.toml", "a.toml"]).unwrap();
         assert!(third.config.sources[1].file.enabled);
         assert_eq!(third.problems.len(), 2);
+        let unread = |around: &Around| {
+            around
+                .unread
+                .iter()
+                .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (unread(&second), unread(&third)),
+            (vec![], vec!["a.toml".to_owned(), "e.toml".to_owned()])
+        );
+    }
+
+    /// Nothing is waited for that never comes, and the others are read.
+    #[test]
+    fn a_pipe_is_no_file_of_a_source() {
+        let files = Files::new();
+        files.write("sources.d/a.toml", "name = \"a\"");
+        let pipe = files.0.path().join("sources.d/p.toml");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        let read = files.load(None, &[]).unwrap();
+        assert_eq!(names(&read), ["a"]);
+        let [problem] = &read.problems[..] else { panic!("{:?}", read.problems) };
+        assert!(problem.file.ends_with("sources.d/p.toml") && problem.met.contains("pipe"));
+        let strict = crate::config::load::load_hub(&files.0.path().join("hub.toml")).unwrap_err();
+        assert!(strict.0[0].met.contains("pipe"));
     }
 
     #[test]
@@ -185,6 +226,35 @@ mod tests {
         assert_eq!(problem.place.as_ref().map(|place| place.line), Some(2));
         let sum: u64 = second.config.sources.iter().map(|source| source.nvram_share.0).sum();
         assert!(ByteCount(sum) <= second.config.nvram.size);
+    }
+
+    /// What is guaranteed of the ring must find room in the logs. Control: with a file system that has it,
+    /// and for those that run, nothing is refused.
+    #[test]
+    fn guarantees_that_no_log_can_take_are_refused() {
+        let judged = || {
+            let one = |name: &str| {
+                let file = Path::new("/sources.d").join(format!("{name}.toml"));
+                let text = format!("name = \"{name}\"\nnvram_share = \"12MiB\"");
+                let text = Text { file, base: "/sources.d".into(), text };
+                let one = source_file::judge(&text, &parse(&text).unwrap());
+                (text, one)
+            };
+            vec![one("a"), one("b")]
+        };
+        let room =
+            |mib: u64| hub::Room { ring: ByteCount(32 << 20), logs: Some(ByteCount(mib << 20)) };
+        assert_eq!(hub::fit(room(24), 0, judged()).0.len(), 2);
+        assert_eq!(hub::fit(room(23), 2, judged()).0.len(), 2);
+        assert_eq!(hub::fit(hub::Room { logs: None, ..room(0) }, 0, judged()).0.len(), 2);
+        let (fit, problems) = hub::fit(room(23), 0, judged());
+        let [problem] = &problems[..] else { panic!("{problems:?}") };
+        assert_eq!((fit.len(), problem.place.as_ref().map(|place| place.line)), (1, Some(2)));
+        assert!(problem.file.ends_with("b.toml") && problem.fix.contains("log.dir"));
+        // `config check`, which judges all of them, says the same of the hub.
+        let hub = Text { file: "/hub.toml".into(), base: "/".into(), text: String::new() };
+        let key = |mib| hub::logs_exceed(&hub, room(mib), &judged()).map(|problem| problem.key);
+        assert_eq!((key(24), key(23).as_deref()), (None, Some("log.dir")));
     }
 
     #[test]

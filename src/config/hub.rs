@@ -1,7 +1,7 @@
 //! Reads and judges `hub.toml`, and the files of its `sources.d` together.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::DeTable;
@@ -16,6 +16,7 @@ use super::schema::{
     HUB_HTTP_LISTEN, HUB_LISTEN, HUB_NBD_LISTEN, HUB_NVRAM, HubConfig, HubSource, IMAGE_PIN,
     Listen, SOURCES_DIR,
 };
+use super::sizing::{log_bytes, rounded_up, share_of};
 use super::source_file::Judged;
 use super::text::Text;
 use crate::limits::{IMAGE_PIN_MS, NVRAM_SHARE_BYTES_MIN, SOURCES_MAX};
@@ -29,8 +30,24 @@ use crate::units::numbers::ByteCount;
 pub(super) struct Own {
     pub(super) config: Option<HubConfig>,
     pub(super) sources_dir: PathBuf,
-    pub(super) ring: ByteCount,
+    pub(super) room: Room,
     pub(super) problems: Vec<Problem>,
+}
+
+/// What all sources together have to fit into, whatever comes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// The ring.
+    pub(super) ring: ByteCount,
+    /// The file system of the source logs, used or not; none if it cannot be looked at.
+    pub(super) logs: Option<ByteCount>,
+}
+
+impl Room {
+    /// Of a hub with that ring and those logs.
+    pub(super) fn of(ring: ByteCount, log_dir: Option<&Path>) -> Self {
+        Self { ring, logs: log_dir.and_then(log_bytes).map(ByteCount) }
+    }
 }
 
 /// Reads a parsed file.
@@ -62,6 +79,7 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Own {
     let (pool, _) = pool(&mut reader, &root, &taken);
     let hooks = hooks(&mut reader, &root);
     let ring = nvram.as_ref().map_or(HUB_NVRAM, |nvram| nvram.size);
+    let room = Room::of(ring, log_dir.as_deref());
     let problems = reader.finish();
     let config = (|| {
         let Listen::Tcp(listen) = sources_listen?.listen else { return None };
@@ -83,13 +101,13 @@ pub(super) fn judge(text: &Text, table: &DeTable<'_>) -> Own {
         })
     })();
     let config = config.filter(|_| problems.is_empty());
-    Own { config, sources_dir, ring, problems }
+    Own { config, sources_dir, room, problems }
 }
 
-/// Judges the files of `sources.d` against each other and against the ring.
+/// Judges the files of `sources.d` against each other and against the room.
 pub(super) fn join(
     hub: &Text,
-    ring: ByteCount,
+    room: Room,
     judged: Vec<(Text, Judged)>,
 ) -> (Vec<HubSource>, Vec<Problem>) {
     let mut problems = duplicates(&judged);
@@ -97,8 +115,8 @@ pub(super) fn join(
         let met = format!("{} sources are more than {SOURCES_MAX}", judged.len());
         problems.push(Problem::of_file(&hub.file, met, "give the others to a second hub"));
     }
-    problems.extend(shares_exceed(hub, ring, &judged));
-    let default = default_share(ring, &judged);
+    problems.extend(shares_exceed(hub, room.ring, &judged));
+    let default = default_share(room.ring, &judged);
     let mut sources = Vec::new();
     for (_, one) in judged {
         problems.extend(one.problems);
@@ -112,35 +130,60 @@ pub(super) fn join(
     (sources, problems)
 }
 
-/// Takes one file after the other as long as the guarantees hold; who does not fit is named.
+/// Takes one file after the other as long as the guarantees hold; who does not fit is named. The first
+/// `running` of them are there: a file system that was made smaller puts none of them out.
 pub(super) fn fit(
-    ring: ByteCount,
+    room: Room,
+    running: usize,
     judged: Vec<(Text, Judged)>,
 ) -> (Vec<(Text, Judged)>, Vec<Problem>) {
     let (mut fit, mut problems, mut least) = (Vec::new(), Vec::new(), 0_u64);
-    for (text, one) in judged {
+    for (at, (text, one)) in judged.into_iter().enumerate() {
         let enabled = one.file.as_ref().filter(|file| file.enabled);
-        let asks = enabled
-            .map_or(0, |file| file.nvram_share.map_or(NVRAM_SHARE_BYTES_MIN, |share| share.0));
-        let with = least.saturating_add(asks);
-        if with > ring.0 || fit.len() == SOURCES_MAX {
+        let with = least.saturating_add(enabled.map_or(0, share_of));
+        let logs = room.logs.filter(|logs| at >= running && enabled.is_some() && with > logs.0);
+        let (met, fix) = if with > room.ring.0 || fit.len() == SOURCES_MAX {
             let met = format!(
                 "the guaranteed shares of all sources would come to {} in {} of NVRAM, of at most \
                  {SOURCES_MAX} sources",
                 format_size(ByteCount(with)),
-                format_size(ring),
+                format_size(room.ring),
             );
-            let fix = "raise nvram.size in hub.toml, or lower nvram_share";
-            let mut problem = Problem::of_file(&text.file, met, fix);
-            problem.key = "nvram_share".into();
-            problem.place = one.share.as_ref().map(|span| text.place(span));
-            problems.push(problem);
+            (met, "raise nvram.size in hub.toml, or lower nvram_share")
+        } else if let Some(logs) = logs {
+            let met = format!(
+                "what all sources are guaranteed of NVRAM would come to {}, and must find room in \
+                 their logs, whose file system has {}",
+                format_size(ByteCount(with)),
+                rounded_up(logs.0),
+            );
+            (met, "put log.dir of hub.toml on a larger file system, or lower nvram_share")
         } else {
             least = with;
             fit.push((text, one));
-        }
+            continue;
+        };
+        let mut problem = Problem::of_file(&text.file, met, fix);
+        problem.key = "nvram_share".into();
+        problem.place = one.share.as_ref().map(|span| text.place(span));
+        problems.push(problem);
     }
     (fit, problems)
+}
+
+/// What is guaranteed of the ring must be able to leave it: said of all together.
+pub(super) fn logs_exceed(hub: &Text, room: Room, judged: &[(Text, Judged)]) -> Option<Problem> {
+    let enabled = judged.iter().filter_map(|(_, one)| one.file.as_ref()).filter(|f| f.enabled);
+    let least = enabled.fold(0_u64, |sum, file| sum.saturating_add(share_of(file)));
+    let logs = room.logs.filter(|logs| least > logs.0)?;
+    let met = format!(
+        "what all sources are guaranteed of NVRAM comes to {}, and must find room in their logs, \
+         whose file system has {}",
+        format_size(ByteCount(least)),
+        rounded_up(logs.0),
+    );
+    let fix = "put the logs on a larger file system, or lower nvram_share";
+    Some(Problem { key: "log.dir".into(), ..Problem::of_file(&hub.file, met, fix) })
 }
 
 fn duplicates(judged: &[(Text, Judged)]) -> Vec<Problem> {

@@ -3,6 +3,7 @@
 //! Called by every command that takes `--config`. A file with a syntax error is not judged further:
 //! what stands behind the error may not be what was meant.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -100,7 +101,8 @@ fn judge_hub(text: &Text) -> Result<HubConfig, Problems> {
     let mut problems = own.problems;
     let (judged, unread) = judge_sources(text, &own.sources_dir);
     problems.extend(unread);
-    let (sources, more) = hub::join(text, own.ring, judged);
+    problems.extend(hub::logs_exceed(text, own.room, &judged));
+    let (sources, more) = hub::join(text, own.room, judged);
     problems.extend(more);
     let config = own.config.map(|config| HubConfig { sources, ..config });
     whole(config, problems, text).map_err(Problems::sorted)
@@ -167,7 +169,7 @@ fn judge_sources(hub: &Text, directory: &Path) -> (Vec<(Text, Judged)>, Vec<Prob
     };
     for file in files {
         let shown = shown_below(hub, &file);
-        let text = match Text::read(&file) {
+        let text = match read_source(&file) {
             Ok(text) => Text { file: shown, ..text },
             Err(unread) => {
                 let named = |problem| Problem { file: shown.clone(), ..problem };
@@ -197,13 +199,29 @@ pub(super) fn source_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
-        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if !hidden && path.extension().is_some_and(|ending| ending == "toml") {
+        if path.file_name().is_some_and(counts) {
             files.push(path);
         }
     }
     files.sort();
     Ok(files)
+}
+
+/// Whether a file of that name counts as one of a source.
+pub fn counts(name: &OsStr) -> bool {
+    let hidden = name.as_encoded_bytes().starts_with(b".");
+    !hidden && Path::new(name).extension().is_some_and(|ending| ending == "toml")
+}
+
+/// Reads a file of the sources directory. A pipe or a device there would be waited for without end, and nobody
+/// could be told of any other file.
+pub(super) fn read_source(file: &Path) -> Result<Text, Problems> {
+    let waits = |kind: std::fs::FileType| !kind.is_file() && !kind.is_dir();
+    if std::fs::metadata(file).is_ok_and(|found| waits(found.file_type())) {
+        let met = "is a pipe, a socket or a device, and no file";
+        return Err(Problem::of_file(file, met, "write a regular file, or remove it").into());
+    }
+    Text::read(file)
 }
 
 impl fmt::Display for Kind {

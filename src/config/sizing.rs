@@ -1,15 +1,22 @@
-//! The sizing rules of section 13, computed for one configuration: what `config check` prints.
+//! The sizing rules of section 13, computed for one configuration: what `config check` prints, and
+//! what `onboard` holds a new source to.
 //!
 //! Rates and times of CPs are not in any file, so a line says what the configured size carries, and
 //! the administrator compares it with what the machine is meant to do.
+//!
+//! Three sums are known: the guaranteed shares of the ring, what the source logs may take, and the
+//! volumes that the files name. [`misfits`] says which of them one more source would break. The room
+//! of the logs is looked at where they lie, so it is what there is now.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::Serialize;
 
+use super::problem::Problem;
 use super::quantity::format_size;
-use super::schema::{HubConfig, SourceConfig, VolumeConfig};
-use crate::limits::{GIB, MIB};
+use super::schema::{HubConfig, SOURCE_NVRAM, SourceConfig, SourceFile, VolumeConfig};
+use crate::limits::{GIB, MIB, NVRAM_SHARE_BYTES_MIN, SOURCES_MAX};
 use crate::units::convert::to_u64;
 use crate::units::numbers::ByteCount;
 
@@ -60,14 +67,21 @@ pub fn of_hub(hub: &HubConfig) -> Sizing {
             rest / HUB_RING_SECONDS / MIB,
         ),
     };
+    let room = log_room(&hub.log_dir).unwrap_or(0);
+    let wanted = logs_of(enabled().map(|source| &source.file));
     let log = SizingLine {
         what: "log room",
-        bytes: free_room(&hub.log_dir).unwrap_or(0),
+        bytes: room,
         carries: format!(
-            "free below {}; it needs the sum of the sources' NVRAM",
-            hub.log_dir.display()
+            "free or in logs below {}; the sources may fill {}: log_limit, else {} of NVRAM each",
+            hub.log_dir.display(),
+            rounded_up(wanted),
+            format_size(SOURCE_NVRAM),
         ),
     };
+    if wanted > room {
+        notes.push("the logs of the sources together may become larger than their room".into());
+    }
     let volumes: Vec<&VolumeConfig> =
         hub.sources.iter().flat_map(|source| &source.file.volumes).collect();
     let pool = hub.pool.size_met();
@@ -124,8 +138,8 @@ fn volumes_line(
 ) -> Option<SizingLine> {
     let bytes = volumes.iter().fold(0_u64, |sum, volume| sum.saturating_add(volume.size.0));
     let percent = u128::from(bytes) * 100 / u128::from(pool.0.max(1));
-    if percent > 100 {
-        notes.push("thin: the volumes together are larger than the pool".into());
+    if is_thin(bytes, pool.0) {
+        notes.push("thin: the volumes together, and a tenth more, are larger than the pool".into());
     }
     (!volumes.is_empty()).then(|| SizingLine {
         what,
@@ -134,16 +148,137 @@ fn volumes_line(
     })
 }
 
-/// Bytes that the file system of `directory`, or of its nearest parent that is there, has free.
-fn free_room(directory: &Path) -> Option<u64> {
+/// Whether volumes of so many bytes, all of them written, find no room in a pool of that size.
+pub fn is_thin(volumes: u64, pool: u64) -> bool {
+    with_a_tenth(volumes) > pool
+}
+
+/// Used bytes x 1.1.
+fn with_a_tenth(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 10)
+}
+
+/// The volumes that the files of a hub name, in bytes. Those that are not enabled have images too.
+pub fn volumes_of<'a>(files: impl Iterator<Item = &'a SourceFile>) -> u64 {
+    files.flat_map(|file| &file.volumes).fold(0, |sum, volume| sum.saturating_add(volume.size.0))
+}
+
+/// The least share of the ring that a source is guaranteed; its log has to take as much.
+pub(super) fn share_of(file: &SourceFile) -> u64 {
+    file.nvram_share.map_or(NVRAM_SHARE_BYTES_MIN, |share| share.0)
+}
+
+/// What the logs may become: `log_limit`, or the NVRAM of a source whose file does not name it.
+fn logs_of<'a>(files: impl Iterator<Item = &'a SourceFile>) -> u64 {
+    let of = |file: &SourceFile| file.log_limit.unwrap_or(SOURCE_NVRAM).0;
+    files.fold(0, |sum, file| sum.saturating_add(of(file)))
+}
+
+/// What would not fit if `new` were a source of that hub beside the others; a file of the same name
+/// is taken for the one that it replaces. With `thin` the volumes may go beyond the pool, which is
+/// the one sum that is a plan and no promise.
+pub fn misfits(hub: &HubConfig, new: &SourceFile, thin: bool) -> Vec<Problem> {
+    let others = || hub.sources.iter().map(|source| &source.file).filter(|f| f.name != new.name);
+    let all = || others().chain(std::iter::once(new));
+    let promised = || all().filter(|file| file.enabled);
+    let problem = |key: &str, met: String, fix: String| Problem {
+        key: key.into(),
+        ..Problem::of_file(&hub.file, met, fix)
+    };
+    let mut problems = Vec::new();
+    let count = all().count();
+    if count > SOURCES_MAX {
+        let met = format!("{count} sources are more than {SOURCES_MAX}");
+        problems.push(problem("sources_dir", met, "give the others to a second hub".into()));
+    }
+    let shares = promised().fold(0_u64, |sum, file| sum.saturating_add(share_of(file)));
+    if shares > hub.nvram.size.0 {
+        let met = format!(
+            "with {} the guaranteed shares of {count} sources come to {}, and the ring has {}",
+            new.name,
+            rounded_up(shares),
+            format_size(hub.nvram.size),
+        );
+        let fix = format!(
+            "raise nvram.size to {} or more and restart the hub, or lower nvram_share of others",
+            rounded_up(shares)
+        );
+        problems.push(problem("nvram.size", met, fix));
+    }
+    problems.extend(log_misfit(hub, new, logs_of(promised())));
+    let (volumes, pool) = (volumes_of(all()), hub.pool.size_met().0);
+    if !thin && is_thin(volumes, pool) {
+        let met = format!(
+            "with {} the volumes of {count} sources come to {}, {} with a tenth more, and the pool has {}",
+            new.name,
+            rounded_up(volumes),
+            rounded_up(with_a_tenth(volumes)),
+            rounded_down(pool),
+        );
+        let fix = "give the pool more devices (`mirrorhub device add`), or say --thin if they will \
+                   never be written in full";
+        problems.push(problem("pool.devices", met, fix.into()));
+    }
+    problems
+}
+
+fn log_misfit(hub: &HubConfig, new: &SourceFile, logs: u64) -> Option<Problem> {
+    let directory = hub.log_dir.display();
+    let (met, fix) = match log_room(&hub.log_dir) {
+        Some(room) if logs <= room => return None,
+        Some(room) => {
+            let met = format!(
+                "with {} the logs of all sources may come to {}: log_limit, else {} of NVRAM each; \
+                 {directory} has room for {}",
+                new.name,
+                rounded_up(logs),
+                format_size(SOURCE_NVRAM),
+                rounded_down(room),
+            );
+            (
+                met,
+                "make room there, or give the source as much as its NVRAM has by --log-limit SIZE",
+            )
+        }
+        None => (format!("the room of {directory} cannot be read"), "look at path and mode"),
+    };
+    Some(Problem { key: "log.dir".into(), ..Problem::of_file(&hub.file, met, fix) })
+}
+
+/// Whole MiB or, from ten of them, whole GiB, that are enough.
+pub(super) fn rounded_up(bytes: u64) -> String {
+    let unit = if bytes > 10 * GIB { GIB } else { MIB };
+    format_size(ByteCount(bytes.div_ceil(unit).saturating_mul(unit)))
+}
+
+/// Bytes that logs below `directory` have or may still take: what is free on its file system, or on
+/// that of its nearest parent that is there, and what the logs have.
+fn log_room(directory: &Path) -> Option<u64> {
     let found = directory.ancestors().find_map(|path| rustix::fs::statvfs(path).ok())?;
-    found.f_bavail.checked_mul(found.f_frsize)
+    let free = found.f_bavail.checked_mul(found.f_frsize)?;
+    // A directory that is not there yet, or may not be read, has no logs for us.
+    Some(free.saturating_add(held_below(directory)))
+}
+
+/// What logs have of the medium: files of directories of sources.
+fn held_below(directory: &Path) -> u64 {
+    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let files = entries(directory).flat_map(|source| entries(&source.path()).collect::<Vec<_>>());
+    let logs = files.filter(|file| file.path().extension().is_some_and(|ending| ending == "log"));
+    let held = logs.filter_map(|file| Some(file.metadata().ok()?.blocks().saturating_mul(512)));
+    held.fold(0, u64::saturating_add)
+}
+
+/// Bytes of the file system on which logs below `directory` lie, used or not.
+pub(super) fn log_bytes(directory: &Path) -> Option<u64> {
+    let found = directory.ancestors().find_map(|path| rustix::fs::statvfs(path).ok())?;
+    found.f_blocks.checked_mul(found.f_frsize)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::schema::{DeviceConfig, PoolConfig, Raid, ScrubConfig};
+    use crate::config::schema::{DeviceConfig, HubSource, PoolConfig, Raid, ScrubConfig};
 
     #[test]
     fn a_pool_carries_its_size_over_one_point_one() {
@@ -158,7 +293,10 @@ mod tests {
         );
         let three = [&volume, &volume, &volume];
         volumes_line("volumes", &three, pool, &mut notes).unwrap();
-        assert_eq!(notes, ["thin: the volumes together are larger than the pool"]);
+        assert_eq!(
+            notes,
+            ["thin: the volumes together, and a tenth more, are larger than the pool"]
+        );
         assert_eq!(volumes_line("volumes", &[], pool, &mut notes), None);
     }
 
@@ -194,8 +332,92 @@ mod tests {
     }
 
     #[test]
-    fn free_room_is_that_of_the_nearest_parent() {
+    fn room_is_that_of_the_nearest_parent_and_what_logs_have_counts() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(free_room(&directory.path().join("not/yet/there")).unwrap() > 0);
+        let logs = directory.path().join("not/yet/there");
+        let free = log_room(&logs).unwrap();
+        assert!(free > 0 && log_bytes(&logs).unwrap() >= free);
+        std::fs::create_dir_all(logs.join("id")).unwrap();
+        for (name, counts) in [("id/1.log", true), ("id/1.txt", false), ("1.log", false)] {
+            std::fs::write(logs.join(name), vec![7; 1 << 20]).unwrap();
+            std::fs::File::open(logs.join(name)).unwrap().sync_all().unwrap();
+            let held = held_below(&logs);
+            assert_eq!(held >= 1 << 20, counts, "{name}: {held}");
+            std::fs::remove_file(logs.join(name)).unwrap();
+        }
+    }
+
+    fn file(name: &str, more: &str) -> SourceFile {
+        use crate::config::load::{Loaded, load};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(format!("{name}.toml"));
+        std::fs::write(&path, format!("name = \"{name}\"\nenabled = true\n{more}")).unwrap();
+        let Loaded::SourceFile(file) = load(&path).unwrap() else { panic!("{name} is a source") };
+        *file
+    }
+
+    fn hub(sources: &[SourceFile]) -> (tempfile::TempDir, HubConfig) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hub.toml");
+        let text =
+            "[nvram]\nsize = \"32MiB\"\n[pool]\ndevices = [{ path = \"d\", size = \"1100MiB\" }]";
+        std::fs::write(&path, text).unwrap();
+        std::fs::create_dir(directory.path().join("sources.d")).unwrap();
+        let mut hub = crate::config::load::load_hub(&path).unwrap();
+        let of = |file: &SourceFile| HubSource { file: file.clone(), nvram_share: ByteCount(0) };
+        hub.sources = sources.iter().map(of).collect();
+        (directory, hub)
+    }
+
+    fn keys(hub: &HubConfig, new: &SourceFile, thin: bool) -> Vec<String> {
+        misfits(hub, new, thin).into_iter().map(|problem| problem.key).collect()
+    }
+
+    /// Goal: what just fits is taken, a byte more of each sum is named by its key, and `thin` waives the pool alone.
+    #[test]
+    fn one_more_than_fits_is_named() {
+        let limit = "log_limit = \"8MiB\"\n";
+        let with = |name: &str, more: &str| file(name, &format!("{limit}{more}"));
+        let volume = |mib: u64| format!("[[volume]]\nname = \"v\"\nsize = \"{mib}MiB\"\n");
+        let shares = [with("a", "nvram_share = \"20MiB\"\n"), with("b", &volume(400))];
+        let (_directory, hub) = hub(&shares);
+        let none: [&str; 0] = [];
+        assert_eq!(keys(&hub, &with("c", "nvram_share = \"8MiB\"\n"), false), none);
+        assert_eq!(keys(&hub, &with("c", "nvram_share = \"8200KiB\"\n"), true), ["nvram.size"]);
+        // Its own file is the one that it replaces, and who is not enabled is promised nothing.
+        assert_eq!(keys(&hub, &with("a", "nvram_share = \"28MiB\"\n"), false), none);
+        assert_eq!(keys(&hub, &with("a", "nvram_share = \"32MiB\"\n"), false), ["nvram.size"]);
+        let mut off = hub.clone();
+        off.sources[0].file.enabled = false;
+        assert_eq!(keys(&off, &with("c", "nvram_share = \"28MiB\"\n"), false), none);
+        // 1000 MiB with a tenth more are the pool's 1100 MiB. Images of who is not enabled stay.
+        off.sources[1].file.enabled = false;
+        for hub in [&hub, &off] {
+            assert_eq!(keys(hub, &with("c", &volume(600)), false), none);
+            assert_eq!(keys(hub, &with("c", &volume(601)), false), ["pool.devices"]);
+            assert_eq!(keys(hub, &with("c", &volume(601)), true), none);
+        }
+        let met = &misfits(&hub, &with("c", &volume(601)), false)[0].met;
+        assert!(
+            met.contains("1001MiB") && met.contains("1102MiB") && met.contains("1100MiB"),
+            "{met}"
+        );
+    }
+
+    /// What the logs may become is held against the room that is there, and nothing waives it.
+    #[test]
+    fn logs_that_find_no_room_are_named() {
+        let (_directory, hub) = hub(&[file("a", "log_limit = \"8MiB\"\n")]);
+        let room = log_room(&hub.log_dir).unwrap();
+        let tib = (room >> 40) + 1;
+        let (less, more) = (
+            file("b", "log_limit = \"16MiB\"\n"),
+            file("b", &format!("log_limit = \"{tib}TiB\"\n")),
+        );
+        assert!(keys(&hub, &less, false).is_empty());
+        assert_eq!(keys(&hub, &more, true), ["log.dir"]);
+        assert_eq!(logs_of([&less, &file("c", "")].into_iter()), (16 << 20) + SOURCE_NVRAM.0);
+        let unused = SourceFile { enabled: false, ..more };
+        assert!(keys(&hub, &unused, true).is_empty());
     }
 }

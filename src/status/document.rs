@@ -311,6 +311,10 @@ pub struct PoolStatus {
     /// Free, and kept back so that a CP and a drop always fit (R18).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub reserve_bytes: u64,
+    /// What the volumes that files of sources name would take if all of it were written; only on a hub, and not
+    /// there if no file names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes_bytes: Option<u64>,
     /// Blocks and nodes that failed their check; not there if none ever did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rot: Option<RotStatus>,

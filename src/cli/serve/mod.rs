@@ -42,7 +42,7 @@ use super::logging::{self, LogFormat};
 use super::place::Package;
 use super::{Done, sockets};
 use crate::config::around::load_around;
-use crate::config::schema::{Door, Listen, TlsConfig};
+use crate::config::schema::{Door, HubConfig, Listen, TlsConfig};
 use crate::control::journal::Journal;
 use crate::control::message::{AdminError, Progress, ProgressUnit, answer, code};
 use crate::device::{MemberReport, MemberState};
@@ -122,6 +122,12 @@ pub(super) fn hub_options(file: &Path, accept_missing: bool) -> Result<HubOption
     let mut options = hub::options(&config, accept_missing);
     options.pool.adding = adding;
     Ok(options)
+}
+
+/// The devices that a start of that hub would open its pool from, for a command that asks how large it is.
+pub(super) fn pool_in_use(config: &mut HubConfig) -> Result<(), Failure> {
+    let applied = devices::apply(&config.data_dir, &mut config.pool, false);
+    applied.map(drop).map_err(|error| advice::failure(&error, &config.file))
 }
 
 /// Why such a command failed, as the start would say it.
@@ -447,6 +453,7 @@ fn pool_status(pool: &Pool, rot: MendFigures, upkeep: &Upkeep) -> Option<PoolSta
         kept_bytes: source::bytes_of(space.kept),
         pinned_bytes: source::bytes_of(space.pinned),
         reserve_bytes: source::bytes_of(space.reserve),
+        volumes_bytes: None,
         rot: (rot.found > 0).then_some(RotStatus {
             found: rot.found,
             repaired: rot.repaired,
