@@ -2,6 +2,7 @@
 //! diff`: what a reload of the running process would do.
 
 use std::path::Path;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -17,8 +18,11 @@ use crate::config::schema::ProcessConfig;
 use crate::config::sizing::{Sizing, of_hub, of_source};
 use crate::control::message::Request;
 use crate::status::SCHEMA;
-use crate::status::config::{ConfigChange, ConfigDiffAnswer, ConfigProblem};
+use crate::status::config::{ConfigChange, ConfigDiffAnswer, ConfigProblem, STILL_WRITTEN};
 use crate::units::numbers::ByteCount;
+
+/// How long a check waits for what the running hub knows beyond the files.
+const HUB_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Look at a configuration
 #[derive(Debug, Subcommand)]
@@ -58,7 +62,7 @@ pub fn run(command: &ConfigCommand, terminal: &Terminal) -> Result<Done, Failure
     let file = arguments.config.file()?;
     match load(&file) {
         Ok(loaded) if arguments.json => {
-            let (kind, sizing) = (kind(&loaded), sizing(&loaded));
+            let (kind, sizing) = (kind(&loaded), sizing(&loaded, &arguments.config));
             let file = file.display().to_string();
             let problems: [Value; 0] = [];
             print_json(&json!({
@@ -68,7 +72,8 @@ pub fn run(command: &ConfigCommand, terminal: &Terminal) -> Result<Done, Failure
             Ok(Done::WELL)
         }
         Ok(loaded) => {
-            print(&view(&file, &loaded, terminal.out))?;
+            let sizing = sizing(&loaded, &arguments.config);
+            print(&view(&file, &loaded, sizing, terminal.out))?;
             Ok(Done::WELL)
         }
         Err(problems) if arguments.json => {
@@ -129,15 +134,31 @@ fn kind(loaded: &Loaded) -> &'static str {
     }
 }
 
-fn sizing(loaded: &Loaded) -> Option<Sizing> {
+fn sizing(loaded: &Loaded, config: &ConfigArgument) -> Option<Sizing> {
     match loaded {
-        Loaded::Process(ProcessConfig::Hub(hub)) => Some(of_hub(hub)),
+        Loaded::Process(ProcessConfig::Hub(hub)) => {
+            let mut sizing = of_hub(hub);
+            sizing.notes.extend(still_written(config));
+            Some(sizing)
+        }
         Loaded::Process(ProcessConfig::Source(source)) => Some(of_source(source)),
         Loaded::SourceFile(_) => None,
     }
 }
 
-fn view(file: &Path, loaded: &Loaded, look: Look) -> String {
+/// Files of sources that the running hub does not read since they stay open for writing. Only that process
+/// knows it, so without one there are none.
+fn still_written(config: &ConfigArgument) -> Vec<String> {
+    let (Ok(asked), Ok(runtime)) = (Asked::of(config), runtime()) else { return Vec::new() };
+    let ask = asked.ask_unless_busy(&Request::ConfigDiff {}, "config check", Some(HUB_PATIENCE));
+    let Ok(Some(ConfigDiffAnswer { problems, .. })) = runtime.block_on(ask) else {
+        return Vec::new();
+    };
+    let held = problems.into_iter().filter(|problem| problem.met == STILL_WRITTEN);
+    held.map(|ConfigProblem { file, met, .. }| format!("{file}: {met}")).collect()
+}
+
+fn view(file: &Path, loaded: &Loaded, sizing: Option<Sizing>, look: Look) -> String {
     let what = match loaded {
         Loaded::Process(ProcessConfig::Hub(hub)) => {
             format!("a hub with {}", words::count(hub.sources.len(), "source"))
@@ -150,7 +171,7 @@ fn view(file: &Path, loaded: &Loaded, look: Look) -> String {
     };
     let (green, plain) = if look.colour { ("\x1b[1;32m", "\x1b[0m") } else { ("", "") };
     let mut text = format!("{}: {green}ok{plain}, {what}\n", file.display());
-    let Some(sizing) = sizing(loaded) else { return text };
+    let Some(sizing) = sizing else { return text };
     text.push('\n');
     for line in &sizing.lines {
         // Bytes in the unit of the file where they fit one, as they were written there.

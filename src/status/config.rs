@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::health::{HealthReason, HealthWord};
 
+/// What is met of a file that stays open for writing.
+pub const STILL_WRITTEN: &str =
+    "somebody has had it open for writing for more than 5 s, and it is not read until it is closed";
+
 /// Something that is wrong in a file: nothing of that file was taken over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigProblem {

@@ -19,7 +19,7 @@ use super::reload::{self, Files, files_of, of_expired};
 use super::seed;
 use super::source::bytes_of;
 use super::upkeep;
-use super::watch::Watch;
+use super::watch::{Open, Watch};
 use super::{
     Doors, Locks, StepAges, answer, collect_source, end_of, events_elsewhere, failed, join, kept,
     pool_check, unknown_volume,
@@ -28,9 +28,10 @@ use crate::cli::authority::{Authority, AuthorityError};
 use crate::cli::service;
 use crate::cli::signals::{Signal, Signals};
 use crate::config::around::{Around, load_around};
-use crate::config::problem::Problems;
-use crate::config::reload::{hub_changes, reloaded_hub};
+use crate::config::problem::{Problem, Problems};
+use crate::config::reload::{Change, hub_changes, reloaded_hub};
 use crate::config::schema::{self, HubConfig, HubSource, PoolConfig};
+use crate::config::sizing::{is_thin, volumes_of};
 use crate::control::feed::Feed;
 use crate::control::message as control;
 use crate::control::message::{
@@ -62,8 +63,8 @@ use crate::status::answers::{
 };
 use crate::status::config::{ConfigDiffAnswer, ConfigProblem};
 use crate::status::document::{
-    AloneSince, Policy, SourceEntry, State, StatusDocument, VolumeStatus, VolumeTrouble,
-    WaitsStatus,
+    AloneSince, Policy, PoolStatus, SourceEntry, State, StatusDocument, VolumeStatus,
+    VolumeTrouble, WaitsStatus,
 };
 use crate::units::convert::{to_f64, to_u64};
 use crate::units::names::{KeptName, SourceName, VolumeName};
@@ -112,14 +113,12 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         let data_dir = &view.files.running().data_dir;
         let adding = added::go_on(data_dir, hub.shared().pool.clone(), keeper.clone());
         reload::log_expired(view.expired());
-        // What changed since the files were read, and what was wrong in them.
-        view.reload(watch.written()).await;
-        loop {
+        // First: what changed since the files were read, and what was wrong in them.
+        while read_files(&view, &mut signals, watch.open()).await {
             service::ready(&view.in_a_line());
             if !next_reading(&mut signals, &mut watch).await {
                 break;
             }
-            view.reload(watch.written()).await;
         }
         service::stopping();
         tracing::info!("stopping");
@@ -131,6 +130,26 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         join(vec![adding]).await;
         anyhow::Ok(())
     })
+}
+
+/// Reads the files, once more if that is asked for meanwhile; false when the process is to stop, which waits
+/// for no file and for no source.
+async fn read_files(view: &View, signals: &mut Signals, open: Open) -> bool {
+    loop {
+        let (mut reading, mut again) = (Box::pin(view.reload(open.clone())), false);
+        loop {
+            tokio::select! {
+                () = &mut reading => break,
+                signal = signals.next() => match signal {
+                    Signal::Stop => return false,
+                    Signal::Reload => again = true,
+                },
+            }
+        }
+        if !again {
+            return true;
+        }
+    }
 }
 
 /// Waits until the files are to be read again; false when the process is to stop.
@@ -212,6 +231,11 @@ fn uri_of(listens_on: &Listen) -> (String, String) {
     }
 }
 
+/// Bytes of the volumes that the files of sources name.
+fn volumes(config: &HubConfig) -> u64 {
+    volumes_of(config.sources.iter().map(|source| &source.file))
+}
+
 /// The file of a source is gone while this hub serves its volumes.
 fn served(name: &SourceName) -> ConfigProblem {
     ConfigProblem {
@@ -250,6 +274,8 @@ struct View {
     upkeep: Arc<Upkeep>,
     locks: Locks,
     drills: Arc<Drills>,
+    /// Files of sources that somebody was writing when they were read.
+    open: Mutex<Open>,
     /// Taken by those who collect the metrics, and nobody else.
     shares: Mutex<Shares>,
 }
@@ -263,7 +289,8 @@ impl View {
         locks: Locks,
     ) -> Arc<Self> {
         let (drills, shares) = (Drills::load(hub.shared().pool.clone()), Mutex::default());
-        Arc::new(Self { hub, server, started, files, upkeep, locks, drills, shares })
+        let open = Mutex::default();
+        Arc::new(Self { hub, server, started, files, upkeep, locks, drills, open, shares })
     }
 
     /// Own certificates that nobody takes any more.
@@ -281,38 +308,73 @@ impl View {
     }
 
     /// Reads the files again: what is right in them is taken over, source by source. One call at a
-    /// time.
-    async fn reload(&self, written: &BTreeSet<OsString>) {
+    /// time. May be dropped: what is not done then is done by the next.
+    async fn reload(&self, open: Open) {
+        open.clone_into(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner));
         let running = self.files.running();
-        match load_around(&running.file, Some(&running), written) {
-            Ok(Around { config, problems }) => {
-                let changes = hub_changes(&running, &config);
-                let settled = self.hub.settle(settings(&config)).await;
-                let mut now = reloaded_hub(&running, config);
-                let mut problems = reload::listed(&Problems(problems));
-                for name in &settled.serving {
-                    // Its clients write here: it stays until it was given back.
-                    let stays = running.sources.iter().find(|source| source.file.name == *name);
-                    now.sources.retain(|source| source.file.name != *name);
-                    now.sources.extend(stays.cloned());
-                    problems.push(served(name));
-                }
-                if let Some(tls) = &self.hub.shared().tls {
-                    let made = certificates(&running);
-                    problems.extend(made.err().map(|error| reload::of_tls(&error)));
-                    problems.extend(tls.reload().err().map(|error| reload::of_tls(&error)));
-                    problems.extend(self.locks.reload());
-                }
-                self.files.taken(now, &changes, problems);
-                let Settled { added, changed, retired, .. } = settled;
-                tracing::debug!(changed = changed.len(), "sources told of other settings");
-                for (names, what) in [(added, "added"), (retired, "retired")] {
-                    for name in names {
-                        tracing::info!(source = %name, "source {what} by its file");
-                    }
-                }
+        let (before, held) = (running.clone(), open.held);
+        let read = reload::aside(move || {
+            let around = load_around(&before.file, Some(&before), &open.written)?;
+            Ok::<_, Problems>((hub_changes(&before, &around.config), around))
+        });
+        match read.await {
+            Ok(Ok((changes, around))) => self.take(&running, &changes, around, &held).await,
+            Ok(Err(problems)) => self.files.refused(&running.file, &problems),
+            Err(error) => {
+                let met = format!("could not be read again: {error}");
+                let next = "mend the cause, then send HUP";
+                let problem = Problem::of_file(&running.file, met, next);
+                self.files.refused(&running.file, &problem.into());
             }
-            Err(problems) => self.files.refused(&running.file, &problems),
+        }
+    }
+
+    /// Takes over what was read.
+    async fn take(
+        &self,
+        running: &HubConfig,
+        changes: &[Change],
+        Around { config, problems, unread }: Around,
+        held: &BTreeSet<OsString>,
+    ) {
+        let settled = self.hub.settle(settings(&config)).await;
+        let mut now = reloaded_hub(running, config);
+        let mut problems = reload::listed(&Problems(problems));
+        problems.extend(reload::of_held(&unread, held));
+        for name in &settled.serving {
+            // Its clients write here: it stays until it was given back.
+            let stays = running.sources.iter().find(|source| source.file.name == *name);
+            now.sources.retain(|source| source.file.name != *name);
+            now.sources.extend(stays.cloned());
+            problems.push(served(name));
+        }
+        if let Some(tls) = &self.hub.shared().tls {
+            let made = certificates(running);
+            problems.extend(made.err().map(|error| reload::of_tls(&error)));
+            problems.extend(tls.reload().err().map(|error| reload::of_tls(&error)));
+            problems.extend(self.locks.reload());
+        }
+        self.warn_of_thin(running, &now);
+        self.files.taken(now, changes, problems);
+        let Settled { added, changed, retired, .. } = settled;
+        tracing::debug!(changed = changed.len(), "sources told of other settings");
+        for (names, what) in [(added, "added"), (retired, "retired")] {
+            for name in names {
+                tracing::info!(source = %name, "source {what} by its file");
+            }
+        }
+    }
+
+    /// Volumes beyond the pool are allowed, and nobody learns of it by a full pool first.
+    fn warn_of_thin(&self, before: &HubConfig, now: &HubConfig) {
+        let (before, volumes) = (volumes(before), volumes(now));
+        let pool = self.hub.shared().pool.device_bytes();
+        if volumes > before && is_thin(volumes, pool) {
+            tracing::warn!(
+                volumes_bytes = volumes,
+                pool_bytes = pool,
+                "the volumes of all sources, and a tenth more, are larger than the pool: see `mirrorhub status`"
+            );
         }
     }
 
@@ -329,9 +391,12 @@ impl View {
     /// What a reload would do.
     fn difference(&self) -> ConfigDiffAnswer {
         let running = self.files.running();
-        match load_around(&running.file, Some(&running), &BTreeSet::new()) {
-            Ok(Around { config, problems }) => {
+        let Open { written, held } =
+            self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match load_around(&running.file, Some(&running), &written) {
+            Ok(Around { config, problems, unread }) => {
                 let mut problems = reload::listed(&Problems(problems));
+                problems.extend(reload::of_held(&unread, &held));
                 problems.extend(self.unfit(&config));
                 reload::difference(&hub_changes(&running, &config), problems)
             }
@@ -753,8 +818,10 @@ impl Observed for View {
         let ring = shared.stager.ring().map(|ring| ring.status());
         let nvram = ring.as_ref().map(super::source::nvram_status);
         let pool = super::pool_status(&shared.pool, shared.mender.figures(|_| true), &self.upkeep);
-        let mut files = self.files.status();
-        files.problems.extend(self.unfit(&self.files.running()));
+        let (mut files, running) = (self.files.status(), self.files.running());
+        let named = Some(volumes(&running)).filter(|bytes| *bytes > 0);
+        let pool = pool.map(|pool| PoolStatus { volumes_bytes: named, ..pool });
+        files.problems.extend(self.unfit(&running));
         let shown = StatusDocument::hub(sources, nvram, pool).with_config(files);
         shown.with_reasons(of_expired(self.expired()))
     }

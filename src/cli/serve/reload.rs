@@ -4,15 +4,20 @@
 //! fix, and shown in status until the file is right.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
 
 use crate::config::problem::{Problem, Problems};
 use crate::config::reload::{Change, When};
 use crate::config::schema::TlsConfig;
 use crate::link::tls::TlsFiles;
 use crate::status::SCHEMA;
-use crate::status::config::{ConfigChange, ConfigDiffAnswer, ConfigProblem, ConfigStatus};
+use crate::status::config::{
+    ConfigChange, ConfigDiffAnswer, ConfigProblem, ConfigStatus, STILL_WRITTEN,
+};
 use crate::status::health::{HealthReason, HealthWord};
 use crate::units::convert::to_u64;
 
@@ -129,6 +134,32 @@ pub fn of_homes(met: String) -> ConfigProblem {
         met,
         fix: "mend the cause named there, then reload".to_owned(),
     }
+}
+
+/// Files that stay open for writing, of those that were therefore not read.
+pub fn of_held(unread: &[PathBuf], held: &BTreeSet<OsString>) -> Vec<ConfigProblem> {
+    let one = |file: &PathBuf| ConfigProblem {
+        file: file.display().to_string(),
+        line: None,
+        key: String::new(),
+        met: STILL_WRITTEN.to_owned(),
+        fix: "end the program that writes it, or write another file and rename it to this one"
+            .to_owned(),
+    };
+    let held = |file: &&PathBuf| file.file_name().is_some_and(|name| held.contains(name));
+    unread.iter().filter(held).map(one).collect()
+}
+
+/// Reads files on a thread of its own: nobody who is served here waits for them, and a stop neither, if one of
+/// them lies where nothing answers. An error if there is no thread to be had.
+pub async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<T> {
+    let (sender, done) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("reload".to_owned());
+    // Nobody hears it if the process is told to stop meanwhile.
+    thread.spawn(move || drop(sender.send(work())))?;
+    done.await.map_err(std::io::Error::other)
 }
 
 /// Where they lie.

@@ -3,11 +3,11 @@
 //! By inotify, read by a thread of its own. What the events say is not believed, only that
 //! something happened: whoever is told reads the whole directory again, so a lost event costs
 //! nothing. A file that somebody still has open for writing is named, so that half of it is not
-//! taken for the whole; editors that rename leave a moment without the file, which is shorter than
+//! taken for the whole; one that stays so is told of as a change of its own. Editors that rename leave a moment without the file, which is shorter than
 //! the rest that is waited for. Where the kernel gives no watch, the directory is looked at every
 //! second, and the log says so.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -19,12 +19,16 @@ use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch,
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 
+use crate::config::load::counts;
+
 /// Nothing has happened for so long: what was being written is written.
 const REST: Duration = Duration::from_millis(250);
 /// Longest wait for that while changes go on.
 const REST_MAX: Duration = Duration::from_millis(1200);
 /// Between two looks without inotify.
 const LOOK: Duration = Duration::from_secs(1);
+/// A file that is being written for so long is told of. Unit tests shrink it.
+const HELD: Duration = Duration::from_millis(if cfg!(test) { 600 } else { 5000 });
 /// Names of files being written that are remembered; of more, none is.
 const WRITTEN_MAX: usize = 4096;
 /// Bytes of events that are read at once.
@@ -44,24 +48,54 @@ pub struct Watch {
     /// The log has said that there are none.
     told: bool,
     /// Files that were changed and not closed since.
-    written: BTreeSet<OsString>,
+    written: BTreeMap<OsString, Written>,
+}
+
+/// A file that is being written.
+#[derive(Debug)]
+struct Written {
+    /// Noticed first.
+    since: Instant,
+    /// [`Watch::open`] has named it as one that stays so.
+    told: bool,
+}
+
+/// Files of the directory that somebody is writing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Open {
+    /// All of them: they are not to be read.
+    pub written: BTreeSet<OsString>,
+    /// Of these, files of sources that have been so for longer than any writer should take.
+    pub held: BTreeSet<OsString>,
 }
 
 impl Watch {
     /// Watches from now on; called before the directory is read for the first time.
     pub fn new(directory: &Path) -> Self {
-        let (directory, written) = (directory.to_owned(), BTreeSet::new());
+        let (directory, written) = (directory.to_owned(), BTreeMap::new());
         let mut watch = Self { directory, events: None, told: false, written };
         watch.begin();
         watch
     }
 
     /// Files that somebody is writing.
-    pub fn written(&self) -> &BTreeSet<OsString> {
-        &self.written
+    pub fn open(&mut self) -> Open {
+        let written = self.written.keys().cloned().collect();
+        let held = self.written.iter_mut().filter(|(name, one)| one.is_held() && counts(name));
+        let told = |(name, one): (&OsString, &mut Written)| {
+            one.told = true;
+            name.clone()
+        };
+        Open { written, held: held.map(told).collect() }
     }
 
-    /// Waits for a change, and until it has come to rest. Safe to drop and call again: the next
+    /// When a file that is being written has been so for too long.
+    fn next_held(&self) -> Option<Instant> {
+        let untold = self.written.iter().filter(|(name, one)| !one.told && counts(name));
+        untold.map(|(_, one)| one.since + HELD).min()
+    }
+
+    /// Waits for a change, and until it has come to rest; or for a file that is being written for too long. Safe to drop and call again: the next
     /// reading of the directory sees what was noticed before.
     pub async fn changed(&mut self) {
         if self.events.is_none() {
@@ -69,7 +103,17 @@ impl Watch {
             self.begin();
             return;
         }
-        self.wait().await;
+        let held = self.next_held();
+        let held = async {
+            match held {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.wait() => {}
+            () = held => return,
+        }
         let until = Instant::now() + REST_MAX;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -155,7 +199,7 @@ fn read(events: OwnedFd, sender: &mpsc::Sender<Noticed>) {
 }
 
 /// Notes who is being written.
-fn take(written: &mut BTreeSet<OsString>, events: ReadFlags, name: Option<&OsStr>) {
+fn take(written: &mut BTreeMap<OsString, Written>, events: ReadFlags, name: Option<&OsStr>) {
     if events.intersects(ReadFlags::QUEUE_OVERFLOW) {
         // Which files it was is not known: all are read.
         written.clear();
@@ -168,8 +212,15 @@ fn take(written: &mut BTreeSet<OsString>, events: ReadFlags, name: Option<&OsStr
         if events.intersects(done) {
             written.remove(name);
         } else if events.intersects(ReadFlags::MODIFY) && written.len() < WRITTEN_MAX {
-            written.insert(name.to_owned());
+            let now = || Written { since: Instant::now(), told: false };
+            written.entry(name.to_owned()).or_insert_with(now);
         }
+    }
+}
+
+impl Written {
+    fn is_held(&self) -> bool {
+        self.since.elapsed() >= HELD
     }
 }
 
@@ -190,23 +241,50 @@ mod tests {
         let file = directory.path().join("a.toml");
         std::fs::write(&file, "name = \"a\"\n").unwrap();
         told(&mut watch).await;
-        assert!(watch.written().is_empty(), "it was closed");
+        assert!(watch.open().written.is_empty(), "it was closed");
         let mut open = std::fs::File::options().append(true).open(&file).unwrap();
         open.write_all(b"enabled").unwrap();
         told(&mut watch).await;
-        assert_eq!(Vec::from_iter(watch.written()), ["a.toml"], "somebody writes on");
+        assert_eq!(Vec::from_iter(watch.open().written), ["a.toml"], "somebody writes on");
         open.write_all(b" = true\n").unwrap();
         drop(open);
         told(&mut watch).await;
-        assert!(watch.written().is_empty());
+        assert!(watch.open().written.is_empty());
         std::fs::rename(&file, directory.path().join("a.toml~")).unwrap();
         std::fs::write(&file, "name = \"a\"\n").unwrap();
         told(&mut watch).await;
-        assert!(watch.written().is_empty());
+        assert!(watch.open().written.is_empty());
         std::fs::remove_file(&file).unwrap();
         told(&mut watch).await;
         let quiet = tokio::time::timeout(Duration::from_millis(600), watch.changed()).await;
         assert!(quiet.is_err(), "nothing happened");
+    }
+
+    /// Goal: who keeps a file open is told of once, when that has lasted; closed, it is no more. Control: a
+    /// file that is none of a source's, and the time before.
+    #[tokio::test]
+    async fn a_file_that_is_kept_open_is_told_of() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new(directory.path());
+        let open = |name: &str| {
+            let mut file = std::fs::File::create(directory.path().join(name)).unwrap();
+            file.write_all(b"name = ").unwrap();
+            file
+        };
+        let (begin, kept) = (Instant::now(), open("a.toml"));
+        let _other = open(".a.toml.draft");
+        told(&mut watch).await;
+        let now = watch.open();
+        assert_eq!((now.written.len(), now.held.len()), (2, 0), "it has just begun");
+        told(&mut watch).await;
+        assert!(begin.elapsed() >= HELD);
+        assert_eq!(Vec::from_iter(watch.open().held), ["a.toml"]);
+        let again = tokio::time::timeout(HELD * 2, watch.changed()).await;
+        assert!(again.is_err(), "it was told of twice");
+        drop(kept);
+        told(&mut watch).await;
+        let now = watch.open();
+        assert_eq!((now.written.len(), now.held.len()), (1, 0));
     }
 
     /// A directory that is replaced is found again.
