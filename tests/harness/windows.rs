@@ -189,14 +189,26 @@ impl Bystander {
         self.windows.push(Window { disturbed, length: begin.elapsed(), taken: Vec::new() });
     }
 
-    fn judge(&self) -> Judgement {
+    /// All windows so far, with what was written in each.
+    fn windows(&self) -> Vec<Window> {
         let mut windows = self.windows.clone();
         for &(window, taken) in self.taken.lock().expect("no panic").iter() {
             if let Some(window) = windows.get_mut(window) {
                 window.taken.push(taken);
             }
         }
-        Judgement::of(&windows)
+        windows
+    }
+
+    fn judge(&self) -> Judgement {
+        Judgement::of(&self.windows())
+    }
+
+    /// The longest write of all windows of that kind.
+    pub fn longest(&self, disturbed: bool) -> Duration {
+        let windows = self.windows();
+        let of = windows.iter().filter(|window| window.disturbed == disturbed);
+        of.flat_map(|window| &window.taken).max().copied().unwrap_or_default()
     }
 
     /// Takes rounds of windows until rate and p99 of the disturbed ones are within the bound and
