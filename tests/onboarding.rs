@@ -56,7 +56,7 @@ fn broken(name: &str, way: usize) -> (String, Option<u64>) {
 }
 
 /// One quiet and one disturbed window at least.
-const WINDOW: Duration = Duration::from_millis(400);
+const WINDOW: Duration = Duration::from_millis(300);
 /// Rounds of a drop and a removal, each beside a quiet window.
 const ROUNDS: usize = 2;
 /// Longest that one write of a bystander may wait for others' files to be taken: it is no pause of the traffic.
@@ -140,7 +140,7 @@ fn drops(
 #[test]
 fn two_hundred_files_at_once_and_fifty_of_them_wrong() {
     let settings = SourceSettings::new("filer-a").volumes(&[("vol0", "64MiB"), ("vol1", "64MiB")]);
-    let mut cluster = Cluster::prepare_with(&[settings], "1GiB", "2GiB");
+    let mut cluster = Cluster::prepare_with(&[settings], "832MiB", "2GiB");
     cluster.start_all();
     let before = sessions(&cluster, "filer-a");
     let files = two_hundred();
