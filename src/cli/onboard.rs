@@ -4,9 +4,9 @@
 //! as well, with which `mirrorhub source --join` makes the filer's file and certificates; on others
 //! that file is written by hand, as shown at the end.
 //!
-//! A source that the hub has no room for is refused before anything is written, with the sums: by
-//! [`crate::config::sizing`], against all that have a file. So nobody learns from a full pool that
-//! there was one source too many. `--thin` waives the sum of the volumes, no guarantee.
+//! A source whose promises the hub cannot keep (its share of the ring, its log) is refused before
+//! anything is written, with the sums: by [`crate::config::sizing`], against all that have a file.
+//! Volumes beyond the pool are taken, and told as a ratio.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -29,7 +29,7 @@ use crate::config::around::{Around, judge_new, load_around};
 use crate::config::problem::Problems;
 use crate::config::quantity::{parse_duration, parse_size};
 use crate::config::schema::HubConfig;
-use crate::config::sizing::misfits;
+use crate::config::sizing::{Fitting, fitting};
 use crate::link::shown::Fingerprint;
 use crate::units::machine;
 use crate::units::names::{SourceName, VolumeName};
@@ -37,9 +37,9 @@ use crate::units::times::{time_of_day, timestamp};
 
 /// Write the file of a new source for the hub of that configuration
 ///
-/// The running hub takes it within two seconds. A source is refused, with exit code 78 and the sums, if the hub's
-/// ring, the file system of its logs or its pool have no room for it beside those that are onboarded. With a section tls in the hub's file a join bundle is written
-/// too: bring it to the filer and start `mirrorhub source --join` with it there.
+/// The running hub takes it within two seconds. A source is refused, with exit code 78 and the sums, if the
+/// hub's ring or the file system of its logs cannot take what is promised beside those that are onboarded. With a
+/// section tls in the hub's file a join bundle is written too: bring it to the filer and start `mirrorhub source --join` with it there.
 #[derive(Debug, Args)]
 pub struct OnboardArguments {
     /// Name of the source
@@ -47,10 +47,6 @@ pub struct OnboardArguments {
     /// A volume that it may announce, such as vol0=100GiB; several are given by several --volume
     #[arg(long, value_name = "VOLUME=SIZE", required_unless_present = "renew")]
     volume: Vec<Wanted>,
-    /// Take it even if the volumes of all sources, and a tenth more, are larger than the hub's pool: they will
-    /// never be written in full
-    #[arg(long, conflicts_with = "renew")]
-    thin: bool,
     /// Most that its log on the hub may take, such as 1GiB: give it what the filer's NVRAM has, where that is not
     /// the default of 512MiB, which is counted otherwise
     #[arg(long, value_name = "SIZE", conflicts_with = "renew", value_parser = a_size)]
@@ -146,7 +142,7 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
     // Before anything is written: it may fail.
     let limit = arguments.log_limit.as_deref();
     let drafted = text(name, limit, volume, None);
-    judged(&config, &target, &drafted, arguments.thin)?;
+    let notes = judged(&config, &target, &drafted)?;
     let made = match (own_authority(&config), times) {
         (Some((authority, hub_name)), Some(times)) => {
             let hub = reachable(&config, *hub)?;
@@ -157,7 +153,10 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
     };
     let of_bundle = made.as_ref().map(|((_, fingerprint), ends)| (*ends, *fingerprint));
     let written = text(name, limit, volume, of_bundle);
-    place(&file, (name, &target), &written, arguments.thin)?;
+    place(&file, (name, &target), &written)?;
+    for note in notes {
+        eprintln!("note: {note}");
+    }
     let Some(((made, _), ends)) = made else {
         print(&view(name, volume, &target, &config))?;
         return Ok(Done::WELL);
@@ -180,12 +179,7 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
 }
 
 /// Writes the file; if it does not fit any more with what was written meanwhile, it is taken away again.
-fn place(
-    hub: &Path,
-    (name, target): (&SourceName, &Path),
-    text: &str,
-    thin: bool,
-) -> Result<(), Failure> {
+fn place(hub: &Path, (name, target): (&SourceName, &Path), text: &str) -> Result<(), Failure> {
     write_new(target, text, 0o644).map_err(|error| {
         if error.kind() == ErrorKind::AlreadyExists {
             return there_already(name, target);
@@ -193,20 +187,21 @@ fn place(
         Failure::failed(format!("onboard {name}: {}: {error}", target.display()), "")
     })?;
     let around = load_around(hub, None, &BTreeSet::new()).map_err(Failure::Problems);
-    around.and_then(|Around { config, .. }| judged(&config, target, text, thin)).inspect_err(|_| {
+    around.and_then(|Around { config, .. }| judged(&config, target, text)).inspect_err(|_| {
         // Nobody was told of it as done.
         drop(std::fs::remove_file(target));
-    })
+    })?;
+    Ok(())
 }
 
-/// Whether the hub has room for what that file says, beside all others.
-fn judged(config: &HubConfig, target: &Path, text: &str, thin: bool) -> Result<(), Failure> {
+/// Whether the hub has room for what that file says, beside all others, and what is to be said of it.
+fn judged(config: &HubConfig, target: &Path, text: &str) -> Result<Vec<String>, Failure> {
     let new = judge_new(target, text.to_owned()).map_err(Failure::Problems)?;
     let mut config = config.clone();
     // What was added or replaced by a command counts, though the file does not name it yet.
     pool_in_use(&mut config)?;
-    let problems = misfits(&config, &new, thin);
-    if problems.is_empty() { Ok(()) } else { Err(Failure::Problems(Problems(problems))) }
+    let Fitting { misfits, notes } = fitting(&config, &new);
+    if misfits.is_empty() { Ok(notes) } else { Err(Failure::Problems(Problems(misfits))) }
 }
 
 fn there_already(name: &SourceName, target: &Path) -> Failure {

@@ -5,7 +5,7 @@
 //! the administrator compares it with what the machine is meant to do.
 //!
 //! Three sums are known: the guaranteed shares of the ring, what the source logs may take, and the
-//! volumes that the files name. [`misfits`] says which of them one more source would break. The room
+//! volumes that the files name. [`fitting`] says which of them one more source would break. The room
 //! of the logs is looked at where they lie, so it is what there is now.
 
 use std::os::unix::fs::MetadataExt;
@@ -137,7 +137,7 @@ fn volumes_line(
     notes: &mut Vec<String>,
 ) -> Option<SizingLine> {
     let bytes = volumes.iter().fold(0_u64, |sum, volume| sum.saturating_add(volume.size.0));
-    let percent = u128::from(bytes) * 100 / u128::from(pool.0.max(1));
+    let percent = percent_of(bytes, pool.0);
     if is_thin(bytes, pool.0) {
         notes.push("thin: the volumes together, and a tenth more, are larger than the pool".into());
     }
@@ -146,6 +146,10 @@ fn volumes_line(
         bytes,
         carries: format!("{percent}% of the pool if all of it were written"),
     })
+}
+
+fn percent_of(volumes: u64, pool: u64) -> u128 {
+    u128::from(volumes) * 100 / u128::from(pool.max(1))
 }
 
 /// Whether volumes of so many bytes, all of them written, find no room in a pool of that size.
@@ -174,10 +178,24 @@ fn logs_of<'a>(files: impl Iterator<Item = &'a SourceFile>) -> u64 {
     files.fold(0, |sum, file| sum.saturating_add(of(file)))
 }
 
-/// What would not fit if `new` were a source of that hub beside the others; a file of the same name
-/// is taken for the one that it replaces. With `thin` the volumes may go beyond the pool, which is
-/// the one sum that is a plan and no promise.
-pub fn misfits(hub: &HubConfig, new: &SourceFile, thin: bool) -> Vec<Problem> {
+/// What the files promise of the logs: `log_limit`, or as much as a source is guaranteed of the ring.
+fn promised_of<'a>(files: impl Iterator<Item = &'a SourceFile>) -> u64 {
+    let of = |file: &SourceFile| file.log_limit.map_or_else(|| share_of(file), |limit| limit.0);
+    files.fold(0, |sum, file| sum.saturating_add(of(file)))
+}
+
+/// What holds of a hub if `new` is a source of it beside the others.
+#[derive(Debug, Default)]
+pub struct Fitting {
+    /// Promises that cannot be kept.
+    pub misfits: Vec<Problem>,
+    /// What is allowed and may turn out to be too much: sentences.
+    pub notes: Vec<String>,
+}
+
+/// Holds `new` to the sizing of that hub; a file of the same name is taken for the one that it replaces.
+/// What the files promise must fit. Volumes may go beyond the pool, which is shown as a ratio.
+pub fn fitting(hub: &HubConfig, new: &SourceFile) -> Fitting {
     let others = || hub.sources.iter().map(|source| &source.file).filter(|f| f.name != new.name);
     let all = || others().chain(std::iter::once(new));
     let promised = || all().filter(|file| file.enabled);
@@ -185,11 +203,11 @@ pub fn misfits(hub: &HubConfig, new: &SourceFile, thin: bool) -> Vec<Problem> {
         key: key.into(),
         ..Problem::of_file(&hub.file, met, fix)
     };
-    let mut problems = Vec::new();
+    let (mut misfits, mut notes) = (Vec::new(), Vec::new());
     let count = all().count();
     if count > SOURCES_MAX {
         let met = format!("{count} sources are more than {SOURCES_MAX}");
-        problems.push(problem("sources_dir", met, "give the others to a second hub".into()));
+        misfits.push(problem("sources_dir", met, "give the others to a second hub".into()));
     }
     let shares = promised().fold(0_u64, |sum, file| sum.saturating_add(share_of(file)));
     if shares > hub.nvram.size.0 {
@@ -203,46 +221,47 @@ pub fn misfits(hub: &HubConfig, new: &SourceFile, thin: bool) -> Vec<Problem> {
             "raise nvram.size to {} or more and restart the hub, or lower nvram_share of others",
             rounded_up(shares)
         );
-        problems.push(problem("nvram.size", met, fix));
+        misfits.push(problem("nvram.size", met, fix));
     }
-    problems.extend(log_misfit(hub, new, logs_of(promised())));
-    let (volumes, pool) = (volumes_of(all()), hub.pool.size_met().0);
-    if !thin && is_thin(volumes, pool) {
-        let met = format!(
-            "with {} the volumes of {count} sources come to {}, {} with a tenth more, and the pool has {}",
-            new.name,
-            rounded_up(volumes),
-            rounded_up(with_a_tenth(volumes)),
-            rounded_down(pool),
-        );
-        let fix = "give the pool more devices (`mirrorhub device add`), or say --thin if they will \
-                   never be written in full";
-        problems.push(problem("pool.devices", met, fix.into()));
-    }
-    problems
-}
-
-fn log_misfit(hub: &HubConfig, new: &SourceFile, logs: u64) -> Option<Problem> {
     let directory = hub.log_dir.display();
-    let (met, fix) = match log_room(&hub.log_dir) {
-        Some(room) if logs <= room => return None,
+    match log_room(&hub.log_dir) {
         Some(room) => {
-            let met = format!(
-                "with {} the logs of all sources may come to {}: log_limit, else {} of NVRAM each; \
-                 {directory} has room for {}",
-                new.name,
-                rounded_up(logs),
-                format_size(SOURCE_NVRAM),
-                rounded_down(room),
-            );
-            (
-                met,
-                "make room there, or give the source as much as its NVRAM has by --log-limit SIZE",
-            )
+            let (promised, wanted) = (promised_of(promised()), logs_of(promised()));
+            if promised > room {
+                let met = format!(
+                    "with {} the logs of all sources are promised {} (log_limit, else nvram_share); \
+                     {directory} has room for {}",
+                    new.name,
+                    rounded_up(promised),
+                    rounded_down(room),
+                );
+                let fix = "make room there, or lower log_limit of others";
+                misfits.push(problem("log.dir", met, fix.into()));
+            } else if wanted > room {
+                notes.push(format!(
+                    "the logs of all sources may come to {} (log_limit, else {} of NVRAM each); \
+                     {directory} has room for {}",
+                    rounded_up(wanted),
+                    format_size(SOURCE_NVRAM),
+                    rounded_down(room),
+                ));
+            }
         }
-        None => (format!("the room of {directory} cannot be read"), "look at path and mode"),
-    };
-    Some(Problem { key: "log.dir".into(), ..Problem::of_file(&hub.file, met, fix) })
+        None => {
+            let met = format!("the room of {directory} cannot be read");
+            misfits.push(problem("log.dir", met, "look at path and mode".into()));
+        }
+    }
+    let (volumes, pool) = (volumes_of(all()), hub.pool.size_met().0);
+    if is_thin(volumes, pool) {
+        notes.push(format!(
+            "thin: the volumes of all sources come to {}, {}% of the pool; written in full, they need a tenth \
+             more than they have: `mirrorhub device add` gives it more",
+            rounded_up(volumes),
+            percent_of(volumes, pool),
+        ));
+    }
+    Fitting { misfits, notes }
 }
 
 /// Whole MiB or, from ten of them, whole GiB, that are enough.
@@ -369,11 +388,11 @@ mod tests {
         (directory, hub)
     }
 
-    fn keys(hub: &HubConfig, new: &SourceFile, thin: bool) -> Vec<String> {
-        misfits(hub, new, thin).into_iter().map(|problem| problem.key).collect()
+    fn keys(hub: &HubConfig, new: &SourceFile) -> Vec<String> {
+        fitting(hub, new).misfits.into_iter().map(|problem| problem.key).collect()
     }
 
-    /// Goal: what just fits is taken, a byte more of each sum is named by its key, and `thin` waives the pool alone.
+    /// Goal: what just fits is taken, more of it is named by its key, and volumes beyond the pool are told.
     #[test]
     fn one_more_than_fits_is_named() {
         let limit = "log_limit = \"8MiB\"\n";
@@ -382,29 +401,25 @@ mod tests {
         let shares = [with("a", "nvram_share = \"20MiB\"\n"), with("b", &volume(400))];
         let (_directory, hub) = hub(&shares);
         let none: [&str; 0] = [];
-        assert_eq!(keys(&hub, &with("c", "nvram_share = \"8MiB\"\n"), false), none);
-        assert_eq!(keys(&hub, &with("c", "nvram_share = \"8200KiB\"\n"), true), ["nvram.size"]);
+        assert_eq!(keys(&hub, &with("c", "nvram_share = \"8MiB\"\n")), none);
+        assert_eq!(keys(&hub, &with("c", "nvram_share = \"8200KiB\"\n")), ["nvram.size"]);
         // Its own file is the one that it replaces, and who is not enabled is promised nothing.
-        assert_eq!(keys(&hub, &with("a", "nvram_share = \"28MiB\"\n"), false), none);
-        assert_eq!(keys(&hub, &with("a", "nvram_share = \"32MiB\"\n"), false), ["nvram.size"]);
+        assert_eq!(keys(&hub, &with("a", "nvram_share = \"28MiB\"\n")), none);
+        assert_eq!(keys(&hub, &with("a", "nvram_share = \"32MiB\"\n")), ["nvram.size"]);
         let mut off = hub.clone();
         off.sources[0].file.enabled = false;
-        assert_eq!(keys(&off, &with("c", "nvram_share = \"28MiB\"\n"), false), none);
+        assert_eq!(keys(&off, &with("c", "nvram_share = \"28MiB\"\n")), none);
         // 1000 MiB with a tenth more are the pool's 1100 MiB. Images of who is not enabled stay.
         off.sources[1].file.enabled = false;
         for hub in [&hub, &off] {
-            assert_eq!(keys(hub, &with("c", &volume(600)), false), none);
-            assert_eq!(keys(hub, &with("c", &volume(601)), false), ["pool.devices"]);
-            assert_eq!(keys(hub, &with("c", &volume(601)), true), none);
+            let of = |mib: u64| fitting(hub, &with("c", &volume(mib)));
+            assert!(of(600).notes.is_empty() && of(601).misfits.is_empty());
+            let [note] = &of(601).notes[..] else { panic!("one note") };
+            assert!(note.contains("come to 1001MiB, 91% of the pool"), "{note}");
         }
-        let met = &misfits(&hub, &with("c", &volume(601)), false)[0].met;
-        assert!(
-            met.contains("1001MiB") && met.contains("1102MiB") && met.contains("1100MiB"),
-            "{met}"
-        );
     }
 
-    /// What the logs may become is held against the room that is there, and nothing waives it.
+    /// What the logs are promised is held against the room that is there; what they may become is told.
     #[test]
     fn logs_that_find_no_room_are_named() {
         let (_directory, hub) = hub(&[file("a", "log_limit = \"8MiB\"\n")]);
@@ -414,10 +429,21 @@ mod tests {
             file("b", "log_limit = \"16MiB\"\n"),
             file("b", &format!("log_limit = \"{tib}TiB\"\n")),
         );
-        assert!(keys(&hub, &less, false).is_empty());
-        assert_eq!(keys(&hub, &more, true), ["log.dir"]);
-        assert_eq!(logs_of([&less, &file("c", "")].into_iter()), (16 << 20) + SOURCE_NVRAM.0);
+        assert!(keys(&hub, &less).is_empty() && fitting(&hub, &less).notes.is_empty());
+        assert_eq!(keys(&hub, &more), ["log.dir"]);
+        let unnamed = file("c", "");
+        assert_eq!(logs_of([&less, &unnamed].into_iter()), (16 << 20) + SOURCE_NVRAM.0);
+        assert_eq!(promised_of([&less, &unnamed].into_iter()), (16 << 20) + NVRAM_SHARE_BYTES_MIN);
         let unused = SourceFile { enabled: false, ..more };
-        assert!(keys(&hub, &unused, true).is_empty());
+        assert!(keys(&hub, &unused).is_empty());
+        // Almost all of it is promised: what one more may take besides is no promise.
+        let most = file("d", &format!("log_limit = \"{}MiB\"\n", room / MIB - 300));
+        let full = HubConfig {
+            sources: vec![HubSource { file: most, nvram_share: ByteCount(0) }],
+            ..hub.clone()
+        };
+        let of = fitting(&full, &unnamed);
+        assert!(of.misfits.is_empty() && of.notes.len() == 1, "{of:?}");
+        assert!(of.notes[0].contains("the logs of all sources may come to"), "{of:?}");
     }
 }
