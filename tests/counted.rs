@@ -27,8 +27,9 @@ use mirrorhub::units::ids::SourceId;
 use mirrorhub::units::numbers::{CpNumber, SequenceNumber, TransferId, VolumeNumber};
 
 use crate::harness::{
-    BINARY, Cluster, Process, SourceSettings, hash, http_get, run, sum_of, wait_for,
+    BINARY, Cluster, Process, SourceSettings, hash, http_get, metric_sum, run, sum_of, wait_for,
 };
+use crate::outage::wire_bytes;
 
 const BLOCK: usize = 4096;
 const B: u64 = 4096;
@@ -199,6 +200,33 @@ const CASES: &[(&str, Act, (u64, u64, u64))] = &[
     ("three megabytes in one request", |c| write(c, 8 * MIB, 3 << 20), (768, 0, 0)),
     ("three megabytes at an odd place", |c| write(c, 16 * MIB + 1, 3 << 20), (767, 2, 0)),
 ];
+
+/// Goal: what the hub says it has received is what came over the wire, headers of frames and entries, pings
+/// and CPs included. Method: small writes, whose headers cost a fifth and more; the kernel's own count of the
+/// connection. Control: the bytes of client data, which are far fewer.
+#[test]
+fn what_is_received_is_what_came_over_the_wire() {
+    let mut bench = Bench::start(SourceSettings::new("filer-a"));
+    let counted = |bench: &Bench, series: &str| {
+        let (_, page) = http_get(&bench.cluster.hub_url("/metrics"));
+        metric_sum(&page, series, "filer-a")
+    };
+    let (received, staged) =
+        ("mirrorhub_source_received_bytes_total", "mirrorhub_source_staged_bytes_total");
+    let before = [counted(&bench, received), counted(&bench, staged)];
+    let wire = wire_bytes(&bench.cluster);
+    let mut client = bench.client();
+    for block in 0..300 {
+        client.write(block * B, &data(512, block)).expect("a small write");
+    }
+    bench.checkpoint();
+    let wire = wire_bytes(&bench.cluster) - wire;
+    let met = counted(&bench, received) - before[0];
+    // A ping may come between two looks.
+    assert!((met - wire).abs() < wire * 0.01 + 200.0, "{met} received, {wire} came");
+    let data = counted(&bench, staged) - before[1];
+    assert!(data >= 300.0 * 512.0 && met > data * 1.1, "{met} received for {data} of data");
+}
 
 fn write(client: &mut Client, offset: u64, length: usize) {
     client.write(offset, &data(length, offset)).expect("write");

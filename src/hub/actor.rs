@@ -468,6 +468,9 @@ impl Handler<FrameIn> for SourceActor {
             return;
         }
         self.last_frame = Some(machine::now());
+        if let Some(lane) = &self.lane {
+            lane.ladder.received(message.bytes);
+        }
         if let (Content::Transfer(transfer), Some(lane)) = (&message.content, &self.lane)
             && !lane.within_credit(to_u64(transfer.bytes().len()))
         {

@@ -378,7 +378,8 @@ async fn serve(
             Ok(next) => content(next),
         };
         let last = matches!(content, Content::Gone(_) | Content::Bad(_));
-        if actor.send(FrameIn { number, content }).await.is_err() || last {
+        let bytes = reader.frame_bytes();
+        if actor.send(FrameIn { number, bytes, content }).await.is_err() || last {
             break;
         }
         if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {

@@ -91,7 +91,7 @@ impl Cursors {
 /// Bytes that have passed each step of the ladder since the process started.
 #[derive(Debug, Default)]
 pub struct Ladder {
-    /// Client bytes received in transfers.
+    /// Bytes of whole frames received, whatever they carry.
     pub received_bytes: AtomicU64,
     /// Client bytes staged durably.
     pub staged_bytes: AtomicU64,
@@ -128,6 +128,11 @@ pub struct Ladder {
 }
 
 impl Ladder {
+    /// A frame of so many bytes came.
+    pub(super) fn received(&self, bytes: u64) {
+        self.received_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// A frame of a pass was taken.
     pub fn passed(&self, payload_bytes: usize) {
         self.pass_bytes.fetch_add(to_u64(payload_bytes), Ordering::Relaxed);

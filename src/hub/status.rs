@@ -67,7 +67,7 @@ impl SourceState {
 /// Counted bytes and blocks of a source since the hub started.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Totals {
-    /// Client bytes received.
+    /// Bytes of whole frames received, whatever they carry.
     pub received_bytes: u64,
     /// Client bytes made durable.
     pub staged_bytes: u64,

@@ -52,17 +52,23 @@ pub enum LinkError {
 pub struct FrameReader<R> {
     stream: R,
     buffer: BytesMut,
+    frame_bytes: u64,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads frames from `stream`.
     pub fn new(stream: R) -> Self {
-        Self { stream, buffer: BytesMut::new() }
+        Self::with_buffer(stream, BytesMut::new())
     }
 
     /// Reads frames from `stream`, whose first bytes were read already.
     pub fn with_buffer(stream: R, buffer: BytesMut) -> Self {
-        Self { stream, buffer }
+        Self { stream, buffer, frame_bytes: 0 }
+    }
+
+    /// Bytes of the frame that was read last, its headers included; 0 if none was.
+    pub fn frame_bytes(&self) -> u64 {
+        self.frame_bytes
     }
 
     /// The stream, and what was read of it but not asked for.
@@ -73,6 +79,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// The next frame: its message and payload. Cancel-safe: what was read of a frame stays in the
     /// buffer, and the next call goes on there.
     pub async fn next(&mut self) -> Result<(Message, Bytes), LinkError> {
+        self.frame_bytes = 0;
         self.fill(FRAME_PREFIX_BYTES, true).await?;
         let Some(prefix) = self.buffer.first_chunk::<FRAME_PREFIX_BYTES>() else {
             return Err(LinkError::Cut);
@@ -84,6 +91,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         frame.advance(FRAME_PREFIX_BYTES);
         let header = frame.split_to(lengths.header);
         let message = Message::decode(&header, to_u64(lengths.payload))?;
+        self.frame_bytes = to_u64(total);
         Ok((message, frame.freeze()))
     }
 

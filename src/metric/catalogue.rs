@@ -206,7 +206,7 @@ catalogue! {
     SOURCE_IMAGE_AGE_SECONDS = "mirrorhub_source_image_age_seconds", Seconds, Kind::Gauge,
         [SOURCE], "Time since the image was last known equal to the source, at least; NaN before both met";
     SOURCE_RECEIVED_BYTES = "mirrorhub_source_received_bytes_total", Bytes, Kind::Counter,
-        [SOURCE], "Bytes received from the source, headers included";
+        [SOURCE], "Bytes of frames received from the source: transfers, checkpoints, passes and pings, headers included, without TLS and TCP";
     SOURCE_RESYNC_BYTES = "mirrorhub_source_resync_bytes_total", Bytes, Kind::Counter,
         [SOURCE], "Bytes received for passes that bring the image up, sent or pulled by comparison";
     SOURCE_CHECKPOINTS = "mirrorhub_source_checkpoints_total", Count, Kind::Counter,

@@ -30,6 +30,8 @@ pub struct Connected {
 pub struct FrameIn {
     /// The connection.
     pub number: u64,
+    /// Bytes of the frame, its headers included.
+    pub bytes: u64,
     /// What came.
     pub content: Content,
 }

@@ -47,8 +47,6 @@ impl SourceActor {
         };
         #[cfg(test)]
         is_within(machine.known(), &transfer);
-        let bytes = transfer.data_bytes();
-        lane.ladder.received_bytes.fetch_add(bytes, Ordering::Relaxed);
         lane.ladder.transfers.fetch_add(1, Ordering::Relaxed);
         let (lane, epoch, came) = (lane.clone(), machine.known().epoch, now());
         let staged = Staged { lane, epoch, transfer, came };
