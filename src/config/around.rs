@@ -77,8 +77,10 @@ pub fn load_around(
         one.file.as_ref().is_some_and(|file| standing.contains_key(file.name.as_str()))
     };
     judged.sort_by_cached_key(|(text, one)| (!runs(one), text.file.clone()));
-    let running = judged.iter().filter(|(_, one)| runs(one)).count();
-    let (fit, wrong) = hub::fit(room, running, judged);
+    // At a start all of them have run, as far as anybody knows.
+    let stays = |(_, one): &&(Text, Judged)| running.is_none() || runs(one);
+    let stay = judged.iter().filter(stays).count();
+    let (fit, wrong) = hub::fit(room, stay, judged);
     problems.extend(wrong);
     let (sources, more) = hub::join(&text, room, fit);
     if !more.is_empty() {

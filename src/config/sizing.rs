@@ -291,7 +291,8 @@ fn held_below(directory: &Path) -> u64 {
 /// Bytes of the file system on which logs below `directory` lie, used or not.
 pub(super) fn log_bytes(directory: &Path) -> Option<u64> {
     let found = directory.ancestors().find_map(|path| rustix::fs::statvfs(path).ok())?;
-    found.f_blocks.checked_mul(found.f_frsize)
+    // Some network file systems do not say.
+    found.f_blocks.checked_mul(found.f_frsize).filter(|bytes| *bytes > 0)
 }
 
 #[cfg(test)]

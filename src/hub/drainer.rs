@@ -203,6 +203,9 @@ impl InRing {
 
     /// Whether nobody needs it in the ring any more.
     fn is_safe(&self) -> bool {
+        if self.lane.is_given_up() {
+            return true;
+        }
         let cursors = self.lane.cursors();
         if self.fence {
             // Where none stands any more, the volumes were given back behind this one.

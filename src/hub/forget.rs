@@ -97,6 +97,9 @@ fn forget(shared: &Arc<Shared>, name: &SourceName) -> Result<Forgotten, Refusal>
     }
     let volumes = empty(shared, &lane).map_err(failed)?;
     shared.store.reset(source, None).map_err(|error| failed(error.to_string()))?;
+    // What was filed and not synced, or belongs to a CP that never came, would never be safe otherwise, and
+    // the ring ends at the oldest record that is not (R10).
+    lane.give_up();
     shared.lanes.remove(name);
     shared.refills.forget(source);
     shared.shares.forget(name);

@@ -154,6 +154,8 @@ pub struct Lane {
     row: Mutex<()>,
     /// Somebody waits for the source log to be synced (`ack = "filed"`).
     files: AtomicBool,
+    /// The source was forgotten: nobody needs anything of it any more.
+    given_up: AtomicBool,
     /// Rung with `changed`, for threads.
     moved: Bell,
     credit_most: AtomicU64,
@@ -183,6 +185,7 @@ impl Lane {
             taken_bytes: AtomicU64::new(0),
             row: Mutex::new(()),
             files: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             moved: Bell::new(),
             credit_most: AtomicU64::new(0),
             changed: Notify::new(),
@@ -204,6 +207,16 @@ impl Lane {
     /// Whoever holds it is the only one who writes the extension of the source's row.
     pub fn row(&self) -> MutexGuard<'_, ()> {
         lock(&self.row)
+    }
+
+    /// Whether the source was forgotten.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// The source is forgotten: what the ring has of it may go.
+    pub fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
     }
 
     /// Whether the source waits until its log is synced.

@@ -27,12 +27,13 @@ use crate::units::numbers::CpNumber;
 /// No end takes a higher CP number from the other: what is left is room for 68 years of one CP a
 /// second, so that a peer's nonsense cannot use the numbers up.
 pub const CP_NUMBER_MAX: CpNumber = CpNumber(1 << 31);
-/// Likewise of the number of an epoch, which rises with each failover.
-const EPOCH_NUMBER_MAX: u32 = 1 << 31;
 
 /// What an old copy of a source's state is answered.
 const NEXT_OF_AN_OLD_COPY: &str = "start the original, or put its newest state directory back; if that \
      is lost, `mirrorhub failover` on the hub serves what it has, and `failback` brings this filer up to it";
+/// What a source is answered whose hub has forgotten it.
+const NEXT_OF_A_FORGOTTEN: &str = "put the newest state directory of the hub back; if the source was forgotten \
+     there, onboard one with another name and copy the volumes into it: docs/operations.md, \"Sources come and go\"";
 /// Whoever is in the lower epoch was set back to before a failover.
 const NEXT_OF_OTHER_EPOCH: &str = "the end with the lower epoch is an old copy: put the newest state \
      directory of that end back; `mirrorhub status` on the hub says who serves";

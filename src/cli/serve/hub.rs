@@ -355,6 +355,8 @@ impl View {
             problems.extend(self.locks.reload());
         }
         self.warn_of_thin(running, &now);
+        // A command may have changed what runs while the files were read.
+        let now = reloaded_hub(&self.files.running(), now);
         self.files.taken(now, changes, problems);
         let Settled { added, changed, retired, .. } = settled;
         tracing::debug!(changed = changed.len(), "sources told of other settings");
@@ -389,11 +391,16 @@ impl View {
     }
 
     /// What a reload would do.
-    fn difference(&self) -> ConfigDiffAnswer {
+    async fn difference(&self) -> Result<ConfigDiffAnswer, AdminError> {
         let running = self.files.running();
         let Open { written, held } =
             self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match load_around(&running.file, Some(&running), &written) {
+        let before = running.clone();
+        let read = reload::aside(move || load_around(&before.file, Some(&before), &written)).await;
+        let read = read.map_err(|error| {
+            AdminError::new(code::FAILED, error.to_string(), "see the log of the hub")
+        })?;
+        Ok(match read {
             Ok(Around { config, problems, unread }) => {
                 let mut problems = reload::listed(&Problems(problems));
                 problems.extend(reload::of_held(&unread, &held));
@@ -401,7 +408,7 @@ impl View {
                 reload::difference(&hub_changes(&running, &config), problems)
             }
             Err(problems) => reload::difference(&[], reload::listed(&problems)),
-        }
+        })
     }
 
     /// The sources a request names, or all.
@@ -724,7 +731,7 @@ impl Admin for View {
                 }
                 Request::SeedDiscard { target } => seed::discard(&self.hub, target).await,
                 Request::Seeds {} => seed::list(&self.hub),
-                Request::ConfigDiff {} => answer(&self.difference()),
+                Request::ConfigDiff {} => answer(&self.difference().await?),
                 Request::DeviceList {} => self.devices().listed().await,
                 Request::DeviceFail { device } => self.devices().failed(device).await,
                 Request::DeviceAdd { devices } => self.devices().added(devices, runs).await,

@@ -186,6 +186,39 @@ fn a_source_goes_on_behind_its_share_of_the_ring() {
     }
 }
 
+/// R10: what the ring has of a source that was forgotten holds up nobody, though its CP never came, or its log
+/// took nothing. Method: another source writes for several laps of the ring.
+#[test]
+fn a_forgotten_source_leaves_nothing_in_the_ring() {
+    for faulted in [false, true] {
+        in_system(async {
+            let dir = tempfile::tempdir().unwrap();
+            let mut settings = options(dir.path(), &["a", "b"]);
+            let hub = start_again(settings.clone()).await;
+            let (mut a, mut b) = (Fake::new("a"), Fake::new("b"));
+            b.welcomed(hub.address()).await;
+            let lane = one_drained(&hub, &mut b).await;
+            if faulted {
+                lane.fault("a bad place");
+            }
+            let name = b.name.parse().unwrap();
+            drop(b);
+            settings.sources.retain(|setting| setting.name != name);
+            hub.settle(settings.sources).await;
+            until("it is away", || {
+                !hub.snapshots().iter().any(|one| one.name == name && one.connected)
+            })
+            .await;
+            hub.forget(&name).await.unwrap();
+            let credit = a.welcomed(hub.address()).await.log_credit;
+            let ring = || hub.shared().stager.ring().unwrap().status();
+            sends(&mut a, credit, 3 * ring().capacity.0).await;
+            assert!(ring().released.0 > ring().capacity.0, "{:?}", ring());
+            hub.stop().await;
+        });
+    }
+}
+
 /// R10: a source whose log takes nothing, with less left of its share than a transfer, asks in vain for
 /// room: nothing of it is copied round and round, and another source goes on.
 #[test]

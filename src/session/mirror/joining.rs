@@ -3,7 +3,7 @@
 //! Called by [`super::Mirror::step`], and by the shell before it ends an older connection. Ids,
 //! epochs and generations decide, never names (invariant 12); a refused Hello changes nothing.
 
-use super::super::{CP_NUMBER_MAX, EPOCH_NUMBER_MAX, NEXT_OF_AN_OLD_COPY, NEXT_OF_OTHER_EPOCH};
+use super::super::{CP_NUMBER_MAX, NEXT_OF_A_FORGOTTEN, NEXT_OF_AN_OLD_COPY, NEXT_OF_OTHER_EPOCH};
 use super::{Action, Mirror, State, refuse};
 use crate::units::numbers::Epoch;
 use crate::wire::message::{
@@ -23,10 +23,8 @@ impl Mirror {
         // A newer accepted Hello ends the older session (R7): its apply and its frames with it.
         self.disconnected(actions);
         if self.known.epoch.number == 0 {
-            // Hub and source have never met: the first epoch is the generation's own random id. Of a source
-            // that was forgotten here it is the one that the source is in.
-            let first = Epoch { number: 1, id: hello.generation.id };
-            self.known.epoch = if hello.epoch.number > 0 { hello.epoch } else { first };
+            // Hub and source have never met: the first epoch is the generation's own random id.
+            self.known.epoch = Epoch { number: 1, id: hello.generation.id };
         }
         self.connection = hello.connection;
         self.known.source = Some(hello.source);
@@ -136,13 +134,16 @@ impl Mirror {
             let next = "see `mirrorhub status` on the hub; `failback` gives the volumes back";
             return Err(refuse(RefusedCode::Fenced, reason, next));
         }
-        // A source that belongs here and was forgotten goes on in its epoch; nobody has been primary for it.
-        let anew = known.epoch.number == 0 && hello.hub.is_some();
-        if anew && hello.epoch.number > EPOCH_NUMBER_MAX {
-            let reason = format!("the source says that it is in epoch {}", hello.epoch.number);
-            return Err(refuse(RefusedCode::Protocol, reason, "both ends must run mirrorhub"));
+        if known.epoch.number == 0 && hello.epoch.number > 0 {
+            // Which of its copies is the newest, and who else was primary, is forgotten as well (R1, R12).
+            let reason = format!(
+                "the source is in epoch {} ({:016x}) of a hub that knows nothing of it: it was forgotten \
+                 there, or the hub was rolled back",
+                hello.epoch.number, hello.epoch.id
+            );
+            return Err(refuse(RefusedCode::Diverged, reason, NEXT_OF_A_FORGOTTEN));
         }
-        if !anew && hello.epoch.number > 0 && hello.epoch != known.epoch {
+        if hello.epoch.number > 0 && hello.epoch != known.epoch {
             let reason = format!(
                 "the source is in epoch {} ({:016x}), the hub in epoch {} ({:016x})",
                 hello.epoch.number, hello.epoch.id, known.epoch.number, known.epoch.id
