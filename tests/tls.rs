@@ -450,3 +450,56 @@ fn clients_come_with_certificates_or_not_at_all() {
     assert!(!plain.status.success() || !String::from_utf8_lossy(&plain.stdout).contains("health"));
     run(Command::new(BINARY).args(["verify", NAME, "--config"]).arg(cluster.hub_config()));
 }
+
+/// Goal: what NBD and HTTP show is exchanged by a reload: who comes then sees the new certificate, and who is
+/// there stays. A file that is half written changes nothing and is named. Control: the old one, before and after.
+#[test]
+fn what_the_doors_show_is_exchanged_by_a_reload() {
+    let mut cluster = certified(&[]);
+    let host = cluster.hub_address().ip().to_string();
+    let made = |place: &str| {
+        let authority = cluster.path(place);
+        Authority(&authority).ensure("mirrorhub-hub").expect("an authority");
+        Authority(&authority).issue_for("a door", &[host.clone()]).expect("a certificate")
+    };
+    let (first, second) = (made("first-authority"), made("second-authority"));
+    let show = |cluster: &Cluster, cert: &str, key: &str| {
+        keys(cluster, "hub", &[("door-cert", cert.to_owned()), ("door-key", key.to_owned())]);
+    };
+    show(&cluster, &first.cert, &first.key);
+    let doors =
+        "[tls]\nhttp = \"server\"\nserved_cert = \"door-cert.pem\"\nserved_key = \"door-key.pem\"";
+    replace(&cluster.hub_config(), "[tls]", doors);
+    cluster.start_hub();
+    let url = cluster.hub_url("/healthz").replace("http:", "https:");
+    let answers = |authority: &str| {
+        let file = keys(&cluster, "trusted", &[("ca-cert", authority.to_owned())]);
+        let ca = format!("{file}/ca-cert.pem");
+        try_run(Command::new("curl").args(["-sS", "--cacert", &ca, &url])).status.success()
+    };
+    assert!(answers(&first.ca) && !answers(&second.ca), "the first one is shown");
+    // Begun under the first certificate, it goes on under it.
+    let mut live = Command::new("curl");
+    let ca = keys(&cluster, "live", &[("ca-cert", first.ca.clone())]);
+    live.args(["-sSN", "--cacert", &format!("{ca}/ca-cert.pem")])
+        .arg(url.replace("healthz", "api/v1/live"));
+    let heard = cluster.path("live.log");
+    live.stdout(fs::File::create(&heard).expect("a file"));
+    let mut live = live.spawn().expect("curl");
+    let events = || fs::read_to_string(&heard).unwrap_or_default().matches("data:").count();
+    wait_for("it is told", LIMIT, || events() > 0);
+    show(&cluster, "half a certi", &second.key);
+    cluster.signal_hub("HUP");
+    wait_for("the half is named", LIMIT, || {
+        let log = fs::read_to_string(cluster.path("hub.log")).unwrap_or_default();
+        log.contains("door-cert.pem")
+    });
+    assert!(answers(&first.ca), "what was read before is shown");
+    show(&cluster, &second.cert, &second.key);
+    cluster.signal_hub("HUP");
+    wait_for("the second one is shown", LIMIT, || answers(&second.ca));
+    assert!(!answers(&first.ca), "the first one is shown as well");
+    assert!(live.try_wait().expect("its state").is_none(), "it was cut off");
+    live.kill().expect("ended");
+    live.wait().expect("ended");
+}
