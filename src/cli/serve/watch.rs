@@ -3,15 +3,17 @@
 //! By inotify, read by a thread of its own. What the events say is not believed, only that
 //! something happened: whoever is told reads the whole directory again, so a lost event costs
 //! nothing. A file that somebody still has open for writing is named, so that half of it is not
-//! taken for the whole; one that stays so is told of as a change of its own. Editors that rename leave a moment without the file, which is shorter than
-//! the rest that is waited for. Where the kernel gives no watch, the directory is looked at every
-//! second, and the log says so.
+//! taken for the whole; one that stays so is told of as a change of its own. Editors that rename
+//! leave a moment without the file, which is shorter than the rest that is waited for. What symbolic
+//! links lead to has no events in the directory: it is looked at every second. Where the kernel
+//! gives no watch, so is the directory, and the log says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,7 +27,7 @@ use crate::config::load::counts;
 const REST: Duration = Duration::from_millis(250);
 /// Longest wait for that while changes go on.
 const REST_MAX: Duration = Duration::from_millis(1200);
-/// Between two looks without inotify.
+/// Between two looks where inotify tells nothing.
 const LOOK: Duration = Duration::from_secs(1);
 /// A file that is being written for so long is told of. Unit tests shrink it.
 const HELD: Duration = Duration::from_millis(if cfg!(test) { 600 } else { 5000 });
@@ -49,6 +51,36 @@ pub struct Watch {
     told: bool,
     /// Files that were changed and not closed since.
     written: BTreeMap<OsString, Written>,
+    /// As it was at the last look.
+    elsewhere: Elsewhere,
+}
+
+/// Which file it is, and in which state: device, inode, time of the last change, bytes.
+type Identity = (u64, u64, (i64, i64), u64);
+
+/// What symbolic links lead to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Elsewhere {
+    /// The watched directory: another one, if its name is a link that was changed.
+    directory: Option<(u64, u64)>,
+    /// Files of sources that are links; none where one leads nowhere.
+    files: BTreeMap<OsString, Option<Identity>>,
+}
+
+impl Elsewhere {
+    fn of(directory: &Path) -> Self {
+        let identity = |path: &Path| std::fs::metadata(path).ok();
+        let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let links = files.filter(|entry| {
+            counts(&entry.file_name()) && entry.file_type().is_ok_and(|kind| kind.is_symlink())
+        });
+        let file = |met: std::fs::Metadata| {
+            (met.dev(), met.ino(), (met.mtime(), met.mtime_nsec()), met.size())
+        };
+        let files = links.map(|entry| (entry.file_name(), identity(&entry.path()).map(file)));
+        let directory = identity(directory).map(|met| (met.dev(), met.ino()));
+        Self { directory, files: files.collect() }
+    }
 }
 
 /// A file that is being written.
@@ -73,7 +105,8 @@ impl Watch {
     /// Watches from now on; called before the directory is read for the first time.
     pub fn new(directory: &Path) -> Self {
         let (directory, written) = (directory.to_owned(), BTreeMap::new());
-        let mut watch = Self { directory, events: None, told: false, written };
+        let elsewhere = Elsewhere::of(&directory);
+        let mut watch = Self { directory, events: None, told: false, written, elsewhere };
         watch.begin();
         watch
     }
@@ -95,8 +128,8 @@ impl Watch {
         untold.map(|(_, one)| one.since + HELD).min()
     }
 
-    /// Waits for a change, and until it has come to rest; or for a file that is being written for too long. Safe to drop and call again: the next
-    /// reading of the directory sees what was noticed before.
+    /// Waits for a change, and until it has come to rest; or for a file that is being written for too
+    /// long. Safe to drop and call again: the next reading of the directory sees what was noticed before.
     pub async fn changed(&mut self) {
         if self.events.is_none() {
             tokio::time::sleep(LOOK).await;
@@ -110,9 +143,16 @@ impl Watch {
                 None => std::future::pending().await,
             }
         };
+        let elsewhere = changed_elsewhere(self.directory.clone(), self.elsewhere.clone());
         tokio::select! {
             () = self.wait() => {}
             () = held => return,
+            now = elsewhere => {
+                if now.directory != self.elsewhere.directory {
+                    self.begin();
+                }
+                self.elsewhere = now;
+            }
         }
         let until = Instant::now() + REST_MAX;
         loop {
@@ -156,6 +196,20 @@ impl Watch {
         }
         // The directory is gone, or its watch.
         self.events = None;
+    }
+}
+
+/// Looks until it is another one than `before`.
+async fn changed_elsewhere(directory: PathBuf, before: Elsewhere) -> Elsewhere {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let directory = directory.clone();
+        let now = tokio::task::spawn_blocking(move || Elsewhere::of(&directory)).await;
+        if let Ok(now) = now
+            && now != before
+        {
+            return now;
+        }
     }
 }
 
@@ -285,6 +339,40 @@ mod tests {
         told(&mut watch).await;
         let now = watch.open();
         assert_eq!((now.written.len(), now.held.len()), (1, 0));
+    }
+
+    /// Goal: what a link leads to is watched like a file of the directory, and the directory that a link names
+    /// likewise. Control: a link that is no file of a source.
+    #[tokio::test]
+    async fn what_links_lead_to_is_looked_at() {
+        let directory = tempfile::tempdir().unwrap();
+        let (one, two) = (directory.path().join("one"), directory.path().join("two"));
+        for place in [&one, &two] {
+            std::fs::create_dir(place).unwrap();
+        }
+        let store = directory.path().join("store");
+        std::fs::write(&store, "name = \"a\"\n").unwrap();
+        let other = directory.path().join("other");
+        std::fs::write(&other, "").unwrap();
+        std::os::unix::fs::symlink(&store, one.join("a.toml")).unwrap();
+        std::os::unix::fs::symlink(&other, one.join("a.toml~")).unwrap();
+        let watched = directory.path().join("sources.d");
+        std::os::unix::fs::symlink(&one, &watched).unwrap();
+        let mut watch = Watch::new(&watched);
+        std::fs::write(&other, "another text").unwrap();
+        let quiet = tokio::time::timeout(LOOK * 2, watch.changed()).await;
+        assert!(quiet.is_err(), "no file of a source has changed");
+        std::fs::write(&store, "name = \"a\"\nenabled = false\n").unwrap();
+        told(&mut watch).await;
+        let next = directory.path().join("next");
+        std::os::unix::fs::symlink(&two, &next).unwrap();
+        std::fs::rename(&next, &watched).unwrap();
+        told(&mut watch).await;
+        // The new one is watched, by its events.
+        std::fs::write(two.join("b.toml"), "name = \"b\"\n").unwrap();
+        let begin = Instant::now();
+        told(&mut watch).await;
+        assert!(begin.elapsed() < LOOK, "it is not watched: {:?}", begin.elapsed());
     }
 
     /// A directory that is replaced is found again.
