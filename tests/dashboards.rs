@@ -3,15 +3,19 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use mirrorhub::cli::authority::Authority;
 use mirrorhub::metric::catalogue::{ALL, Kind};
 use serde_json::Value;
 
-use crate::harness::{Cluster, Process, SourceSettings, own_address, run, try_run, wait_for};
+use crate::harness::{
+    BINARY, Cluster, Process, SourceSettings, own_address, run, try_run, wait_for,
+};
+use crate::tls::{certified, replace};
 
 /// The runbook, as the package installs it.
 const RUNBOOK: &str = "/usr/share/doc/mirrorhub/docs/alerts.md";
@@ -109,13 +113,12 @@ fn every_name_is_in_the_catalogue_and_every_metric_is_shown_somewhere() {
 
 #[test]
 fn every_rule_fires_when_it_should_is_quiet_otherwise_and_has_a_page() {
-    for (command, file) in [("rules", "dashboards/alerts.yml"), ("config", "config/prometheus.yml")]
-    {
+    let (rules, config) = ("dashboards/alerts.yml", "config/prometheus.yml");
+    for (command, file) in [("rules", rules), ("config", config)] {
         run(Command::new("promtool").args(["check", command]).arg(project(file)));
     }
-    run(Command::new("promtool")
-        .args(["test", "rules"])
-        .arg(project("dashboards/alerts_test.yml")));
+    let tests = project("dashboards/alerts_test.yml");
+    run(Command::new("promtool").args(["test", "rules"]).arg(tests));
     let (cases, page) = (text("dashboards/alerts_test.yml"), text("docs/alerts.md"));
     let rules = text("dashboards/alerts.yml");
     for (name, _) in self::rules() {
@@ -139,19 +142,44 @@ fn every_rule_fires_when_it_should_is_quiet_otherwise_and_has_a_page() {
             |heading: &str| heading.to_lowercase().replace([':', ','], "").replace(' ', "-");
         assert!(headings.any(|heading| anchored(heading) == anchor), "no section {anchor}");
     }
-    // Negative control: a rule with another bound fails its cases.
-    let spoiled = tempfile::tempdir().expect("a directory");
-    let wrong = rules
-        .replace("_image_age_seconds{job=\"mirrorhub-hub\"} > 300", "_image_age_seconds > 9e9");
-    assert_ne!(wrong, rules);
-    fs::write(spoiled.path().join("alerts.yml"), wrong).expect("rules");
-    fs::write(spoiled.path().join("alerts_test.yml"), cases).expect("cases");
-    let tested = try_run(
-        Command::new("promtool")
-            .args(["test", "rules"])
-            .arg(spoiled.path().join("alerts_test.yml")),
-    );
-    assert!(!tested.status.success(), "the cases do not look at the bound");
+    // Negative controls: a rule with another bound fails its cases, and so does one that takes what clients
+    // write for the progress of a pass, or that does not wait.
+    let resync = "rate(mirrorhub_source_resync_bytes_total{job=\"mirrorhub-hub\"}[10m]) == 0";
+    let received = "(rate(mirrorhub_source_received_bytes_total[10m]) + \
+                    rate(mirrorhub_source_resync_bytes_total[10m])) == 0";
+    for (right, wrong) in [
+        ("_image_age_seconds{job=\"mirrorhub-hub\"} > 300", "_image_age_seconds > 9e9"),
+        (resync, received),
+        (resync, "mirrorhub_source_resync_bytes_total >= 0"),
+        ("state=\"waiting\"} == 1'\n        for: 1h", "state=\"waiting\"} == 1'\n        for: 1m"),
+        ("state=\"waiting\"} == 1", "state=\"offline\"} == 1"),
+    ] {
+        assert_eq!(rules.matches(right).count(), 1, "{right}");
+        assert!(!cases_pass(&rules.replace(right, wrong), &cases), "no case looks at {right:?}");
+    }
+}
+
+/// Whether these rules do what these cases want.
+fn cases_pass(rules: &str, cases: &str) -> bool {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("alerts.yml"), rules).expect("rules");
+    let file = directory.path().join("alerts_test.yml");
+    fs::write(&file, cases).expect("cases");
+    try_run(Command::new("promtool").args(["test", "rules"]).arg(file)).status.success()
+}
+
+/// Address and port of a URL.
+fn target(url: &str) -> String {
+    let rest = url.strip_prefix("http://").expect("a plain URL");
+    rest.split('/').next().expect("an address").to_owned()
+}
+
+fn of_hub(cluster: &Cluster) -> String {
+    target(&cluster.hub_url("/metrics"))
+}
+
+fn of_source(cluster: &Cluster, name: &str) -> String {
+    target(&cluster.source_url(name, "/metrics"))
 }
 
 /// A Prometheus of the test's own.
@@ -163,21 +191,21 @@ struct Prometheus {
 impl Prometheus {
     /// Scrapes the cluster every second, under the jobs of `config/prometheus.yml`.
     fn start(cluster: &Cluster) -> Self {
-        let directory = cluster.path("prometheus");
-        fs::create_dir(&directory).expect("directory");
-        let target = |url: String| {
-            let rest = url.strip_prefix("http://").expect("a plain URL");
-            rest.split('/').next().expect("an address").to_owned()
-        };
-        let source = |name: &String| target(cluster.source_url(name, "/metrics"));
-        let sources: Vec<String> = cluster.source_names().iter().map(source).collect();
-        let example = text("config/prometheus.yml");
+        let sources: Vec<String> =
+            cluster.source_names().iter().map(|n| of_source(cluster, n)).collect();
         let rules = project("dashboards/alerts.yml");
-        let config = example
-            .replace("interval: 10s", "interval: 1s")
+        let config = text("config/prometheus.yml")
             .replace("../dashboards/alerts.yml", &rules.to_string_lossy())
-            .replace("127.0.0.1:7421", &target(cluster.hub_url("/metrics")))
+            .replace("127.0.0.1:7421", &of_hub(cluster))
             .replace("\"127.0.0.1:7422\"", &format!("\"{}\"", sources.join("\", \"")));
+        Self::start_with(cluster, &config)
+    }
+
+    /// Scrapes every second instead of every ten, as that file says otherwise.
+    fn start_with(cluster: &Cluster, config: &str) -> Self {
+        let directory = cluster.path("prometheus");
+        fs::create_dir_all(&directory).expect("directory");
+        let config = config.replace("interval: 10s", "interval: 1s");
         fs::write(directory.join("prometheus.yml"), config).expect("config");
         let address = SocketAddr::from((own_address(&directory), 9090));
         let process = Process::start(
@@ -244,5 +272,60 @@ fn every_query_has_data_in_a_real_prometheus_and_no_rule_fires_on_a_healthy_hub(
     // Negative controls: a query for nothing has nothing, a wrong one is an error.
     assert_eq!(prometheus.ask("mirrorhub_nothing_total").expect("a query").len(), 0);
     assert!(prometheus.ask("sum by (").is_err());
+    drop(prometheus.process);
+}
+
+/// Its jobs, each under another name.
+fn renamed(jobs: &str, front: &str) -> String {
+    jobs.replace("job_name: mirrorhub-", &format!("job_name: {front}-"))
+}
+
+/// Goal: `config/prometheus-tls.yml` scrapes a hub that listens on all addresses and a filer of its list, with the
+/// certificates that it says, also where both want to see one. Controls, as further jobs: without `server_name`
+/// the hub is not trusted, without a certificate nobody answers.
+#[test]
+fn the_example_for_tls_scrapes_a_hub_and_the_filers_of_a_list() {
+    let mut cluster = certified(&["filer-a"]);
+    let hub = cluster.hub_config();
+    // What a hub makes for itself that listens on "0.0.0.0".
+    let made = Authority(&cluster.path("hub/state/tls"))
+        .ensure_served("mirrorhub-hub", &[Ipv4Addr::UNSPECIFIED.into()]);
+    made.expect("a certificate");
+    replace(&hub, "[tls]", "[tls]\nhttp = \"mutual\"");
+    let address = cluster.hub_address().ip().to_string();
+    let certify = |directory: &str, arguments: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.arg("certify").arg(cluster.path(directory)).args(arguments);
+        run(command.arg("--config").arg(&hub));
+    };
+    certify("filer-a/served", &["--for", &address]);
+    certify("prometheus/mirrorhub", &[]);
+    let door = "[tls]\nhttp = \"mutual\"\nserved_cert = \"served/served-cert.pem\"\n\
+                served_key = \"served/served-key.pem\"";
+    replace(&cluster.source_config("filer-a"), "[tls]", door);
+    fs::create_dir(cluster.path("prometheus/mirrorhub/filers")).expect("a directory");
+    let list = format!("- targets: [\"{}\"]\n", of_source(&cluster, "filer-a"));
+    fs::write(cluster.path("prometheus/mirrorhub/filers/all.yml"), list).expect("a list");
+    cluster.start_all();
+
+    let example = text("config/prometheus-tls.yml")
+        .replace("/usr/share/mirrorhub/dashboards", &project("dashboards").to_string_lossy())
+        .replace("hub.example.net:7421", &of_hub(&cluster));
+    let shows = example.replace("# cert_file", "cert_file").replace("# key_file", "key_file");
+    let jobs = |config: &str| config.split_once("scrape_configs:\n").expect("jobs").1.to_owned();
+    let nameless = jobs(&shows).replace("server_name: mirrorhub-hub", "");
+    assert!(jobs(&shows).len() > nameless.len() && shows.len() < example.len());
+    let controls = [renamed(&jobs(&example), "bare"), renamed(&nameless, "nameless")].concat();
+    let prometheus = Prometheus::start_with(&cluster, &[shows, controls].concat());
+    let up = "count(up{job=~\"mirrorhub-hub|mirrorhub-source|nameless-source\"} == 1) == 3";
+    prometheus.answers("all are scraped", up);
+    for job in ["hub", "source"] {
+        let query = format!("mirrorhub_build_info{{job=\"mirrorhub-{job}\",role=\"{job}\"}}");
+        prometheus.answers("what is scraped", &query);
+    }
+    let down = "count(max_over_time(up{job=~\"bare-hub|bare-source|nameless-hub\"}[1m]) == 0) == 3";
+    let often = "min(count_over_time(up{job=~\"bare-.*|nameless-hub\"}[1m])) > 2";
+    prometheus.answers("the controls are tried", often);
+    prometheus.answers("and not scraped", down);
     drop(prometheus.process);
 }

@@ -104,6 +104,102 @@ fn the_package_has_what_it_names_and_forgets_nothing() {
     );
 }
 
+/// What the package installs from the repository, below another root. Not the program, and not what
+/// `config/deb/build` makes.
+pub fn lay_out(root: &Path) {
+    for (from, to) in assets(deb(&manifest())) {
+        if from == "target/release/mirrorhub" || from.starts_with("config/deb/generated/") {
+            continue;
+        }
+        let (directory, pattern) = from.rsplit_once('/').unwrap_or(("", &from));
+        for name in names(directory).iter().filter(|name| is_meant(pattern, name)) {
+            let to = if to.ends_with('/') { format!("{to}{name}") } else { to.clone() };
+            let to = root.join(to);
+            fs::create_dir_all(to.parent().expect("a directory")).expect("a directory");
+            fs::copy(project(directory).join(name), to).expect("a copy");
+        }
+    }
+}
+
+/// Files below a directory.
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("a file").path();
+        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+/// Paths of the package's own that a text names.
+fn named_in(text: &str) -> Vec<&str> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "/_.@-".contains(c)));
+    let own = ["/usr/share/mirrorhub", "/usr/share/doc/mirrorhub"];
+    let words = words.map(|word| word.trim_end_matches('.'));
+    words.filter(|word| own.iter().any(|own| word.starts_with(own))).collect()
+}
+
+/// Goal: what the package's files say lies in `/usr/share` lies there. Control: a path that does not.
+#[test]
+fn the_package_has_what_its_files_name() {
+    let root = tempfile::tempdir().expect("a directory");
+    lay_out(root.path());
+    let is_there = |path: &str| fs::metadata(root.path().join(&path[1..])).is_ok();
+    let mut seen = 0;
+    for file in files_below(root.path()) {
+        let text = fs::read_to_string(&file).expect("a text");
+        for path in named_in(&text) {
+            assert!(is_there(path), "{} names {path}", file.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 30, "only {seen} paths");
+    let wrong = named_in("rules in `/usr/share/mirrorhub/dashboards/alert.yml`.");
+    assert!(wrong == ["/usr/share/mirrorhub/dashboards/alert.yml"] && !is_there(wrong[0]));
+}
+
+/// Goal: promtool takes the examples where the package puts them, and the copy that the first one says how to
+/// make. Controls: a copy without that, and the layout without the rules.
+#[test]
+fn prometheus_takes_the_examples_of_the_package() {
+    let root = tempfile::tempdir().expect("a directory");
+    lay_out(root.path());
+    let own = root.path().join("usr/share/mirrorhub");
+    let check = |file: &Path| {
+        let checked = try_run(Command::new("promtool").args(["check", "config"]).arg(file));
+        let said = [checked.stdout, checked.stderr].concat();
+        (checked.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let example = own.join("examples/prometheus.yml");
+    let (right, said) = check(&example);
+    assert!(right && said.contains("1 rule files found"), "{said}");
+
+    let text = fs::read_to_string(&example).expect("an example");
+    let here = |text: &str| text.replace("/usr/share/mirrorhub", &own.to_string_lossy());
+    let line = text.lines().find_map(|line| line.strip_prefix("#   sed ")).expect("how to copy it");
+    let copies = tempfile::tempdir().expect("a directory");
+    let sed = here(&format!("sed {line}"));
+    run(Command::new("sh").args(["-ec", &sed]).current_dir(copies.path()));
+    let copy = copies.path().join("prometheus.yml");
+    let (right, said) = check(&copy);
+    assert!(right && said.contains("1 rule files found"), "{said}");
+    fs::copy(&example, &copy).expect("a copy");
+    assert!(!check(&copy).0, "the rules are not beside a copy");
+
+    // On a host with the package its path is the root's.
+    let tls = own.join("examples/prometheus-tls.yml");
+    let text = fs::read_to_string(&tls).expect("an example");
+    fs::write(&tls, here(&text)).expect("an example");
+    let (right, said) = check(&tls);
+    assert!(right && said.contains("1 rule files found"), "{said}");
+
+    fs::remove_file(own.join("dashboards/alerts.yml")).expect("the rules");
+    for file in [&example, &tls] {
+        let (right, said) = check(file);
+        assert!(!right && said.contains("does not point to an existing file"), "{said}");
+    }
+}
+
 /// The program writes its manual and completions as `config/deb/build` wants them.
 #[test]
 fn what_is_generated_for_the_package_can_be() {
