@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use mirrorhub::config::load::{Loaded, load};
+use mirrorhub::config::schema::{Listen, ProcessConfig};
 use serde_json::Value;
 
 use crate::harness::{BINARY, Cluster, SourceSettings, run, status, try_run};
@@ -310,48 +312,206 @@ pub fn the_unit_starts_what_root_joined(cluster: &Cluster, bundle: &Path) {
     assert!(said.contains("systemctl enable --now mirrorhub-source"), "{said}");
 }
 
-/// Paths outside of what the source's unit makes or may open, which a configuration names.
-fn strangers(value: &toml::Value, unit: &str) -> Vec<String> {
-    match value {
-        toml::Value::Array(values) => values.iter().flat_map(|one| strangers(one, unit)).collect(),
-        toml::Value::Table(table) => table.values().flat_map(|one| strangers(one, unit)).collect(),
-        toml::Value::String(text) => {
-            let path = text.strip_prefix("unix:").unwrap_or(text);
-            let made = [
-                ("/var/lib/mirrorhub", "StateDirectory=mirrorhub"),
-                ("/run/mirrorhub/", "RuntimeDirectory=mirrorhub"),
-                ("/dev/disk/", "#SupplementaryGroups=disk"),
-            ];
-            let known = |(front, line): (&str, &str)| {
-                path.starts_with(front) && unit.lines().any(|met| met == line)
-            };
-            let fine = !path.starts_with('/') || made.into_iter().any(known);
-            if fine { Vec::new() } else { vec![path.to_owned()] }
-        }
-        toml::Value::Integer(_)
-        | toml::Value::Float(_)
-        | toml::Value::Boolean(_)
-        | toml::Value::Datetime(_) => Vec::new(),
-    }
+/// Two machines with the package on one network, each with directories of its own: the document's blocks as they stand.
+/// `apt` does what the package's script does, `systemctl` what the unit says. `$0` is a directory, `$1` the program's,
+/// `$2` that of `config`; `$3` and `$4` are the blocks.
+const TWO_MACHINES: &str = r#"
+export base=$0 program=$1 config=$2 on_hub=$3 on_filer=$4
+export PATH="$base/bin:$program:$PATH"
+cd "$base"
+install -d bin
+printf '#!/bin/sh\necho "mirrorhub:x:997:996::/:" >>/etc/passwd\n' >bin/systemd-sysusers
+chmod 755 bin/systemd-sysusers
+machine() {
+  trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+  mount -t tmpfs tmpfs /etc
+  mount -t tmpfs tmpfs /run
+  printf 'root:x:0:0::/:/bin/sh\n' >/etc/passwd
+  touch /run/mirrorhub-program && mount --bind "$program/mirrorhub" /run/mirrorhub-program
+  install -d "$base/$1" && mount --bind "$base/$1" /var/lib
+  chmod 755 /etc /run /var/lib
+}
+apt() {
+  test "$1" = install
+  mount --bind "$base/package/usr/share/doc" /usr/share/doc
+  sh "$config/deb/postinst" configure
+}
+systemctl() {
+  test "$1 $2" = 'enable --now'
+  start=$(sed -n 's/^ExecStart=.usr.bin.mirrorhub //p' "$config/systemd/$3.service")
+  install -d -o 997 -g 996 -m 700 /var/lib/mirrorhub
+  install -d -o 997 -g 996 -m 755 /run/mirrorhub
+  unshare --mount sh -ec 'umask 077
+    mount -o remount,ro,bind /etc
+    exec setpriv --reuid 997 --regid 996 --clear-groups --no-new-privs --bounding-set=-all "$0" "$@"' \
+    /run/mirrorhub-program $start >"$base/$3.log" 2>&1 &
+  until mirrorhub status --config "${start##* }" >/run/status 2>&1; do
+    kill -0 $! 2>/dev/null || { cat "$base/$3.log"; exit 11; }
+    sleep 0.05
+  done
+}
+export -f machine apt systemctl
+ip link set lo up
+ip address add 192.0.2.7/32 dev lo
+machine hub
+eval "$on_hub"
+head -c 8388608 /dev/urandom >data
+unshare --mount bash -ec '
+  machine filer
+  eval "$on_filer"
+  until mirrorhub status | grep in-sync; do sleep 0.05; done
+  nbdcopy data nbd://127.0.0.1:10809/vol0
+  mirrorhub checkpoint
+'
+nbdcopy nbd://127.0.0.1:10810/filer-a/vol0 - | head -c 8388608 | cmp - data
+test "$(stat -c %u /var/lib/mirrorhub/hub/tls/ca-key.pem /var/lib/mirrorhub/hub/disk0 | sort -u)" = 997
+"#;
+
+/// The blocks of "From the package to a mirror": what is typed on the hub, and on the filer.
+fn package_blocks() -> [String; 2] {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let text = fs::read_to_string(document).expect("a document");
+    let (_, section) = text.split_once("### From the package to a mirror\n").expect("the section");
+    let section = section.split("\n#").next().expect("its text");
+    let block = |text: &str| text.split("```").next().expect("its end").to_owned();
+    let blocks: Vec<String> = section.split("```text\n").skip(1).map(block).collect();
+    blocks.try_into().expect("one block for each machine")
 }
 
-/// Goal: an example's absolute paths are made by the units or named in them, and what it needs as a drop-in stands
-/// in it. Control: the unit without the directory of its sockets.
+/// Goal: the blocks of the document lead from the package to a mirror, with the units' user and what it may write to. Only
+/// sizes are others. Control: with the example whose paths are relative the hub's unit does not start.
+#[test]
+fn the_package_leads_to_a_mirror() {
+    if !has_right(21) {
+        println!("SKIPPED two machines with the package: wants CAP_SYS_ADMIN");
+        return;
+    }
+    let directory = tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("a directory");
+    crate::packaged::lay_out(&directory.path().join("package"));
+    let examples = directory.path().join("package/usr/share/doc/mirrorhub/examples");
+    for name in ["hub-service.toml", "hub.toml"] {
+        let text = fs::read_to_string(examples.join(name)).expect("an example");
+        let small = text.replace("\"1GiB\"", "\"64MiB\"").replace("\"8GiB\"", "\"1GiB\"");
+        assert_ne!(small, text);
+        fs::write(examples.join(name), small).expect("an example");
+    }
+    let [hub, filer] = package_blocks();
+    let hub = hub.replace("vol0=100GiB", "vol0=64MiB");
+    let program = Path::new(BINARY).parent().expect("a directory");
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let typed = |base: &str, hub: &str| {
+        let base = directory.path().join(base);
+        fs::create_dir(&base).expect("a directory");
+        std::os::unix::fs::symlink(directory.path().join("package"), base.join("package"))
+            .expect("a link");
+        let mut command = Command::new("timeout");
+        command.args(["300", "unshare", "--net", "--mount", "bash", "-ec", TWO_MACHINES]);
+        let done = try_run(command.arg(base).arg(program).arg(&config).args([hub, &filer]));
+        let said = [done.stdout, done.stderr].concat();
+        (done.status.code(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let (code, said) = typed("right", &hub);
+    assert!(code == Some(0) && said.contains("in-sync"), "{code:?}: {said}");
+    let relative = hub.replace("examples/hub-service.toml", "examples/hub.toml");
+    assert_ne!(relative, hub);
+    let (code, said) = typed("relative", &relative);
+    assert!(code == Some(11) && said.contains("/etc/mirrorhub/hub-state"), "{code:?}: {said}");
+}
+
+/// What a process of that configuration writes to, as absolute paths.
+fn written(config: &ProcessConfig) -> Vec<PathBuf> {
+    let sockets = |listens: [&Listen; 2]| {
+        let path = |listen: &Listen| match listen {
+            Listen::Unix(path) => Some(path.clone()),
+            Listen::Tcp(_) => None,
+        };
+        listens.into_iter().filter_map(path).collect::<Vec<_>>()
+    };
+    let (mut paths, listens, pool) = match config {
+        ProcessConfig::Hub(hub) => {
+            let own = vec![hub.data_dir.clone(), hub.nvram.path.clone(), hub.log_dir.clone()];
+            (own, [&hub.nbd_listen, &hub.http_listen], &hub.pool)
+        }
+        ProcessConfig::Source(source) => {
+            let own = vec![source.data_dir.clone(), source.nvram.path.clone()];
+            (own, [&source.nbd_listen, &source.http_listen], &source.pool)
+        }
+    };
+    paths.extend(sockets(listens));
+    paths.extend(pool.devices.iter().map(|device| device.path.clone()));
+    paths
+}
+
+/// Those of them that are outside of what this unit makes or may open.
+fn strangers(paths: &[PathBuf], unit: &str) -> Vec<PathBuf> {
+    let made = [
+        ("/var/lib/mirrorhub", "StateDirectory=mirrorhub"),
+        ("/run/mirrorhub", "RuntimeDirectory=mirrorhub"),
+        ("/dev/disk", "#SupplementaryGroups=disk"),
+    ];
+    let known = |path: &Path| {
+        let mut made = made.into_iter();
+        made.any(|(front, line)| path.starts_with(front) && unit.lines().any(|met| met == line))
+    };
+    paths.iter().filter(|path| !known(path)).cloned().collect()
+}
+
+/// The examples, each read beside a `sources.d`: its name, whether it says that it belongs to /etc/mirrorhub, and what it
+/// says.
+fn examples() -> Vec<(String, bool, ProcessConfig)> {
+    let etc = tempfile::tempdir().expect("a directory");
+    fs::create_dir(etc.path().join("sources.d")).expect("a directory");
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(config).expect("examples") {
+        let path = entry.expect("an example").path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("an example");
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let copy = etc.path().join(&name);
+        fs::write(&copy, &text).expect("a copy");
+        let Ok(Loaded::Process(config)) = load(&copy) else { panic!("{name}") };
+        let head: Vec<&str> = text.lines().take_while(|line| line.starts_with('#')).collect();
+        found.push((name, head.join(" ").contains("as /etc/mirrorhub/"), config));
+    }
+    found
+}
+
+/// Goal: what an example writes to that says it belongs to /etc/mirrorhub is made by its unit or named in it, so no path
+/// is relative, and what it needs as a drop-in stands in it. Controls: the units without the directory of sockets, and
+/// the examples that are to be tried elsewhere.
 #[test]
 fn the_units_make_what_the_examples_name() {
     let read = |file: &str| {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(file);
         fs::read_to_string(file).expect("a file")
     };
-    let example = read("source-unix.toml");
-    let parsed = toml::Value::Table(example.parse().expect("TOML"));
-    for end in ["hub", "source"] {
+    let mut ends = BTreeSet::new();
+    for (name, belongs, config) in examples() {
+        let end = match &config {
+            ProcessConfig::Hub(_) => "hub",
+            ProcessConfig::Source(_) => "source",
+        };
         let unit = read(&format!("systemd/mirrorhub-{end}.service"));
-        assert_eq!(strangers(&parsed, &unit), Vec::<String>::new(), "{end}");
         assert!(unit.contains("\nRuntimeDirectoryPreserve=yes\n"), "{end}: the other's sockets go");
+        let written = written(&config);
+        if !belongs {
+            assert_eq!(strangers(&written, &unit), written, "{name}: all of it is relative");
+            continue;
+        }
+        ends.insert(end);
+        assert_eq!(strangers(&written, &unit), Vec::<PathBuf>::new(), "{name}");
+        let sockets = written.iter().filter(|path| path.starts_with("/run")).count();
         let without = unit.replace("RuntimeDirectory=mirrorhub", "");
-        assert_eq!(strangers(&parsed, &without).len(), 2, "two sockets");
+        assert_eq!(strangers(&written, &without).len(), sockets, "{name}");
+        let without = unit.replace("StateDirectory=mirrorhub", "");
+        assert!(!strangers(&written, &without).is_empty(), "{name}");
     }
+    assert_eq!(ends.into_iter().collect::<Vec<_>>(), ["hub", "source"], "an example for each unit");
+    let example = read("source-unix.toml");
+    let parsed: toml::Table = example.parse().expect("TOML");
     assert_eq!(parsed["lock_memory"].as_bool(), Some(true));
     let unit = read("systemd/mirrorhub-source.service");
     for line in ["AmbientCapabilities=", "CapabilityBoundingSet="] {
