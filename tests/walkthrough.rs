@@ -90,8 +90,14 @@ fn the_commands_of_the_readme_work_together() {
     }
 }
 
-/// Goal: the README's four commands, the build done beforehand, lead to a mirrored volume with TLS. Beside
-/// the host's ports, in a network of its own: the commands name none.
+/// The block of that section as it is pasted: with its ends of lines.
+fn block_of_the_readme(section: &str) -> String {
+    commands_of_the_readme(section).iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// Goal: the README's four commands, pasted as one block, lead to a mirrored volume with TLS; nobody waits between
+/// them. The build was done beforehand. Beside the host's ports, in a network of its own: the commands name none.
+/// Control: without the hub `onboard` waits, and says for what.
 #[test]
 fn four_commands_lead_from_a_checkout_to_a_mirror() {
     let directory = tempfile::Builder::new().prefix("mirrorhub-").tempdir().expect("directory");
@@ -101,23 +107,25 @@ fn four_commands_lead_from_a_checkout_to_a_mirror() {
     fs::copy(project("config/first/hub.toml"), base.join("config/first/hub.toml")).expect("a copy");
     let program = base.join("target/release/mirrorhub");
     std::os::unix::fs::symlink(BINARY, program).expect("the program");
-    let commands = commands_of_the_readme("From a checkout to a mirror");
-    let [build, hub, onboard, source] = commands.as_slice() else { panic!("{commands:?}") };
-    assert_eq!(build, "cargo build --release");
+    let block = block_of_the_readme("From a checkout to a mirror");
+    let lines: Vec<&str> = block.lines().collect();
+    let [build, hub, onboard, source] = lines.as_slice() else { panic!("{block}") };
+    assert_eq!(*build, "cargo build --release");
     assert!(hub.ends_with(" &") && source.ends_with(" &"));
+    let (code, alone) = said(&mut shell(base, &format!("timeout 5 {onboard}")));
+    let waits = alone.contains("waiting up to 30 s for the hub to make its authority in ");
+    assert!(code == Some(124) && waits, "{code:?}: {alone}");
     let script = format!(
         "set -e\n\
          ip link set lo up\n\
          trap 'kill $(jobs -p); wait' EXIT\n\
+         cargo() {{ test \"$*\" = 'build --release'; }}\n\
          shows() {{ target/release/mirrorhub status --config config/first/hub.toml | grep -q \"$1\"; }}\n\
          until_shown() {{\n\
            n=0\n\
-           until shows \"$1\"; do n=$((n + 1)); test $n -lt 300; sleep 0.1; done\n\
+           until shows \"$1\"; do n=$((n + 1)); test $n -lt 900; sleep 0.1; done\n\
          }}\n\
-         {hub}\n\
-         until_shown 'hub '\n\
-         {onboard}\n\
-         {source}\n\
+         {block}\
          until_shown in-sync\n\
          head -c 8388608 /dev/urandom > data\n\
          nbdcopy data nbd://127.0.0.1:10809/vol0\n\

@@ -13,6 +13,8 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -31,6 +33,8 @@ const DAY_SECONDS: i64 = 86_400;
 const AUTHORITY_DAYS: i64 = 20 * 365;
 /// How long a certificate lasts that it signs.
 const CERTIFICATE_DAYS: i64 = 2 * 365;
+/// Time between two looks for an authority that is not made yet.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A clock that is behind by less than this does no harm.
 const BEFORE_DAYS: i64 = 1;
 
@@ -85,6 +89,31 @@ impl Authority<'_> {
             renew(&cert, &self.sign(hub_name, vec![dns(hub_name)?], purpose, &pair)?)?;
         }
         Ok(())
+    }
+
+    /// Waits until the hub has made the authority, as it does at its first start; `told` is called once if it is not
+    /// there yet. Whether it is there within that time; an error if nobody may look.
+    pub fn wait_made(
+        &self,
+        limit: Duration,
+        told: impl FnOnce(&Path),
+    ) -> Result<bool, AuthorityError> {
+        let began = Instant::now();
+        // Written last.
+        let cert = self.path("ca-cert.pem");
+        if is_there(&cert)? {
+            return Ok(true);
+        }
+        told(self.0);
+        // Nobody sends: between two looks at what another process makes.
+        let (_keep, nobody) = mpsc::channel::<()>();
+        while !is_there(&cert)? {
+            if began.elapsed() >= limit {
+                return Ok(false);
+            }
+            let _waited = nobody.recv_timeout(LOOK_EVERY);
+        }
+        Ok(true)
     }
 
     /// Makes what NBD and HTTP clients are shown, for these addresses, unless it is there and lasts.
@@ -290,6 +319,33 @@ mod tests {
         let met = Authority(&base).ensure("hub").unwrap_err();
         assert!(matches!(met, AuthorityError::KeyGone { .. }), "{met}");
         assert_eq!(text("ca-cert.pem"), before[0]);
+    }
+
+    /// It is waited for by whoever comes first, who is told so; one that nobody makes has an end, and one that is
+    /// there is not told of.
+    #[test]
+    fn an_authority_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = directory.path().join("tls");
+        let (told, heard) = mpsc::channel();
+        let tell = |path: &Path| told.send(path.to_owned()).unwrap();
+        let short = Duration::from_millis(120);
+        assert!(!Authority(&base).wait_made(short, tell).unwrap(), "nobody made it");
+        assert_eq!(heard.try_recv().unwrap(), base);
+        std::thread::scope(|scope| {
+            let base = &base;
+            let hub = scope.spawn(move || {
+                assert_eq!(heard.recv().unwrap(), *base);
+                Authority(base).ensure("hub").unwrap();
+            });
+            assert!(Authority(base).wait_made(Duration::from_secs(60), tell).unwrap());
+            hub.join().unwrap();
+        });
+        Authority(&base).issue("filer-a").unwrap();
+        assert!(Authority(&base).wait_made(Duration::ZERO, |_| panic!("it is there")).unwrap());
+        let file = base.join("ca-key.pem");
+        let met = Authority(&file).wait_made(short, |_| {});
+        assert!(matches!(met, Err(AuthorityError::File { .. })), "no directory: {met:?}");
     }
 
     #[test]

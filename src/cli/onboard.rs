@@ -40,6 +40,7 @@ use crate::units::times::{time_of_day, timestamp};
 /// The running hub takes it within two seconds. A source is refused, with exit code 78 and the sums, if the
 /// hub's ring or the file system of its logs cannot take what is promised beside those that are onboarded. With a
 /// section tls in the hub's file a join bundle is written too: bring it to the filer and start `mirrorhub source --join` with it there.
+/// A hub that is just being started is waited for, up to 30 s, until it has made its authority.
 #[derive(Debug, Args)]
 pub struct OnboardArguments {
     /// Name of the source
@@ -76,6 +77,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Without `--valid`.
 const VALID: Valid = Valid(DAY.saturating_mul(7));
 const VALID_MAX: Duration = DAY.saturating_mul(365);
+/// How long the authority of a hub is waited for that was started just now.
+const AUTHORITY_WAIT: Duration = Duration::from_secs(30);
 
 impl FromStr for Valid {
     type Err = String;
@@ -146,6 +149,7 @@ pub fn run(arguments: &OnboardArguments) -> Result<Done, Failure> {
     let made = match (own_authority(&config), times) {
         (Some((authority, hub_name)), Some(times)) => {
             let hub = reachable(&config, *hub)?;
+            await_authority(authority, name)?;
             let volumes = volume.iter().map(BundleVolume::from).collect();
             Some((make_bundle(authority, (hub, hub_name), (name, volumes), times)?, times.1))
         }
@@ -236,6 +240,20 @@ pub(super) fn reachable(
     Err(Failure::Message { code: USAGE, what, next: "name one: --hub ADDRESS:PORT".into() })
 }
 
+/// A hub that was started in this moment may not have made its authority yet. What comes of one that does not come
+/// is said by [`make_bundle`].
+fn await_authority(authority: &Path, name: &SourceName) -> Result<(), Failure> {
+    let told = |directory: &Path| {
+        eprintln!(
+            "onboard {name}: waiting up to {} s for the hub to make its authority in {}",
+            AUTHORITY_WAIT.as_secs(),
+            directory.display()
+        );
+    };
+    let waited = Authority(authority).wait_made(AUTHORITY_WAIT, told);
+    waited.map(drop).map_err(|error| Failure::failed(format!("onboard {name}: {error}"), ""))
+}
+
 /// A bundle with a new certificate, and which one that is.
 pub(super) fn make_bundle(
     authority: &Path,
@@ -244,7 +262,10 @@ pub(super) fn make_bundle(
     times: (i64, i64),
 ) -> Result<(Bundle, Fingerprint), Failure> {
     let failed = |error: AuthorityError| {
-        Failure::failed(format!("onboard {name}: {error}"), "start the hub once: it makes them")
+        Failure::failed(
+            format!("onboard {name}: {error}"),
+            "start the hub: it makes them at its first start",
+        )
     };
     let issued = Authority(authority).issue(name.as_str()).map_err(failed)?;
     let mut bundle = Bundle::new(name.clone(), (hub, hub_name.to_owned()), times);
