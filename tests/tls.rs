@@ -460,7 +460,9 @@ fn what_the_doors_show_is_exchanged_by_a_reload() {
     let made = |place: &str| {
         let authority = cluster.path(place);
         Authority(&authority).ensure("mirrorhub-hub").expect("an authority");
-        Authority(&authority).issue_for("a door", &[host.clone()]).expect("a certificate")
+        Authority(&authority)
+            .issue_for("a door", std::slice::from_ref(&host))
+            .expect("a certificate")
     };
     let (first, second) = (made("first-authority"), made("second-authority"));
     let show = |cluster: &Cluster, cert: &str, key: &str| {

@@ -203,11 +203,11 @@ pub fn fitting(hub: &HubConfig, new: &SourceFile) -> Fitting {
         key: key.into(),
         ..Problem::of_file(&hub.file, met, fix)
     };
-    let (mut misfits, mut notes) = (Vec::new(), Vec::new());
+    let mut fitting = Fitting::default();
     let count = all().count();
     if count > SOURCES_MAX {
         let met = format!("{count} sources are more than {SOURCES_MAX}");
-        misfits.push(problem("sources_dir", met, "give the others to a second hub".into()));
+        fitting.misfits.push(problem("sources_dir", met, "give the others to a second hub".into()));
     }
     let shares = promised().fold(0_u64, |sum, file| sum.saturating_add(share_of(file)));
     if shares > hub.nvram.size.0 {
@@ -221,47 +221,62 @@ pub fn fitting(hub: &HubConfig, new: &SourceFile) -> Fitting {
             "raise nvram.size to {} or more and restart the hub, or lower nvram_share of others",
             rounded_up(shares)
         );
-        misfits.push(problem("nvram.size", met, fix));
+        fitting.misfits.push(problem("nvram.size", met, fix));
     }
-    let directory = hub.log_dir.display();
-    match log_room(&hub.log_dir) {
-        Some(room) => {
-            let (promised, wanted) = (promised_of(promised()), logs_of(promised()));
-            if promised > room {
-                let met = format!(
-                    "with {} the logs of all sources are promised {} (log_limit, else nvram_share); \
-                     {directory} has room for {}",
-                    new.name,
-                    rounded_up(promised),
-                    rounded_down(room),
-                );
-                let fix = "make room there, or lower log_limit of others";
-                misfits.push(problem("log.dir", met, fix.into()));
-            } else if wanted > room {
-                notes.push(format!(
-                    "the logs of all sources may come to {} (log_limit, else {} of NVRAM each); \
-                     {directory} has room for {}",
-                    rounded_up(wanted),
-                    format_size(SOURCE_NVRAM),
-                    rounded_down(room),
-                ));
-            }
-        }
-        None => {
-            let met = format!("the room of {directory} cannot be read");
-            misfits.push(problem("log.dir", met, "look at path and mode".into()));
-        }
-    }
+    let logs = Logs { promised: promised_of(promised()), wanted: logs_of(promised()) };
+    logs.fit(hub, new, &mut fitting);
     let (volumes, pool) = (volumes_of(all()), hub.pool.size_met().0);
     if is_thin(volumes, pool) {
-        notes.push(format!(
+        fitting.notes.push(format!(
             "thin: the volumes of all sources come to {}, {}% of the pool; written in full, they need a tenth \
              more than they have: `mirrorhub device add` gives it more",
             rounded_up(volumes),
             percent_of(volumes, pool),
         ));
     }
-    Fitting { misfits, notes }
+    fitting
+}
+
+/// Bytes of the logs of all sources together.
+struct Logs {
+    promised: u64,
+    wanted: u64,
+}
+
+impl Logs {
+    /// Holds them to the room that there is.
+    fn fit(&self, hub: &HubConfig, new: &SourceFile, fitting: &mut Fitting) {
+        let Self { promised, wanted } = *self;
+        let problem = |met: String, fix: &str| Problem {
+            key: "log.dir".into(),
+            ..Problem::of_file(&hub.file, met, fix)
+        };
+        let directory = hub.log_dir.display();
+        let Some(room) = log_room(&hub.log_dir) else {
+            let met = format!("the room of {directory} cannot be read");
+            fitting.misfits.push(problem(met, "look at path and mode"));
+            return;
+        };
+        if promised > room {
+            let met = format!(
+                "with {} the logs of all sources are promised {} (log_limit, else nvram_share); \
+                 {directory} has room for {}",
+                new.name,
+                rounded_up(promised),
+                rounded_down(room),
+            );
+            let fix = "make room there, or lower log_limit of others";
+            fitting.misfits.push(problem(met, fix));
+        } else if wanted > room {
+            fitting.notes.push(format!(
+                "the logs of all sources may come to {} (log_limit, else {} of NVRAM each); \
+                 {directory} has room for {}",
+                rounded_up(wanted),
+                format_size(SOURCE_NVRAM),
+                rounded_down(room),
+            ));
+        }
+    }
 }
 
 /// Whole MiB or, from ten of them, whole GiB, that are enough.
