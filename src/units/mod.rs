@@ -5,6 +5,7 @@
 
 pub mod bytes;
 pub mod convert;
+pub mod entrance;
 pub mod hash;
 pub mod ids;
 pub mod machine;
