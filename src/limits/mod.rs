@@ -62,6 +62,8 @@ pub const SEND_QUEUE_FRAMES: usize = 64;
 pub const HANDSHAKE_SECONDS_MAX: u64 = 10;
 /// Connections that have not yet said who they are.
 pub const HANDSHAKES_MAX: usize = 64;
+/// Addresses that are remembered because a source came from there: they go before strangers.
+pub const REGULARS_MAX: usize = 4096;
 /// Bytes of transfers one source may have under way to the hub at least (the `log` credit floor).
 pub const LOG_CREDIT_BYTES_MIN: u64 = 4 * TRANSFER_BYTES_MAX;
 /// Bytes of CP data one source may have under way (the `cp` credit).
@@ -215,6 +217,8 @@ pub const NBD_SMALL_REQUEST_BYTES_MAX: u64 = 256 * KIB;
 pub const NBD_EAGER_WRITE_BYTES: u64 = 256 * KIB;
 /// NBD connections of one process.
 pub const NBD_CONNECTIONS_MAX: usize = 1024;
+/// What a TLS handshake of an NBD client is given at least, however many others wait for its place.
+pub const NBD_UPGRADE_GRACE_MS: u64 = 250;
 /// Bytes of a string of the NBD protocol: a name, a description, an error text.
 pub const NBD_STRING_BYTES_MAX: usize = 4096;
 /// Payload of an NBD option that is too long to be taken and short enough to be skipped.

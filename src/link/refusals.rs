@@ -10,6 +10,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::nbd::serve::Told;
+
 /// Peers that are remembered, so that each is logged once; with more all are forgotten.
 const TOLD_MAX: usize = 1024;
 /// Lines of their own in one minute.
@@ -93,6 +95,26 @@ impl Refusals {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells of clients for whom an NBD server has no room.
+#[derive(Debug)]
+pub struct Crowded {
+    what: &'static str,
+    said: Arc<Refusals>,
+}
+
+impl Crowded {
+    /// `what` is how the log says that somebody is refused.
+    pub fn new(what: &'static str) -> Self {
+        Self { what, said: Arc::default() }
+    }
+}
+
+impl Told for Crowded {
+    fn refused(&self, peer: &str, reason: &str) {
+        self.said.say(self.what, peer, reason, reason);
     }
 }
 

@@ -344,7 +344,7 @@ catalogue! {
     NBD_CONNECTIONS = "mirrorhub_nbd_connections", Count, Kind::Gauge, [],
         "NBD connections open";
     NBD_CLIENTS_REFUSED = "mirrorhub_nbd_refused_clients_total", Count, Kind::Counter, [],
-        "NBD connections refused for their address, or ended for a fault of the client: TLS, protocol, time";
+        "NBD connections refused for their address or for room, or ended for a fault of the client: TLS, protocol, time";
     HTTP_CLIENTS_REFUSED = "mirrorhub_http_refused_clients_total", Count, Kind::Counter, [],
         "HTTP connections refused for their address or TLS handshake: certificate, time, or room for others";
     NBD_REQUESTS = "mirrorhub_nbd_requests_total", Count, Kind::Counter,

@@ -76,7 +76,7 @@ impl Counters {
         get(&self.connections_total)
     }
 
-    /// Connections closed at once because there were too many.
+    /// Connections closed because there were too many: as they came, or to make room for a newer one.
     pub fn connections_refused(&self) -> u64 {
         get(&self.connections_refused)
     }

@@ -65,6 +65,9 @@ pub enum End {
     /// The client was told that TLS comes first, and has left without it.
     #[error("it speaks in the clear, and this door wants TLS")]
     InTheClear,
+    /// It was not done with its handshake, and all places were held.
+    #[error("made room for a newer one")]
+    MadeRoom,
 }
 
 impl End {
@@ -89,7 +92,8 @@ impl End {
             | Self::NotOpened { .. }
             | Self::Stopped
             | Self::ExportEnded
-            | Self::Stalled(..) => false,
+            | Self::Stalled(..)
+            | Self::MadeRoom => false,
         }
     }
 
@@ -114,7 +118,8 @@ impl End {
             | Self::RequestMagic
             | Self::WriteTooLong(_)
             | Self::Tls(_)
-            | Self::InTheClear => false,
+            | Self::InTheClear
+            | Self::MadeRoom => false,
         }
     }
 
@@ -129,6 +134,7 @@ impl End {
             | Self::Stalled(..)
             | Self::Tls(_)
             | Self::InTheClear
+            | Self::MadeRoom
             | Self::HandshakeDeadline(_) => false,
             Self::Aborted
             | Self::NotOpened { .. }

@@ -4,17 +4,19 @@
 //! and counters are common to them. A connection that fails, or whose export panics, ends alone.
 //! Each end is one line in the log, at debug level.
 //!
+//! A connection has a place from the first moment. When all are held, one that has not opened an export makes
+//! room for the next: who says nothing keeps nobody out, and who reads and writes stays.
+//!
 //! A stop takes no new connections, answers what still arrives with ESHUTDOWN, lets requests
 //! under way finish, and closes; what is not done by then within the drain deadline is cut.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -31,8 +33,9 @@ use super::tls::{Upgrade, upgrade};
 use super::transmission::{self, Surroundings, hang_up};
 use crate::limits::{
     HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, NBD_BYTES_IN_FLIGHT_TOTAL, NBD_CONNECTIONS_MAX,
-    NBD_DRAIN_SECONDS_MAX, NBD_LINGER_SECONDS_MAX, NBD_STALL_SECONDS_MAX,
+    NBD_DRAIN_SECONDS_MAX, NBD_LINGER_SECONDS_MAX, NBD_STALL_SECONDS_MAX, NBD_UPGRADE_GRACE_MS,
 };
+use crate::units::entrance::{self, Entrance};
 use crate::units::numbers::ByteCount;
 
 /// Read ahead of the requests of one connection. Longer payloads are read past it, straight into
@@ -48,6 +51,12 @@ pub trait Guard: std::fmt::Debug + Send + Sync {
     fn admits(&self, peer: SocketAddr) -> bool;
 }
 
+/// Who is told that there is no room for a client.
+pub trait Told: std::fmt::Debug + Send + Sync {
+    /// A client from there was closed for that. Called within a tokio runtime.
+    fn refused(&self, peer: &str, reason: &str);
+}
+
 /// Bounds of a server.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -59,16 +68,21 @@ pub struct Options {
     pub drain_deadline: Duration,
     /// What a client is given to take the last replies when we hang up.
     pub linger: Duration,
-    /// Connections at once; further ones are closed as they come.
+    /// Connections at once. For a further one another that has opened no export yet is closed; if there is
+    /// none, itself.
     pub connections_max: usize,
     /// Bytes of requests and replies in memory, all connections together.
     pub bytes_in_flight: ByteCount,
-    /// TLS handshakes at once; further connections wait for theirs, within the handshake's deadline.
+    /// TLS handshakes at once; for a further one another that goes on for long makes room.
     pub upgrades_max: usize,
+    /// What is not yet long for that.
+    pub upgrade_grace: Duration,
     /// How connections over TCP are encrypted; those of unix sockets are not.
     pub tls: Option<Arc<dyn Upgrade>>,
     /// Whose connections over TCP are taken; all without one.
     pub guard: Option<Arc<dyn Guard>>,
+    /// Who is told of those for whom there is no room.
+    pub told: Option<Arc<dyn Told>>,
 }
 
 impl Default for Options {
@@ -81,8 +95,10 @@ impl Default for Options {
             connections_max: NBD_CONNECTIONS_MAX,
             bytes_in_flight: ByteCount(NBD_BYTES_IN_FLIGHT_TOTAL),
             upgrades_max: HANDSHAKES_MAX,
+            upgrade_grace: Duration::from_millis(NBD_UPGRADE_GRACE_MS),
             tls: None,
             guard: None,
+            told: None,
         }
     }
 }
@@ -92,8 +108,8 @@ impl Default for Options {
 pub struct Server {
     options: Arc<Options>,
     counters: Arc<Counters>,
-    places: Arc<Semaphore>,
-    upgrades: Arc<Semaphore>,
+    places: Arc<Entrance>,
+    upgrades: Arc<Entrance>,
     memory: Pot,
 }
 
@@ -102,8 +118,8 @@ impl Server {
     pub fn new(options: Options) -> Self {
         Self {
             counters: Arc::new(Counters::default()),
-            places: Arc::new(Semaphore::new(options.connections_max)),
-            upgrades: Arc::new(Semaphore::new(options.upgrades_max)),
+            places: Arc::new(Entrance::new(options.connections_max, 0)),
+            upgrades: Arc::new(Entrance::new(options.upgrades_max, 0)),
             memory: Pot::new(options.bytes_in_flight.0),
             options: Arc::new(options),
         }
@@ -169,40 +185,54 @@ impl Server {
             self.counters.turned_away();
             return;
         }
-        let Some(place) = Place::take(self) else {
-            self.counters.refused();
-            tracing::debug!("nbd connection refused: {} are open", self.options.connections_max);
+        let (address, peer) = match &accepted {
+            Accepted::Tcp(_, peer) => (Some(peer.ip()), peer.to_string()),
+            Accepted::Unix(_) => (None, "unix socket".to_owned()),
+        };
+        let Some(place) = Place::take(self, address) else {
+            self.no_room(&peer, "all places are held by clients that have opened an export");
             return;
         };
         let (server, exports, stopping) =
             (self.clone(), Arc::clone(exports), stopping.child_token());
+        let caller = Caller { peer, exports, stopping, place };
         match accepted {
             Accepted::Tcp(stream, peer) => connections.spawn(async move {
-                let caller = Caller { peer: peer.to_string(), exports, stopping };
                 match server.options.tls.clone() {
-                    Some(tls) => server.encrypted(stream, tls.as_ref(), caller).await,
+                    Some(tls) => server.encrypted(stream, peer.ip(), tls.as_ref(), caller).await,
                     None => {
                         let (reader, writer) = stream.into_split();
                         server.connection(reader, writer, caller, None).await;
                     }
                 }
-                drop(place);
             }),
             Accepted::Unix(stream) => connections.spawn(async move {
                 let (reader, writer) = stream.into_split();
-                let caller = Caller { peer: "unix socket".into(), exports, stopping };
                 server.connection(reader, writer, caller, None).await;
-                drop(place);
             }),
         };
     }
 
+    /// Counts and tells of a client for whom there is no room, or not any more.
+    fn no_room(&self, peer: &str, reason: &str) {
+        self.counters.refused();
+        if let Some(told) = &self.options.told {
+            told.refused(peer, reason);
+        }
+    }
+
     /// One connection that says nothing of worth before it is encrypted.
-    async fn encrypted(&self, stream: TcpStream, tls: &dyn Upgrade, caller: Caller) {
+    async fn encrypted(
+        &self,
+        stream: TcpStream,
+        address: IpAddr,
+        tls: &dyn Upgrade,
+        caller: Caller,
+    ) {
         let begun = Instant::now();
         let deadline = self.options.handshake_deadline;
-        // Nobody has a turn who has not even asked for TLS.
-        let upgrade = upgrade(stream, tls, &self.upgrades);
+        let turns = (&self.upgrades, self.options.upgrade_grace);
+        let upgrade = upgrade(stream, address, tls, turns);
         let end = tokio::select! {
             upgraded = timeout(deadline, upgrade) => match upgraded {
                 Ok(Ok((stream, flags))) => {
@@ -213,6 +243,7 @@ impl Server {
                 Ok(Err(end)) => end,
                 Err(_) => End::HandshakeDeadline(deadline),
             },
+            () = caller.place.lost() => End::MadeRoom,
             () = caller.stopping.cancelled() => End::Stopped,
         };
         if end.is_protocol_error() {
@@ -233,7 +264,7 @@ impl Server {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let Caller { peer, exports, stopping } = caller;
+        let Caller { peer, exports, stopping, mut place } = caller;
         let mut reader = BufReader::with_capacity(READ_AHEAD_BYTES, reader);
         let mut deadline = self.options.handshake_deadline;
         if let Some((_, left)) = upgraded {
@@ -248,13 +279,23 @@ impl Server {
                 }
             }
         };
-        let (name, end) = match timeout(deadline, handshake).await {
-            Err(_) => (None, End::HandshakeDeadline(self.options.handshake_deadline)),
-            Ok(Err(end)) => {
-                hang_up(&mut writer, discard(&mut reader), &end, self.options.linger).await;
+        let opened = tokio::select! {
+            negotiated = timeout(deadline, handshake) => negotiated
+                .unwrap_or(Err(End::HandshakeDeadline(self.options.handshake_deadline))),
+            () = place.lost() => Err(End::MadeRoom),
+        };
+        let (name, end) = match opened {
+            Ok(_) if !place.enter() => (None, End::MadeRoom),
+            Err(end @ (End::HandshakeDeadline(_) | End::MadeRoom)) => (None, end),
+            Err(end) => {
+                let rest = discard(&mut reader);
+                tokio::select! {
+                    () = hang_up(&mut writer, rest, &end, self.options.linger) => (),
+                    () = place.lost() => (),
+                }
                 (None, end)
             }
-            Ok(Ok(opened)) => {
+            Ok(opened) => {
                 let name = opened.export.info().name.clone();
                 let surroundings = Surroundings {
                     memory: &self.memory,
@@ -273,6 +314,9 @@ impl Server {
     fn ended(&self, peer: &str, export: Option<&str>, end: &End) {
         if end.is_protocol_error() {
             self.counters.protocol_error();
+        }
+        if matches!(end, End::MadeRoom) {
+            self.no_room(peer, &end.to_string());
         }
         let export = export.unwrap_or("-");
         tracing::debug!(%peer, export, "nbd connection ended: {end}");
@@ -310,20 +354,29 @@ struct Caller {
     peer: String,
     exports: Arc<dyn Exports>,
     stopping: CancellationToken,
+    place: Place,
 }
 
 /// A connection's place among those allowed; counted as long as it lives, also if its task
 /// panics.
 struct Place {
     counters: Arc<Counters>,
-    _permit: OwnedSemaphorePermit,
+    place: entrance::Place,
 }
 
 impl Place {
-    fn take(server: &Server) -> Option<Self> {
-        let permit = Arc::clone(&server.places).try_acquire_owned().ok()?;
+    fn take(server: &Server, address: Option<IpAddr>) -> Option<Self> {
+        let place = server.places.admit(address)?;
         server.counters.opened();
-        Some(Self { counters: Arc::clone(&server.counters), _permit: permit })
+        Some(Self { counters: Arc::clone(&server.counters), place })
+    }
+
+    async fn lost(&self) {
+        self.place.lost().await;
+    }
+
+    fn enter(&mut self) -> bool {
+        self.place.enter()
     }
 }
 

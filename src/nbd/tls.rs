@@ -9,16 +9,19 @@
 //! In the clear each option is read to its last byte and no further, straight from the socket. What
 //! a client, or somebody on its way, sends behind STARTTLS in the clear is met by the TLS handshake,
 //! which is no place for it; it is never taken for an option said under TLS.
+//!
+//! So many TLS handshakes go on at once. Who says STARTTLS and then nothing gives way to those who come.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -29,6 +32,7 @@ use super::protocol::option::{
 use super::protocol::option_reply::{self as reply, OptionRefusal};
 use crate::limits::{NBD_OPTION_SKIP_BYTES_MAX, NBD_OPTIONS_MAX};
 use crate::units::convert::u32_to_usize;
+use crate::units::entrance::Entrance;
 
 /// How connections are encrypted, and whose are taken.
 pub trait Upgrade: std::fmt::Debug + Send + Sync {
@@ -45,16 +49,22 @@ pub trait Upgrade: std::fmt::Debug + Send + Sync {
     fn refused(&self, peer: &str, reason: &str);
 }
 
-/// Negotiates in the clear until the client asks for TLS, and upgrades.
+/// Negotiates in the clear until the client asks for TLS, and upgrades. Nobody has one of the `turns` before it
+/// has asked; one that is not done within `grace` makes room.
 pub(super) async fn upgrade(
     mut stream: TcpStream,
+    address: IpAddr,
     tls: &dyn Upgrade,
-    turns: &Semaphore,
+    (turns, grace): (&Arc<Entrance>, Duration),
 ) -> Result<(TlsStream<TcpStream>, ClientFlags), End> {
     let flags = wanted(&mut stream).await?;
-    let _turn = turns.acquire().await;
+    let turn = turns.turn(Some(address), grace).await;
     let failed = |error: io::Error| End::Tls(error.to_string());
-    let stream = TlsAcceptor::from(tls.config()).accept(stream).await.map_err(failed)?;
+    let stream = tokio::select! {
+        accepted = TlsAcceptor::from(tls.config()).accept(stream) => accepted.map_err(failed)?,
+        () = turn.lost() => return Err(End::MadeRoom),
+    };
+    drop(turn);
     let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     tls.admits(shown).map_err(End::Tls)?;
     Ok((stream, flags))

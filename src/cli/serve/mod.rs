@@ -49,6 +49,7 @@ use crate::device::{MemberReport, MemberState};
 use crate::hub::{HubError, HubOptions};
 use crate::limits::ADMIN_PROGRESS_MS;
 use crate::link::plain::PlainDoor;
+use crate::link::refusals::Crowded;
 use crate::link::tls::ServedTls;
 use crate::metric::catalogue as names;
 use crate::nbd;
@@ -263,7 +264,8 @@ impl Locks {
             let door: Arc<dyn nbd::serve::Guard> = door;
             door
         });
-        nbd::serve::Options { tls, guard, ..nbd::serve::Options::default() }
+        let told: Option<Arc<dyn nbd::serve::Told>> = Some(Arc::new(Crowded::new(NBD_REFUSED)));
+        nbd::serve::Options { tls, guard, told, ..nbd::serve::Options::default() }
     }
 
     /// Why nobody takes the certificate that they show.
@@ -541,7 +543,9 @@ fn collect_carried(kind: &'static str, blocks: u64, bytes: u64) {
 fn collect_nbd(server: &nbd::serve::Server) {
     let counters = server.counters();
     metrics::gauge!(names::NBD_CONNECTIONS.name).set(to_f64(counters.connections_open()));
-    let refused = counters.protocol_errors() + counters.connections_turned_away();
+    let refused = counters.protocol_errors()
+        + counters.connections_turned_away()
+        + counters.connections_refused();
     metrics::counter!(names::NBD_CLIENTS_REFUSED.name).absolute(refused);
     for operation in Operation::ALL.into_iter().filter(|operation| *operation != Operation::Unknown)
     {
@@ -649,6 +653,41 @@ mod tests {
     use crate::pool::PoolOptions;
     use crate::pool::testing::new_device;
     use crate::upkeep::Options;
+
+    /// Goal: an NBD client for whom there is no room is in the series of those refused, as one that makes room and
+    /// as one that comes too late. Control: the series is 0 before.
+    #[tokio::test]
+    async fn clients_without_room_are_counted() {
+        let options = nbd::serve::Options { connections_max: 1, ..Default::default() };
+        let options = nbd::serve::Options { linger: Duration::from_millis(50), ..options };
+        let server = nbd::serve::Server::new(options);
+        let shows = |count: u64| {
+            let recorder = crate::observe::recorder::builder().unwrap().build_recorder();
+            metrics::with_local_recorder(&recorder, || collect_nbd(&server));
+            let page = recorder.handle().render();
+            page.contains(&format!("{} {count}\n", names::NBD_CLIENTS_REFUSED.name))
+        };
+        let listen = nbd::listen::Listen::Tcp("127.0.0.1:0".parse().unwrap());
+        let listener = nbd::listen::Listener::bind(&listen).await.unwrap();
+        let &nbd::listen::Listen::Tcp(address) = listener.listens_on() else { unreachable!() };
+        let (running, stop) = (server.clone(), CancellationToken::new());
+        let exports = Arc::new(nbd::memory::MemoryExports::new([]));
+        let token = stop.clone();
+        let task = tokio::spawn(async move { running.run(listener, exports, token).await });
+        assert!(shows(0));
+        let first = tokio::net::TcpStream::connect(address).await.unwrap();
+        let second = tokio::net::TcpStream::connect(address).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while !shows(1) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await
+        .expect("it is counted");
+        drop((first, second));
+        stop.cancel();
+        task.await.unwrap();
+    }
 
     /// Goal: who asks how a pool is gets his answer while a call is stuck under the pool's lock.
     #[test]

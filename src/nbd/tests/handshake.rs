@@ -1,6 +1,6 @@
 //! Each option and each way a handshake can go wrong.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::client::*;
 use super::exports::{Gate, Only};
 use super::*;
-use crate::nbd::serve::Guard;
+use crate::nbd::serve::{Guard, Told};
 
 const FLAGS_SIMPLE: [u8; 2] = [0x0d, 0x6d];
 const SIZE: [u8; 8] = [0, 0, 0, 0, 0, 0x10, 0, 0];
@@ -379,6 +379,68 @@ async fn connections_over_the_cap_are_closed_at_once() {
     let mut four = running.connect().await;
     four.open("vol0", true).await;
     assert_eq!(running.server.counters().connections_total(), 3);
+    running.finish().await;
+}
+
+/// Who was told of, and why.
+#[derive(Debug, Default)]
+struct Log(Mutex<Vec<(String, String)>>);
+
+impl Told for Log {
+    fn refused(&self, peer: &str, reason: &str) {
+        self.0.lock().unwrap().push((peer.to_owned(), reason.to_owned()));
+    }
+}
+
+/// Goal: connections that say nothing, or never come to an end, keep no client out, and cut off none that has
+/// opened an export; each is counted and told of with its address. Method: many more of them than places; the
+/// oldest goes for each. Control: with all places held by clients it is the newcomer, silent or not.
+#[tokio::test]
+async fn silent_connections_make_room_and_clients_stay() {
+    let told = Arc::new(Log::default());
+    let options = Options { connections_max: 4, told: Some(told.clone()), ..options() };
+    let options = Options { handshake_deadline: Duration::from_secs(3600), ..options };
+    let exports = Arc::new(MemoryExports::new([volume()]));
+    let running = Running::start(options, exports).await;
+    let mut one = running.connect().await;
+    one.open("vol0", true).await;
+    let (mut silent, mut peers) = (Vec::new(), Vec::new());
+    for at in 0..10 {
+        let mut client = running.connect().await;
+        peers.push(client.stream.local_addr().unwrap().to_string());
+        if at % 2 == 0 {
+            client.greet(3).await;
+        } else {
+            client.read::<18>().await;
+        }
+        silent.push(client);
+    }
+    until(|| running.server.counters().connections_refused() == 7).await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = running.connect().await;
+        client.open("vol0", true).await;
+        clients.push(client);
+    }
+    for mut client in silent {
+        client.expect_closed().await;
+    }
+    let mut late = running.connect().await;
+    let reason = "made room for a newer one".to_owned();
+    let mut wanted: Vec<_> = peers.into_iter().map(|peer| (peer, reason.clone())).collect();
+    let reason = "all places are held by clients that have opened an export".to_owned();
+    wanted.push((late.stream.local_addr().unwrap().to_string(), reason));
+    late.expect_closed().await;
+    let mut said = told.0.lock().unwrap().clone();
+    said.sort();
+    wanted.sort();
+    assert_eq!(said, wanted);
+    assert_eq!(running.server.counters().connections_refused(), 11);
+    assert_eq!(running.server.counters().protocol_errors(), 0);
+    clients.push(one);
+    for client in &mut clients {
+        assert_eq!(client.ask(READ, 0, 0, 1).await.kind, 2, "those who are in stay in");
+    }
     running.finish().await;
 }
 

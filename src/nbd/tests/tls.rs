@@ -249,29 +249,94 @@ async fn a_client_that_may_not_come_is_counted() {
     running.finish().await;
 }
 
-/// A handshake that does not go on has its time, and then goes; others pass it.
-#[tokio::test]
-async fn silent_handshakes_hold_up_nobody() {
-    let own = Own::new(false);
-    let memory = volume();
-    let exports = Arc::new(MemoryExports::new([Arc::clone(&memory)]));
-    let tls: Option<Arc<dyn Upgrade>> = Some(own.clone());
-    let short = Duration::from_secs(2);
-    let few = Options { tls, upgrades_max: 4, handshake_deadline: short, ..options() };
-    let running = Running::start(few, exports).await;
-    let mut silent = Vec::new();
-    for _ in 0..3 {
+/// Longer than a test: what has so much time ends for another reason.
+const NEVER: Duration = Duration::from_secs(3600);
+
+impl Own {
+    /// A client that has asked for TLS, which it may begin now.
+    async fn asked(&self, running: &Running) -> Client {
         let mut client = running.connect().await;
         client.greet(3).await;
         client.expect_option(5, b"", ACK).await;
-        silent.push(client);
+        client
     }
-    let mut client = running.connect().await;
-    client.greet(3).await;
-    client.expect_option(5, b"", ACK).await;
-    let mut behind = own.connect(client).await.unwrap();
-    assert_eq!(behind.option(7, &info_payload("vol0", &[])).await, ACK);
-    running.protocol_errors(3).await;
-    drop((silent, behind));
+
+    /// A client that has opened the volume.
+    async fn opened(&self, running: &Running) -> Behind {
+        let mut behind = self.connect(self.asked(running).await).await.unwrap();
+        assert_eq!(behind.option(7, &info_payload("vol0", &[])).await, ACK);
+        behind
+    }
+}
+
+/// Goal: clients that ask for TLS and then say nothing keep nobody out, however many they are. Method: they hold
+/// all places of the handshake, and others of them wait; a good client is served, and as many have made room as
+/// had to. Control: where nobody makes room, it waits until they are gone.
+#[tokio::test]
+async fn silent_handshakes_hold_up_nobody() {
+    for upgrade_grace in [Duration::from_millis(50), NEVER] {
+        let own = Own::new(false);
+        let exports = Arc::new(MemoryExports::new([volume()]));
+        let tls: Option<Arc<dyn Upgrade>> = Some(own.clone());
+        let few = Options { tls, upgrades_max: 4, upgrade_grace, ..options() };
+        let few = Options { handshake_deadline: NEVER, ..few };
+        let running = Running::start(few, exports).await;
+        let mut silent = Vec::new();
+        for _ in 0..6 {
+            silent.push(own.asked(&running).await);
+        }
+        let client = own.asked(&running).await;
+        if upgrade_grace == NEVER {
+            let connector = TlsConnector::from(own.client.clone());
+            let name = ServerName::try_from("localhost").unwrap();
+            let mut come = std::pin::pin!(connector.connect(name, client.stream));
+            assert!(timeout(Duration::from_millis(500), &mut come).await.is_err());
+            assert_eq!(running.server.counters().connections_refused(), 0);
+            silent.clear();
+            timeout(PATIENCE, come).await.expect("they are gone").unwrap();
+        } else {
+            let mut behind = own.connect(client).await.unwrap();
+            assert_eq!(behind.option(7, &info_payload("vol0", &[])).await, ACK);
+            until(|| running.server.counters().connections_refused() == 3).await;
+            assert_eq!(running.server.counters().protocol_errors(), 0);
+            silent[0].expect_closed().await;
+            running.connections(4).await;
+        }
+        drop(silent);
+        running.finish().await;
+    }
+}
+
+/// Goal: whoever has opened no export makes room for who comes, however far it got: in the clear, before its
+/// handshake, behind it. Control: those who have opened one stay; then it is the newcomer who is closed.
+#[tokio::test]
+async fn who_has_opened_no_export_makes_room() {
+    let own = Own::new(false);
+    let exports = Arc::new(MemoryExports::new([volume()]));
+    let tls: Option<Arc<dyn Upgrade>> = Some(own.clone());
+    let few = Options { tls, connections_max: 3, handshake_deadline: NEVER, ..options() };
+    let running = Running::start(few, exports).await;
+    let mut in_the_clear = running.connect().await;
+    in_the_clear.greet(3).await;
+    let mut asked = own.asked(&running).await;
+    let mut behind = own.connect(own.asked(&running).await).await.unwrap();
+    assert_eq!(behind.option(3, b"").await, ACK);
+    let mut good = Vec::new();
+    for count in 1..=3 {
+        good.push(own.opened(&running).await);
+        assert_eq!(running.server.counters().connections_refused(), count);
+    }
+    in_the_clear.expect_closed().await;
+    asked.expect_closed().await;
+    let ended = timeout(PATIENCE, behind.0.read(&mut [0; 1])).await.expect("closed");
+    assert!(!matches!(ended, Ok(1)), "{ended:?}");
+    running.connect().await.expect_closed().await;
+    assert_eq!(running.server.counters().connections_refused(), 4);
+    for client in &mut good {
+        client.send(&request(READ, 0, 9, 4095, 2)).await;
+        assert_eq!(client.bytes(18).await[16..], [0, 0xab]);
+    }
+    assert_eq!(running.server.counters().protocol_errors(), 0);
+    assert!(own.said.lock().unwrap().is_empty());
     running.finish().await;
 }
