@@ -1,15 +1,16 @@
 //! Connections of sources: accept, Hello, hand over to the source's arbiter, read, write.
 //!
 //! Until a peer has said a Hello with a known name it costs one of a bounded number of places and
-//! has a deadline; nothing is stored for it. When all places are taken, the one that has been
-//! silent for longest makes room: who says nothing cannot keep others out. After that its socket
+//! has a deadline; nothing is stored for it. When all places are taken, one of them makes room: who
+//! says nothing cannot keep others out. Who comes from where a source came from before goes last, so
+//! that it has its time also over a slow line and among strangers who never end. After that its socket
 //! lives on the arbiter of its source's actor, with one reading and one writing task. Whatever ends
 //! a connection is told to the actor with its reason, and touches nobody else.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -21,15 +22,15 @@ use super::actor::{Connected, Content, FrameIn, PeerEnds, SILENCE_MAX, SourceAct
 use super::certificates::{self, Spoken};
 use super::failback;
 use super::join_by;
-use super::lane::lock;
 use super::registry::Entry;
 use super::shared::{Shared, SourceSetting};
-use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, SEND_QUEUE_FRAMES};
+use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, REGULARS_MAX, SEND_QUEUE_FRAMES};
 use crate::link::shown::Shown;
 use crate::link::socket::{Socket, WriteHalf};
 use crate::link::{FrameReader, LinkError, Outgoing};
 use crate::record::transfer::Transfer;
 use crate::units::convert::to_u64;
+use crate::units::entrance::{Entrance, Place};
 use crate::units::ids::SourceId;
 use crate::units::machine;
 use crate::units::names::SourceName;
@@ -40,7 +41,7 @@ const FLUSH_MAX: Duration = Duration::from_secs(5);
 
 /// Accepts sources until `stop`.
 pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
-    let strangers = Arc::new(Strangers::default());
+    let entrance = Arc::new(Entrance::new(HANDSHAKES_MAX, REGULARS_MAX));
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -48,21 +49,10 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
         };
         match accepted {
             Ok((stream, address)) => {
-                let (number, room, crowded) = strangers.admit(&shared);
-                let (shared, strangers) = (shared.clone(), strangers.clone());
-                tokio::spawn(async move {
-                    let peer = address.to_string();
-                    let greeted = tokio::select! {
-                        () = room.cancelled() => Err("made room for a newer one".to_owned().into()),
-                        greeted = enter(stream, &peer, &shared) => greeted,
-                    };
-                    if let Err(Stranger { key, reason }) = greeted {
-                        shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
-                        shared.counters.said.say("connection refused", &peer, &key, &reason);
-                    }
-                    lock(&strangers.waiting).remove(&number);
-                });
-                if crowded {
+                // None is held for longer than a handshake.
+                let Some(place) = entrance.admit(Some(address.ip())) else { continue };
+                tokio::spawn(stranger(stream, address, place, entrance.clone(), shared.clone()));
+                if entrance.waiting() > HANDSHAKES_MAX / 4 {
                     // Those who have said who they are go first: when many come at once, as behind
                     // a restart of this hub, none of them makes room for the next.
                     tokio::task::yield_now().await;
@@ -77,28 +67,29 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
     }
 }
 
-/// Connections that have not been handed over yet, by the order in which they came.
-#[derive(Debug, Default)]
-struct Strangers {
-    waiting: Mutex<BTreeMap<u64, CancellationToken>>,
-    next: AtomicU64,
-}
-
-impl Strangers {
-    /// A place for one more; if there is none, the oldest loses its own.
-    /// Also whether it is getting crowded.
-    fn admit(&self, shared: &Shared) -> (u64, CancellationToken, bool) {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let room = CancellationToken::new();
-        let mut waiting = lock(&self.waiting);
-        while waiting.len() >= HANDSHAKES_MAX {
-            if let Some((_, oldest)) = waiting.pop_first() {
-                oldest.cancel();
-                shared.counters.refused(RefusedCode::Busy);
-            }
+/// A connection that has not been handed over yet.
+async fn stranger(
+    stream: TcpStream,
+    address: SocketAddr,
+    place: Place,
+    entrance: Arc<Entrance>,
+    shared: Arc<Shared>,
+) {
+    let peer = address.to_string();
+    let greeted = tokio::select! {
+        () = place.lost() => {
+            shared.counters.refused(RefusedCode::Busy);
+            Err("made room for a newer one".to_owned().into())
         }
-        waiting.insert(number, room.clone());
-        (number, room, waiting.len() > HANDSHAKES_MAX / 4)
+        greeted = enter(stream, &peer, &shared) => greeted,
+    };
+    match greeted {
+        // It is a source: known by its certificate, or, without TLS, on this machine.
+        Ok(()) => entrance.remember(address.ip()),
+        Err(Stranger { key, reason }) => {
+            shared.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+            shared.counters.said.say("connection refused", &peer, &key, &reason);
+        }
     }
 }
 

@@ -112,11 +112,16 @@ impl Fake {
 
     pub async fn connect_with(&mut self, address: std::net::SocketAddr, hello: Hello) -> Message {
         let stream = TcpStream::connect(address).await.unwrap();
+        self.say_hello(stream, hello).await.expect("an answer to Hello")
+    }
+
+    /// Says Hello on a connection; nothing if the hub closes it.
+    pub async fn say_hello(&mut self, stream: TcpStream, hello: Hello) -> Option<Message> {
         stream.set_nodelay(true).unwrap();
         let (read, write) = stream.into_split();
         self.link = Some((FrameReader::new(read), write));
-        self.send(&Message::Hello(Box::new(hello)), Bytes::new()).await;
-        self.receive().await.expect("an answer to Hello")
+        let said = self.try_send(&Message::Hello(Box::new(hello)), Bytes::new()).await;
+        if said { self.receive().await } else { None }
     }
 
     pub async fn welcomed(&mut self, address: std::net::SocketAddr) -> Welcome {

@@ -371,7 +371,58 @@ fn silent_connections_make_room_for_a_source() {
         let newest = silent.last_mut().unwrap();
         let mut byte = [0; 1];
         assert!(newest.try_read(&mut byte).is_err(), "only one had to make room");
-        assert_eq!(hub.shared().counters.refusals().get("busy"), Some(&1));
+        let busy = || hub.shared().counters.refusals().get("busy").copied();
+        until("it is counted", || busy() == Some(1)).await;
+        hub.stop().await;
+    });
+}
+
+/// Goal: a source that comes again over a slow line has its time, whatever number of strangers comes meanwhile,
+/// each of another address. Control: one that was never here is pushed out by them, as the oldest; but not by
+/// strangers of one address, who take the places from each other.
+#[test]
+fn who_was_here_before_is_not_pushed_out_by_strangers() {
+    use tokio::net::{TcpSocket, TcpStream};
+    async fn from(host: [u8; 4], hub: std::net::SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((host, 0).into()).unwrap();
+        socket.connect(hub).await.unwrap()
+    }
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::start(options(dir.path(), &["a", "b"])).await.unwrap();
+        let (address, own, other) = (hub.address(), [127, 0, 0, 1], [127, 0, 0, 3]);
+        let busy = || hub.shared().counters.refusals().get("busy").copied().unwrap_or(0);
+        let mut a = Fake::new("a");
+        a.welcomed(address).await;
+        for (name, host, flood_of_one, comes) in [
+            ("a", own, false, true),
+            ("a", own, true, true),
+            ("b", other, false, false),
+            ("b", other, true, true),
+        ] {
+            let slow = from(host, address).await;
+            let (before, mut flood) = (busy(), Vec::new());
+            for last in 1..=3 * u8::try_from(crate::limits::HANDSHAKES_MAX).unwrap() {
+                let host = if flood_of_one { [127, 0, 0, 2] } else { [127, 0, 7, last] };
+                flood.push(from(host, address).await);
+            }
+            // All of them were met: only the last ones have a place.
+            let met = 2 * u64::try_from(crate::limits::HANDSHAKES_MAX).unwrap();
+            until("the flood is there", || busy() > before + met).await;
+            let mut source = if name == "a" { a.twin() } else { Fake::new(name) };
+            let hello = source.hello();
+            let said = source.say_hello(slow, hello).await;
+            let is_welcome = matches!(said, Some(Message::Welcome(_)));
+            assert_eq!(
+                is_welcome, comes,
+                "{name} of {host:?}, flood of one: {flood_of_one}: {said:?}"
+            );
+            assert!(is_welcome || said.is_none(), "{said:?}");
+            if name == "a" {
+                a = source;
+            }
+        }
         hub.stop().await;
     });
 }
