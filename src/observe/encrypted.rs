@@ -1,10 +1,9 @@
 //! A TCP listener whose connections are handed on once their TLS handshake is done.
 //!
 //! Handshakes go on beside each other, at most `HANDSHAKES_MAX` of them; one that is not done in time
-//! is dropped, and the oldest makes room for a new one. So nobody waits for clients that say nothing. Each of
+//! is dropped, and one makes room for a new one: the oldest of the host that has most. So nobody waits for clients that say nothing. Each of
 //! them is counted, and said once.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,13 +11,14 @@ use std::time::Duration;
 
 use axum::serve::Listener;
 use futures_util::StreamExt;
-use futures_util::future::{AbortHandle, Abortable, BoxFuture};
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX};
 use crate::link::tls::{ServedStream, ServedTls};
+use crate::units::entrance::Entrance;
 
 /// What came of a handshake, and with whom.
 type Done = (SocketAddr, Result<ServedStream, String>);
@@ -28,37 +28,33 @@ pub(super) struct Encrypted {
     inner: TcpListener,
     tls: Arc<ServedTls>,
     handshakes: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// Who can be made to give way, oldest first; of those that are done some may be among them.
-    oldest: VecDeque<AbortHandle>,
+    places: Arc<Entrance>,
 }
 
 impl Encrypted {
     /// A listener whose connections are encrypted.
     pub(super) fn new(inner: TcpListener, tls: Arc<ServedTls>) -> Self {
-        Self { inner, tls, handshakes: FuturesUnordered::new(), oldest: VecDeque::new() }
+        let places = Arc::new(Entrance::new(HANDSHAKES_MAX, 0));
+        Self { inner, tls, handshakes: FuturesUnordered::new(), places }
     }
 
     fn begin(&mut self, stream: TcpStream, peer: SocketAddr) {
-        if self.oldest.len() == HANDSHAKES_MAX
-            && let Some(oldest) = self.oldest.pop_front()
-        {
-            oldest.abort();
-        }
+        // None is held for longer than a handshake.
+        let Some(place) = self.places.admit(Some(peer.ip())) else { return };
         let tls = Arc::clone(&self.tls);
-        let (handle, registration) = AbortHandle::new_pair();
         let handshake = async move {
             let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
-            let handshake = Abortable::new(timeout(deadline, tls.accept(stream)), registration);
-            let done = match handshake.await {
-                Ok(Ok(Ok(stream))) => Ok(stream),
-                Ok(Ok(Err(error))) => Err(error.to_string()),
-                Ok(Err(_)) => Err("no handshake in time".to_owned()),
-                Err(_) => Err("made room for a newer one".to_owned()),
+            let done = tokio::select! {
+                done = timeout(deadline, tls.accept(stream)) => match done {
+                    Ok(Ok(stream)) => Ok(stream),
+                    Ok(Err(error)) => Err(error.to_string()),
+                    Err(_) => Err("no handshake in time".to_owned()),
+                },
+                () = place.lost() => Err("made room for a newer one".to_owned()),
             };
             (peer, done)
         };
         self.handshakes.push(Box::pin(handshake));
-        self.oldest.push_back(handle);
     }
 }
 

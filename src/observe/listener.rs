@@ -4,7 +4,8 @@
 //! otherwise hold descriptors for ever. So only what the server says starts the clock anew: a
 //! request has one deadline from the accept or the answer before it, whatever trickles in. When all
 //! places are taken, the connection that was told something longest ago makes room: who only holds
-//! places cannot keep Prometheus or a health check out.
+//! places cannot keep Prometheus or a health check out. While half of the places are held by those that
+//! were never told anything, it is the oldest of these: silent newcomers do not push out who is served.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -57,10 +58,14 @@ impl Places {
         let number = self.tick();
         let mut open = self.lock();
         while open.len() >= connections_max {
+            let is_silent =
+                |(number, place): &(&u64, &Place)| place.mark.load(Ordering::Relaxed) == **number;
+            let silent_only = open.iter().filter(is_silent).count() * 2 >= connections_max;
             let oldest = open
                 .iter()
+                .filter(|place| !silent_only || is_silent(place))
                 .min_by_key(|(_, place)| place.mark.load(Ordering::Relaxed))
-                .map(|p| *p.0);
+                .map(|place| *place.0);
             let Some(cut) = oldest.and_then(|oldest| open.remove(&oldest)) else { break };
             cut.cut.cancel();
         }

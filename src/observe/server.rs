@@ -443,6 +443,51 @@ mod tests {
         server.abort();
     }
 
+    /// Goal: a client that is served keeps its connection, whatever number of silent ones comes. Control: as many
+    /// that are served, as there are places, do push it out.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn silent_newcomers_do_not_push_out_who_is_served() {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let bounded = Bounded::new(tcp, 4, Duration::from_secs(20));
+        let app = Router::new().route("/", get(|| async { "here" }));
+        let server = tokio::spawn(async move { axum::serve(bounded, app).await });
+        let asking = tokio::task::spawn_blocking(move || {
+            let connect = || {
+                let stream = TcpStream::connect(address).unwrap();
+                stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+                stream
+            };
+            let ask = |stream: &mut TcpStream| {
+                stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").ok()?;
+                let mut text = Vec::new();
+                while !text.ends_with(b"here") {
+                    let mut part = [0; 512];
+                    let count = stream.read(&mut part).ok().filter(|count| *count > 0)?;
+                    text.extend_from_slice(&part[..count]);
+                }
+                Some(())
+            };
+            let mut served = connect();
+            ask(&mut served).expect("an answer");
+            let mut silent: Vec<_> = (0..12).map(|_| connect()).collect();
+            // All but the last ones are closed by then.
+            assert_eq!(silent[8].read(&mut [0; 1]).unwrap(), 0);
+            ask(&mut served).expect("it is still there");
+            let others: Vec<_> = (0..4)
+                .map(|_| {
+                    let mut stream = connect();
+                    ask(&mut stream).expect("newcomers are served");
+                    stream
+                })
+                .collect();
+            assert!(ask(&mut served).is_none(), "the one that was served longest ago is closed");
+            drop(others);
+        });
+        asking.await.unwrap();
+        server.abort();
+    }
+
     /// Goal: a request that comes in drops has one deadline; no byte of it puts that off.
     /// Method: both places are taken by clients that send a byte of a header all the while; each is
     /// closed, and a third is served.
