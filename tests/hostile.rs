@@ -4,8 +4,11 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test names the messages it wants")]
 #![expect(clippy::too_many_lines, reason = "one list of bad things with their answers")]
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mirrorhub::cli::authority::Authority;
@@ -23,6 +26,8 @@ use mirrorhub::wire::message::{
     Ack, CpDone, CpEnd, Frame, Hello, Message, PROTOCOL_VERSION, PartitionFull, Refused,
     RefusedCode, Updates, VolumeOffer, VolumeRoot, Welcome,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::harness::oracle::{Known, Writer};
 use crate::harness::windows::Bystander;
@@ -460,6 +465,101 @@ fn strangers_at_a_door_with_tls_slow_nobody_down() {
     let lines = log.lines().filter(|line| line.contains("refused")).count();
     assert!((2..60).contains(&lines), "{lines} lines");
     assert!(log.contains("made room for a newer one"), "nobody had to make room");
+}
+
+/// Connects from that address of this machine.
+async fn connect_from(host: [u8; 4], to: SocketAddr) -> Option<tokio::net::TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4().ok()?;
+    socket.bind((host, 0).into()).ok()?;
+    socket.connect(to).await.ok()
+}
+
+/// A line to the hub from that address that takes `delay` for whatever is said, each way.
+async fn slow_line(listen: SocketAddr, host: [u8; 4], hub: SocketAddr, delay: Duration) {
+    let listener = tokio::net::TcpListener::bind(listen).await.expect("a port");
+    loop {
+        let (near, _) = listener.accept().await.expect("a source");
+        let Some(far) = connect_from(host, hub).await else { continue };
+        let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+        tokio::spawn(slowly(near_in, far_out, delay));
+        tokio::spawn(slowly(far_in, near_out, delay));
+    }
+}
+
+/// Passes on what comes, later.
+async fn slowly(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) {
+    let mut bytes = vec![0; 1 << 16];
+    while let Ok(count @ 1..) = from.read(&mut bytes).await {
+        tokio::time::sleep(delay).await;
+        if to.write_all(&bytes[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Half-open handshakes without end, each from another address than the one before; how many there were.
+async fn flood(hub: SocketAddr, count: Arc<AtomicU64>) {
+    let half = half_a_client_hello();
+    let mut kept = VecDeque::new();
+    for host in (1..=250).cycle() {
+        if let Some(mut stream) = connect_from([127, 0, 7, host], hub).await {
+            // Who has to make room is closed in the middle.
+            drop(stream.write_all(&half).await);
+            kept.push_back(stream);
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        if kept.len() > 200 {
+            kept.pop_front();
+        }
+        if host % 3 == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// Goal: a source over a slow line that is restarted in the middle of a flood of half-open handshakes is in session
+/// within 10 s. Control: a source over such a line from an address from which none ever came is pushed out as
+/// long as the flood lasts, and comes in behind it.
+#[test]
+fn a_source_is_not_pushed_out_by_a_flood() {
+    let names = ["filer-a", "filer-b"];
+    let mut cluster = certified(&names);
+    cluster.refusals_wanted = true;
+    let (hub, delay) = (cluster.hub_address(), Duration::from_millis(250));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    for (at, name) in names.iter().enumerate() {
+        let at = u8::try_from(at).expect("two");
+        let line = SocketAddr::new(hub.ip(), 7450 + u16::from(at));
+        replace(&cluster.source_config(name), &hub.to_string(), &line.to_string());
+        runtime.spawn(slow_line(line, [127, 0, 0, 1 + 2 * at], hub, delay));
+    }
+    cluster.start_hub();
+    cluster.start_source("filer-a");
+    cluster.wait_in_sync("filer-a");
+    cluster.kill_source("filer-a");
+    wait_for("it is gone", PATIENCE, || cluster.on_hub("filer-a")["state"] != "in-sync");
+    let count = Arc::new(AtomicU64::new(0));
+    let flood = runtime.spawn(flood(hub, count.clone()));
+    wait_for("the flood is there", PATIENCE, || refusals(&cluster, "busy") > 100.0);
+    let (begin, before) = (Instant::now(), count.load(Ordering::Relaxed));
+    cluster.start_source("filer-a");
+    cluster.start_source("filer-b");
+    wait_for("it is in session", Duration::from_secs(10), || {
+        cluster.on_hub("filer-a")["state"] == "in-sync"
+    });
+    println!("in session after {:?}", begin.elapsed());
+    pause(Duration::from_secs(4).saturating_sub(begin.elapsed()));
+    let other = cluster.on_hub("filer-b")["state"].clone();
+    let (came, elapsed) = (count.load(Ordering::Relaxed) - before, begin.elapsed());
+    println!("{came} came in {elapsed:?}");
+    assert_ne!(other, "in-sync", "a flood of {came} in {elapsed:?} pushed nobody out");
+    flood.abort();
+    cluster.wait_in_sync("filer-b");
+    assert_eq!(cluster.on_hub("filer-a")["state"], "in-sync");
+    cluster.end();
+    runtime.shutdown_background();
 }
 
 /// What the lying hub does with a connection.
