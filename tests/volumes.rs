@@ -108,6 +108,11 @@ fn a_volume_of_another_size_is_refused_alone_and_comes_back() {
     let (_, page) = http_get(&cluster.hub_url("/metrics"));
     let series = format!("mirrorhub_source_refused_volumes{{source=\"{NAME}\"}} 1");
     assert!(page.contains(&series), "{page}");
+    for (volume, refused) in [("vol0", 0), ("vol1", 0), ("vol2", 1)] {
+        let series = "mirrorhub_volume_refused";
+        let series = format!("{series}{{source=\"{NAME}\",volume=\"{volume}\"}} {refused}\n");
+        assert!(page.contains(&series), "{volume}: {page}");
+    }
     // A failover names what it would lose, and wants it accepted.
     let dry = run(Command::new(BINARY)
         .args(["failover", NAME, "--dry-run", "--config"])

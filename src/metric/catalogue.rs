@@ -249,6 +249,8 @@ catalogue! {
     // ---- one volume ----
     VOLUME_SIZE_BYTES = "mirrorhub_volume_size_bytes", Bytes, Kind::Gauge,
         [SOURCE, VOLUME], "Size of the volume as clients see it";
+    VOLUME_REFUSED = "mirrorhub_volume_refused", Count, Kind::Gauge,
+        [SOURCE, VOLUME], "1 for a volume that is not mirrored, or is being brought up while others are in step; else 0";
 
     // ---- writes and the ring ----
     CLIENT_WRITE_SECONDS = "mirrorhub_client_write_duration_seconds", Seconds,

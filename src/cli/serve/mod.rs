@@ -636,11 +636,14 @@ fn collect_source(entry: &SourceEntry, published_at: u64, is_filer: bool) {
     let refused = entry.volumes.iter().filter(|volume| volume.trouble.is_some()).count();
     gauge(names::SOURCE_REFUSED_VOLUMES.name, to_f64(to_u64(refused)));
     for volume in &entry.volumes {
-        metrics::gauge!(
-            names::VOLUME_SIZE_BYTES.name,
-            "source" => source.clone(), "volume" => volume.name.to_string()
-        )
-        .set(to_f64(volume.size_bytes));
+        let refused = if volume.trouble.is_some() { 1.0 } else { 0.0 };
+        for (name, value) in [
+            (names::VOLUME_SIZE_BYTES.name, to_f64(volume.size_bytes)),
+            (names::VOLUME_REFUSED.name, refused),
+        ] {
+            let labels = [("source", source.clone()), ("volume", volume.name.to_string())];
+            metrics::gauge!(name, &labels).set(value);
+        }
     }
 }
 
