@@ -197,14 +197,10 @@ fn source_log() -> Case {
             assert!(!shown.contains("faulted") && shown.contains("the log has a gap"), "{shown}");
             // The source has all of it, and sends it again: nobody has to delete anything.
             scene.cluster.start_source(NAME);
-            let limit = LIMIT;
-            wait_for("the source has sent it again", limit, || {
-                let shown = scene.cluster.on_hub(NAME);
-                shown["state"] == "in-sync"
-            });
+            scene.cluster.wait_in_sync(NAME);
             scene.is_whole();
             // Another boot of the source: its CP shows that nothing is missing.
-            wait_for("nothing is missing any more", limit, || {
+            wait_for("nothing is missing any more", LIMIT, || {
                 !scene.cluster.on_hub(NAME).to_string().contains("gap")
             });
         },
@@ -346,6 +342,11 @@ impl Scene {
         for (byte, mib) in LOGGED.iter().zip(4..) {
             client.write(mib << 20, &[*byte; 64 << 10]).expect("a write");
         }
+        // Both have them, the hub in its ring and in the log of the source.
+        wait_for("the writes are drained", LIMIT, || {
+            let shown = cluster.on_hub(NAME);
+            shown["drained_bytes"] == shown["staged_bytes"] && shown["staged_bytes"] != 0
+        });
         cluster.end();
         for end in ["hub", NAME] {
             copy(&cluster.path(end).join("state"), &cluster.path(&format!("{end}-before")));
