@@ -26,7 +26,7 @@ use crate::record::marks::Place;
 use crate::session::primary::Action;
 use crate::units::convert::{to_u64, to_usize};
 use crate::units::machine;
-use crate::units::moment::{self, Changing, Shown};
+use crate::units::moment::{self, Changing, Moment, Shown};
 use crate::units::numbers::{ByteCount, SequenceNumber};
 use crate::units::policy::{LagLimit, Mode, Policy};
 
@@ -204,7 +204,7 @@ type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
 
 /// The waiters and the two cursors.
 pub struct Completion {
-    state: Shown<State, FIGURES>,
+    state: Shown<State, Moment<FIGURES>>,
     own_moved: Notify,
     /// The gate was set, or nothing is acknowledged any more.
     gate_moved: Notify,
@@ -231,7 +231,7 @@ impl Completion {
     }
 
     fn with_clock(own: SequenceNumber, clock: Clock) -> Self {
-        let state = Shown::new(State { own, ..State::default() });
+        let state = Shown::new(State { own, ..State::default() }, Moment::default());
         Self { state, own_moved: Notify::new(), gate_moved: Notify::new(), clock }
     }
 
@@ -249,7 +249,7 @@ impl Completion {
 
     /// What is shown; never waits.
     pub fn figures(&self) -> Figures {
-        Figures::of(self.state.read())
+        Figures::of(self.state.shown().read())
     }
 
     /// The highest sequence number ever answered. It stands still while the gate is [`Gate::Held`].
@@ -386,20 +386,13 @@ impl Completion {
         self.gate_moved.notify_waiters();
     }
 
-    /// Whether nobody holds the lock.
+    /// Its lock, for a test.
     #[cfg(test)]
-    pub(super) fn is_free(&self) -> bool {
-        self.state.is_free()
+    pub(super) fn own_lock(&self) -> &dyn moment::Lock {
+        &self.state
     }
 
-    /// Does something while the lock is held.
-    #[cfg(test)]
-    pub(super) fn with_lock_held<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _held = self.lock();
-        work()
-    }
-
-    fn lock(&self) -> Changing<'_, State, FIGURES> {
+    fn lock(&self) -> Changing<'_, State, Moment<FIGURES>> {
         self.state.lock()
     }
 }

@@ -5,16 +5,16 @@
 //! path. What clients' reads need, and whose end may take long, is in [`Standing`] beside it and not shown.
 
 use std::collections::BTreeMap;
-use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 
 use super::beneath::Ground;
 use super::shared::{Affiliation, LinkState, PassStatus, Pins};
 use super::signals::Roots;
 use crate::session::primary::Answering;
+use crate::units::moment::{self, Shown, Shows};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber, VolumeNumber};
 use crate::units::policy::AloneMark;
 use crate::wire::message::VolumeRefusal;
@@ -83,67 +83,20 @@ pub(super) fn sizes(pins: &Pins) -> Arc<BTreeMap<VolumeNumber, ByteCount>> {
     Arc::new(pins.iter().map(|(volume, pin)| (*volume, pin.tree().size)).collect())
 }
 
-/// The lock, and what is shown.
-#[derive(Debug)]
-pub(super) struct Watched {
-    standing: Mutex<Standing>,
-    known: ArcSwap<Known>,
-}
-
-impl Watched {
-    /// Nobody holds the lock.
-    pub(super) fn new(standing: Standing) -> Self {
-        Self {
-            known: ArcSwap::from_pointee(standing.known.clone()),
-            standing: Mutex::new(standing),
-        }
-    }
-
-    /// What is known; never waits.
-    pub(super) fn known(&self) -> Guard<Arc<Known>> {
-        self.known.load()
-    }
-
-    /// Takes the lock.
-    pub(super) fn lock(&self) -> Changing<'_> {
-        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        Changing { standing, known: &self.known, changed: false }
-    }
-
-    /// Whether nobody holds the lock.
-    #[cfg(test)]
-    pub(super) fn is_free(&self) -> bool {
-        !matches!(self.standing.try_lock(), Err(std::sync::TryLockError::WouldBlock))
-    }
-}
+/// The lock, and what is shown; a reader never waits.
+pub(super) type Watched = Shown<Standing, ArcSwap<Known>>;
 
 /// Under the lock; a change is shown when it is dropped.
-#[derive(Debug)]
-pub(super) struct Changing<'a> {
-    standing: MutexGuard<'a, Standing>,
-    known: &'a ArcSwap<Known>,
-    changed: bool,
+pub(super) type Changing<'a> = moment::Changing<'a, Standing, ArcSwap<Known>>;
+
+/// Nobody holds the lock.
+pub(super) fn watched(standing: Standing) -> Watched {
+    let known = ArcSwap::from_pointee(standing.known.clone());
+    Shown::new(standing, known)
 }
 
-impl Deref for Changing<'_> {
-    type Target = Standing;
-
-    fn deref(&self) -> &Standing {
-        &self.standing
-    }
-}
-
-impl DerefMut for Changing<'_> {
-    fn deref_mut(&mut self) -> &mut Standing {
-        self.changed = true;
-        &mut self.standing
-    }
-}
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        if self.changed {
-            self.known.store(Arc::new(self.standing.known.clone()));
-        }
+impl Shows<Standing> for ArcSwap<Known> {
+    fn show(&self, standing: &Standing) {
+        self.store(Arc::new(standing.known.clone()));
     }
 }

@@ -35,7 +35,7 @@ use crate::record::marks::FREEZE_BYTES_MAX;
 use crate::record::transfer::Transfer;
 use crate::units::BLOCK_BYTES_U64;
 use crate::units::convert::{low_u32, to_u64, to_usize};
-use crate::units::moment::{self, Changing, Shown};
+use crate::units::moment::{self, Changing, Moment, Shown};
 use crate::units::numbers::{CpNumber, SequenceNumber, TransferId, VolumeNumber};
 use crate::units::policy::OnFull;
 
@@ -191,7 +191,7 @@ impl Figures {
 
 /// The order of a source.
 pub struct Order {
-    state: Shown<State, FIGURES>,
+    state: Shown<State, Moment<FIGURES>>,
     /// Writers pass in the order they came; the one who waits holds it.
     gate: tokio::sync::Mutex<()>,
     /// Something was released.
@@ -236,7 +236,7 @@ impl Order {
             partition_bytes: 0,
         };
         Self {
-            state: Shown::new(state),
+            state: Shown::new(state, Moment::default()),
             gate: tokio::sync::Mutex::new(()),
             room: Notify::new(),
             pool_takes,
@@ -531,20 +531,13 @@ impl Order {
 
     /// The same for status: never waits.
     pub fn glance(&self) -> Figures {
-        Figures::of(self.state.read())
+        Figures::of(self.state.shown().read())
     }
 
-    /// Whether nobody holds the lock.
+    /// Its lock, for a test.
     #[cfg(test)]
-    pub(super) fn is_free(&self) -> bool {
-        self.state.is_free()
-    }
-
-    /// Does something while the lock is held.
-    #[cfg(test)]
-    pub(super) fn with_lock_held<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _held = self.lock();
-        work()
+    pub(super) fn own_lock(&self) -> &dyn moment::Lock {
+        &self.state
     }
 
     fn check_ranges(&self, transfer: &Transfer) -> Result<(), AdoptError> {
@@ -564,7 +557,7 @@ impl Order {
         Ok(())
     }
 
-    fn lock(&self) -> Changing<'_, State, FIGURES> {
+    fn lock(&self) -> Changing<'_, State, Moment<FIGURES>> {
         self.state.lock()
     }
 }

@@ -23,7 +23,7 @@ use crate::record::transfer::Transfer;
 use crate::session::primary::Held;
 use crate::units::convert::to_u64;
 use crate::units::machine;
-use crate::units::moment::{self, Changing, Shown};
+use crate::units::moment::{self, Changing, Moment, Shown};
 use crate::units::numbers::{CpNumber, LogPosition, TransferId};
 
 /// Bodies kept in memory although the ring has them.
@@ -148,7 +148,7 @@ impl moment::Figures<FIGURES> for State {
 /// The transfer table.
 #[derive(Debug)]
 pub struct Outbox {
-    state: Shown<State, FIGURES>,
+    state: Shown<State, Moment<FIGURES>>,
     begun: Instant,
     /// Bytes ever said to be answered to clients.
     answered_bytes: AtomicU64,
@@ -162,7 +162,7 @@ impl Default for Outbox {
     fn default() -> Self {
         let ack_seconds = metrics::histogram!(ACK_SECONDS.name);
         let begun = machine::now();
-        let state = Shown::new(State::new(begun));
+        let state = Shown::new(State::new(begun), Moment::default());
         let answered_bytes = AtomicU64::new(0);
         Self { state, begun, answered_bytes, formed: Notify::new(), ack_seconds }
     }
@@ -297,7 +297,8 @@ impl Outbox {
     pub fn figures(&self, answered: impl FnOnce(&Ladder) -> u64) -> Figures {
         // Asked for first: whoever has raised it did so for a ladder that was not above the one read next.
         let before = self.answered_bytes.load(Ordering::Acquire);
-        let [formed_bytes, durable_bytes, hub_bytes, visible_bytes, rest @ ..] = self.state.read();
+        let [formed_bytes, durable_bytes, hub_bytes, visible_bytes, rest @ ..] =
+            self.state.shown().read();
         let [oldest, unstaged, rows, memory_bytes] = rest;
         let ladder =
             Ladder { formed_bytes, durable_bytes, hub_bytes, visible_bytes, ..Ladder::default() };
@@ -315,20 +316,13 @@ impl Outbox {
         }
     }
 
-    /// Whether nobody holds the lock.
+    /// Its lock, for a test.
     #[cfg(test)]
-    pub(super) fn is_free(&self) -> bool {
-        self.state.is_free()
+    pub(super) fn own_lock(&self) -> &dyn moment::Lock {
+        &self.state
     }
 
-    /// Does something while the lock is held.
-    #[cfg(test)]
-    pub(super) fn with_lock_held<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _held = self.lock();
-        work()
-    }
-
-    fn lock(&self) -> Changing<'_, State, FIGURES> {
+    fn lock(&self) -> Changing<'_, State, Moment<FIGURES>> {
         self.state.lock()
     }
 }

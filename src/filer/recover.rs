@@ -32,7 +32,7 @@ use super::counters::Counters;
 use super::feed::SourceFeed;
 use super::growth;
 use super::keeper::{FilerKeeper, Keeper, KeeperError, Kept};
-use super::known::{self, Known, Standing, Watched};
+use super::known::{self, Known, Standing};
 use super::order::{Order, PoolTakes, VolumeShape};
 use super::outbox::Outbox;
 use super::pledge::Pledge;
@@ -657,7 +657,7 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         keeping: Mutex::new(()),
         gating: Mutex::new(()),
         grounded: Notify::new(),
-        state: Watched::new(state),
+        state: known::watched(state),
         common_cp: AtomicU64::new(0),
         is_serving: AtomicBool::new(false),
     }))

@@ -31,6 +31,8 @@ use crate::session::primary::Answering;
 use crate::units::convert::low_u32;
 use crate::units::ids::{HubId, SourceId};
 use crate::units::machine;
+#[cfg(test)]
+use crate::units::moment::Lock;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, Generation, SequenceNumber, VolumeNumber};
 use crate::units::policy::{self, AloneMark, OnHubLoss, Policy};
@@ -200,23 +202,24 @@ impl Shared {
         told.map_or(own, |told| told.size.min(own))
     }
 
-    /// Does something while every lock is held that the data path of this source takes.
+    /// Every lock that the data path of this source takes: order, transfer table, answers, small things.
     #[cfg(test)]
-    pub(crate) fn with_locks_held<T>(&self, work: impl FnOnce() -> T) -> T {
-        let within = || {
-            let _one = self.lock();
-            work()
-        };
-        let within = || self.completion.with_lock_held(within);
-        let within = || self.outbox.with_lock_held(within);
-        self.order.with_lock_held(within)
+    fn locks(&self) -> [&dyn Lock; 4] {
+        let Self { order, outbox, completion, state, .. } = self;
+        [order.own_lock(), outbox.own_lock(), completion.own_lock(), state]
     }
 
-    /// Whether each of them is free: order, transfer table, answers, and the small things.
+    /// Does something while they are held.
+    #[cfg(test)]
+    pub(crate) fn with_locks_held<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _held = self.locks().map(Lock::hold);
+        work()
+    }
+
+    /// Whether each of them is free.
     #[cfg(test)]
     pub(crate) fn free_locks(&self) -> [bool; 4] {
-        let (order, outbox) = (self.order.is_free(), self.outbox.is_free());
-        [order, outbox, self.completion.is_free(), self.state.is_free()]
+        self.locks().map(Lock::is_free)
     }
 
     /// Hub and epoch.
@@ -645,7 +648,7 @@ impl Shared {
 
     /// What is known; never waits.
     pub(super) fn known(&self) -> Guard<Arc<Known>> {
-        self.state.known()
+        self.state.shown().load()
     }
 
     pub(super) fn lock(&self) -> Changing<'_> {

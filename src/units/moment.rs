@@ -3,9 +3,9 @@
 //!
 //! [`Moment`] is a sequence lock: the writer makes a count odd, stores the figures, and makes it even again; a
 //! reader that met an odd count, or another one behind its reading than before it, reads again. One writer at
-//! a time: whoever holds the lock of what the figures are of. [`Shown`] is both together: a state under its
-//! lock, whose figures are told before the lock is let go of, if it was changed. So outside of the lock they
-//! are exact. Called by `nvlog`, `pool` and `filer`.
+//! a time: whoever holds the lock of what the figures are of. [`Shown`] is a state under its lock, and what is
+//! shown of it, which is told before the lock is let go of, if it was changed: outside of the lock it is
+//! exact. Called by `nvlog`, `pool` and `filer`.
 
 use std::array::from_fn;
 use std::ops::{Deref, DerefMut};
@@ -70,55 +70,87 @@ pub trait Figures<const N: usize> {
     fn figures(&self) -> [u64; N];
 }
 
-/// A state under its lock, and its figures beside it.
-#[derive(Debug)]
-pub struct Shown<S, const N: usize> {
-    state: Mutex<S>,
-    moment: Moment<N>,
+/// What is read of a state without its lock.
+pub trait Shows<S> {
+    /// The state has changed; called with its lock held.
+    fn show(&self, state: &S);
 }
 
-impl<S: Figures<N>, const N: usize> Shown<S, N> {
+impl<S: Figures<N>, const N: usize> Shows<S> for Moment<N> {
+    fn show(&self, state: &S) {
+        self.tell(state.figures());
+    }
+}
+
+/// A state under its lock, and what is shown of it beside it.
+#[derive(Debug)]
+pub struct Shown<S, T> {
+    state: Mutex<S>,
+    shown: T,
+}
+
+impl<S, T: Shows<S>> Shown<S, T> {
     /// Nobody holds the lock.
-    pub fn new(state: S) -> Self {
-        let moment = Moment::default();
-        moment.tell(state.figures());
-        Self { state: Mutex::new(state), moment }
+    pub fn new(state: S, shown: T) -> Self {
+        shown.show(&state);
+        Self { state: Mutex::new(state), shown }
     }
 
     /// Takes the lock. Waits for whoever holds it.
-    pub fn lock(&self) -> Changing<'_, S, N> {
+    pub fn lock(&self) -> Changing<'_, S, T> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        Changing { state, moment: &self.moment, changed: false }
+        Changing { state, shown: &self.shown, changed: false }
     }
 
-    /// The figures as the last holder left them; never waits for one.
-    pub fn read(&self) -> [u64; N] {
-        self.moment.read()
-    }
-
-    /// Whether nobody holds the lock.
-    #[cfg(test)]
-    pub(crate) fn is_free(&self) -> bool {
-        !matches!(self.state.try_lock(), Err(std::sync::TryLockError::WouldBlock))
+    /// As the last holder left it; never waits for one.
+    pub fn shown(&self) -> &T {
+        &self.shown
     }
 }
 
 /// The state, locked.
 #[derive(Debug)]
-pub struct Changing<'a, S: Figures<N>, const N: usize> {
+pub struct Changing<'a, S, T: Shows<S>> {
     state: MutexGuard<'a, S>,
-    moment: &'a Moment<N>,
+    shown: &'a T,
     changed: bool,
 }
 
-impl<S: Figures<N>, const N: usize> Changing<'_, S, N> {
-    /// Tells the figures now, for somebody who is to hear of the change before the lock is free.
+impl<S, T: Shows<S>> Changing<'_, S, T> {
+    /// Shows the state now, for somebody who is to hear of the change before the lock is free.
     pub fn tell(&self) {
-        self.moment.tell(self.state.figures());
+        self.shown.show(&self.state);
     }
 }
 
-impl<S: Figures<N>, const N: usize> Deref for Changing<'_, S, N> {
+/// A lock that a test looks at, and holds.
+#[cfg(test)]
+pub(crate) trait Lock {
+    /// Whether nobody holds it.
+    fn is_free(&self) -> bool;
+    /// Held until the answer is dropped.
+    fn hold(&self) -> Box<dyn Held + '_>;
+}
+
+/// That lock, held.
+#[cfg(test)]
+pub(crate) trait Held {}
+
+#[cfg(test)]
+impl<S, T: Shows<S>> Held for Changing<'_, S, T> {}
+
+#[cfg(test)]
+impl<S, T: Shows<S>> Lock for Shown<S, T> {
+    fn is_free(&self) -> bool {
+        !matches!(self.state.try_lock(), Err(std::sync::TryLockError::WouldBlock))
+    }
+
+    fn hold(&self) -> Box<dyn Held + '_> {
+        Box::new(self.lock())
+    }
+}
+
+impl<S, T: Shows<S>> Deref for Changing<'_, S, T> {
     type Target = S;
 
     fn deref(&self) -> &S {
@@ -126,17 +158,17 @@ impl<S: Figures<N>, const N: usize> Deref for Changing<'_, S, N> {
     }
 }
 
-impl<S: Figures<N>, const N: usize> DerefMut for Changing<'_, S, N> {
+impl<S, T: Shows<S>> DerefMut for Changing<'_, S, T> {
     fn deref_mut(&mut self) -> &mut S {
         self.changed = true;
         &mut self.state
     }
 }
 
-impl<S: Figures<N>, const N: usize> Drop for Changing<'_, S, N> {
+impl<S, T: Shows<S>> Drop for Changing<'_, S, T> {
     fn drop(&mut self) {
         if self.changed {
-            self.moment.tell(self.state.figures());
+            self.tell();
         }
     }
 }
@@ -210,14 +242,14 @@ mod tests {
     /// once it is free. Control: who wants the lock waits for it.
     #[test]
     fn figures_are_read_while_the_lock_is_held() {
-        let shown = Shown::new(Pair(1));
-        assert_eq!(shown.read(), [1, 2]);
+        let shown = Shown::new(Pair(1), Moment::<2>::default());
+        assert_eq!(shown.shown().read(), [1, 2]);
         let (sender, told) = mpsc::channel();
         std::thread::scope(|scope| {
             let mut held = shown.lock();
             held.0 = 7;
             scope.spawn(|| {
-                sender.send(shown.read()).unwrap();
+                sender.send(shown.shown().read()).unwrap();
                 sender.send([shown.lock().0, 0]).unwrap();
             });
             let patience = Duration::from_secs(60);
@@ -226,6 +258,6 @@ mod tests {
             drop(held);
             assert_eq!(told.recv_timeout(patience), Ok([7, 0]));
         });
-        assert_eq!(shown.read(), [7, 8]);
+        assert_eq!(shown.shown().read(), [7, 8]);
     }
 }
