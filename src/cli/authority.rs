@@ -21,7 +21,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem::PemObject;
 
 use super::new_file::{replace, write_new};
 use crate::device::directory::create_durably;
@@ -157,13 +157,8 @@ impl Authority<'_> {
 
     fn issued(&self, cert: String, pair: &KeyPair) -> Result<Issued, AuthorityError> {
         let ca = read(&self.path("ca-cert.pem"))?;
-        let der = CertificateDer::from_pem_slice(cert.as_bytes());
         // It was made here, a moment ago.
-        let unread = |error: pem::Error| AuthorityError::File {
-            path: self.0.to_owned(),
-            error: io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
-        };
-        let fingerprint = Fingerprint::of(&der.map_err(unread)?);
+        let fingerprint = Fingerprint::of(&der(self.0, &cert)?);
         Ok(Issued { ca, cert, key: pair.serialize_pem(), fingerprint })
     }
 
@@ -249,18 +244,23 @@ fn lasts(cert: &Path) -> Result<bool, AuthorityError> {
     if !is_there(cert)? {
         return Ok(false);
     }
-    let unread = |error: String| AuthorityError::File {
-        path: cert.to_owned(),
-        error: io::Error::new(io::ErrorKind::InvalidData, error),
-    };
-    let text = read(cert)?;
-    let der = CertificateDer::from_pem_slice(text.as_bytes());
-    let der = der.map_err(|error| unread(error.to_string()))?;
-    let Shown { begins, ends, .. } = Shown::of(&der).map_err(unread)?;
+    let der = der(cert, &read(cert)?)?;
+    let Shown { begins, ends, .. } = Shown::of(&der).map_err(|error| unread(cert, error))?;
     let now = machine::unix_seconds();
     let left = ends.saturating_sub(now);
     // Made while the clock was ahead, it is taken by nobody until then.
     Ok(begins <= now && left > ends.saturating_sub(begins) / 3)
+}
+
+/// The certificate in that text, which is of that place.
+fn der(place: &Path, text: &str) -> Result<CertificateDer<'static>, AuthorityError> {
+    let der = CertificateDer::from_pem_slice(text.as_bytes());
+    der.map_err(|error| unread(place, error.to_string()))
+}
+
+fn unread(place: &Path, error: String) -> AuthorityError {
+    let error = io::Error::new(io::ErrorKind::InvalidData, error);
+    AuthorityError::File { path: place.to_owned(), error }
 }
 
 /// Puts a certificate of this hub there, over the one that ends.

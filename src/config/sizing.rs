@@ -167,6 +167,10 @@ pub fn volumes_of<'a>(files: impl Iterator<Item = &'a SourceFile>) -> u64 {
     files.flat_map(|file| &file.volumes).fold(0, |sum, volume| sum.saturating_add(volume.size.0))
 }
 
+fn sum<'a>(files: impl Iterator<Item = &'a SourceFile>, of: impl Fn(&SourceFile) -> u64) -> u64 {
+    files.fold(0, |sum, file| sum.saturating_add(of(file)))
+}
+
 /// The least share of the ring that a source is guaranteed; its log has to take as much.
 pub(super) fn share_of(file: &SourceFile) -> u64 {
     file.nvram_share.map_or(NVRAM_SHARE_BYTES_MIN, |share| share.0)
@@ -174,14 +178,12 @@ pub(super) fn share_of(file: &SourceFile) -> u64 {
 
 /// What the logs may become: `log_limit`, or the NVRAM of a source whose file does not name it.
 fn logs_of<'a>(files: impl Iterator<Item = &'a SourceFile>) -> u64 {
-    let of = |file: &SourceFile| file.log_limit.unwrap_or(SOURCE_NVRAM).0;
-    files.fold(0, |sum, file| sum.saturating_add(of(file)))
+    sum(files, |file| file.log_limit.unwrap_or(SOURCE_NVRAM).0)
 }
 
 /// What the files promise of the logs: `log_limit`, or as much as a source is guaranteed of the ring.
 fn promised_of<'a>(files: impl Iterator<Item = &'a SourceFile>) -> u64 {
-    let of = |file: &SourceFile| file.log_limit.map_or_else(|| share_of(file), |limit| limit.0);
-    files.fold(0, |sum, file| sum.saturating_add(of(file)))
+    sum(files, |file| file.log_limit.map_or_else(|| share_of(file), |limit| limit.0))
 }
 
 /// What holds of a hub if `new` is a source of it beside the others.
@@ -209,7 +211,7 @@ pub fn fitting(hub: &HubConfig, new: &SourceFile) -> Fitting {
         let met = format!("{count} sources are more than {SOURCES_MAX}");
         fitting.misfits.push(problem("sources_dir", met, "give the others to a second hub".into()));
     }
-    let shares = promised().fold(0_u64, |sum, file| sum.saturating_add(share_of(file)));
+    let shares = sum(promised(), share_of);
     if shares > hub.nvram.size.0 {
         let met = format!(
             "with {} the guaranteed shares of {count} sources come to {}, and the ring has {}",

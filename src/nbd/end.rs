@@ -70,9 +70,28 @@ pub enum End {
     MadeRoom,
 }
 
+/// Who brought it about.
+enum Cause {
+    /// The client, against the protocol.
+    BrokenProtocol,
+    /// The client, who has left.
+    Left,
+    /// This end.
+    Ours,
+}
+
 impl End {
     /// Whether the client broke the protocol.
     pub const fn is_protocol_error(&self) -> bool {
+        matches!(self.cause(), Cause::BrokenProtocol)
+    }
+
+    /// Whether the client has left.
+    pub const fn is_leave(&self) -> bool {
+        matches!(self.cause(), Cause::Left)
+    }
+
+    const fn cause(&self) -> Cause {
         match self {
             Self::HandshakeDeadline(_)
             | Self::ClientFlags(_)
@@ -83,43 +102,17 @@ impl End {
             | Self::RequestMagic
             | Self::WriteTooLong(_)
             | Self::Tls(_)
-            | Self::InTheClear => true,
+            | Self::InTheClear => Cause::BrokenProtocol,
             Self::Disconnected
             | Self::Aborted
             | Self::Closed
             | Self::Truncated(_)
-            | Self::Io(_)
-            | Self::NotOpened { .. }
-            | Self::Stopped
-            | Self::ExportEnded
-            | Self::Stalled(..)
-            | Self::MadeRoom => false,
-        }
-    }
-
-    /// Whether the client has left.
-    pub const fn is_leave(&self) -> bool {
-        match self {
-            Self::Disconnected
-            | Self::Aborted
-            | Self::Closed
-            | Self::Truncated(_)
-            | Self::Io(_) => true,
+            | Self::Io(_) => Cause::Left,
             Self::NotOpened { .. }
             | Self::Stopped
             | Self::ExportEnded
             | Self::Stalled(..)
-            | Self::HandshakeDeadline(_)
-            | Self::ClientFlags(_)
-            | Self::NotFixedNewstyle(_)
-            | Self::OptionMagic
-            | Self::TooManyOptions(_)
-            | Self::OptionTooLong { .. }
-            | Self::RequestMagic
-            | Self::WriteTooLong(_)
-            | Self::Tls(_)
-            | Self::InTheClear
-            | Self::MadeRoom => false,
+            | Self::MadeRoom => Cause::Ours,
         }
     }
 

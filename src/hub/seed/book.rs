@@ -170,9 +170,6 @@ impl Book {
 
     /// Nobody begins with a seed of that source until the answer is dropped.
     pub(super) fn leave(self: &Arc<Self>, source: &SourceName) -> Result<Leaving, Busy> {
-        if let Some(volume) = self.under_way(source) {
-            return Err(Busy::Filled(volume));
-        }
         let mut state = lock(&self.0);
         if let Some((_, volume)) = state.fed.iter().find(|(met, _)| met == source) {
             return Err(Busy::Filled(volume.clone()));
