@@ -70,7 +70,6 @@ use std::time::Duration;
 
 use actix::Arbiter;
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -85,6 +84,7 @@ use crate::filer::Filer;
 use crate::limits::SOURCES_MAX;
 use crate::link::tls::HubTls;
 use crate::raid::files::PoolFiles;
+use crate::units::entrance;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber};
 use crate::wire::message::{Scanned, VolumeRoot};
@@ -185,8 +185,7 @@ impl Hub {
     /// Recovers what is on disk and starts every part. Called inside an actix System; blocks
     /// while it recovers, before anything is served.
     pub async fn start(options: HubOptions) -> Result<Self, HubError> {
-        let listener = TcpListener::bind(options.listen)
-            .await
+        let listener = entrance::listen(options.listen)
             .map_err(|error| HubError::Listen { address: options.listen, error })?;
         let address = listener
             .local_addr()

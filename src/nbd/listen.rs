@@ -15,6 +15,8 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use crate::units::entrance;
+
 /// Silence after which the kernel asks whether a client's host is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Time between such questions.
@@ -80,7 +82,7 @@ impl Listener {
         let failed = |error| ListenError::Io { listen: listen.clone(), error };
         match listen {
             Listen::Tcp(address) => {
-                let socket = TcpListener::bind(address).await.map_err(failed)?;
+                let socket = entrance::listen(*address).map_err(failed)?;
                 let listen = Listen::Tcp(socket.local_addr().map_err(failed)?);
                 Ok(Self { socket: Socket::Tcp(socket), listen })
             }

@@ -37,6 +37,7 @@ use crate::status::SCHEMA;
 use crate::status::answers::Event;
 use crate::status::document::StatusDocument;
 use crate::status::health::HealthWord;
+use crate::units::entrance;
 
 /// What the process publishes. Every function returns at once, from copies: it is called on an
 /// async thread, and never takes a lock of the data path.
@@ -92,9 +93,8 @@ pub struct ListenError {
 
 impl HttpListener {
     /// Binds a TCP address.
-    pub async fn tcp(address: std::net::SocketAddr) -> Result<Self, ListenError> {
-        TcpListener::bind(address)
-            .await
+    pub fn tcp(address: std::net::SocketAddr) -> Result<Self, ListenError> {
+        entrance::listen(address)
             .map(Self::Tcp)
             .map_err(|error| ListenError { address: address.to_string(), error })
     }
@@ -335,7 +335,7 @@ mod tests {
 
     impl Running {
         async fn start() -> Self {
-            let listener = HttpListener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
+            let listener = HttpListener::tcp("127.0.0.1:0".parse().unwrap()).unwrap();
             let address = listener.describe().parse().unwrap();
             let recorder = super::super::recorder::builder().unwrap().build_recorder();
             let handle = recorder.handle();

@@ -8,17 +8,35 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// A host that holds more than this part of the places is no regular.
 const REGULAR_SHARE: usize = 4;
+
+/// How many connections the kernel holds that nobody has taken yet, as far as `net.core.somaxconn` lets it:
+/// behind a restart of the hub all sources come at once, and whom the kernel turns away tries again after 1 s.
+const PENDING_MAX: u32 = 4096;
+
+/// Listens there.
+///
+/// # Errors
+/// Somebody else does; it is no address of this machine.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Else a restart waits until the last connections of the process before have been forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(PENDING_MAX)
+}
 
 /// A door with its places.
 #[derive(Debug)]

@@ -303,7 +303,7 @@ impl Doors {
         };
         let nbd = nbd::listen::Listener::bind(&listen).await.context("nbd_listen")?;
         let http = match http_listen {
-            Listen::Tcp(address) => HttpListener::tcp(*address).await?,
+            Listen::Tcp(address) => HttpListener::tcp(*address)?,
             Listen::Unix(path) => {
                 sockets::remove_stale(path)
                     .with_context(|| format!("http_listen: {}", path.display()))?;
