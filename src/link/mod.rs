@@ -4,6 +4,7 @@
 //! too long, malformed or cut ends the connection with its reason; nothing is allocated before
 //! its length was checked.
 
+mod movable;
 pub mod plain;
 pub mod refusals;
 pub mod shown;

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_rustls::TlsStream;
 
+use super::movable::Movable;
 #[cfg(test)]
 use super::simulated;
 use super::tls::SourceTls;
@@ -24,7 +25,7 @@ pub enum Socket {
     /// TCP.
     Tcp(TcpStream),
     /// TLS on TCP.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Movable>>),
     /// Two pipes of a simulated network.
     #[cfg(test)]
     Simulated(simulated::Receiver, simulated::Sender),
@@ -35,8 +36,8 @@ pub enum Socket {
 pub enum Detached {
     /// TCP.
     Tcp(std::net::TcpStream),
-    /// TLS: its socket stays with the runtime that accepted it, which only wakes the other thread.
-    Tls(Box<TlsStream<TcpStream>>),
+    /// TLS on TCP.
+    Tls(Box<TlsStream<Movable>>),
     /// Two pipes of a simulated network.
     #[cfg(test)]
     Simulated(simulated::Receiver, simulated::Sender),
@@ -48,7 +49,7 @@ pub enum ReadHalf {
     /// TCP.
     Tcp(OwnedReadHalf),
     /// TLS on TCP.
-    Tls(tokio::io::ReadHalf<Box<TlsStream<TcpStream>>>),
+    Tls(tokio::io::ReadHalf<Box<TlsStream<Movable>>>),
     /// A pipe of a simulated network.
     #[cfg(test)]
     Simulated(simulated::Receiver),
@@ -60,7 +61,7 @@ pub enum WriteHalf {
     /// TCP.
     Tcp(OwnedWriteHalf),
     /// TLS on TCP.
-    Tls(tokio::io::WriteHalf<Box<TlsStream<TcpStream>>>),
+    Tls(tokio::io::WriteHalf<Box<TlsStream<Movable>>>),
     /// A pipe of a simulated network.
     #[cfg(test)]
     Simulated(simulated::Sender),
@@ -85,7 +86,7 @@ impl Socket {
     fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(stream) => Some(stream),
-            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Tls(stream) => stream.get_ref().0.get(),
             #[cfg(test)]
             Self::Simulated(..) => None,
         }
@@ -126,7 +127,10 @@ impl Socket {
     pub fn detach(self) -> io::Result<Detached> {
         match self {
             Self::Tcp(stream) => Ok(Detached::Tcp(stream.into_std()?)),
-            Self::Tls(stream) => Ok(Detached::Tls(stream)),
+            Self::Tls(mut stream) => {
+                stream.get_mut().0.detach()?;
+                Ok(Detached::Tls(stream))
+            }
             #[cfg(test)]
             Self::Simulated(read, write) => Ok(Detached::Simulated(read, write)),
         }
@@ -138,7 +142,10 @@ impl Detached {
     pub fn attach(self) -> io::Result<Socket> {
         match self {
             Self::Tcp(stream) => Ok(Socket::Tcp(TcpStream::from_std(stream)?)),
-            Self::Tls(stream) => Ok(Socket::Tls(stream)),
+            Self::Tls(mut stream) => {
+                stream.get_mut().0.attach()?;
+                Ok(Socket::Tls(stream))
+            }
             #[cfg(test)]
             Self::Simulated(read, write) => Ok(Socket::Simulated(read, write)),
         }

@@ -32,6 +32,7 @@ use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
+use super::movable::Movable;
 use super::refusals::Refusals;
 use super::shown::{Fingerprint, Shown};
 use crate::nbd::tls::Upgrade;
@@ -294,7 +295,8 @@ impl HubTls {
 
     /// The handshake; then the connection, and what the source has shown. The caller says how long it
     /// may take.
-    pub async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Shown)> {
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<(TlsStream<Movable>, Shown)> {
+        let stream = Movable::In(stream);
         let stream = match TlsAcceptor::from(self.config()).accept(stream).await {
             Ok(stream) => stream,
             Err(error) => {
@@ -407,8 +409,9 @@ impl SourceTls {
     }
 
     /// The handshake. The caller says how long it may take.
-    pub async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<Movable>> {
         let connector = TlsConnector::from(self.tls.config());
+        let stream = Movable::In(stream);
         Ok(connector.connect(self.hub.clone(), stream).await.map_err(told)?.into())
     }
 }

@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::link::socket::Socket;
-use crate::link::{FrameReader, Outgoing};
+use crate::link::{FrameReader, LinkError, Outgoing};
 use crate::wire::message::{Frame, Message};
 
 /// An authority that lives as long as the test.
@@ -50,7 +50,7 @@ impl Ca {
 async fn meet(
     hub: &HubTls,
     source: &SourceTls,
-) -> (io::Result<(TlsStream<TcpStream>, Shown)>, io::Result<TlsStream<TcpStream>>) {
+) -> (io::Result<(TlsStream<Movable>, Shown)>, io::Result<TlsStream<Movable>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let there = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (here, _) = listener.accept().await.unwrap();
@@ -58,8 +58,11 @@ async fn meet(
 }
 
 fn in_runtime(test: impl Future<Output = ()>) {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().unwrap().block_on(test);
+    runtime().block_on(test);
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 /// Frames of all sizes come through whole, in order, however little the socket takes at once.
@@ -102,6 +105,42 @@ fn both_ends_know_each_other_and_frames_pass() {
         };
         tokio::join!(writer, reader);
     });
+}
+
+/// Both ends are accepted in one runtime and moved to another, and the first is no more: what is sent comes.
+/// Control: ends that stayed behind can do nothing.
+#[test]
+fn a_connection_goes_on_in_another_runtime() {
+    let (directory, ca) = (tempfile::tempdir().unwrap(), Ca::new());
+    let hub = HubTls::load(ca.files(directory.path(), "hub", 9)).unwrap();
+    let source = SourceTls::load(ca.files(directory.path(), "filer-a", 9), "hub").unwrap();
+    let first = runtime();
+    let accepted = || {
+        let (here, there) = first.block_on(meet(&hub, &source));
+        [here.unwrap().0, there.unwrap()].map(|end| Socket::Tls(Box::new(end)))
+    };
+    let moved = accepted().map(|end| end.detach().unwrap());
+    let left = accepted();
+    drop(first);
+    runtime().block_on(async {
+        let passed = passed(moved.map(|end| end.attach().unwrap())).await;
+        assert_eq!(passed.unwrap(), (Message::Transfer, Bytes::from_static(b"moved")));
+        passed_nothing(left).await;
+    });
+}
+
+/// What one end reads, of a frame that the other writes.
+async fn passed([here, there]: [Socket; 2]) -> Result<(Message, Bytes), LinkError> {
+    let (_read, mut write) = there.into_split();
+    let mut outgoing = Outgoing::default();
+    outgoing.push(Frame::new(&Message::Transfer, Bytes::from_static(b"moved")));
+    outgoing.write_all(&mut write).await?;
+    FrameReader::new(here).next().await
+}
+
+async fn passed_nothing(ends: [Socket; 2]) {
+    let error = passed(ends).await.unwrap_err().to_string();
+    assert!(error.contains("shutdown"), "{error}");
 }
 
 #[test]
