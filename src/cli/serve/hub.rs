@@ -1,7 +1,6 @@
 //! `mirrorhub hub`: puts a hub together from its configuration and runs it in the foreground.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use futures_util::stream::{self, StreamExt};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use self::reading::{next_reading, read_files};
 use super::added;
 use super::devices::{self, Devices};
 use super::drills::Drills;
@@ -26,12 +26,9 @@ use super::{
 };
 use crate::cli::authority::{Authority, AuthorityError};
 use crate::cli::service;
-use crate::cli::signals::{Signal, Signals};
-use crate::config::around::{Around, load_around};
-use crate::config::problem::{Problem, Problems};
-use crate::config::reload::{Change, hub_changes, reloaded_hub};
+use crate::cli::signals::Signals;
 use crate::config::schema::{self, HubConfig, HubSource, PoolConfig};
-use crate::config::sizing::{is_thin, volumes_of};
+use crate::config::sizing::volumes_of;
 use crate::control::feed::Feed;
 use crate::control::message as control;
 use crate::control::message::{
@@ -45,7 +42,6 @@ use crate::hub::hooks::HookOptions;
 use crate::hub::images::Images;
 use crate::hub::promoted::PromotedOptions;
 use crate::hub::recover::Verified;
-use crate::hub::settle::Settled;
 use crate::hub::shared::SourceSetting;
 use crate::hub::status::{Snapshot, SourceState, Totals};
 use crate::hub::waits::Since;
@@ -61,7 +57,6 @@ use crate::status::answers::{
     CheckpointAnswer, CheckpointFailed, CheckpointOfSource, FailbackAnswer, FailoverAnswer,
     ForgetAnswer, Unproven, Verdict, VerifyAnswer, VerifyOfVolume, VolumeRoot,
 };
-use crate::status::config::{ConfigDiffAnswer, ConfigProblem};
 use crate::status::document::{
     AloneSince, Policy, PoolStatus, SourceEntry, State, StatusDocument, VolumeStatus,
     VolumeTrouble, WaitsStatus,
@@ -71,6 +66,8 @@ use crate::units::names::{KeptName, SourceName, VolumeName};
 use crate::units::numbers::VolumeNumber;
 use crate::upkeep::Upkeep;
 use crate::wire::message as wire;
+
+mod reading;
 
 /// Slots of the applier: as many as cores, at least two, so that one slow CP holds up nobody.
 const APPLIERS_MIN: usize = 2;
@@ -130,43 +127,6 @@ pub fn run(mut config: HubConfig, accept_missing: bool) -> Result<()> {
         join(vec![adding]).await;
         anyhow::Ok(())
     })
-}
-
-/// Reads the files, once more if that is asked for meanwhile; false when the process is to stop, which waits
-/// for no file and for no source.
-async fn read_files(view: &View, signals: &mut Signals, open: Open) -> bool {
-    loop {
-        let (mut reading, mut again) = (Box::pin(view.reload(open.clone())), false);
-        loop {
-            tokio::select! {
-                () = &mut reading => break,
-                signal = signals.next() => match signal {
-                    Signal::Stop => return false,
-                    Signal::Reload => again = true,
-                },
-            }
-        }
-        if !again {
-            return true;
-        }
-    }
-}
-
-/// Waits until the files are to be read again; false when the process is to stop.
-async fn next_reading(signals: &mut Signals, watch: &mut Watch) -> bool {
-    tokio::select! {
-        signal = signals.next() => match signal {
-            Signal::Stop => return false,
-            Signal::Reload => {
-                service::reloading();
-                tracing::info!("told to read the files again");
-            }
-        },
-        () = watch.changed() => {}
-        // Certificates of this hub are made anew in time, though nobody changes a file.
-        () = tokio::time::sleep(DAY) => {}
-    }
-    true
 }
 
 /// Certificates: of the file, or of the hub's own authority.
@@ -236,17 +196,6 @@ fn volumes(config: &HubConfig) -> u64 {
     volumes_of(config.sources.iter().map(|source| &source.file))
 }
 
-/// The file of a source is gone while this hub serves its volumes.
-fn served(name: &SourceName) -> ConfigProblem {
-    ConfigProblem {
-        file: format!("{name}.toml"),
-        line: None,
-        key: String::new(),
-        met: "is gone or not enabled, but this hub serves the source's volumes".to_owned(),
-        fix: format!("put it back; `mirrorhub failback {name}` gives the volumes to a filer"),
-    }
-}
-
 /// The sources that may connect.
 fn settings(config: &HubConfig) -> Vec<SourceSetting> {
     let enabled = config.sources.iter().filter(|source| source.file.enabled);
@@ -305,110 +254,6 @@ impl View {
             1 => "1 source has a file".to_owned(),
             count => format!("{count} sources have files"),
         }
-    }
-
-    /// Reads the files again: what is right in them is taken over, source by source. One call at a
-    /// time. May be dropped: what is not done then is done by the next.
-    async fn reload(&self, open: Open) {
-        open.clone_into(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner));
-        let running = self.files.running();
-        let (before, held) = (running.clone(), open.held);
-        let read = reload::aside(move || {
-            let around = load_around(&before.file, Some(&before), &open.written)?;
-            Ok::<_, Problems>((hub_changes(&before, &around.config), around))
-        });
-        match read.await {
-            Ok(Ok((changes, around))) => self.take(&running, &changes, around, &held).await,
-            Ok(Err(problems)) => self.files.refused(&running.file, &problems),
-            Err(error) => {
-                let met = format!("could not be read again: {error}");
-                let next = "mend the cause, then send HUP";
-                let problem = Problem::of_file(&running.file, met, next);
-                self.files.refused(&running.file, &problem.into());
-            }
-        }
-    }
-
-    /// Takes over what was read.
-    async fn take(
-        &self,
-        running: &HubConfig,
-        changes: &[Change],
-        Around { config, problems, unread }: Around,
-        held: &BTreeSet<OsString>,
-    ) {
-        let settled = self.hub.settle(settings(&config)).await;
-        let mut now = reloaded_hub(running, config);
-        let mut problems = reload::listed(&Problems(problems));
-        problems.extend(reload::of_held(&unread, held));
-        for name in &settled.serving {
-            // Its clients write here: it stays until it was given back.
-            let stays = running.sources.iter().find(|source| source.file.name == *name);
-            now.sources.retain(|source| source.file.name != *name);
-            now.sources.extend(stays.cloned());
-            problems.push(served(name));
-        }
-        if let Some(tls) = &self.hub.shared().tls {
-            let made = certificates(running);
-            problems.extend(made.err().map(|error| reload::of_tls(&error)));
-            problems.extend(tls.reload().err().map(|error| reload::of_tls(&error)));
-            problems.extend(self.locks.reload());
-        }
-        self.warn_of_thin(running, &now);
-        // A command may have changed what runs while the files were read.
-        let now = reloaded_hub(&self.files.running(), now);
-        self.files.taken(now, changes, problems);
-        let Settled { added, changed, retired, .. } = settled;
-        tracing::debug!(changed = changed.len(), "sources told of other settings");
-        for (names, what) in [(added, "added"), (retired, "retired")] {
-            for name in names {
-                tracing::info!(source = %name, "source {what} by its file");
-            }
-        }
-    }
-
-    /// Volumes beyond the pool are allowed, and nobody learns of it by a full pool first.
-    fn warn_of_thin(&self, before: &HubConfig, now: &HubConfig) {
-        let (before, volumes) = (volumes(before), volumes(now));
-        let pool = self.hub.shared().pool.device_bytes();
-        if volumes > before && is_thin(volumes, pool) {
-            tracing::warn!(
-                volumes_bytes = volumes,
-                pool_bytes = pool,
-                "the volumes of all sources, and a tenth more, are larger than the pool: see `mirrorhub status`"
-            );
-        }
-    }
-
-    /// Sizes that volumes cannot have while this hub serves them.
-    fn unfit(&self, config: &HubConfig) -> Vec<ConfigProblem> {
-        let snapshots = self.hub.snapshots();
-        let of_source = |source: &HubSource| {
-            let snapshot = snapshots.iter().find(|snapshot| snapshot.name == source.file.name);
-            snapshot.map_or_else(Vec::new, |snapshot| super::sizes::of_served(source, snapshot))
-        };
-        config.sources.iter().flat_map(of_source).collect()
-    }
-
-    /// What a reload would do.
-    async fn difference(&self) -> Result<ConfigDiffAnswer, AdminError> {
-        let running = self.files.running();
-        let Open { written, held } =
-            self.open.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let before = running.clone();
-        let read = reload::aside(move || load_around(&before.file, Some(&before), &written)).await;
-        let read = read.map_err(|error| {
-            AdminError::new(code::FAILED, error.to_string(), "see the log of the hub")
-        })?;
-        Ok(match read {
-            Ok(Around { config, problems, unread }) => {
-                let mut problems = reload::listed(&Problems(problems));
-                problems.extend(reload::of_held(&unread, &held));
-                problems.extend(self.unfit(&config));
-                reload::difference(&hub_changes(&running, &config), problems)
-            }
-            Err(problems) => reload::difference(&[], reload::listed(&problems)),
-        })
     }
 
     /// The sources a request names, or all.
