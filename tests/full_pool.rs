@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mirrorhub::nbd::client::{Client, ClientError};
 use serde_json::Value;
@@ -22,8 +22,9 @@ const LIMIT: Duration = Duration::from_secs(180);
 const ROUND_MIB: u64 = 98;
 
 /// A source whose large volume fills the hub when it is overwritten beside a kept CP.
-fn cluster(on_hub_loss: &str) -> Cluster {
-    let lines = format!("on_hub_loss = \"{on_hub_loss}\"\nhub_timeout = \"1s\"");
+fn cluster(on_hub_loss: &str, hub_timeout: Duration) -> Cluster {
+    let seconds = hub_timeout.as_secs();
+    let lines = format!("on_hub_loss = \"{on_hub_loss}\"\nhub_timeout = \"{seconds}s\"");
     let settings = SourceSettings::new(NAME)
         .volumes(&[("large", "104MiB"), ("vol0", "2MiB")])
         .interval("300ms")
@@ -116,7 +117,7 @@ fn check_together(cluster: &mut Cluster, writer: Writer, filler: JoinHandle<Resu
 /// it tries again.
 #[test]
 fn a_full_hub_leaves_a_source_alone_until_there_is_room() {
-    let mut cluster = cluster("continue");
+    let mut cluster = cluster("continue", Duration::from_secs(1));
     let (writer, filler) = filled(&cluster);
     let (hub, source) = (cluster.hub_config(), cluster.source_config(NAME));
     wait_for("the source is alone, and its pass was refused twice", LIMIT, || {
@@ -137,18 +138,22 @@ fn a_full_hub_leaves_a_source_alone_until_there_is_room() {
 /// `stop`: writes wait for room, on one connection; `checkpoint` says at both ends why it fails.
 #[test]
 fn a_full_hub_holds_writes_under_stop_until_there_is_room() {
-    let mut cluster = cluster("stop");
+    let hub_timeout = Duration::from_secs(3);
+    let mut cluster = cluster("stop", hub_timeout);
     let (writer, filler) = filled(&cluster);
     let (hub, source) = (cluster.hub_config(), cluster.source_config(NAME));
     wait_behind("the hub", || Some(status(&hub)?["sources"][0].clone()));
     wait_behind("the source", || own(&source));
+    let begin = Instant::now();
     for config in [&source, &hub] {
         let asked = try_run(Command::new(BINARY).arg("checkpoint").arg("--config").arg(config));
         let said = String::from_utf8_lossy(&asked.stderr).into_owned();
         assert!(!asked.status.success(), "a checkpoint that the hub has no room for succeeds");
         assert!(said.contains("pool is full") && said.contains("mirrorhub drop"), "{said}");
     }
-    // `checkpoint` has waited for another try each time: far more than `hub_timeout`.
+    // Each `checkpoint` has waited for another try.
+    let waited = begin.elapsed();
+    assert!(waited > hub_timeout, "{waited:?}: the test shows nothing");
     assert_eq!(logged(&cluster, "hub lost"), 0, "a healthy connection was given up");
     assert!(!filler.is_finished(), "nobody waits: the test shows nothing");
     check_together(&mut cluster, writer, filler);

@@ -296,7 +296,9 @@ fn hurt(cluster: &mut Cluster, end: End, row: Row, count: u64, known: Known) -> 
 
 fn hurt_all(end: End, rows: &[Row]) {
     let begin = Instant::now();
-    let mut cluster = Cluster::start(&[SourceSettings::new(SOURCE).interval("200ms")]);
+    // Longer than a hub takes that ends of its failure on a slow machine: alone the source would answer again.
+    let settings = SourceSettings::new(SOURCE).replication("hub_timeout = \"60s\"");
+    let mut cluster = Cluster::start(&[settings.interval("200ms")]);
     let (made, known) = calls(&mut cluster, end, rows);
     cluster.wait_in_sync(SOURCE);
     let writer = Writer::start(socket(&cluster, SOURCE), EXPORT, known, 4, 1);

@@ -55,6 +55,9 @@ pub fn pause(length: Duration) {
     let _waited = receiver.recv_timeout(length);
 }
 
+/// How long an end may take until it is up, on a machine whose disk stands still for others.
+const START_MAX: Duration = Duration::from_secs(90);
+
 /// Runs a command to its end; panics with its output if it fails.
 pub fn run(command: &mut Command) -> Output {
     let output = try_run(command);
@@ -350,7 +353,7 @@ impl Cluster {
         let log = self.dir.path().join("hub.log");
         self.hub = Some(Process::start("hub", log, command));
         let config = self.hub_config();
-        wait_for("hub answers", Duration::from_secs(30), || {
+        wait_for("hub answers", START_MAX, || {
             assert!(self.hub.as_mut().expect("started").runs(), "the hub ended");
             status(&config).is_some()
         });
@@ -465,7 +468,7 @@ impl Cluster {
         let config = self.source_config(name);
         let at = self.index(name);
         let hub = self.hub_config();
-        wait_for(&format!("{name} in sync"), Duration::from_secs(30), || {
+        wait_for(&format!("{name} in sync"), START_MAX, || {
             if let Some(process) = self.sources[at].2.as_mut() {
                 assert!(process.runs(), "{name} ended");
             }
