@@ -8,12 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
-
 use super::beneath::Ground;
 use super::shared::{Affiliation, LinkState, PassStatus, Pins};
 use super::signals::Roots;
 use crate::session::primary::Answering;
+use crate::units::latest::Latest;
 use crate::units::moment::{self, Shown, Shows};
 use crate::units::numbers::{ByteCount, CpNumber, Epoch, SequenceNumber, VolumeNumber};
 use crate::units::policy::AloneMark;
@@ -84,19 +83,19 @@ pub(super) fn sizes(pins: &Pins) -> Arc<BTreeMap<VolumeNumber, ByteCount>> {
 }
 
 /// The lock, and what is shown; a reader never waits.
-pub(super) type Watched = Shown<Standing, ArcSwap<Known>>;
+pub(super) type Watched = Shown<Standing, Latest<Known>>;
 
 /// Under the lock; a change is shown when it is dropped.
-pub(super) type Changing<'a> = moment::Changing<'a, Standing, ArcSwap<Known>>;
+pub(super) type Changing<'a> = moment::Changing<'a, Standing, Latest<Known>>;
 
 /// Nobody holds the lock.
 pub(super) fn watched(standing: Standing) -> Watched {
-    let known = ArcSwap::from_pointee(standing.known.clone());
+    let known = Latest::new(standing.known.clone());
     Shown::new(standing, known)
 }
 
-impl Shows<Standing> for ArcSwap<Known> {
+impl Shows<Standing> for Latest<Known> {
     fn show(&self, standing: &Standing) {
-        self.store(Arc::new(standing.known.clone()));
+        self.store(standing.known.clone());
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::beneath::Beneath;
@@ -647,7 +647,7 @@ impl Shared {
     }
 
     /// What is known; never waits.
-    pub(super) fn known(&self) -> Guard<Arc<Known>> {
+    pub(super) fn known(&self) -> Arc<Known> {
         self.state.shown().load()
     }
 

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::{Actor, AsyncContext, Context, Handler};
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -37,6 +36,7 @@ use crate::limits::{ACTOR_MAILBOX_MESSAGES, PLACES_ASKED_MAX};
 use crate::record::marks::Place;
 use crate::session::mirror::{Action, Arrived, Event, Mirror, Outcome};
 use crate::units::convert::to_u64;
+use crate::units::latest::Latest;
 use crate::units::machine;
 use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
@@ -52,7 +52,7 @@ type CheckpointReply = oneshot::Sender<Result<(CpNumber, Vec<VolumeRoot>), Strin
 pub struct SourceActor {
     shared: Arc<Shared>,
     name: SourceName,
-    snapshot: Arc<ArcSwap<Snapshot>>,
+    snapshot: Arc<Latest<Snapshot>>,
     machine: Option<Mirror>,
     lane: Option<Arc<Lane>>,
     peer: Option<Peer>,
@@ -101,7 +101,7 @@ impl SourceActor {
     pub fn resume(
         shared: Arc<Shared>,
         name: SourceName,
-        snapshot: Arc<ArcSwap<Snapshot>>,
+        snapshot: Arc<Latest<Snapshot>>,
         died: mpsc::Sender<SourceName>,
     ) -> Self {
         let lane = shared.lanes.get(&name);
@@ -397,7 +397,7 @@ impl SourceActor {
         );
         self.equal_at = snapshot.equals_at().or(self.equal_at);
         snapshot.equal_at = self.equal_at;
-        self.snapshot.store(Arc::new(snapshot));
+        self.snapshot.store(snapshot);
     }
 
     fn is_current(&self, number: u64) -> bool {

@@ -22,6 +22,7 @@ use super::actor::{Connected, Content, FrameIn, PeerEnds, SILENCE_MAX, SourceAct
 use super::certificates::{self, Spoken};
 use super::failback;
 use super::join_by;
+use super::lane::lock;
 use super::registry::Entry;
 use super::shared::{Shared, SourceSetting};
 use crate::limits::{HANDSHAKE_SECONDS_MAX, HANDSHAKES_MAX, REGULARS_MAX, SEND_QUEUE_FRAMES};
@@ -434,11 +435,10 @@ fn content(next: Result<(Message, Bytes), LinkError>) -> Content {
 async fn write_frames(mut stream: WriteHalf, ends: PeerEnds) {
     let PeerEnds { mut frames, ack, bell, cancel, ended: _alive } = ends;
     let mut outgoing = Outgoing::default();
-    let none = Arc::new(None);
     // No Ack leaves before Welcome; the bell that was rung for one keeps until then.
     let mut welcomed = false;
     let take_ack = |outgoing: &mut Outgoing, welcomed: bool| {
-        if welcomed && let Some(ack) = *ack.swap(none.clone()) {
+        if welcomed && let Some(ack) = lock(&ack).take() {
             outgoing.push(Frame::new(&Message::Ack(ack), Bytes::new()));
         }
     };
@@ -589,7 +589,7 @@ mod tests {
             peer.acknowledge(some_ack());
             tokio::task::yield_now().await;
             tokio::time::sleep(Duration::from_millis(50)).await;
-            assert!(peer.ack.load().is_some(), "an Ack waits where the next one replaces it");
+            assert!(lock(&peer.ack).is_some(), "an Ack waits where the next one replaces it");
             // It reads at last: everything comes, the Ack first of what was not formed yet.
             let mut reader = FrameReader::new(deaf);
             let mut acked = false;

@@ -69,7 +69,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use actix::Arbiter;
-use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -85,6 +84,7 @@ use crate::limits::SOURCES_MAX;
 use crate::link::tls::HubTls;
 use crate::raid::files::PoolFiles;
 use crate::units::entrance;
+use crate::units::latest::Latest;
 use crate::units::names::{SourceName, VolumeName};
 use crate::units::numbers::{ByteCount, CpNumber};
 use crate::wire::message::{Scanned, VolumeRoot};
@@ -223,7 +223,7 @@ impl Hub {
     /// Every source as it is now.
     pub fn snapshots(&self) -> Vec<Arc<Snapshot>> {
         let all = self.shared.registry.all().into_iter();
-        all.map(|(name, entry)| self.snapshot(&name, entry.snapshot.load_full())).collect()
+        all.map(|(name, entry)| self.snapshot(&name, entry.snapshot.load())).collect()
     }
 
     fn snapshot(&self, name: &SourceName, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
@@ -317,7 +317,7 @@ impl Hub {
     ) -> Result<recover::Verified, Unread> {
         let entry = self.shared.registry.get(name);
         let entry = entry.ok_or_else(|| Unread::Now("no such source".to_owned()))?;
-        let snapshot = entry.snapshot.load_full();
+        let snapshot = entry.snapshot.load();
         let cp = snapshot.applied_cp;
         if snapshot.source.is_none() {
             return Err(Unread::Now("it has never connected".to_owned()));
@@ -499,7 +499,7 @@ async fn bring_up(
     })?;
     let (died, deaths) = mpsc::channel(SOURCES_MAX);
     for (at, setting) in sources.iter().enumerate() {
-        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::waiting(setting.name.clone())));
+        let snapshot = Arc::new(Latest::new(Snapshot::waiting(setting.name.clone())));
         start_actor(shared, &setting.name, snapshot, at % arbiters, &died);
     }
     failover::resume_all(shared);
@@ -542,7 +542,7 @@ async fn start_again(shared: Arc<Shared>, name: SourceName, died: mpsc::Sender<S
 fn start_actor(
     shared: &Arc<Shared>,
     name: &SourceName,
-    snapshot: Arc<ArcSwap<Snapshot>>,
+    snapshot: Arc<Latest<Snapshot>>,
     arbiter: usize,
     died: &mpsc::Sender<SourceName>,
 ) {

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use actix::Addr;
-use arc_swap::ArcSwap;
 use dashmap::DashMap;
 
 use super::actor::SourceActor;
 use super::status::Snapshot;
+use crate::units::latest::Latest;
 use crate::units::names::SourceName;
 
 /// One source of the hub.
@@ -20,7 +20,7 @@ pub struct Entry {
     /// Its actor.
     pub actor: Addr<SourceActor>,
     /// What status shows; the actor replaces it, readers never wait.
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub snapshot: Arc<Latest<Snapshot>>,
     /// Arbiter the actor and its connection live on.
     pub arbiter: usize,
 }

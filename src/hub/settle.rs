@@ -14,7 +14,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use futures_util::stream::{self, StreamExt};
 
 use super::actor::FileChanged;
@@ -22,6 +21,7 @@ use super::extension::{Extension, State};
 use super::shared::{Shared, SourceSetting};
 use super::status::Snapshot;
 use super::{Hub, start_actor};
+use crate::units::latest::Latest;
 use crate::units::names::SourceName;
 
 /// Actors that are told of their files at the same time.
@@ -104,7 +104,7 @@ impl Hub {
     /// An actor for a source that has none.
     pub(super) fn begin(&self, name: &SourceName) {
         if self.shared.registry.get(name).is_none() {
-            let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::waiting(name.clone())));
+            let snapshot = Arc::new(Latest::new(Snapshot::waiting(name.clone())));
             let arbiter = self.shared.registry.len() % self.shared.arbiters.count().max(1);
             start_actor(&self.shared, name, snapshot, arbiter, &self.died);
         }

@@ -8,6 +8,7 @@ pub mod convert;
 pub mod entrance;
 pub mod hash;
 pub mod ids;
+pub mod latest;
 pub mod machine;
 pub mod moment;
 pub mod names;

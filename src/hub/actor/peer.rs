@@ -1,15 +1,15 @@
 //! The actor's end of a connection: what it sends, refuses and lets go.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::SourceActor;
 use crate::hub::certificates::{self, Spoken};
+use crate::hub::lane::lock;
 use crate::session::mirror::{Action, Event};
 use crate::wire::message::{Ack, Fenced, Frame, Message, Refused, RefusedCode};
 
@@ -26,7 +26,7 @@ pub struct Peer {
     /// Frames to send, in order.
     pub frames: mpsc::Sender<Frame>,
     /// The newest acknowledgement; a newer one replaces it.
-    pub ack: Arc<ArcSwap<Option<Ack>>>,
+    pub ack: Arc<Mutex<Option<Ack>>>,
     /// Rung when `ack` was set.
     pub ack_bell: Arc<tokio::sync::Notify>,
     /// Ends the connection's tasks.
@@ -41,7 +41,7 @@ pub struct PeerEnds {
     /// Frames the actor sends.
     pub frames: mpsc::Receiver<Frame>,
     /// The newest acknowledgement.
-    pub ack: Arc<ArcSwap<Option<Ack>>>,
+    pub ack: Arc<Mutex<Option<Ack>>>,
     /// Rung when it was set.
     pub bell: Arc<tokio::sync::Notify>,
     /// Cancelled when the actor lets go.
@@ -53,7 +53,7 @@ pub struct PeerEnds {
 /// A peer for the actor and the ends for its connection.
 pub fn peer(number: u64, frames_max: usize) -> (Peer, PeerEnds) {
     let (sender, frames) = mpsc::channel(frames_max);
-    let ack = Arc::new(ArcSwap::from_pointee(None));
+    let ack = Arc::<Mutex<_>>::default();
     let bell = Arc::new(tokio::sync::Notify::new());
     let cancel = CancellationToken::new();
     let (alive, ended) = oneshot::channel();
@@ -78,7 +78,7 @@ impl Peer {
 
     /// Replaces the acknowledgement that waits; none leaves before Welcome.
     pub fn acknowledge(&self, ack: Ack) {
-        self.ack.store(Arc::new(Some(ack)));
+        *lock(&self.ack) = Some(ack);
         self.ack_bell.notify_one();
     }
 }
