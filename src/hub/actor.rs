@@ -169,6 +169,12 @@ impl SourceActor {
     }
 
     fn step(&mut self, event: Event, context: &mut Context<Self>) {
+        self.advance(event, context);
+        self.publish();
+    }
+
+    /// A step among several: who looks sees what all of them have come to.
+    fn advance(&mut self, event: Event, context: &mut Context<Self>) {
         let actions = match self.machine() {
             Ok(machine) => machine.step(event),
             Err(reason) => {
@@ -179,7 +185,6 @@ impl SourceActor {
         for action in actions {
             self.act(action, context);
         }
-        self.publish();
     }
 
     fn act(&mut self, action: Action, context: &mut Context<Self>) {
@@ -311,11 +316,11 @@ impl SourceActor {
             return;
         }
         // First: a Welcome that follows from the rest names what may be under way now.
-        self.step(Event::Credit(self.credit(&lane)), context);
+        self.advance(Event::Credit(self.credit(&lane)), context);
         let taken = lane.updates_taken();
         let (cursors, outcome) = lane.progress();
         if taken > 0 {
-            self.step(Event::UpdatesTaken(taken), context);
+            self.advance(Event::UpdatesTaken(taken), context);
         }
         // First: after a pass the cursors stand on the line behind it.
         if let Some((cp, outcome)) = outcome {
@@ -337,12 +342,14 @@ impl SourceActor {
             }
         }
         let durable = if machine::breaks(7) { cursors.staged } else { cursors.durable };
-        self.step(Event::Durable(durable), context);
-        self.step(Event::Drained(cursors.drained), context);
-        self.step(Event::Filed(cursors.synced), context);
+        self.advance(Event::Durable(durable), context);
+        self.advance(Event::Drained(cursors.drained), context);
+        self.advance(Event::Filed(cursors.synced), context);
         if let Some(fault) = &cursors.fault {
-            self.step(Event::Faulted(fault.to_string()), context);
+            self.advance(Event::Faulted(fault.to_string()), context);
         }
+        // Before anybody hears of it who may ask.
+        self.publish();
         self.send_log(context);
         self.answer_checkpoints();
         self.look_what_came();
