@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -280,6 +280,38 @@ impl JobQueue {
     }
 }
 
+impl JobQueue {
+    /// While a crowd waits, a slot rests behind a job that took so long: the CPs of many sources have fallen due
+    /// at once, and none of them is in such a hurry as the clients whose writes wait for a core.
+    fn rest(&self, took: Duration) {
+        let until = machine::now() + took * RESTS;
+        let mut jobs = lock(&self.jobs);
+        loop {
+            let left = until.saturating_duration_since(machine::now());
+            let waits = jobs.0.front().map(|job| machine::elapsed(job.begun)).unwrap_or_default();
+            if jobs.1 || !is_crowd(jobs.0.len(), waits) || left.is_zero() {
+                return;
+            }
+            let waited = self.wake.wait_timeout(&self.jobs, jobs, left);
+            jobs = waited.unwrap_or_else(|_: PoisonError<_>| std::process::abort());
+        }
+    }
+}
+
+/// Whether so many are in no hurry, of which the first has waited so long.
+fn is_crowd(jobs: usize, first_waits: Duration) -> bool {
+    jobs >= CROWD && first_waits < LATE
+}
+
+/// So many CPs that wait are a crowd.
+const CROWD: usize = 32;
+
+/// How many times as long as a job a slot rests behind it.
+const RESTS: u32 = 2;
+
+/// A CP that has waited for so long is not held up any more: half of the shortest interval that is usual.
+const LATE: Duration = Duration::from_secs(5);
+
 /// One slot; [`Applier::run`] is the body of its thread.
 #[derive(Debug)]
 pub struct Applier {
@@ -369,35 +401,38 @@ impl Applier {
     /// Serves jobs until the queue is stopped.
     pub fn run(self) {
         while let Some(job) = self.queue.next() {
-            let outcome = match self.apply(&job) {
-                Ok(roots) => {
-                    job.lane.publish(&job, roots);
-                    continue;
-                }
-                Err(Stop::Aborted) => Outcome::Aborted,
-                Err(Stop::NoSpace) => Outcome::NoSpace,
-                Err(Stop::OverLimit(reason)) => {
-                    tracing::warn!(source = %job.lane.name(), cp = %job.cp, reason, "CP refused");
-                    Outcome::OverLimit { reason }
-                }
-                Err(Stop::Faulted(reason)) => {
-                    job.lane.fault(&reason);
-                    Outcome::Aborted
-                }
-                Err(Stop::Rejected { differs, reason }) => {
-                    if let Err(error) = work::give_up(&self.pool, job.lane.source()) {
-                        tracing::warn!(source = %job.lane.name(), %error, "a work tree stays");
-                    }
-                    self.reject(&job, differs, reason)
-                }
-                Err(Stop::Rot(reason)) => {
-                    // The source sends it again; what is mended by then does not stop it.
-                    mending::mend_all(&self.shared, &job.lane, Depth::Nodes);
-                    self.reject(&job, None, reason)
-                }
-            };
-            job.lane.end_job(job.cp, outcome);
+            let begin = machine::now();
+            self.serve(&job);
+            self.queue.rest(machine::elapsed(begin));
         }
+    }
+
+    fn serve(&self, job: &Arc<Job>) {
+        let outcome = match self.apply(job) {
+            Ok(roots) => return job.lane.publish(job, roots),
+            Err(Stop::Aborted) => Outcome::Aborted,
+            Err(Stop::NoSpace) => Outcome::NoSpace,
+            Err(Stop::OverLimit(reason)) => {
+                tracing::warn!(source = %job.lane.name(), cp = %job.cp, reason, "CP refused");
+                Outcome::OverLimit { reason }
+            }
+            Err(Stop::Faulted(reason)) => {
+                job.lane.fault(&reason);
+                Outcome::Aborted
+            }
+            Err(Stop::Rejected { differs, reason }) => {
+                if let Err(error) = work::give_up(&self.pool, job.lane.source()) {
+                    tracing::warn!(source = %job.lane.name(), %error, "a work tree stays");
+                }
+                self.reject(job, differs, reason)
+            }
+            Err(Stop::Rot(reason)) => {
+                // The source sends it again; what is mended by then does not stop it.
+                mending::mend_all(&self.shared, &job.lane, Depth::Nodes);
+                self.reject(job, None, reason)
+            }
+        };
+        job.lane.end_job(job.cp, outcome);
     }
 
     fn reject(&self, job: &Job, differs: Option<VolumeRoot>, reason: String) -> Outcome {
@@ -714,6 +749,8 @@ pub(super) fn put_runs(
     let mut runs = Decoder::new(payload, base.size.blocks().0);
     let mut counted = 0;
     while let Some(run) = runs.next() {
+        // Whoever acknowledges may have been waiting for a core meanwhile.
+        std::thread::yield_now();
         let bytes = runs.position() - counted;
         counted = runs.position();
         match run.map_err(|error| rejected(&error))? {
@@ -757,6 +794,15 @@ mod tests {
     use crate::device::DeviceError;
     use crate::units::ids::SourceId;
     use crate::units::numbers::TransferId;
+
+    /// Few are served without a rest, and so is whoever has waited long.
+    #[test]
+    fn a_slot_rests_while_a_crowd_waits_and_none_of_it_for_long() {
+        let soon = Duration::from_millis(10);
+        assert!(!is_crowd(0, Duration::ZERO) && !is_crowd(CROWD - 1, soon));
+        assert!(is_crowd(CROWD, soon) && is_crowd(1000, LATE - soon));
+        assert!(!is_crowd(1000, LATE));
+    }
 
     /// Three refusals stop a source for good: it is refused only for what it can mend itself.
     #[test]
