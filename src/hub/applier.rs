@@ -237,6 +237,29 @@ impl Job {
     }
 }
 
+/// So many CPs that wait for a slot are a crowd.
+const CROWD: usize = 32;
+
+/// How many times as long as a job took, until its CP was there, a slot rests behind it; never longer than
+/// [`REST_MAX`], which is what a CP is late by if the crowd has gone meanwhile.
+const RESTS: u32 = 2;
+const REST_MAX: Duration = Duration::from_millis(50);
+
+/// Behind a CP that has waited for so long no slot rests: half of the shortest interval that is usual.
+const LATE: Duration = Duration::from_secs(5);
+
+/// How long a slot rests behind a job that took so long, with so many that wait, of which the first has waited
+/// so long.
+///
+/// While a crowd waits, the CPs of many sources have fallen due at once, and none of them is in such a hurry as the
+/// clients whose writes wait for a core.
+fn rest(took: Duration, jobs: usize, first_waits: Duration) -> Duration {
+    if jobs < CROWD {
+        return Duration::ZERO;
+    }
+    (took * RESTS).min(REST_MAX).min(LATE.saturating_sub(first_waits))
+}
+
 /// Jobs that wait for a slot; at most one a source.
 #[derive(Debug, Default)]
 pub struct JobQueue {
@@ -263,6 +286,21 @@ impl JobQueue {
         self.wake.notify_all();
     }
 
+    /// Rests, if a crowd waits, behind a job that took so long.
+    fn rest(&self, took: Duration) {
+        let begin = machine::now();
+        let mut jobs = lock(&self.jobs);
+        loop {
+            let waits = jobs.0.front().map(|job| machine::elapsed(job.begun)).unwrap_or_default();
+            let left = rest(took, jobs.0.len(), waits).saturating_sub(machine::elapsed(begin));
+            if jobs.1 || left.is_zero() {
+                return;
+            }
+            let waited = self.wake.wait_timeout(&self.jobs, jobs, left);
+            jobs = waited.unwrap_or_else(|_: PoisonError<_>| std::process::abort());
+        }
+    }
+
     fn next(&self) -> Option<Arc<Job>> {
         let mut jobs = lock(&self.jobs);
         loop {
@@ -279,38 +317,6 @@ impl JobQueue {
         }
     }
 }
-
-impl JobQueue {
-    /// While a crowd waits, a slot rests behind a job that took so long: the CPs of many sources have fallen due
-    /// at once, and none of them is in such a hurry as the clients whose writes wait for a core.
-    fn rest(&self, took: Duration) {
-        let until = machine::now() + took * RESTS;
-        let mut jobs = lock(&self.jobs);
-        loop {
-            let left = until.saturating_duration_since(machine::now());
-            let waits = jobs.0.front().map(|job| machine::elapsed(job.begun)).unwrap_or_default();
-            if jobs.1 || !is_crowd(jobs.0.len(), waits) || left.is_zero() {
-                return;
-            }
-            let waited = self.wake.wait_timeout(&self.jobs, jobs, left);
-            jobs = waited.unwrap_or_else(|_: PoisonError<_>| std::process::abort());
-        }
-    }
-}
-
-/// Whether so many are in no hurry, of which the first has waited so long.
-fn is_crowd(jobs: usize, first_waits: Duration) -> bool {
-    jobs >= CROWD && first_waits < LATE
-}
-
-/// So many CPs that wait are a crowd.
-const CROWD: usize = 32;
-
-/// How many times as long as a job a slot rests behind it.
-const RESTS: u32 = 2;
-
-/// A CP that has waited for so long is not held up any more: half of the shortest interval that is usual.
-const LATE: Duration = Duration::from_secs(5);
 
 /// One slot; [`Applier::run`] is the body of its thread.
 #[derive(Debug)]
@@ -403,7 +409,9 @@ impl Applier {
         while let Some(job) = self.queue.next() {
             let begin = machine::now();
             self.serve(&job);
-            self.queue.rest(machine::elapsed(begin));
+            if !job.is_pass() {
+                self.queue.rest(machine::elapsed(begin));
+            }
         }
     }
 
@@ -795,13 +803,17 @@ mod tests {
     use crate::units::ids::SourceId;
     use crate::units::numbers::TransferId;
 
-    /// Few are served without a rest, and so is whoever has waited long.
+    /// Few are served without a rest, and so is whoever has waited long; nobody is kept for long by what was
+    /// slow before him.
     #[test]
     fn a_slot_rests_while_a_crowd_waits_and_none_of_it_for_long() {
-        let soon = Duration::from_millis(10);
-        assert!(!is_crowd(0, Duration::ZERO) && !is_crowd(CROWD - 1, soon));
-        assert!(is_crowd(CROWD, soon) && is_crowd(1000, LATE - soon));
-        assert!(!is_crowd(1000, LATE));
+        let (soon, took) = (Duration::from_millis(10), Duration::from_millis(3));
+        assert_eq!(rest(took, CROWD - 1, soon), Duration::ZERO);
+        assert_eq!(rest(took, CROWD, soon), 2 * took);
+        assert_eq!(rest(Duration::from_secs(3600), 1000, soon), REST_MAX);
+        assert_eq!(rest(took, 1000, LATE - took), took);
+        assert_eq!(rest(took, 1000, LATE), Duration::ZERO);
+        assert_eq!(rest(took, 1000, 2 * LATE), Duration::ZERO);
     }
 
     /// Three refusals stop a source for good: it is refused only for what it can mend itself.

@@ -1,9 +1,10 @@
 //! The processes of the demo, and what it asks them through their own commands.
 
 use std::fs;
+use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -24,25 +25,36 @@ pub struct Cluster {
     processes: Processes,
 }
 
-/// What runs, by name. Who ends all of it keeps the lock, so that nothing is started behind it.
+/// What runs, by name, and whether a command asks it something. Who ends all of it keeps both locks, so
+/// that nothing is started behind it.
 #[derive(Debug, Clone, Default)]
-pub struct Processes(Arc<Mutex<Vec<(String, Child)>>>);
+pub struct Processes {
+    running: Arc<Mutex<Vec<(String, Child)>>>,
+    asking: Arc<Mutex<()>>,
+}
 
 impl Processes {
     fn lock(&self) -> MutexGuard<'_, Vec<(String, Child)>> {
         // A list of processes is whole after every step that can panic.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// kill -9 to all, and waits for them. None can be started while what is returned lives.
-    pub fn end(&self) -> impl Drop + use<'_> {
+    /// Runs a command to its end.
+    fn ask(&self, command: &mut Command) -> io::Result<Output> {
+        let _one = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        command.output()
+    }
+
+    /// kill -9 to all, and waits for them, and for the command that asked one of them. None can be started
+    /// while what is returned lives.
+    pub fn end(&self) -> impl Sized + use<'_> {
         let mut processes = self.lock();
         for (name, mut child) in processes.drain(..) {
             if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
                 tracing::warn!(name, %error, "process of the demo could not be ended");
             }
         }
-        processes
+        (processes, self.asking.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -137,7 +149,9 @@ impl Cluster {
     }
 
     fn status(&self, config: &Path) -> Result<StatusDocument> {
-        let output = self.command().args(["status", "--json", "--config"]).arg(config).output()?;
+        let mut command = self.command();
+        command.args(["status", "--json", "--config"]).arg(config);
+        let output = self.processes.ask(&mut command)?;
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
@@ -149,11 +163,9 @@ impl Cluster {
 
     /// A checkpoint of one source: its number and root.
     pub fn checkpoint(&self, name: &str) -> Result<(u32, Root)> {
-        let output = self
-            .command()
-            .args(["checkpoint", name, "--json", "--config"])
-            .arg(self.hub_config())
-            .output()?;
+        let mut command = self.command();
+        command.args(["checkpoint", name, "--json", "--config"]).arg(self.hub_config());
+        let output = self.processes.ask(&mut command)?;
         if !output.status.success() {
             bail!("checkpoint {name}: {}", String::from_utf8_lossy(&output.stderr).trim());
         }

@@ -68,30 +68,18 @@ struct Elsewhere {
 }
 
 impl Elsewhere {
-    /// With all links that are in the directory.
     fn of(directory: &Path) -> Self {
+        let identity = |path: &Path| std::fs::metadata(path).ok();
         let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
         let links = files.filter(|entry| {
             counts(&entry.file_name()) && entry.file_type().is_ok_and(|kind| kind.is_symlink())
         });
-        Self::with(directory, links.map(|entry| entry.file_name()))
-    }
-
-    /// As it is now. Another link is an event of the directory.
-    fn again(&self, directory: &Path) -> Self {
-        Self::with(directory, self.files.keys().cloned())
-    }
-
-    fn with(directory: &Path, links: impl Iterator<Item = OsString>) -> Self {
-        let identity = |met: std::fs::Metadata| {
+        let file = |met: std::fs::Metadata| {
             (met.dev(), met.ino(), (met.mtime(), met.mtime_nsec()), met.size())
         };
-        let file = |name: OsString| {
-            let met = std::fs::metadata(directory.join(&name)).ok();
-            (name, met.map(identity))
-        };
-        let met = std::fs::metadata(directory).ok();
-        Self { directory: met.map(|met| (met.dev(), met.ino())), files: links.map(file).collect() }
+        let files = links.map(|entry| (entry.file_name(), identity(&entry.path()).map(file)));
+        let directory = identity(directory).map(|met| (met.dev(), met.ino()));
+        Self { directory, files: files.collect() }
     }
 }
 
@@ -146,7 +134,6 @@ impl Watch {
         if self.events.is_none() {
             tokio::time::sleep(LOOK).await;
             self.begin();
-            self.elsewhere = Elsewhere::of(&self.directory);
             return;
         }
         let held = self.next_held();
@@ -164,6 +151,7 @@ impl Watch {
                 if now.directory != self.elsewhere.directory {
                     self.begin();
                 }
+                self.elsewhere = now;
             }
         }
         let until = Instant::now() + REST_MAX;
@@ -171,8 +159,6 @@ impl Watch {
             let left = until.saturating_duration_since(Instant::now());
             let rests = tokio::time::timeout(REST.min(left), self.wait()).await.is_err();
             if rests || self.events.is_none() {
-                // Before the reading that follows: what changes behind this look is met by the next.
-                self.elsewhere = Elsewhere::of(&self.directory);
                 return;
             }
         }
@@ -217,8 +203,8 @@ impl Watch {
 async fn changed_elsewhere(directory: PathBuf, before: Elsewhere) -> Elsewhere {
     loop {
         tokio::time::sleep(LOOK).await;
-        let (directory, last) = (directory.clone(), before.clone());
-        let now = tokio::task::spawn_blocking(move || last.again(&directory)).await;
+        let directory = directory.clone();
+        let now = tokio::task::spawn_blocking(move || Elsewhere::of(&directory)).await;
         if let Ok(now) = now
             && now != before
         {
