@@ -11,6 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -35,13 +36,38 @@ use crate::units::entrance::{Entrance, Place};
 use crate::units::ids::SourceId;
 use crate::units::machine;
 use crate::units::names::SourceName;
+use crate::units::turn;
 use crate::wire::message::{Follow, Frame, Hello, Message, Refused, RefusedCode};
 
 /// How long an ending connection may take to deliver what was queued for it.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 
+/// Opens the door: accepts sources until `stop`, on a thread of its own, which goes behind those that serve the
+/// sources that are there. However many knock, with whatever certificates, these keep their cores.
+///
+/// # Errors
+/// There is no thread to be had, or no runtime for it.
+pub fn open(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) -> io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listener = {
+        let _within = runtime.enter();
+        TcpListener::from_std(listener.into_std()?)?
+    };
+    let run = move || {
+        if let Err(error) = turn::go_behind() {
+            tracing::warn!(%error, "strangers at the door have the same turn as sources");
+        }
+        runtime.block_on(accept(listener, shared, stop));
+    };
+    std::thread::Builder::new().name("hub-door".to_owned()).spawn(run)
+}
+
 /// Accepts sources until `stop`.
-pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
     let entrance = Arc::new(Entrance::new(HANDSHAKES_MAX, REGULARS_MAX));
     loop {
         let accepted = tokio::select! {

@@ -70,7 +70,7 @@ use std::time::Duration;
 
 use actix::Arbiter;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::actor::{Goodbye, SourceActor, WantCheckpoint, WantScan};
 use self::hooks::HookOptions;
@@ -179,6 +179,8 @@ pub struct Hub {
     died: mpsc::Sender<SourceName>,
     arbiters: Mutex<Vec<Arbiter>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// A hub that is dropped without a stop hears nobody any more.
+    _door: DropGuard,
 }
 
 impl Hub {
@@ -192,14 +194,19 @@ impl Hub {
             .map_err(|error| HubError::Listen { address: options.listen, error })?;
         let arbiters: Vec<Arbiter> = (0..options.arbiters.max(1)).map(|_| Arbiter::new()).collect();
         let handles = arbiters.iter().map(Arbiter::handle).collect();
-        let recovered = recover::recover(&options, handles)?;
-        let shared = recovered.shared;
+        let mut recovered = recover::recover(&options, handles)?;
+        let shared = recovered.shared.clone();
         let stop = CancellationToken::new();
         let died = bring_up(&shared, &options.sources, arbiters.len(), &stop).await?;
-        actix::spawn(connection::accept(listener, shared.clone(), stop.clone()));
+        let door = stop.child_token();
+        recovered.threads.push(
+            connection::open(listener, shared.clone(), door.clone())
+                .map_err(|error| HubError::Listen { address: options.listen, error })?,
+        );
         tracing::info!(%address, sources = options.sources.len(), hub = %shared.hub, "hub is up");
         let threads = Mutex::new(recovered.threads);
-        let hub = Self { shared, address, stop, died, arbiters: Mutex::new(arbiters), threads };
+        let (arbiters, _door) = (Mutex::new(arbiters), door.drop_guard());
+        let hub = Self { shared, address, stop, died, arbiters, threads, _door };
         // Images and seeds without a file: retired.
         for lane in hub.shared.lanes.all() {
             hub.begin(lane.name());

@@ -26,11 +26,37 @@ pub fn go_first() -> io::Result<()> {
     })
 }
 
+/// Goes behind the ordinary threads of this process that want the same core: nice 10 (sched(7)).
+///
+/// # Errors
+/// None that is known: this needs no right.
+pub fn go_behind() -> io::Result<()> {
+    // On Linux it is that of the calling thread alone.
+    rustix::process::nice(BEHIND)?;
+    Ok(())
+}
+
+/// A tenth of the weight of an ordinary thread.
+const BEHIND: i32 = 10;
+
 #[cfg(test)]
 mod tests {
     use thread_priority::thread_schedule_policy;
 
     use super::*;
+
+    /// One thread goes behind, and no other.
+    #[test]
+    fn a_thread_goes_behind_alone() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        let behind = std::thread::spawn(move || {
+            go_behind().unwrap();
+            nice()
+        });
+        assert_eq!(behind.join().unwrap(), (before + BEHIND).min(19));
+        assert_eq!(nice(), before);
+    }
 
     /// It is done or refused, and the class is as it says.
     #[test]
