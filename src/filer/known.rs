@@ -82,7 +82,7 @@ pub(super) fn sizes(pins: &Pins) -> Arc<BTreeMap<VolumeNumber, ByteCount>> {
     Arc::new(pins.iter().map(|(volume, pin)| (*volume, pin.tree().size)).collect())
 }
 
-/// The lock, and what is shown; a reader never waits.
+/// The lock, and what is shown; a reader never waits for whoever holds the lock.
 pub(super) type Watched = Shown<Standing, Latest<Known>>;
 
 /// Under the lock; a change is shown when it is dropped.

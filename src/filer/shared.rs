@@ -646,7 +646,7 @@ impl Shared {
         self.known().failed.clone()
     }
 
-    /// What is known; never waits.
+    /// What is known; never waits for the lock.
     pub(super) fn known(&self) -> Arc<Known> {
         self.state.shown().load()
     }

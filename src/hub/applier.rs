@@ -47,6 +47,17 @@ use crate::wire::message::{CpEnd, Frame, Message, VolumeRoot};
 use crate::wire::pull::{Pulled, blocks_bytes_max, nodes_bytes_max};
 use crate::wire::updates::{Decoder, Run, inline_blocks};
 
+/// So many CPs that wait for a slot are a crowd.
+const CROWD: usize = 32;
+
+/// How many times as long as a job took, until its CP was there, a slot rests behind it; never longer than
+/// [`REST_MAX`], which is what a CP is late by if the crowd has gone meanwhile.
+const RESTS: u32 = 2;
+const REST_MAX: Duration = Duration::from_millis(50);
+
+/// Behind a CP that has waited for so long no slot rests: half of the shortest interval that is usual.
+const LATE: Duration = Duration::from_secs(5);
+
 /// What a job is told while it runs.
 #[derive(Debug)]
 pub(super) enum Input {
@@ -236,17 +247,6 @@ impl Job {
         }
     }
 }
-
-/// So many CPs that wait for a slot are a crowd.
-const CROWD: usize = 32;
-
-/// How many times as long as a job took, until its CP was there, a slot rests behind it; never longer than
-/// [`REST_MAX`], which is what a CP is late by if the crowd has gone meanwhile.
-const RESTS: u32 = 2;
-const REST_MAX: Duration = Duration::from_millis(50);
-
-/// Behind a CP that has waited for so long no slot rests: half of the shortest interval that is usual.
-const LATE: Duration = Duration::from_secs(5);
 
 /// How long a slot rests behind a job that took so long, with so many that wait, of which the first has waited
 /// so long.

@@ -11,7 +11,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -42,28 +41,27 @@ use crate::wire::message::{Follow, Frame, Hello, Message, Refused, RefusedCode};
 /// How long an ending connection may take to deliver what was queued for it.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 
-/// Opens the door: accepts sources until `stop`, on a thread of its own, which goes behind those that serve the
+/// The body of the door's thread: accepts sources until `stop`, and goes behind the threads that serve the
 /// sources that are there. However many knock, with whatever certificates, these keep their cores.
 ///
 /// # Errors
-/// There is no thread to be had, or no runtime for it.
-pub fn open(
+/// There is no runtime to be had.
+pub fn door(
     listener: TcpListener,
     shared: Arc<Shared>,
     stop: CancellationToken,
-) -> io::Result<JoinHandle<()>> {
+) -> io::Result<impl FnOnce() + Send + 'static> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = {
         let _within = runtime.enter();
         TcpListener::from_std(listener.into_std()?)?
     };
-    let run = move || {
+    Ok(move || {
         if let Err(error) = turn::go_behind() {
             tracing::warn!(%error, "strangers at the door have the same turn as sources");
         }
         runtime.block_on(accept(listener, shared, stop));
-    };
-    std::thread::Builder::new().name("hub-door".to_owned()).spawn(run)
+    })
 }
 
 /// Accepts sources until `stop`.

@@ -194,18 +194,16 @@ impl Hub {
             .map_err(|error| HubError::Listen { address: options.listen, error })?;
         let arbiters: Vec<Arbiter> = (0..options.arbiters.max(1)).map(|_| Arbiter::new()).collect();
         let handles = arbiters.iter().map(Arbiter::handle).collect();
-        let mut recovered = recover::recover(&options, handles)?;
-        let shared = recovered.shared.clone();
+        let recover::Started { shared, mut threads } = recover::recover(&options, handles)?;
         let stop = CancellationToken::new();
         let died = bring_up(&shared, &options.sources, arbiters.len(), &stop).await?;
         let door = stop.child_token();
-        recovered.threads.push(
-            connection::open(listener, shared.clone(), door.clone())
-                .map_err(|error| HubError::Listen { address: options.listen, error })?,
-        );
+        let body = connection::door(listener, shared.clone(), door.clone())
+            .map_err(|error| HubError::Listen { address: options.listen, error })?;
+        threads.push(recover::spawn("hub-door", body)?);
         tracing::info!(%address, sources = options.sources.len(), hub = %shared.hub, "hub is up");
-        let threads = Mutex::new(recovered.threads);
-        let (arbiters, _door) = (Mutex::new(arbiters), door.drop_guard());
+        let (arbiters, threads) = (Mutex::new(arbiters), Mutex::new(threads));
+        let _door = door.drop_guard();
         let hub = Self { shared, address, stop, died, arbiters, threads, _door };
         // Images and seeds without a file: retired.
         for lane in hub.shared.lanes.all() {

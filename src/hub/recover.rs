@@ -299,7 +299,10 @@ fn start_threads(
 }
 
 /// A thread whose panic ends the process: nobody would know what it left half done.
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, HubError> {
+pub(super) fn spawn(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, HubError> {
     let body = move || {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err()
             && !machine::is_killed()

@@ -19,7 +19,7 @@ use crate::units::names::SourceName;
 pub struct Entry {
     /// Its actor.
     pub actor: Addr<SourceActor>,
-    /// What status shows; the actor replaces it, readers never wait.
+    /// What status shows; the actor replaces it, and waits for no reader.
     pub snapshot: Arc<Latest<Snapshot>>,
     /// Arbiter the actor and its connection live on.
     pub arbiter: usize,
