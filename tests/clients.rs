@@ -6,7 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mirrorhub::nbd::client::{Client, ClientError};
 
@@ -262,7 +262,8 @@ fn an_image_does_not_change_under_its_reader() {
     let volume = cluster.volume("filer-a", "vol0");
     let mut writer = Command::new("fio");
     writer.args(["--name=w", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=8"]);
-    writer.args(["--size=64m", "--time_based", "--runtime=6"]).arg(format!("--uri={volume}"));
+    // Longer than the test takes: it ends with it.
+    writer.args(["--size=64m", "--time_based", "--runtime=120"]).arg(format!("--uri={volume}"));
     writer.current_dir(cluster.dir.path());
     let mut writer = Process::start("fio", cluster.path("fio.log"), &mut writer);
     let script = r#"
@@ -274,20 +275,24 @@ def read():
     for at in range(0, h.get_size(), 1 << 20):
         d.update(h.pread(1 << 20, at))
     return d.hexdigest()
-first = read()
-for n in range(4):
-    time.sleep(0.4)
+pinned, first = h, read()
+deadline, newer = time.monotonic() + 90, set()
+# How long a CP takes is not what is tested: that several are seen beside the one that stays is.
+while len(newer) < 3:
+    assert time.monotonic() < deadline, 'new readers see no newer CPs: the test shows nothing'
+    h = nbd.NBD()
+    h.connect_uri(sys.argv[1])
+    newer.add(read())
+    h.shutdown()
+    newer.discard(first)
+    h = pinned
     assert read() == first, 'the image moved'
-other = nbd.NBD()
-other.connect_uri(sys.argv[1])
-h2, h = h, other
-assert read() != first, 'a new reader sees no newer CP: the test shows nothing'
 "#;
     let applied = || cluster.on_hub("filer-a")["applied_cp"].as_u64().unwrap_or_default();
-    wait_for("a first CP", Duration::from_secs(10), || applied() > 1);
+    wait_for("a first CP", Duration::from_secs(60), || applied() > 1);
     let image = cluster.image("filer-a", "vol0");
     run(Command::new("/usr/bin/python3").arg("-c").arg(script).arg(&image));
-    wait_for("fio ends", Duration::from_secs(20), || !writer.runs());
+    assert!(writer.runs(), "nobody wrote meanwhile: {}", writer.output());
 }
 
 /// Goal: an image opened at any moment is one cut. Method: one client writes numbered versions of
@@ -310,7 +315,9 @@ fn an_image_opened_at_any_moment_is_one_cut() {
             }
         });
         let opened = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            for _ in 0..10 {
+            let begin = Instant::now();
+            let seen = |cuts: &[u64]| cuts.iter().collect::<HashSet<_>>().len();
+            while cuts.len() < 10 || seen(&cuts) < 6 && begin.elapsed() < Duration::from_secs(90) {
                 pause(Duration::from_millis(270));
                 cuts.push(cut(&cluster.path("hub/nbd.sock"), BLOCKS).expect("one cut"));
             }

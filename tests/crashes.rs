@@ -123,7 +123,7 @@ fn writes_wait_while_the_hub_is_away() {
     cluster.start_hub();
     writer.wait_answered(8000);
     let known = writer.finish();
-    wait_for("a partition was full", Duration::from_secs(10), || {
+    wait_for("a partition was full", Duration::from_secs(60), || {
         cluster.on_hub("filer-a")["applied_cp"].as_u64().unwrap_or_default() > 0
     });
     check(&mut cluster, "filer-a", &known);

@@ -248,7 +248,7 @@ impl Case<'_> {
             if words.contains(reason) && (faulted || !lives) {
                 break;
             }
-            let limit = Duration::from_secs(5);
+            let limit = Duration::from_secs(30);
             assert!(begin.elapsed() < limit, "{:?}: {reason:?} not told: {words}", self.row);
             pause(Duration::from_millis(20));
         }
@@ -279,7 +279,7 @@ fn hurt(cluster: &mut Cluster, end: End, row: Row, count: u64, known: Known) -> 
     }
     let fired = case.fired();
     if fired && row.harm == KILL {
-        let limit = Duration::from_secs(5);
+        let limit = Duration::from_secs(30);
         wait_for("the killed process is gone", limit, || !case.runs());
     } else if fired {
         case.check_failed(&writer);

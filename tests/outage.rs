@@ -240,7 +240,7 @@ fn the_hub_forgets_the_mark_when_it_is_cleared() {
     wait_together(&mut cluster);
     check_together(&mut cluster, &known);
     let config = cluster.hub_config();
-    wait_for("the hub forgets the mark", Duration::from_secs(5), || {
+    wait_for("the hub forgets the mark", Duration::from_secs(30), || {
         let there = status(&config).expect("the hub answers")["sources"][0].clone();
         there["alone_since"].is_null()
     });

@@ -102,7 +102,7 @@ impl Disk {
         });
         nbdkit.env("TMPDIR", self.dir.path());
         let nbdkit = Process::start("nbdkit", path("nbdkit.log"), &mut nbdkit);
-        wait_for("nbdkit listens", Duration::from_secs(10), || {
+        wait_for("nbdkit listens", Duration::from_secs(60), || {
             socket.try_exists().expect("socket")
         });
         let mut nbdfuse = Command::new("nbdfuse");
@@ -110,7 +110,7 @@ impl Disk {
         let nbdfuse = Process::start("nbdfuse", path("nbdfuse.log"), &mut nbdfuse);
         let power = Power { nbdkit, nbdfuse, file, device: None, mounted: false };
         let power = self.power.insert(power);
-        wait_for("nbdfuse shows the disk", Duration::from_secs(10), || {
+        wait_for("nbdfuse shows the disk", Duration::from_secs(60), || {
             fs::metadata(&power.file).is_ok_and(|found| found.len() == DISK_BYTES)
         });
         let attached = run(Command::new("losetup")

@@ -217,7 +217,7 @@ fn a_demo_that_is_ended_leaves_no_process_behind() {
         let mut demo = Process::start("demo", log, command.arg("demo").env("TMPDIR", &mine));
         wait_for("hub and sources run", Duration::from_secs(30), || processes_of(&mine).len() == 3);
         demo.signal(signal);
-        wait_for("the demo ends", Duration::from_secs(10), || !demo.runs());
+        wait_for("the demo ends", Duration::from_secs(30), || !demo.runs());
         assert_eq!(processes_of(&mine), [""; 0], "left behind after {signal}");
         assert!(demo.output().contains("ended by a signal; the logs are kept in"), "{signal}");
     }

@@ -125,7 +125,7 @@ fn health_is_told_by_http_and_by_the_exit_code() {
     let mut watched = Watched::start(&cluster);
     watched.waits_for("in-sync");
     cluster.kill_source("filer-a");
-    wait_for("offline is shown", Duration::from_secs(10), || {
+    wait_for("offline is shown", Duration::from_secs(30), || {
         cluster.on_hub("filer-a")["state"] == "offline"
     });
     let (status, body) = http_get(&cluster.hub_url("/healthz"));
