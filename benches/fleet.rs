@@ -74,7 +74,7 @@ struct Options {
     mixes: Vec<String>,
     rounds: usize,
     length: Duration,
-    rate: u32,
+    rate: f64,
     interval: Duration,
     blocks: u64,
     other: Option<PathBuf>,
@@ -87,7 +87,7 @@ fn options() -> anyhow::Result<Options> {
         mixes: MIXES.map(str::to_owned).to_vec(),
         rounds: 3,
         length: Duration::from_secs(8),
-        rate: 10,
+        rate: 10.0,
         interval: Duration::from_secs(10),
         blocks: 1024,
         other: None,
@@ -105,7 +105,7 @@ fn options() -> anyhow::Result<Options> {
             "--mixes" => options.mixes = value()?.split(',').map(str::to_owned).collect(),
             "--rounds" => options.rounds = value()?.parse().context("--rounds")?,
             "--seconds" => options.length = seconds(value()?).context("--seconds")?,
-            "--rate" => options.rate = value()?.parse().context("--rate")?,
+            "--rate" => options.rate = rate(&value()?).context("--rate")?,
             "--interval" => options.interval = seconds(value()?).context("--interval")?,
             "--blocks" => options.blocks = value()?.parse().context("--blocks")?,
             "--other" => options.other = Some(PathBuf::from(value()?)),
@@ -117,6 +117,15 @@ fn options() -> anyhow::Result<Options> {
         bail!("mix {name} is not known, these are: {}", MIXES.join(", "));
     }
     Ok(options)
+}
+
+/// Writes a second, 0.1 for instance.
+fn rate(text: &str) -> anyhow::Result<f64> {
+    let rate: f64 = text.parse()?;
+    if !(0.001..=100_000.0).contains(&rate) {
+        bail!("{text} is not from 0.001 to 100000");
+    }
+    Ok(rate)
 }
 
 fn main() -> anyhow::Result<()> {
@@ -222,7 +231,7 @@ fn at_rest(hub: &Hub) -> anyhow::Result<Reading> {
 
 /// What sources do in a mix.
 fn phase(mix: &str, options: &Options) -> Phase {
-    let every = Duration::from_secs(1) / options.rate;
+    let every = Duration::from_secs_f64(1.0 / options.rate);
     let steady = Load::Paced(every);
     let burst = u32::try_from(BURST).unwrap_or(u32::MAX);
     let quiet = match mix {

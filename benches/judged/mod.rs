@@ -13,7 +13,7 @@ struct Target {
 }
 
 /// All of them that can be judged, of this build.
-pub fn targets(runs: &Runs, rate: u32) -> Table {
+pub fn targets(runs: &Runs, rate: f64) -> Table {
     let of = |count: usize, mix: &str, name: &str| {
         runs.get(&(count, 0, mix.to_owned())).and_then(|runs| median(runs, name))
     };

@@ -1,6 +1,6 @@
 //! Reading the files of a hub while it runs: what is right in them is taken over, what is wrong is shown.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -174,8 +174,10 @@ impl View {
     /// Sizes that volumes cannot have while this hub serves them.
     pub(super) fn unfit(&self, config: &HubConfig) -> Vec<ConfigProblem> {
         let snapshots = self.hub.snapshots();
+        let named: BTreeMap<_, _> =
+            snapshots.iter().map(|snapshot| (&snapshot.name, snapshot)).collect();
         let of_source = |source: &HubSource| {
-            let snapshot = snapshots.iter().find(|snapshot| snapshot.name == source.file.name);
+            let snapshot = named.get(&source.file.name);
             snapshot.map_or_else(Vec::new, |snapshot| sizes::of_served(source, snapshot))
         };
         config.sources.iter().flat_map(of_source).collect()
