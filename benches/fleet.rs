@@ -1,9 +1,10 @@
 //! Many simulated sources against a real hub: a process with real files and real TCP on loopback.
 //!
 //! `cargo bench --bench fleet -- [--sources N,N] [--mixes NAME,NAME] [--rounds N] [--seconds N]
-//! [--rate N] [--interval N] [--blocks N] [--other FILE] [DIRECTORY]` (1, 10, 100 and 1000 sources;
+//! [--rate N] [--interval N] [--blocks N] [--log N] [--other FILE] [DIRECTORY]` (1, 10, 100 and 1000 sources;
 //! all mixes; 3 rounds of 8 s; 10 writes a second of each source; a CP each 10 s; volumes of 1024
-//! blocks; the temporary directory). `--other` lets another build of the program take turns. The
+//! blocks; no log; the temporary directory). `--log` has each source write so many MiB, without a CP if the
+//! interval is long, before the hub is killed in `restart`. `--other` lets another build of the program take turns. The
 //! sources speak the real wire, CPs with the right roots included; they keep nothing, so that what is
 //! measured is the hub. Each mix ends when all is published: that work is counted as well.
 //!
@@ -37,6 +38,7 @@ use comfy_table::{CellAlignment, Table};
 use filers::{Fleet, Load, Phase, Report, quantiles, total};
 use hubs::{Hub, Reading};
 use machine::{load_average, real_time};
+use mirrorhub::limits::MIB;
 use mirrorhub::units::BLOCK_BYTES_U64;
 use mirrorhub::units::convert::{to_f64, to_u64};
 
@@ -77,6 +79,7 @@ struct Options {
     rate: f64,
     interval: Duration,
     blocks: u64,
+    log: u64,
     other: Option<PathBuf>,
     dir: PathBuf,
 }
@@ -90,6 +93,7 @@ fn options() -> anyhow::Result<Options> {
         rate: 10.0,
         interval: Duration::from_secs(10),
         blocks: 1024,
+        log: 0,
         other: None,
         dir: std::env::temp_dir(),
     };
@@ -108,6 +112,7 @@ fn options() -> anyhow::Result<Options> {
             "--rate" => options.rate = rate(&value()?).context("--rate")?,
             "--interval" => options.interval = seconds(value()?).context("--interval")?,
             "--blocks" => options.blocks = value()?.parse().context("--blocks")?,
+            "--log" => options.log = value()?.parse().context("--log")?,
             "--other" => options.other = Some(PathBuf::from(value()?)),
             flag if flag.starts_with('-') => bail!("{flag} is not known"),
             _ => options.dir = PathBuf::from(argument),
@@ -323,6 +328,12 @@ fn restart(
     options: &Options,
 ) -> anyhow::Result<Figures> {
     fleet.settle()?;
+    if options.log > 0 {
+        let quiet = Load::Fill(options.log * MIB);
+        let length = Duration::from_secs(1);
+        let filling = fleet.begin(Phase { quiet, length, ..phase("idle", options) });
+        fleet.reports(&filling)?;
+    }
     let length = options.length.max(Duration::from_secs(4)) * 2;
     let phase = fleet.begin(Phase { length, ..phase("steady", options) });
     hubs::pause(length * 3 / 10);

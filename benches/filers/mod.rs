@@ -41,6 +41,8 @@ pub enum Load {
     Bursts(Duration, usize),
     /// A number of blocks in a row at a time, so many times under way.
     Flat { depth: usize, blocks: u64 },
+    /// 64 blocks in a row at a time until so many bytes were written, however long that takes.
+    Fill(u64),
 }
 
 /// A time in which all sources do the same.

@@ -35,6 +35,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Writes that one transfer of a burst carries at most.
 const BATCH_MAX: usize = 32;
+/// Blocks of a write that fills a log.
+const FILL_BLOCKS: u64 = 64;
 /// Far away.
 const NEVER: Duration = Duration::from_secs(3600);
 
@@ -101,6 +103,8 @@ pub struct Filer {
     together: Option<CpNumber>,
     returned: bool,
     back: Option<Instant>,
+    /// Bytes written for [`Load::Fill`].
+    filled: u64,
     outgoing: Outgoing,
 }
 
@@ -142,6 +146,7 @@ impl Filer {
             together: None,
             returned: false,
             back: None,
+            filled: 0,
             outgoing: Outgoing::default(),
         }
     }
@@ -317,11 +322,11 @@ impl Filer {
         self.phase = phase;
         let loud = phase.loud.is_some() && self.at == 0;
         self.report = Some(Report { phase: phase.number, loud, ..Report::default() });
-        (self.together, self.back) = (None, None);
+        (self.together, self.back, self.filled) = (None, None, 0);
         self.next_write = match self.load() {
             Load::Rest => phase.begin + NEVER,
             Load::Paced(every) | Load::Bursts(every, _) => phase.begin + offset(self.at, every),
-            Load::Flat { .. } => phase.begin,
+            Load::Flat { .. } | Load::Fill(_) => phase.begin,
         };
         if phase.settle {
             self.next_cp = phase.begin;
@@ -355,6 +360,10 @@ impl Filer {
                     }
                     self.next_write = end + NEVER;
                 }
+                Load::Fill(bytes) => {
+                    self.fill_log(bytes);
+                    self.next_write = end + NEVER;
+                }
             }
         }
         if self.next_cp <= now {
@@ -369,6 +378,14 @@ impl Filer {
                 Bytes::new(),
             );
             self.next_ping = now + HEARTBEAT;
+        }
+    }
+
+    /// Two transfers under way until its log has so many bytes.
+    fn fill_log(&mut self, bytes: u64) {
+        while self.held.len() < 2 && self.filled < bytes {
+            self.form(1, FILL_BLOCKS);
+            self.filled += FILL_BLOCKS * BLOCK_BYTES_U64;
         }
     }
 
@@ -519,12 +536,14 @@ impl Filer {
                 report.micros.push(u32::try_from(micros).unwrap_or(u32::MAX));
             }
         }
-        if let Load::Flat { depth, blocks } = self.load()
-            && now < to
-        {
-            while self.held.len() < depth {
-                self.form(1, blocks);
+        match self.load() {
+            Load::Flat { depth, blocks } if now < to => {
+                while self.held.len() < depth {
+                    self.form(1, blocks);
+                }
             }
+            Load::Fill(bytes) => self.fill_log(bytes),
+            _ => {}
         }
         Ok(())
     }
@@ -533,7 +552,8 @@ impl Filer {
     fn reported(&mut self) -> Option<Report> {
         let over = self.phase.begin + self.phase.length <= Instant::now();
         let settled = !self.phase.settle || self.volume.is_clean() && self.pending.is_none();
-        if !over || !self.held.is_empty() || !settled {
+        let filled = !matches!(self.load(), Load::Fill(bytes) if self.filled < bytes);
+        if !over || !self.held.is_empty() || !settled || !filled {
             return None;
         }
         let moving = self

@@ -4,7 +4,8 @@
 //! passed over, and copied forward to the head of the ring when it would hold the ring's end. Log
 //! writes are not synced at once; when ring room is wanted, because half of the ring is used or a
 //! source has used its share of it, one sync makes all dirty logs durable and the ring moves on. A
-//! log whose CP was published before that is never synced. A source with `ack = "filed"` waits for
+//! log whose CP was published before that is never synced; the log of a loud source, who will not get
+//! there, is written as it comes. A source with `ack = "filed"` waits for
 //! the sync: it comes behind each batch that was drained for one.
 //!
 //! A record that cannot be read when it should be copied is lost: its source is told so by name,
@@ -13,10 +14,13 @@
 //! Invariant 4: the ring is released up to a record only when that record's log is synced, its
 //! CP is published, it was copied forward durably, or it was found unreadable.
 
+mod loud;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use self::loud::{Loud, WRITEBACK_BYTES_MIN};
 use super::lane::{Fenced, Lane, lock};
 use super::stager::{Staged, Stager, fence_record_bytes};
 use crate::metric::catalogue::DRAIN_SECONDS;
@@ -228,6 +232,7 @@ pub struct Drainer {
     store: Arc<LogStore>,
     stager: Arc<Stager>,
     in_ring: VecDeque<InRing>,
+    loud: Loud,
     /// A handle, so that recording takes no lock.
     seconds: metrics::Histogram,
 }
@@ -244,7 +249,8 @@ impl Drainer {
         if let Some(ring) = stager.ring() {
             ring.release(in_ring.front().map_or(ring.status().durable, InRing::start));
         }
-        Self { queue, store, stager, in_ring, seconds: metrics::histogram!(DRAIN_SECONDS.name) }
+        let (loud, seconds) = (Loud::default(), metrics::histogram!(DRAIN_SECONDS.name));
+        Self { queue, store, stager, in_ring, loud, seconds }
     }
 
     /// Runs until stopped.
@@ -262,6 +268,7 @@ impl Drainer {
                 self.drain(record);
             }
             for (lane, cp) in work.drops {
+                self.loud.dropped(lane.source());
                 if let Err(error) = self.store.drop_through(lane.source(), cp) {
                     tracing::warn!(source = %lane.name(), %cp, %error, "old log not deleted");
                     // Its logs take no more writes: it gets no credit, and must be told why.
@@ -273,6 +280,7 @@ impl Drainer {
             }
             self.file(filing, work.sync_wanted);
             self.release();
+            self.begin_writeback();
             let wanted = self.wanted(work.room_wanted);
             if work.stopping || wanted > 0 {
                 let before = self.in_ring.len();
@@ -319,6 +327,7 @@ impl Drainer {
             && match self.store.append(staged.lane.source(), staged.epoch, &staged.transfer) {
                 Ok(_) => {
                     staged.lane.in_log(staged.record_bytes());
+                    self.loud.appended(staged.lane.source(), staged.record_bytes());
                     staged.lane.drained(place, staged.transfer.data_bytes());
                     self.seconds.record(machine::elapsed(since));
                     true
@@ -382,6 +391,15 @@ impl Drainer {
         self.in_ring.partition_point(|record| record.start().0 < wanted)
     }
 
+    fn begin_writeback(&mut self) {
+        for source in self.loud.due() {
+            // What fails here fails at the sync as well, which latches it.
+            if let Err(error) = self.store.begin_writeback(source, WRITEBACK_BYTES_MIN) {
+                tracing::debug!(%source, %error, "writeback of a source log was not begun");
+            }
+        }
+    }
+
     /// Syncs what was drained for sources that wait for it: one sync for all that has gathered;
     /// while it runs the next gathers.
     fn file(&mut self, mut waiting: BTreeMap<SourceId, Arc<Lane>>, all: bool) {
@@ -404,6 +422,7 @@ impl Drainer {
         for record in self.in_ring.iter().filter(|record| record.drained) {
             lanes.entry(record.lane.source()).or_insert_with(|| record.lane.clone());
         }
+        lanes.keys().for_each(|source| self.loud.room_wanted(*source));
         self.sync_lanes(&lanes);
     }
 
@@ -411,8 +430,9 @@ impl Drainer {
         if lanes.is_empty() {
             return;
         }
-        let dirty: Vec<SourceId> = lanes.keys().copied().collect();
-        for (source, result) in self.store.sync(&dirty) {
+        let unsynced: Vec<SourceId> = lanes.keys().copied().collect();
+        unsynced.iter().for_each(|source| self.loud.synced(*source));
+        for (source, result) in self.store.sync(&unsynced) {
             let Some(lane) = lanes.get(&source) else { continue };
             match result {
                 Ok(place) => lane.synced(place),

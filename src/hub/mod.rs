@@ -41,6 +41,7 @@ pub mod import;
 pub mod join_by;
 pub mod kept;
 pub mod lane;
+mod line;
 pub mod mending;
 pub mod overlay;
 mod pass;

@@ -1,4 +1,4 @@
-//! The stager: puts transfers of all sources into the one NVRAM ring, in order of arrival.
+//! The stager: puts transfers of all sources into the one NVRAM ring, each source's in order.
 //!
 //! Actors call [`Stager::stage`]; the ring's committing thread takes what has gathered, writes it
 //! with one durable write and comes back through [`Feed`]: each transfer's lane moves its durable
@@ -19,6 +19,7 @@ use bytes::Bytes;
 
 use super::drainer::{DrainQueue, Drainable, Record};
 use super::lane::{Fenced, Lane, lock};
+use super::line::{Line, Waits};
 use super::shared::Shared;
 use crate::device::DeviceError;
 use crate::limits::RECORD_BYTES_MAX;
@@ -28,6 +29,7 @@ use crate::record::envelope::{RecordKind, record_bytes};
 use crate::record::marks::{Fence, MARK_BYTES, Place};
 use crate::record::transfer::Transfer;
 use crate::units::convert::to_u64;
+use crate::units::ids::SourceId;
 use crate::units::machine;
 use crate::units::numbers::Epoch;
 
@@ -78,14 +80,20 @@ enum Item {
     Fence { lane: Arc<Lane>, fence: Fence },
 }
 
-impl Item {
+impl Waits for Item {
+    fn source(&self) -> SourceId {
+        self.lane().source()
+    }
+
     fn record_bytes(&self) -> u64 {
         match self {
             Self::Transfer(staged) => staged.record_bytes(),
             Self::Fence { .. } => fence_record_bytes(),
         }
     }
+}
 
+impl Item {
     fn lane(&self) -> &Arc<Lane> {
         match self {
             Self::Transfer(staged) => &staged.lane,
@@ -118,7 +126,7 @@ impl Item {
 /// What waits for the committing thread.
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<Item>,
+    waiting: Line<Item>,
     copies: VecDeque<Staged>,
     failed: Option<Arc<str>>,
 }
@@ -216,7 +224,7 @@ impl Stager {
             item.lost(&reason);
             return;
         }
-        queue.waiting.push_back(item);
+        queue.waiting.push(item);
         drop(queue);
         self.wake();
     }
@@ -249,18 +257,9 @@ impl StagerFeed {
 
 impl Feed for StagerFeed {
     fn take(&mut self, bytes_max: u64) -> Vec<Pending> {
-        let mut queue = lock(&self.stager.queue);
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        while let Some(next) = queue.waiting.front() {
-            bytes += next.record_bytes();
-            if bytes > bytes_max && !batch.is_empty() {
-                break;
-            }
-            let Some(item) = queue.waiting.pop_front() else { break };
-            batch.push(item.pending());
-            self.writing.push_back(item);
-        }
+        let items = lock(&self.stager.queue).waiting.take(bytes_max);
+        let batch = items.iter().map(Item::pending).collect();
+        self.writing.extend(items);
         batch
     }
 
@@ -306,7 +305,7 @@ impl Feed for StagerFeed {
         let reason: Arc<str> = format!("the hub's NVRAM failed: {error}").into();
         let mut queue = lock(&self.stager.queue);
         queue.failed = Some(reason.clone());
-        let waiting = std::mem::take(&mut queue.waiting);
+        let waiting = queue.waiting.drain();
         let copies = std::mem::take(&mut queue.copies);
         drop(queue);
         for item in self.writing.drain(..).chain(waiting) {

@@ -9,11 +9,12 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
 use rustix::io::Errno;
 
 use crate::device::directory::create_durably;
@@ -56,6 +57,9 @@ pub trait LogFile: Send + Sync + fmt::Debug {
     fn allocate(&self, offset: u64, bytes: u64) -> io::Result<()>;
     /// Cuts the file, or extends it by zeros.
     fn truncate(&self, length: u64) -> io::Result<()>;
+    /// Has the kernel begin to write these bytes out; nothing is said of when they are durable, and
+    /// an error of it is told by the next [`LogFile::sync_data`].
+    fn begin_writeback(&self, offset: u64, bytes: u64) -> io::Result<()>;
     /// Makes data and length durable.
     fn sync_data(&self) -> io::Result<()>;
 }
@@ -174,6 +178,12 @@ impl LogFile for RealFile {
 
     fn truncate(&self, length: u64) -> io::Result<()> {
         Ok(retry(|| rustix::fs::ftruncate(&self.0, length))?)
+    }
+
+    fn begin_writeback(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        // What is dirty is not dropped: the advice only begins to write it, at a class of its own.
+        let Some(bytes) = NonZeroU64::new(bytes) else { return Ok(()) };
+        Ok(rustix::fs::fadvise(&self.0, offset, Some(bytes), Advice::DontNeed)?)
     }
 
     fn sync_data(&self) -> io::Result<()> {

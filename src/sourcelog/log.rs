@@ -58,6 +58,8 @@ pub(super) struct Log {
     slot_number: u64,
     /// File offset up to which space is set aside.
     allocated: u64,
+    /// The kernel was asked to write everything up to here.
+    begun: LogPosition,
     /// Bytes behind the header that readers may look at: `end`, more in a damaged log.
     pub(super) extent: u64,
     /// What recovery found wrong with the synced part.
@@ -111,8 +113,8 @@ impl Log {
     pub(super) fn recovered(name: Arc<LogName>, slot: Slot, end: LogPosition, last: Place) -> Self {
         let allocated = HEADER_BYTES_U64 + end.0;
         let (slot_number, own_durable) = (slot.number, slot.own_durable);
-        let (extent, damage) = (end.0, None);
-        Self { name, end, last, own_durable, slot, slot_number, allocated, extent, damage }
+        let (begun, extent, damage) = (end, end.0, None);
+        Self { name, end, last, own_durable, slot, slot_number, allocated, begun, extent, damage }
     }
 
     /// Whether everything appended is durable, and durably known to be.
@@ -216,6 +218,22 @@ impl Log {
         Ok(())
     }
 
+    /// Has the kernel begin to write what was appended since the last time, once that is at least
+    /// `least` bytes: a sync then finds little left to wait for, and the disk was never flooded.
+    pub(super) fn begin_writeback(&mut self, open: &OpenFiles, least: u64) -> Result<(), LogError> {
+        let bytes = self.end.0 - self.begun.0;
+        if bytes < least || self.damage.is_some() {
+            return Ok(());
+        }
+        if let Some(handle) = open.open_now(self.name.identity.log) {
+            handle
+                .begin_writeback(HEADER_BYTES_U64 + self.begun.0, bytes)
+                .map_err(io_error(&self.name.text, "begin of writeback"))?;
+        }
+        self.begun = self.end;
+        Ok(())
+    }
+
     /// Writes, without syncing it, that everything up to `synced` is on the medium. The caller
     /// has made that true, syncs this, and then calls [`Log::slot_is_durable`].
     pub(super) fn write_slot(
@@ -261,6 +279,7 @@ impl Log {
         open.sync_one(&self.name)?;
         self.slot = slot;
         self.end = end;
+        self.begun = self.begun.min(end);
         self.extent = end.0;
         self.last = last;
         self.allocated = HEADER_BYTES_U64 + end.0;

@@ -172,6 +172,12 @@ impl LogStore {
         self.with(source, |logs| logs.append(&self.shared, epoch, transfer))
     }
 
+    /// Has the kernel begin to write what was appended, where that is at least `least` bytes of a
+    /// log since it was last asked; says nothing of when it is durable.
+    pub fn begin_writeback(&self, source: SourceId, least: u64) -> Result<(), LogError> {
+        self.with(source, |logs| logs.begin_writeback(&self.shared, least))
+    }
+
     /// Makes everything appended before the call durable, for each source up to the place that is
     /// returned. A source that fails is faulted; the others are not touched by that.
     pub fn sync(&self, sources: &[SourceId]) -> Vec<(SourceId, Result<Place, LogError>)> {

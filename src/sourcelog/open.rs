@@ -170,6 +170,11 @@ impl OpenFiles {
         self.take(name, true)
     }
 
+    /// The file, if it is open: one that is not has nothing unsynced.
+    pub(super) fn open_now(&self, log: RingId) -> Option<Handle<'_>> {
+        self.hold(&mut self.lock(), log, false)
+    }
+
     /// Takes in a file that was just made; it counts as dirty.
     pub(super) fn adopt(
         &self,

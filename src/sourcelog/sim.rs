@@ -74,6 +74,7 @@ struct State {
     no_allocate: bool,
     no_sync: bool,
     file_syncs: u64,
+    writebacks: u64,
     system_syncs: u64,
     read_bytes: u64,
 }
@@ -194,6 +195,11 @@ impl SimFiles {
     /// Calls of fdatasync and of syncfs.
     pub(crate) fn syncs(&self) -> (u64, u64) {
         self.with(|s| (s.file_syncs, s.system_syncs))
+    }
+
+    /// Writebacks that were begun early.
+    pub(crate) fn writebacks(&self) -> u64 {
+        self.with(|s| s.writebacks)
     }
 
     /// Bytes read so far.
@@ -605,6 +611,14 @@ impl LogFile for SimFile {
             let inode = &mut s.inodes[self.inode];
             inode.cache.resize(to_usize(length), 0);
             inode.lost.retain(|number, _| *number < to_usize(length) / SECTOR);
+            Ok(())
+        })
+    }
+
+    fn begin_writeback(&self, _offset: u64, _bytes: u64) -> io::Result<()> {
+        self.files.with(|s| {
+            s.writebacks += 1;
+            s.write_back(&self.path, self.inode);
             Ok(())
         })
     }

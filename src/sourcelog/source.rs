@@ -178,6 +178,13 @@ impl SourceLogs {
         Ok(at)
     }
 
+    /// Has the kernel begin to write what of its logs is not synced, where that is much.
+    pub(super) fn begin_writeback(&mut self, shared: &Shared, least: u64) -> Result<(), LogError> {
+        self.fault.check()?;
+        let mut unsynced = self.logs.values_mut().filter(|log| !log.is_synced());
+        unsynced.try_for_each(|log| log.begin_writeback(&shared.open, least))
+    }
+
     fn create(
         &mut self,
         shared: &Shared,

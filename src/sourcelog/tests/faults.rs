@@ -81,6 +81,34 @@ fn after_a_failed_writeback(cps: [u32; 3]) -> (SimFiles, Vec<Transfer>) {
     (files.copy(), transfers)
 }
 
+/// Goal: a writeback that was begun early and failed is told by the next sync, also when the cause is
+/// gone by then; the control succeeds. It is begun once for what was appended, and only for much.
+#[test]
+fn an_early_writeback_that_fails_is_told_by_the_sync() {
+    for fails in [true, false] {
+        let files = SimFiles::default();
+        let store = store_of(&files, &[source(1)]);
+        let mut line = Line::new(1);
+        let transfers: Vec<Transfer> = (0..3).map(|_| line.write(1, 0, 3000)).collect();
+        transfers.iter().for_each(|transfer| append(&store, source(1), transfer));
+        let before = files.calls();
+        store.begin_writeback(source(1), 1 << 20).unwrap();
+        assert_eq!(files.writebacks(), 0, "little is left to the sync");
+        if fails {
+            files.fail(Op::Writeback, &source(1).to_string(), EIO);
+        }
+        store.begin_writeback(source(1), 4096).unwrap();
+        store.begin_writeback(source(1), 4096).unwrap();
+        assert_eq!((files.writebacks(), files.calls()), (1, before), "once, and nothing else");
+        files.heal();
+        let synced = sync(&store, source(1));
+        assert_eq!(matches!(synced, Err(LogError::Io { .. })), fails, "{synced:?}");
+        assert_eq!(store.fault(source(1)).is_some(), fails);
+        let expected = if fails { Place::default() } else { line.place };
+        assert_eq!(store.synced(source(1)), expected);
+    }
+}
+
 /// Goal: a failed fdatasync is not taken for success by the next process either (invariant 7).
 /// Method: writeback fails, kill, recover, sync, power cut: what that sync told of is there.
 /// Without writing again what recovery keeps, it must be seen to be lost.

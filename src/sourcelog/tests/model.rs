@@ -18,6 +18,7 @@ enum Step {
     Append { source: usize, bytes: usize },
     NextCp { source: usize },
     Sync { sources: u8 },
+    Writeback { source: usize },
     Apply { source: usize },
     Cut { source: usize, back: usize },
     PowerCut { seed: u64 },
@@ -33,6 +34,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(source, bytes)| Step::Append { source, bytes }),
         2 => source.clone().prop_map(|source| Step::NextCp { source }),
         2 => (1u8..8).prop_map(|sources| Step::Sync { sources }),
+        2 => source.clone().prop_map(|source| Step::Writeback { source }),
         1 => source.clone().prop_map(|source| Step::Apply { source }),
         1 => (source.clone(), 0usize..4).prop_map(|(source, back)| Step::Cut { source, back }),
         2 => any::<u64>().prop_map(|seed| Step::PowerCut { seed }),
@@ -107,6 +109,10 @@ impl Bench {
             }
             Step::NextCp { source } => self.models[*source].cp += 1,
             Step::Sync { sources } => self.sync(*sources),
+            // Whatever it begins: nothing is known to be durable that was not.
+            Step::Writeback { source } => {
+                self.store.begin_writeback(self.models[*source].id, 1).unwrap();
+            }
             Step::Apply { source } => {
                 let model = &mut self.models[*source];
                 // A CP is applied only after its last transfer; the newest stays open.
@@ -165,6 +171,9 @@ impl Bench {
         let transfer = model.line.write(model.cp, 4096, 3000);
         self.files.fail(op, &model.id.to_string(), 28);
         let appended = self.store.append(model.id, EPOCH, &transfer).is_ok();
+        // Where something has failed already, it is refused; one that fails now tells nobody yet.
+        let sound = self.store.fault(model.id).is_none();
+        assert_eq!(self.store.begin_writeback(model.id, 1).is_ok(), sound);
         model.history.push(transfer);
         let all: Vec<SourceId> = self.models.iter().map(|model| model.id).collect();
         for (n, (id, result)) in self.store.sync(&all).into_iter().enumerate() {
