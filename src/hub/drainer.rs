@@ -4,8 +4,8 @@
 //! passed over, and copied forward to the head of the ring when it would hold the ring's end. Log
 //! writes are not synced at once; when ring room is wanted, because half of the ring is used or a
 //! source has used its share of it, one sync makes all dirty logs durable and the ring moves on. A
-//! log whose CP was published before that is never synced; the log of a loud source, who will not get
-//! there, is written as it comes. A source with `ack = "filed"` waits for
+//! log whose CP was published before that is never synced. The log of a loud source, who will not get there, is
+//! written as it comes, and synced before a start would have much to read. A source with `ack = "filed"` waits for
 //! the sync: it comes behind each batch that was drained for one.
 //!
 //! A record that cannot be read when it should be copied is lost: its source is told so by name,
@@ -282,7 +282,7 @@ impl Drainer {
             self.release();
             self.begin_writeback();
             let wanted = self.wanted(work.room_wanted);
-            if work.stopping || wanted > 0 {
+            if work.stopping || wanted > 0 || self.loud.is_much() {
                 let before = self.in_ring.len();
                 self.sync();
                 self.release();
@@ -424,6 +424,7 @@ impl Drainer {
         }
         lanes.keys().for_each(|source| self.loud.room_wanted(*source));
         self.sync_lanes(&lanes);
+        self.loud.all_synced();
     }
 
     fn sync_lanes(&mut self, lanes: &BTreeMap<SourceId, Arc<Lane>>) {
