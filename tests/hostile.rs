@@ -573,7 +573,7 @@ fn a_source_is_not_pushed_out_by_a_flood() {
     let (begin, before) = (Instant::now(), count.load(Ordering::Relaxed));
     cluster.start_source("filer-a");
     cluster.start_source("filer-b");
-    wait_for("it is in session", Duration::from_secs(60), || {
+    wait_for("it is in session", Duration::from_secs(10), || {
         cluster.on_hub("filer-a")["state"] == "in-sync"
     });
     println!("in session after {:?}", begin.elapsed());

@@ -25,7 +25,7 @@ use super::lane::{Fenced, Lane, lock};
 use super::stager::{Staged, Stager, fence_record_bytes};
 use crate::metric::catalogue::DRAIN_SECONDS;
 use crate::record::transfer::Transfer;
-use crate::sourcelog::LogStore;
+use crate::sourcelog::{Appended, LogStore};
 use crate::units::ids::SourceId;
 use crate::units::machine::{self, Bell};
 use crate::units::numbers::{CpNumber, Epoch, LogPosition, SequenceNumber, TransferId};
@@ -282,7 +282,7 @@ impl Drainer {
             self.release();
             self.begin_writeback();
             let wanted = self.wanted(work.room_wanted);
-            if work.stopping || wanted > 0 || self.loud.is_much() {
+            if work.stopping || wanted > 0 {
                 let before = self.in_ring.len();
                 self.sync();
                 self.release();
@@ -293,6 +293,10 @@ impl Drainer {
             }
             if work.stopping || work.failed {
                 return;
+            }
+            if self.loud.is_much() {
+                self.sync_loud();
+                self.release();
             }
         }
     }
@@ -325,9 +329,11 @@ impl Drainer {
         let drained = !faulted
             && !behind
             && match self.store.append(staged.lane.source(), staged.epoch, &staged.transfer) {
-                Ok(_) => {
+                Ok(appended) => {
+                    if let Appended::Written { bytes, .. } = appended {
+                        self.loud.appended(staged.lane.source(), bytes);
+                    }
                     staged.lane.in_log(staged.record_bytes());
-                    self.loud.appended(staged.lane.source(), staged.record_bytes());
                     staged.lane.drained(place, staged.transfer.data_bytes());
                     self.seconds.record(machine::elapsed(since));
                     true
@@ -418,13 +424,27 @@ impl Drainer {
     }
 
     fn sync(&mut self) {
-        let mut lanes: BTreeMap<SourceId, Arc<Lane>> = BTreeMap::new();
-        for record in self.in_ring.iter().filter(|record| record.drained) {
-            lanes.entry(record.lane.source()).or_insert_with(|| record.lane.clone());
-        }
+        let lanes = self.drained_lanes();
         lanes.keys().for_each(|source| self.loud.room_wanted(*source));
         self.sync_lanes(&lanes);
         self.loud.all_synced();
+    }
+
+    /// What loud sources have unsynced, whose logs would be synced anyway; no other is touched.
+    fn sync_loud(&mut self) {
+        let mut lanes = self.drained_lanes();
+        lanes.retain(|source, _| self.loud.is_loud(*source));
+        self.sync_lanes(&lanes);
+        self.loud.all_synced();
+    }
+
+    /// Whoever has a drained record in the ring.
+    fn drained_lanes(&self) -> BTreeMap<SourceId, Arc<Lane>> {
+        let mut lanes = BTreeMap::new();
+        for record in self.in_ring.iter().filter(|record| record.drained) {
+            lanes.entry(record.lane.source()).or_insert_with(|| record.lane.clone());
+        }
+        lanes
     }
 
     fn sync_lanes(&mut self, lanes: &BTreeMap<SourceId, Arc<Lane>>) {

@@ -3,18 +3,22 @@
 //! Records of up to [`SMALL_BYTES_MAX`] go before larger ones, so that a source that writes little
 //! does not wait for what another has put in front of it. Of the larger ones not many more are in a
 //! batch than make [`BATCH_BYTES`], so that whoever comes while it is written does not wait long, but
-//! for a source that is alone; one at least in every second batch. What a source put in stays in its order. Pure.
+//! for a source that is alone or a device that takes long; one at least in every second batch. What a source put in stays in its order. Pure.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
+use std::time::Duration;
 
 use crate::limits::KIB;
 use crate::units::ids::SourceId;
 
-/// Records up to here are small: one block or some.
-const SMALL_BYTES_MAX: u64 = 36 * KIB;
-/// A batch with so much in it takes no more of what is large, unless nobody else has come for long.
+/// Records up to here are small: one block or some; in tests both kinds are met.
+const SMALL_BYTES_MAX: u64 = if cfg!(test) { 6 * KIB } else { 36 * KIB };
+/// A batch with so much of what is large takes no more of it, unless nobody else has come for long or
+/// batches take long.
 const BATCH_BYTES: u64 = 256 * KIB;
+/// Batches that take longer may have more of what is large: the device is slow to begin.
+const LONG: Duration = Duration::from_millis(1);
 /// So many batches of one source in a row, and nobody else is waited for.
 const ALONE_BATCHES: u32 = 64;
 
@@ -44,6 +48,8 @@ pub(super) struct Line<T> {
     passed_over: bool,
     /// Whose alone the last batches were, and how many.
     alone: (Option<SourceId>, u32),
+    /// At least [`BATCH_BYTES`].
+    batch_bytes: u64,
 }
 
 impl<T> Default for Line<T> {
@@ -54,6 +60,7 @@ impl<T> Default for Line<T> {
             of: HashMap::new(),
             passed_over: false,
             alone: (None, 0),
+            batch_bytes: BATCH_BYTES,
         }
     }
 }
@@ -73,11 +80,12 @@ impl<T: Waits> Line<T> {
 
     /// The next batch, of at most `bytes_max` bytes of records, but at least one if any waits.
     pub(super) fn take(&mut self, bytes_max: u64) -> Vec<T> {
-        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let (mut batch, mut bytes, mut larger) = (Vec::new(), 0, 0);
         let is_alone = self.alone.1 >= ALONE_BATCHES && self.of.len() == 1;
-        let passed_over = std::mem::take(&mut self.passed_over);
-        if passed_over && let Some(item) = self.pop_large() {
-            bytes += item.record_bytes();
+        if std::mem::take(&mut self.passed_over)
+            && let Some(item) = self.pop_large()
+        {
+            (bytes, larger) = (item.record_bytes(), item.record_bytes());
             batch.push(item);
         }
         while let Some(next) = self.small.front().map(Waits::record_bytes) {
@@ -87,18 +95,24 @@ impl<T: Waits> Line<T> {
             bytes += next;
             batch.extend(self.pop_small());
         }
-        let mut larger = usize::from(passed_over);
         while let Some(next) = self.first_large().map(Waits::record_bytes) {
-            let enough = larger > 0 && bytes + next > BATCH_BYTES && !is_alone;
+            let enough = larger >= self.batch_bytes && !is_alone;
             if enough || bytes + next > bytes_max && !batch.is_empty() {
                 break;
             }
-            (bytes, larger) = (bytes + next, larger + 1);
+            (bytes, larger) = (bytes + next, larger + next);
             batch.extend(self.pop_large());
         }
         self.passed_over = larger == 0 && self.first_large().is_some();
         self.note(&batch);
         batch
+    }
+
+    /// The last batch took so long until it was durable: that of a slow device is worth more bytes, up
+    /// to `bytes_max`.
+    pub(super) fn took(&mut self, length: Duration, bytes_max: u64) {
+        let next = if length > LONG { self.batch_bytes * 2 } else { self.batch_bytes / 2 };
+        self.batch_bytes = next.min(bytes_max).max(BATCH_BYTES);
     }
 
     /// Whose the batch is, if it is one source's.
@@ -199,6 +213,18 @@ mod tests {
         alone.push(Item(2, 0, 64 * KIB));
         (88..96).for_each(|number| alone.push(Item(1, number, 64 * KIB)));
         assert_eq!((alone.take(MAX).len(), alone.take(MAX).len()), (4, 4));
+        // A device that takes long has more at once, one that does not less again.
+        let mut line = Line::default();
+        let took = |line: &mut Line<Item>, millis: u64| {
+            line.took(Duration::from_millis(millis), MAX);
+            (0..64).for_each(|number| line.push(Item(1, number, 64 * KIB)));
+            let taken = line.take(MAX).len();
+            line.drain();
+            taken
+        };
+        let met: Vec<usize> =
+            [5, 5, 5, 5, 5, 1, 0, 0, 0].map(|millis| took(&mut line, millis)).into();
+        assert_eq!(met, [8, 16, 32, 32, 32, 17, 9, 5, 4]);
         // The control: one that is larger than that goes alone.
         let mut line = Line::default();
         (0..2).for_each(|number| line.push(Item(1, number, RECORD_BYTES_MAX)));

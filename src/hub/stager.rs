@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -243,6 +243,9 @@ pub struct StagerFeed {
     drain: Arc<DrainQueue>,
     writing: VecDeque<Item>,
     copying: VecDeque<Staged>,
+    /// When the last batch was taken, and how long it took if it is durable.
+    taken: Instant,
+    took: Option<Duration>,
     /// A handle, so that recording takes no lock.
     ack_seconds: metrics::Histogram,
 }
@@ -251,13 +254,22 @@ impl StagerFeed {
     /// Feeds the ring from `stager`; what is durable goes to `drain`.
     pub fn new(stager: Arc<Stager>, drain: Arc<DrainQueue>) -> Self {
         let ack_seconds = metrics::histogram!(ACK_SECONDS.name);
-        Self { stager, drain, writing: VecDeque::new(), copying: VecDeque::new(), ack_seconds }
+        let (writing, copying) = Default::default();
+        let (taken, took) = (machine::now(), None);
+        Self { stager, drain, writing, copying, taken, took, ack_seconds }
     }
 }
 
 impl Feed for StagerFeed {
     fn take(&mut self, bytes_max: u64) -> Vec<Pending> {
-        let items = lock(&self.stager.queue).waiting.take(bytes_max);
+        let items = {
+            let mut queue = lock(&self.stager.queue);
+            if let Some(length) = self.took.take() {
+                queue.waiting.took(length, bytes_max);
+            }
+            queue.waiting.take(bytes_max)
+        };
+        self.taken = machine::now();
         let batch = items.iter().map(Item::pending).collect();
         self.writing.extend(items);
         batch
@@ -272,6 +284,7 @@ impl Feed for StagerFeed {
 
     fn committed(&mut self, batch: Vec<Committed>, token: &DurableToken) {
         let since = machine::now();
+        self.took = Some(since.saturating_duration_since(self.taken));
         for done in batch {
             assert!(done.end <= token.upto(), "a record is durable with its commit");
             let end = done.end;

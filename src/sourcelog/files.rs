@@ -181,7 +181,8 @@ impl LogFile for RealFile {
     }
 
     fn begin_writeback(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        // What is dirty is not dropped: the advice only begins to write it, at a class of its own.
+        // Linux begins to write what is dirty, and drops what is clean by then: little, right behind
+        // the write.
         let Some(bytes) = NonZeroU64::new(bytes) else { return Ok(()) };
         Ok(rustix::fs::fadvise(&self.0, offset, Some(bytes), Advice::DontNeed)?)
     }

@@ -221,13 +221,18 @@ impl Log {
     /// Has the kernel begin to write what was appended since the last time, once that is at least
     /// `least` bytes: a sync then finds little left to wait for, and the disk was never flooded.
     pub(super) fn begin_writeback(&mut self, open: &OpenFiles, least: u64) -> Result<(), LogError> {
-        let bytes = self.end.0 - self.begun.0;
-        if bytes < least || self.damage.is_some() {
+        if self.damage.is_some() {
+            return Ok(());
+        }
+        // What is synced is clean, and would be dropped.
+        let from = self.begun.max(self.slot.synced);
+        let bytes = self.end.0 - from.0;
+        if bytes < least {
             return Ok(());
         }
         if let Some(handle) = open.open_now(self.name.identity.log) {
             handle
-                .begin_writeback(HEADER_BYTES_U64 + self.begun.0, bytes)
+                .begin_writeback(HEADER_BYTES_U64 + from.0, bytes)
                 .map_err(io_error(&self.name.text, "begin of writeback"))?;
         }
         self.begun = self.end;

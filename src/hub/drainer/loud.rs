@@ -6,7 +6,7 @@
 //! CP is published, that is dropped without ever being written, and stays so.
 //!
 //! What loud sources have unsynced is bounded as well, however large the ring is: a start reads it, from
-//! ring and logs, before anybody is served. Pure.
+//! ring and logs, before anybody is served. They alone are synced for that, and it keeps none of them loud. Pure.
 
 use std::collections::btree_map::{BTreeMap, Entry};
 
@@ -14,18 +14,18 @@ use crate::limits::MIB;
 use crate::units::ids::SourceId;
 
 /// So much of a log is written at a time; with less unsynced, nobody is loud.
-pub(super) const WRITEBACK_BYTES_MIN: u64 = MIB;
+pub(super) const WRITEBACK_BYTES_MIN: u64 = if cfg!(test) { MIB / 16 } else { MIB };
 /// With so much unsynced of loud sources everything is synced.
-const UNSYNCED_BYTES_MAX: u64 = if cfg!(test) { 16 * MIB } else { 512 * MIB };
-/// Logs that went one behind the other without a sync: whose they are is not loud any more.
-const DROPS_MAX: u32 = 2;
+const UNSYNCED_BYTES_MAX: u64 = if cfg!(test) { 4 * MIB } else { 512 * MIB };
+/// Logs that went one behind the other while the ring wanted no room: whose they are is not loud any more.
+const DROPS_MAX: u32 = 16;
 
 /// A loud one.
 #[derive(Debug, Default)]
 struct Source {
-    /// Logs of it that were dropped since the last sync.
+    /// Logs of it that were dropped since the ring last wanted room.
     drops: u32,
-    /// Bytes appended since.
+    /// Bytes appended since the last sync, or since a log was dropped.
     unsynced: u64,
 }
 
@@ -80,7 +80,12 @@ impl Loud {
         self.unsynced = 0;
     }
 
-    /// Logs of the source are gone.
+    /// Who is loud.
+    pub(super) fn is_loud(&self, source: SourceId) -> bool {
+        self.loud.contains_key(&source)
+    }
+
+    /// Logs of the source are gone. What its next one has by then is not counted any more.
     pub(super) fn dropped(&mut self, source: SourceId) {
         self.synced(source);
         if let Entry::Occupied(mut loud) = self.loud.entry(source) {
@@ -134,10 +139,13 @@ mod tests {
         // A sync of what is on its way keeps it loud, with however little left.
         loud.room_wanted(ONE);
         loud.synced(ONE);
-        for still in [true, true, false] {
+        for drops in 1..=DROPS_MAX + 1 {
             loud.dropped(ONE);
             loud.appended(ONE, WRITEBACK_BYTES_MIN);
-            assert_eq!(loud.due() == [ONE], still);
+            // Synced because it was much, not because the ring wanted room.
+            loud.all_synced();
+            assert_eq!(loud.due() == [ONE], drops <= DROPS_MAX);
+            assert_eq!(loud.is_loud(ONE), drops <= DROPS_MAX);
         }
         // Loud again, and what was dropped is not written.
         loud.synced(ONE);

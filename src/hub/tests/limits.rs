@@ -158,6 +158,39 @@ async fn sends(source: &mut Fake, mut credit: u64, bytes: u64) {
     }
 }
 
+/// Goal: what the ring can hold until its CP is not synced; of a source for which it had to be, a start
+/// finds little unsynced, however much room there is.
+#[test]
+fn a_loud_source_is_synced_before_a_start_has_much_to_read() {
+    in_system(async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut settings = options(dir.path(), &["a", "b"]);
+        settings.nvram.1 = ByteCount(64 << 20);
+        for (setting, mib) in settings.sources.iter_mut().zip([48, 8]) {
+            setting.nvram_share = Some(ByteCount(mib << 20));
+        }
+        let hub = start_again(settings).await;
+        let mut a = Fake::new("a");
+        let mut credit = a.welcomed(hub.address()).await.log_credit;
+        let lane = hub.shared().lanes.get(&a.name.parse().unwrap()).unwrap();
+        let syncs = || hub.shared().store.syncs();
+        let mut seen = Vec::new();
+        // Less than half of the ring, more than half, little again.
+        for mib in [16, 32, 12] {
+            let before = syncs();
+            sends(&mut a, credit, mib << 20).await;
+            credit = 4 << 20;
+            until("drained", || lane.cursors().drained == a.last).await;
+            seen.push(syncs() > before);
+        }
+        assert_eq!(seen, [false, true, true]);
+        let (drained, synced) = (lane.cursors().drained, lane.cursors().synced);
+        let unsynced = (drained.sequence.0 - synced.sequence.0) * 64 * BLOCK_BYTES_U64;
+        assert!(unsynced <= 5 << 20, "{unsynced} bytes are not synced");
+        hub.stop().await;
+    });
+}
+
 /// R10: a source that has used its share of the ring goes on, though others write nothing and half of
 /// the ring is free; also behind the record of a source whose log takes nothing.
 #[test]
