@@ -543,7 +543,7 @@ impl Filer {
                 }
             }
             Load::Fill(bytes) => self.fill_log(bytes),
-            _ => {}
+            Load::Rest | Load::Paced(_) | Load::Bursts(..) | Load::Flat { .. } => {}
         }
         Ok(())
     }
