@@ -354,14 +354,8 @@ impl Filer {
                     self.burst(count);
                     self.next_write += every;
                 }
-                Load::Flat { depth, blocks } => {
-                    while self.held.len() < depth {
-                        self.form(1, blocks);
-                    }
-                    self.next_write = end + NEVER;
-                }
-                Load::Fill(bytes) => {
-                    self.fill_log(bytes);
+                Load::Flat { .. } | Load::Fill(_) => {
+                    self.go_on();
                     self.next_write = end + NEVER;
                 }
             }
@@ -381,11 +375,21 @@ impl Filer {
         }
     }
 
-    /// Two transfers under way until its log has so many bytes.
-    fn fill_log(&mut self, bytes: u64) {
-        while self.held.len() < 2 && self.filled < bytes {
-            self.form(1, FILL_BLOCKS);
-            self.filled += FILL_BLOCKS * BLOCK_BYTES_U64;
+    /// Forms what a load without a pace wants under way; two transfers until a log is full.
+    fn go_on(&mut self) {
+        match self.load() {
+            Load::Flat { depth, blocks } => {
+                while self.held.len() < depth {
+                    self.form(1, blocks);
+                }
+            }
+            Load::Fill(bytes) => {
+                while self.held.len() < 2 && self.filled < bytes {
+                    self.form(1, FILL_BLOCKS);
+                    self.filled += FILL_BLOCKS * BLOCK_BYTES_U64;
+                }
+            }
+            Load::Rest | Load::Paced(_) | Load::Bursts(..) => {}
         }
     }
 
@@ -536,14 +540,8 @@ impl Filer {
                 report.micros.push(u32::try_from(micros).unwrap_or(u32::MAX));
             }
         }
-        match self.load() {
-            Load::Flat { depth, blocks } if now < to => {
-                while self.held.len() < depth {
-                    self.form(1, blocks);
-                }
-            }
-            Load::Fill(bytes) => self.fill_log(bytes),
-            Load::Rest | Load::Paced(_) | Load::Bursts(..) | Load::Flat { .. } => {}
+        if now < to || matches!(self.load(), Load::Fill(_)) {
+            self.go_on();
         }
         Ok(())
     }
