@@ -4,9 +4,10 @@
 //! passed over, and copied forward to the head of the ring when it would hold the ring's end. Log
 //! writes are not synced at once; when ring room is wanted, because half of the ring is used or a
 //! source has used its share of it, one sync makes all dirty logs durable and the ring moves on. A
-//! log whose CP was published before that is never synced. The log of a loud source, who will not get there, is
-//! written as it comes, and synced before a start would have much to read. A source with `ack = "filed"` waits for
-//! the sync: it comes behind each batch that was drained for one.
+//! log whose CP was published before that is never synced. The log of a loud source ([`loud`]), who
+//! will not get there, is written as it comes, and synced before a start would have much to read. A
+//! source with `ack = "filed"` waits for the sync: it comes behind each batch that was drained for
+//! one.
 //!
 //! A record that cannot be read when it should be copied is lost: its source is told so by name,
 //! and the ring goes on without it.
@@ -410,11 +411,7 @@ impl Drainer {
     /// while it runs the next gathers.
     fn file(&mut self, mut waiting: BTreeMap<SourceId, Arc<Lane>>, all: bool) {
         if all {
-            for record in self.in_ring.iter().filter(|record| record.drained) {
-                if record.lane.files() {
-                    waiting.entry(record.lane.source()).or_insert_with(|| record.lane.clone());
-                }
-            }
+            waiting.extend(self.drained_lanes().into_iter().filter(|(_, lane)| lane.files()));
         }
         waiting.retain(|_, lane| {
             let cursors = lane.cursors();

@@ -3,7 +3,8 @@
 //! Records of up to [`SMALL_BYTES_MAX`] go before larger ones, so that a source that writes little
 //! does not wait for what another has put in front of it. Of the larger ones not many more are in a
 //! batch than make [`BATCH_BYTES`], so that whoever comes while it is written does not wait long, but
-//! for a source that is alone or a device that takes long; one at least in every second batch. What a source put in stays in its order. Pure.
+//! for a source that is alone or a device that takes long; one at least in every second batch. What a
+//! source put in stays in its order. Pure.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
