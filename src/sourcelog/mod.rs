@@ -31,6 +31,7 @@
 //! Failures: full disk or broken medium: that source is faulted. Damage: [`LogError::Corrupt`]
 //! with file and offset, from recovery or from a [`LogReader`]; nothing is skipped silently.
 
+mod behind;
 mod directory;
 mod error;
 pub mod files;
@@ -113,6 +114,8 @@ pub struct LogStore {
     root: PathBuf,
     shared: Shared,
     sources: Mutex<HashMap<SourceId, Arc<SourceCell>>>,
+    /// What is appended behind a pass under way ([`mod@behind`]).
+    behind: Mutex<HashMap<SourceId, Arc<SourceCell>>>,
     /// One sync at a time: a header written by one must not be taken for durable by another.
     syncing: Mutex<()>,
 }
@@ -140,8 +143,8 @@ impl LogStore {
             limit_bytes: options.limit_bytes_per_source,
             rewrite: true,
         };
-        let (sources, syncing) = (Mutex::default(), Mutex::default());
-        Ok(Self { root: dir.to_owned(), shared, sources, syncing })
+        let (sources, behind, syncing) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { root: dir.to_owned(), shared, sources, behind, syncing })
     }
 
     /// Reads what the directory holds of a source; comes before anything else is done with it,
@@ -208,13 +211,14 @@ impl LogStore {
         self.shared.open.syncs()
     }
 
-    /// Bytes of records that may still be appended: a transfer takes
+    /// Bytes of records that may still be appended, here or behind a pass: a transfer takes
     /// [`crate::record::envelope::record_bytes`] of its length. 0 if the source is faulted or was
     /// not recovered. Never waits for a medium.
     pub fn room(&self, source: SourceId) -> u64 {
         let cell = self.cell(source).filter(|cell| cell.fault.get().is_none());
         let used = cell.and_then(|cell| cell.bytes());
-        used.map_or(0, |used| self.shared.limit_bytes.saturating_sub(used))
+        let behind = self.behind_bytes(source);
+        used.map_or(0, |used| self.shared.limit_bytes.saturating_sub(used.saturating_add(behind)))
     }
 
     /// Why the source's logs take no more writes, if so: the first reason. A failed write or sync

@@ -30,6 +30,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::behind::remove_left;
 use super::directory::read_files;
 use super::error::{FaultKind, LogError, io_error};
 use super::format::{HEADER_BYTES_U64, Identity};
@@ -96,18 +97,8 @@ pub(super) fn recover(
     }
     // A recovery that failed on the way may have left its reason.
     cell.fault.clear();
-    let mut logs = SourceLogs {
-        source: cell.source,
-        dir,
-        fault: Arc::clone(&cell.fault),
-        logs: BTreeMap::new(),
-        unreadable: BTreeMap::new(),
-        last: None,
-        dropped: applied,
-        cuts: 0,
-        names_made: 0,
-        names_durable: 0,
-    };
+    let mut logs = SourceLogs::new(cell, dir, applied);
+    remove_left(shared, &logs.dir)?;
     let found = read_files(shared, &mut logs, applied)?;
     let mut report = RecoveredLogs { deleted: found.deleted, ..RecoveredLogs::default() };
     remove_torn(shared, &mut logs, found.torn)?;

@@ -105,8 +105,8 @@ impl SourceLogs {
         Ok(None)
     }
 
-    /// Removes the files behind `cp`, newest first, so that a power cut leaves a prefix; with
-    /// `inclusive` also its own.
+    /// Removes the files behind `cp`, newest first and each durably before the next, so that a power cut
+    /// leaves a prefix; with `inclusive` also its own.
     fn remove_behind(
         &mut self,
         shared: &Shared,
@@ -114,23 +114,18 @@ impl SourceLogs {
         inclusive: bool,
     ) -> Result<(), LogError> {
         let goes = |at: CpNumber| at > cp || (inclusive && at == cp);
-        let mut removed = false;
         while let Some((&newest, file)) =
             self.unreadable.last_key_value().filter(|(at, _)| goes(**at))
         {
             remove_path(&shared.open, &file.path)?;
+            shared.open.sync_dir(&self.dir)?;
             self.unreadable.remove(&newest);
-            removed = true;
         }
         while let Some((&newest, log)) = self.logs.last_key_value().filter(|(at, _)| goes(**at)) {
             let name = Arc::clone(&log.name);
             remove(&shared.open, &name)?;
+            shared.open.sync_dir(&self.dir)?;
             self.logs.remove(&newest);
-            removed = true;
-        }
-        if removed {
-            let text: Arc<str> = self.dir.to_string_lossy().into();
-            shared.open.files().sync_dir(&self.dir).map_err(io_error(&text, "fsync directory"))?;
         }
         Ok(())
     }
@@ -146,7 +141,7 @@ impl SourceLogs {
     }
 }
 
-fn remove(open: &OpenFiles, name: &LogName) -> Result<(), LogError> {
+pub(super) fn remove(open: &OpenFiles, name: &LogName) -> Result<(), LogError> {
     open.discard(name.identity.log);
     remove_path(open, &name.path)
 }

@@ -88,6 +88,12 @@ impl SourceCell {
         self.bytes.store(logs.bytes(), Ordering::Release);
     }
 
+    /// Begins without looking at what is there.
+    pub(super) fn begin(&self, logs: SourceLogs) {
+        self.tell(&logs);
+        *self.lock() = Some(logs);
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Option<SourceLogs>> {
         self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -118,6 +124,8 @@ pub(super) struct SourceLogs {
     pub(super) unreadable: BTreeMap<CpNumber, Unreadable>,
     /// Place behind everything sound; `None` when nothing is known and anything may come next.
     pub(super) last: Option<Place>,
+    /// Of what is behind a pass: the place that it joins.
+    pub(super) base: Option<Place>,
     /// Logs up to this CP are applied and gone.
     pub(super) dropped: CpNumber,
     /// Counts cuts: what a sync measured before one means nothing after it.
@@ -136,6 +144,23 @@ enum Joins {
 }
 
 impl SourceLogs {
+    /// Those of a directory in which nothing is, as far as is known.
+    pub(super) fn new(cell: &SourceCell, dir: PathBuf, dropped: CpNumber) -> Self {
+        Self {
+            source: cell.source,
+            dir,
+            fault: Arc::clone(&cell.fault),
+            logs: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            last: None,
+            base: None,
+            dropped,
+            cuts: 0,
+            names_made: 0,
+            names_durable: 0,
+        }
+    }
+
     pub(super) fn append(
         &mut self,
         shared: &Shared,

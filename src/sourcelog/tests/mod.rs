@@ -1,5 +1,6 @@
 //! Tests of the source logs: what they share. Each file below names its goal.
 
+mod behind;
 mod chain;
 mod faults;
 mod model;
