@@ -87,6 +87,8 @@ counters! {
     checkpoint_at,
     /// CPs the hub refused.
     checkpoints_rejected,
+    /// CPs done alone during a pass that the hub has built from its log since.
+    checkpoints_built_there,
     /// Blocks sent by reference.
     references,
     /// Blocks sent as data.

@@ -17,6 +17,7 @@ mod passes;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
@@ -513,7 +514,10 @@ impl Forwarder {
         let (sending, unsent) = (self.primary.is_sending(), self.primary.waits_for_hub() && !waits);
         // A hub that takes connections and does nothing else does not begin anew with each of them.
         let streaming = self.primary.is_streaming();
-        let now = (self.primary.hub_sequence(), self.done, self.primary.cp_taken());
+        // CPs that it builds from its log are no data that it takes.
+        let built = self.shared.counters.checkpoints_built_there.get();
+        let taken = self.primary.cp_taken().saturating_add(built);
+        let now = (self.primary.hub_sequence(), self.done, taken);
         let patience = self.patience();
         let credit = self.credit.stalled(now, streaming && unsent, patience);
         let owed = self.pulse.stalled(now, streaming && (sending || full), patience);
@@ -554,6 +558,7 @@ impl Forwarder {
                 }
             }
         }
+        self.shared.backlog.store(self.primary.backlog(), Ordering::Relaxed);
         ended
     }
 
@@ -573,10 +578,12 @@ impl Forwarder {
             return Ok(());
         }
         match action {
-            Action::HubDurable(_) => {}
+            // The waiter of a scan was told when the frame came.
+            Action::HubDurable(_) | Action::Scanned(_) => {}
             Action::Adopt => unreachable!("only a refilled transfer is adopted"),
             Action::Send(message) => side.message(message),
             Action::SendTransfer(id) => side.transfer(id),
+            Action::Unsend => side.unsend(),
             Action::SendData { cp, inline } => side.data(cp, inline),
             Action::DataWindow { taken, limit } => side.window(taken, limit),
             Action::Joined { hub, epoch } => {
@@ -615,11 +622,10 @@ impl Forwarder {
             }
             Action::Faulted { cp, reason } => self.faulted(cp, reason, side),
             Action::PassEnded { cp } => self.pass_ended(cp),
+            Action::Shown { cp } => self.shown(cp),
             Action::Freeze => self.shared.checkpoint.force(),
             Action::Checkpoint { token } => self.checkpoint_wanted(token, side),
             Action::Scan { cp, token } => verify::answer(&self.shared, cp, token),
-            // Its waiter was told when the frame came.
-            Action::Scanned(_) => {}
             Action::Rejected { cp, reason, no_space } => self.rejected(cp, reason, no_space),
             Action::InForce(policy) => self.put_in_force(policy).await?,
             Action::Renew => return Err(End::Renewed),

@@ -17,7 +17,7 @@
 mod replay;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -642,6 +642,7 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         checkpoint: CheckpointSignals::default(),
         session: SessionSignals::default(),
         counters: Counters::default(),
+        backlog: AtomicUsize::new(0),
         ring,
         common: watch::Sender::new(None),
         serving: watch::Sender::new(false),

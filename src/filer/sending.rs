@@ -126,6 +126,11 @@ impl SendSide {
         self.queue.push_back(ToSend::Transfer(id));
     }
 
+    /// Transfers that are not formed into frames yet are not sent.
+    pub fn unsend(&mut self) {
+        self.queue.retain(|next| !matches!(next, ToSend::Transfer(_)));
+    }
+
     /// Queues the start of a CP's data.
     pub fn data(&mut self, cp: CpNumber, inline: bool) {
         self.queue.push_back(ToSend::Data { cp, inline });
@@ -212,13 +217,11 @@ impl SendSide {
             if self.owes_data() && self.window_open() {
                 self.push_data();
             }
+            if self.passed_bytes >= TRANSFER_SHARE * CP_FRAME_BYTES_MAX {
+                self.push_answer();
+            }
         }
-        while self.queue.is_empty()
-            && self.outgoing.is_shallow()
-            && let Some(answer) = self.served.as_mut().and_then(Served::take)
-        {
-            self.outgoing.push(answer);
-        }
+        while self.queue.is_empty() && self.outgoing.is_shallow() && self.push_answer() {}
         while self.queue.is_empty() && self.outgoing.is_shallow() && self.window_open() {
             if !self.push_data() {
                 if let Some(pass) = &self.pass {
@@ -285,6 +288,14 @@ impl SendSide {
         // A hub may claim to have taken more than it was sent.
         let under_way = self.data_sent.saturating_sub(self.data_taken);
         self.has_data() && under_way + CP_FRAME_BYTES_MAX <= self.data_window
+    }
+
+    /// Answers a comparison, if an answer is ready.
+    fn push_answer(&mut self) -> bool {
+        let Some(answer) = self.served.as_mut().and_then(Served::take) else { return false };
+        self.passed_bytes = 0;
+        self.outgoing.push(answer);
+        true
     }
 
     /// Forms one frame of CP data; `false` if there is none now.

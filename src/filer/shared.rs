@@ -5,7 +5,7 @@
 //! may look at the pins. Status is read without any of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -115,6 +115,8 @@ pub struct Shared {
     pub session: SessionSignals,
     /// What was counted.
     pub counters: Counters,
+    /// CPs that were done alone and that the hub builds from its log.
+    pub backlog: AtomicUsize,
     /// Set when the ring is started.
     pub ring: Arc<OnceLock<Handle>>,
     /// The newest CP that both ends have published; `None` before it is known.

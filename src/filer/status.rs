@@ -275,6 +275,16 @@ fn slow(shared: &Shared) -> String {
 fn coming_back(shared: &Shared) -> (SourceState, String, String) {
     let rejected = shared.rejected().map(|reason| format!("; {reason}")).unwrap_or_default();
     let Some(pass) = shared.pass().as_ref().map(figures) else {
+        let backlog = shared.backlog.load(Ordering::Relaxed);
+        if backlog > 0 {
+            let cps = if backlog == 1 {
+                "1 CP that was".to_owned()
+            } else {
+                format!("{backlog} CPs that were")
+            };
+            let reason = format!("the hub builds {cps} made here meanwhile from its log{rejected}");
+            return (SourceState::Syncing, reason, String::new());
+        }
         let reason = format!("the hub is being sent what it lacks{rejected}");
         return (SourceState::Syncing, reason, String::new());
     };

@@ -42,7 +42,8 @@ use crate::units::names::SourceName;
 use crate::units::numbers::{CpNumber, SequenceNumber, VolumeNumber};
 use crate::units::policy;
 use crate::wire::message::{
-    CpEnd, Hello, Message, Refused, RefusedCode, Scanned, VolumeRefusal, VolumeRoot,
+    Behind, BehindState, CpEnd, Hello, Message, Refused, RefusedCode, Scanned, VolumeRefusal,
+    VolumeRoot,
 };
 
 type CheckpointReply = oneshot::Sender<Result<(CpNumber, Vec<VolumeRoot>), String>>;
@@ -144,6 +145,7 @@ impl SourceActor {
                 }
                 // An outcome of a job that the earlier actor began is in the catalog already.
                 drop(lane.outcome());
+                drop(lane.end_aside());
                 let cursors = lane.cursors();
                 let rest = cursors.durable == cursors.staged && cursors.drained == cursors.durable;
                 if !rest && cursors.fault.is_none() {
@@ -190,6 +192,11 @@ impl SourceActor {
     fn act(&mut self, action: Action, context: &mut Context<Self>) {
         match action {
             Action::Send(Message::Ack(ack)) => self.acknowledge(ack),
+            Action::Send(Message::Behind(behind @ Behind { state: BehindState::Taken(_), .. })) => {
+                if let Some(peer) = &self.peer {
+                    peer.takes_behind(behind);
+                }
+            }
             Action::Send(message) => self.send(&message),
             Action::Record { source, generation, epoch, volumes, policy, alone } => {
                 let (promise, known) = ((policy, alone), self.machine.as_ref().map(Mirror::known));
@@ -198,6 +205,8 @@ impl SourceActor {
                 self.record(told, context);
             }
             Action::Stage => self.stage(),
+            Action::StageBehind => self.stage_behind(),
+            Action::DropBehind => self.drop_behind(),
             Action::Apply { cp, last, build } => self.apply(cp, last, build),
             Action::Feed => self.feed(),
             Action::Finish(end) => self.finish(end),
@@ -322,6 +331,9 @@ impl SourceActor {
         if taken > 0 {
             self.advance(Event::UpdatesTaken(taken), context);
         }
+        if outcome.is_none() {
+            self.look_behind(&lane, context);
+        }
         // First: after a pass the cursors stand on the line behind it.
         if let Some((cp, outcome)) = outcome {
             let was_pass = self.job.take().is_some_and(|job| job.is_pass());
@@ -335,7 +347,17 @@ impl SourceActor {
                 Outcome::OverLimit { reason } => Some(reason.clone()),
                 Outcome::Published(_) | Outcome::Rejected { .. } | Outcome::Aborted => None,
             };
+            let published = matches!(outcome, Outcome::Published(_));
+            let (left, held) = Self::left_behind(&lane, cursors.drained);
+            if published {
+                self.advance(Event::LogSet(cursors.drained, held), context);
+            }
             self.step(Event::Applied { cp, outcome }, context);
+            if published {
+                self.stage_left(left);
+            }
+            // The ring counts again.
+            self.advance(Event::Credit(self.credit(&lane)), context);
             if let Some(full) = full {
                 self.shared.keeping.no_room(&self.name);
                 self.fail_checkpoints(&full);

@@ -10,13 +10,14 @@
 //! CPs of others do not wait for them. What compares is in [`super::compare`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::aside::WRITEBACK_BYTES;
 use super::compare;
 use super::extension::Extension;
 use super::lane::{Lane, lock};
@@ -24,7 +25,7 @@ use super::mending;
 use super::pass::{self, Work};
 use super::replay::{Chain, Replay, ReplayError};
 use super::shared::Shared;
-use crate::limits::{PULL_BLOCKS_MAX, PULL_NODES_MAX};
+use crate::limits::{CP_FRAME_BYTES_MAX, PULL_BLOCKS_MAX, PULL_NODES_MAX};
 use crate::metric::catalogue::CHECKPOINT_DURATION_SECONDS;
 use crate::metric::phase_ended;
 use crate::pool::Pool;
@@ -68,6 +69,14 @@ pub(super) enum Input {
     Abort,
 }
 
+/// What is behind a pass is taken; was given up; becomes the log.
+const OPEN: u8 = 0;
+const OVER: u8 = 1;
+const ADOPTED: u8 = 2;
+
+/// Bytes behind a pass that are written at most before data of the pass has its turn.
+const BEHIND_TURN_BYTES: u64 = 7 * CP_FRAME_BYTES_MAX;
+
 /// One CP of one source to be applied.
 #[derive(Debug)]
 pub struct Job {
@@ -79,6 +88,11 @@ pub struct Job {
     build: Build,
     /// The source's log behind it stays, although it is a pass.
     keeps_log: bool,
+    /// The source sends its log meanwhile, and whether that was given up since.
+    behind: bool,
+    /// One of [`OPEN`], [`OVER`], [`ADOPTED`]: who is first decides, the slot or the actor.
+    behind_state: AtomicU8,
+    behind_gone: AtomicBool,
     /// The volumes it is made of, with the sizes that they have in this session, and those whose
     /// entries in the log do not count (R20).
     agreed: BTreeMap<VolumeNumber, ByteCount>,
@@ -107,7 +121,7 @@ impl Job {
         let (begun, epoch) = (machine::now(), machine.known().epoch);
         let agreed = machine.agreed().map(|offer| (offer.number, offer.size)).collect();
         let left_out = machine.known().left_out.iter().map(|left| left.volume).collect();
-        let keeps_log = machine.keeps_log();
+        let (keeps_log, behind) = (machine.keeps_log(), machine.is_behind());
         Arc::new(Self {
             lane,
             cp,
@@ -115,6 +129,9 @@ impl Job {
             epoch,
             build,
             keeps_log,
+            behind,
+            behind_state: AtomicU8::new(OPEN),
+            behind_gone: AtomicBool::new(false),
             agreed,
             left_out,
             begun,
@@ -143,6 +160,37 @@ impl Job {
     /// Whether the source's log goes on behind it, wherever it stood.
     pub fn sets_log(&self) -> bool {
         self.build.is_pass() && !self.keeps_log
+    }
+
+    /// What is behind it is not wanted any more; false if it becomes the log by now.
+    pub fn give_up_behind(&self) -> bool {
+        let over = self.settle_behind(OVER);
+        self.poke();
+        over
+    }
+
+    /// What becomes of what is behind it, unless that is decided.
+    fn settle_behind(&self, state: u8) -> bool {
+        let (acquire, release) = (Ordering::Acquire, Ordering::AcqRel);
+        let settled = self.behind_state.compare_exchange(OPEN, state, release, acquire);
+        settled.is_ok() || settled == Err(state)
+    }
+
+    /// Whether what was given up is still there.
+    fn owes_drop(&self) -> bool {
+        self.behind_state.load(Ordering::Acquire) == OVER
+            && !self.behind_gone.load(Ordering::Relaxed)
+    }
+
+    fn takes_behind(&self) -> bool {
+        self.behind && self.behind_state.load(Ordering::Acquire) != OVER
+    }
+
+    /// Has it look at what waits to be written.
+    pub fn poke(&self) {
+        // With the lock, so that it is not between looking and waiting.
+        drop(lock(&self.inputs));
+        self.wake.notify_one();
     }
 
     /// The epoch that its source is in.
@@ -234,11 +282,19 @@ impl Job {
         lock(&self.inputs).iter().any(|input| matches!(input, Input::Abort))
     }
 
-    fn next(&self) -> Input {
+    /// What comes next; none if it is something behind the pass, which has its turn before data or behind it.
+    fn next(&self, behind_first: bool) -> Option<Input> {
         let mut inputs = lock(&self.inputs);
         loop {
+            let behind = self.behind && (self.lane.has_aside() || self.owes_drop());
+            if behind && behind_first {
+                return None;
+            }
             if let Some(input) = inputs.pop_front() {
-                return input;
+                return Some(input);
+            }
+            if behind {
+                return None;
             }
             inputs = self
                 .wake
@@ -326,6 +382,9 @@ pub struct Applier {
     pool: Arc<Pool>,
     store: Arc<LogStore>,
 }
+
+/// The roots of a CP that was published, and where its source's log ends if that was set.
+type Built = (Vec<(VolumeNumber, Root)>, Place);
 
 /// Why a job did not publish.
 pub(super) enum Stop {
@@ -417,7 +476,13 @@ impl Applier {
 
     fn serve(&self, job: &Arc<Job>) {
         let outcome = match self.apply(job) {
-            Ok(roots) => return job.lane.publish(job, roots),
+            Ok((roots, log)) => match self.publish(job, roots, log) {
+                Ok(()) => return,
+                Err(error) => {
+                    job.lane.fault(&format!("the source's log: {error}"));
+                    Outcome::Aborted
+                }
+            },
             Err(Stop::Aborted) => Outcome::Aborted,
             Err(Stop::NoSpace) => Outcome::NoSpace,
             Err(Stop::OverLimit(reason)) => {
@@ -440,7 +505,23 @@ impl Applier {
                 self.reject(job, None, reason)
             }
         };
+        self.store.drop_behind(job.lane.source());
         job.lane.end_job(job.cp, outcome);
+    }
+
+    /// Tells of a CP. A fence that has come since its log was adopted stands before that: it is nobody's (R2).
+    fn publish(
+        &self,
+        job: &Job,
+        roots: Vec<(VolumeNumber, Root)>,
+        log: Place,
+    ) -> Result<(), LogError> {
+        if let Some(roots) = job.lane.publish(job, roots, log) {
+            self.store.reset(job.lane.source(), Some(job.last))?;
+            let told = job.lane.publish(job, roots, job.last);
+            assert!(told.is_none(), "nothing is behind it any more");
+        }
+        Ok(())
     }
 
     fn reject(&self, job: &Job, differs: Option<VolumeRoot>, reason: String) -> Outcome {
@@ -480,8 +561,8 @@ impl Applier {
 
     /// The trees, the comparison, the commit. After an error the rest of the CP's frames is still
     /// taken, so that the answer comes when the source expects one.
-    fn apply(&self, job: &Job) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
-        let mut inputs = Inputs { job, ended: false };
+    fn apply(&self, job: &Job) -> Result<Built, Stop> {
+        let mut inputs = Inputs { job, store: &self.store, behind_last: false, ended: false };
         let result = self.build(&mut inputs);
         while result.is_err() && !inputs.ended {
             if let Input::Updates { payload, .. } = inputs.next() {
@@ -491,7 +572,7 @@ impl Applier {
         result
     }
 
-    fn build(&self, inputs: &mut Inputs<'_>) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
+    fn build(&self, inputs: &mut Inputs<'_>) -> Result<Built, Stop> {
         let job = inputs.job;
         let source = job.lane.source();
         let log = self.log_of(job)?;
@@ -561,8 +642,13 @@ impl Applier {
         &self,
         inputs: &mut Inputs<'_>,
         mut bases: BTreeMap<VolumeNumber, TreeRoot>,
-    ) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
+    ) -> Result<Built, Stop> {
         let job = inputs.job;
+        if job.takes_behind()
+            && let Err(error) = self.store.begin_behind(job.lane.source(), job.last, job.cp)
+        {
+            inputs.fails_behind(&error);
+        }
         let mut work = Work::begin(&self.pool, job)?;
         self.bound(job, &mut work.set)?;
         for (&volume, base) in &mut bases {
@@ -581,6 +667,7 @@ impl Applier {
             pass::build(&self.pool, inputs, &mut work, &bases)?
         };
         let Work { set, trees } = work;
+        inputs.write_behind();
         self.finish(job, set, &bases, trees, &end)
     }
 
@@ -623,7 +710,7 @@ impl Applier {
         bases: &BTreeMap<VolumeNumber, TreeRoot>,
         mut built: BTreeMap<VolumeNumber, TreeRoot>,
         end: &CpEnd,
-    ) -> Result<Vec<(VolumeNumber, Root)>, Stop> {
+    ) -> Result<Built, Stop> {
         let mut roots = Vec::with_capacity(bases.len());
         for (&volume, base) in bases {
             let root = built.get(&volume).unwrap_or(base).root();
@@ -672,15 +759,32 @@ impl Applier {
             volumes: built.into_iter().collect(),
         })?;
         rewritten.into_iter().for_each(|key| self.shared.mender.written(key));
+        let mut log = job.last;
         if job.sets_log() {
             // A cut before this leaves a log that ends before the image does: it is dropped at the
             // next start.
-            let reset = self.store.reset(job.lane.source(), Some(job.last));
-            reset.map_err(|error| Stop::Faulted(format!("the source's log: {error}")))?;
+            log = self.set_log(job)?;
         }
         phase_ended("publish", since);
         metrics::histogram!(CHECKPOINT_DURATION_SECONDS.name).record(machine::elapsed(job.begun));
-        Ok(roots)
+        Ok((roots, log))
+    }
+
+    /// The source's log goes on behind the pass, or with what came behind it.
+    fn set_log(&self, job: &Job) -> Result<Place, Stop> {
+        let source = job.lane.source();
+        // Behind a fence nothing is taken (R2).
+        let fenced = job.lane.cursors().fence.is_some();
+        if fenced || !job.behind || !job.settle_behind(ADOPTED) {
+            self.store.drop_behind(source);
+        }
+        let behind = self.store.behind_bytes(source);
+        let set = self.store.adopt_behind(source, job.last);
+        let log = set.map_err(|error| Stop::Faulted(format!("the source's log: {error}")))?;
+        if log != job.last {
+            job.lane.ladder.behind_joined_bytes.fetch_add(behind, Ordering::Relaxed);
+        }
+        Ok(log)
     }
 }
 
@@ -712,14 +816,59 @@ pub(super) fn rejected(reason: &dyn std::fmt::Display) -> Stop {
 /// A job's inputs, and whether the last of them was taken.
 pub(super) struct Inputs<'a> {
     pub(super) job: &'a Job,
+    store: &'a LogStore,
+    /// What is behind the pass had the last turn.
+    behind_last: bool,
     ended: bool,
 }
 
 impl Inputs<'_> {
     pub(super) fn next(&mut self) -> Input {
-        let input = self.job.next();
+        let input = loop {
+            match self.job.next(!self.behind_last) {
+                Some(input) => break input,
+                None => self.write_behind(),
+            }
+            self.behind_last = true;
+        };
+        self.behind_last = false;
         self.ended = !matches!(input, Input::Updates { .. });
         input
+    }
+
+    /// Writes what has come behind the pass.
+    fn write_behind(&self) {
+        let (job, lane) = (self.job, &self.job.lane);
+        if job.owes_drop() {
+            // Its room is others' from now on.
+            self.store.drop_behind(lane.source());
+            job.behind_gone.store(true, Ordering::Relaxed);
+        }
+        let mut bytes = 0;
+        while bytes < BEHIND_TURN_BYTES
+            && let Some(transfer) = lane.take_aside()
+        {
+            bytes += to_u64(transfer.bytes().len());
+            if !job.takes_behind() {
+                lane.passed_aside(&transfer);
+                continue;
+            }
+            let (source, epoch) = (lane.source(), job.epoch);
+            match self.store.append_behind(source, epoch, &transfer, WRITEBACK_BYTES) {
+                Ok(_) => lane.wrote_aside(&transfer),
+                Err(error) => self.fails_behind(&error),
+            }
+        }
+    }
+
+    /// The log is sent again behind the pass, or with the next one.
+    fn fails_behind(&self, error: &LogError) {
+        let lane = &self.job.lane;
+        tracing::warn!(source = %lane.name(), %error, "what comes behind a pass is not kept");
+        lane.failed_aside();
+        if !self.job.settle_behind(OVER) {
+            tracing::debug!(source = %lane.name(), "it was to become the log");
+        }
     }
 
     /// The next updates of the same volume, or what comes instead.

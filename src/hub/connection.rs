@@ -457,13 +457,16 @@ fn content(next: Result<(Message, Bytes), LinkError>) -> Content {
 }
 
 async fn write_frames(mut stream: WriteHalf, ends: PeerEnds) {
-    let PeerEnds { mut frames, ack, bell, cancel, ended: _alive } = ends;
+    let PeerEnds { mut frames, ack, taken, bell, cancel, ended: _alive } = ends;
     let mut outgoing = Outgoing::default();
     // No Ack leaves before Welcome; the bell that was rung for one keeps until then.
     let mut welcomed = false;
     let take_ack = |outgoing: &mut Outgoing, welcomed: bool| {
         if welcomed && let Some(ack) = lock(&ack).take() {
             outgoing.push(Frame::new(&Message::Ack(ack), Bytes::new()));
+        }
+        if welcomed && let Some(behind) = lock(&taken).take() {
+            outgoing.push(Frame::new(&Message::Behind(behind), Bytes::new()));
         }
     };
     loop {
@@ -492,6 +495,7 @@ async fn write_frames(mut stream: WriteHalf, ends: PeerEnds) {
         }
         while outgoing.is_shallow() {
             let Ok(frame) = frames.try_recv() else { break };
+            take_ack(&mut outgoing, welcomed);
             welcomed |= frame.is_welcome;
             outgoing.push(frame);
         }

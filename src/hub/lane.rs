@@ -15,12 +15,14 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::applier::Job;
+use super::aside::Aside;
 use super::doubts::Doubts;
 use super::refill::Mark;
 use super::waits::{Since, Waits};
 use crate::limits::cp_charge;
 use crate::nvlog::DurableToken;
 use crate::record::marks::{Fence, Place};
+use crate::record::transfer::Transfer;
 use crate::session::mirror::Outcome;
 use crate::units::convert::to_u64;
 use crate::units::hash::Root;
@@ -125,6 +127,12 @@ pub struct Ladder {
     pub rejected: AtomicU64,
     /// Bytes of payload that came for passes: data that was sent, or pulled by comparison.
     pub pass_bytes: AtomicU64,
+    /// Bytes of transfers that came behind passes, how many of them became the log, and how often all were dropped.
+    pub behind_bytes: AtomicU64,
+    /// See `behind_bytes`.
+    pub behind_joined_bytes: AtomicU64,
+    /// See `behind_bytes`.
+    pub behind_dropped: AtomicU64,
 }
 
 impl Ladder {
@@ -148,6 +156,7 @@ pub struct Lane {
     /// Taken last, with the cursors' lock or without.
     waits: Mutex<Waits>,
     job: Mutex<Option<Arc<Job>>>,
+    aside: Mutex<Aside>,
     outcome: Mutex<Option<(CpNumber, Outcome)>>,
     taken_bytes: AtomicU64,
     /// Held by who writes the extension of the source's row, from looking to commit.
@@ -181,6 +190,7 @@ impl Lane {
             cursors: Mutex::new(cursors),
             waits: Mutex::default(),
             job: Mutex::new(None),
+            aside: Mutex::default(),
             outcome: Mutex::new(None),
             taken_bytes: AtomicU64::new(0),
             row: Mutex::new(()),
@@ -368,7 +378,8 @@ impl Lane {
     /// changes while transfers are on their way: the most that ever was is what counts.
     pub fn within_credit(&self, transfer_bytes: u64) -> bool {
         let most = self.credit_most.load(Ordering::Relaxed);
-        lock(&self.cursors).under_way_bytes.saturating_add(transfer_bytes) <= most
+        let aside = lock(&self.aside).bytes().saturating_add(transfer_bytes);
+        lock(&self.cursors).under_way_bytes.saturating_add(aside) <= most
     }
 
     /// As if that many bytes had come and the ring stood still.
@@ -451,20 +462,92 @@ impl Lane {
         self.changed.notify_one();
     }
 
-    /// The job has published its CP and ends. After a pass the source's log goes on behind it,
-    /// wherever it stood: whoever asks sees all of that at once ([`Lane::progress`]).
-    pub fn publish(&self, job: &Job, roots: Vec<(VolumeNumber, Root)>) {
+    /// A transfer came behind the pass under way.
+    pub fn put_aside(&self, transfer: Transfer) {
+        lock(&self.aside).put(transfer);
+        if let Some(job) = self.job() {
+            job.poke();
+        }
+    }
+
+    /// Bytes of transfers behind the pass that are not written.
+    pub fn aside_bytes(&self) -> u64 {
+        lock(&self.aside).bytes()
+    }
+
+    /// Whether something waits to be written behind the pass.
+    pub(super) fn has_aside(&self) -> bool {
+        !lock(&self.aside).is_empty()
+    }
+
+    /// The next of it.
+    pub(super) fn take_aside(&self) -> Option<Transfer> {
+        lock(&self.aside).take()
+    }
+
+    /// It was written.
+    pub(super) fn wrote_aside(&self, transfer: &Transfer) {
+        lock(&self.aside).wrote(transfer);
+        self.ladder.behind_bytes.fetch_add(to_u64(transfer.bytes().len()), Ordering::Relaxed);
+        self.ring_bell();
+    }
+
+    /// It is not wanted any more.
+    pub(super) fn passed_aside(&self, transfer: &Transfer) {
+        lock(&self.aside).pass(transfer);
+    }
+
+    /// It could not be written.
+    pub(super) fn failed_aside(&self) {
+        lock(&self.aside).fail();
+        self.ring_bell();
+    }
+
+    /// How far it is written, since this was last asked; and whether it could not be.
+    pub(super) fn aside_news(&self) -> (Option<(Place, u64)>, bool) {
+        let mut aside = lock(&self.aside);
+        (aside.news(), aside.has_failed())
+    }
+
+    /// The pass has ended, or what is behind it is given up; what was not written.
+    pub(super) fn end_aside(&self) -> std::collections::VecDeque<Transfer> {
+        lock(&self.aside).end()
+    }
+
+    /// The job has published its CP and ends. After a pass the source's log goes on behind it, up to
+    /// `log`, wherever it stood: whoever asks sees all of that at once ([`Lane::progress`]). With a fence nothing
+    /// goes on behind it: then nothing has changed, and the roots come back.
+    #[must_use = "a log behind a fence is to be dropped, and the CP told of again"]
+    pub fn publish(
+        &self,
+        job: &Job,
+        roots: Vec<(VolumeNumber, Root)>,
+        log: Place,
+    ) -> Option<Vec<(VolumeNumber, Root)>> {
         let (cp, place) = (job.cp(), job.last());
         let mut cursors = lock(&self.cursors);
+        if cursors.fence.is_some() && job.sets_log() && log != place {
+            return Some(roots);
+        }
         if job.sets_log() {
-            (cursors.staged, cursors.durable) = (place, place);
-            (cursors.drained, cursors.synced) = (place, place);
+            (cursors.staged, cursors.durable) = (log, log);
+            (cursors.drained, cursors.synced) = (log, log);
+            // Of the line that has ended nothing more is to be shown.
+            cursors.invisible.retain(|label, _| *label <= cp);
+            if log != place {
+                let joined = lock(&self.aside).joined();
+                let bytes = joined.values().map(|(bytes, _)| bytes).sum();
+                cursors.invisible.extend(joined);
+                self.ladder.staged_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.ladder.drained_bytes.fetch_add(bytes, Ordering::Relaxed);
+            }
         }
         *lock(&self.outcome) = Some((cp, Outcome::Published(roots)));
         *lock(&self.job) = None;
         self.show(&mut cursors, cp, place);
         drop(cursors);
         self.ring_bell();
+        None
     }
 
     /// A CP was published without a job.

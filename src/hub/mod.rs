@@ -25,6 +25,7 @@
 
 pub mod actor;
 pub mod applier;
+mod aside;
 pub mod certificates;
 mod compare;
 pub mod connection;

@@ -666,7 +666,8 @@ impl Shared {
     /// Bytes that still fit into a source's log: what its file allows, and what the store does.
     pub fn log_room(&self, name: &SourceName, source: SourceId) -> u64 {
         let limit = self.settings.load().get(name).and_then(|setting| setting.log_limit);
-        let room = limit.map(|limit| limit.0.saturating_sub(self.store.bytes(source)));
+        let used = self.store.bytes(source).saturating_add(self.store.behind_bytes(source));
+        let room = limit.map(|limit| limit.0.saturating_sub(used));
         self.store.room(source).min(room.unwrap_or(u64::MAX))
     }
 }

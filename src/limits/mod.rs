@@ -81,6 +81,11 @@ pub const LOG_BYTES_PER_TRANSFER_BYTE: u64 = 5;
 /// CPs of a source that have entries in its logs and are not published: the one that is frozen
 /// and the one that is open.
 pub const UNPUBLISHED_CPS_MAX: usize = 2;
+/// CPs that a source has done alone while its image was brought up, and that the hub is to build from the log: each
+/// has a file there.
+pub const BEHIND_CPS_MAX: usize = if cfg!(test) { 4 } else { 256 };
+/// Bytes that a hub takes behind a pass before it says so, unless it has all that came.
+pub const BEHIND_TOLD_BYTES: u64 = 256 * KIB;
 /// Bytes of problems that the answer to a scan names; how many more there are is counted.
 pub const SCAN_PROBLEM_BYTES_MAX: u64 = 32 * KIB;
 /// Small messages that wait to be sent to one hub.

@@ -11,13 +11,15 @@
 //! is what Welcome says, whatever an earlier session acknowledged: behind a `received` Ack less
 //! than that is no alarm, the source refills it.
 
+mod behind;
 mod checkpoint;
 mod joining;
 mod volumes;
 
+use self::behind::Aside;
 pub use self::volumes::LeftOut;
 use super::CP_NUMBER_MAX;
-use crate::limits::UNPUBLISHED_CPS_MAX;
+use crate::limits::{BEHIND_CPS_MAX, UNPUBLISHED_CPS_MAX};
 use crate::record::marks::Place;
 use crate::record::transfer::TransferHeader;
 use crate::units::hash::Root;
@@ -142,6 +144,13 @@ pub enum Event {
     Drained(Place),
     /// Everything up to this place is synced in the source log.
     Filed(Place),
+    /// What came behind the pass under way is written up to this place, so many bytes more.
+    BehindWritten(Place, u64),
+    /// No more of it can be held here.
+    BehindOver,
+    /// The CP that [`Event::Applied`] tells of next was published. If it is a pass, the log was set to end at the
+    /// first place, and with what came behind it and waits to be staged at the second.
+    LogSet(Place, Place),
     /// The apply ended: once for each [`Action::Apply`].
     Applied { cp: CpNumber, outcome: Outcome },
     /// Bytes of transfers that may be under way from now on.
@@ -172,6 +181,11 @@ pub enum Action {
     },
     /// Put the transfer of this event into the ring.
     Stage,
+    /// Put the transfer of this event aside: it is behind the pass under way. Once that is published, what
+    /// [`Event::LogSet`] does not hold of it is staged.
+    StageBehind,
+    /// Nothing of it is wanted any more.
+    DropBehind,
     /// Begin to apply a CP out of what `build` says.
     Apply { cp: CpNumber, last: Place, build: Build },
     /// Hand the frame of Updates, Nodes or Blocks of this event to the applier. Frames fed before
@@ -236,6 +250,10 @@ struct Apply {
     end: Option<CpEnd>,
     /// A pass that ends before what is held here of the source's line: that stays.
     keeps_log: bool,
+    /// What the source sends behind the pass.
+    behind: Option<Aside>,
+    /// Where the shell has set the log, and where what it holds ends.
+    log: Option<(Place, Place)>,
 }
 
 /// The mirror's machine for one source.
@@ -260,6 +278,12 @@ pub struct Mirror {
     given_up: Option<CpNumber>,
     /// The last transfer that one received names as durable at the source (R1).
     own_durable: TransferId,
+    /// What both ends speak.
+    version: u16,
+    /// Transfers were sent before the source heard that they are of no use: until it has.
+    passes_over: bool,
+    /// The source has CPs to be built from the log on this connection, more than two.
+    lifted: bool,
     /// The newest connection of the source's boot whose Hello was accepted.
     connection: u64,
     /// What a source promises that may not have heard any Welcome: until it shows that it has, it
@@ -292,6 +316,9 @@ impl Mirror {
             cp_taken: 0,
             given_up: None,
             own_durable: TransferId::NONE,
+            version: 0,
+            passes_over: false,
+            lifted: false,
             connection: 0,
             unshown: None,
             faulted: None,
@@ -423,6 +450,15 @@ impl Mirror {
                 }
             }
             Event::Filed(place) => self.filed(place, &mut actions),
+            Event::BehindWritten(place, bytes) => {
+                self.behind_written(place, bytes, &mut actions);
+            }
+            Event::BehindOver => self.behind_over(&mut actions),
+            Event::LogSet(log, held) => {
+                if let Some(apply) = &mut self.apply {
+                    apply.log = Some((log, held));
+                }
+            }
             Event::Applied { cp, outcome } => self.applied(cp, outcome, &mut actions),
             Event::Credit(bytes) => {
                 if self.log_credit != bytes {
@@ -456,6 +492,7 @@ impl Mirror {
     fn disconnected(&mut self, actions: &mut Vec<Action>) {
         self.state = State::Away;
         (self.cp_came, self.cp_taken) = (0, 0);
+        (self.passes_over, self.lifted) = (false, false);
         if let Some(apply) = &mut self.apply {
             match apply.state {
                 ApplyState::Waiting => self.apply = None,
@@ -463,6 +500,7 @@ impl Mirror {
                 ApplyState::Finishing if apply.build != Build::Compare => {}
                 ApplyState::Running | ApplyState::Finishing => {
                     apply.state = ApplyState::Aborting;
+                    Self::end_aside(apply);
                     actions.push(Action::Abort);
                 }
                 ApplyState::Aborting => {}
@@ -478,11 +516,14 @@ impl Mirror {
         if self.shows_welcome() {
             actions.extend(self.record());
         }
-        let Arrived { header, place } = arrived;
-        if self.apply.as_ref().is_some_and(|apply| apply.build.is_pass()) {
-            self.close("a transfer while a pass is under way", actions);
+        if self.passes_over {
             return;
         }
+        if self.apply.as_ref().is_some_and(|apply| apply.build.is_pass()) {
+            self.transfer_behind(arrived, actions);
+            return;
+        }
+        let Arrived { header, place } = arrived;
         if place.transfer == self.received.transfer && *place != self.received {
             let reason = format!("transfer {} came with two contents", header.id);
             self.close(reason, actions);
@@ -524,9 +565,10 @@ impl Mirror {
     }
 
     /// CPs follow each other: two are not published, the one that is frozen and the one that is
-    /// open. Anything else could not be stored, or fill the log with CPs that never come.
+    /// open; and behind a pass those that were done alone during it. Anything else could not be stored, or fill the log with CPs that never come.
     fn take_label(&mut self, cp: CpNumber, place: Place) -> Result<(), String> {
         let count = self.labels.len();
+        let done_alone = if self.lifted { BEHIND_CPS_MAX } else { 0 };
         match self.labels.last_mut() {
             Some((newest, last)) if cp == *newest => {
                 *last = place;
@@ -535,13 +577,14 @@ impl Mirror {
             Some((newest, _)) if cp < *newest => {
                 return Err(format!("of CP {cp} behind one of CP {newest}"));
             }
-            Some(_) if count >= UNPUBLISHED_CPS_MAX => {}
+            Some(_) if count >= UNPUBLISHED_CPS_MAX + done_alone => {}
             Some(_) | None => {
                 self.labels.push((cp, place));
                 return Ok(());
             }
         }
-        let cps: Vec<CpNumber> = self.labels.iter().map(|(cp, _)| *cp).collect();
+        let mut cps: Vec<CpNumber> = self.labels.iter().map(|(cp, _)| *cp).collect();
+        cps.truncate(UNPUBLISHED_CPS_MAX);
         Err(format!("of CP {cp}, and neither of {cps:?} is published"))
     }
 
@@ -569,6 +612,7 @@ impl Mirror {
             (State::Joined | State::Refilling, Message::CheckpointAt(at)) => {
                 actions.push(Action::CheckpointAt { token: at.token, cp: at.cp });
             }
+            (State::Joined, Message::Behind(word)) => self.source_behind(word, actions),
             (State::Joined, Message::Standing(standing)) => self.stands(standing, actions),
             (_, Message::Ping(ping)) => {
                 actions.push(Action::Send(Message::Pong(Pong { token: ping.token })));
@@ -685,6 +729,7 @@ impl Mirror {
             && quiet
         {
             self.state = State::Joined;
+            self.version = version;
             actions.push(Action::Joined);
             actions.push(Action::Send(Message::Welcome(self.welcome(version))));
         }
@@ -716,9 +761,15 @@ impl Mirror {
         known.work.hash(to);
         (self.log_credit, self.cp_credit, self.cp_came, self.cp_taken, self.given_up).hash(to);
         (self.unshown, known.policy, known.alone).hash(to);
-        if let Some(Apply { cp, last, build, state, update_bytes, end, keeps_log }) = &self.apply {
+        (self.version, self.passes_over, self.lifted).hash(to);
+        if let Some(apply) = &self.apply {
+            let Apply { cp, last, build, state, update_bytes, end, keeps_log, behind, log } = apply;
             let state = std::mem::discriminant(state);
             (cp, last.hash, build, state, update_bytes, end.is_some(), keeps_log).hash(to);
+            (behind.is_some(), log.is_some()).hash(to);
+            if let Some(behind) = behind {
+                behind.fingerprint(to);
+            }
         }
     }
 }

@@ -11,6 +11,7 @@
 //! not join ends the session until an administrator acts ([`Action::Halt`]).
 
 mod apart;
+mod behind;
 mod checkpoint;
 mod joining;
 mod promise;
@@ -29,11 +30,13 @@ use crate::units::numbers::{
 };
 use crate::units::policy::{AloneMark, Policy};
 use crate::wire::message::{
-    Ack, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot, Welcome,
+    Ack, CpRejected, Message, Pong, Refused, RefusedCode, VolumeOffer, VolumeRefusal, VolumeRoot,
+    Welcome,
 };
 use crate::wire::pull::Want;
 
 use self::apart::Apart;
+use self::behind::Backlog;
 use self::promise::Change;
 use self::volumes::Volumes;
 
@@ -151,6 +154,8 @@ pub enum Action {
     Send(Message),
     /// Send the transfer with that id.
     SendTransfer(TransferId),
+    /// Transfers that were not handed to the socket yet are not sent any more.
+    Unsend,
     /// Start to send the data of the frozen CP; `inline` asks for every block as data.
     SendData { cp: CpNumber, inline: bool },
     /// The hub took that many bytes of CP data on this connection; at most `limit` may be under way.
@@ -195,6 +200,8 @@ pub enum Action {
     ServePull(Want),
     /// The image is at `cp` of this source; what was pinned for it may go.
     PassEnded { cp: CpNumber },
+    /// The hub's image shows the own CP `cp`, which was done alone.
+    Shown { cp: CpNumber },
     /// Also a comparison was refused: nothing is tried again before there is a newer CP (R19).
     Faulted { cp: CpNumber, reason: String },
     /// Cut a CP of what there is, be it nothing, unless one is under way.
@@ -296,6 +303,10 @@ pub struct Primary {
     cp_max: CpNumber,
     pending: Option<PendingCp>,
     apart: Apart,
+    /// CPs done alone that the hub builds from its log.
+    backlog: Backlog,
+    /// What both ends speak, by the last Welcome.
+    version: u16,
     volumes: Volumes,
     /// A policy that follows the one in force.
     change: Option<Change>,
@@ -351,6 +362,8 @@ impl Primary {
             cp_max: own.cp,
             pending: None,
             apart,
+            backlog: Backlog::default(),
+            version: 0,
             connections: 0,
             told_alone: None,
             told_welcomed: false,
@@ -412,7 +425,8 @@ impl Primary {
             Event::DataSent { cp, bytes } => self.data_sent(cp, bytes),
             Event::Retry => {
                 let pending = self.pending.as_mut().map(|pending| &mut pending.data);
-                for data in pending.into_iter().chain(self.apart.pass_data()) {
+                let rest = self.apart.pass_data().into_iter().chain(self.backlog.data());
+                for data in pending.into_iter().chain(rest) {
                     if *data == Data::Parked {
                         *data = Data::Waiting;
                     }
@@ -471,6 +485,7 @@ impl Primary {
             pending.data = Data::Waiting;
         }
         self.apart.disconnected();
+        self.backlog.clear();
     }
 
     fn received(&mut self, message: Message, actions: &mut Vec<Action>) {
@@ -497,26 +512,9 @@ impl Primary {
             (State::Streaming, Message::WantBlocks(want)) if self.apart.is_compared(want.cp) => {
                 actions.push(Action::ServePull(Want::Blocks(want)));
             }
-            (State::Streaming, Message::CpDone(done)) if self.apart.is_passing(done.cp) => {
-                self.pass_done(actions);
-            }
-            (State::Streaming, Message::CpRejected(no)) if self.apart.is_passing(no.cp) => {
-                self.pass_rejected(&no, actions);
-            }
-            (State::Streaming, Message::CpDone(done)) => {
-                if self.is_announced(done.cp) {
-                    self.done(done.cp, actions);
-                } else {
-                    self.close("CpDone of a CP that is not under way", actions);
-                }
-            }
-            (State::Streaming, Message::CpRejected(no)) => {
-                if self.is_announced(no.cp) {
-                    self.rejected(&no, actions);
-                } else {
-                    self.close("CpRejected of a CP that is not under way", actions);
-                }
-            }
+            (State::Streaming, Message::Behind(behind)) => self.behind(behind, actions),
+            (State::Streaming, Message::CpDone(done)) => self.cp_done(done.cp, actions),
+            (State::Streaming, Message::CpRejected(no)) => self.cp_rejected(&no, actions),
             (State::Streaming | State::Refilling { .. }, Message::WantCheckpoint(want)) => {
                 actions.push(Action::Checkpoint { token: want.token });
             }
@@ -537,13 +535,42 @@ impl Primary {
         }
     }
 
+    /// The hub has published a CP, or the image that a pass brought up.
+    fn cp_done(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
+        if self.apart.is_passing(cp) {
+            self.pass_done(actions);
+        } else if self.backlog.is_announced(cp) {
+            self.built(cp, actions);
+        } else if self.is_announced(cp) {
+            self.done(cp, actions);
+        } else {
+            self.close("CpDone of a CP that is not under way", actions);
+        }
+    }
+
+    fn cp_rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
+        if self.apart.is_passing(no.cp) {
+            self.pass_rejected(no, actions);
+        } else if self.backlog.is_announced(no.cp) {
+            self.backlog_rejected(no, actions);
+        } else if self.is_announced(no.cp) {
+            self.rejected(no, actions);
+        } else {
+            self.close("CpRejected of a CP that is not under way", actions);
+        }
+    }
+
     fn ack(&mut self, ack: Ack, actions: &mut Vec<Action>) {
+        let upto = self.held.partition_point(|held| held.place.transfer <= ack.id);
         if self.apart.is_syncing() {
-            // It names the end of a log that does not join.
+            // It names the end of a log that does not join, or has overtaken the word that it does.
+            let names = upto > self.acked && self.held[upto - 1].place.transfer == ack.id;
+            if self.forwards_behind() && names && upto <= self.sent {
+                self.taken(upto);
+            }
             self.credits(ack, actions);
             return;
         }
-        let upto = self.held.partition_point(|held| held.place.transfer <= ack.id);
         let named = upto.checked_sub(1).map(|at| self.held[at].place.transfer);
         if upto > self.sent || upto > self.acked && named != Some(ack.id) {
             self.close("an acknowledgement of a transfer that was not sent", actions);
@@ -553,12 +580,17 @@ impl Primary {
             return;
         }
         if upto > self.acked {
-            let bytes: u64 = self.held.range(self.acked..upto).map(|held| held.bytes).sum();
-            self.in_flight_bytes -= bytes;
-            self.acked = upto;
+            self.taken(upto);
             self.acknowledged();
             actions.push(Action::HubDurable(self.acked_place()));
         }
+    }
+
+    /// The hub has so many of what is held.
+    fn taken(&mut self, upto: usize) {
+        let bytes: u64 = self.held.range(self.acked..upto).map(|held| held.bytes).sum();
+        self.in_flight_bytes -= bytes;
+        self.acked = upto;
     }
 
     /// What may be sent from now on; `false` if the connection is closed instead.
@@ -575,24 +607,34 @@ impl Primary {
 
     fn pump(&mut self, actions: &mut Vec<Action>) {
         self.pump_apart(actions);
-        if self.state != State::Streaming || self.apart.is_syncing() {
+        if self.state != State::Streaming {
+            return;
+        }
+        if self.apart.is_syncing() {
+            while self.forwards_behind() && self.send_next(actions) {}
             return;
         }
         if !self.identity.policy.forwards() {
             self.pump_cp(actions);
             return;
         }
-        while let Some(next) = self.held.get(self.sent) {
-            let fits = self.in_flight_bytes + next.bytes <= self.log_credit;
-            if !fits && self.in_flight_bytes > 0 || self.log_credit == 0 {
-                break;
-            }
-            self.in_flight_bytes += next.bytes;
-            self.sent += 1;
-            actions.push(Action::SendTransfer(next.place.transfer));
+        while self.send_next(actions) {
             self.pump_cp(actions);
         }
         self.pump_cp(actions);
+    }
+
+    /// Sends the next transfer, if there is one and the hub's credit allows it.
+    fn send_next(&mut self, actions: &mut Vec<Action>) -> bool {
+        let Some(next) = self.held.get(self.sent) else { return false };
+        let fits = self.in_flight_bytes + next.bytes <= self.log_credit;
+        if !fits && self.in_flight_bytes > 0 || self.log_credit == 0 {
+            return false;
+        }
+        self.in_flight_bytes += next.bytes;
+        self.sent += 1;
+        actions.push(Action::SendTransfer(next.place.transfer));
+        true
     }
 
     /// How many held transfers lie up to and with `place`, if it is on this line.
@@ -639,9 +681,9 @@ impl Primary {
         self.cp_max
     }
 
-    /// Whether the hub owes an acknowledgement.
+    /// Whether the hub owes an acknowledgement. Of what is sent behind a pass it owes none.
     pub fn is_sending(&self) -> bool {
-        self.is_streaming() && self.sent > self.acked
+        self.is_streaming() && !self.apart.is_syncing() && self.sent > self.acked
     }
 
     /// Whether transfers wait for the hub, sent or not, and answers with them: of those that its
@@ -679,6 +721,8 @@ impl Primary {
         self.identity.unasked.hash(to);
         self.volumes.fingerprint(to);
         self.promise_fingerprint(to);
+        self.backlog.fingerprint(to);
+        self.in_flight_bytes.hash(to);
         self.hub_cp.hash(to);
         self.answering.hash(to);
         let target = match state {

@@ -2,6 +2,7 @@
 //!
 //! * `world`, `laws`: a simulated source, hub and link, and what must always hold
 //! * `search`: every short history, and the controls that switch one rule off
+//! * `behind`: the log while a pass runs
 //! * `credit`: a hub that gives none
 //! * `kept_log`: what stays on a hub behind a pass
 //! * `together`: the end of being alone
@@ -12,6 +13,7 @@
 
 mod absurd_mirror;
 mod absurd_primary;
+mod behind;
 mod credit;
 mod fuzz;
 mod kept_log;

@@ -98,8 +98,8 @@ pub(super) fn recover(
     // A recovery that failed on the way may have left its reason.
     cell.fault.clear();
     let mut logs = SourceLogs::new(cell, dir, applied);
-    remove_left(shared, &logs.dir)?;
     let found = read_files(shared, &mut logs, applied)?;
+    remove_left(shared, &logs.dir)?;
     let mut report = RecoveredLogs { deleted: found.deleted, ..RecoveredLogs::default() };
     remove_torn(shared, &mut logs, found.torn)?;
     report.torn = check_chain(shared, &mut logs)? + remove_empty(shared, &mut logs)?;

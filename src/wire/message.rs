@@ -23,10 +23,12 @@ use crate::units::numbers::{
 };
 use crate::units::policy::{AloneMark, Policy};
 
-/// First protocol version; a peer accepts its own and the one before.
-pub const PROTOCOL_VERSION: u16 = 1;
+/// Newest protocol version; a peer accepts its own and the one before.
+pub const PROTOCOL_VERSION: u16 = 2;
 /// Oldest version still spoken.
 pub const PROTOCOL_VERSION_MIN: u16 = 1;
+/// From this version on transfers may be sent behind a pass, and [`Behind`] is spoken.
+pub const BEHIND_VERSION: u16 = 2;
 
 /// A place in a source's history, as it travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -370,6 +372,26 @@ pub struct Standing {
     pub alone: Option<AloneMark>,
 }
 
+/// How what is sent behind a pass stands (R4); since version 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// The pass's CP.
+    pub cp: CpNumber,
+    /// What is said of it.
+    pub state: BehindState,
+}
+
+/// See [`Behind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BehindState {
+    /// The hub has everything up to that transfer, aside: more may be sent. It is not acknowledged.
+    Taken(TransferId),
+    /// Just before CpDone, from the hub: it is the source's log there now.
+    Joins,
+    /// From either end: it is given up. A source that hears it says it as well, behind its last transfer.
+    Over,
+}
+
 /// Asks the other end to read every block of its copy of that CP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scan {
@@ -675,6 +697,7 @@ messages! {
     68 Scanned(Scanned) payload false;
     69 WantPlace(WantPlace) payload false;
     70 PlaceContent(PlaceContent) payload true;
+    71 Behind(Behind) payload false;
 }
 
 fn decode_body<T: DeserializeOwned>(kind: &'static str, rest: &[u8]) -> Result<T, FrameError> {

@@ -94,6 +94,19 @@ impl Forwarder {
         self.shared.outbox.published(cp);
         self.shared.set_rejected(None);
         tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
+        self.is_common(cp);
+    }
+
+    /// The hub has built a CP that was done alone from its log.
+    pub(super) fn shown(&mut self, cp: CpNumber) {
+        self.shared.outbox.published(cp);
+        self.shared.counters.checkpoints_built_there.add(1);
+        self.shared.set_rejected(None);
+        tracing::info!(source = %self.shared.name, %cp, "the hub has built a CP that was done alone");
+        self.is_common(cp);
+    }
+
+    fn is_common(&self, cp: CpNumber) {
         if self.own.0 == cp {
             let (shared, pins) = (&self.shared, Arc::clone(&self.own.1));
             let roots = pins.iter().map(|(volume, pin)| (*volume, pin.tree().root())).collect();

@@ -78,6 +78,9 @@ pub(super) struct State {
     pub(super) frames: BTreeMap<&'static str, u64>,
     held_acks: Vec<Place>,
     held_end: Option<CpEnd>,
+    /// What came behind the pass under way, and whether that sets the log.
+    aside: Vec<Transfer>,
+    sets_log: bool,
     out: Vec<Frame>,
     close: bool,
     unusable: bool,
@@ -129,6 +132,8 @@ impl Hub {
             frames: BTreeMap::new(),
             held_acks: Vec::new(),
             held_end: None,
+            aside: Vec::new(),
+            sets_log: false,
             out: Vec::new(),
             close: false,
             unusable: false,
@@ -290,6 +295,7 @@ impl State {
         self.out.push(Frame::new(message, payload));
     }
 
+    #[expect(clippy::too_many_lines, reason = "one list of what can happen")]
     fn act(&mut self, action: Action, input: Option<&Input>) {
         match action {
             Action::Send(message) => self.send(&message, Bytes::new()),
@@ -298,7 +304,10 @@ impl State {
                 let Some(Input::Transfer(transfer)) = input else { panic!("no transfer") };
                 self.stage(transfer.clone());
             }
+            Action::StageBehind => self.stage_behind(input),
+            Action::DropBehind => self.aside.clear(),
             Action::Apply { cp, build, .. } => {
+                self.sets_log = build.is_pass() && !self.mirror.keeps_log();
                 self.work = self.images.clone();
                 self.unusable = false;
                 self.applying = true;
@@ -352,6 +361,13 @@ impl State {
                 self.close = true;
             }
         }
+    }
+
+    fn stage_behind(&mut self, input: Option<&Input>) {
+        let Some(Input::Transfer(transfer)) = input else { panic!("no transfer") };
+        self.aside.push(transfer.clone());
+        let bytes = u64::try_from(transfer.bytes().len()).unwrap();
+        self.step(Event::BehindWritten(transfer.place(), bytes), None);
     }
 
     fn stage(&mut self, transfer: Transfer) {
@@ -470,6 +486,12 @@ impl State {
             self.seen.rejected += 1;
             Outcome::Rejected { differs: None, reason: "roots differ".to_owned() }
         };
+        let aside = std::mem::take(&mut self.aside);
+        if self.sets_log && matches!(outcome, Outcome::Published(_)) {
+            let last = aside.last().map_or(end.place.into(), Transfer::place);
+            self.step(Event::LogSet(last, last), None);
+            self.log = aside;
+        }
         self.step(Event::Applied { cp: end.cp, outcome }, None);
     }
 

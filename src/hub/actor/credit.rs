@@ -7,7 +7,7 @@ use actix::Context;
 use super::SourceActor;
 use crate::hub::lane::Lane;
 use crate::limits::{LOG_BYTES_PER_TRANSFER_BYTE, RECORD_BYTES_MAX, TRANSFER_BYTES_MAX};
-use crate::session::mirror::Event;
+use crate::session::mirror::{Event, Mirror};
 use crate::units::policy;
 
 impl SourceActor {
@@ -45,10 +45,15 @@ impl SourceActor {
     }
 
     /// Bytes of transfers that the ring and the source's log have room for.
-    fn room(&self, lane: &Arc<Lane>) -> (u64, u64) {
-        let ring = self.shared.ring_room(&self.name, lane.cursors().ring_bytes);
+    pub(super) fn room(&self, lane: &Arc<Lane>) -> (u64, u64) {
+        // What comes behind a pass takes no room of the ring.
+        let ring = match self.machine.as_ref().is_some_and(Mirror::is_behind) {
+            true => u64::MAX,
+            false => self.shared.ring_room(&self.name, lane.cursors().ring_bytes),
+        };
         let log = self.shared.log_room(&self.name, lane.source());
         let log = log.saturating_sub(lane.cursors().undrained_bytes);
+        let log = log.saturating_sub(lane.aside_bytes() * LOG_BYTES_PER_TRANSFER_BYTE);
         // Many small transfers fill a log faster than their bytes say.
         (ring, log / LOG_BYTES_PER_TRANSFER_BYTE)
     }

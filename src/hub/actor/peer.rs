@@ -11,7 +11,7 @@ use super::SourceActor;
 use crate::hub::certificates::{self, Spoken};
 use crate::hub::lane::lock;
 use crate::session::mirror::{Action, Event};
-use crate::wire::message::{Ack, Fenced, Frame, Message, Refused, RefusedCode};
+use crate::wire::message::{Ack, Behind, Fenced, Frame, Message, Refused, RefusedCode};
 
 /// How long a connection may be silent: a source sends a heartbeat each second.
 pub const SILENCE_MAX: Duration = Duration::from_secs(15);
@@ -27,7 +27,9 @@ pub struct Peer {
     pub frames: mpsc::Sender<Frame>,
     /// The newest acknowledgement; a newer one replaces it.
     pub ack: Arc<Mutex<Option<Ack>>>,
-    /// Rung when `ack` was set.
+    /// The newest word of how much was taken behind a pass.
+    pub taken: Arc<Mutex<Option<Behind>>>,
+    /// Rung when `ack` or `taken` was set.
     pub ack_bell: Arc<tokio::sync::Notify>,
     /// Ends the connection's tasks.
     pub cancel: DropGuard,
@@ -42,7 +44,9 @@ pub struct PeerEnds {
     pub frames: mpsc::Receiver<Frame>,
     /// The newest acknowledgement.
     pub ack: Arc<Mutex<Option<Ack>>>,
-    /// Rung when it was set.
+    /// The newest word of how much was taken behind a pass.
+    pub taken: Arc<Mutex<Option<Behind>>>,
+    /// Rung when one of them was set.
     pub bell: Arc<tokio::sync::Notify>,
     /// Cancelled when the actor lets go.
     pub cancel: CancellationToken,
@@ -53,7 +57,7 @@ pub struct PeerEnds {
 /// A peer for the actor and the ends for its connection.
 pub fn peer(number: u64, frames_max: usize) -> (Peer, PeerEnds) {
     let (sender, frames) = mpsc::channel(frames_max);
-    let ack = Arc::<Mutex<_>>::default();
+    let (ack, taken) = (Arc::<Mutex<_>>::default(), Arc::<Mutex<_>>::default());
     let bell = Arc::new(tokio::sync::Notify::new());
     let cancel = CancellationToken::new();
     let (alive, ended) = oneshot::channel();
@@ -62,11 +66,12 @@ pub fn peer(number: u64, frames_max: usize) -> (Peer, PeerEnds) {
         spoken: None,
         frames: sender,
         ack: ack.clone(),
+        taken: taken.clone(),
         ack_bell: bell.clone(),
         cancel: cancel.clone().drop_guard(),
         ended: Some(ended),
     };
-    (peer, PeerEnds { frames, ack, bell, cancel, ended: alive })
+    (peer, PeerEnds { frames, ack, taken, bell, cancel, ended: alive })
 }
 
 impl Peer {
@@ -79,6 +84,12 @@ impl Peer {
     /// Replaces the acknowledgement that waits; none leaves before Welcome.
     pub fn acknowledge(&self, ack: Ack) {
         *lock(&self.ack) = Some(ack);
+        self.ack_bell.notify_one();
+    }
+
+    /// Replaces the word of how much was taken behind a pass.
+    pub fn takes_behind(&self, behind: Behind) {
+        *lock(&self.taken) = Some(behind);
         self.ack_bell.notify_one();
     }
 }
@@ -176,6 +187,7 @@ impl SourceActor {
         self.refill_from = None;
         if let Some(lane) = &self.lane {
             lane.questions.give_up();
+            drop(lane.end_aside());
         }
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|(_, reply)| reply);
         for reply in std::mem::take(&mut self.asked).into_values().chain(waiting) {

@@ -1,5 +1,7 @@
 //! What the actor hands to others: the ring, the applier, and readers of logs and images.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use actix::{AsyncContext, Context};
@@ -10,11 +12,14 @@ use super::SourceActor;
 use super::messages::{Content, LogSent};
 use super::peer::broken;
 use crate::hub::applier::Job;
+use crate::hub::lane::Lane;
 use crate::hub::mending;
 use crate::hub::shared::RefillError;
 use crate::hub::stager::Staged;
+use crate::limits::RECORD_BYTES_MAX;
 use crate::record::marks::Place;
-use crate::session::mirror::Build;
+use crate::record::transfer::Transfer;
+use crate::session::mirror::{Build, Event, Mirror};
 use crate::units::machine::{self, now};
 use crate::units::numbers::CpNumber;
 use crate::wire::message::{Frame, Message, Scanned, WantPlace};
@@ -22,7 +27,7 @@ use crate::wire::message::{Frame, Message, Scanned, WantPlace};
 /// In a simulation: an honest source sends nothing behind the end of a volume before this hub durably
 /// knows of it, or a restart in between would find a log that it cannot apply.
 #[cfg(test)]
-fn is_within(known: &crate::session::mirror::Known, transfer: &crate::record::transfer::Transfer) {
+fn is_within(known: &crate::session::mirror::Known, transfer: &Transfer) {
     if !machine::simulated::is_here() {
         return;
     }
@@ -51,6 +56,75 @@ impl SourceActor {
         let (lane, epoch, came) = (lane.clone(), machine.known().epoch, now());
         let staged = Staged { lane, epoch, transfer, came };
         self.shared.stager.stage(staged);
+    }
+
+    /// A transfer behind the pass under way.
+    pub(super) fn stage_behind(&mut self) {
+        let (Some(Content::Transfer(transfer)), Some(lane)) = (self.current.take(), &self.lane)
+        else {
+            panic!("the machine puts a transfer aside that did not come");
+        };
+        lane.ladder.transfers.fetch_add(1, Ordering::Relaxed);
+        lane.put_aside(transfer);
+    }
+
+    /// Nothing of what came behind the pass is wanted any more.
+    pub(super) fn drop_behind(&self) {
+        let Some(lane) = &self.lane else { return };
+        lane.ladder.behind_dropped.fetch_add(1, Ordering::Relaxed);
+        if let Some(job) = lane.job()
+            && !job.give_up_behind()
+        {
+            tracing::debug!(source = %self.name, "what was given up is the log by now");
+        }
+        drop(lane.end_aside());
+    }
+
+    /// What came behind a pass that is published, too late for its log, which ends at `log`; and where all of it ends that
+    /// follows.
+    pub(super) fn left_behind(lane: &Lane, log: Place) -> (VecDeque<Transfer>, Place) {
+        let mut held = log;
+        let mut left = lane.end_aside();
+        let follows = |transfer: &Transfer| {
+            let joins = transfer.header().previous == held.transfer;
+            if joins {
+                held = transfer.place();
+            }
+            joins
+        };
+        let count = left.iter().map(follows).take_while(|joins| *joins).count();
+        left.truncate(count);
+        (left, held)
+    }
+
+    /// Stages what of it counts as received: it goes the way of the rest, whether its connection is there or not.
+    pub(super) fn stage_left(&mut self, left: VecDeque<Transfer>) {
+        let (Some(lane), Some(machine)) = (&self.lane, &self.machine) else { return };
+        let [received, ..] = machine.ladder();
+        let epoch = machine.known().epoch;
+        for transfer in left {
+            if transfer.place().sequence <= received.sequence {
+                let (lane, came) = (lane.clone(), now());
+                self.shared.stager.stage(Staged { lane, epoch, transfer, came });
+            }
+        }
+    }
+
+    /// How far what comes behind the pass is written, and whether there is room for more.
+    pub(super) fn look_behind(&mut self, lane: &Arc<Lane>, context: &mut Context<Self>) {
+        if !self.machine.as_ref().is_some_and(Mirror::is_behind) {
+            return;
+        }
+        let (news, failed) = lane.aside_news();
+        if let Some((place, bytes)) = news {
+            self.advance(Event::BehindWritten(place, bytes), context);
+        }
+        let (_, room) = self.room(lane);
+        let full = failed || room < RECORD_BYTES_MAX;
+        if full && lane.job().is_none_or(|job| job.give_up_behind()) {
+            tracing::info!(source = %self.name, room, failed, "the log behind the pass is dropped");
+            self.advance(Event::BehindOver, context);
+        }
     }
 
     pub(super) fn apply(&mut self, cp: CpNumber, last: Place, build: Build) {

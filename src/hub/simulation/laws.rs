@@ -105,9 +105,7 @@ fn mirrored(
     if honest && shared.counters.refusals().keys().any(|code| *code == "diverged") {
         return Err("an honest source was refused as diverged".to_owned());
     }
-    if lane.ladder.replayed.load(Ordering::Relaxed) > 0 {
-        state.probes.hit(Probe::Replayed);
-    }
+    notice_counts(lane, state);
     if published < state.published {
         return Err(format!("CP {published} is shown, {} was", state.published));
     }
@@ -129,6 +127,19 @@ fn mirrored(
         same("invariant 3: the image", state, (cp, sequence), &roots)?;
     }
     Ok(())
+}
+
+fn notice_counts(lane: &Lane, state: &mut SourceState) {
+    let ladder = &lane.ladder;
+    for (counter, probe) in [
+        (&ladder.behind_joined_bytes, Probe::BehindJoined),
+        (&ladder.behind_dropped, Probe::BehindDropped),
+        (&ladder.replayed, Probe::Replayed),
+    ] {
+        if counter.load(Ordering::Relaxed) > 0 {
+            state.probes.hit(probe);
+        }
+    }
 }
 
 /// What rot has taken at the hub is said of the source as long as it is not there (R3).
@@ -240,6 +251,9 @@ fn notice(state: &mut SourceState, shared: &FilerShared) {
         (true, true) | (false, false) => {}
     }
     state.mark = marked;
+    if shared.counters.values().checkpoints_built_there > 0 {
+        state.probes.hit(Probe::Backlog);
+    }
     if shared.pass().is_some() {
         state.probes.hit(Probe::Passed);
     }

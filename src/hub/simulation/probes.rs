@@ -78,11 +78,17 @@ pub(super) enum Probe {
     RotLost,
     /// Both ends had written, or the hub could not apply its log, and the source's side was kept.
     KeptSource,
+    /// What was sent behind a pass became the log.
+    BehindJoined,
+    /// It was dropped; it had CPs in it that were done alone: both where passes are outrun.
+    BehindDropped,
+    Backlog,
     /// A client met a larger volume: only in runs where they grow.
     Grown,
 }
 
-/// All of them but [`Probe::Grown`] and [`Probe::KeptSource`], which have runs of their own.
+/// All of them but [`Probe::Grown`], [`Probe::KeptSource`], [`Probe::Backlog`] and [`Probe::BehindDropped`], which have
+/// runs of their own.
 pub(super) const ALL: &[Probe] = &[
     Probe::SourceCutInside,
     Probe::HubCutInside,
@@ -123,6 +129,7 @@ pub(super) const ALL: &[Probe] = &[
     Probe::RotOfLog,
     Probe::RotTold,
     Probe::RotLost,
+    Probe::BehindJoined,
 ];
 
 /// How often each was met.

@@ -165,6 +165,8 @@ pub(super) struct SourceSetup {
     pub(super) grown: bool,
     /// Where both ends have written, its side stays.
     pub(super) keeps: bool,
+    /// Bytes a second that bring its image up.
+    pub(super) resync_limit: Option<ByteCount>,
 }
 
 /// A run.
@@ -254,6 +256,35 @@ impl Setup {
         setup
     }
 
+    /// The run of that seed in which sources are alone for a while, and write faster than their images are
+    /// brought up: what they write meanwhile is sent behind the passes.
+    pub(super) fn outrun(seed: u64) -> Self {
+        let mut setup = Self::of(seed);
+        let mut chance = Chance::new(seed ^ 0x0c7a);
+        // Who goes on alone has no other copy of what an old one, or rot, takes from him.
+        let ends = setup.sources.len();
+        setup.faults.retain(|planned| {
+            let old = matches!(planned.fault, Fault::OldCopy { .. });
+            let rots = matches!(planned.fault, Fault::RotRing { end, .. } if end != ends);
+            !old && !rots
+        });
+        let mut end_ms = setup.work_ms;
+        for (at, source) in setup.sources.iter_mut().enumerate() {
+            let policy = &mut source.policy;
+            (policy.mode, policy.on_hub_loss) = (Mode::Sync, OnHubLoss::Continue);
+            (source.think_ms, source.ring_bytes) = (source.think_ms.min(4), 2 << 20);
+            source.interval = Duration::from_millis(100 + chance.below(300));
+            source.resync_limit = Some(ByteCount((64 << 10) + chance.below(256 << 10)));
+            let (at_ms, ms) = (200 + chance.below(600), 1000 + chance.below(1000));
+            let fault = Fault::LinkHold { source: at, held: [true, true], ms };
+            setup.faults.push(Planned { at_ms, fault });
+            end_ms = end_ms.max(at_ms + ms + 2500);
+        }
+        setup.work_ms = end_ms;
+        setup.faults.sort_by_key(|planned| planned.at_ms);
+        setup.within_redundancy()
+    }
+
     /// The run of that seed in which a source goes on alone while its hub is promoted, and its side is kept.
     pub(super) fn keeping(seed: u64) -> Self {
         let mut setup = Self::of(seed);
@@ -310,6 +341,7 @@ impl Setup {
             grows: false,
             grown: false,
             keeps: false,
+            resync_limit: None,
         };
         let planned = |at_ms, fault| Planned { at_ms, fault };
         Self {
@@ -369,6 +401,7 @@ impl SourceSetup {
             grows: false,
             grown: false,
             keeps: false,
+            resync_limit: None,
         }
     }
 
@@ -411,7 +444,7 @@ impl SourceSetup {
                     most: Duration::from_millis(200),
                 },
                 seed: 7,
-                resync_limit: None,
+                resync_limit: self.resync_limit,
             },
             stop_timeout: Duration::from_secs(10),
         }

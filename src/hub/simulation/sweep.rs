@@ -183,7 +183,7 @@ fn control_a_sweep_that_reaches_little_fails() {
 #[test]
 fn a_log_that_cannot_be_deleted_faults_its_source() {
     let (effect, power) = (Effect::Errno(5), false);
-    let sweep = Sweep { store: Store::HubFiles, lives: 1, nth: 23, effect, power };
+    let sweep = Sweep { store: Store::HubFiles, lives: 1, nth: 24, effect, power };
     let (problem, kind) = run(sweep, None);
     assert_eq!((problem, kind.as_deref()), (None, Some("Remove")));
 }

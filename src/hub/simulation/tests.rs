@@ -127,6 +127,13 @@ fn volumes_grow_whatever_goes_wrong() {
     runs_of_a_kind("MIRRORHUB_GROWING", Setup::growing, Probe::Grown);
 }
 
+/// Goal: a log that is sent behind a pass is lost and counted by nobody before its time, whatever goes wrong, and
+/// the ends come together although clients write faster than the image is brought up.
+#[test]
+fn passes_that_are_outrun_end_whatever_goes_wrong() {
+    runs_of_a_kind("MIRRORHUB_OUTRUN", Setup::outrun, Probe::Backlog);
+}
+
 /// Entries behind the old end of a volume on a session whose Hello does not know of the new one are noticed:
 /// a hub that is restarted then could not apply its log.
 #[test]

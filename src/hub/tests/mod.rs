@@ -2,6 +2,7 @@
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test names the one message it wants")]
 
+mod behind;
 mod bounds;
 mod doubts;
 mod failback;

@@ -134,7 +134,7 @@ fn a_new_filer_that_stops_works_until_it_was_in_step_once() {
         let stops = Policy { on_hub_loss: OnHubLoss::Stop, ..Policy::default() };
         let mut own = filer_options(filer_dir.path(), again.listen, stops);
         let wanted = Policy { hub_timeout: own.hub_timeout, ..stops };
-        own.resync_limit = Some(ByteCount(2 << 20));
+        own.resync_limit = Some(ByteCount(1 << 20));
         let own_interval = own.checkpoint_interval;
         let filer = Filer::start(own).await.unwrap();
         served(&filer).await;

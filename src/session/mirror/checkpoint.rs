@@ -133,8 +133,13 @@ impl Mirror {
 
     fn begin(&mut self, cp: CpNumber, last: Place, build: Build, keeps_log: bool) {
         self.known.cp_max = self.known.cp_max.max(cp);
-        let (state, update_bytes, end) = (ApplyState::Waiting, 0, None);
-        self.apply = Some(Apply { cp, last, build, state, update_bytes, end, keeps_log });
+        // Whatever was sent behind an earlier pass came before this word.
+        self.passes_over = false;
+        let state = ApplyState::Waiting;
+        let behind = self.aside(last, build.is_pass() && !keeps_log);
+        let (update_bytes, end, log) = (0, None, None);
+        let apply = Apply { cp, last, build, state, update_bytes, end, keeps_log, behind, log };
+        self.apply = Some(apply);
     }
 
     pub(super) fn updates(&mut self, cp: CpNumber, bytes: u64, actions: &mut Vec<Action>) {
@@ -216,6 +221,9 @@ impl Mirror {
             Outcome::Published(_) | Outcome::Rejected { .. } => self.lacks_room = false,
             Outcome::Aborted => {}
         }
+        if !matches!(outcome, Outcome::Published(_)) {
+            self.forget_behind(&apply);
+        }
         match outcome {
             Outcome::Published(roots) => {
                 self.known.applied_cp = cp;
@@ -225,13 +233,11 @@ impl Mirror {
                 self.publish(cp, roots);
                 // What is published needs no log; the source is told before CpDone builds on it.
                 self.filed(apply.last, actions);
-                if apply.build.is_pass() && !apply.keeps_log {
-                    // The applier has set the log to the same place.
-                    (self.received, self.durable) = (apply.last, apply.last);
-                    (self.drained, self.filed) = (apply.last, apply.last);
-                    self.labels.clear();
-                } else {
+                if !apply.build.is_pass() || apply.keeps_log {
                     actions.push(Action::DropLogs(cp));
+                } else if let Err(lost) = self.set_line(&apply, joined, actions) {
+                    self.close(lost, actions);
+                    return;
                 }
                 if joined {
                     actions.push(Action::Send(Message::CpDone(CpDone { cp })));

@@ -15,9 +15,9 @@
 //! all of that is durable there --ClearApart, Together-->
 //! ```
 //!
-//! While a pass runs no transfer is sent: what does not join the image protects nothing, and stays
-//! in the own NVRAM. If that fills up the CP that holds the room is done alone, and another pass,
-//! of what was written during this one, follows. A pass that the hub refused is sent again from the
+//! While a pass runs the log is sent on, and the hub keeps it aside ([`super::behind`]). If the own NVRAM fills up, the
+//! CP that holds the room is done alone; if the hub lacks what it was made of, another pass, of what was written
+//! during this one, follows. A pass that the hub refused is sent again from the
 //! newest own CP.
 //!
 //! A pass may end before what the hub holds: writes that both ends had acknowledged behind the last
@@ -68,6 +68,20 @@ struct Pass {
     refusals: u32,
     /// The hub's log goes on behind `place` on this line, and the hub was told to keep it.
     keeps_log: bool,
+    log: PassLog,
+}
+
+/// What becomes of the log while a pass runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum PassLog {
+    /// It is sent behind the pass.
+    Rests,
+    /// It is sent now, and the hub keeps it aside.
+    Goes,
+    /// The hub has published the pass, and it is its log.
+    Joins,
+    /// One end has given up what was sent.
+    Over,
 }
 
 /// How far a session has come in bringing both ends together.
@@ -131,6 +145,17 @@ impl Apart {
         if let Way::Syncing { pass, .. } = &mut self.way { pass.as_mut() } else { None }
     }
 
+    /// What becomes of the log, in a pass.
+    pub(super) fn pass_log(&self) -> Option<PassLog> {
+        self.pass().map(|pass| pass.log)
+    }
+
+    pub(super) fn set_pass_log(&mut self, log: PassLog) {
+        if let Some(pass) = self.pass_mut() {
+            pass.log = log;
+        }
+    }
+
     pub(super) fn pass_data(&mut self) -> Option<&mut Data> {
         self.pass_mut().map(|pass| &mut pass.data)
     }
@@ -176,7 +201,7 @@ impl Apart {
                     let sent = if let Data::Sent(bytes) = pass.data { Some(bytes) } else { None };
                     let data = std::mem::discriminant(&pass.data);
                     (pass.cp, pass.base, pass.how, data, sent, pass.refusals).hash(to);
-                    pass.keeps_log.hash(to);
+                    (pass.keeps_log, pass.log).hash(to);
                 }
             }
             Way::Catching { target } => target.hash.hash(to),
@@ -344,7 +369,9 @@ impl Primary {
 
     pub(super) fn pressed(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
         let apart = self.apart.mark == Mark::Set && self.goes_on_alone();
-        if apart && self.apart.is_syncing() {
+        // Told again while they wait: CpDone is on its way.
+        let joins = self.apart.pass_log() == Some(PassLog::Joins);
+        if apart && !joins && (self.apart.is_syncing() || self.may_grow_backlog()) {
             self.done_alone(|pending| pending.cp == cp, actions);
         }
     }
@@ -356,6 +383,8 @@ impl Primary {
         let Some(released) = self.find(pending.place) else {
             panic!("a CP ends at a transfer that is held");
         };
+        let done = (pending.cp, pending.place, pending.roots.unwrap_or_default());
+        self.released_alone(done, released, actions);
         self.held.drain(..released);
         self.sent = self.sent.saturating_sub(released);
         self.acked = self.acked.saturating_sub(released);
@@ -382,7 +411,9 @@ impl Primary {
                 self.renew_pass(actions);
                 self.pump_pass(actions);
             }
-            Way::Catching { target } if self.acked_place().sequence >= target.sequence => {
+            Way::Catching { target }
+                if self.acked_place().sequence >= target.sequence && self.backlog.is_empty() =>
+            {
                 self.answer(Answering::Policy, actions);
                 self.apart.way = Way::Closing { target: None };
                 actions.push(Action::AskAlone);
@@ -417,8 +448,8 @@ impl Primary {
         if self.own_cp > base.max(refused) {
             let (cp, place) = (self.own_cp, self.held_after);
             let (roots, data) = (self.own_roots.clone(), Data::Waiting);
-            let (how, refusals, keeps_log) = (*how, 0, false);
-            *pass = Some(Pass { how, cp, place, base, roots, data, refusals, keeps_log });
+            let (how, refusals, keeps_log, log) = (*how, 0, false, PassLog::Rests);
+            *pass = Some(Pass { how, cp, place, base, roots, data, refusals, keeps_log, log });
             *asked = false;
             self.pump_pass(actions);
         } else if self.pending.is_some() {
@@ -445,6 +476,11 @@ impl Primary {
         let Some(pass) = self.apart.pass() else { return };
         let roots = self.agreed(&pass.roots);
         let keeps_log = self.log_behind(pass.place).is_some();
+        let (place, begins) = (pass.place, pass.data == Data::Waiting);
+        if begins {
+            let log = self.forward_behind(place, keeps_log);
+            self.apart.set_pass_log(log);
+        }
         let offers = &self.identity.volumes;
         let Some(pass) = self.apart.pass_mut() else { return };
         let (cp, base) = (pass.cp, pass.base);
@@ -484,13 +520,19 @@ impl Primary {
             return;
         }
         let (cp, place) = (pass.cp, pass.place);
-        // Nothing was sent meanwhile: it ends where it did, or was set to the pass's end.
+        if pass.log == PassLog::Goes {
+            self.close("CpDone of a pass without a word about the log behind it", actions);
+            return;
+        }
+        // Nothing but what is behind it was sent meanwhile: it ends where it did, or was set to the pass's end.
         let log = self.hub_log().filter(|_| pass.keeps_log);
+        let joined = self.has_joined(place);
         self.volumes_behind(false);
         self.hub_cp = cp;
         self.apart.repaired();
         actions.push(Action::PassEnded { cp });
         match self.find(place) {
+            _ if joined => self.join(actions),
             Some(position) => {
                 let position = log.and_then(|log| self.find(log)).unwrap_or(position);
                 (self.sent, self.acked) = (position, position);
@@ -506,6 +548,7 @@ impl Primary {
     }
 
     pub(super) fn pass_rejected(&mut self, no: &CpRejected, actions: &mut Vec<Action>) {
+        self.refused_behind();
         let Some(pass) = self.apart.pass_mut() else { return };
         let (cp, no_space) = (pass.cp, no.no_space);
         actions.push(Action::Rejected { cp, reason: no.reason.clone(), no_space });
@@ -529,6 +572,12 @@ impl Primary {
         let sent = self.sent.checked_sub(1).map(|last| self.held[last].place);
         let log = if self.apart.is_syncing() { self.hub_log() } else { sent };
         self.begin_syncing((self.hub_cp, log), How::Compare, actions);
+    }
+
+    /// The hub's image is brought up from where it is, of a line that its log is on.
+    pub(super) fn bring_up_again(&mut self, actions: &mut Vec<Action>) {
+        let sent = self.sent.checked_sub(1).map_or(self.held_after, |last| self.held[last].place);
+        self.begin_syncing((self.hub_cp, Some(sent)), How::Births, actions);
     }
 
     /// Where the hub's log ends while the image is brought up, if that is on this line.

@@ -110,6 +110,9 @@ impl Primary {
     }
 
     pub(super) fn pump_cp(&mut self, actions: &mut Vec<Action>) {
+        if self.pump_backlog(actions) {
+            return;
+        }
         let sent = match self.sent.checked_sub(1) {
             Some(last) => self.held[last].place.sequence,
             None => self.held_after.sequence,

@@ -69,6 +69,7 @@ impl Primary {
         self.halted = None;
         self.cp_max = self.cp_max.max(welcome.cp_max);
         self.hub_cp = welcome.applied_cp;
+        self.version = welcome.version;
         self.log_credit = welcome.log_credit;
         self.cp_credit = welcome.cp_credit;
         self.begins_usable(actions);
@@ -84,6 +85,7 @@ impl Primary {
                 self.acked = position;
                 self.sent = position;
                 self.settle(welcome.applied_cp, actions);
+                self.open_window(actions);
                 self.join(actions);
             }
             Joining::Refill => {
@@ -103,9 +105,14 @@ impl Primary {
     /// In session, but the image is brought up before the log goes on.
     fn pass_over(&mut self, image: (CpNumber, Option<Place>), how: How, actions: &mut Vec<Action>) {
         self.state = State::Streaming;
+        self.open_window(actions);
+        self.begin_syncing(image, how, actions);
+    }
+
+    /// Nothing of CPs was sent on this connection.
+    fn open_window(&mut self, actions: &mut Vec<Action>) {
         self.cp_taken = 0;
         actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
-        self.begin_syncing(image, how, actions);
     }
 
     /// Everything that the hub held beyond the own log is here.
@@ -113,6 +120,7 @@ impl Primary {
         if self.volumes.is_behind() {
             self.pass_over((self.hub_cp, Some(self.last())), How::Births, actions);
         } else {
+            self.open_window(actions);
             self.join(actions);
         }
     }
@@ -259,10 +267,8 @@ impl Primary {
 
     pub(super) fn join(&mut self, actions: &mut Vec<Action>) {
         self.state = State::Streaming;
-        self.cp_taken = 0;
         self.acknowledged();
         actions.push(Action::HubDurable(self.acked_place()));
-        actions.push(Action::DataWindow { taken: 0, limit: self.cp_credit });
         self.serve(actions);
         self.catch_up(actions);
     }

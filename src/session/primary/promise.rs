@@ -80,7 +80,8 @@ impl Primary {
     /// Connects anew to tell the next policy, as soon as what it says holds.
     pub(super) fn pump_promise(&mut self, actions: &mut Vec<Action>) {
         let reached = self.hub_sequence();
-        let idle = self.is_streaming() && !self.apart.is_syncing() && self.pending.is_none();
+        let quiet = self.pending.is_none() && self.backlog.is_empty();
+        let idle = self.is_streaming() && !self.apart.is_syncing() && quiet;
         let ready = |change: &&mut Change| idle && !change.told && reached >= change.behind;
         if let Some(change) = self.change.as_mut().filter(ready) {
             change.told = true;

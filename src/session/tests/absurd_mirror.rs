@@ -13,9 +13,9 @@ use crate::units::numbers::{
 };
 use crate::units::policy::{self, OnHubLoss, Policy};
 use crate::wire::message::{
-    Ack, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Hello, Message, PartitionFull,
-    Ping, Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Standing, Updates, VolumeOffer,
-    VolumeRoot, WantCheckpoint, WantLog, Welcome,
+    Ack, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Hello, Message, PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN, PartitionFull, Ping, Pong, RefillEnd, Refused, RefusedCode, Scan,
+    Scanned, Standing, Updates, VolumeOffer, VolumeRoot, WantCheckpoint, WantLog, Welcome,
 };
 
 const CREDIT: u64 = 1000;
@@ -46,7 +46,7 @@ fn hub() -> Mirror {
     Mirror::new(known(), Place::default(), CREDIT, CP_CREDIT)
 }
 
-fn hello(number: u32) -> Hello {
+pub(super) fn hello(number: u32) -> Hello {
     Hello {
         version: 1,
         version_min: 1,
@@ -83,6 +83,14 @@ pub(super) fn join(machine: &mut Mirror, number: u32) -> Welcome {
     let actions = machine.step(Event::Hello(hello(number)));
     assert!(matches!(actions.last(), Some(Action::Record { .. })), "{actions:?}");
     welcomes(&machine.step(Event::Recorded)).unwrap()
+}
+
+/// In session with a source that speaks that version.
+pub(super) fn joined_by(version: u16) -> Mirror {
+    let mut machine = hub();
+    machine.step(Event::Hello(Hello { version, ..hello(1) }));
+    assert!(welcomes(&machine.step(Event::Recorded)).is_some());
+    machine
 }
 
 pub(super) fn joined() -> Mirror {
@@ -491,11 +499,17 @@ fn code(machine: &mut Mirror, hello: Hello) -> Option<RefusedCode> {
 fn versions_overlap_or_are_refused() {
     let version = |version, version_min| Hello { version, version_min, ..hello(1) };
     assert_eq!(code(&mut hub(), version(0, 0)), Some(RefusedCode::Version));
-    assert_eq!(code(&mut hub(), version(3, 2)), Some(RefusedCode::Version));
-    assert_eq!(code(&mut hub(), version(1, 1)), None);
+    assert_eq!(code(&mut hub(), version(9, 8)), Some(RefusedCode::Version));
+    for older in PROTOCOL_VERSION_MIN..=PROTOCOL_VERSION {
+        let mut machine = hub();
+        assert_eq!(code(&mut machine, version(older, older)), None);
+        let actions = machine.step(Event::Recorded);
+        assert_eq!(welcomes(&actions).map(|welcome| welcome.version), Some(older));
+    }
     let mut machine = hub();
     assert_eq!(code(&mut machine, version(9, 1)), None, "a newer source that still speaks ours");
-    assert_eq!(welcomes(&machine.step(Event::Recorded)).map(|welcome| welcome.version), Some(1));
+    let welcome = welcomes(&machine.step(Event::Recorded)).map(|welcome| welcome.version);
+    assert_eq!(welcome, Some(PROTOCOL_VERSION));
 }
 
 /// Invariant 12: ids decide. None of these ends the session of the original.

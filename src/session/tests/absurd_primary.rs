@@ -32,7 +32,7 @@ pub(super) fn line(count: u64) -> Vec<Arrived> {
     line
 }
 
-fn held(arrived: &Arrived) -> Held {
+pub(super) fn held(arrived: &Arrived) -> Held {
     Held { place: arrived.place, bytes: BYTES }
 }
 
@@ -69,7 +69,7 @@ pub(super) fn identity(on_hub_loss: OnHubLoss) -> Identity {
     }
 }
 
-fn welcome(last: Place) -> Welcome {
+pub(super) fn welcome(last: Place) -> Welcome {
     Welcome {
         version: 1,
         hub: hub_id(),

@@ -23,9 +23,9 @@ use crate::units::numbers::{
 };
 use crate::units::policy::{OnHubLoss, Policy};
 use crate::wire::message::{
-    Ack, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Hello, Message, PartitionFull,
-    Ping, Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Updates, WantCheckpoint, WantLog,
-    Welcome,
+    Ack, Behind, BehindState, CheckpointAt, CpDone, CpEnd, CpRejected, Fenced, Going, Hello,
+    Message, PartitionFull, Ping, Pong, RefillEnd, Refused, RefusedCode, Scan, Scanned, Updates,
+    WantCheckpoint, WantLog, Welcome,
 };
 
 fn cp() -> BoxedStrategy<CpNumber> {
@@ -75,7 +75,7 @@ fn refused() -> BoxedStrategy<Message> {
 }
 
 fn welcome() -> BoxedStrategy<Message> {
-    let version = prop_oneof![20 => Just(1u16), 1 => any::<u16>()];
+    let version = prop_oneof![20 => 1u16..3, 1 => any::<u16>()];
     let applied_cp = prop_oneof![6 => Just(CpNumber(0)), 1 => cp()];
     let applied = prop_oneof![4 => Just(Place::default()), 1 => place()];
     let hub = prop_oneof![20 => Just(hub_id()), 1 => Just(HubId([9; 16]))];
@@ -111,7 +111,8 @@ fn hello() -> BoxedStrategy<Hello> {
     ];
     let boot = (0u32..4, prop_oneof![9 => Just(0u64), 1 => 1u64..3])
         .prop_map(|(number, other)| Generation { number, id: generation(number).id + other });
-    let version = prop_oneof![20 => Just((1u16, 1u16)), 1 => any::<(u16, u16)>()];
+    let version =
+        prop_oneof![10 => Just((1u16, 1u16)), 10 => Just((2, 1)), 1 => any::<(u16, u16)>()];
     let epoch = prop_oneof![9 => Just(Epoch::default()), 1 => epoch()];
     let count = prop_oneof![20 => Just(1usize), 1 => 0usize..4];
     let places = (place(), place(), id());
@@ -160,6 +161,7 @@ fn from_hub() -> BoxedStrategy<Message> {
         }),
         1 => token.prop_map(|token| Message::Pong(Pong { token })),
         1 => Just(Message::Going(Going { reason: "stops".into() })),
+        1 => behind(),
         1 => (cp(), token).prop_map(|(cp, token)| Message::Scan(Scan { cp, token })),
         1 => (cp(), token).prop_map(|(cp, token)| {
             Message::Scanned(Scanned { cp, token, volumes: vec![], problems: vec![] })
@@ -168,10 +170,20 @@ fn from_hub() -> BoxedStrategy<Message> {
     .boxed()
 }
 
+fn behind() -> BoxedStrategy<Message> {
+    let state = prop_oneof![
+        id().prop_map(BehindState::Taken),
+        Just(BehindState::Joins),
+        Just(BehindState::Over)
+    ];
+    (cp(), state).prop_map(|(cp, state)| Message::Behind(Behind { cp, state })).boxed()
+}
+
 fn from_source() -> BoxedStrategy<Message> {
     prop_oneof![
         1 => hello().prop_map(|hello| Message::Hello(Box::new(hello))),
         1 => Just(Message::Transfer),
+        1 => behind(),
         8 => (cp(), place(), any::<bool>()).prop_map(|(cp, last, replay)| {
             Message::PartitionFull(PartitionFull { cp, last: last.into(), base: None, replay, keeps_log: false })
         }),
@@ -378,6 +390,7 @@ impl PrimaryShell {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one list of what can happen")]
     fn step(&mut self, step: ToPrimary) {
         use primary::Action;
         let Some(event) = self.event(step) else { return };
@@ -437,6 +450,8 @@ impl PrimaryShell {
                 | Action::ServePull(_)
                 | Action::Faulted { .. }
                 | Action::PassEnded { .. }
+                | Action::Shown { .. }
+                | Action::Unsend
                 | Action::Freeze
                 | Action::Renew) => panic!("no peer makes a source under `stop` do {other:?}"),
             }
@@ -683,6 +698,9 @@ impl MirrorShell {
                 | Action::CheckpointAt { .. }
                 | Action::Scanned(_)
                 | Action::Refuse(_) => {}
+                other @ (Action::StageBehind | Action::DropBehind) => {
+                    panic!("no pass is begun here, and yet {other:?}")
+                }
             }
         }
     }

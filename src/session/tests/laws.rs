@@ -11,7 +11,7 @@ use crate::record::marks::Place;
 use crate::units::convert::to_u64;
 use crate::units::numbers::CpNumber;
 use crate::units::policy::Mode;
-use crate::wire::message::Message;
+use crate::wire::message::{BehindState, Message};
 
 impl World {
     /// The state of both stores, after every step.
@@ -242,6 +242,8 @@ impl World {
                 })
                 .hash(to);
             up.refill.map(|from| from.hash).hash(to);
+            up.behind.iter().for_each(|arrived| arrived.place.hash.hash(to));
+            up.behind_written.hash(to);
             if let Some(job) = &up.job {
                 (job.cp, job.fed.len(), job.taken, job.end.is_some(), job.abort).hash(to);
                 (job.build, job.keeps_log, job.asked).hash(to);
@@ -295,6 +297,11 @@ fn hash_frame<H: Hasher>(frame: &Frame, to: &mut H) {
                 Message::Ack(ack) => (ack.id, ack.log_credit, ack.cp_taken).hash(to),
                 Message::CpDone(done) => done.cp.hash(to),
                 Message::CpRejected(no) => (no.cp, no.no_space).hash(to),
+                Message::Behind(behind) => match behind.state {
+                    BehindState::Taken(id) => (behind.cp, 0, id).hash(to),
+                    BehindState::Joins => (behind.cp, 1).hash(to),
+                    BehindState::Over => (behind.cp, 2).hash(to),
+                },
                 Message::WantLog(want) => want.from.2.hash(to),
                 Message::RefillEnd(end) => end.last.2.hash(to),
                 _ => {}

@@ -459,12 +459,59 @@ fn no_comparison_goes_wrong() {
     }
 }
 
+/// Two CPs alone behind the pass's: they are in the hub's log by then, and are built from it.
+const BEHIND: Budget = Budget { writes: 3, cps: 3, losses: 1, ..NONE };
+
+const SHORT: Budget = Budget { writes: 2, cps: 1, losses: 1, ..NONE };
+
+/// The log goes on while the image is brought up, whatever is cut, refused or out of credit meanwhile.
+#[test]
+fn no_log_behind_a_pass_goes_wrong() {
+    let short = [
+        Budget { cps: 2, ..BEHIND },
+        Budget { hub_crashes: 1, ..SHORT },
+        Budget { rejects: 1, ..SHORT },
+        Budget { writes: 1, cps: 2, no_space: 1, ..SHORT },
+    ];
+    let long = [
+        BEHIND,
+        Budget { cuts: 1, ..SHORT },
+        Budget { source_crashes: 1, ..SHORT },
+        Budget { no_space: 2, ..SHORT },
+        Budget { credits: 1, ..SHORT },
+        Budget { cps: 2, hub_crashes: 1, ..SHORT },
+        Budget { cps: 2, rejects: 1, no_space: 1, ..SHORT },
+        Budget { cps: 2, credits: 1, ..SHORT },
+    ];
+    let long = if is_full() { &long[..] } else { &[] };
+    for &budget in short.iter().chain(long) {
+        let states = search(Faults::default(), budget, (1, 10), 30_000_000).nothing();
+        println!("{states} histories, {budget:?}");
+    }
+}
+
+#[test]
+fn control_a_log_behind_a_pass_that_counts_early_is_found() {
+    let faults = Faults { behind_counts_early: true, ..Faults::default() };
+    let problem = search(faults, BEHIND, (1, 10), 3_000_000).problem();
+    assert!(problem.contains("R7") || problem.contains("R6"), "{problem}");
+}
+
+#[test]
+fn control_a_log_behind_a_pass_that_is_not_dropped_is_found() {
+    let faults = Faults { behind_not_dropped: true, ..Faults::default() };
+    let budget = Budget { rejects: 1, ..SHORT };
+    let problem = search(faults, budget, (1, 10), 3_000_000).problem();
+    assert!(problem.contains("R7") || problem.contains("R6"), "{problem}");
+}
+
 const CUT_PASS: Budget = Budget { writes: 2, cps: 2, losses: 1, cuts: 1, ..NONE };
 
 /// What a cut pass left is of another CP than the newest: only a comparison knows.
 #[test]
 fn control_a_work_tree_that_is_trusted_is_found() {
-    let faults = Faults { work_trusted: true, base_unknown: true, ..Faults::default() };
+    let older_hub = true;
+    let faults = Faults { work_trusted: true, base_unknown: true, older_hub, ..Faults::default() };
     control(faults, CUT_PASS, "CP 2 was built from other content");
 }
 

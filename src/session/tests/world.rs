@@ -74,6 +74,12 @@ pub(super) struct Faults {
     pub work_trusted: bool,
     /// What was offered for comparison is not pinned: the newest own CP answers.
     pub target_unpinned: bool,
+    /// What came behind a pass counts as the log before the pass is published.
+    pub behind_counts_early: bool,
+    /// What came behind a pass that was not published is there when the next one is.
+    pub behind_not_dropped: bool,
+    /// Not a rule of the product: both speak the version before, and nothing is sent behind a pass.
+    pub older_hub: bool,
     /// Not a rule of the product: births tell nothing, every pass is a comparison.
     pub base_unknown: bool,
     /// Not a rule of the product: only the stores are judged, not what the machines say, to show
@@ -180,6 +186,8 @@ pub(super) enum Step {
     Ask,
     EndApply,
     SendLog,
+    /// What came behind the pass is written.
+    WriteBehind,
     HubNotices,
     HubRestart,
     /// A frame that was lost is missed after a while.
@@ -192,6 +200,8 @@ pub(super) enum Step {
     HubCrash,
     Reject,
     NoSpace,
+    /// The hub has no room for what comes behind a pass.
+    BehindOver,
     DropFrame,
     RepeatFrame,
     Credit,
@@ -213,6 +223,7 @@ impl Step {
                 | HubCrash
                 | Reject
                 | NoSpace
+                | BehindOver
                 | DropFrame
                 | RepeatFrame
                 | Credit
@@ -353,6 +364,9 @@ pub(super) struct HubUp {
     pub early: Vec<Updates>,
     pub job: Option<Job>,
     pub refill: Option<Place>,
+    /// What came behind the pass under way, and how much of it is written.
+    pub behind: Vec<Arrived>,
+    pub behind_written: usize,
     pub log_credit: u64,
 }
 
@@ -548,6 +562,8 @@ impl Source {
                 (Some((cp, place, false)), own)
             }
             _ if own.sequence > self.released.sequence => {
+                // The plan is made again, of everything that was not released.
+                self.base = self.released;
                 (Some((own_cp, own, true)), self.released)
             }
             _ => (None, self.released),
@@ -687,6 +703,8 @@ impl Hub {
             early: Vec::new(),
             job: None,
             refill: None,
+            behind: Vec::new(),
+            behind_written: 0,
             log_credit,
         });
     }
@@ -698,11 +716,18 @@ impl Hub {
             let first = job.parts[0];
             return job.parts.iter().all(|part| *part == first).then_some(first);
         }
+        if job.build == mirror::Build::Replay {
+            let of_it = |arrived: &&Arrived| arrived.header.cp <= job.cp;
+            return Some(self.log.iter().rfind(of_it).map_or(self.content, |t| t.place));
+        }
         let mut content = self.content;
         for update in &job.fed {
             let found = |sequence| self.log.iter().any(|t| t.place.sequence.0 == sequence);
-            let missing = || (update.base.sequence.0 + 1..=update.to.sequence.0).any(|n| !found(n));
-            if update.base != self.content
+            // Blocks are named whole: an update may begin before the image, of what was not released, and says
+            // that again inline.
+            let from = update.base.sequence.max(self.content.sequence);
+            let missing = || (from.0 + 1..=update.to.sequence.0).any(|n| !found(n));
+            if from != self.content.sequence
                 || !update.inline && missing()
                 || update.pass != job.build.is_pass()
             {
@@ -778,6 +803,8 @@ impl World {
         let refusable = job.is_some_and(|job| !job.abort);
         fault(b.rejects, refusable, Step::Reject);
         fault(b.no_space, refusable, Step::NoSpace);
+        let behind = up_h.as_ref().is_some_and(|up| up.machine.is_behind());
+        fault(b.no_space, behind, Step::BehindOver);
         let transfer = matches!(self.to_hub.front(), Some((_, Frame::Transfer(_))));
         fault(b.drops, transfer, Step::DropFrame);
         fault(b.repeats, transfer, Step::RepeatFrame);
@@ -840,7 +867,8 @@ impl World {
         may(up.parked, Step::Retry);
         may(up.marking.is_some(), Step::NoteMark);
         may(up.pass.is_some_and(|pass| pass.sent || room), Step::SendPass);
-        let held = up.frozen.is_some_and(|cp| cp.committed) && up.machine.pass().is_some();
+        let brought_up = up.machine.pass().is_some() || up.machine.backlog() > 0;
+        let held = up.frozen.is_some_and(|cp| cp.committed) && brought_up;
         may(held && self.budget.writes > 0, Step::Press);
         let idle = up.connection.is_none() && !up.halted;
         may(idle && self.hub.up.is_some(), Step::Connect);
@@ -875,6 +903,7 @@ impl World {
             may(job.abort || job.is_whole(), Step::EndApply);
         }
         may(up.refill.is_some(), Step::SendLog);
+        may(up.job.is_some() && up.behind_written < up.behind.len(), Step::WriteBehind);
         let source_side = self.source.up.as_ref().and_then(|source| source.connection);
         let dead = |number: u32| Some(number) != source_side;
         may(up.connection.is_some_and(dead), Step::HubNotices);
@@ -917,6 +946,7 @@ impl World {
             Step::Ask => self.ask(),
             Step::EndApply => self.end_apply(),
             Step::SendLog => self.send_log(),
+            Step::WriteBehind => self.write_behind(),
             Step::HubNotices => self.lose_hub_side(),
             Step::HubRestart => self.hub.restart(self.faults, self.shape.1),
             Step::CutAtSource
@@ -926,6 +956,7 @@ impl World {
             | Step::HubCrash
             | Step::Reject
             | Step::NoSpace
+            | Step::BehindOver
             | Step::DropFrame
             | Step::RepeatFrame
             | Step::Credit
@@ -972,6 +1003,10 @@ impl World {
             Step::NoSpace => {
                 spend(&mut self.budget.no_space);
                 self.end_job(Outcome::NoSpace);
+            }
+            Step::BehindOver => {
+                spend(&mut self.budget.no_space);
+                self.step_hub(mirror::Event::BehindOver, None);
             }
             Step::DropFrame => {
                 spend(&mut self.budget.drops);

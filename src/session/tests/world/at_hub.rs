@@ -35,6 +35,7 @@ impl World {
                 let before = self.hub_up().connection.replace(number);
                 self.hub_up().early.clear();
                 self.hub_up().refill = None;
+                self.forget_behind();
                 self.step_hub(mirror::Event::Hello(*hello), None);
                 self.to_source.retain(|(of, _)| Some(*of) != before);
                 if faults.welcome_before_durable {
@@ -125,12 +126,40 @@ impl World {
         }
         self.hub.image = (cp, last);
         self.hub.content = content.unwrap();
+        let mut left = Vec::new();
         if sets_log {
-            self.hub.log.clear();
-            self.hub.durable = 0;
-            self.hub_up().drained = 0;
+            let up = self.hub_up();
+            left = up.behind.split_off(up.behind_written);
+            self.hub.log = std::mem::take(&mut self.hub_up().behind);
+            self.hub.durable = self.hub.log.len();
+            self.hub_up().drained = self.hub.durable;
+            let log = self.hub.log.last().map_or(last, |arrived| arrived.place);
+            let held = left.last().map_or(log, |arrived| arrived.place);
+            self.step_hub(mirror::Event::LogSet(log, held), None);
         }
         self.end_job(Outcome::Published(vec![(VolumeNumber(0), roots[0])]));
+        // What came too late for the log goes the way of the rest.
+        let received = self.hub_up().machine.ladder()[0].sequence;
+        left.retain(|arrived| arrived.place.sequence <= received);
+        self.hub.log.extend(left);
+    }
+
+    /// What came behind a pass is on its way to the medium, or lost with the connection.
+    fn forget_behind(&mut self) {
+        let up = self.hub_up();
+        up.behind.truncate(up.behind_written);
+    }
+
+    pub(super) fn write_behind(&mut self) {
+        let up = self.hub_up();
+        up.behind_written = up.behind.len();
+        let place = up.behind.last().unwrap().place;
+        if self.faults.behind_counts_early {
+            let behind = self.hub_up().behind.clone();
+            self.hub.log.extend(behind);
+            self.hub.durable = self.hub.log.len();
+        }
+        self.step_hub(mirror::Event::BehindWritten(place, 1), None);
     }
 
     /// Asks for what is missing of what is compared.
@@ -150,6 +179,10 @@ impl World {
     /// What came of a pass stays until it is published, or refused.
     pub(super) fn end_job(&mut self, outcome: Outcome) {
         let cp = self.hub_up().job.take().unwrap().cp;
+        if !self.faults.behind_not_dropped {
+            self.hub_up().behind.clear();
+            self.hub_up().behind_written = 0;
+        }
         match outcome {
             Outcome::Published(_) | Outcome::Rejected { .. } => self.hub.work = None,
             Outcome::NoSpace | Outcome::OverLimit { .. } | Outcome::Aborted => {}
@@ -179,6 +212,7 @@ impl World {
         let number = up.connection.take();
         up.early.clear();
         up.refill = None;
+        up.behind.truncate(up.behind_written);
         self.to_hub.retain(|(of, _)| Some(*of) != number);
         self.step_hub(mirror::Event::Disconnected, None);
     }
@@ -190,6 +224,7 @@ impl World {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one list of what can happen")]
     pub(super) fn act_hub(&mut self, action: mirror::Action, frame: Option<&Frame>) {
         use mirror::Action;
         self.judge_hub_action(&action);
@@ -209,6 +244,14 @@ impl World {
                 Some(Frame::Transfer(arrived)) => self.hub.log.push(*arrived),
                 _ => self.fail("Stage without a transfer"),
             },
+            Action::StageBehind => match frame {
+                Some(Frame::Transfer(arrived)) => up.behind.push(*arrived),
+                _ => self.fail("StageBehind without a transfer"),
+            },
+            Action::DropBehind => {
+                up.behind.clear();
+                up.behind_written = 0;
+            }
             Action::Apply { cp, last, build } => {
                 if up.job.is_some() {
                     return self.fail("two CPs are applied at once");

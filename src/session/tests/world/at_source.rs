@@ -291,6 +291,9 @@ impl World {
                 if faults.policy_told_early {
                     hello.policy = self.source.wanted;
                 }
+                if faults.older_hub {
+                    hello.version = hello.version_min;
+                }
                 let number = up.connection.unwrap();
                 self.to_hub.push_back((number, Frame::Message(Message::Hello(hello))));
             }
@@ -369,7 +372,7 @@ impl World {
                 up.sending = None;
                 up.pass = Some(PassOut { cp, base, to, sent: false });
             }
-            Action::SetBack { .. } => {}
+            Action::SetBack { .. } | Action::Shown { .. } | Action::Unsend => {}
             Action::SendCompare { cp, .. } => {
                 (up.sending, up.pass) = (None, None);
                 up.offered = Some((*cp, self.committed[cp]));
