@@ -5,8 +5,9 @@
 //! sources; all mixes; 3 rounds of 8 s; 10 writes a second of each source; a CP each 10 s; volumes of
 //! 1024 blocks; no log; the temporary directory). `--log` has each source write so many MiB, without
 //! a CP if the interval is long, before the hub is killed in `restart`. `--other` lets another build
-//! of the program take turns. The sources speak the real wire, CPs with the right roots included; they keep nothing, so that what is
-//! measured is the hub. Each mix ends when all is published: that work is counted as well.
+//! of the program take turns. The sources speak the real wire, CPs with the right roots included; they
+//! keep nothing, so that what is measured is the hub. Each mix ends when all is published: that work is
+//! counted as well.
 //!
 //! | mix | what the sources do |
 //! | --- | --- |

@@ -145,7 +145,7 @@ impl SourceActor {
                 }
                 // An outcome of a job that the earlier actor began is in the catalog already.
                 drop(lane.outcome());
-                drop(lane.end_aside());
+                drop(lane.aside().end());
                 let cursors = lane.cursors();
                 let rest = cursors.durable == cursors.staged && cursors.drained == cursors.durable;
                 if !rest && cursors.fault.is_none() {
@@ -348,6 +348,7 @@ impl SourceActor {
                 Outcome::Published(_) | Outcome::Rejected { .. } | Outcome::Aborted => None,
             };
             let published = matches!(outcome, Outcome::Published(_));
+            let was_behind = self.machine.as_ref().is_some_and(Mirror::is_behind);
             let (left, held) = Self::left_behind(&lane, cursors.drained);
             if published {
                 self.advance(Event::LogSet(cursors.drained, held), context);
@@ -356,8 +357,10 @@ impl SourceActor {
             if published {
                 self.stage_left(left);
             }
-            // The ring counts again.
-            self.advance(Event::Credit(self.credit(&lane)), context);
+            if was_behind {
+                // The ring counts again.
+                self.advance(Event::Credit(self.credit(&lane)), context);
+            }
             if let Some(full) = full {
                 self.shared.keeping.no_room(&self.name);
                 self.fail_checkpoints(&full);

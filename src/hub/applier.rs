@@ -286,7 +286,7 @@ impl Job {
     fn next(&self, behind_first: bool) -> Option<Input> {
         let mut inputs = lock(&self.inputs);
         loop {
-            let behind = self.behind && (self.lane.has_aside() || self.owes_drop());
+            let behind = self.behind && (!self.lane.aside().is_empty() || self.owes_drop());
             if behind && behind_first {
                 return None;
             }
@@ -845,12 +845,13 @@ impl Inputs<'_> {
             job.behind_gone.store(true, Ordering::Relaxed);
         }
         let mut bytes = 0;
-        while bytes < BEHIND_TURN_BYTES
-            && let Some(transfer) = lane.take_aside()
-        {
+        while bytes < BEHIND_TURN_BYTES {
+            // The lock is not held while it is written.
+            let next = lane.aside().take();
+            let Some(transfer) = next else { break };
             bytes += to_u64(transfer.bytes().len());
             if !job.takes_behind() {
-                lane.passed_aside(&transfer);
+                lane.aside().pass(&transfer);
                 continue;
             }
             let (source, epoch) = (lane.source(), job.epoch);

@@ -69,19 +69,15 @@ impl Aside {
         std::mem::take(&mut self.data)
     }
 
-    /// How far it is written, and how many bytes more, if that is news.
-    pub(super) fn news(&mut self) -> Option<(Place, u64)> {
-        let place = self.written.take()?;
-        Some((place, std::mem::take(&mut self.written_bytes)))
+    /// How far it is written, and how many bytes more, since this was last asked; and whether it could not be.
+    pub(super) fn news(&mut self) -> (Option<(Place, u64)>, bool) {
+        let place = self.written.take();
+        (place.map(|place| (place, std::mem::take(&mut self.written_bytes))), self.failed)
     }
 
     /// It could not be written.
     pub(super) fn fail(&mut self) {
         self.failed = true;
-    }
-
-    pub(super) fn has_failed(&self) -> bool {
-        self.failed
     }
 
     /// The pass has ended, or what is behind it is given up; what was not written.

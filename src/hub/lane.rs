@@ -462,56 +462,30 @@ impl Lane {
         self.changed.notify_one();
     }
 
-    /// A transfer came behind the pass under way.
-    pub fn put_aside(&self, transfer: Transfer) {
-        lock(&self.aside).put(transfer);
+    /// What came behind the pass under way.
+    pub(super) fn aside(&self) -> MutexGuard<'_, Aside> {
+        lock(&self.aside)
+    }
+
+    /// A transfer came behind it.
+    pub(super) fn put_aside(&self, transfer: Transfer) {
+        self.aside().put(transfer);
         if let Some(job) = self.job() {
             job.poke();
         }
     }
 
-    /// Bytes of transfers behind the pass that are not written.
-    pub fn aside_bytes(&self) -> u64 {
-        lock(&self.aside).bytes()
-    }
-
-    /// Whether something waits to be written behind the pass.
-    pub(super) fn has_aside(&self) -> bool {
-        !lock(&self.aside).is_empty()
-    }
-
-    /// The next of it.
-    pub(super) fn take_aside(&self) -> Option<Transfer> {
-        lock(&self.aside).take()
-    }
-
-    /// It was written.
+    /// It was written behind the pass.
     pub(super) fn wrote_aside(&self, transfer: &Transfer) {
-        lock(&self.aside).wrote(transfer);
+        self.aside().wrote(transfer);
         self.ladder.behind_bytes.fetch_add(to_u64(transfer.bytes().len()), Ordering::Relaxed);
         self.ring_bell();
     }
 
-    /// It is not wanted any more.
-    pub(super) fn passed_aside(&self, transfer: &Transfer) {
-        lock(&self.aside).pass(transfer);
-    }
-
-    /// It could not be written.
+    /// It could not be written behind the pass.
     pub(super) fn failed_aside(&self) {
-        lock(&self.aside).fail();
+        self.aside().fail();
         self.ring_bell();
-    }
-
-    /// How far it is written, since this was last asked; and whether it could not be.
-    pub(super) fn aside_news(&self) -> (Option<(Place, u64)>, bool) {
-        let mut aside = lock(&self.aside);
-        (aside.news(), aside.has_failed())
-    }
-
-    /// The pass has ended, or what is behind it is given up; what was not written.
-    pub(super) fn end_aside(&self) -> std::collections::VecDeque<Transfer> {
-        lock(&self.aside).end()
     }
 
     /// The job has published its CP and ends. After a pass the source's log goes on behind it, up to
@@ -535,7 +509,7 @@ impl Lane {
             // Of the line that has ended nothing more is to be shown.
             cursors.invisible.retain(|label, _| *label <= cp);
             if log != place {
-                let joined = lock(&self.aside).joined();
+                let joined = self.aside().joined();
                 let bytes = joined.values().map(|(bytes, _)| bytes).sum();
                 cursors.invisible.extend(joined);
                 self.ladder.staged_bytes.fetch_add(bytes, Ordering::Relaxed);

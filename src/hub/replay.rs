@@ -150,10 +150,7 @@ fn gap(reaches: Place, reason: String) -> ReplayError {
 
 fn joins(last: Place, transfer: &Transfer) -> Result<(), ReplayError> {
     let header = transfer.header();
-    let follows = header.previous == last.transfer
-        && header.hash_before == last.hash
-        && header.first_sequence == last.sequence.next();
-    if follows {
+    if header.follows(last) {
         return Ok(());
     }
     let (id, previous) = (header.id, header.previous);

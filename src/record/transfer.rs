@@ -88,6 +88,15 @@ pub struct TransferHeader {
     pub own_durable: TransferId,
 }
 
+impl TransferHeader {
+    /// Whether the transfer lies directly behind `place` on its line.
+    pub fn follows(&self, place: Place) -> bool {
+        self.previous == place.transfer
+            && self.hash_before == place.hash
+            && self.first_sequence == place.sequence.next()
+    }
+}
+
 /// A checked transfer: its bytes and what they say.
 #[derive(Debug, Clone)]
 pub struct Transfer {

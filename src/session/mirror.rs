@@ -219,7 +219,6 @@ pub enum Action {
 enum State {
     Away,
     Joining {
-        version: u16,
         recorded: bool,
     },
     Refilling,
@@ -418,7 +417,7 @@ impl Mirror {
             Event::Hello(hello) => self.hello(&hello, &mut actions),
             Event::Disconnected => self.disconnected(&mut actions),
             Event::Recorded => {
-                if let State::Joining { recorded, .. } = &mut self.state {
+                if let State::Joining { recorded } = &mut self.state {
                     *recorded = true;
                 }
             }
@@ -524,30 +523,17 @@ impl Mirror {
             return;
         }
         let Arrived { header, place } = arrived;
-        if place.transfer == self.received.transfer && *place != self.received {
-            let reason = format!("transfer {} came with two contents", header.id);
-            self.close(reason, actions);
-            return;
-        }
-        if place.transfer <= self.received.transfer {
-            // A repeat: acknowledged once the first copy is durable, which Ack says anyway (R7).
-            self.acknowledge(actions);
-            return;
-        }
-        let follows = header.previous == self.received.transfer
-            && header.hash_before == self.received.hash
-            && header.first_sequence == self.received.sequence.next();
-        // Its CP's end was told before it came, so it belongs to a later one; a label that says
-        // otherwise would have it dropped with that CP's log.
-        let ended = self.apply.as_ref().map_or(self.known.applied_cp, |apply| apply.cp);
-        let ours = header.id.generation <= self.known.generation.number;
-        if !follows || header.cp <= ended || header.cp > CP_NUMBER_MAX || !ours {
-            let reason = format!(
-                "transfer {} (behind {}, CP {}) does not follow {} (CP {} has ended)",
-                header.id, header.previous, header.cp, self.received.transfer, ended
-            );
-            self.close(reason, actions);
-            return;
+        match self.is_next(arrived, self.received) {
+            Ok(true) => {}
+            Ok(false) => {
+                // Acknowledged once the first copy is durable, which Ack says anyway (R7).
+                self.acknowledge(actions);
+                return;
+            }
+            Err(reason) => {
+                self.close(reason, actions);
+                return;
+            }
         }
         if let Err(reason) = self.take_label(header.cp, *place) {
             self.close(format!("transfer {}: {reason}", header.id), actions);
@@ -564,8 +550,32 @@ impl Mirror {
         }
     }
 
-    /// CPs follow each other: two are not published, the one that is frozen and the one that is
-    /// open; and behind a pass those that were done alone during it. Anything else could not be stored, or fill the log with CPs that never come.
+    /// Whether a transfer is the one behind `last`, or a repeat (`false`). `Err` says why it cannot be either.
+    fn is_next(&self, arrived: &Arrived, last: Place) -> Result<bool, String> {
+        let Arrived { header, place } = arrived;
+        if place.transfer == last.transfer && *place != last {
+            return Err(format!("transfer {} came with two contents", header.id));
+        }
+        if place.transfer <= last.transfer {
+            return Ok(false);
+        }
+        // Its CP's end was told before it came, so it belongs to a later one; a label that says
+        // otherwise would have it dropped with that CP's log.
+        let ended = self.apply.as_ref().map_or(self.known.applied_cp, |apply| apply.cp);
+        let labelled = header.cp > ended && header.cp <= CP_NUMBER_MAX;
+        let ours = header.id.generation <= self.known.generation.number;
+        if header.follows(last) && labelled && ours {
+            return Ok(true);
+        }
+        Err(format!(
+            "transfer {} (behind {}, CP {}) does not follow {} (CP {} has ended)",
+            header.id, header.previous, header.cp, last.transfer, ended
+        ))
+    }
+
+    /// CPs follow each other: two are not published, the one that is frozen and the one that is open; and
+    /// behind a pass those that were done alone during it. Anything else could not be stored, or fill the log
+    /// with CPs that never come.
     fn take_label(&mut self, cp: CpNumber, place: Place) -> Result<(), String> {
         let count = self.labels.len();
         let done_alone = if self.lifted { BEHIND_CPS_MAX } else { 0 };
@@ -725,13 +735,12 @@ impl Mirror {
         // What Welcome says counts as acknowledged.
         let filed = self.ack() != policy::Ack::Filed || self.filed == self.received;
         let quiet = self.apply.is_none() && self.durable == self.received && filed;
-        if let State::Joining { version, recorded: true } = self.state
+        if let State::Joining { recorded: true } = self.state
             && quiet
         {
             self.state = State::Joined;
-            self.version = version;
             actions.push(Action::Joined);
-            actions.push(Action::Send(Message::Welcome(self.welcome(version))));
+            actions.push(Action::Send(Message::Welcome(self.welcome())));
         }
     }
 
@@ -753,7 +762,7 @@ impl Mirror {
     pub(super) fn fingerprint<H: std::hash::Hasher>(&self, to: &mut H) {
         use std::hash::Hash;
         let Self { state, received, durable, drained, known, .. } = self;
-        let recorded = matches!(state, State::Joining { recorded: true, .. });
+        let recorded = matches!(state, State::Joining { recorded: true });
         (std::mem::discriminant(state), recorded).hash(to);
         (received.hash, durable.hash, drained.hash, self.filed.hash).hash(to);
         self.labels.iter().for_each(|(cp, last)| (cp, last.hash).hash(to));

@@ -561,36 +561,48 @@ impl Primary {
     }
 
     fn ack(&mut self, ack: Ack, actions: &mut Vec<Action>) {
-        let upto = self.held.partition_point(|held| held.place.transfer <= ack.id);
+        let upto = self.sent_upto(ack.id);
         if self.apart.is_syncing() {
             // It names the end of a log that does not join, or has overtaken the word that it does.
-            let names = upto > self.acked && self.held[upto - 1].place.transfer == ack.id;
-            if self.forwards_behind() && names && upto <= self.sent {
+            if let Some(upto) = upto.filter(|_| self.forwards_behind()) {
                 self.taken(upto);
             }
             self.credits(ack, actions);
             return;
         }
-        let named = upto.checked_sub(1).map(|at| self.held[at].place.transfer);
-        if upto > self.sent || upto > self.acked && named != Some(ack.id) {
+        let Some(upto) = upto else {
             self.close("an acknowledgement of a transfer that was not sent", actions);
             return;
-        }
-        if !self.credits(ack, actions) {
-            return;
-        }
-        if upto > self.acked {
-            self.taken(upto);
+        };
+        if self.credits(ack, actions) && self.taken(upto) {
             self.acknowledged();
             actions.push(Action::HubDurable(self.acked_place()));
         }
     }
 
-    /// The hub has so many of what is held.
-    fn taken(&mut self, upto: usize) {
+    /// How many held transfers lie up to and with `id`, which was sent, or is older than what the hub is known to
+    /// have.
+    fn sent_upto(&self, id: TransferId) -> Option<usize> {
+        let upto = self.held.partition_point(|held| held.place.transfer <= id);
+        let known = upto <= self.acked || self.held[upto - 1].place.transfer == id;
+        (upto <= self.sent && known).then_some(upto)
+    }
+
+    /// The hub has so many of what is held. Whether that is news.
+    fn taken(&mut self, upto: usize) -> bool {
+        if upto <= self.acked {
+            return false;
+        }
         let bytes: u64 = self.held.range(self.acked..upto).map(|held| held.bytes).sum();
         self.in_flight_bytes -= bytes;
         self.acked = upto;
+        true
+    }
+
+    /// Nothing of what is held was sent.
+    fn unsend(&mut self) {
+        (self.sent, self.acked, self.in_flight_bytes) = (0, 0, 0);
+        self.backlog.clear();
     }
 
     /// What may be sent from now on; `false` if the connection is closed instead.
@@ -722,7 +734,6 @@ impl Primary {
         self.volumes.fingerprint(to);
         self.promise_fingerprint(to);
         self.backlog.fingerprint(to);
-        self.in_flight_bytes.hash(to);
         self.hub_cp.hash(to);
         self.answering.hash(to);
         let target = match state {

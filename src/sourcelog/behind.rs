@@ -20,7 +20,7 @@ use super::removal::{remove, remove_path};
 #[cfg(test)]
 use super::source::file_name;
 use super::source::{Appended, Shared, SourceCell, SourceLogs};
-use super::{LogStore, sync};
+use super::{Cells, LogStore, cell_of, sync};
 use crate::record::marks::Place;
 use crate::record::transfer::Transfer;
 use crate::units::ids::SourceId;
@@ -28,8 +28,6 @@ use crate::units::numbers::{CpNumber, Epoch};
 
 /// Name of the directory, within a source's.
 const DIRECTORY: &str = "behind";
-
-type Cells = std::collections::HashMap<SourceId, Arc<SourceCell>>;
 
 impl LogStore {
     /// What is appended from now on by [`LogStore::append_behind`] joins `base`, the place of CP `cp`. What was
@@ -62,7 +60,8 @@ impl LogStore {
         transfer: &Transfer,
         writeback: u64,
     ) -> Result<Appended, LogError> {
-        let cell = self.behind_of(source).ok_or(LogError::NotRecovered { source_id: source })?;
+        let cell =
+            cell_of(&self.behind, source).ok_or(LogError::NotRecovered { source_id: source })?;
         let wanted_bytes = super::log::wanted_bytes(transfer);
         let room_bytes = self.room(source);
         if wanted_bytes > room_bytes {
@@ -77,7 +76,7 @@ impl LogStore {
 
     /// Bytes of records behind the pass under way. Never waits for a medium.
     pub fn behind_bytes(&self, source: SourceId) -> u64 {
-        self.behind_of(source).and_then(|cell| cell.bytes()).unwrap_or(0)
+        cell_of(&self.behind, source).and_then(|cell| cell.bytes()).unwrap_or(0)
     }
 
     /// Gives up what is behind the pass under way, if there is one. What cannot be removed now is at the next start.
@@ -110,7 +109,7 @@ impl LogStore {
 
     /// What is behind, once it is durable.
     fn take_synced(&self, source: SourceId) -> Option<SourceLogs> {
-        let cell = self.behind_of(source)?;
+        let cell = cell_of(&self.behind, source)?;
         let synced = {
             let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
             sync::sync(&self.shared, &self.root, &[(source, Some(Arc::clone(&cell)))])
@@ -126,10 +125,6 @@ impl LogStore {
 
     fn behind(&self) -> MutexGuard<'_, Cells> {
         self.behind.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn behind_of(&self, source: SourceId) -> Option<Arc<SourceCell>> {
-        self.behind().get(&source).map(Arc::clone)
     }
 }
 

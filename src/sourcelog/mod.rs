@@ -108,14 +108,21 @@ impl LogOptions {
     }
 }
 
+/// The logs of each source, by its id.
+type Cells = HashMap<SourceId, Arc<SourceCell>>;
+
+fn cell_of(cells: &Mutex<Cells>, source: SourceId) -> Option<Arc<SourceCell>> {
+    cells.lock().unwrap_or_else(PoisonError::into_inner).get(&source).map(Arc::clone)
+}
+
 /// All source logs of a hub.
 #[derive(Debug)]
 pub struct LogStore {
     root: PathBuf,
     shared: Shared,
-    sources: Mutex<HashMap<SourceId, Arc<SourceCell>>>,
+    sources: Mutex<Cells>,
     /// What is appended behind a pass under way ([`mod@behind`]).
-    behind: Mutex<HashMap<SourceId, Arc<SourceCell>>>,
+    behind: Mutex<Cells>,
     /// One sync at a time: a header written by one must not be taken for durable by another.
     syncing: Mutex<()>,
 }
@@ -277,8 +284,7 @@ impl LogStore {
 
     /// Only recovery takes a source in: an id from outside costs nothing.
     fn cell(&self, source: SourceId) -> Option<Arc<SourceCell>> {
-        let sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        sources.get(&source).map(Arc::clone)
+        cell_of(&self.sources, source)
     }
 
     fn with<T>(

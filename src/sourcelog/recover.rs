@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use super::behind::remove_left;
 use super::directory::read_files;
-use super::error::{FaultKind, LogError, io_error};
+use super::error::{FaultKind, LogError};
 use super::format::{HEADER_BYTES_U64, Identity};
 use super::log::Log;
 use super::removal::remove_path;
@@ -184,7 +184,7 @@ fn remove_torn(
             remove_path(&shared.open, &path)?;
         }
     }
-    if removed { sync_dir(shared, logs) } else { Ok(()) }
+    if removed { shared.open.sync_dir(&logs.dir) } else { Ok(()) }
 }
 
 /// Reads the tails in order and holds each log to the one before it. Returns how many logs were
@@ -238,7 +238,7 @@ fn tear_off(shared: &Shared, logs: &mut SourceLogs, cp: CpNumber) -> Result<u32,
         logs.logs.remove(&newest);
         torn += 1;
     }
-    sync_dir(shared, logs)?;
+    shared.open.sync_dir(&logs.dir)?;
     Ok(torn)
 }
 
@@ -252,7 +252,7 @@ fn remove_empty(shared: &Shared, logs: &mut SourceLogs) -> Result<u32, LogError>
         logs.logs.remove(&name.identity.cp);
     }
     if !names.is_empty() {
-        sync_dir(shared, logs)?;
+        shared.open.sync_dir(&logs.dir)?;
     }
     Ok(u32::try_from(names.len()).unwrap_or(u32::MAX))
 }
@@ -311,9 +311,4 @@ fn finish(shared: &Shared, log: &mut Log) -> Result<u64, LogError> {
         log.cut(&shared.open, end, last)?;
     }
     Ok(cut)
-}
-
-fn sync_dir(shared: &Shared, logs: &SourceLogs) -> Result<(), LogError> {
-    let text: Arc<str> = logs.dir.to_string_lossy().into();
-    shared.open.files().sync_dir(&logs.dir).map_err(io_error(&text, "fsync directory"))
 }

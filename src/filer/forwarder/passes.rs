@@ -91,22 +91,21 @@ impl Forwarder {
         self.retry_pause = RETRY;
         self.shared.set_faulted(None);
         self.older.clear();
-        self.shared.outbox.published(cp);
-        self.shared.set_rejected(None);
         tracing::info!(source = %self.shared.name, %cp, "the hub's image was brought up");
         self.is_common(cp);
     }
 
     /// The hub has built a CP that was done alone from its log.
     pub(super) fn shown(&mut self, cp: CpNumber) {
-        self.shared.outbox.published(cp);
         self.shared.counters.checkpoints_built_there.add(1);
-        self.shared.set_rejected(None);
         tracing::info!(source = %self.shared.name, %cp, "the hub has built a CP that was done alone");
         self.is_common(cp);
     }
 
+    /// The hub's image shows the own CP `cp`.
     fn is_common(&self, cp: CpNumber) {
+        self.shared.outbox.published(cp);
+        self.shared.set_rejected(None);
         if self.own.0 == cp {
             let (shared, pins) = (&self.shared, Arc::clone(&self.own.1));
             let roots = pins.iter().map(|(volume, pin)| (*volume, pin.tree().root())).collect();

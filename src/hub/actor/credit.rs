@@ -53,7 +53,7 @@ impl SourceActor {
         };
         let log = self.shared.log_room(&self.name, lane.source());
         let log = log.saturating_sub(lane.cursors().undrained_bytes);
-        let log = log.saturating_sub(lane.aside_bytes() * LOG_BYTES_PER_TRANSFER_BYTE);
+        let log = log.saturating_sub(lane.aside().bytes() * LOG_BYTES_PER_TRANSFER_BYTE);
         // Many small transfers fill a log faster than their bytes say.
         (ring, log / LOG_BYTES_PER_TRANSFER_BYTE)
     }

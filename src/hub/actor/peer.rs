@@ -187,7 +187,7 @@ impl SourceActor {
         self.refill_from = None;
         if let Some(lane) = &self.lane {
             lane.questions.give_up();
-            drop(lane.end_aside());
+            drop(lane.aside().end());
         }
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|(_, reply)| reply);
         for reply in std::mem::take(&mut self.asked).into_values().chain(waiting) {

@@ -77,22 +77,22 @@ impl SourceActor {
         {
             tracing::debug!(source = %self.name, "what was given up is the log by now");
         }
-        drop(lane.end_aside());
+        drop(lane.aside().end());
     }
 
-    /// What came behind a pass that is published, too late for its log, which ends at `log`; and where all of it ends that
-    /// follows.
+    /// What came behind a pass that is published, too late for its log, which ends at `log`; and where all of it
+    /// ends that follows.
     pub(super) fn left_behind(lane: &Lane, log: Place) -> (VecDeque<Transfer>, Place) {
         let mut held = log;
-        let mut left = lane.end_aside();
-        let follows = |transfer: &Transfer| {
-            let joins = transfer.header().previous == held.transfer;
-            if joins {
+        let mut left = lane.aside().end();
+        let follows = |transfer: &&Transfer| {
+            let follows = transfer.header().follows(held);
+            if follows {
                 held = transfer.place();
             }
-            joins
+            follows
         };
-        let count = left.iter().map(follows).take_while(|joins| *joins).count();
+        let count = left.iter().take_while(follows).count();
         left.truncate(count);
         (left, held)
     }
@@ -115,7 +115,7 @@ impl SourceActor {
         if !self.machine.as_ref().is_some_and(Mirror::is_behind) {
             return;
         }
-        let (news, failed) = lane.aside_news();
+        let (news, failed) = lane.aside().news();
         if let Some((place, bytes)) = news {
             self.advance(Event::BehindWritten(place, bytes), context);
         }

@@ -3,12 +3,16 @@
 use std::sync::atomic::Ordering;
 
 use super::failback::{all, at_filer, at_hub, filer_options, go_on, name, put, served};
+use super::resync::is_in_sync;
 use super::*;
 use crate::filer::Filer;
 use crate::filer::status::SourceState as End;
 
 const PART: usize = 64 << 10;
 const PARTS: usize = (4 << 20) / PART;
+/// Bytes a second of a pass.
+const LIMIT: u32 = 1 << 20;
+const LONG: Duration = Duration::from_secs(60);
 
 /// What a client writes: part after part of the volume, each time with other content.
 struct Writer {
@@ -17,6 +21,10 @@ struct Writer {
 }
 
 impl Writer {
+    fn new() -> Self {
+        Self { image: vec![0; PARTS * PART], written: 0 }
+    }
+
     async fn write(&mut self, filer: &Filer) {
         let (at, [low, high, ..]) = (self.written % PARTS * PART, self.written.to_ne_bytes());
         let data = [low, high, 0x5a, 1].repeat(PART / 4);
@@ -24,17 +32,32 @@ impl Writer {
         self.written += 1;
     }
 
+    /// Writes the whole volume, twice.
+    async fn write_all_twice(&mut self, filer: &Filer) {
+        for _ in 0..2 * PARTS {
+            self.write(filer).await;
+        }
+    }
+
     /// Writes three times as fast as the image is brought up, until the ends are in sync.
-    async fn write_until_in_sync(&mut self, filer: &Filer, limit: u64) {
-        let pause = Duration::from_secs(1) / u32::try_from(3 * limit).unwrap()
-            * u32::try_from(PART).unwrap();
+    async fn write_until_in_sync(&mut self, filer: &Filer) {
+        let pause = Duration::from_secs(1) * u32::try_from(PART).unwrap() / (3 * LIMIT);
         let begin = Instant::now();
-        while filer.status().state != End::InSync || filer.status().alone.is_some() {
-            assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", filer.status());
+        while !is_in_sync(filer) {
+            assert!(begin.elapsed() < LONG, "{:?}", filer.status());
             self.write(filer).await;
             tokio::time::sleep(pause).await;
         }
     }
+}
+
+/// A source whose passes are throttled, and that goes on alone.
+async fn throttled(dir: &Path, hub: &Hub) -> Filer {
+    let mut own = filer_options(dir, hub.address(), go_on());
+    own.resync_limit = Some(ByteCount(u64::from(LIMIT)));
+    let filer = Filer::start(own).await.unwrap();
+    served(&filer).await;
+    filer
 }
 
 /// Counts of the hub: CPs that it built from its log alone, and bytes that came for passes.
@@ -52,24 +75,18 @@ fn a_pass_that_clients_outrun_ends_in_sync() {
         let (dir, filer_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let hub = Hub::start(options(dir.path(), &["a"])).await.unwrap();
         let again = HubOptions { listen: hub.address(), ..options(dir.path(), &["a"]) };
-        let limit = 1 << 20;
-        let mut own = filer_options(filer_dir.path(), hub.address(), go_on());
-        own.resync_limit = Some(ByteCount(limit));
-        let filer = Filer::start(own).await.unwrap();
-        served(&filer).await;
-        let mut writer = Writer { image: vec![0; PARTS * PART], written: 0 };
+        let filer = throttled(filer_dir.path(), &hub).await;
+        let mut writer = Writer::new();
         writer.write(&filer).await;
         filer.checkpoint().await.unwrap();
         hub.stop().await;
         drop(hub);
         until("it goes on alone", || filer.status().alone.is_some()).await;
-        for _ in 0..2 * PARTS {
-            writer.write(&filer).await;
-        }
+        writer.write_all_twice(&filer).await;
         let hub = start_again(again.clone()).await;
         until("a pass", || filer.status().pass.is_some()).await;
         let before = filer.status().own_cp;
-        writer.write_until_in_sync(&filer, limit).await;
+        writer.write_until_in_sync(&filer).await;
         let (built, passed) = counts(&hub);
         assert!(filer.status().own_cp > before, "no CP was done alone during the pass");
         assert!(built > 0, "the hub has built none of them from its log");
@@ -84,7 +101,7 @@ fn a_pass_that_clients_outrun_ends_in_sync() {
         hub.stop().await;
         drop(hub);
         let hub = start_again(again).await;
-        writer.write_until_in_sync(&filer, limit).await;
+        writer.write_until_in_sync(&filer).await;
         filer.checkpoint().await.unwrap();
         assert!(all(&at_hub(&hub).await).await == writer.image);
         filer.stop().await.unwrap();
@@ -102,43 +119,26 @@ fn a_log_that_finds_no_room_is_dropped_whole() {
         let hub = Hub::start(hub_options.clone()).await.unwrap();
         hub_options.listen = hub.address();
         hub_options.sources[0].log_limit = Some(ByteCount(24 << 20));
-        let limit = 1 << 20;
-        let mut own = filer_options(filer_dir.path(), hub.address(), go_on());
-        own.resync_limit = Some(ByteCount(limit));
-        let filer = Filer::start(own).await.unwrap();
-        served(&filer).await;
-        let mut writer = Writer { image: vec![0; PARTS * PART], written: 0 };
+        let filer = throttled(filer_dir.path(), &hub).await;
+        let mut writer = Writer::new();
         hub.stop().await;
         drop(hub);
         until("it is offline", || filer.status().state == End::Offline).await;
-        for _ in 0..2 * PARTS {
-            writer.write(&filer).await;
-        }
+        writer.write_all_twice(&filer).await;
         let hub = start_again(hub_options).await;
         until("a pass", || filer.status().pass.is_some()).await;
         let lane = hub.shared().lanes.get(&name()).unwrap();
         let over = || lane.ladder.behind_dropped.load(Ordering::Relaxed) > 0;
         let begin = Instant::now();
         while !over() {
-            assert!(begin.elapsed() < Duration::from_secs(60), "there was room for all of it");
+            assert!(begin.elapsed() < LONG, "there was room for all of it");
             writer.write(&filer).await;
         }
-        until_long("it is in sync", || {
-            filer.status().state == End::InSync && filer.status().alone.is_none()
-        })
-        .await;
+        until_within(LONG, "it is in sync", || is_in_sync(&filer)).await;
         filer.checkpoint().await.unwrap();
         assert!(all(&at_hub(&hub).await).await == writer.image);
         assert_eq!(hub.shared().store.behind_bytes(lane.source()), 0);
         filer.stop().await.unwrap();
         hub.stop().await;
     });
-}
-
-async fn until_long(what: &str, mut done: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "{what}: not in time");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }

@@ -93,10 +93,14 @@ async fn start_again(options: HubOptions) -> Hub {
     Hub::start(options).await.unwrap()
 }
 
-async fn until(what: &str, mut done: impl FnMut() -> bool) {
+async fn until(what: &str, done: impl FnMut() -> bool) {
+    until_within(Duration::from_secs(20), what, done).await;
+}
+
+async fn until_within(limit: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "{what}: not in time");
+        assert!(begin.elapsed() < limit, "{what}: not in time");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

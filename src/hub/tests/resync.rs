@@ -78,12 +78,14 @@ fn ladder(hub: &Hub) -> (u64, u64) {
     (read(&lane.ladder.pass_bytes), read(&lane.ladder.rejected))
 }
 
+/// Whether the ends are in step, and nothing is done alone any more.
+pub(super) fn is_in_sync(filer: &Filer) -> bool {
+    let status = filer.status();
+    status.state == End::InSync && status.alone.is_none()
+}
+
 async fn in_sync(filer: &Filer) {
-    until("it is in sync", || {
-        let status = filer.status();
-        status.state == End::InSync && status.alone.is_none()
-    })
-    .await;
+    until("it is in sync", || is_in_sync(filer)).await;
 }
 
 /// Births say that nothing was written since, and the content differs all the same: a tenth of the
@@ -165,8 +167,7 @@ fn a_pass_that_is_cut_goes_on_from_what_is_kept() {
         let again = HubOptions { listen: address, ..options(dir.path(), &["a"]) };
         for cut in [1 << 20, 5 << 18, u64::MAX] {
             let hub = start_again(again.clone()).await;
-            let done = || filer.status().state == End::InSync && filer.status().alone.is_none();
-            until("the pass gets on", || ladder(&hub).0 >= cut || done()).await;
+            until("the pass gets on", || ladder(&hub).0 >= cut || is_in_sync(&filer)).await;
             if cut < u64::MAX {
                 assert!(all(&at_hub(&hub).await).await == old, "the image is the old one");
                 let shown = filer.status().pass.expect("it is shown");

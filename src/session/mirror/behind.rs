@@ -6,7 +6,7 @@
 //! too, or has begun another pass.
 
 use super::{Action, Apply, Arrived, Mirror};
-use crate::limits::{BEHIND_CPS_MAX, BEHIND_TOLD_BYTES};
+use crate::limits::{BEHIND_CPS_MAX, BEHIND_TOLD_BYTES, UNPUBLISHED_CPS_MAX};
 use crate::record::marks::Place;
 use crate::units::numbers::{CpNumber, TransferId};
 use crate::wire::message::{BEHIND_VERSION, Behind, BehindState, Message};
@@ -69,38 +69,32 @@ impl Mirror {
     /// A transfer came while a pass is under way.
     pub(super) fn transfer_behind(&mut self, arrived: &Arrived, actions: &mut Vec<Action>) {
         let Arrived { header, place } = arrived;
-        let generation = self.known.generation.number;
-        let Some(Apply { cp, behind: Some(behind), .. }) = &mut self.apply else {
+        let Some(received) = self.aside_under_way().map(|(_, behind)| behind.received) else {
             self.close("a transfer while a pass is under way", actions);
             return;
         };
-        if place.transfer <= behind.received.transfer {
-            if place.transfer == behind.received.transfer && *place != behind.received {
-                self.close(format!("transfer {} came with two contents", header.id), actions);
+        match self.is_next(arrived, received) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(reason) => {
+                self.close(reason, actions);
+                return;
             }
-            return;
         }
-        let follows = header.previous == behind.received.transfer
-            && header.hash_before == behind.received.hash
-            && header.first_sequence == behind.received.sequence.next();
-        let newest = behind.labels.last().map_or(*cp, |(newest, _)| *newest);
-        let labelled = header.cp > *cp
-            && header.cp >= newest
-            && header.cp <= super::CP_NUMBER_MAX
-            && header.id.generation <= generation;
-        if !follows || !labelled {
-            let reason = format!(
-                "transfer {} (behind {}, CP {}) does not follow {} behind the pass to CP {cp}",
-                header.id, header.previous, header.cp, behind.received.transfer
-            );
-            self.close(reason, actions);
-            return;
-        }
+        let Some((_, behind)) = self.aside_under_way() else { return };
         match behind.labels.last_mut() {
             Some((newest, end)) if *newest == header.cp => *end = *place,
+            Some((newest, _)) if *newest > header.cp => {
+                let reason = format!(
+                    "transfer {}: of CP {} behind one of CP {newest}",
+                    header.id, header.cp
+                );
+                self.close(reason, actions);
+                return;
+            }
             Some(_) | None => behind.labels.push((header.cp, *place)),
         }
-        let many = behind.labels.len() > BEHIND_CPS_MAX + 2;
+        let many = behind.labels.len() > BEHIND_CPS_MAX + UNPUBLISHED_CPS_MAX;
         behind.received = *place;
         behind.own_durable = behind.own_durable.max(header.own_durable);
         self.known.cp_max = self.known.cp_max.max(CpNumber(header.cp.0 - 1));
@@ -114,7 +108,7 @@ impl Mirror {
     /// So much of it was written, so many bytes since this was last said: the source may send more.
     pub(super) fn behind_written(&mut self, upto: Place, bytes: u64, actions: &mut Vec<Action>) {
         let joined = self.is_streaming();
-        let Some(Apply { cp, behind: Some(behind), .. }) = &mut self.apply else { return };
+        let Some((cp, behind)) = self.aside_under_way() else { return };
         if behind.over || upto.sequence <= behind.written.sequence {
             return;
         }
@@ -125,35 +119,33 @@ impl Mirror {
         }
         if behind.untold >= BEHIND_TOLD_BYTES || upto == behind.received {
             behind.untold = 0;
-            let state = BehindState::Taken(upto.transfer);
-            actions.push(Action::Send(Message::Behind(Behind { cp: *cp, state })));
+            actions.push(word(cp, BehindState::Taken(upto.transfer)));
         }
     }
 
     /// This end cannot hold it.
     pub(super) fn behind_over(&mut self, actions: &mut Vec<Action>) {
         let joined = self.is_streaming();
-        let Some(Apply { cp, behind: Some(behind), .. }) = &mut self.apply else { return };
+        let Some((cp, behind)) = self.aside_under_way() else { return };
         if std::mem::replace(&mut behind.over, true) {
             return;
         }
         actions.push(Action::DropBehind);
         if joined {
-            let state = BehindState::Over;
-            actions.push(Action::Send(Message::Behind(Behind { cp: *cp, state })));
+            actions.push(word(cp, BehindState::Over));
             self.passes_over = true;
         }
     }
 
     /// The source sends nothing more behind its pass, or has heard that it need not.
-    pub(super) fn source_behind(&mut self, word: Behind, actions: &mut Vec<Action>) {
-        if word.state != BehindState::Over {
+    pub(super) fn source_behind(&mut self, said: Behind, actions: &mut Vec<Action>) {
+        if said.state != BehindState::Over {
             self.close("a word about the log behind a pass that is the hub's to say", actions);
             return;
         }
         self.passes_over = false;
-        if let Some(Apply { cp, behind: Some(behind), .. }) = &mut self.apply
-            && *cp == word.cp
+        if let Some((cp, behind)) = self.aside_under_way()
+            && cp == said.cp
             && !std::mem::replace(&mut behind.over, true)
         {
             actions.push(Action::DropBehind);
@@ -191,13 +183,11 @@ impl Mirror {
             return Err(format!("some of what came behind the pass to CP {} is lost", apply.cp));
         }
         (self.received, self.labels) = (held, behind.labels(held));
-        let cp = apply.cp;
-        let mut say = |state| actions.push(Action::Send(Message::Behind(Behind { cp, state })));
         if durable != apply.last {
             // The last word may not have been said yet.
-            say(BehindState::Taken(durable.transfer));
+            actions.push(word(apply.cp, BehindState::Taken(durable.transfer)));
         }
-        say(BehindState::Joins);
+        actions.push(word(apply.cp, BehindState::Joins));
         Ok(())
     }
 
@@ -213,4 +203,15 @@ impl Mirror {
         let aside = self.apply.as_ref().and_then(|apply| apply.behind.as_ref());
         aside.is_some_and(|aside| !aside.over)
     }
+
+    /// The CP of the pass under way, and what came behind it.
+    fn aside_under_way(&mut self) -> Option<(CpNumber, &mut Aside)> {
+        let apply = self.apply.as_mut()?;
+        Some((apply.cp, apply.behind.as_mut()?))
+    }
+}
+
+/// What is said to the source of the log behind its pass to CP `cp`.
+fn word(cp: CpNumber, state: BehindState) -> Action {
+    Action::Send(Message::Behind(Behind { cp, state }))
 }

@@ -36,8 +36,8 @@ impl Mirror {
         self.unshown = never.then_some(hello.policy);
         self.known.policy = Some(if never { hello.policy.usable_at_once() } else { hello.policy });
         self.known.alone = hello.alone;
-        let version = hello.version.min(PROTOCOL_VERSION);
-        self.state = State::Joining { version, recorded: false };
+        self.version = hello.version.min(PROTOCOL_VERSION);
+        self.state = State::Joining { recorded: false };
         actions.extend(self.record());
     }
 
@@ -163,9 +163,9 @@ impl Mirror {
         Err(refuse(RefusedCode::Busy, reason, "wait, the source tries again"))
     }
 
-    pub(super) fn welcome(&self, version: u16) -> Welcome {
+    pub(super) fn welcome(&self) -> Welcome {
         Welcome {
-            version,
+            version: self.version,
             hub: self.known.hub,
             epoch: self.known.epoch,
             applied_cp: self.known.applied_cp,

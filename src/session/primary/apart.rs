@@ -343,7 +343,7 @@ impl Primary {
         how: How,
         actions: &mut Vec<Action>,
     ) {
-        (self.sent, self.acked, self.in_flight_bytes) = (0, 0, 0);
+        self.unsend();
         let Apart { refused, faulted, .. } = self.apart;
         let how = if refused.is_some() { How::Compare } else { how };
         self.apart.way = Way::Syncing { base, how, pass: None, asked: faulted, log };

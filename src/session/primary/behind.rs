@@ -78,8 +78,7 @@ impl Backlog {
 impl Primary {
     /// A pass to the CP at `place` begins; what lies behind it is sent from now on.
     pub(super) fn forward_behind(&mut self, place: Place, keeps_log: bool) -> PassLog {
-        self.backlog.clear();
-        (self.sent, self.acked, self.in_flight_bytes) = (0, 0, 0);
+        self.unsend();
         let speaks = self.speaks_of_behind() && self.identity.policy.forwards();
         let Some(position) = self.find(place).filter(|_| speaks && !keeps_log) else {
             return PassLog::Rests;
@@ -95,8 +94,7 @@ impl Primary {
     /// The hub has refused the pass, and dropped what was sent behind it, up to the word that begins it again.
     pub(super) fn refused_behind(&mut self) {
         self.apart.set_pass_log(PassLog::Rests);
-        self.backlog.clear();
-        (self.sent, self.acked, self.in_flight_bytes) = (0, 0, 0);
+        self.unsend();
     }
 
     /// Whether transfers are sent behind a pass.
@@ -111,12 +109,10 @@ impl Primary {
             // This end gave it up, and the hub had not heard of it.
             (Some(PassLog::Over), _) => {}
             (Some(PassLog::Goes), BehindState::Taken(id)) => {
-                let upto = self.held.partition_point(|held| held.place.transfer <= id);
-                if upto > self.sent || upto > self.acked && self.held[upto - 1].place.transfer != id
-                {
-                    self.close("the hub took a transfer that was not sent", actions);
-                } else if upto > self.acked {
+                if let Some(upto) = self.sent_upto(id) {
                     self.taken(upto);
+                } else {
+                    self.close("the hub took a transfer that was not sent", actions);
                 }
             }
             (Some(PassLog::Goes), BehindState::Joins) => self.apart.set_pass_log(PassLog::Joins),
@@ -139,8 +135,7 @@ impl Primary {
     fn end_behind(&mut self, actions: &mut Vec<Action>) {
         let Some((cp, _)) = self.pass() else { return };
         self.apart.set_pass_log(PassLog::Over);
-        self.backlog.clear();
-        (self.sent, self.acked, self.in_flight_bytes) = (0, 0, 0);
+        self.unsend();
         let state = BehindState::Over;
         // What is released may not be read any more: no transfer goes behind one that is left out.
         actions.push(Action::Unsend);
@@ -207,7 +202,6 @@ impl Primary {
             }
             return;
         }
-        self.backlog.clear();
         self.bring_up_again(actions);
     }
 
