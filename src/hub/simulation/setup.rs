@@ -195,6 +195,8 @@ pub(super) struct Sweep {
     pub(super) effect: Effect,
     /// The power goes with the process, and the page cache with it.
     pub(super) power: bool,
+    /// The source waits for the sync of its log: else nobody does in so short a run.
+    pub(super) filed: bool,
 }
 
 impl Store {
@@ -326,9 +328,7 @@ impl Setup {
     /// A short run of one source: both ends are killed once, and a CP is made now and then.
     pub(super) fn scenario(sweep: Sweep, stop: bool) -> Self {
         let on_hub_loss = if stop { OnHubLoss::Stop } else { OnHubLoss::Continue };
-        // Else nobody waits for the sync of a log in so short a run.
-        let filed = sweep.store == Store::HubFiles && sweep.nth % 3 == 1;
-        let ack = if filed { Ack::Filed } else { Ack::Durable };
+        let ack = if sweep.filed { Ack::Filed } else { Ack::Durable };
         let policy = Policy { ack, on_hub_loss, hub_timeout: HUB_TIMEOUT, ..Policy::default() };
         let source = SourceSetup {
             name: "filer-a".parse().unwrap(),
