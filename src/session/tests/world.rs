@@ -512,6 +512,11 @@ impl Source {
         self.apart && self.policy.would_stop(&self.wanted)
     }
 
+    /// Whether a freeze may change the policy: not before a hub was met, which is told what the start began with.
+    pub(super) fn may_change(&self) -> bool {
+        self.hub.is_some() && !self.waits_to_stop()
+    }
+
     fn identity(&self) -> Identity {
         let on_hub_loss =
             if self.continues { OnHubLoss::Continue } else { self.policy.on_hub_loss };
@@ -549,6 +554,10 @@ impl Source {
     #[expect(clippy::too_many_lines, reason = "one list of what can happen")]
     fn restart(&mut self, faults: Faults) {
         self.generation += 1;
+        if self.hub.is_none() {
+            // No hub has heard of any.
+            self.policy = self.wanted;
+        }
         let freeze = self.ring.iter().rev().find_map(|record| match record {
             Record::Freeze { cp, place, policy } => Some((*cp, *place, *policy)),
             Record::Transfer(_) => None,
@@ -852,7 +861,7 @@ impl World {
         let frozen_upto = up.released.sequence.max(source.own.1.sequence);
         let something = up.last.sequence > frozen_upto;
         // A policy changes at a freeze; of nothing none is made.
-        let changes = source.wanted != source.policy && !source.waits_to_stop();
+        let changes = source.wanted != source.policy && source.may_change();
         let due = up.next.is_none() && changes;
         let idle = up.serving && up.frozen.is_none() && !something;
         may(due && idle, Step::Promise);

@@ -69,10 +69,7 @@ impl World {
 
     /// From here on the older and the newer policy are kept.
     fn policy_at_freeze(&mut self) -> Option<Policy> {
-        if self.source.waits_to_stop() {
-            return None;
-        }
-        self.policy_that_follows()
+        if self.source.may_change() { self.policy_that_follows() } else { None }
     }
 
     fn policy_that_follows(&mut self) -> Option<Policy> {
