@@ -84,14 +84,43 @@ pub(super) enum PassLog {
     Over,
 }
 
+/// What the hub's log is to this line while the image is brought up.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum HubLog {
+    /// It has nothing behind the image that this line has.
+    Spent,
+    /// It ends there, on this line.
+    Joins(Place),
+    /// It ends on another line, which left this one there at the latest. It goes with the first pass, and
+    /// what it has of this line with it, which both ends may have acknowledged: so no pass ends before.
+    Forks(Place),
+}
+
+impl HubLog {
+    fn end(self) -> Option<Place> {
+        match self {
+            Self::Joins(end) => Some(end),
+            Self::Spent | Self::Forks(_) => None,
+        }
+    }
+
+    /// Whether a pass may end at that place.
+    fn lets_end(self, place: Place) -> bool {
+        match self {
+            Self::Forks(at) => place.sequence >= at.sequence,
+            Self::Spent | Self::Joins(_) => true,
+        }
+    }
+}
+
 /// How far a session has come in bringing both ends together.
 #[derive(Debug, Clone)]
 enum Way {
     /// Nothing to bring together, or no session.
     None,
     /// The logs do not join: passes. `base` is the CP of the image; `asked` for a freeze; `log` is
-    /// where the hub's log ends, if that is on this line.
-    Syncing { base: CpNumber, how: How, pass: Option<Pass>, asked: bool, log: Option<Place> },
+    /// the hub's.
+    Syncing { base: CpNumber, how: How, pass: Option<Pass>, asked: bool, log: HubLog },
     /// The logs join: until the hub has what was formed when this began.
     Catching { target: Place },
     /// Answers need the hub again: until it has what was answered before without it. The shell says
@@ -196,7 +225,12 @@ impl Apart {
         match &self.way {
             Way::None => {}
             Way::Syncing { base, how, pass, asked, log } => {
-                (base, how, asked, log.map(|log| log.hash)).hash(to);
+                (base, how, asked).hash(to);
+                match log {
+                    HubLog::Spent => {}
+                    HubLog::Joins(at) => (1, at.hash).hash(to),
+                    HubLog::Forks(at) => (2, at.hash).hash(to),
+                }
                 if let Some(pass) = pass {
                     let sent = if let Data::Sent(bytes) = pass.data { Some(bytes) } else { None };
                     let data = std::mem::discriminant(&pass.data);
@@ -335,11 +369,10 @@ impl Primary {
         self.serve(actions);
     }
 
-    /// The logs do not join; the image is at `base`, and the hub's log ends at `log` if that is on
-    /// this line.
+    /// The logs do not join; the image is at `base`.
     pub(super) fn begin_syncing(
         &mut self,
-        (base, log): (CpNumber, Option<Place>),
+        (base, log): (CpNumber, HubLog),
         how: How,
         actions: &mut Vec<Action>,
     ) {
@@ -443,9 +476,9 @@ impl Primary {
         // The newest own CP is the target; one that waits for the hub would only be older.
         self.done_alone(|_| true, actions);
         let refused = self.apart.refused.unwrap_or_default();
-        let Way::Syncing { base, how, pass, asked, .. } = &mut self.apart.way else { return };
+        let Way::Syncing { base, how, pass, asked, log } = &mut self.apart.way else { return };
         let base = *base;
-        if self.own_cp > base.max(refused) {
+        if self.own_cp > base.max(refused) && log.lets_end(self.held_after) {
             let (cp, place) = (self.own_cp, self.held_after);
             let (roots, data) = (self.own_roots.clone(), Data::Waiting);
             let (how, refusals, keeps_log, log) = (*how, 0, false, PassLog::Rests);
@@ -525,7 +558,7 @@ impl Primary {
             return;
         }
         // Nothing but what is behind it was sent meanwhile: it ends where it did, or was set to the pass's end.
-        let log = self.hub_log().filter(|_| pass.keeps_log);
+        let log = self.hub_log().end().filter(|_| pass.keeps_log);
         let joined = self.has_joined(place);
         self.volumes_behind(false);
         self.hub_cp = cp;
@@ -540,7 +573,7 @@ impl Primary {
             }
             // Released meanwhile: what was written during the pass follows in the next one.
             None => {
-                let how = How::Births;
+                let (how, log) = (How::Births, log.map_or(HubLog::Spent, HubLog::Joins));
                 self.apart.way = Way::Syncing { base: cp, how, pass: None, asked: false, log };
             }
         }
@@ -570,6 +603,7 @@ impl Primary {
     pub(super) fn repair(&mut self, cp: CpNumber, actions: &mut Vec<Action>) {
         self.apart.refused = Some(cp);
         let sent = self.sent.checked_sub(1).map(|last| self.held[last].place);
+        let sent = sent.map_or(HubLog::Spent, HubLog::Joins);
         let log = if self.apart.is_syncing() { self.hub_log() } else { sent };
         self.begin_syncing((self.hub_cp, log), How::Compare, actions);
     }
@@ -577,18 +611,18 @@ impl Primary {
     /// The hub's image is brought up from where it is, of a line that its log is on.
     pub(super) fn bring_up_again(&mut self, actions: &mut Vec<Action>) {
         let sent = self.sent.checked_sub(1).map_or(self.held_after, |last| self.held[last].place);
-        self.begin_syncing((self.hub_cp, Some(sent)), How::Births, actions);
+        self.begin_syncing((self.hub_cp, HubLog::Joins(sent)), How::Births, actions);
     }
 
-    /// Where the hub's log ends while the image is brought up, if that is on this line.
-    fn hub_log(&self) -> Option<Place> {
-        if let Way::Syncing { log, .. } = self.apart.way { log } else { None }
+    /// What the hub's log is while the image is brought up.
+    fn hub_log(&self) -> HubLog {
+        if let Way::Syncing { log, .. } = self.apart.way { log } else { HubLog::Spent }
     }
 
     /// What of the hub's log goes on behind `place`: it was acknowledged there, and stays.
     fn log_behind(&self, place: Place) -> Option<Place> {
         let beyond = |log: &Place| log.sequence > place.sequence && self.find(*log).is_some();
-        self.hub_log().filter(beyond)
+        self.hub_log().end().filter(beyond)
     }
 
     /// The hub counts as lost, and is not asked again before there is a newer CP.

@@ -4,7 +4,7 @@
 //! whole (R1, R5, R12); a hub that is not this source's halts the session with a reason.
 
 use super::super::{CP_NUMBER_MAX, NEXT_OF_AN_OLD_COPY, NEXT_OF_OTHER_EPOCH};
-use super::apart::How;
+use super::apart::{How, HubLog};
 use super::{Action, Held, Past, Primary, State, refused};
 use crate::record::marks::Place;
 use crate::units::hash::StreamHash;
@@ -95,7 +95,7 @@ impl Primary {
                 actions.push(Action::Send(Message::WantLog(WantLog { from: self.last().into() })));
             }
             Joining::Pass(how) => {
-                let log = Some(Place::from(welcome.last)).filter(|&log| self.find(log).is_some());
+                let log = self.log_of(Place::from(welcome.last));
                 self.settle(welcome.applied_cp, actions);
                 self.pass_over((welcome.applied_cp, log), how, actions);
             }
@@ -103,10 +103,21 @@ impl Primary {
     }
 
     /// In session, but the image is brought up before the log goes on.
-    fn pass_over(&mut self, image: (CpNumber, Option<Place>), how: How, actions: &mut Vec<Action>) {
+    fn pass_over(&mut self, image: (CpNumber, HubLog), how: How, actions: &mut Vec<Action>) {
         self.state = State::Streaming;
         self.open_window(actions);
         self.begin_syncing(image, how, actions);
+    }
+
+    /// What the hub's log is that ends at `last`. Ids rise along both lines: of this one it has none that is
+    /// newer.
+    fn log_of(&self, last: Place) -> HubLog {
+        if self.find(last).is_some() {
+            return HubLog::Joins(last);
+        }
+        let older = self.held.partition_point(|held| held.place.transfer <= last.transfer);
+        let fork = older.checked_sub(1).map(|at| self.held[at].place);
+        fork.map_or(HubLog::Spent, HubLog::Forks)
     }
 
     /// Nothing of CPs was sent on this connection.
@@ -118,7 +129,7 @@ impl Primary {
     /// Everything that the hub held beyond the own log is here.
     pub(super) fn refill_over(&mut self, actions: &mut Vec<Action>) {
         if self.volumes.is_behind() {
-            self.pass_over((self.hub_cp, Some(self.last())), How::Births, actions);
+            self.pass_over((self.hub_cp, HubLog::Joins(self.last())), How::Births, actions);
         } else {
             self.open_window(actions);
             self.join(actions);

@@ -57,6 +57,40 @@ fn what_both_ends_had_acknowledged_is_never_dropped() {
     drive(&mut world, &[], World::has_converged);
 }
 
+/// The source loses a write that the hub has, and goes on alone on a line of its own: the hub's log goes with the
+/// pass. A pass to the CP that is cut before what both ends had acknowledged would take that along.
+#[test]
+fn what_a_forked_log_has_of_the_line_is_in_the_image_that_ends_it() {
+    let budget = Budget { writes: 4, cps: 1, losses: 1, source_crashes: 1, ..Budget::default() };
+    let mut world = World::new(Faults::default(), budget, (1, 10));
+    let serves = |world: &World| world.source.up.as_ref().is_some_and(|up| up.serving);
+    drive(&mut world, &[Step::Write], serves);
+    does(&mut world, Step::Write);
+    does(&mut world, Step::Freeze);
+    does(&mut world, Step::Write);
+    let held = [Step::Write, Step::OwnCommit, Step::SendData];
+    drive(&mut world, &held, |world| world.acked_both.sequence.0 == 2);
+    does(&mut world, Step::Write);
+    let held = [Step::Write, Step::OwnCommit, Step::SendData, Step::SourceSync];
+    drive(&mut world, &held, |world| world.hub.last().sequence.0 == 3 && world.hub.durable == 3);
+    let forked = world.hub.last();
+    for step in [Step::SourceCrash, Step::SourceRestart, Step::HubLost] {
+        does(&mut world, step);
+    }
+    let held = [Step::Write, Step::Connect];
+    drive(&mut world, &held, |world| world.source.released.sequence.0 == 1);
+    does(&mut world, Step::Write);
+    drive(&mut world, &held, |world| world.acked.sequence.0 == 3);
+    while world.problem.is_none() && world.hub.image.0 == CpNumber(0) {
+        let steps = world.enabled();
+        let next = steps.iter().find(|step| !step.is_fault() && **step != Step::Write).unwrap();
+        advance(&mut world, *next);
+    }
+    assert_eq!(world.problem, None);
+    assert_ne!(world.acked.hash, forked.hash, "it went another way");
+    assert_eq!(world.hub.image.1, world.acked, "one pass, to a CP that was cut for it");
+}
+
 fn pass(cp: u32, last: Place, keeps_log: bool) -> Message {
     let base = Some(CpNumber(0));
     let (cp, last) = (CpNumber(cp), last.into());

@@ -558,9 +558,15 @@ impl Source {
             // No hub has heard of any.
             self.policy = self.wanted;
         }
-        let freeze = self.ring.iter().rev().find_map(|record| match record {
+        let mut freezes = self.ring.iter().rev().filter_map(|record| match record {
             Record::Freeze { cp, place, policy } => Some((*cp, *place, *policy)),
             Record::Transfer(_) => None,
+        });
+        let (freeze, before) = (freezes.next(), freezes.next());
+        // No two are under way at once: the one before was done, and only its release was not durable.
+        let done = before.map(|(_, place, _)| place);
+        self.released = done.into_iter().fold(self.released, |released, done| {
+            if done.sequence > released.sequence { done } else { released }
         });
         // A freeze is written only when the CP before it is done. A committed CP that is not known
         // to be released may not have reached the hub, whether its freeze can still be read or not.
