@@ -235,10 +235,12 @@ fn in_session(shared: &Shared) -> (SourceState, String, String) {
         let next = "it is tried again by itself; see the hub's status";
         return (SourceState::Behind, reason, next.to_owned());
     }
-    let all = ("every acknowledged write is durable on the hub", "");
-    let (reason, next) = waits(shared).unwrap_or(all);
+    let (reason, next) = match waits(shared) {
+        Some((reason, next)) => (reason.to_owned(), next),
+        None => (shared.pledge.kept().in_sync("on the hub"), ""),
+    };
     match shared.set_back() {
-        None => (SourceState::InSync, reason.to_owned(), next.to_owned()),
+        None => (SourceState::InSync, reason, next.to_owned()),
         Some(what) => {
             let reason = format!("{reason}; but {what}; it was sent again");
             (SourceState::InSync, reason, NEXT_OF_SET_BACK.to_owned())

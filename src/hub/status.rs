@@ -364,7 +364,8 @@ fn judge(
         let reason = "the source was alone: this hub is being sent what it lacks".to_owned();
         return (SourceState::Syncing, reason, nothing());
     }
-    (SourceState::InSync, "every acknowledged write is durable here".to_owned(), nothing())
+    let policy = machine.known().policy.unwrap_or_default();
+    (SourceState::InSync, policy.in_sync("here"), nothing())
 }
 
 /// Roots of the published CP; before the first one every volume is empty.

@@ -213,6 +213,27 @@ impl Policy {
         self.mode == Mode::Sync && self.on_hub_loss == OnHubLoss::Stop
     }
 
+    /// What a source that is in sync has on its hub, which is `there` for who reads it ("on the hub", "here").
+    pub fn in_sync(&self, there: &str) -> String {
+        match (self.mode, self.ack) {
+            (Mode::Sync, Ack::Durable | Ack::Filed) => {
+                format!("every acknowledged write is durable {there}")
+            }
+            (Mode::Sync, Ack::Received) => {
+                format!("every acknowledged write came {there}; the last ones may not be durable")
+            }
+            (Mode::SemiSync, _) => format!(
+                "acknowledged writes are durable {there}; the last ones, up to lag_limit, may not be"
+            ),
+            (Mode::Async, _) => {
+                format!("acknowledged writes follow {there}; the last ones may be missing")
+            }
+            (Mode::CpOnly, _) => {
+                format!("the last checkpoint is {there}; what was acknowledged since is not")
+            }
+        }
+    }
+
     /// The same, but usable without the hub: what holds until a new source and its hub were in step once,
     /// whatever its policy (R4).
     #[must_use]
@@ -328,6 +349,23 @@ mod tests {
             cache: Cache::Writeback,
             lag_limit: LagLimit { bytes: ByteCount(0x0102), time: Duration::from_millis(0x0304) },
             hub_timeout: Duration::from_millis(0x0506),
+        }
+    }
+
+    #[test]
+    fn only_what_is_promised_is_said_of_a_source_in_sync() {
+        let policy = Policy::default();
+        assert_eq!(policy.in_sync("here"), "every acknowledged write is durable here");
+        let received = Policy { ack: Ack::Received, ..policy };
+        let others =
+            [Mode::SemiSync, Mode::Async, Mode::CpOnly].map(|mode| Policy { mode, ..policy });
+        for weaker in others.into_iter().chain([received]) {
+            let said = weaker.in_sync("here");
+            assert!(!said.starts_with("every acknowledged write is durable"), "{said}");
+            assert!(
+                said.contains("here") && said.contains("not") | said.contains("missing"),
+                "{said}"
+            );
         }
     }
 
