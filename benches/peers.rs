@@ -5,14 +5,18 @@
 //! [DIRECTORY]` (5 rounds of 8 s; all; the temporary directory). `--other` lets another build of the
 //! program run beside them. Prints a table of medians and one of ratios,
 //! mirrorhub over each, with their least and most over the rounds. A server that is not installed is
-//! named. As root everything runs in a real-time class, so that a busy neighbour does not turn each
-//! wait into a tick of the kernel.
+//! named. Behind each run its server comes to rest before the next one begins: Ceph's mirror, which says
+//! how far it is twice a minute, takes minutes for that. As root everything runs in a real-time class, so
+//! that a busy neighbour does not turn each wait into a tick of the kernel, and in a network of its own,
+//! without which GlusterFS takes no part. Packages (Debian): `fio qemu-utils qemu-system-common nbdkit
+//! glusterfs-server ceph-mon ceph-mgr ceph-osd ceph-common rbd-mirror`.
 
 mod chain;
 mod contest;
 mod ends;
 mod load;
 mod machine;
+mod network;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -83,6 +87,7 @@ fn options() -> anyhow::Result<Options> {
 }
 
 fn main() -> anyhow::Result<()> {
+    network::own_network().context("a network of its own")?;
     let options = options()?;
     let class = real_time();
     let dir = tempfile::tempdir_in(&options.dir).context("no place for the files")?;
@@ -136,14 +141,11 @@ fn floor(chain: &mut Chain, options: &Options) -> anyhow::Result<Run> {
 
 fn run(contestant: &Contestant, workload: Workload, length: Duration) -> anyhow::Result<Run> {
     let (cpu, written) = (contestant.cpu()?, contestant.written()?);
-    let load = load::run(workload, &contestant.uri, length)?;
+    let load = load::run(workload, &contestant.target, length)?;
     contestant.settle()?;
     let bytes = load.writes * to_f64(workload.bytes);
-    Ok(Run {
-        load,
-        cpu: Some((contestant.cpu()? - cpu) * 1e6 / load.writes),
-        written: Some((contestant.written()? - written) / bytes),
-    })
+    let written = written.zip(contestant.written()?).map(|(before, now)| (now - before) / bytes);
+    Ok(Run { load, cpu: Some((contestant.cpu()? - cpu) * 1e6 / load.writes), written })
 }
 
 fn quantiles(mut values: Vec<f64>) -> Option<(f64, f64, f64)> {

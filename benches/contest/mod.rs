@@ -1,7 +1,11 @@
-//! The servers that the bench `peers` lets run side by side. Each is an NBD server on loopback with
-//! one export of 1 GiB that was written whole before it is measured; every process is ended by its
-//! id when dropped.
+//! The servers that the bench `peers` lets run side by side, on loopback. Each has one volume of 1 GiB that
+//! was written whole before it is measured, most over NBD, and some by a client library of their own;
+//! every process is ended by its id when dropped.
 
+mod ceph;
+mod gluster;
+
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -15,12 +19,17 @@ use mirrorhub::units::convert::to_f64;
 use serde_json::{Value, json};
 
 use crate::ends::{Ends, Sizes, pause};
+use crate::load::Target;
+use crate::network::has_own_network;
 
+const GLUSTER: &str = "glusterfs";
 const VOLUME_BYTES: u64 = 1 << 30;
 const SIZES: Sizes =
     Sizes { hub_nvram: "256MiB", hub_pool: "6GiB", nvram: "256MiB", pool: "6GiB", volume: "1GiB" };
-/// How long a server may take to listen, and to have nothing more to do.
+/// How long a server may take to listen, or to be in step.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take to have nothing more to do behind a run: a mirror of a journal is minutes behind.
+const SETTLED_WITHIN: Duration = Duration::from_secs(600);
 
 /// A process that was started here.
 #[derive(Debug)]
@@ -28,9 +37,12 @@ struct Process(Child);
 
 impl Process {
     fn start(name: &str, arguments: &[String]) -> anyhow::Result<Self> {
-        let mut command = Command::new(name);
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
-        Ok(Self(command.spawn().with_context(|| format!("{name} does not start"))?))
+        Self::of(Command::new(name).args(arguments))
+    }
+
+    fn of(command: &mut Command) -> anyhow::Result<Self> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        Ok(Self(child.with_context(|| format!("{:?} does not start", command.get_program()))?))
     }
 }
 
@@ -47,18 +59,35 @@ impl Drop for Process {
 pub struct Contestant {
     /// Its name in the table.
     pub name: String,
-    /// Where its export is.
-    pub uri: String,
-    /// Its processes; of a mirror the target last.
+    /// Where its volume is.
+    pub target: Target,
+    /// The processes that do its work; of a mirror the target last.
     pub ids: Vec<u32>,
     _processes: Vec<Process>,
-    _ends: Option<Ends>,
+    /// What else ends with it.
+    held: Option<Box<dyn fmt::Debug>>,
+    /// What it says of how far its mirror is.
+    lag: Option<ceph::Lag>,
+    /// It overwrites a file in the page cache.
+    is_cached: bool,
 }
 
 impl Contestant {
-    fn of(name: &str, uri: String, processes: Vec<Process>) -> Self {
+    fn of(name: &str, uri: &str, processes: Vec<Process>) -> Self {
         let ids = processes.iter().map(|process| process.0.id()).collect();
-        Self { name: name.to_owned(), uri, ids, _processes: processes, _ends: None }
+        Self::with(name, Target::nbd(uri), ids, processes)
+    }
+
+    fn with(name: &str, target: Target, ids: Vec<u32>, processes: Vec<Process>) -> Self {
+        Self {
+            name: name.to_owned(),
+            target,
+            ids,
+            _processes: processes,
+            held: None,
+            lag: None,
+            is_cached: false,
+        }
     }
 
     /// Seconds of CPU that its processes have used.
@@ -75,19 +104,29 @@ impl Contestant {
         self.ids.iter().map(of).sum()
     }
 
-    /// Bytes that the last of its processes has had written to disks.
-    pub fn written(&self) -> anyhow::Result<f64> {
+    /// Bytes that the last of its processes has had written to disks. Of who overwrites a file in the page cache
+    /// the kernel counts a whole folio, up to a MiB, for each write: none then.
+    pub fn written(&self) -> anyhow::Result<Option<f64>> {
+        if self.is_cached {
+            return Ok(None);
+        }
         let id = self.ids.last().context("no process")?;
         let text = std::fs::read_to_string(format!("/proc/{id}/io"))?;
         let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
-        Ok(to_f64(line.context("no write_bytes")?.parse()?))
+        Ok(Some(to_f64(line.context("no write_bytes")?.parse()?)))
     }
 
     /// Waits until it has nothing more to do: what a server puts off is its work all the same.
     pub fn settle(&self) -> anyhow::Result<()> {
         let begin = Instant::now();
+        if let Some(lag) = &self.lag {
+            lag.wait(SETTLED_WITHIN)?;
+        }
         let mut quiet = 0;
-        while begin.elapsed() < PATIENCE && quiet < 3 {
+        while quiet < 3 {
+            if begin.elapsed() > SETTLED_WITHIN {
+                bail!("{} still works {SETTLED_WITHIN:?} behind a run", self.name);
+            }
             let before = self.cpu()?;
             pause(Duration::from_millis(100));
             quiet = if self.cpu()? - before < 0.015 { quiet + 1 } else { 0 };
@@ -101,19 +140,23 @@ pub fn start(dir: &Path, wanted: &[String]) -> anyhow::Result<(Vec<Contestant>, 
     let (mut there, mut missing) = (Vec::new(), Vec::new());
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
     type Start = fn(&Path) -> anyhow::Result<Contestant>;
-    let all: [(&str, &[&str], Start); 3] = [
+    let all: [(&str, &[&str], Start); 5] = [
         ("mirrorhub", &[], mirrorhub),
         ("qemu-mirror", &["qemu-nbd", "qemu-storage-daemon"], qemu_mirror),
         ("nbdkit-fua", &["nbdkit"], nbdkit_fua),
+        ("ceph-rbd", &["ceph-mon", "ceph-mgr", "ceph-osd", "rbd", "rbd-mirror"], ceph::start),
+        (GLUSTER, &["glusterd", "gluster"], gluster::start),
     ];
     for (name, programs, start) in all.into_iter().filter(|(name, ..)| is_wanted(name)) {
         match programs.iter().find(|program| !installed(program)) {
             Some(program) => missing.push(format!("{name}: {program} is not installed")),
+            None if name == GLUSTER && !has_own_network() => {
+                missing.push(format!(
+                    "{name}: takes no address of loopback, and root is wanted for another"
+                ));
+            }
             None => there.push(start(dir).with_context(|| name.to_owned())?),
         }
-    }
-    for name in ["ceph-rbd", "glusterfs"].into_iter().filter(|name| is_wanted(name)) {
-        missing.push(format!("{name}: this command does not set it up"));
     }
     Ok((there, missing))
 }
@@ -138,9 +181,11 @@ pub fn build(binary: &Path, dir: &Path) -> anyhow::Result<Contestant> {
 fn ours(name: &str, ends: Ends) -> anyhow::Result<Contestant> {
     let (source, nbd) = ends.sources.first().context("one source")?;
     let (ids, uri) = (vec![source.id(), ends.hub.id()], format!("nbd://{nbd}/filer-0/vol0"));
-    crate::load::fill(&uri)?;
-    let name = name.to_owned();
-    Ok(Contestant { name, uri, ids, _processes: Vec::new(), _ends: Some(ends) })
+    let target = Target::nbd(&uri);
+    crate::load::fill(&target)?;
+    let mut contestant = Contestant::with(name, target, ids, Vec::new());
+    contestant.held = Some(Box::new(ends));
+    Ok(contestant)
 }
 
 /// QEMU's mirror, copying before it answers, with both ends writing through past the page cache.
@@ -179,7 +224,7 @@ fn qemu_mirror(dir: &Path) -> anyhow::Result<Contestant> {
         pause(Duration::from_millis(20));
     }
     let uri = format!("nbd://127.0.0.1:{at}/vol");
-    Ok(Contestant::of("qemu-mirror", uri, vec![server, mirror]))
+    Ok(Contestant::of("qemu-mirror", &uri, vec![server, mirror]))
 }
 
 /// No mirror at all: one file, synced behind each write.
@@ -188,7 +233,10 @@ fn nbdkit_fua(dir: &Path) -> anyhow::Result<Contestant> {
     let arguments = format!("-f -i 127.0.0.1 -p {at} --filter=fua file {file} fuamode=force");
     let server = Process::start("nbdkit", &words(&arguments))?;
     listening(at)?;
-    Ok(Contestant::of("nbdkit-fua", format!("nbd://127.0.0.1:{at}"), vec![server]))
+    let mut contestant =
+        Contestant::of("nbdkit-fua", &format!("nbd://127.0.0.1:{at}"), vec![server]);
+    contestant.is_cached = true;
+    Ok(contestant)
 }
 
 fn words(line: &str) -> Vec<String> {

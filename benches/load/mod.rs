@@ -1,4 +1,5 @@
-//! The workloads that all servers of the bench `peers` are given, by fio over NBD.
+//! The workloads that all servers of the bench `peers` are given, by fio: over NBD, or through
+//! the client library of a server that has its own.
 
 use std::process::Command;
 use std::time::Duration;
@@ -57,28 +58,47 @@ pub struct Measured {
     pub mb: f64,
 }
 
-/// Runs one workload against an export.
-pub fn run(workload: Workload, uri: &str, length: Duration) -> anyhow::Result<Measured> {
+/// What fio is told of where its volume of 1 GiB is.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Arguments: the engine, and the volume as that names it.
+    pub arguments: Vec<String>,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Target {
+    /// An export of an NBD server.
+    pub fn nbd(uri: &str) -> Self {
+        let arguments = vec!["--ioengine=nbd".to_owned(), format!("--uri={uri}")];
+        Self { arguments, environment: Vec::new() }
+    }
+}
+
+/// Runs one workload against a volume.
+pub fn run(workload: Workload, target: &Target, length: Duration) -> anyhow::Result<Measured> {
     let runtime = format!("--runtime={}", length.as_secs());
-    fio(&[&workload.arguments, &["--time_based", &runtime][..]].concat(), uri)
+    fio(&[&workload.arguments, &["--time_based", &runtime][..]].concat(), target)
 }
 
-/// Writes the whole export once.
-pub fn fill(uri: &str) -> anyhow::Result<()> {
-    fio(&["--rw=write", "--bs=1m", "--iodepth=4"], uri).map(drop)
+/// Writes the whole volume once.
+pub fn fill(target: &Target) -> anyhow::Result<()> {
+    fio(&["--rw=write", "--bs=1m", "--iodepth=4"], target).map(drop)
 }
 
-fn fio(arguments: &[&str], uri: &str) -> anyhow::Result<Measured> {
+fn fio(arguments: &[&str], target: &Target) -> anyhow::Result<Measured> {
     let output = Command::new("fio")
-        .args(["--output-format=json", "--name=load", "--ioengine=nbd", "--size=1g"])
+        .args(["--output-format=json", "--name=load", "--size=1g"])
         .args(["--randrepeat=1", "--norandommap", "--percentile_list=50:99"])
         .args(arguments)
-        .arg(format!("--uri={uri}"))
+        .args(&target.arguments)
+        .envs(target.environment.iter().cloned())
         .output()
         .context("fio does not start")?;
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
-        bail!("fio against {uri}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("fio {}: {text}{said}", target.arguments.join(" "));
     }
     let json = text.find('{').and_then(|begin| text.get(begin..)).context("no JSON of fio")?;
     let report: Value = serde_json::from_str(json).context("the JSON of fio")?;
