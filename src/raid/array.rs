@@ -465,6 +465,16 @@ impl Array {
             return;
         }
         writer.commit += 1;
+        self.put_labels(writer, &entries);
+        writer.recorded = entries;
+    }
+
+    /// Writes the newest label, which says `entries`, once more: some do not have it.
+    pub(super) fn repeat_labels(&self, entries: &[Entry]) {
+        self.put_labels(&self.lock(), entries);
+    }
+
+    fn put_labels(&self, writer: &Writer, entries: &[Entry]) {
         // One that is being filled comes last: it never knows more than those it is filled from.
         let last = |(_, member): &(usize, &Member)| member.state() == MemberState::Rebuilding;
         let mut members: Vec<(usize, &Member)> = self.members.iter().enumerate().collect();
@@ -477,14 +487,13 @@ impl Array {
                 commit: writer.commit,
                 geometry: self.geometry,
                 place,
-                entries: entries.clone(),
+                entries: entries.to_vec(),
                 added: writer.added.clone(),
             };
             if let Err(error) = label::write(&*device, &label) {
                 member.fail(&error);
             }
         }
-        writer.recorded = entries;
     }
 
     /// Calls `work` with each of these places whose device has not failed, side by side; a device

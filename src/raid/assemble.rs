@@ -7,7 +7,10 @@
 //! [`open`] takes devices in any order. Of the labels that name one array the highest commit
 //! holds: whoever it does not call `in` is stale and left out, as are foreign devices and copies,
 //! each by name and reason. Devices that are missing are recorded as failed on all others before
-//! anything else is written, so that one that comes back later is known to be stale. If those
+//! anything else is written, so that one that comes back later is known to be stale. Each open raises the
+//! commit of all labels twice before it writes anything else, after it has brought up those that a
+//! cut left one behind: so whoever is two behind was not there, whatever the labels call him, and was
+//! **rolled back**: restored from a copy, or exchanged for one. He is left out like a stale one. If those
 //! that are missing could have gone on without these, the array is not opened unless the caller
 //! accepts that risk: nobody would know which side is newer. Then the journal is put in place
 //! again, the stripes it names are given a parity that fits, all is flushed, and a new journal
@@ -217,7 +220,8 @@ pub fn open_as(
     let members = found.members();
     let is_in = |entry: &Entry| entry.state == MemberState::In;
     let there = members.iter().filter(|member| member.state() == MemberState::In).count();
-    let missing = label.entries.iter().filter(|entry| is_in(entry)).count() - there;
+    // Of one that is there, and older, nobody needs to ask whether it went on without these.
+    let missing = label.entries.iter().filter(|entry| is_in(entry)).count() - there - found.older;
     let (least, left_out) = (geometry.data_columns(), found.named());
     if there < least {
         let members = geometry.members;
@@ -231,6 +235,9 @@ pub fn open_as(
     let area = Area::new(random_u64()?, header.map_or(0, |header| header.counter) + 1);
     let changes = (label.commit, label.added);
     let array = Array::new((label.array, geometry), members, changes, area);
+    if found.lags {
+        array.repeat_labels(&label.entries);
+    }
     array.mend(&records)?;
     let left_out = std::mem::take(&mut found.left_out);
     for LeftOut { name, reason } in &left_out {
@@ -256,6 +263,10 @@ struct Found {
     /// By place.
     taken: BTreeMap<usize, Arc<dyn Device>>,
     left_out: Vec<LeftOut>,
+    /// A label is one commit behind the newest: the one that wrote that was cut.
+    lags: bool,
+    /// Devices that the newest label calls in, and that were rolled back.
+    older: usize,
 }
 
 impl Found {
@@ -305,15 +316,24 @@ impl Found {
             return Err(AssembleError::Several { what });
         }
         let mut taken = BTreeMap::new();
+        let (mut lags, mut older) = (false, 0);
         for (label, device) in labelled {
-            match stale(&label, &newest, &**device) {
-                Some(reason) => leave(&mut left_out, device, reason),
-                None => {
-                    taken.insert(label.place, Arc::clone(device));
-                }
+            if let Some(reason) = stale(&label, &newest, &**device) {
+                leave(&mut left_out, device, reason);
+            } else if label.commit + 1 < newest.commit {
+                let (met, wanted) = (label.commit, newest.commit);
+                let reason = format!(
+                    "was rolled back: its label has commit {met}, the array's {wanted}, and it was in all the \
+                     time; find out who restored or exchanged it, wipe it, and put it in as a new one"
+                );
+                older += usize::from(newest.entries[label.place].state == MemberState::In);
+                leave(&mut left_out, device, reason);
+            } else {
+                lags |= label.commit < newest.commit;
+                taken.insert(label.place, Arc::clone(device));
             }
         }
-        Ok(Self { newest, taken, left_out })
+        Ok(Self { newest, taken, left_out, lags, older })
     }
 
     /// An array exists when one of its devices says so.
@@ -480,6 +500,10 @@ impl Array {
     /// Records who is in, puts the journal in place, and begins a new one.
     fn mend(&self, records: &[Record]) -> Result<(), AssembleError> {
         let mut writer = self.lock();
+        self.record(&mut writer)?;
+        // Twice: what a cut leaves is one behind, what was not there is two behind.
+        let entries = writer.recorded.clone();
+        self.write_labels(&mut writer, entries);
         self.record(&mut writer)?;
         for record in records {
             let sound = record.blocks.iter().all(|placed| self.is_sound(placed));

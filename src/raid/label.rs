@@ -2,8 +2,9 @@
 //!
 //! Two copies of 4096 bytes at the front of the device, written in turn by the parity of their
 //! commit number, so that a cut in the middle of one leaves the one before. The commit number rises
-//! with each change of who is in, and with each open. The highest one of an array holds for all of
-//! its devices: a device that it does not call `in` is stale, whatever its own label says (R9).
+//! with each change of who is in, and twice with each open. The highest one of an array holds for all
+//! of its devices: a device that it does not call `in` is stale, whatever its own label says (R9), and
+//! one that is two behind was rolled back.
 //!
 //! | at | bytes | field |
 //! | --- | --- | --- |

@@ -82,6 +82,56 @@ fn a_stale_device_alone_is_no_array() {
     assert_eq!(version_of(0, &read_block(&array.unwrap().array, 0).unwrap()), Some(1));
 }
 
+/// A leg that was in all the time comes back as it was one run ago: it reads whole, and is older (R9).
+#[test]
+fn a_leg_that_was_rolled_back_is_left_out() {
+    for (level, members) in SHAPES {
+        for place in 0..members {
+            let rig = Rig::blank(members, STRIPES);
+            written(&rig, level);
+            let before = rig.copy();
+            let array = assemble::open(&rig.devices(), STRICT).unwrap().array;
+            array.write_durable_at(0, &block(0, 2)).unwrap();
+            drop(array);
+            let mut devices = rig.devices();
+            devices[place] = before.device(place);
+            let opened = assemble::open(&devices, STRICT).unwrap();
+            let [out] = &opened.left_out[..] else { panic!("{:?}", opened.left_out) };
+            assert!(out.reason.contains("was rolled back"), "{out:?}");
+            assert_eq!(opened.array.members()[place].state, MemberState::Failed);
+            assert_eq!(version_of(0, &read_block(&opened.array, 0).unwrap()), Some(2));
+            drop(opened);
+            // From then on it is known by the labels alone.
+            let met = assemble::open(&devices, STRICT).unwrap().left_out;
+            assert!(met[0].reason.contains("stale"), "{met:?}");
+        }
+    }
+}
+
+/// Opens that were cut, one behind the other, roll nobody back.
+#[test]
+fn opens_that_are_cut_again_and_again_leave_nobody_out() {
+    for first in 0.. {
+        let rig = Rig::blank(3, STRIPES);
+        written(&rig, Level::Parity1);
+        rig.supply.cut_at(first);
+        let whole = assemble::open(&rig.devices(), STRICT).is_ok();
+        let mut left = rig.cut(first);
+        for again in 0..8 {
+            left.supply.cut_at(again);
+            drop(assemble::open(&left.devices(), STRICT));
+            left = left.cut(again);
+        }
+        let opened = assemble::open(&left.devices(), STRICT).unwrap();
+        assert_eq!(opened.left_out, [], "cut {first}");
+        assert_eq!(version_of(0, &read_block(&opened.array, 0).unwrap()), Some(1));
+        if whole {
+            assert!(first > 8, "nothing was cut");
+            return;
+        }
+    }
+}
+
 /// After both sides went on alone there are two histories, and no open guesses.
 #[test]
 fn two_histories_are_refused() {
