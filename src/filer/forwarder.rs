@@ -548,7 +548,10 @@ impl Forwarder {
         self.follow.push_back(event);
         let mut ended = Ok(());
         while let Some(event) = self.follow.pop_front() {
-            for action in self.primary.step(event) {
+            let actions = self.primary.step(event);
+            // Before the link counts as connected.
+            self.shared.brings_up.store(self.primary.brings_up(), Ordering::Relaxed);
+            for action in actions {
                 let is_kept = keeps(&action);
                 let done = self.act(action, side).await;
                 if is_kept {

@@ -78,7 +78,7 @@ fn keeps_from(shared: &Shared, refusals: u64) -> Result<Option<String>, Checkpoi
         LinkState::Connected { .. } if shared.pass().is_none() && shared.slow().is_some() => {
             Ok(shared.slow())
         }
-        LinkState::Connected { .. } if shared.mark().is_none() && shared.order.is_at_rest() => {
+        LinkState::Connected { .. } if !shared.is_coming_back() && shared.order.is_at_rest() => {
             Ok(Some("the newest CP here is not the one that the hub shows".to_owned()))
         }
         LinkState::Connected { .. } | LinkState::Unlinked => Ok(None),

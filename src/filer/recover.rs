@@ -643,6 +643,7 @@ fn share(inside: Inside, kept: &Kept, parts: Parts) -> Result<Arc<Shared>, Recov
         session: SessionSignals::default(),
         counters: Counters::default(),
         backlog: AtomicUsize::new(0),
+        brings_up: AtomicBool::new(false),
         ring,
         common: watch::Sender::new(None),
         serving: watch::Sender::new(false),

@@ -117,6 +117,8 @@ pub struct Shared {
     pub counters: Counters,
     /// CPs that were done alone and that the hub builds from its log.
     pub backlog: AtomicUsize,
+    /// The hub's image is being brought up, or is about to be.
+    pub brings_up: AtomicBool,
     /// Set when the ring is started.
     pub ring: Arc<OnceLock<Handle>>,
     /// The newest CP that both ends have published; `None` before it is known.
@@ -497,6 +499,12 @@ impl Shared {
     /// The durable mark of writes acknowledged without the hub (R4).
     pub fn mark(&self) -> Option<AloneMark> {
         self.known().mark
+    }
+
+    /// Whether the hub, although it is there, lacks what was acknowledged, as far as this end knows: from before
+    /// the link counts as connected on.
+    pub fn is_coming_back(&self) -> bool {
+        self.mark().is_some() || self.brings_up.load(Ordering::Relaxed)
     }
 
     /// How long the mark is known here to stand.

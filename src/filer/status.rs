@@ -223,7 +223,7 @@ fn judge(shared: &Shared) -> (SourceState, String, String) {
         }
         LinkState::Connected { .. } => match shared.slow() {
             Some(reason) if shared.pass().is_none() => (SourceState::Behind, reason, slow(shared)),
-            Some(_) | None if shared.mark().is_some() => coming_back(shared),
+            Some(_) | None if shared.is_coming_back() => coming_back(shared),
             Some(_) | None => in_session(shared),
         },
     }

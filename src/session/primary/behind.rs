@@ -205,6 +205,11 @@ impl Primary {
         self.bring_up_again(actions);
     }
 
+    /// Whether the hub's image is being brought up, or is about to be.
+    pub fn brings_up(&self) -> bool {
+        self.apart.is_syncing()
+    }
+
     /// CPs that were done alone and that the hub builds from its log.
     pub fn backlog(&self) -> usize {
         self.backlog.cps.len()
